@@ -1,0 +1,3 @@
+from sspo_cli.cli import main
+
+main()

@@ -1,0 +1,138 @@
+"""The four commands: parse, call, print. Heavy imports stay inside, so that `sspo --help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sspo_cli.errors import UserError
+
+app = typer.Typer(
+    help="Soft Sequence Policy Optimization: train, evaluate, sweep and report on the GRPO family on equal terms.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[list[Path] | None, typer.Option("-c", "--config", help="YAML file of options; later ones override.")]
+Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, as section.option=value.")]
+Method = Annotated[
+    str | None, typer.Option(help="grpo, gspo, gmpo, sapo, sspo; or an aggregation: arithmetic, geometric, sequence.")
+]
+Gate = Annotated[
+    str | None,
+    typer.Option(help="For sspo: expsig, expatan, gumbel, atanlog, siglog, or your own as module:function."),
+]
+AnyGate = Annotated[bool, typer.Option("--allow-any-gate", help="Run a gate that breaks the paper's conditions.")]
+Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and minibatches.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
+
+
+def main() -> None:
+    """The `sspo` script. A UserError becomes one sentence and exit code 1, an interruption exit code 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn at every fork of a checker
+    try:
+        app()
+    except UserError as error:
+        print(f"sspo: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as error:
+        print(f"sspo: {error or 'stopped'}", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command("train")
+def train_command(
+    config: Config = None,
+    set_: Set = None,
+    method: Method = None,
+    gate: Gate = None,
+    seed: Seed = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Name of the run's folder; default: method, gate, seed.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --run from its last checkpoint.")] = False,
+    dry_run: DryRun = False,
+    allow_any_gate: AnyGate = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Train a policy; with no options, the embedded task with SSPO-atanlog on this machine."""
+    shortcuts: dict[str, Any] = {"objective.method": method, "objective.gate": gate, "seed": seed}
+    shortcuts["objective.allow_any_gate"] = allow_any_gate or None
+    overrides = [*(f"{key}={value}" for key, value in shortcuts.items() if value is not None), *(set_ or [])]
+    if resume and run is None:
+        raise UserError("--resume needs the run's name: --run NAME")
+
+    from sspo_cli.config import load_config, to_yaml
+
+    options = load_config(config or [], overrides)
+    if dry_run:
+        print(to_yaml(options), end="")
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
+
+    from sspo_cli.session import free_name, resume_run, start_run
+
+    if resume:
+        resume_run(runs_dir / str(run), options if config or overrides else None)
+    else:
+        start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv)
+
+
+@app.command("eval")
+def eval_command(
+    target: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint or a Hugging Face model.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-b", "--benchmark", help="arithmetic, gsm8k, math500, aime24, aime25, or a file of {question, answer}."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Greedy Pass@1 with its 95 % interval, with the prompt, extraction and check of training.
+
+    A run is measured with its own options; -c and -s are for models that no run has made.
+    """
+    from sspo_cli.config import load_config
+    from sspo_cli.session import evaluate_target
+
+    evaluate_target(target, benchmark or [], limit, load_config(config or [], set_ or []), runs_dir)
+
+
+@app.command("sweep")
+def sweep_command(
+    config: Annotated[Path, typer.Option("-c", "--config", help="The sweep's YAML file.")],
+    set_: Set = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Of the sweep's folder; default: the file's name.")] = None,
+    dry_run: DryRun = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Run a grid of trials in processes; a second call goes on where the first one stopped."""
+    from sspo_cli.sweep import load_sweep, print_trials, run_sweep
+
+    trials = load_sweep(config, set_ or [])
+    if dry_run:
+        print_trials(trials)
+    else:
+        run_sweep(trials, runs_dir / (name or config.stem), jobs)
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FOLDER...", help="Runs, or folders of runs.")],
+    out: Annotated[Path, typer.Option(help="Where tables and figures go.")] = Path("report"),
+) -> None:
+    """Pass@1 tables, reward and entropy curves, from run folders."""
+    from sspo_cli.report import write_report
+
+    for path in write_report(runs, out):
+        print(path)

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM end long work at the next safe point, where its state can be saved."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class Interrupted(KeyboardInterrupt):
+    """The work stopped because it was asked to; its state is saved and it can be resumed."""
+
+
+class Interruption:
+    """Context manager: the first signal sets `requested`; a second one ends the process the usual way."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._request) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def raise_if_requested(self) -> None:
+        if self.requested:
+            raise Interrupted("stopped by the user; --resume goes on from here")
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

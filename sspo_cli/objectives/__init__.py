@@ -1,0 +1,24 @@
+"""The paper in small files: a method is an aggregation of a gate. Tensors in and tensors out.
+
+>>> objective = build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)
+>>> weights = objective.weights(log_ratio, advantages, mask)  # [B, T], [B], [B, T] -> [B]
+>>> loss = -(weights * advantages).sum() / completions_in_the_whole_minibatch
+"""
+
+from sspo_cli.objectives.advantages import group_advantages
+from sspo_cli.objectives.diagnostics import Diagnostics
+from sspo_cli.objectives.gates import GATES, SSPO_GATES
+from sspo_cli.objectives.methods import METHODS
+from sspo_cli.objectives.objective import Objective, build_objective
+from sspo_cli.objectives.options import resolve_options
+
+__all__ = [
+    "GATES",
+    "METHODS",
+    "SSPO_GATES",
+    "Diagnostics",
+    "Objective",
+    "build_objective",
+    "group_advantages",
+    "resolve_options",
+]

@@ -1,0 +1,137 @@
+"""The paper's conditions on a gate (section 3), checked numerically for a gate of the user's own.
+
+Everything is a function of d = log ρ: log f, and its derivative w = ρ f'/f. Of each tensor [2, N], row 0 is the gate of
+negative advantages, row 1 that of positive ones.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sspo_cli.errors import UserError
+from sspo_cli.objectives.ratios import LOG_RATIO_LIMIT
+
+GateFor = Callable[[Tensor, torch.dtype], Callable[[Tensor], Tensor]]
+"""(advantages [B], dtype) -> gate; see Objective.gate_for."""
+
+TOLERANCE = 1e-6
+VANISHED = 0.1
+"""The most that w may still be at ρ = e^±20 to count as → 0: arctan tails fall slowly, with τ = 5 to 0.06."""
+
+
+def check_usable(gate_for: GateFor, name: str) -> None:
+    """Raises UserError unless the gate runs, keeps the shape and is finite, with its gradient, at all ratios it meets."""
+    for dtype in (torch.float32, torch.float64):
+        log_ratio = _grid(dtype)
+        try:
+            log_f, w = _evaluate(gate_for, log_ratio)
+        except Exception as error:  # whatever the user's function raises
+            problem = f"{type(error).__name__}: {error}"
+            raise UserError(f"gate {name} fails on log ratios of shape {list(log_ratio.shape)}: {problem}") from error
+        for what, values in (("log f", log_f), ("the derivative of log f", w)):
+            if (bad := ~values.isfinite()).any():
+                raise UserError(f"gate {name} must be finite: {what} in {dtype} is {_at(values, log_ratio, bad)}")
+
+
+def check_conditions(gate_for: GateFor, name: str) -> None:
+    """Raises UserError that names the first of conditions (i), (ii), (iv), (iii) that the gate breaks, and where."""
+    log_ratio = _grid(torch.float64)
+    log_f, w = _evaluate(gate_for, log_ratio)
+    violation = (
+        _not_smooth(gate_for, log_ratio)
+        or _not_on_policy(log_ratio, log_f, w)
+        or _decreasing(log_ratio, w)
+        or _no_bell(log_ratio, w)
+    )
+    if violation:
+        raise UserError(f"gate {name} breaks condition {violation}; --allow-any-gate runs it all the same")
+
+
+def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:
+    """(i) f is continuously differentiable, and its gradient is the one that autograd finds.
+
+    Every interval of the grid is halved again and again, on towards its rougher half. Where log f is C¹, its slope over
+    the interval and w at both ends become one; at a jump of either, or where a gradient was detached, they never do.
+    """
+    left, right = log_ratio[:, :-1], log_ratio[:, 1:]
+    while (right - left).max() > 1e-7:
+        middle = (left + right) / 2
+        left_is_rougher = _roughness(gate_for, left, middle) >= _roughness(gate_for, middle, right)
+        left, right = torch.where(left_is_rougher, left, middle), torch.where(left_is_rougher, middle, right)
+    roughness, (_, w) = _roughness(gate_for, left, right), _evaluate(gate_for, left)
+    if (bad := roughness > 1e-3 * (1 + w.abs())).any():
+        return f"(i), f is continuously differentiable: the derivative of log f is off by {_at(roughness, left, bad)}"
+    return None
+
+
+def _roughness(gate_for: GateFor, left: Tensor, right: Tensor) -> Tensor:
+    (left_f, left_w), (right_f, right_w) = _evaluate(gate_for, left), _evaluate(gate_for, right)
+    slope = (right_f - left_f) / (right - left)
+    return (slope - (left_w + right_w) / 2).abs() + (right_w - left_w).abs()
+
+
+def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
+    """(ii) f(1) = 1 and f'(1) = 1."""
+    on_policy, f = log_ratio == 0, log_f.exp()
+    for what, values in (("f(1) = 1", f), ("f'(1) = 1", f * w)):
+        if (bad := on_policy & ((values - 1).abs() > TOLERANCE)).any():
+            return f"(ii), {what}: it is {_at(values, log_ratio, bad)}"
+    return None
+
+
+def _decreasing(log_ratio: Tensor, w: Tensor) -> str | None:
+    """(iv) f is non-decreasing."""
+    if (bad := w < -TOLERANCE).any():
+        return f"(iv), f is non-decreasing: ρ f'/f is {_at(w, log_ratio, bad)}"
+    return None
+
+
+def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
+    """(iii) f'/f (iii.1) or w (iii.2, with w(0) = 0) peaks at ρ = 1 and falls on both sides, and w → 0 as ρ → ∞."""
+    multiplier = w * torch.exp(-log_ratio)  # f'/f
+    no_bell_1 = _rises_outwards(multiplier)
+    no_bell_2 = _rises_outwards(w) | ((log_ratio == -LOG_RATIO_LIMIT) & (w > VANISHED))
+    if no_bell_1.any() and no_bell_2.any():
+        return (
+            "(iii), a bell shape around ρ = 1: neither "
+            f"f'/f, which is {_at(multiplier, log_ratio, no_bell_1)}, nor ρ f'/f, which is {_at(w, log_ratio, no_bell_2)}, "
+            "falls on both sides"
+        )
+    if (bad := (log_ratio == LOG_RATIO_LIMIT) & (w > VANISHED)).any():
+        return f"(iii), ρ f'/f vanishes as ρ grows: it is still {_at(w, log_ratio, bad)}"
+    return None
+
+
+def _rises_outwards(values: Tensor) -> Tensor:
+    """Where a value exceeds one that lies nearer to ρ = 1. [2, N] -> [2, N]"""
+    middle = values.shape[1] // 2
+    lowest_right = values[:, middle:].cummin(1).values
+    lowest_left = values[:, : middle + 1].flip(1).cummin(1).values.flip(1)
+    return values > torch.cat([lowest_left[:, :-1], lowest_right], 1) + TOLERANCE
+
+
+def _evaluate(gate_for: GateFor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """log f and w, its derivative. [2, N] -> [2, N], [2, N]"""
+    with torch.enable_grad():
+        log_ratio = log_ratio.detach().requires_grad_()
+        log_f = gate_for(torch.tensor([-1.0, 1.0]), log_ratio.dtype)(log_ratio)
+        if log_f.shape != log_ratio.shape:
+            raise ValueError(f"it gives the shape {list(log_f.shape)}")
+        (w,) = torch.autograd.grad(log_f.sum(), log_ratio)
+    return log_f.detach(), w
+
+
+def _grid(dtype: torch.dtype) -> Tensor:
+    """Log ratios [2, N] over ±LOG_RATIO_LIMIT, 0 in the middle; dense there, since small temperatures are sharp."""
+    half = torch.linspace(0, 5, 1001, dtype=torch.float64).sinh() * (LOG_RATIO_LIMIT / math.sinh(5))
+    half[-1] = LOG_RATIO_LIMIT
+    return torch.cat([-half.flip(0)[:-1], half]).to(dtype).expand(2, -1)
+
+
+def _at(values: Tensor, log_ratio: Tensor, bad: Tensor) -> str:
+    """The first bad value nearest to ρ = 1, and where it is."""
+    row, column = min(bad.nonzero().tolist(), key=lambda index: abs(log_ratio[index[0], index[1]].item()))
+    sign = "Â > 0" if row else "Â <= 0"
+    return f"{values[row, column].item():.6g} at ρ = {math.exp(log_ratio[row, column].item()):.4g} ({sign})"

@@ -1,0 +1,31 @@
+"""The table of the paper: a method is an aggregation of a gate. A new method is one line."""
+
+from typing import NamedTuple
+
+from sspo_cli.objectives.aggregations import Aggregation, arithmetic, geometric, sequence
+from sspo_cli.objectives.gates import GATES, SSPO_GATES
+
+
+class Method(NamedTuple):
+    """An aggregation of a gate.
+
+    gates    built-in gates that it takes; a method that takes several takes a user's own as well
+    default  the gate where none is given; None: one has to be given
+    """
+
+    aggregation: Aggregation
+    gates: tuple[str, ...]
+    default: str | None
+
+
+METHODS: dict[str, Method] = {
+    "grpo": Method(arithmetic, ("clip",), "clip"),  # eq. (2)
+    "gspo": Method(sequence, ("clip",), "clip"),  # eq. (5)
+    "gmpo": Method(geometric, ("clip",), "clip"),  # eq. (7)
+    "sapo": Method(arithmetic, ("sigmoid",), "sigmoid"),  # eq. (8)
+    "sspo": Method(geometric, tuple(SSPO_GATES), "atanlog"),  # eq. (11)
+    # Every cell of the table, those included that nobody has named yet.
+    "arithmetic": Method(arithmetic, tuple(GATES), None),
+    "geometric": Method(geometric, tuple(GATES), None),
+    "sequence": Method(sequence, tuple(GATES), None),
+}

@@ -1,0 +1,111 @@
+"""A rollout batch as tensors.
+
+Axes: B completions (P prompts × G), T completion tokens, S prompt and completion tokens. All right-padded: with causal
+attention no real token sees padding, so no attention mask is needed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sspo_cli.types import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Completions with what the objective needs of them; `minibatches` and `micro_batches` are Batches too.
+
+    tokens             [B, S] int64    prompt, then completion
+    prompt_lengths     [B]    int64
+    lengths            [B]    int64    of the completions
+    mask               [B, T] bool     True on completion tokens that the policy wrote and that count in the loss
+    advantages         [B]    float32  Â
+    answer_rewards     [B]    float32  r_answer
+    format_rewards     [B]    float32  r_format
+    truncated          [B]    bool     cut at the token limit
+    sampling_logprobs  [B, T] float32  by the sampler
+    old_logprobs       [B, T] float32  by the policy at rollout time
+    """
+
+    tokens: Tensor
+    prompt_lengths: Tensor
+    lengths: Tensor
+    mask: Tensor
+    advantages: Tensor
+    answer_rewards: Tensor
+    format_rewards: Tensor
+    truncated: Tensor
+    sampling_logprobs: Tensor
+    old_logprobs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: Tensor) -> Self:
+        """Those rows, trimmed to the longest among them."""
+        picked = replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        longest = int(picked.lengths.max())
+        return replace(
+            picked,
+            tokens=picked.tokens[:, : int((picked.prompt_lengths + picked.lengths).max())],
+            mask=picked.mask[:, :longest],
+            sampling_logprobs=picked.sampling_logprobs[:, :longest],
+            old_logprobs=picked.old_logprobs[:, :longest],
+        )
+
+    def micro_batches(self, token_budget: int) -> Iterator[tuple[Tensor, Self]]:
+        """(rows, micro-batch) pairs of rows of like length; rows × longest stays within `token_budget`, if one row does."""
+        lengths = self.prompt_lengths + self.lengths
+        rows: list[int] = []
+        for row in lengths.argsort(descending=True, stable=True).tolist():
+            if rows and (len(rows) + 1) * int(lengths[rows[0]]) > token_budget:
+                yield (picked := torch.tensor(rows)), self.select(picked)
+                rows = []
+            rows.append(row)
+        yield (picked := torch.tensor(rows)), self.select(picked)
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint: `Batch(**state)` is the same batch."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool) -> Batch:
+    """Graded groups and their advantages [P, G] as one Batch, in the order of the groups."""
+    prompts = [group.prompt.token_ids for group in groups for _ in group.completions]
+    completions = [completion for group in groups for completion in group.completions]
+    rewards = [reward for group in groups for reward in group.rewards]
+    truncated = torch.tensor([completion.truncated for completion in completions])
+    lengths = torch.tensor([len(completion.token_ids) for completion in completions])
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    return Batch(
+        tokens=pad_sequence(
+            [torch.tensor(prompt + c.token_ids) for prompt, c in zip(prompts, completions, strict=True)],
+            batch_first=True,
+        ),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        lengths=lengths,
+        mask=mask & ~truncated.unsqueeze(1) if mask_truncated else mask,
+        advantages=advantages.flatten(),
+        answer_rewards=torch.tensor([reward.answer for reward in rewards]),
+        format_rewards=torch.tensor([reward.format for reward in rewards]),
+        truncated=truncated,
+        sampling_logprobs=pad_sequence([torch.tensor(c.sampling_logprobs) for c in completions], batch_first=True),
+        old_logprobs=torch.zeros(mask.shape),
+    )
+
+
+def minibatch_rows(prompts: int, group_size: int, mu: int, epochs: int, seed: int) -> list[Tensor]:
+    """Rows of each optimizer step of a rollout batch: μ disjoint minibatches of whole groups, shuffled anew each epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    plan = []
+    for _ in range(epochs):
+        for chosen in torch.randperm(prompts, generator=generator).chunk(mu):
+            plan.append((chosen.unsqueeze(1) * group_size + torch.arange(group_size)).flatten())
+    return plan

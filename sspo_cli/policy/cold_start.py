@@ -1,0 +1,128 @@
+"""The supervised stage before RL: it teaches the format on worked demonstrations.
+
+Its result is kept under a key that hashes everything that determines it, so that every run with the same cold start,
+whatever its method or seed, begins with the very same weights.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+import xxhash
+from filelock import FileLock
+
+from sspo_cli import __version__
+from sspo_cli.config import RunOptions
+from sspo_cli.errors import UserError
+from sspo_cli.interruption import Interruption
+from sspo_cli.policy.batch import collate
+from sspo_cli.policy.checkpoint import keep_last, latest_whole, load_state, save_checkpoint
+from sspo_cli.policy.model import Policy, load_policy
+from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
+from sspo_cli.seeds import derive_seed
+from sspo_cli.types import Completion, Group, Prompt, Reward
+
+BETAS = (0.9, 0.95)
+
+
+def demonstrations_of(prompts: Sequence[Prompt], policy: Policy) -> list[Group]:
+    """The worked answers among the prompts' problems, each as a group of one completion that ends the sequence."""
+    groups = []
+    for prompt in prompts:
+        if prompt.problem.demonstration is not None:
+            text = prompt.problem.demonstration.removeprefix(prompt.opening)
+            ids = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
+            completion = Completion(ids, [0.0] * len(ids), text, truncated=False)
+            groups.append(Group(prompt, [completion], [Reward(0.0, 0.0, None, "ok")]))
+    return groups
+
+
+def cold_start(
+    policy: Policy,
+    demonstrations: Sequence[Group],
+    options: RunOptions,
+    cache: Path,
+    interruption: Interruption,
+    progress: Callable[..., None],
+) -> tuple[Policy, Path]:
+    """The policy after the supervised stage, and the folder that holds it.
+
+    `progress(steps, loss=…)` is called as steps are done (loss: nats a token). Interrupted, the stage goes on where it was.
+    Raises UserError without demonstrations, Interrupted when asked to stop.
+    """
+    if not demonstrations:
+        raise UserError(
+            "the tasks have no worked demonstrations for the cold start; give cold_start.path a file of "
+            "{question, completion} rows, or set cold_start.steps=0"
+        )
+    folder = cache / _key(demonstrations, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        start, _ = latest_whole(folder)
+        done = int(start.name.removeprefix("step-")) if start else 0
+        progress(done)
+        if start:
+            policy = load_policy(options.model, policy.device, start)
+        if done < options.cold_start.steps:
+            optimizer = adamw(policy.parameters, BETAS, options.cold_start.weight_decay)
+            if start:
+                optimizer.load_state_dict(load_state(start)["optimizer"])
+            _train(policy, optimizer, demonstrations, options, folder, done, interruption, progress)
+    return policy, folder / f"step-{options.cold_start.steps}"
+
+
+def _train(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    demonstrations: Sequence[Group],
+    run_options: RunOptions,
+    folder: Path,
+    done: int,
+    interruption: Interruption,
+    progress: Callable[..., None],
+) -> None:
+    options = run_options.cold_start
+    order = islice(_epochs(len(demonstrations), options.seed), done * options.batch_size, None)
+    for step in range(done, options.steps):
+        chosen = list(islice(order, options.batch_size))
+        batch = collate([demonstrations[i] for i in chosen], torch.zeros(len(chosen), 1), mask_truncated=False)
+        loss = 0.0
+        for _, micro in batch.micro_batches(run_options.learning.token_budget):
+            logprobs, _ = policy.logprobs(micro.to(policy.device), temperature=1.0)
+            micro_loss = -logprobs.sum() / batch.mask.sum()
+            micro_loss.backward()
+            loss += micro_loss.item()
+        guarded_step(optimizer, loss, scheduled_rate(options, step, options.steps), options.max_grad_norm)
+        progress(1, loss=loss)
+        if step + 1 == options.steps or (step + 1) % options.checkpoint_every == 0 or interruption.requested:
+            save_checkpoint(folder / f"step-{step + 1}", policy, {"optimizer": optimizer.state_dict()})
+            keep_last(folder, 1)
+        interruption.raise_if_requested()
+
+
+def _epochs(count: int, seed: int) -> Iterator[int]:
+    """Endless order of demonstrations, each epoch shuffled anew."""
+    for epoch in itertools.count():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "cold start", epoch))
+        yield from torch.randperm(count, generator=generator).tolist()
+
+
+def _key(demonstrations: Sequence[Group], options: RunOptions) -> str:
+    """Of everything that determines the result: the tokens, the options, the model, the program."""
+    cold = options.cold_start.model_dump(exclude={"path"})
+    model = options.model.model_dump()
+    program = [__version__, torch.__version__, torch.get_num_threads(), options.learning.token_budget]
+    tokens = [[group.prompt.token_ids, group.completions[0].token_ids] for group in demonstrations]
+    return xxhash.xxh3_64_hexdigest(
+        json.dumps([program, cold, model, _local_files(options.model.name), tokens]).encode()
+    )
+
+
+def _local_files(model: str | None) -> list[tuple[str, int, int]]:
+    """A model folder's files with size and time, so that another model in the same place is not taken for it."""
+    if model is None or not Path(model).is_dir():
+        return []
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(model).iterdir())]

@@ -1,0 +1,200 @@
+"""The policy: a causal language model, its tokenizer, and its log-probabilities of sampled completions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sspo_cli.config import ModelOptions
+from sspo_cli.errors import UserError
+from sspo_cli.policy.batch import Batch, collate
+from sspo_cli.policy.logprobs import token_logprobs
+from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
+
+
+@dataclass(frozen=True)
+class Policy:
+    """π_θ.
+
+    model      a Hugging Face causal LM, possibly wrapped by peft
+    tokenizer  its tokenizer, with a chat template
+    device     where the weights are
+    dtype      of the forward pass; weights and optimizer state stay in float32 (LoRA: the adapters do)
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Every end-of-sequence id: the tokenizer's and those that the model's generation config adds."""
+        declared = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = declared if isinstance(declared, list) else [declared]
+        return sorted({token for token in (*ids, self.tokenizer.eos_token_id) if token is not None})
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_ids[0]
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The transformer without its vocabulary projection."""
+        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        return getattr(model, model.base_model_prefix)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.get_output_embeddings()
+
+    @property
+    def vocabulary(self) -> int:
+        return self.head.weight.shape[0]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+        """log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy there: both [B, T], 0 outside the mask.
+
+        The next-token shift exists here and nowhere else.
+        """
+        rows, steps = batch.mask.nonzero(as_tuple=True)  # [N] each: the tokens y_t that count
+        positions = batch.prompt_lengths[rows] + steps
+        with self.autocast():
+            hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            logprobs, entropy = token_logprobs(
+                hidden[rows, positions - 1], batch.tokens[rows, positions], self.head, self.vocabulary, temperature
+            )
+        empty = torch.zeros(batch.mask.shape, device=self.device)
+        return empty.index_put((rows, steps), logprobs), empty.index_put((rows, steps), entropy)
+
+    def check_logits(self) -> None:
+        """Raises UserError where the model does more to its logits than one projection (soft caps, scales)."""
+        ids = (torch.arange(8) % self.vocabulary).tolist()
+        completion = Completion(ids[1:], [0.0] * 7, "", truncated=False)
+        group = Group(Prompt(Problem("", "", "", ""), "", ids[:1]), [completion], [Reward(0.0, 0.0, None, "ok")])
+        batch = collate([group], torch.zeros(1, 1), mask_truncated=False).to(self.device)
+        with torch.no_grad(), self.autocast():
+            ours, _ = self.logprobs(batch, temperature=1.0)
+            logits = self.model(input_ids=batch.tokens).logits.float()
+            theirs = logits.log_softmax(-1)[:, :-1].gather(-1, batch.tokens[:, 1:, None])
+        drift = (ours - theirs.squeeze(-1)).abs().max().item()
+        if drift > (1e-3 if self.dtype == torch.float32 else 0.2):
+            raise UserError(
+                f"the log-probabilities of {type(self.model).__name__} differ by {drift:.3g} from a plain projection of its "
+                "last hidden state; sspo cannot train a model that transforms its logits"
+            )
+
+    def save(self, folder: Path) -> None:
+        """As a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device = {name} is not available here; use auto or cpu") from None
+    return device
+
+
+def load_policy(options: ModelOptions, device: torch.device, folder: Path | None = None) -> Policy:
+    """The policy of a config. `folder` holds weights to use instead of the config's own: a cold start's or a checkpoint's.
+
+    Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
+
+    dtype = _compute_dtype(options.dtype, device)
+    weights_dtype = dtype if options.lora else torch.float32
+    arguments = {"dtype": weights_dtype, "attn_implementation": options.attention, "trust_remote_code": False}
+    adapter = folder if folder is not None and (folder / "adapter_config.json").is_file() else None
+    source = str(folder) if folder is not None and adapter is None else options.name
+    try:
+        if source is None:
+            tokenizer = tiny_tokenizer()
+            model = tiny_model(options.tiny, tokenizer).to(weights_dtype)
+        else:
+            revision = options.revision if source == options.name else None
+            tokenizer = _load_tokenizer(AutoTokenizer, source, revision)
+            model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **arguments)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"model.name = {source} cannot be loaded: {_first_sentence(error)}") from None
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {source} has no chat template; use an instruction-tuned model or add one to it"
+        )
+    _disable_dropout(model)
+    if options.lora:
+        model = _with_lora(model, options, adapter)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if options.lora:
+            model.enable_input_require_grads()
+    return Policy(model.to(device).train(options.gradient_checkpointing), tokenizer, device, dtype)
+
+
+def _load_tokenizer(loader: Any, source: str, revision: str | None) -> Any:
+    if Path(source).is_dir():
+        names = {path.name for path in Path(source).iterdir()}
+        if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
+            raise UserError(f"the model folder {source} has no tokenizer; copy the tokenizer's files into it")
+        if "config.json" not in names:
+            raise UserError(f"the model folder {source} has no config.json, so it is not a Hugging Face model")
+        if not any(name.endswith((".safetensors", ".bin")) for name in names):
+            raise UserError(f"the model folder {source} has no weights (*.safetensors)")
+    return loader.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def _with_lora(model: Any, options: ModelOptions, adapter: Path | None) -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise UserError("model.lora needs peft; install it with `pip install 'sspo[lora]'`") from None
+    if adapter is not None:
+        return peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    assert options.lora
+    config = peft.LoraConfig(
+        r=options.lora.rank,
+        lora_alpha=options.lora.alpha,
+        lora_dropout=0.0,
+        target_modules=options.lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.tiny.seed)
+        return peft.get_peft_model(model, config)
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """The first minibatch must have ρ = 1 exactly, also in training mode, which gradient checkpointing needs."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  a plain float, not a parameter or a submodule
+
+
+def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,51 @@
+"""AdamW with a warm-up and a schedule, and one guarded step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from sspo_cli.config import ColdStartOptions, OptimizerOptions
+
+
+def adamw(parameters: Iterable[nn.Parameter], betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """Weight decay acts on matrices only, as usual: not on norms and biases. `guarded_step` sets the learning rate."""
+    parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas)
+
+
+def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, steps: int) -> float:
+    """The learning rate of optimizer step `step` (counted from 0) of `steps`: linear warm-up, then the schedule to 0."""
+    if step < options.warmup_steps:
+        return options.learning_rate * (step + 1) / options.warmup_steps
+    progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
+    match options.schedule:
+        case "constant":
+            return options.learning_rate
+        case "linear":
+            return options.learning_rate * (1 - progress)
+        case "cosine":
+            return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def guarded_step(
+    optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, max_grad_norm: float
+) -> tuple[float, bool]:
+    """Clips, steps and clears the gradients.
+
+    Returns the gradient's norm before clipping, and whether the step was taken: where the loss or the norm is not finite,
+    weights and optimizer state stay as they are.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+    taken = math.isfinite(norm) and math.isfinite(loss)
+    if taken:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, taken

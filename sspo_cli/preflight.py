@@ -1,0 +1,40 @@
+"""A look before the leap: can a perfect answer to this prompt earn the full reward?"""
+
+from collections.abc import Callable
+
+from sspo_cli.errors import UserError
+from sspo_cli.policy.model import Policy
+from sspo_cli.rewards import AnswerChecker, grade
+from sspo_cli.types import Prompt
+
+
+def preflight(policy: Policy, prompt: Prompt, checker: AnswerChecker, note: Callable[[str], None]) -> None:
+    """Notes one rendered prompt and the rewards of four synthetic completions, encoded and decoded as sampled ones are.
+
+    Raises UserError where the perfect one does not reach 2.0 (a chat template that swallows the tags, a gold answer that
+    does not agree with itself), and where the policy's log-probabilities are not those of the model.
+    """
+    policy.check_logits()
+    gold = prompt.problem.answer
+    wrong = "1" if gold == "0" else "0"
+    completions = {
+        "perfect": f"<think>…</think><answer>{gold}</answer>",
+        "wrong answer": f"<think>…</think><answer>{wrong}</answer>",
+        "broken format": f"{gold}</answer>",
+        "empty": "",
+    }
+    tokenizer = policy.tokenizer
+    texts = []
+    for text in completions.values():
+        ids = tokenizer.encode(text.removeprefix(prompt.opening), add_special_tokens=False)
+        texts.append(prompt.opening + tokenizer.decode(ids, skip_special_tokens=False))
+    rewards = grade(texts, [gold] * len(texts), checker)
+    scores = ", ".join(f"{name} {reward.total:g}" for name, reward in zip(completions, rewards, strict=True))
+    note(f"the first prompt, rendered:\n{prompt.text}")
+    note(f"rewards of synthetic completions: {scores}")
+    if rewards[0].total < 2.0:
+        raise UserError(
+            f"a perfect completion of problem {prompt.problem.id} earns {rewards[0].total:g} instead of 2 "
+            f"(answer {rewards[0].answer:g}, format {rewards[0].format:g}, read as {texts[0]!r}); "
+            "choose another prompt template or tokenizer, or mend the gold answer"
+        )

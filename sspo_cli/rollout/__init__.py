@@ -1,0 +1,1 @@
+"""Sampling: the engines that draw completions from the behaviour policy."""

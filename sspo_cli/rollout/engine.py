@@ -1,0 +1,30 @@
+"""What the loop asks of a sampler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sspo_cli.policy.model import Policy
+from sspo_cli.types import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn. Never truncated (top-k, top-p): the objectives assume the full softmax.
+
+    temperature     0 is greedy
+    max_new_tokens  a completion without an end-of-sequence token by then is truncated
+    seed            the same seed, weights and prompts give the same completions
+    """
+
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+
+class Engine(Protocol):
+    def sync(self, policy: Policy) -> None:
+        """Behaviour policy := policy."""
+
+    def generate(self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling) -> list[list[Completion]]:
+        """`group_size` completions for each prompt, in the order of the prompts."""

@@ -1,0 +1,187 @@
+"""A grid of trials, each a run in a process of its own; what is finished is skipped, what was begun is resumed."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from filelock import FileLock, Timeout
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from rich.console import Console
+from rich.table import Table
+
+from sspo_cli.config import Options, RunOptions, explain, merge, merge_config, nest, read_yaml, validate
+from sspo_cli.errors import UserError
+from sspo_cli.tracking.files import write_text_atomic
+from sspo_cli.tracking.run_folder import RunFolder
+
+POLL_SECONDS = 0.5
+
+
+class Block(Options):
+    """Part of a sweep: `options` for all of its trials, `grid` lists crossed, lists of one `zip` group taken in step."""
+
+    options: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    zip: list[dict[str, list[Any]]] = []
+
+    @model_validator(mode="after")
+    def _zipped_lists_match(self) -> "Block":
+        for group in self.zip:
+            if len({len(values) for values in group.values()}) > 1:
+                raise ValueError(f"the lists of the zip group {', '.join(group)} differ in length")
+        return self
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Every combination, as dotted options."""
+        axes = [[{key: value} for value in values] for key, values in self.grid.items()]
+        axes += [
+            [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
+            for group in self.zip
+        ]
+        for combination in itertools.product(*axes):
+            yield {**self.options, **{key: value for part in combination for key, value in part.items()}}
+
+
+class SweepOptions(Block):
+    """A sweep file: a base config, and what varies. Each of `blocks` (a method with its own grid, say) is crossed with
+    the sweep's own grid and with `seeds`."""
+
+    base: list[Path] = Field([], description="config files, relative to the sweep file")
+    seeds: list[NonNegativeInt] = [0]
+    blocks: list[Block] = [Block()]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of a sweep. `name` says what varies, and ends in a hash of the resolved options."""
+
+    name: str
+    varied: dict[str, Any]
+    options: RunOptions
+
+
+def load_sweep(file: Path, overrides: Sequence[str]) -> list[Trial]:
+    """The trials of a sweep file, in its order, each distinct. Raises UserError where the file or a trial does not validate."""
+    try:
+        sweep = SweepOptions.model_validate(read_yaml(file))
+    except ValidationError as error:
+        raise UserError(f"{file}: {'; '.join(explain(error, SweepOptions))}") from None
+    base = merge_config([file.parent / path for path in sweep.base], [])
+    trials: dict[str, Trial] = {}
+    for shared, block, seed in itertools.product(sweep.points(), sweep.blocks, sweep.seeds):
+        for point in block.points():
+            varied = {**shared, **point, "seed": seed}
+            values = merge(merge(base, nest(varied)), merge_config([], overrides))
+            options = validate(values)
+            name = _trial_name(varied, options)
+            trials.setdefault(name, Trial(name, varied, options))
+    return list(trials.values())
+
+
+def print_trials(trials: Sequence[Trial]) -> None:
+    """What differs between the trials, a row each."""
+    keys = [key for key in _keys(trials) if len({json.dumps(trial.varied.get(key)) for trial in trials}) > 1]
+    table = Table(title=f"{len(trials)} trials")
+    for column in ("trial", *keys):
+        table.add_column(column, overflow="fold")
+    for trial in trials:
+        table.add_row(trial.name, *(str(trial.varied.get(key, "")) for key in keys))
+    Console().print(table)
+
+
+def run_sweep(trials: Sequence[Trial], folder: Path, jobs: int) -> None:
+    """Runs what is not finished, `jobs` trials at a time, and prints how each ended.
+
+    Raises UserError where trials failed or another process works on this sweep, KeyboardInterrupt when stopped: the
+    trials have saved their state then.
+    """
+    console = Console()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"sweep {folder} is being run by another process") from None
+    with lock:
+        waiting = [trial for trial in trials if _state(folder / trial.name) != "finished"]
+        console.print(f"{len(trials)} trials in {folder}, {len(trials) - len(waiting)} finished before")
+        failed = _run_all(waiting, folder, jobs, console)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(trials)} trials failed: {', '.join(failed)}; their output is in {folder}/<trial>.log"
+        )
+
+
+def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console) -> list[str]:
+    queue = list(reversed(waiting))
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    failed = []
+    done = 0
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                trial = queue.pop()
+                running[trial.name] = _start(trial, folder)
+                console.print(f"started   {trial.name}", highlight=False)
+            for name, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    done += 1
+                    if process.returncode != 0:
+                        failed.append(name)
+                    console.print(f"{_state(folder / name):9} {name} ({done} of {len(waiting)})", highlight=False)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in running.values():  # a signal to the sweep alone must stop them too; they save their state
+            process.send_signal(signal.SIGTERM)
+        for process in running.values():
+            process.wait()
+    return failed
+
+
+def _start(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
+    if (folder / trial.name / "config.json").exists():
+        command.append("--resume")
+    else:
+        config = folder / f"{trial.name}.json"
+        write_text_atomic(config, trial.options.model_dump_json(indent=2))
+        command += ["-c", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(trial.options.threads)}
+    with (folder / f"{trial.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def _state(run: Path) -> str:
+    return RunFolder(run).status.get("state", "new")
+
+
+def _keys(trials: Sequence[Trial]) -> list[str]:
+    return list(dict.fromkeys(key for trial in trials for key in trial.varied))
+
+
+def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:
+    words = [str(value) for key, value in varied.items() if key in ("objective.method", "objective.gate")]
+    words += [
+        f"{key.rsplit('.', 1)[-1]}={value}"
+        for key, value in varied.items()
+        if key not in ("objective.method", "objective.gate", "seed")
+    ]
+    digest = xxhash.xxh3_64_hexdigest(json.dumps(options.model_dump(mode="json"), sort_keys=True).encode())[:8]
+    return "-".join([*words, f"seed{options.seed}", digest]).replace("/", "_").replace(" ", "")

@@ -1,0 +1,111 @@
+"""Files that survive a crash: whole files are replaced atomically, JSON lines are appended one write at a time."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sspo_cli.errors import UserError
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replaces `path`, or leaves the old file as it was. Raises UserError where the disk refuses (full, read-only)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: os.replace cannot cross file systems
+    with explain_os_errors("write", path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(_encode(text))
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline. Raises UserError where the disk refuses."""
+    write_text_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces the whole file. Raises UserError where the disk refuses."""
+    write_text_atomic(path, "".join(map(_line, rows)))
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError for a missing, unreadable or malformed file."""
+    with explain_os_errors("read", path):
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON") from None
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one line in a single write, so that a crash tears at most this line.
+
+    Raises UserError where the disk refuses.
+    """
+    with explain_os_errors("write", path), open(path, "ab") as file:
+        file.write(_encode(_line(row)))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole row; none where the file does not exist. A last line that a crash has torn is dropped.
+
+    Raises UserError where the file cannot be read or a line before the last is damaged.
+    """
+    if not path.exists():
+        return []
+    with explain_os_errors("read", path):
+        *lines, _torn = path.read_bytes().split(b"\n")  # a whole row ends in a newline, so `_torn` is empty or torn
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}, line {number} is not valid JSON") from None
+    return rows
+
+
+def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Keeps only the rows for which `keep` holds, atomically; a torn last line goes too.
+
+    Raises UserError like `read_jsonl`, and where the disk refuses.
+    """
+    if path.exists():
+        write_jsonl_atomic(path, [row for row in read_jsonl(path) if keep(row)])
+
+
+@contextmanager
+def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
+    """Turns an OSError into a UserError with the path: `cannot write runs/a/status.json: No space left on device`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {verb} {path}: {error.strerror or error}") from error
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(row), ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as null: JSON has no word for them, and other programs refuse Python's."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
+
+
+def _encode(text: str) -> bytes:
+    """UTF-8; half a surrogate pair, which a tokenizer can produce, becomes `?` instead of an exception."""
+    return text.encode("utf-8", errors="replace")

@@ -1,0 +1,32 @@
+"""The run folder as a sink: metrics.jsonl, completions.jsonl and status.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sspo_cli.tracking.files import append_jsonl
+from sspo_cli.tracking.run_folder import RunFolder, State
+from sspo_cli.tracking.sink import Metrics, Sink
+
+
+class JsonlSink(Sink):
+    """Evaluations are not written here: `sspo_cli.evaluate` writes them, with or without a run in progress."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._step, self._steps = run.status["step"], run.status["steps"]  # for a `finish` that comes before `start`
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        self._step, self._steps = start_step, total_steps
+        self._run.write_status("running", self._step, self._steps)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        append_jsonl(self._run.metrics_path, {"step": step, **metrics})
+        self._step = step
+        self._run.write_status("running", self._step, self._steps)
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            append_jsonl(self._run.completions_path, {"step": step, **row})
+
+    def finish(self, state: State, reason: str | None) -> None:
+        self._run.write_status(state, self._step, self._steps, reason)

@@ -1,0 +1,131 @@
+"""The live view of a run on a terminal."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.rule import Rule
+from rich.table import Column, Table
+from rich.text import Text
+
+from sspo_cli.tracking.run_folder import RunFolder, State
+from sspo_cli.tracking.sink import Metrics, Sink
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, sparkline, time_left
+
+HISTORY = 32  # steps in the sparklines
+SAMPLE_CHARACTERS = 600
+
+
+class LiveSink(Sink):
+    """Redrawn by a thread of rich's, four times a second, so the loop only leaves values behind.
+
+    All that comes from a model is shown as `Text`, never parsed as markup.
+    """
+
+    def __init__(self, run: RunFolder, console: Console) -> None:
+        objective = run.config.objective
+        self._title = f"{run.path.name} · {objective.method} {objective.gate} · seed {run.config.seed}"
+        self._console = console
+        self._live = Live(self, console=console, refresh_per_second=4)
+        description = TextColumn(
+            "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        )
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
+        self._progress = Progress(description, bar, MofNCompleteColumn(), console=console, expand=True)
+        self._steps: TaskID | None = None
+        self._stage: TaskID | None = None
+        self._stage_name = ""
+        self._start_step = self._total_steps = self._step = 0
+        self._metrics: Metrics = {}
+        self._rewards: deque[float] = deque(maxlen=HISTORY)
+        self._entropies: deque[float] = deque(maxlen=HISTORY)
+        self._evaluations: dict[str, str] = {}
+        self._sample: Mapping[str, Any] | None = None
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        self._start_step, self._step, self._total_steps = start_step, start_step, total_steps
+        self._steps = self._progress.add_task("steps", total=total_steps, completed=start_step)
+        with _terminal_may_be_gone():
+            self._live.start()
+
+    def begin_stage(self, name: str, total: int) -> None:
+        self._stage_name = name
+        self._stage = self._progress.add_task(name, total=total)
+
+    def advance(self, amount: int, values: Mapping[str, float]) -> None:
+        if self._stage is not None:
+            shown = "".join(f", {name} {value:.3g}" for name, value in values.items())
+            self._progress.update(self._stage, advance=amount, description=self._stage_name + shown)
+
+    def end_stage(self) -> None:
+        if self._stage is not None:
+            self._progress.remove_task(self._stage)
+            self._stage = None
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._step, self._metrics = step, metrics
+        for history, name in ((self._rewards, "reward/mean"), (self._entropies, "policy/entropy")):
+            if name in metrics:
+                history.append(metrics[name])
+        if self._steps is not None:
+            self._progress.update(self._steps, completed=step)
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            self._sample = rows[0]
+
+    def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
+        self._evaluations = {**self._evaluations, benchmark: f"{benchmark} {pass_at_1(summary)}"}
+        self.note(f"step {step}: {benchmark} Pass@1 {pass_at_1(summary)}")
+
+    def note(self, text: str) -> None:
+        with _terminal_may_be_gone():
+            self._console.print(Text(printable(text)))
+
+    def finish(self, state: State, reason: str | None) -> None:
+        with _terminal_may_be_gone():
+            self._live.stop()
+        self.note(state + (f": {reason}" if reason else ""))
+
+    def __rich__(self) -> RenderableType:
+        parts: list[RenderableType] = [Text(self._title, style="bold"), self._progress]
+        if self._metrics:
+            table = Table.grid(padding=(0, 2, 0, 0))
+            for label, value in self._lines(self._metrics):
+                table.add_row(Text(label, style="dim"), value)
+            parts.append(table)
+        if self._sample is not None:
+            parts += self._sample_lines(self._sample)
+        return Group(*parts)
+
+    def _lines(self, metrics: Metrics) -> Iterator[tuple[str, Text]]:
+        yield "reward", Text(f"{number(metrics, 'reward/mean')}  {sparkline(self._rewards)}", style="bold green")
+        yield "", Text(f"answer {number(metrics, 'reward/answer')}  format {number(metrics, 'reward/format')}")
+        yield "entropy", Text(f"{number(metrics, 'policy/entropy')}  {sparkline(self._entropies)}", style="bold cyan")
+        yield "attenuated", Text(f"{number(metrics, 'weights/attenuated', '.1%')} of token weights")
+        left = time_left(metrics, self._step, self._start_step, self._total_steps)
+        speed = f"{number(metrics, 'time/tokens_per_second', '.0f')} tokens/s"
+        yield "time", Text(f"{left} left  {duration(metrics.get('time/elapsed', 0.0))} gone  {speed}")
+        phases = (f"{name} {number(metrics, f'time/{name}', '.2f')} s" for name in ("sampling", "grading", "learning"))
+        yield "", Text("  ".join(phases))
+        for text in self._evaluations.values():
+            yield "Pass@1", Text(text)
+
+    def _sample_lines(self, row: Mapping[str, Any]) -> list[RenderableType]:
+        text = " ".join(printable(row["completion"]).split())  # of a bounded height, whatever was sampled
+        cut = text[:SAMPLE_CHARACTERS] + ("…" if len(text) > SAMPLE_CHARACTERS else "")
+        verdict = f"answer {row['r_answer']}  format {row['r_format']}  gold {row['gold']}"
+        return [Rule("a completion", style="dim"), Text(cut), Text(printable(verdict), style="dim")]
+
+
+@contextmanager
+def _terminal_may_be_gone() -> Iterator[None]:
+    """A closed terminal ends the view, not the run; rich makes a SystemExit of a broken pipe."""
+    try:
+        yield
+    except (OSError, SystemExit):
+        return

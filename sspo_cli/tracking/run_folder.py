@@ -1,0 +1,203 @@
+"""A run is a folder, and the folder is the truth."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+from filelock import FileLock, Timeout
+
+from sspo_cli.config import RunOptions, validate
+from sspo_cli.errors import UserError
+from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, truncate_jsonl, write_json_atomic
+
+State = Literal["running", "finished", "failed", "interrupted"]
+
+PACKAGES = ("sspo", "torch", "transformers", "tokenizers", "datasets", "math-verify", "numpy", "vllm", "peft", "ray")
+
+
+class RunFolder:
+    """The files of one run. `create` and `resume` hold its lock until `close` or the end of a `with`; `open` only reads.
+
+    config.json        options, package versions, git revision, command line
+    status.json        state, step, steps, reason, pid, started, updated
+    metrics.jsonl      one object for each optimizer step
+    completions.jsonl  sampled completions with their rewards
+    checkpoints/       step-N, written by `sspo_cli.policy`
+    eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluate`
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.json"
+        self.status_path = path / "status.json"
+        self.metrics_path = path / "metrics.jsonl"
+        self.completions_path = path / "completions.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.eval = path / "eval"
+        self.summary_path = self.eval / "summary.json"
+        self._lock = FileLock(path / ".lock")
+
+    @classmethod
+    def create(cls, path: Path, config: RunOptions, command: Sequence[str]) -> Self:
+        """Makes the folder and writes `config.json`; the lock is held.
+
+        Raises UserError where the folder holds something already, is being written by another process, or cannot be
+        written.
+        """
+        run = cls(path)
+        with explain_os_errors("create", path):
+            path.mkdir(parents=True, exist_ok=True)
+        run._acquire()  # before looking, so that of two processes that create the same run one is told
+        try:
+            if any(not entry.name.startswith(".") for entry in path.iterdir()):
+                raise UserError(f"run {path} exists; choose another --run or add --resume")
+            about = {
+                "options": config.model_dump(mode="json"),
+                "command": list(command),
+                "created": _now(),
+                "revision": _git_revision(),
+                "packages": _package_versions(),
+            }
+            write_json_atomic(run.config_path, about)
+            run.write_status("running", 0, config.steps)
+            with explain_os_errors("create", path):
+                run.checkpoints.mkdir()
+                run.eval.mkdir()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run, to be read. Raises UserError where there is none or its `config.json` is unreadable."""
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise UserError(f"there is no run {path}; it would hold a config.json")
+        run.config  # noqa: B018  read now, so that a damaged file is told at once
+        return run
+
+    @classmethod
+    def resume(cls, path: Path) -> Self:
+        """An existing run, to be continued; the lock is held.
+
+        Raises UserError like `open`, and where another process writes the run.
+        """
+        run = cls.open(path)
+        run._acquire()
+        return run
+
+    @cached_property
+    def config(self) -> RunOptions:
+        """The options that were run. Raises UserError where `config.json` is unreadable or of another version."""
+        about = read_json(self.config_path)
+        if not isinstance(about, dict) or not isinstance(about.get("options"), dict):
+            raise UserError(f"{self.config_path} holds no options")
+        try:
+            return validate(about["options"])
+        except UserError as error:
+            raise UserError(f"{self.config_path} does not fit this version of sspo: {error}") from None
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What `status.json` says; empty where there is none. Raises UserError where it is unreadable."""
+        return read_json(self.status_path) if self.status_path.exists() else {}
+
+    def write_status(self, state: State, step: int, steps: int, reason: str | None = None) -> None:
+        """Replaces `status.json`; `started` stays that of the first start. Raises UserError where the disk refuses."""
+        assert state in get_args(State), state
+        now = _now()
+        status = {
+            "state": state,
+            "step": step,
+            "steps": steps,
+            "reason": reason,
+            "pid": os.getpid(),
+            "started": self.status.get("started", now),
+            "updated": now,
+        }
+        write_json_atomic(self.status_path, status)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row for each optimizer step. Raises UserError where the file is damaged."""
+        return read_jsonl(self.metrics_path)
+
+    def completions(self) -> list[dict[str, Any]]:
+        """The sampled completions that were kept. Raises UserError where the file is damaged."""
+        return read_jsonl(self.completions_path)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The rows of `eval/summary.json`; none before an evaluation. Raises UserError where it is unreadable."""
+        return read_json(self.summary_path) if self.summary_path.exists() else []
+
+    def truncate(self, step: int) -> None:
+        """Drops metrics, completions and evaluations of after `step`, for a resume from that step's checkpoint.
+
+        Raises UserError where a file is damaged or cannot be written.
+        """
+        for path in (self.metrics_path, self.completions_path):
+            truncate_jsonl(path, lambda row: row["step"] <= step)
+        if rows := self.evaluations():
+            write_json_atomic(self.summary_path, [row for row in rows if row["step"] <= step])
+
+    def is_being_written(self) -> bool:
+        """Whether a process holds the lock: a `running` status without one is that of a run that was killed."""
+        if not self._lock.is_locked and os.access(self._lock.lock_file, os.W_OK):
+            try:
+                with self._lock.acquire(timeout=0):
+                    return False
+            except Timeout:
+                return True
+        return self._lock.is_locked
+
+    def close(self) -> None:
+        """Lets go of the lock."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _acquire(self) -> None:
+        with explain_os_errors("lock", self.path):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    f"run {self.path} is being written by another process; wait for it or choose another --run"
+                ) from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _package_versions() -> dict[str, str]:
+    installed = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # an extra
+    return installed
+
+
+def _git_revision() -> str | None:
+    """The commit that sspo runs from, with `-dirty` where tracked files differ; None outside a git work tree."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a work tree that takes too long
+        return None
+    return done.stdout.strip() or None

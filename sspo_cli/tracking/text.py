@@ -1,0 +1,43 @@
+"""Numbers and sampled text, short enough for a console."""
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def number(metrics: Mapping[str, Any], name: str, spec: str = ".3f") -> str:
+    """A metric by `spec`; a dash of the same width where the step has none."""
+    value = metrics.get(name)
+    return "-".rjust(len(format(0.0, spec))) if value is None else format(value, spec)
+
+
+def duration(seconds: float) -> str:
+    """`0:01:05`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def time_left(metrics: Mapping[str, Any], step: int, start_step: int, total_steps: int) -> str:
+    """By the mean time of the steps that this process has taken."""
+    elapsed = metrics.get("time/elapsed")
+    return "-" if elapsed is None else duration(elapsed / (step - start_step) * (total_steps - step))
+
+
+def pass_at_1(summary: Mapping[str, Any]) -> str:
+    """`34.2 % (30.1 to 38.5 %), n = 512`."""
+    shares = (f"{100 * summary[name]:.1f}" for name in ("pass_at_1", "low", "high"))
+    return "{} % ({} to {} %), n = {}".format(*shares, summary["n"])
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey or choke on: escape sequences, half surrogates, other control characters."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def sparkline(values: Iterable[float]) -> str:
+    """One bar a value, from their lowest to their highest."""
+    values = list(values)
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((value - low) * scale)] for value in values)

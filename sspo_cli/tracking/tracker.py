@@ -1,0 +1,113 @@
+"""What the loop tells, fanned out to the sinks.
+
+The metrics of a step, all optional but `step`; but for `time/*` they are the same in every run of the same seed.
+Rewards, groups and lengths are those of the minibatch's own completions.
+
+    step, rollout, minibatch (1..mu), epoch, tokens (sampled so far)
+    reward/mean, reward/answer, reward/format, reward/std
+    groups/equal_reward             share of groups whose rewards are all equal, so that their advantages are 0
+    completions/length, completions/truncated (share)
+    policy/entropy (nats a token), policy/loss, policy/grad_norm, policy/skipped (bad steps so far)
+    ratio/log_mean, ratio/log_std, ratio/log_abs_p99, ratio/dispersion, ratio/kl
+    weights/{positive,negative}_{mean,attenuated}, weights/attenuated (share)
+    optimizer/learning_rate
+    sampler/mismatch_mean, sampler/mismatch_max
+    grading/timeouts                answer checks that ran out of time so far
+    time/{sampling,grading,learning,step,elapsed} (seconds), time/tokens_per_second
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+
+from sspo_cli.errors import UserError
+from sspo_cli.tracking.console import console_sink
+from sspo_cli.tracking.jsonl import JsonlSink
+from sspo_cli.tracking.run_folder import RunFolder, State
+from sspo_cli.tracking.sink import Metrics, Sink
+from sspo_cli.tracking.wandb import WandbSink
+
+
+def open_tracker(run: RunFolder, console: Console | None = None) -> "Tracker":
+    """The sinks that the run's options ask for; `console` stands in for standard output."""
+    sinks: list[Sink] = [JsonlSink(run)]
+    if run.config.wandb.mode != "disabled":
+        sinks.append(WandbSink(run))
+    sinks.append(console_sink(run, console or Console()))  # last: the live view begins when nothing else can fail
+    return Tracker(sinks)
+
+
+class Tracker:
+    """Every method tells every sink. As a context manager it calls `finish` with the state that the exception means."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+
+    def start(self, total_steps: int, start_step: int = 0) -> None:
+        """Before the first stage; `start_step` is the step of the checkpoint that a resumed run goes on from.
+
+        Raises UserError where the run folder cannot be written or wandb cannot start.
+        """
+        for sink in self._sinks:
+            sink.start(total_steps, start_step)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[None]:
+        """Work outside the optimizer steps, such as a cold start or an evaluation: `total` units, told by `advance`."""
+        for sink in self._sinks:
+            sink.begin_stage(name, total)
+        try:
+            yield
+        finally:
+            for sink in self._sinks:
+                sink.end_stage()
+
+    def advance(self, amount: int = 1, **values: float) -> None:
+        """`amount` more units of the stage are done; `values` are shown beside it, such as `loss=0.2`."""
+        for sink in self._sinks:
+            sink.advance(amount, values)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Once for each optimizer step. Raises UserError where the run folder cannot be written."""
+        for sink in self._sinks:
+            sink.log(step, metrics)
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Sampled completions, at most as many as are to be kept; rows as in `completions.jsonl`."""
+        for sink in self._sinks:
+            sink.completions(step, rows)
+
+    def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
+        """One row of `eval/summary.json`, which the evaluation itself has written."""
+        for sink in self._sinks:
+            sink.evaluation(step, benchmark, summary)
+
+    def note(self, text: str) -> None:
+        """One line for the reader."""
+        for sink in self._sinks:
+            sink.note(text)
+
+    def finish(self, state: State, reason: str | None = None) -> None:
+        """Every sink is closed, even where another one fails."""
+        with ExitStack() as closing:
+            for sink in reversed(self._sinks):
+                closing.callback(sink.finish, state, reason)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        match error:
+            case None:
+                self.finish("finished")
+            case KeyboardInterrupt():
+                self.finish("interrupted", str(error) or "stopped by the user")
+            case UserError():
+                self.finish("failed", str(error))
+            case _:
+                self.finish("failed", f"{type(error).__name__}: {error}")

@@ -1,0 +1,78 @@
+"""The nouns that travel between the rooms. No torch here: tasks and rewards work on text."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One item of a data set.
+
+    id             unique within its task, stable over runs
+    question       plain text or LaTeX, as the user turn of the prompt
+    answer         the gold answer, bare: no `####`, no `\\boxed{}`, no tags
+    task           name of the task that it came from
+    demonstration  a worked completion for the cold start, tags included, or None
+    """
+
+    id: str
+    question: str
+    answer: str
+    task: str
+    demonstration: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem, rendered through the chat template.
+
+    opening  what the template has already written of the completion (`<think>`, or nothing); rewards read it as part of
+             the completion's text
+    """
+
+    problem: Problem
+    text: str
+    token_ids: list[int]
+    opening: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer.
+
+    token_ids          the tokens that the policy wrote, the end-of-sequence token included where it wrote one
+    sampling_logprobs  by the sampler, at the sampling temperature, one for each token
+    text               decoded, without special tokens
+    truncated          cut at the token limit: no end-of-sequence token was written
+    """
+
+    token_ids: list[int]
+    sampling_logprobs: list[float]
+    text: str
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """r = r_answer + r_format, in [0, 2] (appendix A).
+
+    extracted  the text between the answer tags, or None
+    status     how the answer check ended: "ok", "timeout", "error" or "no answer"
+    """
+
+    answer: float
+    format: float
+    extracted: str | None
+    status: str
+
+    @property
+    def total(self) -> float:
+        return self.answer + self.format
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt with its G sampled completions and, once graded, one reward for each."""
+
+    prompt: Prompt
+    completions: list[Completion]
+    rewards: list[Reward] = field(default_factory=list)

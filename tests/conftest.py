@@ -1,0 +1,64 @@
+"""Small models and batches that several test files use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from sspo_cli.config import ModelOptions, TinyModelOptions
+from sspo_cli.policy.batch import Batch, collate
+from sspo_cli.policy.model import Policy, load_policy
+from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
+
+torch.set_num_threads(1)
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture
+def tiny() -> TinyModelOptions:
+    return TinyModelOptions(hidden_size=32, layers=2, heads=1, intermediate_size=48)
+
+
+@pytest.fixture
+def policy(tiny: TinyModelOptions) -> Policy:
+    """A tiny random policy, its weights scaled up so that its distributions are far from uniform."""
+    policy = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            if parameter.ndim >= 2:
+                parameter.mul_(8)
+    return policy
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    def make(
+        prompts: int = 3, group_size: int = 4, seed: int = 0, vocabulary: int = 90, mask_truncated: bool = False
+    ) -> Batch:
+        """Ragged random prompts and completions, with random advantages; every fifth completion is truncated."""
+        draw = torch.Generator().manual_seed(seed)
+
+        def ids(low: int, high: int) -> list[int]:
+            length = int(torch.randint(low, high, (1,), generator=draw))
+            return torch.randint(4, vocabulary, (length,), generator=draw).tolist()
+
+        groups = []
+        for i in range(prompts):
+            completions = [ids(1, 12) for _ in range(group_size)]
+            groups.append(
+                Group(
+                    Prompt(Problem(str(i), "", "", "test"), "", ids(2, 9)),
+                    [Completion(c, [-1.0] * len(c), "", truncated=(i + j) % 5 == 4) for j, c in enumerate(completions)],
+                    [Reward(float(j % 2), 0.5, None, "ok") for j in range(group_size)],
+                )
+            )
+        advantages = torch.randn(prompts, group_size, generator=draw)
+        return collate(groups, advantages, mask_truncated=mask_truncated)
+
+    return make

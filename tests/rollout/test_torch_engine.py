@@ -1,0 +1,87 @@
+"""The torch engine against the policy it samples from."""
+
+import pytest
+import torch
+
+from sspo_cli.policy.batch import collate
+from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.types import Group, Problem, Prompt, Reward
+
+PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
+
+
+def sample(policy, prompts=PROMPTS, group_size=4, max_rows=100, **options):
+    sampling = Sampling(**{"temperature": 1.0, "max_new_tokens": 12, "seed": 1, **options})
+    return TorchEngine(policy, max_rows).generate(prompts, group_size, sampling)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampling_logprobs_are_those_of_the_policy_at_the_temperature(policy, temperature):
+    """Prefill, cache, left padding and the rows that leave the batch change nothing."""
+    policy.model.generation_config.eos_token_id = list(range(4, 20))  # rows end at different steps
+    groups = sample(policy, temperature=temperature)
+    assert len({len(c.token_ids) for group in groups for c in group}) > 2
+    batch = collate(
+        [
+            Group(Prompt(Problem("", "", "", ""), "", prompt), group, [Reward(0, 0, None, "ok")] * 4)
+            for prompt, group in zip(PROMPTS, groups, strict=True)
+        ],
+        torch.zeros(3, 4),
+        mask_truncated=False,
+    )
+    logprobs, _ = policy.logprobs(batch, temperature)
+    torch.testing.assert_close(logprobs, batch.sampling_logprobs, atol=1e-4, rtol=1e-4)
+
+
+def test_every_end_id_ends_a_completion_and_only_those_at_the_limit_are_truncated(policy):
+    policy.model.generation_config.eos_token_id = [20, 21]
+    ends = {20, 21, policy.tokenizer.eos_token_id}
+    assert set(policy.end_ids) == ends
+    with torch.no_grad():  # so that both are sampled often
+        policy.head.weight[[20, 21]] = policy.head.weight[[20, 21]] * 0 + 0.5
+    completions = [c for group in sample(policy, group_size=64, max_new_tokens=20) for c in group]
+    assert {c.token_ids[-1] for c in completions} >= {20, 21}
+    for c in completions:
+        assert not set(c.token_ids[:-1]) & ends
+        assert c.truncated == (c.token_ids[-1] not in ends)
+        assert len(c.token_ids) == 20 or not c.truncated
+        assert len(c.sampling_logprobs) == len(c.token_ids)
+        assert len(c.text) == len(c.token_ids) - (not c.truncated) or "<" in c.text
+
+
+def test_greedy_completions_are_those_of_generate(policy):
+    for prompt, (completion,) in zip(PROMPTS, sample(policy, group_size=1, temperature=0.0), strict=True):
+        expected = policy.model.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=policy.end_ids, pad_token_id=0
+        )
+        assert completion.token_ids == expected[0, len(prompt) :].tolist()
+
+
+def test_the_same_seed_gives_the_same_completions_and_another_one_others(policy):
+    first = [c.token_ids for group in sample(policy) for c in group]
+    assert first == [c.token_ids for group in sample(policy) for c in group]
+    assert first != [c.token_ids for group in sample(policy, seed=2) for c in group]
+    assert len({tuple(ids) for ids in first[:4]}) > 1  # the completions of a group differ
+
+
+def test_sampled_frequencies_are_the_policy_s_probabilities(policy):
+    """One step, many draws: a chi-square test on the tokens that are expected at least five times."""
+    from scipy.stats import chisquare
+
+    draws = 4000
+    (group,) = sample(policy, prompts=PROMPTS[:1], group_size=draws, max_rows=draws, max_new_tokens=1, temperature=0.8)
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1]
+    expected = (logits / 0.8).softmax(-1).double() * draws
+    observed = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=len(expected)).double()
+    often = expected >= 5
+    observed = torch.cat([observed[often], observed[~often].sum()[None]])
+    expected = torch.cat([expected[often], expected[~often].sum()[None]])
+    assert chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue > 1e-4
+
+
+def test_more_prompts_than_fit_at_a_time_come_back_in_order(policy):
+    together = sample(policy, temperature=0.0, group_size=1)
+    apart = sample(policy, temperature=0.0, group_size=1, max_rows=1)
+    assert [c.token_ids for group in together for c in group] == [c.token_ids for group in apart for c in group]
