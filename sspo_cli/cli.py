@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sspo_cli.errors import UserError
+from sspo_cli.interruption import Interrupted
 
 app = typer.Typer(
     help="Soft Sequence Policy Optimization: train, evaluate, sweep and report on the GRPO family on equal terms.",
@@ -40,8 +41,8 @@ def main() -> None:
     except UserError as error:
         print(f"sspo: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt as error:
-        print(f"sspo: {error or 'stopped'}", file=sys.stderr)
+    except Interrupted as error:
+        print(f"sspo: {error}", file=sys.stderr)
         sys.exit(130)
 
 

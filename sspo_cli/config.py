@@ -115,7 +115,7 @@ class RolloutOptions(Options):
     engine: Literal["torch"] = "torch"
     prompts: PositiveInt = Field(16, description="P, prompts in a rollout batch")
     group_size: int = Field(8, ge=2, description="G, completions of each prompt")
-    max_new_tokens: PositiveInt = 48
+    max_new_tokens: PositiveInt = 64
     temperature: PositiveFloat = Field(
         1.0, description="applied by the sampler and by the policy's log-probabilities alike"
     )
@@ -136,10 +136,10 @@ class LearningOptions(Options):
 
 
 class OptimizerOptions(Options):
-    learning_rate: PositiveFloat = 1e-3
-    warmup_steps: NonNegativeInt = 4
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    betas: tuple[float, float] = (0.9, 0.95)
+    learning_rate: PositiveFloat = 2e-4
+    warmup_steps: NonNegativeInt = 10
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
@@ -148,16 +148,14 @@ class OptimizerOptions(Options):
 class ColdStartOptions(Options):
     """The supervised stage that teaches the format before RL; `steps: 0` leaves it out."""
 
-    steps: NonNegativeInt = 400
-    batch_size: PositiveInt = 64
+    steps: NonNegativeInt = 700
+    batch_size: PositiveInt = 48
     learning_rate: PositiveFloat = 3e-3
-    warmup_steps: NonNegativeInt = 20
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: NonNegativeInt = 50
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    path: str | None = Field(
-        None, description="local file of {question, completion} rows; null: the task's demonstrations"
-    )
+    tasks: list[TaskOptions] = Field([], description="whose worked demonstrations to learn from; none: the run's own")
     checkpoint_every: PositiveInt = 200
     seed: int = Field(
         0, description="of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
@@ -189,10 +187,10 @@ class RunOptions(Options):
     """A whole run: what `config.json` in its folder holds."""
 
     seed: NonNegativeInt = 0
-    steps: PositiveInt = Field(120, description="optimizer steps")
+    steps: PositiveInt = Field(160, description="optimizer steps")
     threads: PositiveInt = Field(1, description="OpenMP threads of the process; one is fastest for tiny models")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    prompt: str = Field("think-answer", description="name of the prompt template")
+    prompt: str = Field("plain", description="name of the prompt template")
     answer_timeout: PositiveFloat = Field(3.0, description="seconds that the check of one answer may take")
     objective: ObjectiveOptions = ObjectiveOptions()
     model: ModelOptions = ModelOptions()
@@ -333,19 +331,21 @@ def explain(error: PydanticValidationError, root: type[BaseModel]) -> Iterator[s
 
 
 def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
-    """Looks for the nearest option name in the same section first, then anywhere."""
+    """The same name in another section, else the nearest one in the same section, else the nearest anywhere."""
     section = root
     prefix: list[str] = []
     for part in location[:-1]:
         prefix.append(str(part))
         section = (_nested(section, part) or section) if isinstance(part, str) else section
     name = str(location[-1])
-    if near := difflib.get_close_matches(name, section.model_fields, n=1, cutoff=0.6):
-        return f"; did you mean `{'.'.join([*prefix, near[0]])}`?"
-    everywhere = dict(_all_options(root))
-    if near := difflib.get_close_matches(name, everywhere, n=1, cutoff=0.75):
-        return f"; did you mean `{everywhere[near[0]]}`?"
-    return f"; the options here are {', '.join(section.model_fields)}"
+    here = {option: ".".join([*prefix, option]) for option in section.model_fields}
+    everywhere: dict[str, str] = {}
+    for option, path in _all_options(root):
+        everywhere.setdefault(option, path)
+    for known, cutoff in ((everywhere, 1.0), (here, 0.6), (everywhere, 0.75)):
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
+            return f"; did you mean `{known[near[0]]}`?"
+    return f"; the options here are {', '.join(here)}"
 
 
 def _nested(section: type[BaseModel], name: str) -> type[BaseModel] | None:

@@ -5,7 +5,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Exception):
     """The work stopped because it was asked to; its state is saved and it can be resumed."""
 
 
@@ -28,7 +28,7 @@ class Interruption:
 
     def raise_if_requested(self) -> None:
         if self.requested:
-            raise Interrupted("stopped by the user; --resume goes on from here")
+            raise Interrupted("stopped; the state is saved, and --resume goes on from it")
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

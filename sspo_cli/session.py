@@ -27,6 +27,7 @@ from sspo_cli.tasks.prompts import render
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker, open_tracker
 from sspo_cli.train import Run, RunState, train
+from sspo_cli.types import Problem, Prompt
 
 COLD_STARTS = "cold-starts"  # beside the runs, shared by them
 
@@ -58,8 +59,8 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
     """`sspo-atanlog-seed0`, or with a number behind where that exists."""
     words = [options.objective.method, options.objective.gate, f"seed{options.seed}"]
     name = "-".join(str(word).replace(":", ".") for word in words)
-    taken = (runs_dir / candidate for candidate in (name, *(f"{name}-{n}" for n in itertools.count(2))))
-    return next(path.name for path in taken if not path.exists())
+    candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
 
 def _run(folder: RunFolder) -> None:
@@ -88,16 +89,20 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     if checkpoint:
         tracker.note(f"resuming from {checkpoint}")
 
-    problems = [load_problems(t.name, path=t.path, split=t.split, limit=t.limit) for t in options.tasks]
-    prompts = [[render(problem, options.prompt, policy.tokenizer) for problem in of_task] for of_task in problems]
-    benchmarks = [
-        load_benchmark(task, None, lambda problem: render(problem, options.prompt, policy.tokenizer))
-        for task in options.evaluation.benchmarks
-    ]
+    def rendered(problem: Problem) -> Prompt:
+        return render(problem, options.prompt, policy.tokenizer)
+
+    def prompts_of(tasks: Sequence[TaskOptions]) -> list[list[Prompt]]:
+        problems = (load_problems(t.name, path=t.path, split=t.split, limit=t.limit) for t in tasks)
+        return [list(map(rendered, of_task)) for of_task in problems]
+
+    prompts = prompts_of(options.tasks)
+    benchmarks = [load_benchmark(task, None, rendered) for task in options.evaluation.benchmarks]
     preflight(policy, prompts[0][0], checker, tracker.note)
 
     if checkpoint is None and options.cold_start.steps:
-        demonstrations = demonstrations_of(list(itertools.chain(*prompts)), policy)
+        teachers = prompts_of(options.cold_start.tasks) or prompts
+        demonstrations = demonstrations_of(list(itertools.chain(*teachers)), policy)
         with tracker.stage("cold start", options.cold_start.steps):
             policy, place = cold_start(
                 policy, demonstrations, options, folder.path.parent / COLD_STARTS, interruption, tracker.advance

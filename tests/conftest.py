@@ -32,7 +32,7 @@ def policy(tiny: TinyModelOptions) -> Policy:
     with torch.no_grad():
         for parameter in policy.parameters:
             if parameter.ndim >= 2:
-                parameter.mul_(8)
+                parameter.mul_(2)
     return policy
 
 

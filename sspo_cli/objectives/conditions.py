@@ -22,7 +22,7 @@ VANISHED = 0.1
 
 
 def check_usable(gate_for: GateFor, name: str) -> None:
-    """Raises UserError unless the gate runs, keeps the shape and is finite, with its gradient, at all ratios it meets."""
+    """Raises UserError unless the gate runs, keeps the shape, and is finite and so is its gradient, at every ratio."""
     for dtype in (torch.float32, torch.float64):
         log_ratio = _grid(dtype)
         try:
@@ -90,14 +90,14 @@ def _decreasing(log_ratio: Tensor, w: Tensor) -> str | None:
 
 def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
     """(iii) f'/f (iii.1) or w (iii.2, with w(0) = 0) peaks at ρ = 1 and falls on both sides, and w → 0 as ρ → ∞."""
-    multiplier = w * torch.exp(-log_ratio)  # f'/f
-    no_bell_1 = _rises_outwards(multiplier)
+    f_prime_by_f = w * torch.exp(-log_ratio)
+    no_bell_1 = _rises_outwards(f_prime_by_f)
     no_bell_2 = _rises_outwards(w) | ((log_ratio == -LOG_RATIO_LIMIT) & (w > VANISHED))
     if no_bell_1.any() and no_bell_2.any():
         return (
-            "(iii), a bell shape around ρ = 1: neither "
-            f"f'/f, which is {_at(multiplier, log_ratio, no_bell_1)}, nor ρ f'/f, which is {_at(w, log_ratio, no_bell_2)}, "
-            "falls on both sides"
+            "(iii), a bell shape around ρ = 1, of "
+            f"neither f'/f, which is {_at(f_prime_by_f, log_ratio, no_bell_1)}, "
+            f"nor ρ f'/f, which is {_at(w, log_ratio, no_bell_2)}"
         )
     if (bad := (log_ratio == LOG_RATIO_LIMIT) & (w > VANISHED)).any():
         return f"(iii), ρ f'/f vanishes as ρ grows: it is still {_at(w, log_ratio, bad)}"

@@ -55,8 +55,8 @@ def cold_start(
     """
     if not demonstrations:
         raise UserError(
-            "the tasks have no worked demonstrations for the cold start; give cold_start.path a file of "
-            "{question, completion} rows, or set cold_start.steps=0"
+            "the tasks have no worked demonstrations for the cold start; name others in cold_start.tasks, such as a file of "
+            "{question, answer, demonstration} rows, or set cold_start.steps=0"
         )
     folder = cache / _key(demonstrations, options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _epochs(count: int, seed: int) -> Iterator[int]:
 
 def _key(demonstrations: Sequence[Group], options: RunOptions) -> str:
     """Of everything that determines the result: the tokens, the options, the model, the program."""
-    cold = options.cold_start.model_dump(exclude={"path"})
+    cold = options.cold_start.model_dump(exclude={"tasks"})
     model = options.model.model_dump()
     program = [__version__, torch.__version__, torch.get_num_threads(), options.learning.token_budget]
     tokens = [[group.prompt.token_ids, group.completions[0].token_ids] for group in demonstrations]

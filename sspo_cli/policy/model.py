@@ -6,12 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.batch import Batch, collate
 from sspo_cli.policy.logprobs import token_logprobs
+from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
+
+transformers_logging.disable_progress_bar()  # for each checkpoint it would draw one over the run's own display
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,6 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
-
     dtype = _compute_dtype(options.dtype, device)
     weights_dtype = dtype if options.lora else torch.float32
     arguments = {"dtype": weights_dtype, "attn_implementation": options.attention, "trust_remote_code": False}
@@ -131,7 +132,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
             model = tiny_model(options.tiny, tokenizer).to(weights_dtype)
         else:
             revision = options.revision if source == options.name else None
-            tokenizer = _load_tokenizer(AutoTokenizer, source, revision)
+            tokenizer = _load_tokenizer(source, revision)
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **arguments)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"model.name = {source} cannot be loaded: {_first_sentence(error)}") from None
@@ -149,7 +150,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     return Policy(model.to(device).train(options.gradient_checkpointing), tokenizer, device, dtype)
 
 
-def _load_tokenizer(loader: Any, source: str, revision: str | None) -> Any:
+def _load_tokenizer(source: str, revision: str | None) -> Any:
     if Path(source).is_dir():
         names = {path.name for path in Path(source).iterdir()}
         if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
@@ -158,7 +159,7 @@ def _load_tokenizer(loader: Any, source: str, revision: str | None) -> Any:
             raise UserError(f"the model folder {source} has no config.json, so it is not a Hugging Face model")
         if not any(name.endswith((".safetensors", ".bin")) for name in names):
             raise UserError(f"the model folder {source} has no weights (*.safetensors)")
-    return loader.from_pretrained(source, revision=revision, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def _with_lora(model: Any, options: ModelOptions, adapter: Path | None) -> Any:

@@ -13,7 +13,8 @@ class JsonlSink(Sink):
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        self._step, self._steps = run.status["step"], run.status["steps"]  # for a `finish` that comes before `start`
+        status = run.status  # for a `finish` that comes before `start`
+        self._step, self._steps = status.get("step", 0), status.get("steps", run.config.steps)
 
     def start(self, total_steps: int, start_step: int) -> None:
         self._step, self._steps = start_step, total_steps

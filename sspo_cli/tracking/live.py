@@ -30,7 +30,7 @@ class LiveSink(Sink):
         objective = run.config.objective
         self._title = f"{run.path.name} · {objective.method} {objective.gate} · seed {run.config.seed}"
         self._console = console
-        self._live = Live(self, console=console, refresh_per_second=4)
+        self._live: Live | None = None
         description = TextColumn(
             "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
         )
@@ -49,8 +49,10 @@ class LiveSink(Sink):
     def start(self, total_steps: int, start_step: int) -> None:
         self._start_step, self._step, self._total_steps = start_step, start_step, total_steps
         self._steps = self._progress.add_task("steps", total=total_steps, completed=start_step)
+        live = Live(self, console=self._console, refresh_per_second=4)
         with _terminal_may_be_gone():
-            self._live.start()
+            live.start()
+            self._live = live
 
     def begin_stage(self, name: str, total: int) -> None:
         self._stage_name = name
@@ -87,8 +89,9 @@ class LiveSink(Sink):
             self._console.print(Text(printable(text)))
 
     def finish(self, state: State, reason: str | None) -> None:
-        with _terminal_may_be_gone():
-            self._live.stop()
+        if self._live is not None:
+            with _terminal_may_be_gone():
+                self._live.stop()
         self.note(state + (f": {reason}" if reason else ""))
 
     def __rich__(self) -> RenderableType:

@@ -24,6 +24,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from sspo_cli.errors import UserError
+from sspo_cli.interruption import Interrupted
 from sspo_cli.tracking.console import console_sink
 from sspo_cli.tracking.jsonl import JsonlSink
 from sspo_cli.tracking.run_folder import RunFolder, State

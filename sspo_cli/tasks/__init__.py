@@ -1,0 +1,40 @@
+"""What is asked: problems by the name of their data set, the same whether for training or for a benchmark."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from sspo_cli.errors import UserError
+from sspo_cli.tasks import aime, arithmetic, dapo, deepmath, file, gsm8k, math500
+from sspo_cli.types import Problem
+
+TASKS: dict[str, Callable[[str | None, str], Iterator[Problem]]] = {
+    "arithmetic": arithmetic.problems,
+    "gsm8k": gsm8k.problems,
+    "deepmath": deepmath.problems,
+    "dapo": dapo.problems,
+    "math500": math500.problems,
+    "aime24": aime.problems_of_2024,
+    "aime25": aime.problems_of_2025,
+    "file": file.problems,
+}
+
+
+def load_problems(name: str, *, path: str | None = None, split: str, limit: int | None = None) -> list[Problem]:
+    """The first `limit` problems of a task's split, or all of them.
+
+    `path` is another hub name, a local file or a folder instead of the published data set. Raises UserError for an
+    unknown task or split, a source that cannot be reached or read, and a row that is no problem.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        raise UserError(f"unknown task {name}; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(TASKS)}"))
+    problems = list(islice(TASKS[name](path, split), limit))
+    if not problems:
+        raise UserError(f"task {name} has no problems in {path or 'its'} split {split}")
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise UserError(f"two problems of task {name} have the id {problem.id}; make the ids in {path} unique")
+        seen.add(problem.id)
+    return problems

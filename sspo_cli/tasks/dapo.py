@@ -1,0 +1,46 @@
+"""DAPO-Math-17k, as its authors published it (verl's columns, every row about 100 times) or as open-r1 cleaned it up."""
+
+from collections.abc import Iterator
+
+from sspo_cli.errors import UserError
+from sspo_cli.tasks.rows import Published, Row, read_rows
+from sspo_cli.types import Problem
+
+PUBLISHED = Published(
+    "BytedTsinghua-SIA/DAPO-Math-17k",
+    splits={"train": "train"},
+    columns=("prompt", "reward_model", "extra_info", "solution"),
+)
+# The authors ask for another answer format than the prompt templates do.
+INSTRUCTION_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+    "(without quotes) where $Answer is the answer to the problem."
+)
+INSTRUCTION_AFTER = 'Remember to put your answer on its own line after "Answer:".'
+
+
+def problems(path: str | None, split: str) -> Iterator[Problem]:
+    """Each question once; of the few that have two gold answers, the first counts.
+
+    Raises UserError as `read_rows` does, and for a row without question or answer.
+    """
+    ids: set[str] = set()
+    questions: set[str] = set()
+    for row in read_rows(path, split, PUBLISHED):
+        identity, question = str(row.get("extra_info.index") or f"{split}-{row.number}"), _question(row)
+        if identity not in ids and question not in questions:
+            ids.add(identity)
+            questions.add(question)
+            yield Problem(identity, question, row.text("reward_model.ground_truth", "solution"), "dapo")
+
+
+def _question(row: Row) -> str:
+    match row.get("prompt"):
+        case [*_, {"content": str(text)}]:
+            pass
+        case _:
+            text = row.text("prompt")
+    question = text.strip().removeprefix(INSTRUCTION_BEFORE).removesuffix(INSTRUCTION_AFTER).strip()
+    if not question:
+        raise UserError(f"{row.where} has no question in `prompt`")
+    return question

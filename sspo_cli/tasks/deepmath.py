@@ -1,0 +1,14 @@
+"""DeepMath-103K: hard problems, a third of them with plain integers for answers, the others LaTeX, Yes/No and letters."""
+
+from collections.abc import Iterator
+
+from sspo_cli.tasks.rows import Published, read_rows
+from sspo_cli.types import Problem
+
+PUBLISHED = Published("zwhe99/DeepMath-103K", splits={"train": "train"}, columns=("question", "final_answer"))
+
+
+def problems(path: str | None, split: str) -> Iterator[Problem]:
+    """Raises UserError as `read_rows` does, and for a row without question or answer."""
+    for row in read_rows(path, split, PUBLISHED):
+        yield Problem(f"{split}-{row.number}", row.text("question"), row.text("final_answer"), "deepmath")

@@ -1,0 +1,30 @@
+"""Several tasks in one endless stream."""
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import TypeVar
+
+from sspo_cli.seeds import derive_seed
+
+T = TypeVar("T")
+
+
+def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[float], seed: int) -> Iterator[T]:
+    """Endless and the same for the same seed. Each draw chooses a task by weight and takes its next problem; each task is
+    shuffled anew every epoch, without replacement.
+
+    Nothing is done for a problem but drawing its index, so `islice(stream, n, None)` goes on cheaply from draw n.
+    """
+    orders = [
+        _epochs(len(problems), derive_seed(seed, "order", task)) for task, problems in enumerate(problems_by_task)
+    ]
+    choose, tasks = Random(derive_seed(seed, "mixture")), range(len(orders))
+    while True:
+        (task,) = choose.choices(tasks, weights)
+        yield problems_by_task[task][next(orders[task])]
+
+
+def _epochs(count: int, seed: int) -> Iterator[int]:
+    random = Random(seed)
+    while True:
+        yield from random.sample(range(count), count)

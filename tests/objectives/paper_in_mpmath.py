@@ -1,0 +1,101 @@
+"""The paper's formulas, literally, as functions of ρ in 50 digits: nothing of the package is used here."""
+
+from mpmath import atan, exp, fsum, log, mp, mpf, sqrt
+
+mp.dps = 50
+
+
+def sigma(x):
+    return 1 / (1 + exp(-x))
+
+
+# Each gate is f(ρ; Â) and its derivative f'(ρ; Â), in closed form by hand.
+
+
+def clip(rho, advantage, *, eps_low, eps_high, clip_space="ratio"):
+    """Eq. (1)."""
+    low, high = (exp(-eps_low), exp(eps_high)) if clip_space == "log" else (1 - eps_low, 1 + eps_high)
+    if advantage > 0:
+        return min(rho, high), mpf(rho < high)
+    return max(rho, low), mpf(rho > low)
+
+
+def sigmoid(rho, advantage, *, tau_neg, tau_pos):
+    """Eqs. (9), (13)."""
+    tau = tau_pos if advantage > 0 else tau_neg
+    g = sigma(tau * (rho - 1))
+    return g * 4 / tau, 4 * g * (1 - g)
+
+
+def expsig(rho, advantage, *, tau_neg, tau_pos):
+    """Eq. (18)."""
+    tau = tau_pos if advantage > 0 else tau_neg
+    g = sigma((rho - 1) / tau)
+    f = exp(4 * tau * g - 2 * tau)
+    return f, f * 4 * g * (1 - g)
+
+
+def expatan(rho, advantage, *, tau_neg, tau_pos):
+    """Eq. (19)."""
+    tau = tau_pos if advantage > 0 else tau_neg
+    f = exp(tau * atan((rho - 1) / tau))
+    return f, f / (1 + ((rho - 1) / tau) ** 2)
+
+
+def gumbel(rho, advantage):
+    """Eq. (20)."""
+    f = exp(-exp(-(rho - 1)) + 1)
+    return f, f * exp(-(rho - 1))
+
+
+def atanlog(rho, advantage, *, tau_neg, tau_pos):
+    """Eqs. (16), (21)."""
+    tau = tau_pos if advantage > 0 else tau_neg
+    f = exp(tau * atan(log(rho) / tau))
+    return f, f / rho / (1 + (log(rho) / tau) ** 2)
+
+
+def siglog(rho, advantage, *, tau_neg, tau_pos):
+    """Eq. (22)."""
+    tau = tau_pos if advantage > 0 else tau_neg
+    g = sigma(log(rho) / tau)
+    f = exp(4 * tau * g - 2 * tau)
+    return f, f * 4 * g * (1 - g) / rho
+
+
+# Each aggregation gives S_i, ∂S_i/∂d_it for every token, and the token weights w_it.
+
+
+def arithmetic(gate, rhos, advantage, options):
+    """Eqs. (2), (8), (12)."""
+    pairs = [gate(rho, advantage, **options) for rho in rhos]
+    w = [derivative * rho for rho, (_, derivative) in zip(rhos, pairs, strict=True)]
+    return fsum(f for f, _ in pairs) / len(rhos), [weight / len(rhos) for weight in w], w
+
+
+def geometric(gate, rhos, advantage, options):
+    """Eqs. (7), (11), (14)."""
+    pairs = [gate(rho, advantage, **options) for rho in rhos]
+    product = mpf(1)
+    for f, _ in pairs:
+        product *= f
+    total = product ** (mpf(1) / len(rhos))
+    w = [derivative / f * rho for rho, (f, derivative) in zip(rhos, pairs, strict=True)]
+    return total, [total * weight / len(rhos) for weight in w], w
+
+
+def sequence(gate, rhos, advantage, options):
+    """Eqs. (5), (6)."""
+    product = mpf(1)
+    for rho in rhos:
+        product *= rho
+    s = product ** (mpf(1) / len(rhos))
+    f, derivative = gate(s, advantage, **options)
+    return f, [derivative * s / len(rhos)] * len(rhos), [derivative / f * s] * len(rhos)
+
+
+def standardized(rewards, ddof):
+    """Eq. (4)."""
+    mean = fsum(rewards) / len(rewards)
+    std = sqrt(fsum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - ddof))
+    return [(reward - mean) / std for reward in rewards]

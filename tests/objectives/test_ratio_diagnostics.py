@@ -1,0 +1,85 @@
+"""Diagnostics against numpy, and their independence of the split."""
+
+import numpy as np
+import pytest
+import torch
+from objective_cases import ragged_batch
+
+from sspo_cli.objectives import Diagnostics, build_objective
+
+
+def batch(seed=0, rows=12, length=40):
+    log_ratio, advantages, mask = ragged_batch(seed, torch.float32, rows, length)
+    mask[3] = False
+    return log_ratio, advantages, mask, build_objective(method="sspo").token_weights(log_ratio, advantages, mask)
+
+
+def summary(*micro_batches):
+    diagnostics = Diagnostics()
+    for micro_batch in micro_batches:
+        diagnostics.add(*micro_batch)
+    return diagnostics.summary()
+
+
+def test_against_numpy():
+    log_ratio, advantages, mask, weights = batch()
+    own = mask.numpy()
+    d, w = log_ratio.double().numpy(), weights.double().numpy()
+    sign = np.broadcast_to(np.sign(advantages.numpy())[:, None], own.shape)[own]
+    tokens, weight = d[own], w[own]
+    wanted = {
+        "ratio/log_mean": tokens.mean(),
+        "ratio/log_std": tokens.std(),
+        "ratio/log_abs_p99": np.quantile(np.abs(tokens), 0.99, method="inverted_cdf"),
+        "ratio/dispersion": np.mean([d[i][own[i]].var() for i in range(len(d)) if own[i].any()]),
+        "ratio/kl": np.mean(np.exp(tokens) - 1 - tokens),
+        "weights/attenuated": np.mean(weight[sign != 0] < 0.5),
+        "weights/positive_mean": weight[sign > 0].mean(),
+        "weights/positive_attenuated": np.mean(weight[sign > 0] < 0.5),
+        "weights/negative_mean": weight[sign < 0].mean(),
+        "weights/negative_attenuated": np.mean(weight[sign < 0] < 0.5),
+    }
+    assert summary((log_ratio, advantages, mask, weights)) == pytest.approx(wanted, rel=1e-5)
+    assert 0 < wanted["weights/attenuated"] < 1
+
+
+def test_neither_split_nor_padding_matters():
+    log_ratio, advantages, mask, weights = batch()
+    whole = summary((log_ratio, advantages, mask, weights))
+    for cuts in ([5, 7], [1] * 12, [3, 0, 9]):
+        parts = zip(*(tensor.split(cuts) for tensor in (log_ratio, advantages, mask, weights)), strict=True)
+        assert summary(*parts) == pytest.approx(whole, rel=1e-6)
+    padded = [
+        torch.nn.functional.pad(tensor, (0, 9), value=value) for tensor, value in ((log_ratio, torch.nan), (weights, 0))
+    ]
+    mask = torch.nn.functional.pad(mask, (0, 9))
+    assert summary((padded[0], advantages, mask, padded[1])) == pytest.approx(whole, rel=1e-6)
+
+
+def test_keys_without_a_token_are_left_out():
+    log_ratio, _, mask, weights = batch()
+    assert summary() == {}
+    assert summary((log_ratio, torch.ones(12), torch.zeros_like(mask), weights)) == {}
+    only_positive = summary((log_ratio, torch.ones(12), mask, weights))
+    assert {key for key in only_positive if key.startswith("weights/")} == {
+        "weights/attenuated",
+        "weights/positive_mean",
+        "weights/positive_attenuated",
+    }
+    neutral = summary((log_ratio, torch.zeros(12), mask, weights))
+    assert not [key for key in neutral if key.startswith("weights/")]
+
+
+def test_extreme_ratios_stay_finite():
+    log_ratio, advantages = torch.tensor([[100.0, -float("inf"), 0.0]]), torch.tensor([1.0])
+    mask = torch.ones(1, 3)
+    weights = build_objective(method="grpo").token_weights(log_ratio, advantages, mask)
+    assert np.isfinite(list(summary((log_ratio, advantages, mask, weights)).values())).all()
+
+
+def test_on_policy_nothing_is_attenuated():
+    mask, advantages = torch.ones(2, 3), torch.tensor([1.0, -1.0])
+    weights = build_objective(method="sspo").token_weights(torch.zeros(2, 3), advantages, mask)
+    values = summary((torch.zeros(2, 3), advantages, mask, weights))
+    assert all(values[key] == 0 for key in values if not key.endswith("e_mean"))
+    assert values["weights/positive_mean"] == values["weights/negative_mean"] == 1

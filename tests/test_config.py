@@ -1,0 +1,90 @@
+"""What a user may write, and what is said where it is wrong."""
+
+import pytest
+
+from sspo_cli.config import RunOptions, differences, load_config, to_yaml
+from sspo_cli.errors import UserError
+
+
+def test_defaults_are_sspo_atanlog_with_the_printed_temperatures():
+    objective = load_config().objective.model_dump()
+    assert objective == {
+        "method": "sspo",
+        "gate": "atanlog",
+        "tau_neg": 0.3,
+        "tau_pos": 0.2,
+        "allow_any_gate": False,
+    }
+
+
+def test_files_are_merged_in_order_and_overrides_win(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 1\noptimizer: {learning_rate: 1e-6, warmup_steps: 3}\n")
+    (tmp_path / "b.yaml").write_text("optimizer: {learning_rate: 2e-6}\n")
+    options = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["seed=7", "rollout.temperature=0.8"])
+    assert (options.seed, options.optimizer.learning_rate, options.optimizer.warmup_steps) == (7, 2e-6, 3)
+    assert options.rollout.temperature == 0.8
+
+
+def test_another_method_does_not_inherit_the_options_of_the_former(tmp_path):
+    (tmp_path / "a.yaml").write_text("objective: {method: sspo, gate: atanlog, tau_neg: 0.6, tau_pos: 0.5}\n")
+    objective = load_config([tmp_path / "a.yaml"], ["objective.method=gspo"]).objective.model_dump()
+    assert objective["eps_high"] == 4e-4
+    assert "tau_neg" not in objective
+
+
+def test_the_printed_config_gives_the_same_run(tmp_path):
+    options = load_config([], ["objective.method=gmpo", "objective.clip_space=log", "model.lora={rank: 4}"])
+    (tmp_path / "printed.yaml").write_text(to_yaml(options))
+    assert load_config([tmp_path / "printed.yaml"]) == options
+    assert RunOptions.model_validate(options.model_dump(mode="json")) == options
+
+
+def test_differences_name_the_dotted_option():
+    assert differences(load_config(), load_config([], ["optimizer.learning_rate=0.5"])) == [
+        f"optimizer.learning_rate: {load_config().optimizer.learning_rate} -> 0.5"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimiser.learning_rate=1", r"unknown option `optimiser`; did you mean `optimizer`\?"),
+        ("optimizer.learning_rat=1", r"unknown option `optimizer.learning_rat`; did you mean `optimizer.learning_rate`\?"),
+        ("learning_rate=1", r"unknown option `learning_rate`; did you mean `optimizer.learning_rate`\?"),
+        ("rollout.top_p=0.9", r"unknown option `rollout.top_p`; the options here are engine, prompts"),
+        ("model.lora.rnk=1", r"did you mean `model.lora.rank`\?"),
+        ("tasks=[{name: gsm8k, wieght: 2}]", r"did you mean `tasks.0.weight`\?"),
+        ("optimizer.learning_rate=fast", r"`optimizer.learning_rate` = 'fast' is not valid: input should be a valid number"),
+        ("rollout.group_size=1", r"`rollout.group_size` = 1 is not valid: .*greater than or equal to 2"),
+        ("learning.mu=3", r"rollout.prompts = 16 cannot be split into learning.mu = 3 equal minibatches"),
+        ("objective.tau_neg=-1", "tau_neg"),
+        ("objective.method=gppo", "unknown method 'gppo'; did you mean"),
+        ("seed", r"`-s seed` is not of the form section.option=value"),
+        ("seed={", r"the value in `-s seed=\{` is not valid YAML"),
+    ],
+)
+def test_a_wrong_option_is_told_by_its_path(override, said):
+    with pytest.raises(UserError, match=said):
+        load_config([], [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: [1\n", r"line \d+ is not valid YAML"),
+        ("- 1\n- 2\n", "must hold options as `key: value` lines, not a list"),
+        ("seed: 1\nseed: 2\n", "duplicate key"),
+    ],
+)
+def test_a_malformed_file_is_told(tmp_path, text, said):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_config([tmp_path / "bad.yaml"])
+
+
+def test_missing_and_binary_files_are_told(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        load_config([tmp_path / "none.yaml"])
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_config([tmp_path / "binary.yaml"])

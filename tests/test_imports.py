@@ -1,0 +1,47 @@
+"""The rooms: imports go one way, and the light rooms stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "sspo_cli"
+# A room may import those before it. Rooms on one line do not know one another.
+ORDER = [
+    {"errors", "seeds", "types"},
+    {"objectives", "tasks", "rewards"},
+    {"config"},
+    {"interruption"},
+    {"policy", "tracking"},
+    {"rollout"},
+    {"preflight", "evaluate", "report"},
+    {"train"},
+    {"session", "sweep"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in modules:
+                parts = module.split(".")
+                if parts[0] == "sspo_cli" and len(parts) > 1 and parts[1] != (room := room_of(file)) and room != "__init__":
+                    if LEVEL[parts[1]] >= LEVEL[room]:
+                        wrong.append(f"{file.relative_to(PACKAGE)} imports {module}")
+    assert not wrong
+
+
+def test_help_and_rewards_need_no_torch():
+    for code in ("import sspo_cli.cli", "import sspo_cli.rewards, sspo_cli.tasks"):
+        loaded = f"{code}; import sys; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0, code

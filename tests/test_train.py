@@ -1,0 +1,210 @@
+"""Whole runs of the loop, as a user starts them: learning, stopping anywhere, going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SMALL = {
+    "steps": 10,
+    "model.tiny.hidden_size": 32,
+    "model.tiny.heads": 1,
+    "model.tiny.layers": 1,
+    "rollout.prompts": 8,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 24,
+    "learning.mu": 4,
+    "optimizer.learning_rate": 1e-3,
+    "cold_start.steps": 60,
+    "cold_start.learning_rate": 1e-2,
+    "cold_start.checkpoint_every": 25,
+    "checkpoint.every": 3,
+    "tasks": "[{name: arithmetic, limit: 200}]",
+    "evaluation.benchmarks": "[{name: arithmetic, split: test, limit: 20}]",
+    "evaluation.every": 4,
+}
+
+
+def command(runs: Path, *arguments: str, **options: object) -> list[str]:
+    settings = {**SMALL, **{key.replace("__", "."): value for key, value in options.items()}}
+    sets = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
+    return [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(runs), *sets, *arguments]
+
+
+def run(*arguments: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*arguments, **options), capture_output=True, text=True, check=False)  # type: ignore[arg-type]
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(run_folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows(run_folder / "metrics.jsonl")]
+
+
+def weights(run_folder: Path) -> bytes:
+    return (run_folder / "checkpoints" / "step-10" / "model.safetensors").read_bytes()
+
+
+# Starts the command line with a SIGKILL waiting at a call of one of the program's functions.
+KILLED = """
+import os, signal, sys
+import sspo_cli.policy.checkpoint, sspo_cli.policy.cold_start, sspo_cli.tracking.tracker
+owner, name, countdown = {owner}, {name!r}, {countdown}
+original = getattr(owner, name)
+def fatal(*args, **kwargs):
+    global countdown
+    countdown -= 1
+    if countdown == 0 and {before}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*args, **kwargs)
+    if countdown == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(owner, name, fatal)
+from sspo_cli.cli import main
+main()
+"""
+AFTER_STEP = {"owner": "sspo_cli.tracking.tracker.Tracker", "name": "log", "before": False}
+IN_CHECKPOINT = {"owner": "sspo_cli.policy.checkpoint.os", "name": "rename", "before": True}
+IN_COLD_START = {"owner": "sspo_cli.policy.cold_start", "name": "guarded_step", "before": False}
+
+
+def run_killed(runs: Path, point: dict, countdown: int, *arguments: str) -> None:
+    code = KILLED.format(**point, countdown=countdown)
+    python, _, _, *rest = command(runs, "--run", "killed", *arguments)
+    done = subprocess.run([python, "-c", code, *rest], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    run(runs, "--run", "whole")
+    return runs / "whole"
+
+
+def test_the_folder_holds_what_the_readme_says(undisturbed: Path):
+    config = json.loads((undisturbed / "config.json").read_text())
+    assert config["options"]["steps"] == 10
+    assert config["packages"]["torch"] == torch.__version__ or config["packages"]["torch"] in torch.__version__
+    status = json.loads((undisturbed / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 10)
+    metrics = rows(undisturbed / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 11))
+    assert [row["minibatch"] for row in metrics] == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+    assert [row["rollout"] for row in metrics] == [0] * 4 + [1] * 4 + [2] * 2
+    summary = json.loads((undisturbed / "eval" / "summary.json").read_text())
+    assert [(row["step"], row["n"]) for row in summary] == [(0, 20), (4, 20), (8, 20), (10, 20)]
+    problems = rows(undisturbed / "eval" / "arithmetic.jsonl")
+    assert sum(row["correct"] for row in problems if row["step"] == 10) == summary[-1]["correct"]
+    completions = rows(undisturbed / "completions.jsonl")
+    assert {row["rollout"] for row in completions} == {0, 1, 2}
+    assert all(set(row) >= {"step", "prompt", "completion", "gold", "r_answer", "r_format", "advantage"} for row in completions)
+    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step-10", "step-9"]
+
+
+def test_the_first_minibatch_is_on_policy_and_the_later_ones_are_not(undisturbed: Path):
+    for row in rows(undisturbed / "metrics.jsonl"):
+        assert (row["ratio/log_std"] == 0.0) == (row["minibatch"] == 1)
+        assert row["sampler/mismatch_max"] < 1e-4
+
+
+def test_the_final_model_loads_with_plain_transformers(undisturbed: Path):
+    folder = undisturbed / "checkpoints" / "step-10"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "1+2"}], add_generation_prompt=True, return_dict=False)
+    assert model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False).shape[1] > len(prompt)
+
+
+def test_the_same_seed_gives_identical_metrics_and_another_one_others(undisturbed: Path):
+    run(undisturbed.parent, "--run", "again")
+    again = undisturbed.parent / "again"
+    assert without_times(again) == without_times(undisturbed)
+    assert weights(again) == weights(undisturbed)
+    run(undisturbed.parent, "--run", "other", "--seed", "1")
+    assert without_times(undisturbed.parent / "other") != without_times(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        [(AFTER_STEP, 1)],  # before the first checkpoint
+        [(AFTER_STEP, 5), (AFTER_STEP, 4)],  # in the middle of a rollout batch, twice
+        [(IN_COLD_START, 30), (IN_CHECKPOINT, 4)],  # the 4th: 50 and 60 of the cold start, then 3 and, half-written, 6
+    ],
+    ids=["at once", "twice", "cold start and checkpoint"],
+)
+def test_killed_anywhere_and_resumed_it_ends_as_if_it_had_not_been(undisturbed: Path, tmp_path: Path, deaths: list):
+    for number, (point, countdown) in enumerate(deaths):
+        run_killed(tmp_path, point, countdown, *(["--resume"] if number else []))
+    run(tmp_path, "--run", "killed", "--resume")
+    killed = tmp_path / "killed"
+    assert without_times(killed) == without_times(undisturbed)
+    assert weights(killed) == weights(undisturbed)
+    for name in ("completions.jsonl", "eval/summary.json", "eval/arithmetic.jsonl"):
+        assert (killed / name).read_text() == (undisturbed / name).read_text(), name
+    assert not list(killed.rglob(".*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_state_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path, number: signal.Signals):
+    process = subprocess.Popen(command(tmp_path, "--run", "stopped"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "stopped" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "--resume" in said
+    assert "Traceback" not in said
+    status = json.loads((tmp_path / "stopped" / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert (tmp_path / "stopped" / "checkpoints" / f"step-{status['step']}").is_dir()
+    run(tmp_path, "--run", "stopped", "--resume")
+    assert without_times(tmp_path / "stopped") == without_times(undisturbed)
+    assert weights(tmp_path / "stopped") == weights(undisturbed)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(undisturbed: Path, tmp_path: Path):
+    run_killed(tmp_path, AFTER_STEP, 8)
+    damaged = tmp_path / "killed"
+    newest = damaged / "checkpoints" / "step-6"
+    with (newest / "model.safetensors").open("r+b") as file:  # one flipped byte, the size unchanged
+        file.seek(-10, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-10, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    said = run(tmp_path, "--run", "killed", "--resume").stdout
+    assert "step-6 is damaged" in said.replace("\n", " ")
+    assert without_times(damaged) == without_times(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--run", "whole"], "whole exists; choose another --run or add --resume"),
+        (["--run", "whole", "--resume"], "is finished"),
+        (["--run", "whole", "--resume", "-s", "steps=11"], "steps: 10 -> 11"),
+        (["--run", "none", "--resume"], "there is no run"),
+        (["--resume"], "--resume needs the run's name"),
+    ],
+)
+def test_a_run_that_cannot_be_started_or_resumed_is_told(undisturbed: Path, arguments: list[str], said: str):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.parent.rglob("*") if path.suffix in (".json", ".jsonl")}
+    done = run(undisturbed.parent, *arguments, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in before}

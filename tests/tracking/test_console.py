@@ -1,0 +1,153 @@
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sspo_cli.config import RunOptions
+from sspo_cli.tracking.console import PlainSink, console_sink
+from sspo_cli.tracking.live import LiveSink
+from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.sink import Sink
+
+METRICS = {
+    "reward/mean": 1.25,
+    "reward/answer": 0.375,
+    "reward/format": 0.875,
+    "policy/entropy": 0.4321,
+    "weights/attenuated": 0.0725,
+    "time/tokens_per_second": 1234.4,
+    "time/step": 0.5,
+    "time/sampling": 0.3,
+    "time/grading": 0.04,
+    "time/learning": 0.16,
+    "time/elapsed": 30.0,
+}
+SUMMARY = {"pass_at_1": 0.342, "low": 0.302, "high": 0.384, "n": 512}
+NASTY = "[bold]half [/nope] <think>\x1b[2J\x07 \ud83d ２ + ２</think>\n" + "long " * 400
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunFolder]:
+    with RunFolder.create(tmp_path / "first-run", RunOptions(), []) as run:
+        yield run
+
+
+def tell(sink: Sink) -> None:
+    sink.start(120, 20)
+    sink.begin_stage("cold start", 400)
+    sink.advance(400, {"loss": 0.25})
+    sink.end_stage()
+    row = {"completion": NASTY, "gold": "[4]", "r_answer": 1.0, "r_format": 0.5}
+    sink.completions(21, [row])
+    sink.log(21, {})  # every metric may be absent
+    sink.log(50, METRICS)
+    sink.evaluation(50, "arithmetic", SUMMARY)
+    sink.note("a [note]")
+
+
+def plain(encoding: str = "utf-8") -> tuple[PlainSink, io.BytesIO]:
+    buffer = io.BytesIO()
+    return PlainSink(Console(file=io.TextIOWrapper(buffer, encoding=encoding, write_through=True))), buffer
+
+
+def test_elsewhere_than_on_a_terminal_a_step_is_one_line() -> None:
+    sink, buffer = plain()
+    tell(sink)
+    sink.finish("failed", "no space left")
+    lines = buffer.getvalue().decode().splitlines()
+    assert lines[0].startswith("cold start: 400/400 in 0:00:0")
+    assert lines[0].endswith(", loss 0.25")
+    assert lines[2] == (
+        "step  50/120  reward 1.250 = answer 0.375 + format 0.875  entropy 0.432  attenuated   7.2%  "
+        "   1234 tokens/s    0.50 s  0:01:10 left"  # 30 s for the 30 steps since the resumed one, 70 to go
+    )
+    for word in ("reward", "entropy", "attenuated", "tokens/s"):
+        assert lines[1].index(word) == lines[2].index(word)  # aligned, also where metrics are absent
+    assert lines[3] == "step 50: arithmetic Pass@1 34.2 % (30.2 to 38.4 %), n = 512"
+    assert lines[4:] == ["a [note]", "failed: no space left"]
+
+
+def test_plain_lines_survive_a_poor_encoding_and_a_reader_that_left() -> None:
+    sink, buffer = plain("ascii")
+    sink.note("ρ \x1b[31m \ud83d")
+    assert buffer.getvalue() == b"? ?[31m ?\n"
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    PlainSink(Console(file=Gone())).note("to nobody")
+
+
+def test_only_a_terminal_that_can_draw_gets_the_live_view(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminal(encoding: str) -> Console:
+        return Console(file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), force_terminal=True)
+
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(console_sink(run, terminal("utf-8")), LiveSink)
+    assert isinstance(console_sink(run, terminal("ascii")), PlainSink)
+    assert isinstance(console_sink(run, Console(file=io.StringIO())), PlainSink)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(console_sink(run, terminal("utf-8")), PlainSink)
+
+
+def draw(run: RunFolder, width: int, **start: Any) -> str:
+    """What the live view shows at this width, after a whole life of it."""
+    sink = LiveSink(run, Console(file=io.StringIO(), width=width, force_terminal=True))
+    tell(sink)
+    sink.begin_stage("evaluating on arithmetic", 512)
+    recording = Console(file=io.StringIO(), width=width, record=True)
+    recording.print(sink)
+    sink.finish("finished", None)
+    return recording.export_text()
+
+
+def test_the_live_view_shows_the_run_at_a_glance(run: RunFolder) -> None:
+    text = draw(run, 100)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    for shown in (
+        "first-run · sspo atanlog · seed 0",
+        "50/120",
+        "0/512",
+        "evaluating on arithmetic",
+        "1.250",
+        "answer 0.375  format 0.875",
+        "0.432",
+        "7.2%",
+        "0:01:10 left",
+        "1234 tokens/s",
+        "sampling 0.30 s  grading 0.04 s  learning 0.16 s",
+        "arithmetic 34.2 % (30.2 to 38.4 %), n = 512",
+        "[bold]half [/nope] <think>",  # as it was sampled, not as markup
+        "answer 1.0  format 0.5  gold [4]",
+    ):
+        assert shown in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "…" in text  # the completion is cut
+
+
+@pytest.mark.parametrize("width", [40, 12, 1])
+def test_the_live_view_fits_narrow_terminals(run: RunFolder, width: int) -> None:
+    text = draw(run, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    if width == 40:
+        assert "50/120" in text
+        assert "answer 0.375" in text
+
+
+def test_the_live_view_does_not_end_a_run_whose_terminal_is_gone(run: RunFolder) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    sink = LiveSink(run, Console(file=Gone(), force_terminal=True))
+    tell(sink)
+    sink.finish("finished", None)
+
+
+def test_the_live_view_can_be_closed_before_it_began(run: RunFolder) -> None:
+    LiveSink(run, Console(file=io.StringIO(), force_terminal=True)).finish("failed", "no such model")

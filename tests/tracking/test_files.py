@@ -1,0 +1,116 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sspo_cli.errors import UserError
+from sspo_cli.tracking.files import (
+    append_jsonl,
+    read_json,
+    read_jsonl,
+    truncate_jsonl,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "status.json"
+    write_text_atomic(path, "old")
+
+    def crash(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_text_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_file_is_on_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.fstat(fd).st_size), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    write_text_atomic(tmp_path / "a", "four")
+    assert calls == [4, "replace"]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")]
+)
+def test_a_disk_that_refuses_is_one_sentence_with_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError) as raised:
+        write_json_atomic(tmp_path / "status.json", {})
+    assert str(raised.value) == f"cannot write {tmp_path / 'status.json'}: {said}"
+    with pytest.raises(UserError, match=r"cannot write .*no-such-folder/rows\.jsonl"):
+        append_jsonl(tmp_path / "no-such-folder" / "rows.jsonl", {})
+
+
+def test_rows_come_back_as_they_were_appended(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "two\nlines \u2028 and π"}, {"n": 1, "x": 0.1}]
+    for row in rows:
+        append_jsonl(path, row)
+    assert read_jsonl(path) == rows
+    assert "π" in path.read_text(encoding="utf-8")  # readable without a JSON parser
+    assert read_jsonl(tmp_path / "absent.jsonl") == []
+
+
+def test_what_json_has_no_word_for_is_null_and_half_a_surrogate_is_no_exception(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, {"loss": float("nan"), "list": [float("inf"), 1.0], "text": "\ud83d"})
+    (line,) = path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) == {"loss": None, "list": [None, 1.0], "text": "?"}
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, {"step": 1})
+    whole = path.read_bytes()
+    for torn in (b"{", b'{"step": 2, "text": "\xcf', b'{"step": 2}'):  # the last one lacks only its newline
+        path.write_bytes(whole + torn)
+        assert read_jsonl(path) == [{"step": 1}]
+
+
+def test_a_damaged_line_elsewhere_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n{"step":\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2 is not valid JSON"):
+        read_jsonl(path)
+    with pytest.raises(UserError, match="is not valid JSON"):
+        read_json(path)
+
+
+def test_truncating_keeps_whole_rows_and_makes_room_for_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    for step in range(1, 6):
+        append_jsonl(path, {"step": step})
+    with path.open("ab") as file:
+        file.write(b'{"step": 6, "tor')
+    truncate_jsonl(path, lambda row: row["step"] <= 3)
+    append_jsonl(path, {"step": 4, "again": True})
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3, 4]
+
+    monkeypatch.setattr(os, "replace", lambda a, b: pytest.fail("stopped here"))
+    with pytest.raises(pytest.fail.Exception):
+        truncate_jsonl(path, lambda row: False)
+    assert len(read_jsonl(path)) == 4
+    truncate_jsonl(tmp_path / "absent.jsonl", lambda row: False)
+    assert not (tmp_path / "absent.jsonl").exists()

@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sspo_cli.config import RunOptions, load_config
+from sspo_cli.errors import UserError
+from sspo_cli.tracking.files import append_jsonl, write_json_atomic
+from sspo_cli.tracking.run_folder import RunFolder
+
+
+def test_a_new_run_says_what_is_run(tmp_path: Path) -> None:
+    options = load_config(overrides=["objective.method=gmpo", "objective.clip_space=log", "seed=3"])
+    with RunFolder.create(tmp_path / "runs" / "a", options, ["sspo", "train", "--seed", "3"]) as run:
+        assert run.checkpoints.is_dir()
+        assert run.eval.is_dir()
+        assert run.status["state"] == "running"
+    about = json.loads((tmp_path / "runs" / "a" / "config.json").read_text())
+    assert about["command"] == ["sspo", "train", "--seed", "3"]
+    assert about["packages"]["torch"] == torch.__version__
+    assert about["options"]["objective"]["eps_high"] == 0.4  # a default of the method, resolved
+    assert RunFolder.open(tmp_path / "runs" / "a").config == options
+
+
+def test_a_run_is_never_written_over(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "a", RunOptions(), []).close()
+    before = (tmp_path / "a" / "config.json").read_text()
+    with pytest.raises(UserError, match=r"run .*/a exists; choose another --run or add --resume") as _refusal:
+        RunFolder.create(tmp_path / "a", RunOptions(seed=1), [])
+    assert (tmp_path / "a" / "config.json").read_text() == before
+    RunFolder.resume(tmp_path / "a").close()  # the refusal let go of the lock, although its frames are still alive
+    with pytest.raises(UserError, match="exists"):  # a folder of runs is none either
+        RunFolder.create(tmp_path, RunOptions(), [])
+
+
+def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no run"):
+        RunFolder.open(tmp_path)
+    RunFolder.create(tmp_path / "a", RunOptions(), []).close()
+    for damaged, said in (('{"options": {', "is not valid JSON"), ("{}", "holds no options")):
+        (tmp_path / "a" / "config.json").write_text(damaged)
+        with pytest.raises(UserError, match=said):
+            RunFolder.open(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text('{"options": {"sed": 1}}')
+    with pytest.raises(
+        UserError, match=r"does not fit this version of sspo: unknown option `sed`; did you mean `seed`"
+    ):
+        RunFolder.open(tmp_path / "a")
+
+
+def test_status_keeps_the_first_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunFolder.create(tmp_path / "a", RunOptions(), []) as run:
+        started = run.status["started"]
+        monkeypatch.setattr("sspo_cli.tracking.run_folder._now", lambda: "later")
+        run.write_status("failed", 7, 120, "no space")
+        assert run.status["started"] == started
+        assert run.status["updated"] == "later"
+        assert {k: run.status[k] for k in ("state", "step", "steps", "reason")} == {
+            "state": "failed",
+            "step": 7,
+            "steps": 120,
+            "reason": "no space",
+        }
+
+
+def test_truncating_drops_what_came_after_the_step(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "a", RunOptions(), []) as run:
+        for step in range(1, 5):
+            append_jsonl(run.metrics_path, {"step": step})
+            append_jsonl(run.completions_path, {"step": step})
+        write_json_atomic(run.summary_path, [{"step": 0}, {"step": 2}, {"step": 4}])
+        run.truncate(2)
+        for rows, steps in ((run.metrics(), [1, 2]), (run.completions(), [1, 2]), (run.evaluations(), [0, 2])):
+            assert [row["step"] for row in rows] == steps
+
+
+def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    RunFolder.create(path, RunOptions(), []).close()
+    hold = f"""
+import sys; from filelock import FileLock
+with FileLock({str(path / ".lock")!r}):
+    print("held", flush=True); sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="is being written by another process"):
+            RunFolder.resume(path)
+        assert RunFolder.open(path).is_being_written()  # reading is free
+        other.communicate()
+    assert not RunFolder.open(path).is_being_written()
+    RunFolder.resume(path).close()

@@ -1,0 +1,87 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sspo_cli.config import load_config
+from sspo_cli.errors import UserError
+from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.tracker import open_tracker
+
+SUMMARY = {"pass_at_1": 0.342, "low": 0.302, "high": 0.384, "n": 512}
+
+
+@pytest.fixture(autouse=True)
+def _without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+
+
+def recorded(file: Path, kind: str, item: str | None = "item") -> list[dict[str, Any]]:
+    """What an offline run has written down for `wandb sync`."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [row[kind] for line in lines if (row := json.loads(line))["type"] == kind]
+    return [row[item] for row in rows] if item else rows
+
+
+def create(path: Path, mode: str) -> RunFolder:
+    return RunFolder.create(path, load_config(overrides=[f"wandb.mode={mode}", "wandb.tags=[a]"]), [])
+
+
+def test_an_offline_run_needs_no_login_and_goes_on_under_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    started = []
+    init = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append((init(**options), options)) or started[-1][0])
+    path = tmp_path / "a"
+    for part, open_run in enumerate((lambda: create(path, "offline"), lambda: RunFolder.resume(path))):
+        with open_run() as run, open_tracker(run, Console(file=io.StringIO())) as tracker:
+            tracker.start(4, 2 * part)
+            for step in (2 * part + 1, 2 * part + 2):
+                tracker.log(step, {"reward/mean": 1.0 + step})
+            tracker.completions(2, [{"rollout": 1, "completion": "<think>"}])
+            tracker.evaluation(2 * part + 2, "gsm8k", SUMMARY)
+
+    (first, options), (second, _) = started
+    assert first.id == second.id == (path / "wandb-id").read_text().strip()
+    assert (first.group, first.name, first.tags) == ("sspo-atanlog", "a", ("a",))
+    assert options["config"]["objective"]["tau_pos"] == 0.2
+    out, err = capfd.readouterr()
+    assert out + err == ""  # wandb keeps quiet
+    history = recorded(Path(second.settings.sync_file), "history")
+    assert [(row["_step"], row["step"], row["reward/mean"]) for row in history] == [(3, 3, 4.0), (4, 4, 5.0)]
+    assert history[-1]["eval/gsm8k/pass_at_1"] == 0.342
+    assert history[-1]["completions.nrows"] == 1
+    metrics = {
+        row.get("name", row.get("glob_name")): row for row in recorded(Path(second.settings.sync_file), "metric", None)
+    }
+    assert metrics["*"]["step_metric"] == "step"
+
+
+def test_online_without_a_login_is_one_sentence(tmp_path: Path) -> None:
+    with create(tmp_path / "a", "online") as run:
+        tracker = open_tracker(run, Console(file=io.StringIO()))
+        with pytest.raises(
+            UserError, match=r"^wandb cannot start: .*log.?in.* or set wandb.mode to offline$"
+        ) as raised:
+            tracker.start(4)
+        assert "\n" not in str(raised.value)
+        tracker.finish("failed", str(raised.value))  # of sinks that have not all been started
+        assert run.status["state"] == "failed"
+
+
+def test_wandb_is_imported_only_where_it_is_asked_for() -> None:
+    code = "import sspo_cli.tracking.tracker, sys; sys.exit('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
