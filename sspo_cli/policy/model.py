@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -134,7 +135,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
             revision = options.revision if source == options.name else None
             tokenizer = _load_tokenizer(source, revision)
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"model.name = {source} cannot be loaded: {_first_sentence(error)}") from None
     if not tokenizer.chat_template:
         raise UserError(

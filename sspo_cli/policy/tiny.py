@@ -1,45 +1,44 @@
 """The embedded default: a character-level tokenizer and a Qwen2-shaped model of about 0.2 M parameters."""
 
-import string
-
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import AddedToken, pre_tokenizers
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from sspo_cli.config import TinyModelOptions
 
 CONTEXT = 1024
 INITIALIZER_RANGE = 0.08  # at Qwen2's 0.02 so narrow a model learns worked chains late, or not within the cold start
-CHARACTERS = string.printable[:95] + "\n"
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-SPECIAL = ("<|pad|>", "<|unknown|>", "<|im_start|>", "<|im_end|>")
-ROLES = ("system", "user", "assistant")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEXT = ("<think>", "</think>", "<answer>", "</answer>", "system", "user", "assistant")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable ASCII character, with Qwen's chat markup, and one for each tag and role."""
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *CHARACTERS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    # Like Qwen3's, the tags are tokens of their own, and text rather than markup: decoding keeps them.
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (*TAGS, *ROLES)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        unk_token="<|unknown|>",
+def tiny_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's byte-level tokenizer without merges, so one token a character of ASCII, with Qwen's chat markup.
+
+    A Qwen2 model's folder must hold a Qwen2 tokenizer: `AutoTokenizer` takes any other one for that, and drops what it
+    does not know without a word.
+    """
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *characters))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
         eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
         chat_template=CHAT_TEMPLATE,
         model_max_length=CONTEXT,
     )
+    # As in Qwen3, the tags are tokens of their own and yet text, not markup.
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TEXT])
+    return tokenizer
 
 
-def tiny_model(options: TinyModelOptions, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def tiny_model(options: TinyModelOptions, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """Random weights, drawn from `options.seed` alone."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),

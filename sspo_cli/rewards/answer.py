@@ -100,7 +100,10 @@ def _integer(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """status: "ok", "timeout", "error" (the comparison failed, as when its worker died) or "no answer"; only "ok" can be equal."""
+    """Whether the answers are equal, and how the check ended.
+
+    status  "ok", "timeout", "error" (the comparison failed, as when its worker died) or "no answer"
+    """
 
     equal: bool
     status: str

@@ -106,7 +106,7 @@ class Tracker:
         match error:
             case None:
                 self.finish("finished")
-            case KeyboardInterrupt():
+            case Interrupted() | KeyboardInterrupt():
                 self.finish("interrupted", str(error) or "stopped by the user")
             case UserError():
                 self.finish("failed", str(error))

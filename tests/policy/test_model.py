@@ -1,0 +1,79 @@
+"""Loading and storing a policy, in the formats that other programs read."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sspo_cli.config import LoraOptions, ModelOptions
+from sspo_cli.errors import UserError
+from sspo_cli.policy.model import load_policy, resolve_device
+
+CPU = torch.device("cpu")
+
+
+def test_a_saved_policy_reads_and_writes_as_before(policy, tmp_path):
+    """Also through plain transformers: the weights to the bit, every character of a text."""
+    policy.save(tmp_path)
+    text = "".join(map(chr, range(32, 127))) + "\n ü → 数 <think>1+2 = 3</think><answer>3</answer><|im_end|>"
+    ids = policy.tokenizer.encode(text, add_special_tokens=False)
+    assert policy.tokenizer.decode(ids) == text
+    assert len(policy.tokenizer.encode("3+9-5=7")) == 7
+    for tokenizer in (AutoTokenizer.from_pretrained(tmp_path), load_policy(ModelOptions(), CPU, tmp_path).tokenizer):
+        assert tokenizer.encode(text, add_special_tokens=False) == ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.chat_template == policy.tokenizer.chat_template
+    for model in (AutoModelForCausalLM.from_pretrained(tmp_path), load_policy(ModelOptions(), CPU, tmp_path).model):
+        for name, value in policy.model.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_the_default_model_has_about_the_promised_size():
+    policy = load_policy(ModelOptions(), CPU)
+    assert 0.15e6 < sum(parameter.numel() for parameter in policy.parameters) < 0.25e6
+    assert policy.vocabulary == len(policy.tokenizer)
+
+
+def test_a_lora_checkpoint_is_an_adapter_that_trains_on(tiny, tmp_path, make_batch):
+    options = ModelOptions(tiny=tiny, lora=LoraOptions(rank=4))
+    policy = load_policy(options, CPU)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.normal_()
+    policy.save(tmp_path)
+    again = load_policy(options, CPU, tmp_path)
+    batch = make_batch()
+    torch.testing.assert_close(again.logprobs(batch, 1.0)[0], policy.logprobs(batch, 1.0)[0])
+    assert len(again.parameters) == len(policy.parameters) > 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (["tokenizer.json", "tokenizer_config.json"], "has no tokenizer"),
+        (["chat_template.jinja"], "has no chat template"),
+        (["config.json"], "has no config.json"),
+        (["model.safetensors"], "has no weights"),
+    ],
+)
+def test_an_incomplete_model_folder_is_told(policy, tmp_path, missing, said):
+    policy.save(tmp_path)
+    for name in missing:
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=said):
+        load_policy(ModelOptions(name=str(tmp_path)), CPU)
+
+
+def test_damaged_weights_and_unknown_names_are_told(policy, tmp_path):
+    policy.save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_policy(ModelOptions(name=str(tmp_path)), CPU)
+    with pytest.raises(UserError, match=r"model.name = nobody/nothing cannot be loaded"):
+        load_policy(ModelOptions(name="nobody/nothing"), CPU)
+
+
+def test_a_device_that_is_not_there_is_told():
+    with pytest.raises(UserError, match="device = cuda:7 is not available"):
+        resolve_device("cuda:7")
+    with pytest.raises(UserError, match="device = quantum is not available"):
+        resolve_device("quantum")

@@ -1,0 +1,139 @@
+"""Verdicts by value, and that nothing a model writes can hold the checker up."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sspo_cli.rewards import AnswerChecker, Verdict, grade
+
+RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
+HOSTILE = "10^{10^{10}}"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("336", r"336^\circ"),
+        (r"336^\circ", "336"),
+        (r"\boxed{025}", "25"),
+        ("10080", r"10,\!080"),
+        ("72.", "72"),
+        (r"\boxed{72.}", "72"),
+        ("0.5", r"\frac{1}{2}"),
+        (r"\frac12", r"\frac{1}{2}"),
+        ("Evelyn", r"\text{Evelyn}"),
+        (r"\text{(C)}", "C"),
+        ("yes", "Yes"),
+        ("[-2,7]", r"x \in [-2,7]"),
+        (r"x \in [-2,7]", r"x \in [-2,7]"),
+        ("(3, \\pi/2)", r"\left( 3, \frac{\pi}{2} \right)"),
+        ("18%", "18"),
+        ("18", r"18\%"),
+        ("0.18", r"18\%"),
+        ("$18", "18"),
+        ("3+5-2=6", "6"),
+        ("12/2", "6"),
+        ("2, 1", "1,2"),
+    ],
+)
+def test_equal_by_value(checker, prediction, gold):
+    assert checker.check([(prediction, gold)]) == [RIGHT]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("-336", "336"),
+        (r"\frac{1}{3}", r"\frac{1}{2}"),
+        ("0.333", r"\frac{1}{3}"),
+        ("No", "Yes"),
+        ("[-2,7)", r"x \in [-2,7]"),
+        ("(2,1)", "(1,2)"),
+        ("q-p", "p-q"),
+        ("5, 6", "5"),
+        ("4} \\boxed{5", "5"),
+        (r"-\infty", r"\infty"),
+        ("3+5-2", "6"),
+        ("x" * 5000, "x"),
+    ],
+)
+def test_unequal(checker, prediction, gold):
+    assert checker.check([(prediction, gold)]) == [WRONG]
+
+
+def test_verdicts_keep_the_order_of_the_pairs(checker):
+    pairs = [(r"\frac{1}{2}", "0.5"), (None, "1"), ("3", "3"), ("", "1"), (r"\frac{1}{2}", "0.7"), ("2", "3")]
+    expected = [RIGHT, Verdict(False, "no answer"), RIGHT, Verdict(False, "no answer"), WRONG, WRONG]
+    assert checker.check(pairs) == expected
+
+
+def test_grade_adds_format_and_answer(checker):
+    texts = ["<think>a</think><answer>\\boxed{4}</answer>", "<answer>5</answer>", "4"]
+    rewards = grade(texts, ["4", "4", "4"], checker)
+    assert [(r.answer, r.format, r.total, r.extracted, r.status) for r in rewards] == [
+        (1.0, 1.0, 2.0, "4", "ok"),
+        (0.0, 0.25, 0.25, "5", "ok"),
+        (0.0, 0.0, 0.0, None, "no answer"),
+    ]
+
+
+def test_a_hostile_answer_among_normal_ones_costs_its_limit():
+    normal = [(rf"\frac{{{i}}}{{7}}", f"{i}/7") for i in range(1, 21)]
+    with AnswerChecker(workers=1, timeout=1.5) as checker:
+        checker.check([("1/2", "0.5")])  # starts the worker
+        start = time.perf_counter()
+        verdicts = checker.check([*normal[:10], (HOSTILE, "7"), *normal[10:]])
+        elapsed = time.perf_counter() - start
+        assert verdicts == [*[RIGHT] * 10, Verdict(False, "timeout"), *[RIGHT] * 10]
+        assert checker.timeouts == 1
+        assert 1.5 <= elapsed < 5.0  # the rest is a new worker, on a slow machine
+        assert checker.check([(HOSTILE, "7")])[0].status == "timeout"
+        assert time.perf_counter() - start < elapsed + 1.0  # known by now
+    assert time.perf_counter() - start < elapsed + 3.0  # and leaving waits for nobody
+
+
+def test_submit_does_not_wait():
+    with AnswerChecker(workers=1, timeout=1.0) as checker:
+        start = time.perf_counter()
+        pending = checker.submit(HOSTILE, "7")
+        assert not pending.done()
+        assert time.perf_counter() - start < 1.0
+        assert checker.submit("7", "7").result(timeout=0.1) == RIGHT
+        assert pending.result(timeout=60.0).status == "timeout"
+
+
+def test_workers_are_light_limited_and_replaced_when_they_die(checker):
+    checker.check([("1/2", "0.5")])
+
+    def ask(expression: str):
+        return checker._pool.schedule(eval, (expression,)).result(timeout=60.0)
+
+    assert "torch" in sys.modules  # the parent has it, by tests/conftest.py
+    assert not ask("'torch' in __import__('sys').modules")
+    assert ask("__import__('resource').getrlimit(__import__('resource').RLIMIT_AS)[0]") == 2 << 30
+    worker = ask("__import__('os').getpid()")
+    pending = checker.submit("9^{9^{9^{9}}}", "7")
+    while not pending.done():
+        time.sleep(0.2)
+        try:
+            os.kill(worker, signal.SIGKILL)
+        except ProcessLookupError:
+            break
+    assert pending.result(timeout=60.0) == Verdict(False, "error")
+    assert checker.check([("1/3", r"\frac{1}{3}")]) == [RIGHT]
+
+
+def test_quick_answers_start_no_worker_and_load_no_sympy():
+    code = (
+        "import sys\n"
+        "from sspo_cli.rewards import AnswerChecker\n"
+        "with AnswerChecker() as checker:\n"
+        "    checker.check([('1,234', '1234'), ('x', 'x'), (None, '3'), ('3+4', '7')])\n"
+        "    assert not {'sympy', 'math_verify', 'torch'} & set(sys.modules)\n"
+        "    assert checker._pool is None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

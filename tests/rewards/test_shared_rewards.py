@@ -1,0 +1,59 @@
+"""Gold answers, and outputs of real models, as published."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sspo_cli.rewards import grade
+from sspo_cli.tasks import load_problems
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="no shared data beside the project")
+
+BENCHMARKS = ["gsm8k", "math500", "aime24", "aime25"]
+# Neighbours whose answers differ in writing alone.
+SAME_VALUE = {("5", "x=5")}
+
+
+def golds_of(benchmark: str) -> list[str]:
+    return [problem.answer for problem in load_problems(benchmark, path=str(SHARED / benchmark), split="test")]
+
+
+def completion(answer: str) -> str:
+    return f"<think>Let me see.</think>\n<answer>{answer}</answer>"
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("form", ["{}", r"\boxed{{{}}}", r"The answer is $\boxed{{{}}}$."])
+def test_every_gold_answer_earns_the_full_reward(checker, benchmark, form):
+    golds = golds_of(benchmark)
+    rewards = grade([completion(form.format(gold)) for gold in golds], golds, checker)
+    assert [gold for gold, reward in zip(golds, rewards, strict=True) if reward.total != 2.0] == []
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_the_next_different_gold_answer_earns_nothing(checker, benchmark):
+    golds = golds_of(benchmark)
+    others = [next(o for o in golds[i + 1 :] + golds[:i] if o != gold) for i, gold in enumerate(golds)]
+    rewards = grade([completion(other) for other in others], golds, checker)
+    taken = {(g, o) for g, o, reward in zip(golds, others, rewards, strict=True) if reward.answer != 0.0}
+    assert taken <= SAME_VALUE
+    assert {reward.status for reward in rewards} == {"ok"}
+
+
+def test_raw_aime25_answers_agree_with_the_tidied_ones(checker):
+    raw, tidy = (
+        [p.answer for p in load_problems("aime25", path=str(SHARED / "aime25" / name), split="test")]
+        for name in ("opencompass.jsonl", "test.jsonl")
+    )
+    assert any("circ" in answer for answer in raw)
+    assert all(verdict.equal for verdict in checker.check(list(zip(tidy, raw, strict=True))))
+
+
+def test_judgement_of_published_gsm8k_solutions(checker):
+    rows = [json.loads(line) for line in (SHARED / "outputs" / "gsm8k_example_solutions.jsonl").open()]
+    answers = [row["prediction"].rpartition("A:")[2].strip() for row in rows]
+    rewards = grade([completion(answer) for answer in answers], [row["gold"] for row in rows], checker)
+    assert len(rows) == 600
+    assert [reward.answer == 1.0 for reward in rewards] == [row["correct"] for row in rows]

@@ -1,0 +1,300 @@
+"""Every data set in the layouts that it is published in, and the sentence for each thing that can be wrong with a file."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from sspo_cli.config import TaskName
+from sspo_cli.errors import UserError
+from sspo_cli.tasks import TASKS, load_problems
+from sspo_cli.tasks.dapo import INSTRUCTION_AFTER, INSTRUCTION_BEFORE
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def verl_row(question: str, gold: str, index: str) -> dict:
+    content = f"{INSTRUCTION_BEFORE}\n\n{question}\n\n{INSTRUCTION_AFTER}"
+    return {
+        "data_source": "math_dapo",
+        "prompt": [{"content": content, "role": "user"}],
+        "reward_model": {"ground_truth": gold, "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": index},
+    }
+
+
+QUESTIONS = [{"question": "1+1?", "answer": "2"}, {"question": "2+2?", "answer": "4"}]
+
+
+def test_every_task_of_the_options_is_known():
+    assert set(TASKS) == set(get_args(TaskName))
+
+
+# --- the published layouts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "gold"), [("1,234", "1234"), (" 18", "18"), ("$2,000 ", "2000"), ("-5", "-5"), ("0.5", "0.5")]
+)
+def test_gsm8k_gold_stands_behind_the_marks(tmp_path, written, gold):
+    rows = [{"question": " Why? ", "answer": f"Since 3 #### 4 is no end\n####{written}"}]
+    (problem,) = load_problems("gsm8k", path=str(write_jsonl(tmp_path / "test.jsonl", rows)), split="test")
+    assert (problem.question, problem.answer, problem.task, problem.id) == ("Why?", gold, "gsm8k", "test-0")
+
+
+def test_gsm8k_row_without_marks_is_refused(tmp_path):
+    file = write_jsonl(
+        tmp_path / "train.jsonl", [{"question": "Q", "answer": "so 4\n#### 4"}, {"question": "Q", "answer": "5"}]
+    )
+    with pytest.raises(UserError, match=r"train.jsonl, line 2 has no gold answer behind `####`"):
+        load_problems("gsm8k", path=str(file), split="train")
+
+
+def test_deepmath_parquet_shards_in_order(tmp_path):
+    row = {"difficulty": 5.0, "topic": "Mathematics -> Algebra", "r1_solution_1": "Okay, so"}
+    for shard in range(2):
+        rows = [{**row, "question": f"q{shard}{i}", "final_answer": f"\\frac{{{i}}}{{7}}"} for i in range(2)]
+        write_parquet(tmp_path / "data" / f"train-0000{shard}-of-00002.parquet", rows)
+    problems = load_problems("deepmath", path=str(tmp_path), split="train")
+    assert [p.question for p in problems] == ["q00", "q01", "q10", "q11"]
+    assert [p.id for p in problems] == ["train-0", "train-1", "train-2", "train-3"]
+    assert problems[1].answer == r"\frac{1}{7}"
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_dapo_of_verl_is_stripped_and_each_question_kept_once(tmp_path, write):
+    rows = [verl_row("What is $1+1$?", "2", "a"), verl_row("What is 2+2?", "4", "b")] * 3
+    rows += [verl_row("What is 2+2?", "-1", "c")]  # the same question under another index
+    file = write(tmp_path / f"train.{'jsonl' if write is write_jsonl else 'parquet'}", rows)
+    problems = load_problems("dapo", path=str(file), split="train")
+    assert [(p.id, p.question, p.answer) for p in problems] == [
+        ("a", "What is $1+1$?", "2"),
+        ("b", "What is 2+2?", "4"),
+    ]
+
+
+def test_dapo_as_cleaned_by_open_r1(tmp_path):
+    row = {"prompt": "Find $x$.", "solution": "34", "extra_info": {"index": "a-b"}}
+    (problem,) = load_problems("dapo", path=str(write_jsonl(tmp_path / "p.jsonl", [row])), split="train")
+    assert (problem.id, problem.question, problem.answer) == ("a-b", "Find $x$.", "34")
+
+
+def test_benchmarks_keep_their_ids(tmp_path):
+    math = write_jsonl(tmp_path / "math.jsonl", [{"problem": "p", "answer": "\\pi", "unique_id": "test/a/1.json"}])
+    aime = write_jsonl(tmp_path / "aime.jsonl", [{"id": 60, "problem": "p", "answer": "025", "solution": "…"}])
+    assert load_problems("math500", path=str(math), split="test")[0].id == "test/a/1.json"
+    (problem,) = load_problems("aime24", path=str(aime), split="test")
+    assert (problem.id, problem.answer, problem.task) == ("60", "025", "aime24")
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "count"),
+    [
+        ("gsm8k", "train", 7473),
+        ("gsm8k", "test", 1319),
+        ("deepmath", "train", 4994),
+        ("math500", "test", 500),
+        ("aime24", "test", 30),
+        ("aime25", "test", 30),
+    ],
+)
+def test_shared_copies_load_whole(task, split, count):
+    if not (SHARED / task).exists():
+        pytest.skip("no shared data beside the project")
+    problems = load_problems(task, path=str(SHARED / task), split=split)
+    assert len(problems) == count
+    assert not any("####" in p.answer or not p.answer.strip() for p in problems)
+
+
+def test_shared_dapo_has_no_instructions_left():
+    if not (SHARED / "dapo").exists():
+        pytest.skip("no shared data beside the project")
+    verl, cleaned = (
+        load_problems("dapo", path=str(SHARED / "dapo" / f"{name}.jsonl"), split="train", limit=14)
+        for name in ("sample", "processed_sample")
+    )
+    assert verl == cleaned
+    whole = load_problems("dapo", path=str(SHARED / "dapo" / "sample.jsonl"), split="train")
+    assert not any("Answer:" in p.question for p in whole)
+
+
+# --- files of the user's own -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("question", ["question", "problem", "prompt"])
+@pytest.mark.parametrize("answer", ["answer", "final_answer"])
+def test_file_accepts_the_documented_columns(tmp_path, question, answer):
+    (problem,) = load_problems(
+        "file", path=str(write_jsonl(tmp_path / "x.jsonl", [{question: "q", answer: "a"}])), split="train"
+    )
+    assert (problem.question, problem.answer, problem.demonstration) == ("q", "a", None)
+
+
+def test_file_answers_stay_as_written(tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text(
+        '{"question": "a", "answer": "025"}\n\n{"question": "b", "answer": 25}\n'
+        '{"question": "c", "answer": 0.10}\n{"question": "d", "answer": "2024-01-05"}\n'
+    )
+    assert [p.answer for p in load_problems("file", path=str(file), split="train")] == [
+        "025",
+        "25",
+        "0.10",
+        "2024-01-05",
+    ]
+
+
+def test_file_takes_ids_and_demonstrations(tmp_path):
+    rows = [{"id": 7, "demonstration": "<think>…</think>", **QUESTIONS[0]}, {"unique_id": "u", **QUESTIONS[1]}]
+    first, second = load_problems("file", path=str(write_jsonl(tmp_path / "x.jsonl", rows)), split="train")
+    assert (first.id, first.demonstration) == ("7", "<think>…</think>")
+    assert (second.id, second.demonstration) == ("u", None)
+
+
+def test_json_array_and_parquet_say_the_same(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(QUESTIONS))
+    write_parquet(tmp_path / "b.parquet", QUESTIONS)
+    array, parquet = (
+        load_problems("file", path=str(tmp_path / name), split="train") for name in ("a.json", "b.parquet")
+    )
+    assert array == parquet
+    assert len(array) == 2
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    file = write_jsonl(tmp_path / "x.jsonl", QUESTIONS)
+    load_problems("file", path=str(file), split="train")
+    write_jsonl(file, QUESTIONS[:1])
+    assert len(load_problems("file", path=str(file), split="train")) == 1
+
+
+def test_folder_gives_the_split_asked_for(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", QUESTIONS)
+    write_jsonl(tmp_path / "test.jsonl", QUESTIONS[:1])
+    write_jsonl(tmp_path / "extra.jsonl", QUESTIONS[:1])
+    assert len(load_problems("file", path=str(tmp_path), split="train")) == 2
+    assert len(load_problems("file", path=str(tmp_path), split="test")) == 1
+    with pytest.raises(UserError, match="has no split validation; it has train, test"):
+        load_problems("file", path=str(tmp_path), split="validation")
+
+
+def test_folder_without_splits_is_read_whole(tmp_path):
+    write_jsonl(tmp_path / "algebra.jsonl", QUESTIONS)
+    write_jsonl(tmp_path / "geometry.jsonl", QUESTIONS)
+    assert len(load_problems("file", path=str(tmp_path), split="train")) == 4
+
+
+def test_limit_stops_before_what_lies_behind(tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps(QUESTIONS[0]) + "\n{broken\n")
+    assert len(load_problems("file", path=str(file), split="train", limit=1)) == 1
+
+
+# --- what can be wrong -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (json.dumps(QUESTIONS[0]) + '\n{"question": "b", "answ', r"x\.jsonl, line 2 is not valid JSON"),
+        (
+            '{"question": "a", "answer": "1"}\n{"question": "b"}\n',
+            r"x\.jsonl, line 2 has no text in `answer` or `final_answer`",
+        ),
+        ('\n{"question": " ", "answer": "1"}\n', r"x\.jsonl, line 2 has no text in `question`"),
+        (
+            '{"question": "a", "answer": null}\n',
+            r"x\.jsonl, line 1 has no text in `answer`.*its columns are question, answer",
+        ),
+        ('["a", "b"]\n', r"x\.jsonl, line 1 must be an object"),
+        ("\n", r"task file has no problems in .*x\.jsonl"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, content, sentence):
+    (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        load_problems("file", path=str(tmp_path / "x.jsonl"), split="train")
+
+
+def test_bad_parquet_rows_and_files_are_named(tmp_path):
+    rows = write_parquet(tmp_path / "rows.parquet", [*QUESTIONS, {"question": "c", "answer": None}])
+    with pytest.raises(UserError, match=r"rows\.parquet, row 3 has no text in `answer`"):
+        load_problems("file", path=str(rows), split="train")
+    (tmp_path / "cut.parquet").write_bytes(rows.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cut\.parquet is not valid Parquet"):
+        load_problems("file", path=str(tmp_path / "cut.parquet"), split="train")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.jsonl does not exist"):
+        load_problems("file", path=str(tmp_path / "absent.jsonl"), split="train")
+    (tmp_path / "x.csv").write_text("question,answer\n")
+    with pytest.raises(UserError, match=r"x\.csv has an unknown type; use \.jsonl, \.json, \.parquet"):
+        load_problems("file", path=str(tmp_path / "x.csv"), split="train")
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.jsonl is not UTF-8"):
+        load_problems("file", path=str(tmp_path / "latin.jsonl"), split="train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no \.jsonl"):
+        load_problems("file", path=str(tmp_path / "empty"), split="train")
+
+
+def test_two_rows_with_one_id_are_refused(tmp_path):
+    rows = [{"id": "same", **row} for row in QUESTIONS]
+    with pytest.raises(UserError, match="two problems of task file have the id same"):
+        load_problems("file", path=str(write_jsonl(tmp_path / "x.jsonl", rows)), split="train")
+
+
+def test_unknown_tasks_splits_and_missing_paths():
+    with pytest.raises(UserError, match="unknown task gms8k; did you mean gsm8k"):
+        load_problems("gms8k", split="train")
+    with pytest.raises(UserError, match="has no split test; it has train"):
+        load_problems("deepmath", split="test")
+    with pytest.raises(UserError, match="has no split train; it has test"):
+        load_problems("math500", split="train")
+    with pytest.raises(UserError, match="task `file` needs path"):
+        load_problems("file", split="train")
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_unreachable_hub_points_to_path(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"openai/never-there cannot be loaded.*path="):
+        load_problems("gsm8k", path="openai/never-there", split="train")
+
+
+@pytest.mark.parametrize(
+    ("task", "path", "split", "asked"),
+    [
+        ("gsm8k", None, "test", ("openai/gsm8k", "main", "test")),
+        ("gsm8k", "someone/other", "train", ("someone/other", None, "train")),
+        ("aime24", None, "test", ("HuggingFaceH4/aime_2024", None, "train")),  # the hub calls its only split so
+        ("aime25", None, "test", ("math-ai/aime25", None, "test")),
+    ],
+)
+def test_hub_names_configurations_and_splits(monkeypatch, task, path, split, asked):
+    def load_dataset(name, config, split):
+        assert (name, config, split) == asked
+        return datasets.Dataset.from_list([{"question": "q", "answer": "#### 7", "id": 3, "long_solution": "…"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (problem,) = load_problems(task, path=path, split=split)
+    assert (problem.question, problem.task) == ("q", task)
