@@ -90,7 +90,7 @@ class Policy:
         batch = collate([group], torch.zeros(1, 1), mask_truncated=False).to(self.device)
         with torch.no_grad(), self.autocast():
             ours, _ = self.logprobs(batch, temperature=1.0)
-            logits = self.model(input_ids=batch.tokens).logits.float()
+            logits = self.model(input_ids=batch.tokens, use_cache=False).logits.float()
             theirs = logits.log_softmax(-1)[:, :-1].gather(-1, batch.tokens[:, 1:, None])
         drift = (ours - theirs.squeeze(-1)).abs().max().item()
         if drift > (1e-3 if self.dtype == torch.float32 else 0.2):
@@ -145,7 +145,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     if options.lora:
         model = _with_lora(model, options, adapter)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _enable_gradient_checkpointing(model)
         if options.lora:
             model.enable_input_require_grads()
     return Policy(model.to(device).train(options.gradient_checkpointing), tokenizer, device, dtype)
@@ -181,6 +181,14 @@ def _with_lora(model: Any, options: ModelOptions, adapter: Path | None) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.tiny.seed)
         return peft.get_peft_model(model, config)
+
+
+def _enable_gradient_checkpointing(model: Any) -> None:
+    arguments = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20
+        model.activation_checkpointing_enable(arguments)
+    else:
+        model.gradient_checkpointing_enable(arguments)
 
 
 def _disable_dropout(model: nn.Module) -> None:

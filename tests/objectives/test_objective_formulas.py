@@ -56,8 +56,8 @@ def test_weights_gradients_and_token_weights_are_the_papers(name, dtype):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_small_ratios_keep_their_digits_in_float32(name):
-    """After one optimizer step |d| is about 1e-4; log f there must not be lost in 4τσ(·) - 2τ or ρ - 1."""
+def test_small_ratios_in_float32(name):
+    """After one optimizer step |d| is about 1e-4: 4τσ(·) - 2τ and ρ - 1 cancel there, at no more than the rounding of S."""
     log_ratio = torch.tensor([[1e-4, -3e-5], [2e-5, 7e-5]])
     advantages, mask = torch.tensor([1.0, -1.0]), torch.ones(2, 2, dtype=torch.bool)
     weights = build_objective(**CASES[name][0]).weights(log_ratio, advantages, mask)

@@ -31,6 +31,17 @@ def test_extreme_ratios_give_finite_weights_and_gradients(name, dtype):
     assert (token_weights[log_ratio.abs() > 20] == 0).all()
 
 
+@pytest.mark.parametrize("method", ["arithmetic", "geometric", "sequence"])
+def test_a_sharp_sigmoid_does_not_underflow(method):
+    """σ(τ(ρ - 1)) is 0 in float32 for τ = 150 and ρ near 0; its logarithm must not be taken of that."""
+    log_ratio = torch.full((2, 3), -10.0, requires_grad=True)
+    objective = build_objective(method=method, gate="sigmoid", tau_neg=150.0, tau_pos=150.0)
+    weights = objective.weights(log_ratio, torch.tensor([1.0, -1.0]), torch.ones(2, 3))
+    (gradient,) = torch.autograd.grad(weights.sum(), log_ratio)
+    assert weights.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 def test_an_extreme_token_leaves_the_gradient_of_its_neighbours():
     log_ratio = torch.tensor([[100.0, 0.0]], requires_grad=True)
     weights = build_objective(method="sspo", gate="atanlog").weights(log_ratio, torch.ones(1), torch.ones(1, 2))
@@ -61,8 +72,8 @@ def test_a_completion_without_tokens_has_a_finite_weight_and_no_gradient(name):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float32, torch.bfloat16])
 def test_any_kind_of_mask_counts_exactly(dtype):
-    """bfloat16 cannot count past 256."""
-    log_ratio, mask = torch.full((1, 700), 0.1), torch.ones(1, 700)
+    """bfloat16 cannot count past 256; 701 would become 700."""
+    log_ratio, mask = torch.full((1, 701), 0.1), torch.ones(1, 701)
     weights = build_objective(method="grpo").weights(log_ratio, torch.ones(1), mask.to(dtype))
     torch.testing.assert_close(weights, torch.tensor([0.1]).exp())
 

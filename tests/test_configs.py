@@ -1,0 +1,126 @@
+"""The configs that come with the program: each is valid, says what the paper says, and runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from sspo_cli.config import RunOptions, load_config
+from sspo_cli.policy.tiny import tiny_tokenizer
+from sspo_cli.sweep import load_sweep
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_the_demo_config_is_the_default():
+    assert load_config([CONFIGS / "demo.yaml"]) == RunOptions()
+
+
+def test_table_1_is_the_paper_s_setting():
+    options = load_config([CONFIGS / "table1.yaml"])
+    assert options.model.name == "Qwen/Qwen2.5-7B-Instruct"
+    assert [task.name for task in options.tasks] == ["gsm8k", "deepmath"]
+    assert (options.rollout.group_size, options.rollout.max_new_tokens, options.learning.mu) == (8, 512, 2)
+    assert [benchmark.name for benchmark in options.evaluation.benchmarks] == ["gsm8k", "math500", "aime25"]
+    assert options.cold_start.steps > 0
+
+
+@pytest.mark.parametrize("size", ["8B", "14B", "30B-A3B"])
+def test_table_2_is_the_paper_s_setting(size: str):
+    options = load_config([CONFIGS / f"table2-qwen3-{size.lower()}.yaml"])
+    assert options.model.name == f"Qwen/Qwen3-{size}"
+    assert [task.name for task in options.tasks] == ["dapo"]
+    assert (options.rollout.group_size, options.rollout.max_new_tokens, options.learning.mu) == (8, 512, 4)
+    assert [benchmark.name for benchmark in options.evaluation.benchmarks] == ["aime24", "aime25", "math500"]
+
+
+def test_the_sweep_of_table_1_is_the_appendix_s_grid():
+    trials = load_sweep(CONFIGS / "sweeps" / "table1.yaml", [])
+    grids: dict[str, set] = {}
+    for trial in trials:
+        objective = trial.options.objective
+        name = objective.gate if objective.method == "sspo" else objective.method
+        pair = (objective.tau_neg, objective.tau_pos) if objective.tau_neg else (objective.eps_low, objective.eps_high)
+        grids.setdefault(str(name), set()).add(pair)
+    tau = {(0.3, 0.2), (0.6, 0.5)}
+    eps = {(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)}
+    assert grids == {
+        "grpo": eps,
+        "gmpo": eps,
+        "gspo": {(3e-4, 4e-4)},
+        "sapo": {(1.0, 1.05), (3.0, 4.0), (7.0, 8.0)},
+        "expsig": tau,
+        "expatan": tau,
+        "siglog": tau,
+        "atanlog": tau,
+        "gumbel": {(None, None)},
+    }
+    assert len(trials) == 19 * 3
+    assert len({trial.name for trial in trials}) == len(trials)
+
+
+@pytest.fixture(scope="module")
+def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2 in Hugging Face format: grouped-query attention, untied embeddings, its own end-of-sequence ids."""
+    folder = tmp_path_factory.mktemp("model") / "qwen2"
+    tokenizer = tiny_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+    )
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sspo", "gspo"])
+def test_table_1_runs_on_a_small_qwen2_and_the_real_rows(qwen2_folder: Path, tmp_path: Path, method: str):
+    """Unchanged but for the model, the data's paths and, for the machine's sake, the numbers of steps, rows and tokens."""
+    data = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip(f"the real rows are not here: {data}")
+    tasks = [{"name": name, "path": str(data / name), "limit": 200} for name in ("gsm8k", "deepmath")]
+    tasks[1]["path"] = str(data / "deepmath" / "sample.jsonl")
+    benchmarks = [
+        {"name": name, "path": str(data / name / "test.jsonl"), "split": "test", "limit": 4}
+        for name in ("gsm8k", "math500", "aime25")
+    ]
+    changed = {
+        "model.name": qwen2_folder,
+        "tasks": json.dumps(tasks),
+        "evaluation.benchmarks": json.dumps(benchmarks),
+        "steps": 3,
+        "rollout.prompts": 4,
+        "rollout.max_new_tokens": 24,
+        "cold_start.steps": 3,
+        "cold_start.batch_size": 4,
+        "wandb.mode": "disabled",
+    }
+    command = [sys.executable, "-m", "sspo_cli", "train", "-c", str(CONFIGS / "table1.yaml"), "--method", method]
+    command += ["--runs-dir", str(tmp_path), "--run", "table1"]
+    command += [part for key, value in changed.items() for part in ("-s", f"{key}={value}")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "perfect 2, wrong answer 1, broken format 0.25, empty 0" in done.stdout
+    assert "<think> </think>" in done.stdout  # the rendered prompt asks for the format
+    metrics = [json.loads(line) for line in (tmp_path / "table1" / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 3
+    assert all(row["sampler/mismatch_max"] < 1e-3 for row in metrics)
+    summary = json.loads((tmp_path / "table1" / "eval" / "summary.json").read_text())
+    assert {(row["benchmark"], row["n"]) for row in summary} == {("gsm8k", 4), ("math500", 4), ("aime25", 4)}
+    completions = [json.loads(line) for line in (tmp_path / "table1" / "completions.jsonl").read_text().splitlines()]
+    assert {row["problem"] for row in completions}
