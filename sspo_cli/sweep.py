@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from sspo_cli.tracking.files import write_text_atomic
 from sspo_cli.tracking.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
+NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
 
 
 class Block(Options):
@@ -76,20 +78,25 @@ def load_sweep(file: Path, overrides: Sequence[str]) -> list[Trial]:
     except ValidationError as error:
         raise UserError(f"{file}: {'; '.join(explain(error, SweepOptions))}") from None
     base = merge_config([file.parent / path for path in sweep.base], [])
+    over = merge_config([], overrides)
+    points = [
+        {**shared, **point, "seed": seed}
+        for shared, block, seed in itertools.product(sweep.points(), sweep.blocks, sweep.seeds)
+        for point in block.points()
+    ]
+    keys = {key for point in points for key in point if len({json.dumps(other.get(key)) for other in points}) > 1}
     trials: dict[str, Trial] = {}
-    for shared, block, seed in itertools.product(sweep.points(), sweep.blocks, sweep.seeds):
-        for point in block.points():
-            varied = {**shared, **point, "seed": seed}
-            values = merge(merge(base, nest(varied)), merge_config([], overrides))
-            options = validate(values)
-            name = _trial_name(varied, options)
-            trials.setdefault(name, Trial(name, varied, options))
+    for point in points:
+        options = validate(merge(merge(base, nest(point)), over))
+        varied = {key: value for key, value in point.items() if key in keys}
+        trial = Trial(_trial_name(varied, options), varied, options)
+        trials.setdefault(trial.name, trial)
     return list(trials.values())
 
 
 def print_trials(trials: Sequence[Trial]) -> None:
     """What differs between the trials, a row each."""
-    keys = [key for key in _keys(trials) if len({json.dumps(trial.varied.get(key)) for trial in trials}) > 1]
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.varied))
     table = Table(title=f"{len(trials)} trials")
     for column in ("trial", *keys):
         table.add_column(column, overflow="fold")
@@ -113,7 +120,7 @@ def run_sweep(trials: Sequence[Trial], folder: Path, jobs: int) -> None:
         raise UserError(f"sweep {folder} is being run by another process") from None
     with lock:
         waiting = [trial for trial in trials if _state(folder / trial.name) != "finished"]
-        console.print(f"{len(trials)} trials in {folder}, {len(trials) - len(waiting)} finished before")
+        console.print(f"{len(trials)} trials in {folder}, {len(trials) - len(waiting)} finished before", soft_wrap=True)
         failed = _run_all(waiting, folder, jobs, console)
     if failed:
         raise UserError(
@@ -131,14 +138,16 @@ def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console) ->
             while queue and len(running) < jobs:
                 trial = queue.pop()
                 running[trial.name] = _start(trial, folder)
-                console.print(f"started   {trial.name}", highlight=False)
+                console.print(f"started   {trial.name}", highlight=False, soft_wrap=True)
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
                     done += 1
                     if process.returncode != 0:
                         failed.append(name)
-                    console.print(f"{_state(folder / name):9} {name} ({done} of {len(waiting)})", highlight=False)
+                    console.print(
+                        f"{_state(folder / name):9} {name} ({done} of {len(waiting)})", highlight=False, soft_wrap=True
+                    )
             time.sleep(POLL_SECONDS)
     finally:
         for process in running.values():  # a signal to the sweep alone must stop them too; they save their state
@@ -172,16 +181,10 @@ def _state(run: Path) -> str:
     return RunFolder(run).status.get("state", "new")
 
 
-def _keys(trials: Sequence[Trial]) -> list[str]:
-    return list(dict.fromkeys(key for trial in trials for key in trial.varied))
-
-
 def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:
-    words = [str(value) for key, value in varied.items() if key in ("objective.method", "objective.gate")]
-    words += [
-        f"{key.rsplit('.', 1)[-1]}={value}"
-        for key, value in varied.items()
-        if key not in ("objective.method", "objective.gate", "seed")
-    ]
-    digest = xxhash.xxh3_64_hexdigest(json.dumps(options.model_dump(mode="json"), sort_keys=True).encode())[:8]
-    return "-".join([*words, f"seed{options.seed}", digest]).replace("/", "_").replace(" ", "")
+    """`sspo-atanlog-tau_neg=0.3-tau_pos=0.2-seed0-1a2b3c4d`: what varies, and a hash of every option."""
+    words = [options.objective.method, str(options.objective.gate)]
+    words += [f"{key.rpartition('.')[2]}={value}" for key, value in varied.items() if key not in NAMED]
+    digest = xxhash.xxh3_64_hexdigest(json.dumps(options.model_dump(mode="json"), sort_keys=True).encode())
+    name = "-".join([*words, f"seed{options.seed}", digest[:8]])
+    return re.sub(r"[^\w.=-]+", "_", name)

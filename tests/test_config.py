@@ -49,12 +49,18 @@ def test_differences_name_the_dotted_option():
     ("override", "said"),
     [
         ("optimiser.learning_rate=1", r"unknown option `optimiser`; did you mean `optimizer`\?"),
-        ("optimizer.learning_rat=1", r"unknown option `optimizer.learning_rat`; did you mean `optimizer.learning_rate`\?"),
+        (
+            "optimizer.learning_rat=1",
+            r"unknown option `optimizer.learning_rat`; did you mean `optimizer.learning_rate`\?",
+        ),
         ("learning_rate=1", r"unknown option `learning_rate`; did you mean `optimizer.learning_rate`\?"),
         ("rollout.top_p=0.9", r"unknown option `rollout.top_p`; the options here are engine, prompts"),
         ("model.lora.rnk=1", r"did you mean `model.lora.rank`\?"),
         ("tasks=[{name: gsm8k, wieght: 2}]", r"did you mean `tasks.0.weight`\?"),
-        ("optimizer.learning_rate=fast", r"`optimizer.learning_rate` = 'fast' is not valid: input should be a valid number"),
+        (
+            "optimizer.learning_rate=fast",
+            r"`optimizer.learning_rate` = 'fast' is not valid: input should be a valid number",
+        ),
         ("rollout.group_size=1", r"`rollout.group_size` = 1 is not valid: .*greater than or equal to 2"),
         ("learning.mu=3", r"rollout.prompts = 16 cannot be split into learning.mu = 3 equal minibatches"),
         ("objective.tau_neg=-1", "tau_neg"),

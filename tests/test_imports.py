@@ -35,7 +35,12 @@ def test_imports_go_one_way():
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for module in modules:
                 parts = module.split(".")
-                if parts[0] == "sspo_cli" and len(parts) > 1 and parts[1] != (room := room_of(file)) and room != "__init__":
+                if (
+                    parts[0] == "sspo_cli"
+                    and len(parts) > 1
+                    and parts[1] != (room := room_of(file))
+                    and room != "__init__"
+                ):
                     if LEVEL[parts[1]] >= LEVEL[room]:
                         wrong.append(f"{file.relative_to(PACKAGE)} imports {module}")
     assert not wrong

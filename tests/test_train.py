@@ -110,7 +110,9 @@ def test_the_folder_holds_what_the_readme_says(undisturbed: Path):
     assert sum(row["correct"] for row in problems if row["step"] == 10) == summary[-1]["correct"]
     completions = rows(undisturbed / "completions.jsonl")
     assert {row["rollout"] for row in completions} == {0, 1, 2}
-    assert all(set(row) >= {"step", "prompt", "completion", "gold", "r_answer", "r_format", "advantage"} for row in completions)
+    assert all(
+        set(row) >= {"step", "prompt", "completion", "gold", "r_answer", "r_format", "advantage"} for row in completions
+    )
     assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step-10", "step-9"]
 
 
@@ -123,7 +125,9 @@ def test_the_first_minibatch_is_on_policy_and_the_later_ones_are_not(undisturbed
 def test_the_final_model_loads_with_plain_transformers(undisturbed: Path):
     folder = undisturbed / "checkpoints" / "step-10"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "1+2"}], add_generation_prompt=True, return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1+2"}], add_generation_prompt=True, return_dict=False
+    )
     assert model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False).shape[1] > len(prompt)
 
 
@@ -161,7 +165,9 @@ def test_killed_anywhere_and_resumed_it_ends_as_if_it_had_not_been(undisturbed: 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path, number: signal.Signals):
-    process = subprocess.Popen(command(tmp_path, "--run", "stopped"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(tmp_path, "--run", "stopped"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "stopped" / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(number)
@@ -202,7 +208,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(undisturbed: Pat
     ],
 )
 def test_a_run_that_cannot_be_started_or_resumed_is_told(undisturbed: Path, arguments: list[str], said: str):
-    before = {path: path.stat().st_mtime_ns for path in undisturbed.parent.rglob("*") if path.suffix in (".json", ".jsonl")}
+    before = {
+        path: path.stat().st_mtime_ns for path in undisturbed.parent.rglob("*") if path.suffix in (".json", ".jsonl")
+    }
     done = run(undisturbed.parent, *arguments, check=False)
     assert done.returncode == 1
     assert said in done.stderr

@@ -7,7 +7,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from sspo_cli.config import TinyModelOptions
 
 CONTEXT = 1024
-INITIALIZER_RANGE = 0.08  # at Qwen2's 0.02 so narrow a model learns worked chains late, or not within the cold start
+INITIALIZER_RANGE = 0.08  # Qwen2's 0.02 is meant for widths of thousands
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEXT = ("<think>", "</think>", "<answer>", "</answer>", "system", "user", "assistant")
 CHAT_TEMPLATE = (

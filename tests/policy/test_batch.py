@@ -50,7 +50,9 @@ def test_minibatches_are_disjoint_whole_groups_that_cover_the_batch_in_every_epo
     for epoch in (plan[:3], plan[3:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(24))
         for rows in epoch:
-            assert sorted(rows.tolist()) == [r for g in sorted({r // 4 for r in rows.tolist()}) for r in range(4 * g, 4 * g + 4)]
+            assert sorted(rows.tolist()) == [
+                r for g in sorted({r // 4 for r in rows.tolist()}) for r in range(4 * g, 4 * g + 4)
+            ]
     assert [rows.tolist() for rows in plan[:3]] != [rows.tolist() for rows in plan[3:]]
     again = minibatch_rows(prompts=6, group_size=4, mu=3, epochs=2, seed=1)
     assert all((a == b).all() for a, b in zip(plan, again, strict=True))

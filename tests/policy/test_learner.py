@@ -88,7 +88,9 @@ def test_old_logprobs_of_chosen_minibatches_only_are_filled_in(policy, make_batc
 def test_masked_truncated_completions_add_nothing_but_count_in_the_mean(policy, make_batch):
     batch, masked = make_batch(), make_batch(mask_truncated=True)
     keep = ~batch.truncated
-    expected, _, _ = gradient(policy, replace(batch, advantages=batch.advantages * keep), {"method": "sspo"}, on_policy=True)
+    expected, _, _ = gradient(
+        policy, replace(batch, advantages=batch.advantages * keep), {"method": "sspo"}, on_policy=True
+    )
     ours, _, _ = gradient(policy, masked, {"method": "sspo"}, on_policy=True)
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 

@@ -1,0 +1,141 @@
+"""Grids of trials: what they expand to, and that a second call goes on where the first one stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sspo_cli.errors import UserError
+from sspo_cli.sweep import load_sweep
+
+SWEEP = """
+options:
+  steps: 4
+  model.tiny.hidden_size: 32
+  model.tiny.heads: 1
+  model.tiny.layers: 1
+  rollout.prompts: 4
+  rollout.group_size: 4
+  rollout.max_new_tokens: 16
+  cold_start.steps: 10
+  tasks: [{name: arithmetic, limit: 50}]
+  evaluation.benchmarks: [{name: arithmetic, split: test, limit: 10}]
+seeds: [0, 1]
+blocks:
+  - options: {objective.method: grpo}
+  - options: {objective.method: sspo}
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> list:
+    (tmp_path / "sweep.yaml").write_text(text)
+    return load_sweep(tmp_path / "sweep.yaml", overrides)
+
+
+def test_grids_are_crossed_zips_are_not_and_blocks_and_seeds_repeat(tmp_path):
+    text = """
+seeds: [0, 1]
+grid: {optimizer.learning_rate: [1e-4, 2e-4]}
+blocks:
+  - options: {objective.method: sspo}
+    zip: [{objective.tau_neg: [0.3, 0.6], objective.tau_pos: [0.2, 0.5]}]
+  - options: {objective.method: grpo}
+"""
+    trials = load(tmp_path, text)
+    found = {
+        (t.options.objective.method, t.options.objective.tau_neg, t.options.optimizer.learning_rate, t.options.seed)
+        for t in trials
+    }
+    assert found == {
+        (method, tau, rate, seed)
+        for method, tau in (("sspo", 0.3), ("sspo", 0.6), ("grpo", None))
+        for rate in (1e-4, 2e-4)
+        for seed in (0, 1)
+    }
+    assert {t.options.objective.tau_pos for t in trials if t.options.objective.tau_neg == 0.6} == {0.5}
+    assert len(trials) == len({t.name for t in trials}) == 12
+
+
+def test_the_name_changes_with_every_option(tmp_path):
+    (first, *_), (second, *_) = load(tmp_path, SWEEP), load(tmp_path, SWEEP, "learning.std=none")
+    assert first.name != second.name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sedes: [1]\n", r"unknown option `sedes`; did you mean `seeds`\?"),
+        ("zip: [{seed: [1, 2], steps: [1]}]\n", "the lists of the zip group seed, steps differ in length"),
+        ("grid: {objective.metod: [grpo]}\n", r"did you mean `objective.method`\?"),
+        ("base: [nowhere.yaml]\n", "nowhere.yaml cannot be read"),
+        ("grid: {seed: 1}\n", r"`grid.seed` = 1 is not valid"),
+    ],
+)
+def test_a_wrong_sweep_file_is_told(tmp_path, text, said):
+    with pytest.raises(UserError, match=said):
+        load(tmp_path, text)
+
+
+def sweep(tmp_path: Path, *arguments: str, text: str = SWEEP) -> subprocess.Popen:
+    (tmp_path / "small.yaml").write_text(text)
+    command = [
+        sys.executable,
+        "-m",
+        "sspo_cli",
+        "sweep",
+        "-c",
+        str(tmp_path / "small.yaml"),
+        "--runs-dir",
+        str(tmp_path),
+    ]
+    return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def states(tmp_path: Path) -> dict[str, str]:
+    return {
+        path.parent.name: json.loads(path.read_text())["state"] for path in (tmp_path / "small").glob("*/status.json")
+    }
+
+
+def test_dry_run_prints_what_differs_and_starts_nothing(tmp_path):
+    said, _ = sweep(tmp_path, "--dry-run").communicate()
+    assert "4 trials" in said
+    assert "objective.method" in said
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on_and_skips_what_is_finished(tmp_path):
+    process = sweep(tmp_path)
+    while "finished" not in states(tmp_path).values():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    before = states(tmp_path)
+    assert "running" not in before.values()  # the trials were stopped too
+    done = next(name for name, state in before.items() if state == "finished")
+    stamp = os.stat(tmp_path / "small" / done / "metrics.jsonl").st_mtime_ns
+
+    process = sweep(tmp_path, "--jobs", "2")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert states(tmp_path) == dict.fromkeys(states(tmp_path), "finished")
+    assert len(states(tmp_path)) == 4
+    assert os.stat(tmp_path / "small" / done / "metrics.jsonl").st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_named_and_the_others_run(tmp_path):
+    text = SWEEP.replace("seeds: [0, 1]", "seeds: [0]").replace("objective.method: grpo", "model.name: nowhere")
+    said, _ = (process := sweep(tmp_path, text=text)).communicate()
+    assert process.returncode == 1
+    assert "1 of 2 trials failed: sspo-atanlog-name=nowhere-seed0-" in said
+    assert "Traceback" not in said
+    assert sorted(states(tmp_path).values()) == ["failed", "finished"]
