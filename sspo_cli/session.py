@@ -15,6 +15,7 @@ from sspo_cli.config import RunOptions, TaskName, TaskOptions, differences
 from sspo_cli.errors import UserError
 from sspo_cli.evaluate import evaluate, load_benchmark, record
 from sspo_cli.interruption import Interruption
+from sspo_cli.objectives import build_objective
 from sspo_cli.policy.checkpoint import is_whole, latest_whole, load_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.model import load_policy, resolve_device
@@ -34,6 +35,9 @@ COLD_STARTS = "cold-starts"  # beside the runs, shared by them
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
     """A new run in `path`. Raises UserError where that exists, or where the run cannot go on; Interrupted when stopped."""
+    build_objective(
+        **options.objective.model_dump()
+    )  # a gate that breaks the conditions is told before a folder is made
     with RunFolder.create(path, options, command) as folder:
         _run(folder)
 

@@ -1,12 +1,11 @@
 """The configs that come with the program: each is valid, says what the paper says, and runs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import sspo
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sspo_cli.config import RunOptions, load_config
@@ -110,10 +109,9 @@ def test_table_1_runs_on_a_small_qwen2_and_the_real_rows(qwen2_folder: Path, tmp
         "cold_start.batch_size": 4,
         "wandb.mode": "disabled",
     }
-    command = [sys.executable, "-m", "sspo_cli", "train", "-c", str(CONFIGS / "table1.yaml"), "--method", method]
-    command += ["--runs-dir", str(tmp_path), "--run", "table1"]
-    command += [part for key, value in changed.items() for part in ("-s", f"{key}={value}")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    sets = [part for key, value in changed.items() for part in ("-s", f"{key}={value}")]
+    config = CONFIGS / "table1.yaml"
+    done = sspo("train", "-c", config, "--method", method, "--runs-dir", tmp_path, "--run", "table1", *sets)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "perfect 2, wrong answer 1, broken format 0.25, empty 0" in done.stdout
     assert "<think> </think>" in done.stdout  # the rendered prompt asks for the format

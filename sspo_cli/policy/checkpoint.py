@@ -4,7 +4,6 @@ A checkpoint is written beside its place and renamed into it; its manifest, writ
 that a damaged one is recognised and the one before it serves.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
@@ -38,11 +38,9 @@ def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(partial, folder)
         _flush(folder.parent)
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch and safetensors
         shutil.rmtree(partial, ignore_errors=True)
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        reason = "no space left on the device" if full else str(error).splitlines()[0]
-        raise UserError(f"the checkpoint {folder} cannot be written: {reason}") from None
+        raise UserError(f"the checkpoint {folder} cannot be written: {str(error).splitlines()[0]}") from None
 
 
 def load_state(folder: Path) -> dict[str, Any]:

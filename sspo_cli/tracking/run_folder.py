@@ -48,15 +48,15 @@ class RunFolder:
     def create(cls, path: Path, config: RunOptions, command: Sequence[str]) -> Self:
         """Makes the folder and writes `config.json`; the lock is held.
 
-        Raises UserError where the folder holds something already, is being written by another process, or cannot be
-        written.
+        A run that failed before its first step holds nothing and is replaced. Raises UserError where the folder holds
+        something else, is being written by another process, or cannot be written.
         """
         run = cls(path)
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
         run._acquire()  # before looking, so that of two processes that create the same run one is told
         try:
-            if any(not entry.name.startswith(".") for entry in path.iterdir()):
+            if any(not entry.name.startswith(".") for entry in path.iterdir()) and not run._came_to_nothing():
                 raise UserError(f"run {path} exists; choose another --run or add --resume")
             about = {
                 "options": config.model_dump(mode="json"),
@@ -68,8 +68,8 @@ class RunFolder:
             write_json_atomic(run.config_path, about)
             run.write_status("running", 0, config.steps)
             with explain_os_errors("create", path):
-                run.checkpoints.mkdir()
-                run.eval.mkdir()
+                run.checkpoints.mkdir(exist_ok=True)
+                run.eval.mkdir(exist_ok=True)
         except BaseException:
             run.close()
             raise
@@ -146,6 +146,9 @@ class RunFolder:
             truncate_jsonl(path, lambda row: row["step"] <= step)
         if rows := self.evaluations():
             write_json_atomic(self.summary_path, [row for row in rows if row["step"] <= step])
+
+    def _came_to_nothing(self) -> bool:
+        return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:
         """Whether a process holds the lock: a `running` status without one is that of a run that was killed."""

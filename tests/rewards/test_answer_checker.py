@@ -9,6 +9,7 @@ import time
 import pytest
 
 from sspo_cli.rewards import AnswerChecker, Verdict, grade
+from sspo_cli.rewards.equality import equal
 
 RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
 HOSTILE = "10^{10^{10}}"
@@ -104,6 +105,35 @@ def test_submit_does_not_wait():
         assert time.perf_counter() - start < 1.0
         assert checker.submit("7", "7").result(timeout=0.1) == RIGHT
         assert pending.result(timeout=60.0).status == "timeout"
+
+
+def test_a_worker_stuck_in_c_code_is_killed_at_once_too(checker):
+    checker.check([("1/2", "0.5")])
+    start = time.perf_counter()
+    with pytest.raises(TimeoutError):
+        checker._pool.schedule(sum, (range(10**15),), timeout=0.5).result(timeout=60.0)
+    assert time.perf_counter() - start < 3.0
+
+
+def test_leaving_waits_for_no_check():
+    with AnswerChecker(workers=1, timeout=60.0) as checker:
+        checker.check([("1/2", "0.5")])
+        checker.submit(HOSTILE, "7")
+        start = time.perf_counter()
+    assert time.perf_counter() - start < 5.0
+
+
+def test_a_worker_left_behind_ends_by_itself():
+    code = (
+        "from sspo_cli.rewards.equality import equal\n"
+        "print(equal('1/2', '0.5', 60.0), flush=True)\n"
+        f"equal('{HOSTILE}', '7', 0.5)\n"
+    )
+    orphan = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert orphan.stdout == "True\n"
+    assert orphan.returncode == -signal.SIGALRM
+    equal("1/2", "0.5", 60.0)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # a finished check leaves no alarm to kill an idle worker
 
 
 def test_workers_are_light_limited_and_replaced_when_they_die(checker):

@@ -1,0 +1,42 @@
+"""`sspo` as a user types it, in this process: starting Python and torch anew for each test would take most of the time."""
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from unittest import mock
+
+from sspo_cli.cli import main
+
+
+@dataclass
+class Outcome:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def sspo(*arguments: object, **options: object) -> Outcome:
+    """`options` become `-s key=value`, with `__` for the dots."""
+    sets = [part for key, value in options.items() for part in ("-s", f"{key.replace('__', '.')}={value}")]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["sspo", *map(str, arguments), *sets]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def assert_told(done: Outcome, said: str) -> None:
+    """One sentence on standard error, exit code 1."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.startswith("sspo: "), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stdout

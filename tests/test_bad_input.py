@@ -1,0 +1,126 @@
+"""What a user can get wrong: one clear sentence, a non-zero exit, nothing half-written."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Outcome, assert_told, sspo
+from transformers import AutoModelForCausalLM
+
+from sspo_cli.config import TinyModelOptions
+from sspo_cli.objectives import Objective
+from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
+
+QUICK = {
+    "steps": 6,
+    "model.tiny.hidden_size": 32,
+    "model.tiny.heads": 1,
+    "model.tiny.layers": 1,
+    "rollout.prompts": 4,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 16,
+    "cold_start.steps": 0,
+    "tasks": "[{name: arithmetic, limit: 50}]",
+    "evaluation.benchmarks": "[]",
+}
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """`sspo train --run bad` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    quick = {key.replace(".", "__"): value for key, value in QUICK.items()}
+    return lambda *arguments, **options: sspo(
+        "train", "--runs-dir", ".", "--run", "bad", *arguments, **{**quick, **options}
+    )
+
+
+def break_weights(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None:
+    """NaN weights at the micro-batches (one a step here) for which `when` holds, counted from 1."""
+    weights, calls = Objective.weights, 0
+
+    def broken(self, log_ratio, advantages, mask):
+        nonlocal calls
+        calls += log_ratio.grad_fn is not None  # not those of the diagnostics
+        return weights(self, log_ratio, advantages, mask) * (float("nan") if when(calls) else 1.0)
+
+    monkeypatch.setattr(Objective, "weights", broken)
+
+
+def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_with_its_state_saved(train, tmp_path, monkeypatch):
+    break_weights(monkeypatch, lambda call: call >= 3)
+    done = train(optimizer__max_bad_steps=2)
+    assert_told(done, "was not finite in 2 steps in a row, at step 4; the state is saved")
+    rows = [json.loads(line) for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["policy/skipped"] for row in rows] == [0, 0, 1, 2]
+    assert json.loads((tmp_path / "bad" / "status.json").read_text())["state"] == "failed"
+    assert (tmp_path / "bad" / "checkpoints" / "step-4" / "manifest.json").exists()
+
+
+def test_one_bad_step_changes_no_weight_and_does_not_stop_the_run(train, tmp_path, monkeypatch):
+    break_weights(monkeypatch, lambda call: call == 1)
+    done = train(steps=1, optimizer__max_bad_steps=2)
+    assert done.returncode == 0, done.stderr
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "bad" / "checkpoints" / "step-1")
+    before = tiny_model(TinyModelOptions(hidden_size=32, heads=1, layers=1), tiny_tokenizer())
+    for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert (a == b).all(), name
+
+
+def test_a_prompt_template_or_a_method_that_does_not_exist(train, tmp_path):
+    assert_told(train(prompt="think-anser"), "think-answer")
+    assert_told(train("--method", "gspo", objective__tau_pos=1), "method gspo has no option tau_pos")
+
+
+def test_a_gate_that_breaks_the_paper_s_conditions_is_refused_before_the_run(train, tmp_path):
+    (tmp_path / "mygate.py").write_text("def linear(log_ratio, tau):\n    return log_ratio\n")
+    done = train("--gate", "mygate:linear")
+    assert_told(done, "condition (iii)")
+    assert "ρ = " in done.stderr
+    assert not (tmp_path / "bad").exists()
+    assert train("--gate", "mygate:linear", "--allow-any-gate", steps=1).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (['{"question": "1+1", "answer": "2"}', '{"question": "1+2"}'], "line 2"),
+        (['{"question": "1+1", "answer": "2"}', '{"question": "1+2", "ans'], "line 2"),
+    ],
+)
+def test_a_bad_row_is_told_by_file_and_number(train, tmp_path, rows, said):
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
+    done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
+    assert_told(done, said)
+    assert "mine.jsonl" in done.stderr
+
+
+def test_a_gold_answer_that_does_not_agree_with_itself_stops_before_the_run(train, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"question": "1+1", "answer": "</answer>"}\n')
+    done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
+    assert_told(done, "a perfect completion of problem")
+
+
+def test_a_cold_start_without_demonstrations(train, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]", cold_start__steps=5)
+    assert_told(done, "no worked demonstrations")
+
+
+def test_a_disk_without_room_for_the_checkpoint(train, tmp_path, monkeypatch):
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    assert_told(train(steps=1), "step-1 cannot be written: [Errno 28] No space left on device")
+    assert not list((tmp_path / "bad" / "checkpoints").iterdir())
+    assert json.loads((tmp_path / "bad" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_that_failed_before_its_first_step_does_not_keep_its_name(train):
+    assert_told(train(model__name="nowhere"), "model.name = nowhere cannot be loaded")
+    assert train(steps=1).returncode == 0
+    assert_told(train(steps=1), "run bad exists; choose another --run or add --resume")
