@@ -166,7 +166,7 @@ class EvaluationOptions(Options):
     """Greedy Pass@1 during training, before the first step and after the last, and every so many between."""
 
     benchmarks: list[TaskOptions] = [TaskOptions(name="arithmetic", split="test", limit=512)]
-    every: PositiveInt | None = None
+    every: PositiveInt | None = 40
     max_new_tokens: PositiveInt | None = Field(None, description="null: as in the rollout")
 
 

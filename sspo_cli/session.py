@@ -120,6 +120,7 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
         options=options,
         folder=folder,
         policy=policy,
+        objective=build_objective(**options.objective.model_dump()),
         optimizer=optimizer,
         engine=TorchEngine(policy, options.rollout.max_rows),
         prompts=prompts,

@@ -15,7 +15,7 @@ from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.evaluate import Benchmark, evaluate, grade_groups, record
 from sspo_cli.interruption import Interruption
-from sspo_cli.objectives import build_objective, group_advantages
+from sspo_cli.objectives import Objective, group_advantages
 from sspo_cli.policy.batch import Batch, collate, minibatch_rows
 from sspo_cli.policy.checkpoint import keep_last, save_checkpoint
 from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, reward_metrics
@@ -98,6 +98,7 @@ class Run:
     options: RunOptions
     folder: RunFolder
     policy: Policy
+    objective: Objective
     optimizer: torch.optim.Optimizer
     engine: Engine
     prompts: Sequence[Sequence[Prompt]]  # of each task
@@ -116,10 +117,9 @@ def train(run: Run) -> None:
     """
     options, state = run.options, run.state
     learning, prompts_per_rollout = options.learning, options.rollout.prompts
-    objective = build_objective(**options.objective.model_dump())
-    stream = problem_stream(run.prompts, [task.weight for task in options.tasks], derive_seed(options.seed, "problems"))
+    weights = [task.weight for task in options.tasks]
     drawn = (state.rollout + (state.batch is not None)) * prompts_per_rollout
-    upcoming = islice(stream, drawn, None)
+    upcoming = islice(problem_stream(run.prompts, weights, derive_seed(options.seed, "problems")), drawn, None)
     if state.step == 0:
         measure(run)
     clock = Clock(state.tokens)
@@ -129,19 +129,16 @@ def train(run: Run) -> None:
         plan = minibatch_rows(prompts_per_rollout, options.rollout.group_size, learning.mu, learning.epochs, plan_seed)
         if state.batch is None:
             state.batch = sample_batch(run, list(islice(upcoming, prompts_per_rollout)), clock)
-            with clock.phase("learning"):  # the first minibatch is learned from by the policy that sampled it
+            with clock.phase("learning"):
+                # Not for the first minibatch: it is learned from by the very policy that sampled it.
                 fill_old_logprobs(
-                    run.policy,
-                    state.batch,
-                    plan[1 : learning.mu],
-                    learning.token_budget,
-                    options.rollout.temperature,
+                    run.policy, state.batch, plan[1 : learning.mu], learning.token_budget, options.rollout.temperature
                 )
 
         with clock.phase("learning"):
-            metrics = take_step(run, objective, plan[state.position])
-        position = {"rollout": state.rollout, "minibatch": state.position % learning.mu + 1}
-        position["epoch"] = state.position // learning.mu + 1
+            metrics = take_step(run, plan[state.position])
+        epoch, minibatch = divmod(state.position, learning.mu)
+        position = {"rollout": state.rollout, "minibatch": minibatch + 1, "epoch": epoch + 1}
         state.step += 1
         state.position += 1
         if state.position == len(plan):
@@ -149,12 +146,12 @@ def train(run: Run) -> None:
         run.tracker.log(state.step, {**position, **metrics, **clock.metrics(state.tokens)})
 
         done = state.step == options.steps
-        stopping = run.interruption.requested or state.bad_steps >= options.optimizer.max_bad_steps
+        gave_up = state.bad_steps >= options.optimizer.max_bad_steps
         if done or (options.evaluation.every and state.step % options.evaluation.every == 0):
             measure(run)
-        if done or stopping or state.step % options.checkpoint.every == 0:
+        if done or gave_up or run.interruption.requested or state.step % options.checkpoint.every == 0:
             save(run)
-        if state.bad_steps >= options.optimizer.max_bad_steps:
+        if gave_up:
             raise UserError(
                 f"the loss or its gradient was not finite in {state.bad_steps} steps in a row, at step {state.step}; "
                 "the state is saved; lower optimizer.learning_rate and start anew"
@@ -184,18 +181,14 @@ def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> Batch:
     return collate(groups, advantages, mask_truncated=options.learning.mask_truncated)
 
 
-def take_step(run: Run, objective: Any, rows: Tensor) -> dict[str, float]:
+def take_step(run: Run, rows: Tensor) -> dict[str, float]:
     """One optimizer step on those rows of the rollout batch, and its metrics."""
     options, state = run.options, run.state
     assert state.batch is not None
     minibatch = state.batch.select(rows)
+    on_policy = state.position == 0
     metrics, old_logprobs = accumulate_gradient(
-        run.policy,
-        objective,
-        minibatch,
-        options.learning,
-        options.rollout.temperature,
-        on_policy=state.position == 0,
+        run.policy, run.objective, minibatch, options.learning, options.rollout.temperature, on_policy
     )
     state.batch.old_logprobs[rows, : old_logprobs.shape[1]] = old_logprobs
     rate = scheduled_rate(options.optimizer, state.step, options.steps)

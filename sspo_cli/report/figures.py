@@ -110,7 +110,7 @@ def training_figure(group: Group) -> Figure:
         figure = Figure(figsize=(8.4, 5.4))
         (reward, entropy), (attenuated, held_out) = figure.subplots(2, 2)
         for metric, colour in zip(PARTS, ("#000000", "#0072B2", "#E69F00"), strict=True):
-            _draw(reward, group, metric, color=colour, label=PARTS[metric])
+            _draw(reward, group, metric, color=colour, label=metric.removeprefix("reward/"))
         reward.set_ylabel("minibatch mean")
         _draw(entropy, group, "policy/entropy", color="#009E73")
         entropy.set_ylabel("nats a token")

@@ -150,8 +150,8 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def _parquet(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
