@@ -18,7 +18,7 @@ from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.checkpoint import is_whole, latest_whole, load_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
-from sspo_cli.policy.model import load_policy, resolve_device
+from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
 from sspo_cli.preflight import preflight
 from sspo_cli.rewards import AnswerChecker
@@ -74,6 +74,9 @@ def _run(folder: RunFolder) -> None:
         interruption = stack.enter_context(Interruption())
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         train(prepare(folder, tracker, interruption, checker))
+        tracker.note(
+            f"run folder: {folder.path}; `sspo report {folder.path}` draws it, `sspo eval {folder.path}` measures it"
+        )
 
 
 def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, checker: AnswerChecker) -> Run:
@@ -102,6 +105,8 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
 
     prompts = prompts_of(options.tasks)
     benchmarks = [load_benchmark(task, None, rendered) for task in options.evaluation.benchmarks]
+    for prompt in itertools.chain(*prompts, *(benchmark.prompts for benchmark in benchmarks)):
+        _check_length(prompt, options.rollout.max_new_tokens, policy)
     preflight(policy, prompts[0][0], checker, tracker.note)
 
     if checkpoint is None and options.cold_start.steps:
@@ -130,6 +135,16 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
         interruption=interruption,
         state=state,
     )
+
+
+def _check_length(prompt: Prompt, max_new_tokens: int, policy: Policy) -> None:
+    longest = len(prompt.token_ids) + max_new_tokens
+    if policy.context is not None and longest > policy.context:
+        raise UserError(
+            f"problem {prompt.problem.id} of {prompt.problem.task} needs {longest} tokens, {len(prompt.token_ids)} for its "
+            f"prompt and rollout.max_new_tokens = {max_new_tokens}, but the model's context is {policy.context}; "
+            "lower rollout.max_new_tokens or leave the problem out"
+        )
 
 
 def evaluate_target(

@@ -1,5 +1,6 @@
 """A grid of trials, each a run in a process of its own; what is finished is skipped, what was begun is resumed."""
 
+import ctypes
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from sspo_cli.tracking.files import write_text_atomic
 from sspo_cli.tracking.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
 
 
@@ -158,6 +160,8 @@ def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console) ->
 
 
 def _start(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
+    while RunFolder(folder / trial.name).is_being_written():  # left by a sweep that was killed; it is saving its state
+        time.sleep(POLL_SECONDS)
     command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
     if (folder / trial.name / "config.json").exists():
         command.append("--resume")
@@ -173,8 +177,14 @@ def _start(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,
+            start_new_session=True,  # a Ctrl-C at the sweep reaches the trials through the sweep alone, once
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
+
+
+def _end_with_parent() -> None:
+    """A trial whose sweep is killed gets a SIGTERM, saves its state and ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _state(run: Path) -> str:

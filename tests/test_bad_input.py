@@ -124,3 +124,9 @@ def test_a_run_that_failed_before_its_first_step_does_not_keep_its_name(train):
     assert_told(train(model__name="nowhere"), "model.name = nowhere cannot be loaded")
     assert train(steps=1).returncode == 0
     assert_told(train(steps=1), "run bad exists; choose another --run or add --resume")
+
+
+def test_a_problem_that_does_not_fit_into_the_context(train, tmp_path):
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"question": "1+" * 600, "answer": "2"}) + "\n")
+    done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
+    assert_told(done, "needs 1224 tokens, 1208 for its prompt")

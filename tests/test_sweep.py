@@ -110,16 +110,17 @@ def test_dry_run_prints_what_differs_and_starts_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_goes_on_and_skips_what_is_finished(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_sweep_goes_on_and_skips_what_is_finished(tmp_path, number):
     process = sweep(tmp_path)
     while "finished" not in states(tmp_path).values():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     before = states(tmp_path)
-    assert "running" not in before.values()  # the trials were stopped too
+    assert number == signal.SIGKILL or "running" not in before.values()  # the trials were stopped too
     done = next(name for name, state in before.items() if state == "finished")
     stamp = os.stat(tmp_path / "small" / done / "metrics.jsonl").st_mtime_ns
 

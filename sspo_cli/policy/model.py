@@ -17,7 +17,9 @@ from sspo_cli.policy.logprobs import token_logprobs
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
-transformers_logging.disable_progress_bar()  # for each checkpoint it would draw one over the run's own display
+# Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Policy:
     @property
     def vocabulary(self) -> int:
         return self.head.weight.shape[0]
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a prompt and its completion may have together; None where the model does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
