@@ -93,7 +93,9 @@ def eval_command(
             "-b", "--benchmark", help="arithmetic, gsm8k, math500, aime24, aime25, or a file of {question, answer}."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many problems; printed, not recorded.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     runs_dir: RunsDir = Path("runs"),
@@ -105,7 +107,8 @@ def eval_command(
     from sspo_cli.config import load_config
     from sspo_cli.session import evaluate_target
 
-    evaluate_target(target, benchmark or [], limit, load_config(config or [], set_ or []), runs_dir)
+    given = load_config(config or [], set_ or []) if config or set_ else None
+    evaluate_target(target, benchmark or [], limit, given, runs_dir)
 
 
 @app.command("sweep")

@@ -8,7 +8,7 @@ import difflib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -32,7 +32,7 @@ from sspo_cli.objectives import resolve_options
 class Options(BaseModel):
     """A section: unknown keys are errors, values cannot change after validation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ObjectiveOptions(Options):
@@ -75,6 +75,15 @@ class TinyModelOptions(Options):
     intermediate_size: PositiveInt = 192
     seed: int = Field(0, description="of the initial weights; not the run's seed, so that all seeds share a cold start")
 
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"model.tiny.hidden_size = {self.hidden_size} cannot be split into model.tiny.heads = {self.heads} heads of "
+                "even width"
+            )
+        return self
+
 
 class LoraOptions(Options):
     """Low-rank adapters by peft instead of training every weight."""
@@ -82,6 +91,7 @@ class LoraOptions(Options):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     targets: list[str] | Literal["all-linear"] = "all-linear"
+    seed: int = Field(0, description="of the adapters' initial weights")
 
 
 class ModelOptions(Options):
@@ -108,6 +118,11 @@ class TaskOptions(Options):
     weight: PositiveFloat = 1.0
     limit: PositiveInt | None = Field(None, description="only the first so many problems")
 
+    @property
+    def label(self) -> str:
+        """What results are filed under: the name, or a local file's stem."""
+        return Path(self.path).stem if self.name == "file" and self.path else self.name
+
 
 class RolloutOptions(Options):
     """The sampling phase. Truncated sampling (top-k, top-p) does not exist here: the objectives assume the full softmax."""
@@ -131,15 +146,18 @@ class LearningOptions(Options):
     token_budget: PositiveInt = Field(16384, description="tokens in a micro-batch, prompts and padding included")
     mask_truncated: bool = Field(False, description="leave completions that hit the token limit out of the loss")
     importance_cap: PositiveFloat | None = Field(
-        None, description="truncated importance correction for the sampler's mismatch, at most this; null: none"
+        None, description="weigh each completion by its ratio to the sampler, at most this much; null: not at all"
     )
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerOptions(Options):
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 10
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
@@ -168,6 +186,13 @@ class EvaluationOptions(Options):
     benchmarks: list[TaskOptions] = [TaskOptions(name="arithmetic", split="test", limit=512)]
     every: PositiveInt | None = 40
     max_new_tokens: PositiveInt | None = Field(None, description="null: as in the rollout")
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        labels = [benchmark.label for benchmark in self.benchmarks]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"evaluation.benchmarks names {twice[0]} twice; their results would overwrite each other")
+        return self
 
 
 class CheckpointOptions(Options):
@@ -226,8 +251,11 @@ def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Ru
 
 def merge_config(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
     """The same, as plain nested dictionaries before validation."""
+    over: dict[str, Any] = {}
+    for override in overrides:  # in whatever order they stand, all of them are meant together
+        over = merge(over, _parse_override(override))
     merged: dict[str, Any] = {}
-    for values in (*map(read_yaml, files), *map(_parse_override, overrides)):
+    for values in (*map(read_yaml, files), over):
         merged = merge(merged, values)
     return merged
 
@@ -235,7 +263,7 @@ def merge_config(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, A
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     """Nested dictionaries, `update` over `base`; lists are replaced, and so is an objective whose method changes, since
     another method has other options."""
-    if "method" in update and update["method"] != base.get("method"):
+    if "method" in update and base.get("method", update["method"]) != update["method"]:
         return update
     merged = dict(base)
     for key, value in update.items():

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from scipy.stats import binomtest
 
-from sspo_cli.config import TaskOptions
+from sspo_cli.config import RunOptions, TaskOptions
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.rollout.engine import Engine, Sampling
 from sspo_cli.tasks import load_problems
@@ -30,8 +31,12 @@ class Benchmark:
 def load_benchmark(options: TaskOptions, limit: int | None, render: Callable[[Problem], Prompt]) -> Benchmark:
     """Its first `limit` problems, or as many as the options say. Raises UserError where they cannot be loaded."""
     problems = load_problems(options.name, path=options.path, split=options.split, limit=limit or options.limit)
-    name = Path(options.path).stem if options.name == "file" and options.path else options.name
-    return Benchmark(name, options.split, [render(problem) for problem in problems])
+    return Benchmark(options.label, options.split, [render(problem) for problem in problems])
+
+
+def evaluation_tokens(options: RunOptions) -> int:
+    """At most so many new tokens for each problem."""
+    return options.evaluation.max_new_tokens or options.rollout.max_new_tokens
 
 
 def evaluate(
@@ -85,14 +90,14 @@ def record(
 ) -> dict[str, Any]:
     """Writes `<benchmark>.jsonl` and `summary.json` in `folder`, in place of what they said of this step; returns the summary."""
     summary = {"step": step, **summarize(groups, benchmark, settings)}
-    details = folder / f"{benchmark.name}.jsonl"
-    rows = [row for row in read_jsonl(details) if row["step"] != step] + [problem_row(group, step) for group in groups]
-    write_jsonl_atomic(details, rows)
-    summaries = folder / "summary.json"
-    others = read_json(summaries) if summaries.exists() else []
-    key = (step, benchmark.name, benchmark.split)
-    others = [other for other in others if (other["step"], other["benchmark"], other["split"]) != key]
-    write_json_atomic(summaries, [*others, summary])
+    details, summaries = folder / f"{benchmark.name}.jsonl", folder / "summary.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # an `sspo eval` may measure a run that is going on
+        rows = [row for row in read_jsonl(details) if row["step"] != step]
+        write_jsonl_atomic(details, [*rows, *(problem_row(group, step) for group in groups)])
+        others = read_json(summaries) if summaries.exists() else []
+        others = [other for other in others if (other["step"], other["benchmark"]) != (step, benchmark.name)]
+        write_json_atomic(summaries, [*others, summary])
     return summary
 
 

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end long work at the next safe point, where its state can be saved."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
@@ -7,6 +8,9 @@ from typing import Self
 
 class Interrupted(Exception):
     """The work stopped because it was asked to; its state is saved and it can be resumed."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped; the state is saved, and --resume goes on from it")
 
 
 class Interruption:
@@ -26,13 +30,10 @@ class Interruption:
     ) -> None:
         self._restore()
 
-    def raise_if_requested(self) -> None:
-        if self.requested:
-            raise Interrupted("stopped; the state is saved, and --resume goes on from it")
-
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
+        os.write(2, b"\nsspo: stopping at the next safe point; once more to end at once\n")  # print is not safe here
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

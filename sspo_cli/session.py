@@ -1,7 +1,7 @@
 """From a config to a run: everything that `train.train` works with, and how the run ended."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,10 @@ from rich.progress import Progress
 
 from sspo_cli.config import RunOptions, TaskName, TaskOptions, differences
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import evaluate, load_benchmark, record
+from sspo_cli.evaluate import evaluate, evaluation_tokens, load_benchmark, record, summarize
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.checkpoint import is_whole, latest_whole, load_state
+from sspo_cli.policy.checkpoint import discard_damaged, is_whole, latest_whole, load_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
@@ -73,7 +73,13 @@ def _run(folder: RunFolder) -> None:
         tracker = stack.enter_context(open_tracker(folder))
         interruption = stack.enter_context(Interruption())
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
-        train(prepare(folder, tracker, interruption, checker))
+        try:
+            train(prepare(folder, tracker, interruption, checker))
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "the GPU's memory is full; lower learning.token_budget or rollout.max_rows, or set "
+                "model.gradient_checkpointing=true or model.lora={rank: 16}, and --resume"
+            ) from None
         tracker.note(
             f"run folder: {folder.path}; `sspo report {folder.path}` draws it, `sspo eval {folder.path}` measures it"
         )
@@ -84,9 +90,9 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     options = folder.config
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
-    checkpoint, damaged = latest_whole(folder.checkpoints)
+    checkpoint, damaged = discard_damaged(folder.checkpoints)
     for path in damaged:
-        tracker.note(f"checkpoint {path} is damaged; it is passed over")
+        tracker.note(f"checkpoint {path} is damaged; it is deleted")
     policy = load_policy(options.model, device, checkpoint)
 
     saved = load_state(checkpoint) if checkpoint else None
@@ -104,9 +110,10 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
         return [list(map(rendered, of_task)) for of_task in problems]
 
     prompts = prompts_of(options.tasks)
+    check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy)
     benchmarks = [load_benchmark(task, None, rendered) for task in options.evaluation.benchmarks]
-    for prompt in itertools.chain(*prompts, *(benchmark.prompts for benchmark in benchmarks)):
-        _check_length(prompt, options.rollout.max_new_tokens, policy)
+    for benchmark in benchmarks:
+        check_lengths(benchmark.prompts, evaluation_tokens(options), policy)
     preflight(policy, prompts[0][0], checker, tracker.note)
 
     if checkpoint is None and options.cold_start.steps:
@@ -137,53 +144,65 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     )
 
 
-def _check_length(prompt: Prompt, max_new_tokens: int, policy: Policy) -> None:
-    longest = len(prompt.token_ids) + max_new_tokens
-    if policy.context is not None and longest > policy.context:
-        raise UserError(
-            f"problem {prompt.problem.id} of {prompt.problem.task} needs {longest} tokens, {len(prompt.token_ids)} for its "
-            f"prompt and rollout.max_new_tokens = {max_new_tokens}, but the model's context is {policy.context}; "
-            "lower rollout.max_new_tokens or leave the problem out"
-        )
+def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> None:
+    """Raises UserError for a prompt that leaves too little of the model's context for its completion."""
+    for prompt in prompts:
+        needed = len(prompt.token_ids) + max_new_tokens
+        if policy.context is not None and needed > policy.context:
+            raise UserError(
+                f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
+                f"prompt and {max_new_tokens} for the completion, but the model's context is {policy.context}; "
+                "lower max_new_tokens or leave the problem out"
+            )
 
 
 def evaluate_target(
-    target: str, benchmarks: Sequence[str], limit: int | None, given: RunOptions, runs_dir: Path
+    target: str, benchmarks: Sequence[str], limit: int | None, given: RunOptions | None, runs_dir: Path
 ) -> None:
     """Measures a run (its newest checkpoint), one of its checkpoints, or any Hugging Face model, and prints a line for each
-    benchmark. No benchmark named: those of the run's options.
+    benchmark. No benchmark named: those of the run's options. What is measured with a `limit` is printed, not recorded.
 
-    Raises UserError for a target or a benchmark that cannot be found.
+    Raises UserError for a target or a benchmark that cannot be found, and for options `given` for a run, which has its own.
     """
     run, checkpoint = _find_run(target, runs_dir)
+    if run and given:
+        raise UserError(f"run {run.path} is measured with its own options; leave out -c and -s")
     if run:
         options, folder = run.config, run.eval
     else:
-        model = given.model.model_copy(update={"name": target})
-        options, folder = given.model_copy(update={"model": model}), runs_dir / f"model-{Path(target).name}" / "eval"
-    folder.mkdir(parents=True, exist_ok=True)
+        given = given or RunOptions()
+        options = given.model_copy(update={"model": given.model.model_copy(update={"name": target})})
+        folder = runs_dir / f"model-{target.strip('/').replace('/', '-')}" / "eval"
     torch.set_num_threads(options.threads)
-    policy = load_policy(options.model, resolve_device(options.device), checkpoint)
+    try:
+        policy = load_policy(options.model, resolve_device(options.device), checkpoint)
+    except UserError as error:
+        raise error if run else UserError(f"there is no run {target} in {runs_dir}, and {error}") from None
     engine = TorchEngine(policy, options.rollout.max_rows)
     step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    max_new_tokens = options.evaluation.max_new_tokens or options.rollout.max_new_tokens
+    max_new_tokens = evaluation_tokens(options)
     settings = {"max_new_tokens": max_new_tokens, "prompt": options.prompt, "checkpoint": str(checkpoint or target)}
-    console = Console()
-    tasks = [_benchmark_options(name) for name in benchmarks] or options.evaluation.benchmarks
+    console = Console(soft_wrap=True, highlight=False)
+    tasks = [_benchmark_options(name, options) for name in benchmarks] or options.evaluation.benchmarks
     with AnswerChecker(timeout=options.answer_timeout) as checker, Progress(console=console, transient=True) as bars:
         for task in tasks:
             benchmark = load_benchmark(task, limit, lambda problem: render(problem, options.prompt, policy.tokenizer))
+            check_lengths(benchmark.prompts, max_new_tokens, policy)
             bar = bars.add_task(benchmark.name, total=len(benchmark.prompts))
             groups = evaluate(engine, benchmark, checker, max_new_tokens, partial(bars.advance, bar))
-            summary = record(folder, groups, benchmark, step, settings)
+            if limit is None:
+                summary = record(folder, groups, benchmark, step, settings)
+            else:
+                summary = summarize(groups, benchmark, settings)
             console.print(
                 f"{benchmark.name} ({benchmark.split}): Pass@1 {summary['pass_at_1']:.1%} "
                 f"[{summary['low']:.1%}, {summary['high']:.1%}] of {summary['n']} problems, greedy, "
-                f"at most {max_new_tokens} tokens, {summary['checkpoint']}",
-                highlight=False,
-                soft_wrap=True,
+                f"at most {max_new_tokens} tokens, prompt {options.prompt}, {summary['checkpoint']}"
             )
-    console.print(f"every problem with its completion: {folder}", highlight=False, soft_wrap=True)
+            if summary["truncated"] > summary["n"] / 2:
+                console.print(f"most completions were cut at {max_new_tokens} tokens; raise rollout.max_new_tokens")
+    if limit is None:
+        console.print(f"every problem with its completion: {folder}")
 
 
 def _find_run(target: str, runs_dir: Path) -> tuple[RunFolder | None, Path | None]:
@@ -202,8 +221,11 @@ def _find_run(target: str, runs_dir: Path) -> tuple[RunFolder | None, Path | Non
     return None, None
 
 
-def _benchmark_options(name: str) -> TaskOptions:
-    """A benchmark by its name, or a local file of questions and answers."""
+def _benchmark_options(name: str, options: RunOptions) -> TaskOptions:
+    """A benchmark of the run's options by its name, another one as published, or a local file of questions and answers."""
+    for benchmark in options.evaluation.benchmarks:
+        if benchmark.label == name:
+            return benchmark
     if name in get_args(TaskName):
         return TaskOptions(name=cast(TaskName, name), split="test")
     if Path(name).exists():

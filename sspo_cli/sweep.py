@@ -20,8 +20,9 @@ from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.config import Options, RunOptions, explain, merge, merge_config, nest, read_yaml, validate
+from sspo_cli.config import Options, RunOptions, explain, flatten, merge, merge_config, nest, read_yaml, validate
 from sspo_cli.errors import UserError
+from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.tracking.files import write_text_atomic
 from sspo_cli.tracking.run_folder import RunFolder
 
@@ -38,10 +39,15 @@ class Block(Options):
     zip: list[dict[str, list[Any]]] = []
 
     @model_validator(mode="after")
-    def _zipped_lists_match(self) -> "Block":
+    def _lists_make_sense(self) -> "Block":
         for group in self.zip:
             if len({len(values) for values in group.values()}) > 1:
                 raise ValueError(f"the lists of the zip group {', '.join(group)} differ in length")
+        for key, values in [*self.grid.items(), *(item for group in self.zip for item in group.items())]:
+            if not values:
+                raise ValueError(f"the list of {key} is empty, so that there is nothing to run")
+        if "seed" in {*self.options, *self.grid, *(key for group in self.zip for key in group)}:
+            raise ValueError("seed is not an option of a sweep; list the seeds under `seeds`")
         return self
 
     def points(self) -> Iterator[dict[str, Any]]:
@@ -60,7 +66,7 @@ class SweepOptions(Block):
     the sweep's own grid and with `seeds`."""
 
     base: list[Path] = Field([], description="config files, relative to the sweep file")
-    seeds: list[NonNegativeInt] = [0]
+    seeds: list[NonNegativeInt] = Field([0], min_length=1)
     blocks: list[Block] = [Block()]
 
 
@@ -90,7 +96,7 @@ def load_sweep(file: Path, overrides: Sequence[str]) -> list[Trial]:
     trials: dict[str, Trial] = {}
     for point in points:
         options = validate(merge(merge(base, nest(point)), over))
-        varied = {key: value for key, value in point.items() if key in keys}
+        varied = {key: value for key, value in point.items() if key in keys and key not in dict(flatten(over))}
         trial = Trial(_trial_name(varied, options), varied, options)
         trials.setdefault(trial.name, trial)
     return list(trials.values())
@@ -110,37 +116,41 @@ def print_trials(trials: Sequence[Trial]) -> None:
 def run_sweep(trials: Sequence[Trial], folder: Path, jobs: int) -> None:
     """Runs what is not finished, `jobs` trials at a time, and prints how each ended.
 
-    Raises UserError where trials failed or another process works on this sweep, KeyboardInterrupt when stopped: the
-    trials have saved their state then.
+    Raises UserError where trials failed or another process works on this sweep, Interrupted when stopped: the trials have
+    saved their state then.
     """
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"sweep {folder} is being run by another process") from None
-    with lock:
+    with lock, Interruption() as interruption:
         waiting = [trial for trial in trials if _state(folder / trial.name) != "finished"]
-        console.print(f"{len(trials)} trials in {folder}, {len(trials) - len(waiting)} finished before", soft_wrap=True)
-        failed = _run_all(waiting, folder, jobs, console)
+        console.print(f"{len(trials)} trials in {folder}, {len(trials) - len(waiting)} finished before")
+        failed = _run_all(waiting, folder, jobs, console, interruption)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(trials)} trials failed: {', '.join(failed)}; their output is in {folder}/<trial>.log"
         )
 
 
-def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console) -> list[str]:
-    queue = list(reversed(waiting))
+def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console, interruption: Interruption) -> list[str]:
+    """The names of the trials that failed."""
     running: dict[str, subprocess.Popen[bytes]] = {}
-    failed = []
-    done = 0
+    failed: list[str] = []
+    queue, done = list(waiting), 0
     try:
         while queue or running:
-            while queue and len(running) < jobs:
-                trial = queue.pop()
-                running[trial.name] = _start(trial, folder)
-                console.print(f"started   {trial.name}", highlight=False, soft_wrap=True)
+            if interruption.requested:
+                raise Interrupted
+            for trial in queue[:]:
+                # Left by a sweep that was killed, a trial may still be saving its state; its turn comes later.
+                if len(running) < jobs and not RunFolder(folder / trial.name).is_being_written():
+                    queue.remove(trial)
+                    running[trial.name] = _start(trial, folder)
+                    console.print(f"started   {trial.name}")
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
@@ -148,20 +158,18 @@ def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console) ->
                     if process.returncode != 0:
                         failed.append(name)
                     console.print(
-                        f"{_state(folder / name):9} {name} ({done} of {len(waiting)})", highlight=False, soft_wrap=True
+                        f"{'failed' if process.returncode else 'finished':9} {name} ({done} of {len(waiting)})"
                     )
             time.sleep(POLL_SECONDS)
     finally:
-        for process in running.values():  # a signal to the sweep alone must stop them too; they save their state
-            process.send_signal(signal.SIGTERM)
+        for process in running.values():
+            process.terminate()  # it saves its state
         for process in running.values():
             process.wait()
     return failed
 
 
 def _start(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
-    while RunFolder(folder / trial.name).is_being_written():  # left by a sweep that was killed; it is saving its state
-        time.sleep(POLL_SECONDS)
     command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
     if (folder / trial.name / "config.json").exists():
         command.append("--resume")
@@ -184,7 +192,10 @@ def _start(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
 
 def _end_with_parent() -> None:
     """A trial whose sweep is killed gets a SIGTERM, saves its state and ends."""
+    sweep = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != sweep:  # killed between the two lines
+        os._exit(1)
 
 
 def _state(run: Path) -> str:

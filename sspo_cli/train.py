@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import Benchmark, evaluate, grade_groups, record
-from sspo_cli.interruption import Interruption
+from sspo_cli.evaluate import Benchmark, evaluate, evaluation_tokens, grade_groups, record
+from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.objectives import Objective, group_advantages
 from sspo_cli.policy.batch import Batch, collate, minibatch_rows
 from sspo_cli.policy.checkpoint import keep_last, save_checkpoint
@@ -29,7 +29,7 @@ from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker
 from sspo_cli.types import Group, Prompt
 
-COMPLETIONS_KEPT = 2  # groups of a rollout batch that go to completions.jsonl
+GROUPS_KEPT = 2  # of a rollout batch, in completions.jsonl
 
 
 @dataclass
@@ -64,10 +64,12 @@ class RunState:
 
 
 class Clock:
-    """Wall time by phase since the last step was logged, and since the start of this process's part of the run."""
+    """Wall time of the steps, by phase, and of this process's part of the run; evaluations and checkpoints are in neither
+    a step's time nor the speed."""
 
     def __init__(self, tokens: int) -> None:
         self._began = self._last = time.perf_counter()
+        self._busy = 0.0
         self._tokens_before = tokens
         self._phases: dict[str, float] = defaultdict(float)
 
@@ -78,17 +80,21 @@ class Clock:
         self._phases[name] += time.perf_counter() - start
 
     def metrics(self, tokens: int) -> dict[str, float]:
-        """Seconds of the step that ends now; tokens a second over the whole part."""
+        """Seconds of the step that ends now; sampled tokens a second over all steps of the part."""
         now = time.perf_counter()
-        step, self._last = now - self._last, now
+        step = now - self._last
+        self._busy += step
         phases, self._phases = self._phases, defaultdict(float)
-        elapsed = now - self._began
         return {
             **{f"time/{name}": phases[name] for name in ("sampling", "grading", "learning")},
             "time/step": step,
-            "time/elapsed": elapsed,
-            "time/tokens_per_second": (tokens - self._tokens_before) / elapsed,
+            "time/elapsed": now - self._began,
+            "time/tokens_per_second": (tokens - self._tokens_before) / self._busy,
         }
+
+    def resume(self) -> None:
+        """The next step begins now."""
+        self._last = time.perf_counter()
 
 
 @dataclass
@@ -120,8 +126,7 @@ def train(run: Run) -> None:
     weights = [task.weight for task in options.tasks]
     drawn = (state.rollout + (state.batch is not None)) * prompts_per_rollout
     upcoming = islice(problem_stream(run.prompts, weights, derive_seed(options.seed, "problems")), drawn, None)
-    if state.step == 0:
-        measure(run)
+    measure_if_due(run)
     clock = Clock(state.tokens)
 
     while state.step < options.steps:
@@ -145,19 +150,20 @@ def train(run: Run) -> None:
             state.rollout, state.position, state.batch = state.rollout + 1, 0, None
         run.tracker.log(state.step, {**position, **metrics, **clock.metrics(state.tokens)})
 
-        done = state.step == options.steps
+        done = state.step >= options.steps
         gave_up = state.bad_steps >= options.optimizer.max_bad_steps
-        if done or (options.evaluation.every and state.step % options.evaluation.every == 0):
-            measure(run)
-        if done or gave_up or run.interruption.requested or state.step % options.checkpoint.every == 0:
+        stopping = run.interruption.requested
+        if done or gave_up or stopping or state.step % options.checkpoint.every == 0:
             save(run)
         if gave_up:
             raise UserError(
                 f"the loss or its gradient was not finite in {state.bad_steps} steps in a row, at step {state.step}; "
                 "the state is saved; lower optimizer.learning_rate and start anew"
             )
-        if not done:
-            run.interruption.raise_if_requested()
+        if stopping and not done:
+            raise Interrupted
+        measure_if_due(run)
+        clock.resume()
 
 
 def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> Batch:
@@ -177,7 +183,7 @@ def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> Batch:
     advantages = group_advantages(rewards, options.learning.std)
     state.tokens += sum(len(c.token_ids) for group in groups for c in group.completions)
     state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
-    run.tracker.completions(state.step + 1, completion_rows(groups[:COMPLETIONS_KEPT], advantages, state.rollout))
+    run.tracker.completions(state.step + 1, completion_rows(groups[:GROUPS_KEPT], advantages, state.rollout))
     return collate(groups, advantages, mask_truncated=options.learning.mask_truncated)
 
 
@@ -206,12 +212,19 @@ def take_step(run: Run, rows: Tensor) -> dict[str, float]:
     }
 
 
-def measure(run: Run) -> None:
-    """Greedy Pass@1 on every benchmark, into the run folder and the tracker."""
+def measure_if_due(run: Run) -> None:
+    """Greedy Pass@1 on every benchmark, into the run folder and the tracker: before the first step, after the last, and at
+    the steps between that the options say; not what a run that is resumed here has measured already."""
     options, step = run.options, run.state.step
+    every = options.evaluation.every
+    if step not in (0, options.steps) and not (every and step % every == 0):
+        return
     run.engine.sync(run.policy)
+    measured = {row["benchmark"] for row in run.folder.evaluations() if row["step"] == step}
     for benchmark in run.benchmarks:
-        max_new_tokens = options.evaluation.max_new_tokens or options.rollout.max_new_tokens
+        if benchmark.name in measured:
+            continue
+        max_new_tokens = evaluation_tokens(options)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
             groups = evaluate(run.engine, benchmark, run.checker, max_new_tokens, run.tracker.advance)
         settings = {"max_new_tokens": max_new_tokens, "prompt": options.prompt, "checkpoint": f"step-{step}"}

@@ -23,6 +23,7 @@ SMALL = {
     "cold_start__learning_rate": 1e-2,
     "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 30}]",
 }
+BENCHMARK = {"evaluation__benchmarks": SMALL["evaluation__benchmarks"]}
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +67,16 @@ def test_eval_of_a_run_a_checkpoint_and_a_model_folder_agree(runs):
         assert json.loads((runs / "one" / "eval" / "summary.json").read_text())[-1]["correct"] == in_training["correct"]
     model = runs / "model"
     model.symlink_to(checkpoint)
-    done = sspo("eval", model, "--runs-dir", runs, "-b", "arithmetic", "--limit", "30", rollout__max_new_tokens=48)
+    done = sspo("eval", model, "--runs-dir", runs, rollout__max_new_tokens=48, **BENCHMARK)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((runs / "model-model" / "eval" / "summary.json").read_text())[-1]
+    folder = next(path for path in runs.glob("model-*model"))
+    summary = json.loads((folder / "eval" / "summary.json").read_text())[-1]
     assert (summary["correct"], summary["n"]) == (in_training["correct"], 30)
     assert (summary["low"], summary["high"]) == pytest.approx(wilson(summary["correct"], 30))
 
 
 def test_eval_of_a_local_file_counts_what_is_right(runs, tmp_path):
     """Golds taken from what the model says greedily: half of them kept, half of them changed."""
-    sspo("eval", "one", "--runs-dir", runs, "-b", "arithmetic", "--limit", "40")
     rows = [json.loads(line) for line in (runs / "one" / "eval" / "arithmetic.jsonl").read_text().splitlines()]
     answered = [row for row in rows if row["extracted"] and row["extracted"].strip().isdigit()]
     assert len(answered) >= 6
@@ -92,8 +93,15 @@ def test_eval_of_a_local_file_counts_what_is_right(runs, tmp_path):
     assert f"of {len(answered)} problems" in done.stdout
 
 
+def test_a_limited_eval_is_printed_and_not_recorded(runs):
+    before = (runs / "one" / "eval" / "summary.json").read_text()
+    assert "of 5 problems" in sspo("eval", "one", "--runs-dir", runs, "--limit", 5).stdout
+    assert (runs / "one" / "eval" / "summary.json").read_text() == before
+    assert_told(sspo("eval", "one", "--runs-dir", runs, seed=1), "is measured with its own options")
+
+
 def test_eval_tells_what_it_cannot_find(runs, tmp_path):
-    assert_told(sspo("eval", "nothing", "--runs-dir", runs), "model.name = nothing cannot be loaded")
+    assert_told(sspo("eval", "nothing", "--runs-dir", runs), "there is no run nothing in")
     assert_told(
         sspo("eval", "one", "--runs-dir", runs, "-b", "gsm9k"), "unknown benchmark gsm9k; use arithmetic, gsm8k"
     )

@@ -32,6 +32,30 @@ def test_another_method_does_not_inherit_the_options_of_the_former(tmp_path):
     assert "tau_neg" not in objective
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.gate=gumbel", "objective.method=sspo"],
+        ["objective.method=sspo", "objective.gate=gumbel"],
+        ["objective.tau_neg=7", "objective.tau_pos=8", "objective.method=sapo"],
+    ],
+)
+def test_overrides_hold_in_whatever_order_they_stand(tmp_path, overrides):
+    (tmp_path / "a.yaml").write_text("objective: {gate: atanlog}\n")
+    for files in ([], [tmp_path / "a.yaml"]):
+        if files and "sapo" in overrides[-1]:
+            continue  # whose gate is not atanlog
+        objective = load_config(files, overrides).objective.model_dump()
+        for override in overrides:
+            key, value = override.removeprefix("objective.").split("=")
+            assert str(objective[key]).removesuffix(".0") == value
+
+
+def test_a_gate_from_a_file_stays_when_the_method_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("objective: {gate: gumbel}\n")
+    assert load_config([tmp_path / "a.yaml"], ["objective.method=sspo"]).objective.gate == "gumbel"
+
+
 def test_the_printed_config_gives_the_same_run(tmp_path):
     options = load_config([], ["objective.method=gmpo", "objective.clip_space=log", "model.lora={rank: 4}"])
     (tmp_path / "printed.yaml").write_text(to_yaml(options))
@@ -64,6 +88,10 @@ def test_differences_name_the_dotted_option():
         ("rollout.group_size=1", r"`rollout.group_size` = 1 is not valid: .*greater than or equal to 2"),
         ("learning.mu=3", r"rollout.prompts = 16 cannot be split into learning.mu = 3 equal minibatches"),
         ("objective.tau_neg=-1", "tau_neg"),
+        ("optimizer.betas=[0.9, 1.0]", r"`optimizer.betas.1` = 1.0 is not valid: .*less than 1"),
+        ("optimizer.learning_rate=.inf", "finite"),
+        ("model.tiny.heads=3", "model.tiny.heads = 3"),
+        ("evaluation.benchmarks=[{name: gsm8k}, {name: gsm8k, split: test}]", "names gsm8k twice"),
         ("objective.method=gppo", "unknown method 'gppo'; did you mean"),
         ("seed", r"`-s seed` is not of the form section.option=value"),
         ("seed={", r"the value in `-s seed=\{` is not valid YAML"),

@@ -61,6 +61,14 @@ blocks:
     assert len(trials) == len({t.name for t in trials}) == 12
 
 
+def test_an_override_of_what_varies_leaves_one_trial_with_a_true_name(tmp_path):
+    text = "zip: [{objective.tau_neg: [0.3, 0.6], objective.tau_pos: [0.2, 0.5]}]\n"
+    trials = load(tmp_path, text, "objective.tau_neg=1", "objective.tau_pos=1")
+    assert len(trials) == 1
+    assert "tau" not in trials[0].name
+    assert trials[0].options.objective.tau_neg == 1
+
+
 def test_the_name_changes_with_every_option(tmp_path):
     (first, *_), (second, *_) = load(tmp_path, SWEEP), load(tmp_path, SWEEP, "learning.std=none")
     assert first.name != second.name
@@ -70,10 +78,12 @@ def test_the_name_changes_with_every_option(tmp_path):
     ("text", "said"),
     [
         ("sedes: [1]\n", r"unknown option `sedes`; did you mean `seeds`\?"),
-        ("zip: [{seed: [1, 2], steps: [1]}]\n", "the lists of the zip group seed, steps differ in length"),
+        ("zip: [{steps: [1, 2], threads: [1]}]\n", "the lists of the zip group steps, threads differ in length"),
         ("grid: {objective.metod: [grpo]}\n", r"did you mean `objective.method`\?"),
         ("base: [nowhere.yaml]\n", "nowhere.yaml cannot be read"),
-        ("grid: {seed: 1}\n", r"`grid.seed` = 1 is not valid"),
+        ("grid: {steps: 1}\n", r"`grid.steps` = 1 is not valid"),
+        ("grid: {steps: []}\n", "the list of steps is empty"),
+        ("grid: {seed: [1, 2]}\n", "list the seeds under `seeds`"),
     ],
 )
 def test_a_wrong_sweep_file_is_told(tmp_path, text, said):

@@ -1,16 +1,14 @@
 """What may be given for a method, what is filled in, and what is refused."""
 
-import difflib
 import importlib
 import inspect
 import math
 import os
 import sys
-from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, did_you_mean
 from sspo_cli.objectives.aggregations import Aggregation, sequence
 from sspo_cli.objectives.gates import GATES, Gate
 from sspo_cli.objectives.methods import METHODS
@@ -100,12 +98,6 @@ def gate_parameters(gate: Gate) -> list[str]:
 
 def gate_name(gate: str | Gate) -> str:
     return gate if isinstance(gate, str) else getattr(gate, "__name__", repr(gate))
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
 
 
 def _choose_gate(method: str, gate: str | Gate | None) -> str | Gate:

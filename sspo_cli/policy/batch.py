@@ -17,7 +17,7 @@ from sspo_cli.types import Group
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Completions with what the objective needs of them; `minibatches` and `micro_batches` are Batches too.
+    """Completions with what the objective needs of them; minibatches and micro-batches are Batches too.
 
     tokens             [B, S] int64    prompt, then completion
     prompt_lengths     [B]    int64

@@ -28,7 +28,8 @@ def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.parent.glob(".step-*.partial"):  # by a process that was killed in the middle of it
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
         policy.save(partial)
         torch.save(state, partial / STATE)
@@ -38,7 +39,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(partial, folder)
         _flush(folder.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch and safetensors
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # of Python, torch, transformers, safetensors
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"the checkpoint {folder} cannot be written: {str(error).splitlines()[0]}") from None
 
@@ -63,13 +64,21 @@ def checkpoint_folders(parent: Path) -> list[Path]:
 
 
 def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint that is whole, and the damaged ones that were passed over."""
+    """The newest checkpoint that is whole, and the damaged ones that are newer."""
     damaged: list[Path] = []
     for folder in reversed(checkpoint_folders(parent)):
         if is_whole(folder):
             return folder, damaged
         damaged.append(folder)
     return None, damaged
+
+
+def discard_damaged(parent: Path) -> tuple[Path | None, list[Path]]:
+    """The same, and the damaged ones are deleted: they would count among those to keep."""
+    whole, damaged = latest_whole(parent)
+    for folder in damaged:
+        shutil.rmtree(folder)
+    return whole, damaged
 
 
 def keep_last(parent: Path, keep: int) -> None:

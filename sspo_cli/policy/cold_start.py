@@ -11,15 +11,16 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import transformers
 import xxhash
 from filelock import FileLock
 
 from sspo_cli import __version__
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.interruption import Interruption
+from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.policy.batch import collate
-from sspo_cli.policy.checkpoint import keep_last, latest_whole, load_state, save_checkpoint
+from sspo_cli.policy.checkpoint import discard_damaged, keep_last, load_state, save_checkpoint
 from sspo_cli.policy.model import Policy, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
@@ -58,10 +59,10 @@ def cold_start(
             "the tasks have no worked demonstrations for the cold start; name others in cold_start.tasks, such as a file of "
             "{question, answer, demonstration} rows, or set cold_start.steps=0"
         )
-    folder = cache / _key(demonstrations, options)
+    folder = cache / _key(policy, demonstrations, options)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        start, _ = latest_whole(folder)
+        start, _ = discard_damaged(folder)
         done = int(start.name.removeprefix("step-")) if start else 0
         progress(done)
         if start:
@@ -86,6 +87,7 @@ def _train(
 ) -> None:
     options = run_options.cold_start
     order = islice(_epochs(len(demonstrations), options.seed), done * options.batch_size, None)
+    bad_steps = 0
     for step in range(done, options.steps):
         chosen = list(islice(order, options.batch_size))
         batch = collate([demonstrations[i] for i in chosen], torch.zeros(len(chosen), 1), mask_truncated=False)
@@ -95,12 +97,22 @@ def _train(
             micro_loss = -logprobs.sum() / batch.mask.sum()
             micro_loss.backward()
             loss += micro_loss.item()
-        guarded_step(optimizer, loss, scheduled_rate(options, step, options.steps), options.max_grad_norm)
+        _, taken = guarded_step(optimizer, loss, scheduled_rate(options, step, options.steps), options.max_grad_norm)
+        bad_steps = 0 if taken else bad_steps + 1
+        if bad_steps >= run_options.optimizer.max_bad_steps:
+            raise UserError(
+                f"the cold start's loss or its gradient was not finite in {bad_steps} steps in a row, at step {step + 1}; "
+                "lower cold_start.learning_rate"
+            )
         progress(1, loss=loss)
-        if step + 1 == options.steps or (step + 1) % options.checkpoint_every == 0 or interruption.requested:
+        stopping = interruption.requested
+        if step + 1 == options.steps:
+            save_checkpoint(folder / f"step-{step + 1}", policy, {})
+        elif stopping or (step + 1) % options.checkpoint_every == 0:
             save_checkpoint(folder / f"step-{step + 1}", policy, {"optimizer": optimizer.state_dict()})
-            keep_last(folder, 1)
-        interruption.raise_if_requested()
+        keep_last(folder, 1)
+        if stopping:
+            raise Interrupted
 
 
 def _epochs(count: int, seed: int) -> Iterator[int]:
@@ -110,11 +122,12 @@ def _epochs(count: int, seed: int) -> Iterator[int]:
         yield from torch.randperm(count, generator=generator).tolist()
 
 
-def _key(demonstrations: Sequence[Group], options: RunOptions) -> str:
+def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -> str:
     """Of everything that determines the result: the tokens, the options, the model, the program."""
-    cold = options.cold_start.model_dump(exclude={"tasks"})
+    cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
     model = options.model.model_dump()
-    program = [__version__, torch.__version__, torch.get_num_threads(), options.learning.token_budget]
+    machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
+    program = [__version__, torch.__version__, transformers.__version__, *machine]
     tokens = [[group.prompt.token_ids, group.completions[0].token_ids] for group in demonstrations]
     return xxhash.xxh3_64_hexdigest(
         json.dumps([program, cold, model, _local_files(options.model.name), tokens]).encode()

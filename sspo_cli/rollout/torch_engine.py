@@ -28,17 +28,19 @@ class TorchEngine:
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            for start in range(0, len(prompts), at_a_time):
-                groups += self._generate(prompts[start : start + at_a_time], group_size, sampling, generator)
+            # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
+            with torch.no_grad(), self.policy.autocast():
+                for start in range(0, len(prompts), at_a_time):
+                    groups += self._generate(prompts[start : start + at_a_time], group_size, sampling, generator)
         finally:
             self.policy.model.train(training)
         return groups
 
-    @torch.no_grad()
     def _generate(
         self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, generator: torch.Generator
     ) -> list[list[Completion]]:
         policy, device = self.policy, self.policy.device
+        project = policy.projection()
         ends = torch.tensor(policy.end_ids, device=device)
         tokens, attention = _left_padded(prompts, policy.pad_id, device)
         positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
@@ -50,15 +52,14 @@ class TorchEngine:
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
 
         for step in range(sampling.max_new_tokens):
-            with policy.autocast():
-                hidden = policy.decoder(
-                    input_ids=tokens,
-                    attention_mask=attention,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
-                logits = policy.head(hidden).float()
+            hidden = policy.decoder(
+                input_ids=tokens,
+                attention_mask=attention,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            logits = project(hidden)
             positions = positions[:, -1:] + 1
             if step == 0:  # from here on, one row for each completion
                 cache.batch_repeat_interleave(group_size)

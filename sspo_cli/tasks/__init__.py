@@ -1,10 +1,9 @@
 """What is asked: problems by the name of their data set, the same whether for training or for a benchmark."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, did_you_mean
 from sspo_cli.tasks import aime, arithmetic, dapo, deepmath, file, gsm8k, math500
 from sspo_cli.types import Problem
 
@@ -27,8 +26,7 @@ def load_problems(name: str, *, path: str | None = None, split: str, limit: int 
     unknown task or split, a source that cannot be reached or read, and a row that is no problem.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        raise UserError(f"unknown task {name}; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(TASKS)}"))
+        raise UserError(f"unknown task {name}{did_you_mean(name, TASKS)}")
     problems = list(islice(TASKS[name](path, split), limit))
     if not problems:
         raise UserError(f"task {name} has no problems in {path or 'its'} split {split}")

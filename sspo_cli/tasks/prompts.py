@@ -1,11 +1,10 @@
 """From a problem to what the model reads: templates by name, rendered through the tokenizer's chat template."""
 
-import difflib
 from typing import Any
 
 import jinja2
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, did_you_mean
 from sspo_cli.types import Problem, Prompt
 
 # System turn by template name; None: the question stands alone.
@@ -23,9 +22,7 @@ OPENING = "<think>"
 def render(problem: Problem, template_name: str, tokenizer: Any) -> Prompt:
     """Raises UserError for an unknown template, and for a tokenizer whose chat template is missing or refuses the turns."""
     if template_name not in TEMPLATES:
-        near = difflib.get_close_matches(template_name, TEMPLATES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(TEMPLATES)}"
-        raise UserError(f"unknown prompt template {template_name}; {hint}")
+        raise UserError(f"unknown prompt template {template_name}{did_you_mean(template_name, TEMPLATES)}")
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruct model")
     turns = [{"role": "user", "content": problem.question}]

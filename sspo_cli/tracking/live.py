@@ -1,5 +1,6 @@
 """The live view of a run on a terminal."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,8 +72,8 @@ class LiveSink(Sink):
     def log(self, step: int, metrics: Metrics) -> None:
         self._step, self._metrics = step, metrics
         for history, name in ((self._rewards, "reward/mean"), (self._entropies, "policy/entropy")):
-            if name in metrics:
-                history.append(metrics[name])
+            if math.isfinite(value := metrics.get(name, math.nan)):
+                history.append(value)
         if self._steps is not None:
             self._progress.update(self._steps, completed=step)
 

@@ -44,7 +44,7 @@ def test_chunks_change_neither_values_nor_gradients(policy, make_batch, monkeypa
         return values.detach(), entropy, [parameter.grad.clone() for parameter in policy.parameters]
 
     whole = run()
-    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", 7 * policy.vocabulary)
+    monkeypatch.setitem(logprobs_module.CHUNK_ELEMENTS, "cpu", 7 * policy.vocabulary)
     chunked = run()
     torch.testing.assert_close(whole[0], chunked[0])
     torch.testing.assert_close(whole[1], chunked[1])
@@ -53,18 +53,23 @@ def test_chunks_change_neither_values_nor_gradients(policy, make_batch, monkeypa
 
 
 def test_no_more_than_a_chunk_of_logits_is_alive(policy, make_batch, monkeypatch):
-    """Counts the largest output of the vocabulary projection, forward and backward."""
-    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", 5 * policy.vocabulary)
-    largest = 0
+    """The backward pass projects again, a chunk at a time."""
+    monkeypatch.setitem(logprobs_module.CHUNK_ELEMENTS, "cpu", 5 * policy.vocabulary)
+    sizes = []
 
-    def note(module, inputs, output):
-        nonlocal largest
-        largest = max(largest, output.shape[0])
+    def noted(hidden, weight, bias):
+        sizes.append(len(hidden))
+        return linear(hidden, weight, bias)
 
-    handle = policy.head.register_forward_hook(note)
-    policy.logprobs(make_batch(), 1.0)[0].sum().backward()
-    handle.remove()
-    assert largest == 5
+    linear = torch.nn.functional.linear
+    tokens = int((batch := make_batch()).mask.sum())
+    logprobs, _ = policy.logprobs(batch, 1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.functional, "linear", noted)
+        logprobs.sum().backward()  # the forward's chunks are gone; each is projected once more
+    projections = [size for size in sizes if size <= 5]
+    assert sum(projections) == tokens
+    assert max(sizes) == 5
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(policy, tiny, make_batch):
