@@ -27,18 +27,23 @@ def test_against_numpy():
     d, w = log_ratio.double().numpy(), weights.double().numpy()
     sign = np.broadcast_to(np.sign(advantages.numpy())[:, None], own.shape)[own]
     tokens, weight = d[own], w[own]
-    wanted = {
-        "ratio/log_mean": tokens.mean(),
-        "ratio/log_std": tokens.std(),
-        "ratio/log_abs_p99": np.quantile(np.abs(tokens), 0.99, method="inverted_cdf"),
-        "ratio/dispersion": np.mean([d[i][own[i]].var() for i in range(len(d)) if own[i].any()]),
-        "ratio/kl": np.mean(np.exp(tokens) - 1 - tokens),
-        "weights/attenuated": np.mean(weight[sign != 0] < 0.5),
-        "weights/positive_mean": weight[sign > 0].mean(),
-        "weights/positive_attenuated": np.mean(weight[sign > 0] < 0.5),
-        "weights/negative_mean": weight[sign < 0].mean(),
-        "weights/negative_attenuated": np.mean(weight[sign < 0] < 0.5),
-    }
+    row_sign = np.sign(advantages.numpy())
+    variance = np.array([d[i][own[i]].var() if own[i].any() else np.nan for i in range(len(d))])
+    wanted = {}
+    for name, some, rows in (
+        ("", sign < 2, row_sign < 2),
+        ("positive_", sign > 0, row_sign > 0),
+        ("negative_", sign < 0, row_sign < 0),
+    ):
+        wanted |= {
+            f"ratio/{name}log_mean": tokens[some].mean(),
+            f"ratio/{name}log_std": tokens[some].std(),
+            f"ratio/{name}log_abs_p99": np.quantile(np.abs(tokens[some]), 0.99, method="inverted_cdf"),
+            f"ratio/{name}dispersion": np.nanmean(variance[rows]),
+            f"ratio/{name}kl": np.mean(np.exp(tokens[some]) - 1 - tokens[some]),
+            f"weights/{name}mean": weight[some & (sign != 0)].mean(),
+            f"weights/{name}attenuated": np.mean(weight[some & (sign != 0)] < 0.5),
+        }
     assert summary((log_ratio, advantages, mask, weights)) == pytest.approx(wanted, rel=1e-5)
     assert 0 < wanted["weights/attenuated"] < 1
 
@@ -62,6 +67,7 @@ def test_keys_without_a_token_are_left_out():
     assert summary((log_ratio, torch.ones(12), torch.zeros_like(mask), weights)) == {}
     only_positive = summary((log_ratio, torch.ones(12), mask, weights))
     assert {key for key in only_positive if key.startswith("weights/")} == {
+        "weights/mean",
         "weights/attenuated",
         "weights/positive_mean",
         "weights/positive_attenuated",
@@ -81,5 +87,5 @@ def test_on_policy_nothing_is_attenuated():
     mask, advantages = torch.ones(2, 3), torch.tensor([1.0, -1.0])
     weights = build_objective(method="sspo").token_weights(torch.zeros(2, 3), advantages, mask)
     values = summary((torch.zeros(2, 3), advantages, mask, weights))
-    assert all(values[key] == 0 for key in values if not key.endswith("e_mean"))
-    assert values["weights/positive_mean"] == values["weights/negative_mean"] == 1
+    means = {"weights/mean", "weights/positive_mean", "weights/negative_mean"}
+    assert all(values[key] == (key in means) for key in values)
