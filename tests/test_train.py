@@ -140,6 +140,18 @@ def test_the_same_seed_gives_identical_metrics_and_another_one_others(undisturbe
     assert without_times(undisturbed.parent / "other") != without_times(undisturbed)
 
 
+def test_runs_with_the_same_cold_start_share_it_whatever_their_method(undisturbed: Path):
+    runs = undisturbed.parent
+    run(runs, "--run", "gspo", "--method", "gspo")
+    assert len(list((runs / "cold-starts").iterdir())) == 1
+    first, other = without_times(runs / "gspo"), without_times(undisturbed)
+    # The same weights, prompts and completions, and on-policy every method does the same, to rounding.
+    assert first[0] == pytest.approx(other[0], rel=1e-5)
+    assert first[1:] != other[1:]
+    run(runs, "--run", "elsewhere", "-s", "cold_start.learning_rate=5e-3")
+    assert len(list((runs / "cold-starts").iterdir())) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "deaths",

@@ -63,7 +63,7 @@ class PlainSink(Sink):
         self._say(text)
 
     def finish(self, state: State, reason: str | None) -> None:
-        self._say(state + (f": {reason}" if reason else ""))
+        self._say(state)  # the reason is for the command to tell
 
     def _say(self, text: str) -> None:
         encoding = getattr(self._file, "encoding", None) or "utf-8"

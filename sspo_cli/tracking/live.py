@@ -93,7 +93,7 @@ class LiveSink(Sink):
         if self._live is not None:
             with _terminal_may_be_gone():
                 self._live.stop()
-        self.note(state + (f": {reason}" if reason else ""))
+        self.note(state)  # the reason is for the command to tell
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [Text(self._title, style="bold"), self._progress]
