@@ -122,6 +122,18 @@ def test_the_first_minibatch_is_on_policy_and_the_later_ones_are_not(undisturbed
         assert row["sampler/mismatch_max"] < 1e-4
 
 
+def test_a_second_epoch_compares_with_the_policy_that_sampled(undisturbed: Path):
+    run(undisturbed.parent, "--run", "epochs", "-s", "learning.epochs=2", "-s", "learning.mu=2", "-s", "steps=6")
+    metrics = rows(undisturbed.parent / "epochs" / "metrics.jsonl")
+    assert [(row["rollout"], row["epoch"], row["minibatch"]) for row in metrics] == [
+        *[(0, epoch, minibatch) for epoch in (1, 2) for minibatch in (1, 2)],
+        *[(1, 1, minibatch) for minibatch in (1, 2)],
+    ]
+    assert [row["ratio/log_std"] == 0.0 for row in metrics] == [True, False, False, False, True, False]
+    assert all(row["ratio/log_std"] < 0.3 for row in metrics)  # of whole log-probabilities it would be 1 and more
+    assert metrics[2]["sampler/mismatch_max"] < 1e-4
+
+
 def test_the_final_model_loads_with_plain_transformers(undisturbed: Path):
     folder = undisturbed / "checkpoints" / "step-10"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
