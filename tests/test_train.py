@@ -13,6 +13,8 @@ import torch
 from commands import Outcome, assert_told, sspo
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sspo_cli.rollout.torch_engine import TorchEngine
+
 SMALL = {
     "steps": 10,
     "model.tiny.hidden_size": 32,
@@ -132,6 +134,20 @@ def test_a_second_epoch_compares_with_the_policy_that_sampled(undisturbed: Path)
     assert [row["ratio/log_std"] == 0.0 for row in metrics] == [True, False, False, False, True, False]
     assert all(row["ratio/log_std"] < 0.3 for row in metrics)  # of whole log-probabilities it would be 1 and more
     assert metrics[2]["sampler/mismatch_max"] < 1e-4
+
+
+def test_every_rollout_samples_with_a_seed_of_its_own(undisturbed: Path, monkeypatch: pytest.MonkeyPatch):
+    generate, seeds = TorchEngine.generate, []
+
+    def noted(self, prompts, group_size, sampling):
+        seeds.append((sampling.temperature, sampling.seed))
+        return generate(self, prompts, group_size, sampling)
+
+    monkeypatch.setattr(TorchEngine, "generate", noted)
+    run(undisturbed.parent, "--run", "seeds")
+    run(undisturbed.parent, "--run", "seeds-1", "--seed", "1")
+    sampled = [seed for temperature, seed in seeds if temperature > 0]
+    assert len(sampled) == len(set(sampled)) == 6
 
 
 def test_the_final_model_loads_with_plain_transformers(undisturbed: Path):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from sspo_cli.config import ModelOptions
 from sspo_cli.policy.batch import collate
+from sspo_cli.policy.model import load_policy
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Group, Problem, Prompt, Reward
@@ -86,3 +88,21 @@ def test_more_prompts_than_fit_at_a_time_come_back_in_order(policy):
     together = sample(policy, temperature=0.0, group_size=1)
     apart = sample(policy, temperature=0.0, group_size=1, max_rows=1)
     assert [c.token_ids for group in together for c in group] == [c.token_ids for group in apart for c in group]
+
+
+def test_in_bfloat16_sampler_and_policy_agree_and_the_weights_stay_float32(tiny):
+    exact = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
+    policy = load_policy(ModelOptions(tiny=tiny, dtype="bfloat16"), torch.device("cpu"))
+    assert {parameter.dtype for parameter in policy.parameters} == {torch.float32}
+    (group,) = sample(policy, prompts=PROMPTS[1:2])
+    batch = collate(
+        [Group(Prompt(Problem("", "", "", ""), "", PROMPTS[1]), group, [Reward(0, 0, None, "ok")] * 4)],
+        torch.zeros(1, 4),
+        mask_truncated=False,
+    )
+    logprobs, _ = policy.logprobs(batch, 1.0)
+    assert logprobs.dtype == torch.float32
+    assert (logprobs - batch.sampling_logprobs).abs().max() < 0.1
+    assert 0 < (logprobs - exact.logprobs(batch, 1.0)[0]).abs().max() < 0.2
+    logprobs.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in policy.parameters)
