@@ -19,6 +19,7 @@ from sspo_cli.tracking.text import duration, number, pass_at_1, printable, spark
 
 HISTORY = 32  # steps in the sparklines
 SAMPLE_CHARACTERS = 600
+SAMPLING_TIMES = ("time/sampling", "time/grading")
 
 
 class LiveSink(Sink):
@@ -70,7 +71,11 @@ class LiveSink(Sink):
             self._stage = None
 
     def log(self, step: int, metrics: Metrics) -> None:
-        self._step, self._metrics = step, metrics
+        # Only the first minibatch of a rollout batch has been sampled for; its times stay in view for the others.
+        sampled = {
+            name: self._metrics[name] for name in SAMPLING_TIMES if name in self._metrics and not metrics.get(name)
+        }
+        self._step, self._metrics = step, {**metrics, **sampled}
         for history, name in ((self._rewards, "reward/mean"), (self._entropies, "policy/entropy")):
             if math.isfinite(value := metrics.get(name, math.nan)):
                 history.append(value)
