@@ -28,6 +28,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from sspo_cli.errors import UserError
 from sspo_cli.objectives import resolve_options
 
+DEFAULT_METHOD = "sspo"
+
 
 class Options(BaseModel):
     """A section: unknown keys are errors, values cannot change after validation."""
@@ -39,7 +41,7 @@ class ObjectiveOptions(Options):
     """The method and its own hyperparameters; those that it does not have are refused (see `sspo_cli.objectives`)."""
 
     method: str = Field(
-        "sspo", description="grpo, gspo, gmpo, sapo, sspo, or an aggregation: arithmetic, geometric, sequence"
+        DEFAULT_METHOD, description="grpo, gspo, gmpo, sapo, sspo, or an aggregation: arithmetic, geometric, sequence"
     )
     gate: str | None = Field(
         None, description="clip, sigmoid, expsig, expatan, gumbel, atanlog, siglog, or module:function"
@@ -59,7 +61,7 @@ class ObjectiveOptions(Options):
         """Replaces what is not given by the method's defaults, so that a run folder says what was run."""
         if not isinstance(values, dict) or not values.keys() <= cls.model_fields.keys():
             return values  # the field validation says what is wrong
-        return resolve_options(**{"method": "sspo", **values})
+        return resolve_options(**{"method": DEFAULT_METHOD, **values})
 
     @model_serializer
     def _only_what_applies(self) -> dict[str, Any]:
@@ -254,17 +256,24 @@ def merge_config(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, A
     over: dict[str, Any] = {}
     for override in overrides:  # in whatever order they stand, all of them are meant together
         over = merge(over, _parse_override(override))
+    return merge_layers([*map(read_yaml, files), over])
+
+
+def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Each over the ones before. An objective whose method changes is replaced, since another method has other options."""
     merged: dict[str, Any] = {}
-    for values in (*map(read_yaml, files), over):
-        merged = merge(merged, values)
+    for layer in layers:
+        objective, update = merged.get("objective"), layer.get("objective")
+        if isinstance(objective, dict) and isinstance(update, dict):
+            before = objective.get("method", DEFAULT_METHOD)
+            if update.get("method", before) != before:
+                merged = {**merged, "objective": {}}
+        merged = merge(merged, layer)
     return merged
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, `update` over `base`; lists are replaced, and so is an objective whose method changes, since
-    another method has other options."""
-    if "method" in update and base.get("method", update["method"]) != update["method"]:
-        return update
+    """Nested dictionaries, `update` over `base`; lists are replaced."""
     merged = dict(base)
     for key, value in update.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -16,7 +16,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.evaluate import evaluate, evaluation_tokens, load_benchmark, record, summarize
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.checkpoint import discard_damaged, is_whole, latest_whole, load_state
+from sspo_cli.policy.checkpoint import NAME, is_whole, latest_whole, load_state, set_damaged_aside
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
@@ -90,9 +90,9 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     options = folder.config
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
-    checkpoint, damaged = discard_damaged(folder.checkpoints)
+    checkpoint, damaged = set_damaged_aside(folder.checkpoints)
     for path in damaged:
-        tracker.note(f"checkpoint {path} is damaged; it is deleted")
+        tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
     policy = load_policy(options.model, device, checkpoint)
 
     saved = load_state(checkpoint) if checkpoint else None
@@ -184,6 +184,8 @@ def evaluate_target(
     settings = {"max_new_tokens": max_new_tokens, "prompt": options.prompt, "checkpoint": str(checkpoint or target)}
     console = Console(soft_wrap=True, highlight=False)
     tasks = [_benchmark_options(name, options) for name in benchmarks] or options.evaluation.benchmarks
+    if len({task.label for task in tasks}) < len(tasks):
+        raise UserError("two of the benchmarks have the same name; their results would overwrite each other")
     with AnswerChecker(timeout=options.answer_timeout) as checker, Progress(console=console, transient=True) as bars:
         for task in tasks:
             benchmark = load_benchmark(task, limit, lambda problem: render(problem, options.prompt, policy.tokenizer))
@@ -214,7 +216,8 @@ def _find_run(target: str, runs_dir: Path) -> tuple[RunFolder | None, Path | Non
             if checkpoint is None:
                 raise UserError(f"run {path} has no whole checkpoint to measure")
             return run, checkpoint
-        if path.parent.name == "checkpoints" and path.is_dir():
+        of_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file()
+        if of_a_run and path.is_dir() and NAME.fullmatch(path.name):
             if not is_whole(path):
                 raise UserError(f"checkpoint {path} is damaged")
             return RunFolder.open(path.parent.parent), path
@@ -229,5 +232,10 @@ def _benchmark_options(name: str, options: RunOptions) -> TaskOptions:
     if name in get_args(TaskName):
         return TaskOptions(name=cast(TaskName, name), split="test")
     if Path(name).exists():
-        return TaskOptions(name="file", path=name)
+        file = TaskOptions(name="file", path=name, split="test")
+        if file.label in (*get_args(TaskName), *(benchmark.label for benchmark in options.evaluation.benchmarks)):
+            raise UserError(
+                f"the results of {name} would be filed under {file.label}, another benchmark's name; rename the file"
+            )
+        return file
     raise UserError(f"unknown benchmark {name}; use {', '.join(get_args(TaskName))}, or an existing file")

@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.config import Options, RunOptions, explain, flatten, merge, merge_config, nest, read_yaml, validate
+from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.tracking.files import write_text_atomic
@@ -95,8 +95,13 @@ def load_sweep(file: Path, overrides: Sequence[str]) -> list[Trial]:
     keys = {key for point in points for key in point if len({json.dumps(other.get(key)) for other in points}) > 1}
     trials: dict[str, Trial] = {}
     for point in points:
-        options = validate(merge(merge(base, nest(point)), over))
-        varied = {key: value for key, value in point.items() if key in keys and key not in dict(flatten(over))}
+        options = validate(merge_layers([base, nest(point), over]))
+        # An override may have won over what varies, or have chosen a method without it.
+        resolved = dict(flatten(options.model_dump(mode="json")))
+        lost = set(dict(flatten(over))) | {
+            k for k in point if k.startswith("objective.") and resolved.get(k) != point[k]
+        }
+        varied = {key: value for key, value in point.items() if key in keys - lost}
         trial = Trial(_trial_name(varied, options), varied, options)
         trials.setdefault(trial.name, trial)
     return list(trials.values())
@@ -140,17 +145,24 @@ def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console, in
     """The names of the trials that failed."""
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: list[str] = []
-    queue, done = list(waiting), 0
+    queue, done, waited = list(waiting), 0, False
     try:
         while queue or running:
             if interruption.requested:
                 raise Interrupted
             for trial in queue[:]:
                 # Left by a sweep that was killed, a trial may still be saving its state; its turn comes later.
-                if len(running) < jobs and not RunFolder(folder / trial.name).is_being_written():
-                    queue.remove(trial)
-                    running[trial.name] = _start(trial, folder)
-                    console.print(f"started   {trial.name}")
+                if len(running) == jobs or RunFolder(folder / trial.name).is_being_written():
+                    continue
+                queue.remove(trial)
+                if _state(folder / trial.name) == "finished":  # by another process, meanwhile
+                    done += 1
+                    continue
+                running[trial.name] = _start(trial, folder)
+                console.print(f"started   {trial.name}")
+            if queue and not running and not waited:
+                waited = True
+                console.print(f"waiting for another process, which runs {queue[0].name}")
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]

@@ -51,6 +51,11 @@ def test_overrides_hold_in_whatever_order_they_stand(tmp_path, overrides):
             assert str(objective[key]).removesuffix(".0") == value
 
 
+def test_a_gate_from_a_file_goes_when_another_method_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("objective: {gate: gumbel}\n")  # of the default method, though it is not said
+    assert load_config([tmp_path / "a.yaml"], ["objective.method=gspo"]).objective.gate == "clip"
+
+
 def test_a_gate_from_a_file_stays_when_the_method_is_named(tmp_path):
     (tmp_path / "a.yaml").write_text("objective: {gate: gumbel}\n")
     assert load_config([tmp_path / "a.yaml"], ["objective.method=sspo"]).objective.gate == "gumbel"

@@ -69,6 +69,15 @@ def test_an_override_of_what_varies_leaves_one_trial_with_a_true_name(tmp_path):
     assert trials[0].options.objective.tau_neg == 1
 
 
+def test_an_overridden_method_leaves_one_trial_of_what_no_longer_varies(tmp_path):
+    text = (
+        "options: {objective.method: sspo}\ngrid: {objective.gate: [siglog, atanlog], objective.tau_neg: [0.3, 0.5]}\n"
+    )
+    (trial,) = load(tmp_path, text, "objective.method=gspo")
+    assert trial.varied == {}
+    assert trial.name.startswith("gspo-clip-seed0-")
+
+
 def test_the_name_changes_with_every_option(tmp_path):
     (first, *_), (second, *_) = load(tmp_path, SWEEP), load(tmp_path, SWEEP, "learning.std=none")
     assert first.name != second.name

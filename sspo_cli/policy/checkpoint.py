@@ -6,6 +6,7 @@ that a damaged one is recognised and the one before it serves.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sspo_cli.policy.model import Policy
 
 MANIFEST = "manifest.json"
 STATE = "trainer.pt"
+NAME = re.compile(r"step-\d+")
 
 
 def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None:
@@ -50,17 +52,20 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file is there with the checksum of the manifest."""
+    """Whether every file of the manifest is there with its checksum. Raises UserError where a file cannot be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        return manifest == _checksums(folder)
-    except (OSError, ValueError):
+        return all(_checksum(folder / name) == digest for name, digest in manifest.items())
+    except (FileNotFoundError, ValueError):
         return False
+    except OSError as error:  # the file may be whole: nothing is passed over for it
+        raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
 
 
 def checkpoint_folders(parent: Path) -> list[Path]:
     """`step-N` folders, oldest first."""
-    return sorted(parent.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
+    folders = [folder for folder in parent.glob("step-*") if NAME.fullmatch(folder.name)]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
@@ -73,12 +78,14 @@ def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
-def discard_damaged(parent: Path) -> tuple[Path | None, list[Path]]:
-    """The same, and the damaged ones are deleted: they would count among those to keep."""
+def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
+    """The same, and the damaged ones are renamed: they would count among those to keep. Returns their new names."""
     whole, damaged = latest_whole(parent)
-    for folder in damaged:
-        shutil.rmtree(folder)
-    return whole, damaged
+    aside = [folder.with_name(f"damaged-{folder.name}") for folder in damaged]
+    for folder, place in zip(damaged, aside, strict=True):
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+    return whole, aside
 
 
 def keep_last(parent: Path, keep: int) -> None:

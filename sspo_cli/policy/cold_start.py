@@ -7,20 +7,21 @@ whatever its method or seed, begins with the very same weights.
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import torch
 import transformers
 import xxhash
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sspo_cli import __version__
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.policy.batch import collate
-from sspo_cli.policy.checkpoint import discard_damaged, keep_last, load_state, save_checkpoint
+from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside
 from sspo_cli.policy.model import Policy, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
@@ -61,8 +62,8 @@ def cold_start(
         )
     folder = cache / _key(policy, demonstrations, options)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        start, _ = discard_damaged(folder)
+    with _lock(folder / ".lock", interruption):
+        start, _ = set_damaged_aside(folder)
         done = int(start.name.removeprefix("step-")) if start else 0
         progress(done)
         if start:
@@ -73,6 +74,22 @@ def cold_start(
                 optimizer.load_state_dict(load_state(start)["optimizer"])
             _train(policy, optimizer, demonstrations, options, folder, done, interruption, progress)
     return policy, folder / f"step-{options.cold_start.steps}"
+
+
+@contextmanager
+def _lock(path: Path, interruption: Interruption) -> Iterator[None]:
+    """Another run may be at the same cold start for hours; waiting for it can be interrupted."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            if interruption.requested:
+                raise Interrupted from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train(

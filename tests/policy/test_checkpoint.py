@@ -9,7 +9,14 @@ from safetensors import SafetensorError
 
 from sspo_cli.errors import UserError
 from sspo_cli.policy import checkpoint
-from sspo_cli.policy.checkpoint import is_whole, keep_last, latest_whole, load_state, save_checkpoint
+from sspo_cli.policy.checkpoint import (
+    is_whole,
+    keep_last,
+    latest_whole,
+    load_state,
+    save_checkpoint,
+    set_damaged_aside,
+)
 from sspo_cli.policy.model import Policy
 
 STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "run": {"step": 3, "batch": None}}
@@ -67,3 +74,33 @@ def test_the_last_ones_are_kept(policy, tmp_path):
         shutil.copytree(tmp_path / "step-9", tmp_path / f"step-{step}")
     keep_last(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20"]
+
+
+def test_what_a_user_puts_beside_or_into_checkpoints_harms_none(policy, tmp_path):
+    save_checkpoint(tmp_path / "step-3", policy, STATE)
+    (tmp_path / "step-3" / "notes.txt").write_text("good one")
+    shutil.copytree(tmp_path / "step-3", tmp_path / "step-3-copy")
+    assert latest_whole(tmp_path) == (tmp_path / "step-3", [])
+    keep_last(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3", "step-3-copy"]
+
+
+def test_damaged_ones_are_set_aside_and_do_not_count_among_those_to_keep(policy, tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path / f"step-{step}", policy, STATE)
+    (tmp_path / "step-2" / "model.safetensors").unlink()
+    assert set_damaged_aside(tmp_path) == (tmp_path / "step-1", [tmp_path / "damaged-step-2"])
+    keep_last(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-2", "step-1"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(policy, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "step-1", policy, STATE)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "_checksum", refuse)
+    with pytest.raises(UserError, match="cannot be read"):
+        set_damaged_aside(tmp_path)
+    assert (tmp_path / "step-1").is_dir()

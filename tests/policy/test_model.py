@@ -46,6 +46,12 @@ def test_a_lora_checkpoint_is_an_adapter_that_trains_on(tiny, tmp_path, make_bat
     assert len(again.parameters) == len(policy.parameters) > 0
 
 
+def test_an_adapter_on_the_vocabulary_projection_is_refused(tiny):
+    policy = load_policy(ModelOptions(tiny=tiny, lora=LoraOptions(targets=["q_proj", "lm_head"])), CPU)
+    with pytest.raises(UserError, match="would not be trained"):
+        policy.check_logits()
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
