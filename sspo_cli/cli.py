@@ -68,7 +68,7 @@ def train_command(
     if resume and run is None:
         raise UserError("--resume needs the run's name: --run NAME")
 
-    from sspo_cli.config import load_config, to_yaml
+    from sspo_cli.config_files import load_config, to_yaml
 
     options = load_config(config or [], overrides)
     if dry_run:
@@ -104,7 +104,7 @@ def eval_command(
 
     A run is measured with its own options; -c and -s are for models that no run has made.
     """
-    from sspo_cli.config import load_config
+    from sspo_cli.config_files import load_config
     from sspo_cli.session import evaluate_target
 
     given = load_config(config or [], set_ or []) if config or set_ else None

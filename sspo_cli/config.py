@@ -1,14 +1,11 @@
-"""Every option, as frozen pydantic models, and the ways in: YAML files and dotted overrides.
+"""Every option, as frozen pydantic models. The ways in, YAML files and dotted overrides, are in `config_files.py`.
 
 An option is documented where it is declared. Sections that a run does not need stay at their defaults; an option that
 the chosen method does not have is refused, never ignored.
 """
 
-import difflib
-import io
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,11 +18,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic import ValidationError as PydanticValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from sspo_cli.errors import UserError
 from sspo_cli.objectives import resolve_options
 
 DEFAULT_METHOD = "sspo"
@@ -238,164 +231,3 @@ class RunOptions(Options):
                 "minibatches; choose a multiple of mu"
             )
         return self
-
-
-# --- the ways in -----------------------------------------------------------------------------------------------------
-
-
-def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> RunOptions:
-    """YAML files, later ones over earlier ones, then `dotted.key=value` overrides, validated.
-
-    Raises UserError for an unreadable file, a malformed override and every option that does not validate.
-    """
-    return validate(merge_config(files, overrides))
-
-
-def merge_config(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
-    """The same, as plain nested dictionaries before validation."""
-    over: dict[str, Any] = {}
-    for override in overrides:  # in whatever order they stand, all of them are meant together
-        over = merge(over, _parse_override(override))
-    return merge_layers([*map(read_yaml, files), over])
-
-
-def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each over the ones before. An objective whose method changes is replaced, since another method has other options."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        objective, update = merged.get("objective"), layer.get("objective")
-        if isinstance(objective, dict) and isinstance(update, dict):
-            before = objective.get("method", DEFAULT_METHOD)
-            if update.get("method", before) != before:
-                merged = {**merged, "objective": {}}
-        merged = merge(merged, layer)
-    return merged
-
-
-def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, `update` over `base`; lists are replaced."""
-    merged = dict(base)
-    for key, value in update.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested dictionaries."""
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        nested = merge(nested, value)
-    return nested
-
-
-def validate(values: dict[str, Any]) -> RunOptions:
-    """Raises UserError that names every wrong option by its dotted path, with the nearest valid name for a misspelt one."""
-    try:
-        return RunOptions.model_validate(values)
-    except PydanticValidationError as error:
-        raise UserError("; ".join(explain(error, RunOptions))) from None
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """YAML 1.2, so `1e-6` is a number. Raises UserError for a missing, malformed or non-mapping file."""
-    try:
-        values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"config file {file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"config file {file} is not UTF-8 text") from None
-    except YAMLError as error:
-        where = (
-            f", line {error.problem_mark.line + 1}" if isinstance(error, MarkedYAMLError) and error.problem_mark else ""
-        )
-        problem = error.problem if isinstance(error, MarkedYAMLError) else str(error)
-        raise UserError(f"config file {file}{where} is not valid YAML: {problem}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"config file {file} must hold options as `key: value` lines, not a {type(values).__name__}")
-    return values
-
-
-def differences(left: RunOptions, right: RunOptions) -> list[str]:
-    """One line for each option in which two configs differ: `optimizer.learning_rate: 0.001 -> 0.0005`."""
-    a, b = dict(flatten(left.model_dump(mode="json"))), dict(flatten(right.model_dump(mode="json")))
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-
-
-def to_yaml(options: RunOptions) -> str:
-    """As a config file that gives the same run."""
-    text = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.dump(options.model_dump(mode="json"), text)
-    return text.getvalue()
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested dictionaries as pairs of dotted key and value."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"`-s {text}` is not of the form section.option=value, e.g. -s optimizer.learning_rate=1e-4")
-    try:
-        parsed = YAML(typ="safe", pure=True).load(value)
-    except YAMLError:
-        raise UserError(f"the value in `-s {text}` is not valid YAML; quote it") from None
-    return nest({key: parsed})
-
-
-def explain(error: PydanticValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """A sentence for each wrong option of a config of type `root`, by its dotted path."""
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            yield f"unknown option `{path}`{_did_you_mean(item['loc'], root)}"
-        elif item["type"] == "value_error":  # raised by our own validators, a sentence already
-            yield str(item["ctx"]["error"])
-        else:
-            yield f"`{path}` = {item['input']!r} is not valid: {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
-    """The same name in another section, else the nearest one in the same section, else the nearest anywhere."""
-    section = root
-    prefix: list[str] = []
-    for part in location[:-1]:
-        prefix.append(str(part))
-        section = (_nested(section, part) or section) if isinstance(part, str) else section
-    name = str(location[-1])
-    here = {option: ".".join([*prefix, option]) for option in section.model_fields}
-    everywhere: dict[str, str] = {}
-    for option, path in _all_options(root):
-        everywhere.setdefault(option, path)
-    for known, cutoff in ((everywhere, 1.0), (here, 0.6), (everywhere, 0.75)):
-        if near := difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
-            return f"; did you mean `{known[near[0]]}`?"
-    return f"; the options here are {', '.join(here)}"
-
-
-def _nested(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section class that a field holds, directly, in a list or as an optional."""
-    annotation = section.model_fields[name].annotation if name in section.model_fields else None
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _all_options(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name in section.model_fields:
-        yield name, prefix + name
-        if nested := _nested(section, name):
-            yield from _all_options(nested, f"{prefix}{name}.")

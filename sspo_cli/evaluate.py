@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from scipy.stats import binomtest
 
 from sspo_cli.config import RunOptions, TaskOptions
+from sspo_cli.intervals import wilson
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.rollout.engine import Engine, Sampling
 from sspo_cli.tasks import load_problems
@@ -68,15 +68,15 @@ def grade_groups(prompts: Sequence[Prompt], completions: Sequence[list[Any]], ch
 def summarize(groups: Sequence[Group], benchmark: Benchmark, settings: dict[str, Any]) -> dict[str, Any]:
     """Pass@1 over the problems with its 95 % Wilson interval, and what it was measured with."""
     correct = sum(group.rewards[0].answer == 1.0 for group in groups)
-    interval = binomtest(correct, len(groups)).proportion_ci(method="wilson")
+    low, high = wilson(correct, len(groups))
     return {
         "benchmark": benchmark.name,
         "split": benchmark.split,
         "n": len(groups),
         "correct": correct,
         "pass_at_1": correct / len(groups),
-        "low": interval.low,
-        "high": interval.high,
+        "low": low,
+        "high": high,
         "format": math.fsum(group.rewards[0].format for group in groups) / len(groups),
         "truncated": sum(group.completions[0].truncated for group in groups),
         "timeouts": sum(group.rewards[0].status == "timeout" for group in groups),

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from sspo_cli.config import RunOptions, TaskName, TaskOptions, differences
+from sspo_cli.config import RunOptions, TaskName, TaskOptions
+from sspo_cli.config_files import differences
 from sspo_cli.errors import UserError
 from sspo_cli.evaluate import evaluate, evaluation_tokens, load_benchmark, record, summarize
 from sspo_cli.interruption import Interruption

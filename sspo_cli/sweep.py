@@ -20,7 +20,8 @@ from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
+from sspo_cli.config import Options, RunOptions
+from sspo_cli.config_files import explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.tracking.files import write_text_atomic

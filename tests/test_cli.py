@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import assert_told, sspo
 
-from sspo_cli.report.statistics import wilson
+from sspo_cli.intervals import wilson
 
 SMALL = {
     "steps": 2,

@@ -8,9 +8,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 # A room may import those before it. Rooms on one line do not know one another.
 ORDER = [
-    {"errors", "seeds", "types"},
+    {"errors", "intervals", "seeds", "types"},
     {"objectives", "tasks", "rewards"},
     {"config"},
+    {"config_files"},
     {"interruption"},
     {"policy", "tracking"},
     {"rollout"},

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from sspo_cli.config import RunOptions, flatten
+from sspo_cli.config import RunOptions
+from sspo_cli.config_files import flatten
 from sspo_cli.errors import UserError
 from sspo_cli.objectives import METHODS
 from sspo_cli.tracking.run_folder import RunFolder

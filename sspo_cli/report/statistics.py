@@ -1,20 +1,14 @@
 """Numbers over problems and over seeds."""
 
 import pandas as pd
-from scipy.stats import binomtest
 
+from sspo_cli.intervals import wilson
 from sspo_cli.report.runs import Group, Run, distinguish
 
 # What a Pass@1 was measured with; rows that differ in it are never put side by side as before and after.
 MEASUREMENT = ("benchmark", "split", "n", "temperature", "max_new_tokens", "prompt")
 
 SHARES = ("pass_at_1", "low", "high", "lowest_seed", "highest_seed")
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
-    interval = binomtest(correct, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def mean_over_seeds(runs: list[Run], metric: str) -> pd.Series:

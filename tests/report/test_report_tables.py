@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from synthetic_runs import evaluation, write_run
 
+from sspo_cli.intervals import wilson
 from sspo_cli.report.runs import collect
-from sspo_cli.report.statistics import mean_over_seeds, wilson
+from sspo_cli.report.statistics import mean_over_seeds
 from sspo_cli.report.tables import before_and_after, for_reading, to_latex, to_markdown
 
 
