@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -86,29 +87,57 @@ def train_command(
 
 @app.command("eval")
 def eval_command(
-    target: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint or a Hugging Face model.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
+        ),
+    ] = None,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
             "-b", "--benchmark", help="arithmetic, gsm8k, math500, aime24, aime25, or a file of {question, answer}."
         ),
     ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Of each problem: avg@n and pass@k.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Of the sampling; 0 is greedy.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of a completion.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many problems; printed, not recorded.")
     ] = None,
+    completions: Annotated[
+        Path | None, typer.Option(help="Grade recorded rows of {gold, completion} instead of a model.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the graded --completions go.")] = None,
     config: Config = None,
     set_: Set = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Greedy Pass@1 with its 95 % interval, with the prompt, extraction and check of training.
+    """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy unless told otherwise.
 
     A run is measured with its own options; -c and -s are for models that no run has made.
     """
+    if bool(target) == bool(completions):
+        raise UserError("name what to measure: runs or models, or else --completions FILE with recorded outputs")
+    if out and not completions:
+        raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
+
     from sspo_cli.config_files import load_config
-    from sspo_cli.session import evaluate_target
 
     given = load_config(config or [], set_ or []) if config or set_ else None
-    evaluate_target(target, benchmark or [], limit, given, runs_dir)
+    if completions:
+        from sspo_cli.recorded import grade_file
+
+        grade_file(completions, out, (given or load_config([], [])).answer_timeout)
+        return
+
+    from sspo_cli.measure import measure
+
+    conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    changes = {name: value for name, value in conditions.items() if value is not None}
+    measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir)
 
 
 @app.command("sweep")
@@ -134,9 +163,15 @@ def sweep_command(
 def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FOLDER...", help="Runs, or folders of runs.")],
     out: Annotated[Path, typer.Option(help="Where tables and figures go.")] = Path("report"),
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's figures beside ours.")] = False,
+    select: Annotated[
+        Literal["last", "best"], typer.Option(help="The checkpoint in the tables: the last, or the best by validation.")
+    ] = "last",
 ) -> None:
-    """Pass@1 tables, reward and entropy curves, from run folders."""
+    """The paper's tables and figures, and a page to look at, from run folders."""
     from sspo_cli.report import write_report
 
-    for path in write_report(runs, out):
-        print(path)
+    page, *others = write_report(runs, out, paper=paper, select=select)
+    print(page)
+    kinds = Counter(path.suffix.removeprefix(".") for path in others)
+    print(f"beside it: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")

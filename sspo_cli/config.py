@@ -175,18 +175,40 @@ class ColdStartOptions(Options):
     )
 
 
+VALIDATION = "validation"  # what the problems held out of the training tasks are filed under
+
+
 class EvaluationOptions(Options):
-    """Greedy Pass@1 during training, before the first step and after the last, and every so many between."""
+    """Pass@1 during training, before the first step and after the last, and every so many between; greedy, the paper's."""
 
     benchmarks: list[TaskOptions] = [TaskOptions(name="arithmetic", split="test", limit=512)]
     every: PositiveInt | None = 40
     max_new_tokens: PositiveInt | None = Field(None, description="null: as in the rollout")
+    samples: PositiveInt = Field(1, description="completions of each problem; Pass@1 is their mean (avg@n)")
+    temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
+    validation: NonNegativeInt = Field(
+        0, description="problems held out of the training tasks; by them the best checkpoint is chosen and kept"
+    )
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
         labels = [benchmark.label for benchmark in self.benchmarks]
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"evaluation.benchmarks names {twice[0]} twice; their results would overwrite each other")
+        if VALIDATION in labels:
+            raise ValueError(
+                f"evaluation.benchmarks names one {VALIDATION}, which stands for problems held out of the training tasks; "
+                "rename the file"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(
+                f"evaluation.samples = {self.samples} greedy completions would all be the same; set evaluation.temperature, "
+                "such as 0.6"
+            )
         return self
 
 

@@ -9,8 +9,8 @@ from typing import Self
 class Interrupted(Exception):
     """The work stopped because it was asked to; its state is saved and it can be resumed."""
 
-    def __init__(self) -> None:
-        super().__init__("stopped; the state is saved, and --resume goes on from it")
+    def __init__(self, message: str = "stopped; the state is saved, and --resume goes on from it") -> None:
+        super().__init__(message)
 
 
 class Interruption:

@@ -1,6 +1,6 @@
-"""A look before the leap: can a perfect answer to this prompt earn the full reward?"""
+"""A look before the leap: can a perfect answer to this prompt earn the full reward? Does every problem fit?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
@@ -38,3 +38,15 @@ def preflight(policy: Policy, prompt: Prompt, checker: AnswerChecker, note: Call
             f"(answer {rewards[0].answer:g}, format {rewards[0].format:g}, read as {texts[0]!r}); "
             "choose another prompt template or tokenizer, or mend the gold answer"
         )
+
+
+def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> None:
+    """Raises UserError for a prompt that leaves too little of the model's context for its completion."""
+    for prompt in prompts:
+        needed = len(prompt.token_ids) + max_new_tokens
+        if policy.context is not None and needed > policy.context:
+            raise UserError(
+                f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
+                f"prompt and {max_new_tokens} for the completion, but the model's context is {policy.context}; "
+                "lower max_new_tokens or leave the problem out"
+            )

@@ -1,37 +1,35 @@
 """From a config to a run: everything that `train.train` works with, and how the run ended."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import cast, get_args
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
-from sspo_cli.config import RunOptions, TaskName, TaskOptions
+from sspo_cli.config import VALIDATION, RunOptions, TaskOptions
 from sspo_cli.config_files import differences
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import evaluate, evaluation_tokens, load_benchmark, record, summarize
+from sspo_cli.evaluate import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.checkpoint import NAME, is_whole, latest_whole, load_state, set_damaged_aside
+from sspo_cli.policy.checkpoint import load_state, set_damaged_aside
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
-from sspo_cli.policy.model import Policy, load_policy, resolve_device
+from sspo_cli.policy.model import load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
-from sspo_cli.preflight import preflight
+from sspo_cli.preflight import check_lengths, preflight
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
+from sspo_cli.tasks.validation import hold_out, without
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker, open_tracker
 from sspo_cli.train import Run, RunState, train
 from sspo_cli.types import Problem, Prompt
 
 COLD_STARTS = "cold-starts"  # beside the runs, shared by them
+RENDERED_AT_A_TIME = 256  # problems between two signs of progress
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
@@ -103,22 +101,32 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     if checkpoint:
         tracker.note(f"resuming from {checkpoint}")
 
-    def rendered(problem: Problem) -> Prompt:
-        return render(problem, options.prompt, policy.tokenizer)
+    def rendered(problems_by_task: Sequence[Sequence[Problem]]) -> list[list[Prompt]]:
+        prompts: list[list[Prompt]] = [[] for _ in problems_by_task]
+        with tracker.stage("rendering prompts", sum(map(len, problems_by_task))):
+            for of_task, problems in zip(prompts, problems_by_task, strict=True):
+                for start in range(0, len(problems), RENDERED_AT_A_TIME):
+                    part = problems[start : start + RENDERED_AT_A_TIME]
+                    of_task += [render(problem, options.prompt, policy.tokenizer) for problem in part]
+                    tracker.advance(len(part))
+        return prompts
 
-    def prompts_of(tasks: Sequence[TaskOptions]) -> list[list[Prompt]]:
-        problems = (load_problems(t.name, path=t.path, split=t.split, limit=t.limit) for t in tasks)
-        return [list(map(rendered, of_task)) for of_task in problems]
-
-    prompts = prompts_of(options.tasks)
+    weights, evaluation = [task.weight for task in options.tasks], options.evaluation
+    problems, held_out = hold_out(_problems_of(options.tasks), weights, evaluation.validation)
+    prompts = rendered(problems)
     check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy)
-    benchmarks = [load_benchmark(task, None, rendered) for task in options.evaluation.benchmarks]
+    places = [(task.label, task.split) for task in evaluation.benchmarks]
+    to_measure = _problems_of(evaluation.benchmarks)
+    if held_out:
+        places, to_measure = [(VALIDATION, VALIDATION), *places], [held_out, *to_measure]
+    benchmarks = [Benchmark(*place, of_one) for place, of_one in zip(places, rendered(to_measure), strict=True)]
     for benchmark in benchmarks:
-        check_lengths(benchmark.prompts, evaluation_tokens(options), policy)
+        check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy)
     preflight(policy, prompts[0][0], checker, tracker.note)
 
     if checkpoint is None and options.cold_start.steps:
-        teachers = prompts_of(options.cold_start.tasks) or prompts
+        worked = [without(problems, held_out) for problems in _problems_of(options.cold_start.tasks)]
+        teachers = rendered(worked) if worked else prompts
         demonstrations = demonstrations_of(list(itertools.chain(*teachers)), policy)
         with tracker.stage("cold start", options.cold_start.steps):
             policy, place = cold_start(
@@ -145,98 +153,5 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     )
 
 
-def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> None:
-    """Raises UserError for a prompt that leaves too little of the model's context for its completion."""
-    for prompt in prompts:
-        needed = len(prompt.token_ids) + max_new_tokens
-        if policy.context is not None and needed > policy.context:
-            raise UserError(
-                f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
-                f"prompt and {max_new_tokens} for the completion, but the model's context is {policy.context}; "
-                "lower max_new_tokens or leave the problem out"
-            )
-
-
-def evaluate_target(
-    target: str, benchmarks: Sequence[str], limit: int | None, given: RunOptions | None, runs_dir: Path
-) -> None:
-    """Measures a run (its newest checkpoint), one of its checkpoints, or any Hugging Face model, and prints a line for each
-    benchmark. No benchmark named: those of the run's options. What is measured with a `limit` is printed, not recorded.
-
-    Raises UserError for a target or a benchmark that cannot be found, and for options `given` for a run, which has its own.
-    """
-    run, checkpoint = _find_run(target, runs_dir)
-    if run and given:
-        raise UserError(f"run {run.path} is measured with its own options; leave out -c and -s")
-    if run:
-        options, folder = run.config, run.eval
-    else:
-        given = given or RunOptions()
-        options = given.model_copy(update={"model": given.model.model_copy(update={"name": target})})
-        folder = runs_dir / f"model-{target.strip('/').replace('/', '-')}" / "eval"
-    torch.set_num_threads(options.threads)
-    try:
-        policy = load_policy(options.model, resolve_device(options.device), checkpoint)
-    except UserError as error:
-        raise error if run else UserError(f"there is no run {target} in {runs_dir}, and {error}") from None
-    engine = TorchEngine(policy, options.rollout.max_rows)
-    step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    max_new_tokens = evaluation_tokens(options)
-    settings = {"max_new_tokens": max_new_tokens, "prompt": options.prompt, "checkpoint": str(checkpoint or target)}
-    console = Console(soft_wrap=True, highlight=False)
-    tasks = [_benchmark_options(name, options) for name in benchmarks] or options.evaluation.benchmarks
-    if len({task.label for task in tasks}) < len(tasks):
-        raise UserError("two of the benchmarks have the same name; their results would overwrite each other")
-    with AnswerChecker(timeout=options.answer_timeout) as checker, Progress(console=console, transient=True) as bars:
-        for task in tasks:
-            benchmark = load_benchmark(task, limit, lambda problem: render(problem, options.prompt, policy.tokenizer))
-            check_lengths(benchmark.prompts, max_new_tokens, policy)
-            bar = bars.add_task(benchmark.name, total=len(benchmark.prompts))
-            groups = evaluate(engine, benchmark, checker, max_new_tokens, partial(bars.advance, bar))
-            if limit is None:
-                summary = record(folder, groups, benchmark, step, settings)
-            else:
-                summary = summarize(groups, benchmark, settings)
-            console.print(
-                f"{benchmark.name} ({benchmark.split}): Pass@1 {summary['pass_at_1']:.1%} "
-                f"[{summary['low']:.1%}, {summary['high']:.1%}] of {summary['n']} problems, greedy, "
-                f"at most {max_new_tokens} tokens, prompt {options.prompt}, {summary['checkpoint']}"
-            )
-            if summary["truncated"] > summary["n"] / 2:
-                console.print(f"most completions were cut at {max_new_tokens} tokens; raise rollout.max_new_tokens")
-    if limit is None:
-        console.print(f"every problem with its completion: {folder}")
-
-
-def _find_run(target: str, runs_dir: Path) -> tuple[RunFolder | None, Path | None]:
-    """The run and the checkpoint that a target names: a run's name or folder, or a checkpoint's folder. None: a model."""
-    for path in (Path(target), runs_dir / target):
-        if (path / "checkpoints").is_dir():
-            run = RunFolder.open(path)
-            checkpoint, _ = latest_whole(run.checkpoints)
-            if checkpoint is None:
-                raise UserError(f"run {path} has no whole checkpoint to measure")
-            return run, checkpoint
-        of_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file()
-        if of_a_run and path.is_dir() and NAME.fullmatch(path.name):
-            if not is_whole(path):
-                raise UserError(f"checkpoint {path} is damaged")
-            return RunFolder.open(path.parent.parent), path
-    return None, None
-
-
-def _benchmark_options(name: str, options: RunOptions) -> TaskOptions:
-    """A benchmark of the run's options by its name, another one as published, or a local file of questions and answers."""
-    for benchmark in options.evaluation.benchmarks:
-        if benchmark.label == name:
-            return benchmark
-    if name in get_args(TaskName):
-        return TaskOptions(name=cast(TaskName, name), split="test")
-    if Path(name).exists():
-        file = TaskOptions(name="file", path=name, split="test")
-        if file.label in (*get_args(TaskName), *(benchmark.label for benchmark in options.evaluation.benchmarks)):
-            raise UserError(
-                f"the results of {name} would be filed under {file.label}, another benchmark's name; rename the file"
-            )
-        return file
-    raise UserError(f"unknown benchmark {name}; use {', '.join(get_args(TaskName))}, or an existing file")
+def _problems_of(tasks: Sequence[TaskOptions]) -> list[list[Problem]]:
+    return [load_problems(task.name, path=task.path, split=task.split, limit=task.limit) for task in tasks]

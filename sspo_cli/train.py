@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import Benchmark, evaluate, evaluation_tokens, grade_groups, record
+from sspo_cli.evaluate import Benchmark, Conditions, evaluate, fingerprint, grade_groups, partial_path, record
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.objectives import Objective, group_advantages
 from sspo_cli.policy.batch import Batch, collate, minibatch_rows
 from sspo_cli.policy.checkpoint import keep_last, save_checkpoint
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, reward_metrics
+from sspo_cli.policy.learner import Learned, accumulate_gradient, fill_old_logprobs, reward_metrics
 from sspo_cli.policy.model import Policy
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
+from sspo_cli.policy.pieces import token_pieces
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout.engine import Engine, Sampling
 from sspo_cli.seeds import derive_seed
@@ -28,8 +30,6 @@ from sspo_cli.tasks.mixture import problem_stream
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker
 from sspo_cli.types import Group, Prompt
-
-GROUPS_KEPT = 2  # of a rollout batch, in completions.jsonl
 
 
 @dataclass
@@ -40,6 +40,7 @@ class RunState:
     rollout    rollout batches used up
     position   minibatches of the current rollout batch that are used up
     batch      the current rollout batch; None until it is sampled
+    kept       by their row in it, the completions that go into `completions.jsonl` once they are learned from
     tokens     sampled so far
     timeouts   answer checks that ran out of time so far
     skipped    steps left out for a NaN loss or gradient so far
@@ -50,6 +51,7 @@ class RunState:
     rollout: int = 0
     position: int = 0
     batch: Batch | None = None
+    kept: dict[int, dict[str, Any]] = field(default_factory=dict)
     tokens: int = 0
     timeouts: int = 0
     skipped: int = 0
@@ -133,7 +135,7 @@ def train(run: Run) -> None:
         plan_seed = derive_seed(options.seed, "minibatches", state.rollout)
         plan = minibatch_rows(prompts_per_rollout, options.rollout.group_size, learning.mu, learning.epochs, plan_seed)
         if state.batch is None:
-            state.batch = sample_batch(run, list(islice(upcoming, prompts_per_rollout)), clock)
+            state.batch = sample_batch(run, list(islice(upcoming, prompts_per_rollout)), plan, clock)
             with clock.phase("learning"):
                 # Not for the first minibatch: it is learned from by the very policy that sampled it.
                 fill_old_logprobs(
@@ -141,14 +143,23 @@ def train(run: Run) -> None:
                 )
 
         with clock.phase("learning"):
-            metrics = take_step(run, plan[state.position])
+            metrics, learned = take_step(run, plan[state.position])
         epoch, minibatch = divmod(state.position, learning.mu)
-        position = {"rollout": state.rollout, "minibatch": minibatch + 1, "epoch": epoch + 1}
+        position = {"minibatch": minibatch + 1, "epoch": epoch + 1}
+        kept = [state.kept[row] for row in rows_kept(plan[state.position], minibatch, options)]
         state.step += 1
         state.position += 1
+        run.tracker.completions(
+            state.step,
+            [
+                {"rollout": state.rollout, **position, **row, "weights": rounded(weights[: row["tokens"]])}
+                for row, weights in zip(kept, learned.token_weights, strict=False)
+            ],
+        )
+        run.tracker.weights(state.step, {**position, **learned.histogram})
+        run.tracker.log(state.step, {"rollout": state.rollout, **position, **metrics, **clock.metrics(state.tokens)})
         if state.position == len(plan):
-            state.rollout, state.position, state.batch = state.rollout + 1, 0, None
-        run.tracker.log(state.step, {**position, **metrics, **clock.metrics(state.tokens)})
+            state.rollout, state.position, state.batch, state.kept = state.rollout + 1, 0, None, {}
 
         done = state.step >= options.steps
         gave_up = state.bad_steps >= options.optimizer.max_bad_steps
@@ -166,7 +177,7 @@ def train(run: Run) -> None:
         clock.resume()
 
 
-def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> Batch:
+def sample_batch(run: Run, prompts: Sequence[Prompt], plan: Sequence[Tensor], clock: Clock) -> Batch:
     """The next rollout batch: sampled by the behaviour policy, which now is the policy, and graded."""
     options, state = run.options, run.state
     with clock.phase("sampling"):
@@ -183,77 +194,116 @@ def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> Batch:
     advantages = group_advantages(rewards, options.learning.std)
     state.tokens += sum(len(c.token_ids) for group in groups for c in group.completions)
     state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
-    run.tracker.completions(state.step + 1, completion_rows(groups[:GROUPS_KEPT], advantages, state.rollout))
+    kept = {row for place, rows in enumerate(plan) for row in rows_kept(rows, place % options.learning.mu, options)}
+    state.kept = {row: completion_row(groups, advantages, row, run.policy.tokenizer) for row in sorted(kept)}
     return collate(groups, advantages, mask_truncated=options.learning.mask_truncated)
 
 
-def take_step(run: Run, rows: Tensor) -> dict[str, float]:
-    """One optimizer step on those rows of the rollout batch, and its metrics."""
+def rows_kept(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
+    """Of a minibatch's rows those that go into `completions.jsonl`: the first group of the first minibatch and the first
+    group of the last, the stalest; where these are the same, two groups of it."""
+    groups = (minibatch == 0) + (minibatch == options.learning.mu - 1)
+    return rows[: groups * options.rollout.group_size].tolist()
+
+
+def completion_row(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: Any) -> dict[str, Any]:
+    """A graded completion of the rollout batch, by its row there, as an object for `completions.jsonl`."""
+    place, number = divmod(row, advantages.shape[1])
+    group = groups[place]
+    completion, reward = group.completions[number], group.rewards[number]
+    written = completion.token_ids if completion.truncated else completion.token_ids[:-1]
+    pieces = [
+        *token_pieces(tokenizer, written),
+        *([] if completion.truncated else [""]),
+    ]  # the end of the sequence is no text
+    return {
+        "problem": group.prompt.problem.id,
+        "prompt": group.prompt.text,
+        "gold": group.prompt.problem.answer,
+        "completion": group.prompt.opening + completion.text,
+        "extracted": reward.extracted,
+        "r_answer": reward.answer,
+        "r_format": reward.format,
+        "advantage": round(advantages[place, number].item(), 6),
+        "tokens": len(completion.token_ids),
+        "truncated": completion.truncated,
+        "status": reward.status,
+        "pieces": pieces,
+    }
+
+
+def rounded(weights: Tensor) -> list[float]:
+    return [round(weight, 3) for weight in weights.tolist()]
+
+
+def take_step(run: Run, rows: Tensor) -> tuple[dict[str, float], Learned]:
+    """One optimizer step on those rows of the rollout batch, its metrics, and what the forward passes told."""
     options, state = run.options, run.state
     assert state.batch is not None
     minibatch = state.batch.select(rows)
     on_policy = state.position == 0
-    metrics, old_logprobs = accumulate_gradient(
+    learned = accumulate_gradient(
         run.policy, run.objective, minibatch, options.learning, options.rollout.temperature, on_policy
     )
-    state.batch.old_logprobs[rows, : old_logprobs.shape[1]] = old_logprobs
+    state.batch.old_logprobs[rows, : learned.old_logprobs.shape[1]] = learned.old_logprobs
     rate = scheduled_rate(options.optimizer, state.step, options.steps)
-    norm, taken = guarded_step(run.optimizer, metrics["policy/loss"], rate, options.optimizer.max_grad_norm)
+    norm, taken = guarded_step(run.optimizer, learned.metrics["policy/loss"], rate, options.optimizer.max_grad_norm)
     state.skipped += not taken
     state.bad_steps = 0 if taken else state.bad_steps + 1
-    return {
+    metrics = {
         **reward_metrics(minibatch, options.rollout.group_size),
-        **metrics,
+        **learned.metrics,
         "policy/grad_norm": norm,
         "policy/skipped": state.skipped,
         "optimizer/learning_rate": rate,
         "grading/timeouts": state.timeouts,
         "tokens": state.tokens,
     }
+    return metrics, learned
 
 
 def measure_if_due(run: Run) -> None:
-    """Greedy Pass@1 on every benchmark, into the run folder and the tracker: before the first step, after the last, and at
-    the steps between that the options say; not what a run that is resumed here has measured already."""
+    """Pass@1 on every benchmark, into the run folder and the tracker: before the first step, after the last, and at the
+    steps between that the options say; not what a run that is resumed here has measured already.
+
+    With validation problems, each measured step has a checkpoint, and the best of them so far is marked and kept.
+    Raises Interrupted when asked to stop; the state is saved before, and what is done of the measurement.
+    """
     options, step = run.options, run.state.step
     every = options.evaluation.every
     if step not in (0, options.steps) and not (every and step % every == 0):
         return
-    run.engine.sync(run.policy)
-    measured = {row["benchmark"] for row in run.folder.evaluations() if row["step"] == step}
-    for benchmark in run.benchmarks:
-        if benchmark.name in measured:
-            continue
-        max_new_tokens = evaluation_tokens(options)
+    conditions = Conditions.of(options)
+    rows = run.folder.evaluations()
+    measured = {row["benchmark"] for row in rows if row["step"] == step and conditions.hold_for(row, "prompt")}
+    if options.evaluation.validation and not checkpoint_path(run).exists():
+        save(run)
+
+    def advance(problems: int) -> None:
+        run.tracker.advance(problems)
+        if run.interruption.requested:
+            save(run)
+            raise Interrupted
+
+    if benchmarks := [benchmark for benchmark in run.benchmarks if benchmark.name not in measured]:
+        run.engine.sync(run.policy)
+        model = fingerprint(run.policy)
+    for benchmark in benchmarks:
+        partial = partial_path(run.folder.eval, benchmark, conditions, model)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
-            groups = evaluate(run.engine, benchmark, run.checker, max_new_tokens, run.tracker.advance)
-        settings = {"max_new_tokens": max_new_tokens, "prompt": options.prompt, "checkpoint": f"step-{step}"}
-        run.tracker.evaluation(step, benchmark.name, record(run.folder.eval, groups, benchmark, step, settings))
+            answers = evaluate(run.engine, benchmark, run.checker, conditions, advance, partial)
+        summary = record(run.folder.eval, answers, benchmark, conditions, step, f"step-{step}")
+        partial.unlink()
+        run.tracker.evaluation(step, benchmark.name, summary)
+    keep_last(run.folder.checkpoints, options.checkpoint.keep, run.folder.choose_best())
 
 
 def save(run: Run) -> None:
     """A checkpoint of the weights, the optimizer and the progress, the rest of the rollout batch included."""
     state = {"run": run.state.state_dict(), "optimizer": run.optimizer.state_dict()}
-    save_checkpoint(run.folder.checkpoints / f"step-{run.state.step}", run.policy, state)
-    keep_last(run.folder.checkpoints, run.options.checkpoint.keep)
+    save_checkpoint(checkpoint_path(run), run.policy, state)
+    keep_last(run.folder.checkpoints, run.options.checkpoint.keep, run.folder.choose_best())
 
 
-def completion_rows(groups: Sequence[Group], advantages: Tensor, rollout: int) -> list[dict[str, Any]]:
-    """Graded groups as objects for `completions.jsonl`."""
-    return [
-        {
-            "rollout": rollout,
-            "problem": group.prompt.problem.id,
-            "prompt": group.prompt.text,
-            "gold": group.prompt.problem.answer,
-            "completion": group.prompt.opening + completion.text,
-            "extracted": reward.extracted,
-            "r_answer": reward.answer,
-            "r_format": reward.format,
-            "advantage": round(advantage, 6),
-            "tokens": len(completion.token_ids),
-            "truncated": completion.truncated,
-        }
-        for group, row in zip(groups, advantages.tolist(), strict=False)
-        for completion, reward, advantage in zip(group.completions, group.rewards, row, strict=True)
-    ]
+def checkpoint_path(run: Run) -> Path:
+    return run.folder.checkpoints / f"step-{run.state.step}"

@@ -98,6 +98,16 @@ def test_differences_name_the_dotted_option():
         ("optimizer.learning_rate=.inf", "finite"),
         ("model.tiny.heads=3", "model.tiny.heads = 3"),
         ("evaluation.benchmarks=[{name: gsm8k}, {name: gsm8k, split: test}]", "names gsm8k twice"),
+        (
+            "evaluation.benchmarks=[{name: file, path: my/validation.jsonl}]",
+            "held out of the training tasks; rename the file",
+        ),
+        (
+            "evaluation.samples=4",
+            "evaluation.samples = 4 greedy completions would all be the same; set evaluation.temp",
+        ),
+        ("evaluation.temperature=-1", "`evaluation.temperature` = -1 is not valid: .*greater than or equal to 0"),
+        ("evaluation.validation=-1", "`evaluation.validation` = -1 is not valid"),
         ("objective.method=gppo", "unknown method 'gppo'; did you mean"),
         ("seed", r"`-s seed` is not of the form section.option=value"),
         ("seed={", r"the value in `-s seed=\{` is not valid YAML"),

@@ -27,6 +27,7 @@ def test_table_1_is_the_paper_s_setting():
     assert (options.rollout.group_size, options.rollout.max_new_tokens, options.learning.mu) == (8, 512, 2)
     assert [benchmark.name for benchmark in options.evaluation.benchmarks] == ["gsm8k", "math500", "aime25"]
     assert options.cold_start.steps > 0
+    assert options.evaluation.validation == 256
 
 
 @pytest.mark.parametrize("size", ["8B", "14B", "30B-A3B"])
@@ -36,6 +37,7 @@ def test_table_2_is_the_paper_s_setting(size: str):
     assert [task.name for task in options.tasks] == ["dapo"]
     assert (options.rollout.group_size, options.rollout.max_new_tokens, options.learning.mu) == (8, 512, 4)
     assert [benchmark.name for benchmark in options.evaluation.benchmarks] == ["aime24", "aime25", "math500"]
+    assert options.evaluation.validation == 256
 
 
 def test_the_sweep_of_table_1_is_the_appendix_s_grid():
@@ -103,6 +105,7 @@ def test_table_1_runs_on_a_small_qwen2_and_the_real_rows(qwen2_folder: Path, tmp
         "model.name": qwen2_folder,
         "tasks": json.dumps(tasks),
         "evaluation.benchmarks": json.dumps(benchmarks),
+        "evaluation.validation": 6,
         "steps": 3,
         "rollout.prompts": 4,
         "rollout.max_new_tokens": 24,
@@ -120,6 +123,7 @@ def test_table_1_runs_on_a_small_qwen2_and_the_real_rows(qwen2_folder: Path, tmp
     assert len(metrics) == 3
     assert all(row["sampler/mismatch_max"] < 1e-3 for row in metrics)
     summary = json.loads((tmp_path / "table1" / "eval" / "summary.json").read_text())
-    assert {(row["benchmark"], row["n"]) for row in summary} == {("gsm8k", 4), ("math500", 4), ("aime25", 4)}
+    expected = {("validation", 6), ("gsm8k", 4), ("math500", 4), ("aime25", 4)}
+    assert {(row["benchmark"], row["n"]) for row in summary} == expected
     completions = [json.loads(line) for line in (tmp_path / "table1" / "completions.jsonl").read_text().splitlines()]
     assert {row["problem"] for row in completions}

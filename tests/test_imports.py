@@ -8,16 +8,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 # A room may import those before it. Rooms on one line do not know one another.
 ORDER = [
-    {"errors", "intervals", "seeds", "types"},
+    {"errors", "statistics", "seeds", "types"},
     {"objectives", "tasks", "rewards"},
     {"config"},
     {"config_files"},
     {"interruption"},
     {"policy", "tracking"},
     {"rollout"},
-    {"preflight", "evaluate", "report"},
-    {"train"},
-    {"session", "sweep"},
+    {"preflight", "evaluate", "report", "comparison", "recorded"},
+    {"train", "targets"},
+    {"session", "sweep", "measure"},
     {"cli"},
     {"__main__"},
 ]

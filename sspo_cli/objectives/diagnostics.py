@@ -1,11 +1,15 @@
 """What the log ratios and token weights of a minibatch tell about how far off-policy it is."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sspo_cli.objectives.ratios import clean_log_ratio, token_mean
+
+BIN_WIDTH = 0.05
+EDGES = torch.arange(1, 24, dtype=torch.float64) / 20  # between the 24 bins; k / 20 is the nearest number to k · 0.05
 
 
 class Diagnostics:
@@ -54,6 +58,20 @@ class Diagnostics:
             summary |= _of_ratios(name, log_ratio[tokens], dispersion[advantages.sign() == sign])
             summary |= _of_weights(name, weights[tokens])
         return summary
+
+    def histogram(self) -> dict[str, Any]:
+        """How many tokens have which weight w, where Â > 0 (`positive`) and where Â < 0 (`negative`): counts in 24 bins of
+        `width` 0.05, [0, 0.05) the first and [1.15, ∞) the last. NaN is not counted."""
+        weights = torch.cat([torch.empty(0), *(part.cpu() for part in self._token_weights)])
+        signs = torch.cat([torch.empty(0), *(part.cpu().sign() for part in self._token_advantages)])
+        # On-policy, w is 1 but for rounding errors, which must not send it to the bin below.
+        bins = torch.bucketize(weights.double().round(decimals=6), EDGES, right=True)
+        counted = ~weights.isnan()
+        counts = {
+            name: bins[counted & (signs == sign)].bincount(minlength=len(EDGES) + 1).tolist()
+            for name, sign in (("positive", 1), ("negative", -1))
+        }
+        return {"width": BIN_WIDTH, **counts}
 
 
 def _of_ratios(name: str, log_ratio: Tensor, dispersion: Tensor) -> dict[str, float]:

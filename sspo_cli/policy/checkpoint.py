@@ -88,9 +88,11 @@ def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
     return whole, aside
 
 
-def keep_last(parent: Path, keep: int) -> None:
+def keep_last(parent: Path, keep: int, best: int | None = None) -> None:
+    """Deletes all but the newest `keep` checkpoints, and that of step `best`."""
     for folder in checkpoint_folders(parent)[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.name != f"step-{best}":
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """One optimizer step on a minibatch: J = mean over completions of S_i · Â_i, whatever the split into micro-batches."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,22 @@ from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.model import Policy
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a minibatch's forward passes told.
+
+    metrics        the step's, but for the rewards
+    old_logprobs   [B, T] of the minibatch
+    token_weights  [B, T] w of every token, 0 where the mask is
+    histogram      of the weights, see `Diagnostics.histogram`
+    """
+
+    metrics: dict[str, float]
+    old_logprobs: Tensor
+    token_weights: Tensor
+    histogram: dict[str, Any]
+
+
 def accumulate_gradient(
     policy: Policy,
     objective: Objective,
@@ -18,13 +36,13 @@ def accumulate_gradient(
     options: LearningOptions,
     temperature: float,
     on_policy: bool,
-) -> tuple[dict[str, float], Tensor]:
-    """Adds the gradient of −J to the parameters; returns the step's metrics and old_logprobs [B, T] of the minibatch.
+) -> Learned:
+    """Adds the gradient of −J to the parameters.
 
     `on_policy` says that the policy still is the behaviour policy: old_logprobs are then the current ones, so that ρ = 1
     exactly and no forward pass is spent on them; otherwise they are the minibatch's own.
     """
-    old_logprobs = minibatch.old_logprobs.clone()
+    old_logprobs, token_weights = minibatch.old_logprobs.clone(), torch.zeros(minibatch.mask.shape)
     diagnostics = Diagnostics()
     loss, entropies, mismatches = 0.0, [], []
     for rows, micro in minibatch.micro_batches(options.token_budget):
@@ -45,8 +63,9 @@ def accumulate_gradient(
         old_logprobs[rows, : old.shape[1]] = old.cpu()
         entropies.append(entropy[micro.mask].cpu())
         mismatches.append(mismatch[micro.mask].abs().cpu())
-        token_weights = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
-        diagnostics.add(log_ratio.detach(), advantages, micro.mask, token_weights)
+        micro_weights = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
+        token_weights[rows, : micro_weights.shape[1]] = micro_weights.cpu()
+        diagnostics.add(log_ratio.detach(), advantages, micro.mask, micro_weights)
 
     entropy, mismatch = torch.cat(entropies), torch.cat(mismatches)
     metrics = {"policy/loss": loss, **diagnostics.summary()}
@@ -54,7 +73,7 @@ def accumulate_gradient(
         metrics["policy/entropy"] = entropy.mean().item()
         metrics["sampler/mismatch_mean"] = mismatch.mean().item()
         metrics["sampler/mismatch_max"] = mismatch.max().item()
-    return metrics, old_logprobs
+    return Learned(metrics, old_logprobs, token_weights, diagnostics.histogram())
 
 
 @torch.no_grad()

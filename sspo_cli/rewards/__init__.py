@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from sspo_cli.rewards.answer import AnswerChecker, Verdict, extract_answer
+from sspo_cli.rewards.answer import AnswerChecker, Verdict
 from sspo_cli.rewards.format import format_reward
+from sspo_cli.rewards.reading import extract_answer
 from sspo_cli.types import Reward
 
 __all__ = ["AnswerChecker", "Verdict", "extract_answer", "format_reward", "grade"]

@@ -1,4 +1,4 @@
-"""r_answer: the answer in a completion, and whether it equals the gold answer."""
+"""r_answer: whether an answer equals the gold answer."""
 
 import multiprocessing
 import os
@@ -7,73 +7,24 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Self
 
 from pebble import ProcessPool
 
-MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
+from sspo_cli.rewards.reading import MAX_LENGTH, peel
+
 CACHE_SIZE = 1 << 16
 GRACE = 10.0  # seconds after its limit when a worker ends by itself
 
-_MARKS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_PERIOD = re.compile(r"(?<!\.)(?<!\\right)\.$")  # of a sentence, not of an ellipsis or an invisible delimiter
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
-_INTEGER = re.compile(r"[+-]?(\d{1,40}|\d{1,3}(,(\\!)?\d{3}){1,12})")
+_NUMBER = re.compile(
+    r"(?P<sign>[+\u2212-])?(?:\\?[$€£¥₹])?(?P<digits>\d{1,40}|\d{1,3}(?:(?:,|,?\\[!,]|\{,\}|[ \u00a0\u2009\u202f])\d{3}){1,12})?"
+    r"(?P<decimals>\.\d{1,40})?(?:[eE](?P<exponent>[+-]?\d{1,3}))?"
+)
+_NOT_IN_SENTENCES = re.compile(r"[^\w\s.,;:!?'’]|[\d_]")
+_PUNCTUATION = str.maketrans("", "", ".,;:!?'’")
 _SUM = re.compile(r"(?=.*\d[\s)]*([+*-]|\\times|\\cdot))([\d\s.,+*/()-]|\\times|\\cdot)+")
-
-
-def extract_answer(text: str) -> str | None:
-    """The text between the last complete pair of answer tags, without `\\boxed{}` and math delimiters; None without a pair.
-
-    Exactly one pair counts, so naming several answers gains nothing: the last one is what the completion ends on, and
-    tags that the reasoning merely mentions come before it.
-    """
-    for piece in reversed(text.split("<answer>")[1:]):
-        answer, closing, _ = piece.partition("</answer>")
-        if closing:
-            return peel(answer)
-    return None
-
-
-def peel(answer: str) -> str:
-    """An answer without what is wrapped around it: `\\boxed{}`, `$…$` and its kin, outer white space, a final period.
-
-    Of prose around a box, only the box is left; several boxes are a list.
-    """
-    if len(answer) > MAX_LENGTH:
-        return answer.strip()
-    while True:
-        peeled = ", ".join(_boxed(answer)) or answer
-        peeled = _undelimited(_PERIOD.sub("", peeled.strip()).strip())
-        if peeled == answer:
-            return answer
-        answer = peeled
-
-
-def _boxed(text: str) -> list[str]:
-    """What the outermost `\\boxed{…}` hold, by counting braces; escaped ones do not count."""
-    contents, depth, start = [], 0, 0
-    for mark in _MARKS.finditer(text):
-        if mark[0].startswith("\\boxed"):
-            start = start if depth else mark.end()
-            depth += 1
-        elif depth and mark[0] == "{":
-            depth += 1
-        elif depth and mark[0] == "}":
-            depth -= 1
-            if not depth:
-                contents.append(text[start : mark.start()])
-    return contents
-
-
-def _undelimited(text: str) -> str:
-    """`$x$` as `x`, but `$x$ or $y$` as it is."""
-    for left, right in _DELIMITERS:
-        inner = text.removeprefix(left).removesuffix(right)
-        if f"{left}{inner}{right}" == text and left not in inner and right not in inner:
-            return inner
-    return text
 
 
 def quick_verdict(prediction: str, gold: str) -> bool | None:
@@ -86,16 +37,40 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
         return True
     if len(prediction) > MAX_LENGTH:
         return False
-    if _INTEGER.fullmatch(gold):
-        if _INTEGER.fullmatch(prediction):
-            return _integer(prediction) == _integer(gold)
-        if _SUM.fullmatch(prediction.rpartition("=")[2]):
-            return False
+    if same_words(prediction, gold):
+        return True
+    expected, given = _number(gold), _number(prediction)
+    if expected is not None and given is not None:
+        if expected == given:
+            return True
+        return False if expected % 1 == given % 1 == 0 else None  # decimals may be rounded
+    if expected is not None and expected % 1 == 0 and _SUM.fullmatch(prediction.rpartition("=")[2]):
+        return False
     return None
 
 
-def _integer(text: str) -> int:
-    return int(text.replace(",", "").replace("\\!", ""))
+def same_words(text: str, other: str) -> bool:
+    """Whether both are the same words, whatever their case, punctuation and leading article. Never so of single letters,
+    digits and signs, which mathematics reads more strictly."""
+    return (words := _words(text)) is not None and words == _words(other)
+
+
+def _words(text: str) -> list[str] | None:
+    if _NOT_IN_SENTENCES.search(text):
+        return None
+    words = text.casefold().translate(_PUNCTUATION).split()
+    words = words[words[:1] in (["a"], ["an"], ["the"]) :]
+    return words if any(len(word) > 1 for word in words) else None
+
+
+def _number(text: str) -> Fraction | None:
+    """The value of a plain number, with separators of thousands, a currency or an exponent of ten."""
+    number = _NUMBER.fullmatch(text)
+    if not number or not (number["digits"] or number["decimals"]):
+        return None
+    digits = "".join(filter(str.isdecimal, number["digits"] or "")) + (number["decimals"] or "")
+    value = Fraction(digits) * Fraction(10) ** int(number["exponent"] or 0)
+    return value if number["sign"] in (None, "+") else -value
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,6 @@ def equal(prediction: str, gold: str, limit: float) -> bool:
     try:
         expected = parse(f"${gold}$", parsing_timeout=None)
         given = parse(f"\\boxed{{{prediction}}}", parsing_timeout=None)
-        return verify(expected, given, timeout_seconds=None)
+        return verify(expected, given, timeout_seconds=None, allow_set_relation_comp=True)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -12,12 +12,17 @@ from sspo_cli.errors import UserError
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replaces `path`, or leaves the old file as it was. Raises UserError where the disk refuses (full, read-only)."""
+    """As UTF-8. Replaces `path`, or leaves the old file as it was. Raises UserError where the disk refuses (full, read-only)."""
+    write_bytes_atomic(path, _encode(text))
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Replaces `path`, or leaves the old file as it was. Raises UserError where the disk refuses."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: os.replace cannot cross file systems
     with explain_os_errors("write", path):
         try:
             with open(temporary, "wb") as file:
-                file.write(_encode(text))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
             os.replace(temporary, path)

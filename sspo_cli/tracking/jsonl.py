@@ -1,4 +1,4 @@
-"""The run folder as a sink: metrics.jsonl, completions.jsonl and status.json."""
+"""The run folder as a sink: metrics.jsonl, completions.jsonl, weights.jsonl and status.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +28,9 @@ class JsonlSink(Sink):
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             append_jsonl(self._run.completions_path, {"step": step, **row})
+
+    def weights(self, step: int, histogram: Mapping[str, Any]) -> None:
+        append_jsonl(self._run.weights_path, {"step": step, **histogram})
 
     def finish(self, state: State, reason: str | None) -> None:
         self._run.write_status(state, self._step, self._steps, reason)

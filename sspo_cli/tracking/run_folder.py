@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args
 
 from filelock import FileLock, Timeout
 
-from sspo_cli.config import RunOptions
+from sspo_cli.config import VALIDATION, RunOptions
 from sspo_cli.config_files import validate
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, truncate_jsonl, write_json_atomic
@@ -29,8 +29,9 @@ class RunFolder:
     config.json        options, package versions, git revision, command line
     status.json        state, step, steps, reason, pid, started, updated
     metrics.jsonl      one object for each optimizer step
-    completions.jsonl  sampled completions with their rewards
-    checkpoints/       step-N, written by `sspo_cli.policy`
+    completions.jsonl  sampled completions with their rewards and the weights of their tokens
+    weights.jsonl      histograms of the token weights, one object for each optimizer step
+    checkpoints/       step-N, written by `sspo_cli.policy`; best.json
     eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluate`
     """
 
@@ -40,7 +41,9 @@ class RunFolder:
         self.status_path = path / "status.json"
         self.metrics_path = path / "metrics.jsonl"
         self.completions_path = path / "completions.jsonl"
+        self.weights_path = path / "weights.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.best_path = self.checkpoints / "best.json"
         self.eval = path / "eval"
         self.summary_path = self.eval / "summary.json"
         self._lock = FileLock(path / ".lock")
@@ -134,19 +137,39 @@ class RunFolder:
         """The sampled completions that were kept. Raises UserError where the file is damaged."""
         return read_jsonl(self.completions_path)
 
+    def weights(self) -> list[dict[str, Any]]:
+        """One histogram of token weights for each optimizer step. Raises UserError where the file is damaged."""
+        return read_jsonl(self.weights_path)
+
     def evaluations(self) -> list[dict[str, Any]]:
         """The rows of `eval/summary.json`; none before an evaluation. Raises UserError where it is unreadable."""
         return read_json(self.summary_path) if self.summary_path.exists() else []
 
     def truncate(self, step: int) -> None:
-        """Drops metrics, completions and evaluations of after `step`, for a resume from that step's checkpoint.
+        """Drops metrics, completions, weights and evaluations of after `step`, for a resume from that step's checkpoint.
 
         Raises UserError where a file is damaged or cannot be written.
         """
-        for path in (self.metrics_path, self.completions_path):
+        for path in (self.metrics_path, self.completions_path, self.weights_path):
             truncate_jsonl(path, lambda row: row["step"] <= step)
         if rows := self.evaluations():
             write_json_atomic(self.summary_path, [row for row in rows if row["step"] <= step])
+        self.choose_best()
+
+    def choose_best(self) -> int | None:
+        """Writes `checkpoints/best.json` anew: of the checkpoints that are here, the one with the highest Pass@1 on the
+        validation problems, of equal ones the earliest. Returns its step; None, and no such file, where none is measured.
+
+        Raises UserError where the file cannot be written.
+        """
+        measured = [row for row in self.evaluations() if row["benchmark"] == VALIDATION]
+        present = [row for row in measured if (self.checkpoints / f"step-{row['step']}").is_dir()]
+        if not present:
+            self.best_path.unlink(missing_ok=True)
+            return None
+        best = max(present, key=lambda row: (row["pass_at_1"], -row["step"]))
+        write_json_atomic(self.best_path, {name: best[name] for name in ("step", "pass_at_1", "n")})
+        return best["step"]
 
     def _came_to_nothing(self) -> bool:
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()

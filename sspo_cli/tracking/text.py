@@ -25,9 +25,12 @@ def time_left(metrics: Mapping[str, Any], step: int, start_step: int, total_step
 
 
 def pass_at_1(summary: Mapping[str, Any]) -> str:
-    """`34.2 % (30.1 to 38.5 %), n = 512`."""
+    """`34.2 % (30.1 to 38.5 %), n = 512`, and of several samples how many and at which temperature."""
     shares = (f"{100 * summary[name]:.1f}" for name in ("pass_at_1", "low", "high"))
-    return "{} % ({} to {} %), n = {}".format(*shares, summary["n"])
+    text = "{} % ({} to {} %), n = {}".format(*shares, summary["n"])
+    if (samples := summary.get("samples", 1)) > 1:
+        text += f", mean of {samples} samples at temperature {summary['temperature']}"
+    return text
 
 
 def printable(text: str) -> str:

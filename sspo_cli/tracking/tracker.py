@@ -34,11 +34,11 @@ from sspo_cli.tracking.wandb import WandbSink
 
 def open_tracker(run: RunFolder, console: Console | None = None) -> "Tracker":
     """The sinks that the run's options ask for; `console` stands in for standard output."""
+    view = console_sink(run, console or Console())
     sinks: list[Sink] = [JsonlSink(run)]
     if run.config.wandb.mode != "disabled":
-        sinks.append(WandbSink(run))
-    sinks.append(console_sink(run, console or Console()))  # last: the live view begins when nothing else can fail
-    return Tracker(sinks)
+        sinks.append(WandbSink(run, view.note))
+    return Tracker([*sinks, view])  # the view last: it begins when nothing else can fail, and ends first
 
 
 class Tracker:
@@ -80,6 +80,11 @@ class Tracker:
         """Sampled completions, at most as many as are to be kept; rows as in `completions.jsonl`."""
         for sink in self._sinks:
             sink.completions(step, rows)
+
+    def weights(self, step: int, histogram: Mapping[str, Any]) -> None:
+        """Once for each optimizer step; `histogram` as a row of `weights.jsonl`."""
+        for sink in self._sinks:
+            sink.weights(step, histogram)
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
         """One row of `eval/summary.json`, which the evaluation itself has written."""

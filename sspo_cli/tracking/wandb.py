@@ -1,8 +1,9 @@
 """A copy of the run at Weights & Biases, or in the run folder for `wandb sync` to send later."""
 
 import secrets
+import shlex
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sspo_cli.errors import UserError
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
     import wandb
 
 ROWS = 64  # of the table of completions: the latest so many
+PER_TOKEN = ("pieces", "weights")  # of a completion; left out of the table
 
 
 class WandbSink(Sink):
-    """Logging only queues: a process of wandb's own writes and sends."""
+    """Logging only queues: a process of wandb's own writes and sends. `note` says a line to the user."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, note: Callable[[str], None]) -> None:
         self._folder = run
+        self._note = note
         self._run: wandb.Run | None = None
         self._rows: deque[dict[str, Any]] = deque(maxlen=ROWS)
         self._step = 0
@@ -56,10 +59,26 @@ class WandbSink(Sink):
         self._send(step, metrics)
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._rows.extend({"step": step, **row} for row in rows)
+        kept = ({key: value for key, value in row.items() if key not in PER_TOKEN} for row in rows)
+        self._rows.extend({"step": step, **row} for row in kept)
+
+    def weights(self, step: int, histogram: Mapping[str, Any]) -> None:
+        import wandb
+
+        values = {}
+        for sign in ("positive", "negative"):
+            if sum(counts := histogram[sign]):
+                edges = [histogram["width"] * edge for edge in range(len(counts) + 1)]
+                values[f"weights/{sign}_histogram"] = wandb.Histogram(np_histogram=(counts, edges))
+        self._send(step, values)
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
-        self._send(step, {f"eval/{benchmark}/{name}": summary[name] for name in ("pass_at_1", "low", "high")})
+        """With several samples, Pass@1 is their mean, avg@n, and goes by that name too."""
+        values = {name: summary[name] for name in ("pass_at_1", "low", "high", "format", "truncated", "tokens")}
+        if summary["samples"] > 1:
+            values[f"avg_at_{summary['samples']}"] = summary["pass_at_1"]
+            values |= {f"pass_at_{k}": share for k, share in summary["pass_at_k"].items()}
+        self._send(step, {f"eval/{benchmark}/{name}": value for name, value in values.items()})
         self._send_completions()
 
     def finish(self, state: State, reason: str | None) -> None:
@@ -68,6 +87,10 @@ class WandbSink(Sink):
         self._send_completions()
         self._run.summary.update({"state": state, "reason": reason})
         self._run.finish(exit_code=0 if state == "finished" else 1)
+        if self._folder.config.wandb.mode == "offline":
+            self._note(
+                f"to send the run to wandb: wandb sync {shlex.quote(str(self._folder.path))}/wandb/offline-run-*"
+            )
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
         """wandb drops a step that it has already, so the part that a resumed run repeats does not appear twice."""

@@ -89,3 +89,50 @@ def test_on_policy_nothing_is_attenuated():
     values = summary((torch.zeros(2, 3), advantages, mask, weights))
     means = {"weights/mean", "weights/positive_mean", "weights/negative_mean"}
     assert all(values[key] == (key in means) for key in values)
+
+
+def histogram(*micro_batches):
+    diagnostics = Diagnostics()
+    for micro_batch in micro_batches:
+        diagnostics.add(*micro_batch)
+    return diagnostics.histogram()
+
+
+def test_the_histogram_of_weights_against_numpy():
+    for method, gate in (("sspo", "atanlog"), ("sspo", "gumbel"), ("sapo", None), ("grpo", None)):
+        log_ratio, advantages, mask, _ = batch(rows=60)
+        advantages[7] = 0.0
+        weights = build_objective(method=method, gate=gate).token_weights(log_ratio, advantages, mask)
+        own, w = mask.bool().numpy(), weights.double().numpy().round(6)
+        sign = np.broadcast_to(np.sign(advantages.numpy())[:, None], own.shape)[own]
+        edges = [*(k / 20 for k in range(24)), np.inf]
+        counts = {name: np.histogram(w[own][sign == s], edges)[0] for name, s in (("positive", 1), ("negative", -1))}
+        assert sum(map(sum, counts.values())) == (sign != 0).sum()
+        ours = histogram((log_ratio, advantages, mask, weights))
+        assert ours == {"width": 0.05, **{name: of_sign.tolist() for name, of_sign in counts.items()}}
+        assert max(sum(count > 0 for count in of_sign) for of_sign in counts.values()) > (1 if method == "grpo" else 9)
+        for cuts in ([5, 55], [1] * 60, [30, 0, 30]):
+            parts = zip(*(x.split(cuts) for x in (log_ratio, advantages, mask, weights)), strict=True)
+            assert histogram(*parts) == ours
+
+
+def test_a_weight_on_an_edge_falls_in_the_bin_above_and_the_last_bin_is_open():
+    weights = torch.tensor([[0.0, 0.05, 0.15, 0.99, 1.0, 1.1499, 1.15, 1.2, 40.0, torch.nan]])
+    mask = torch.ones_like(weights)
+    counts = histogram((torch.zeros_like(weights), torch.tensor([-1.0]), mask, weights))
+    filled = {number: count for number, count in enumerate(counts["negative"]) if count}
+    assert filled == {0: 1, 1: 1, 3: 1, 19: 1, 20: 1, 22: 1, 23: 3}
+    assert len(counts["negative"]) == 24
+    assert counts["positive"] == [0] * 24
+    assert histogram() == {"width": 0.05, "positive": [0] * 24, "negative": [0] * 24}
+
+
+@pytest.mark.parametrize("method", ["grpo", "gspo", "gmpo", "sapo", "sspo"])
+def test_on_policy_every_weight_is_1_whatever_the_length(method):
+    """1/49 · 49 is not 1 in float32."""
+    advantages = torch.tensor([1.0, -1.0]).repeat(150)
+    mask = torch.arange(300) < torch.arange(300)[:, None] + 1
+    weights = build_objective(method=method).token_weights(torch.zeros(300, 300), advantages, mask)
+    counts = histogram((torch.zeros(300, 300), advantages, mask, weights))
+    for sign, rows in (("positive", mask[::2]), ("negative", mask[1::2])):
+        assert counts[sign] == [0] * 20 + [int(rows.sum())] + [0] * 3

@@ -76,6 +76,15 @@ def test_the_last_ones_are_kept(policy, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20"]
 
 
+def test_the_best_checkpoint_stays_however_old_it_is(tmp_path):
+    for step in (3, 9, 20, 100):
+        (tmp_path / f"step-{step}").mkdir()
+    keep_last(tmp_path, 2, best=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20", "step-3"]
+    keep_last(tmp_path, 2, best=20)  # one of the last two is no reason to keep another
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20"]
+
+
 def test_what_a_user_puts_beside_or_into_checkpoints_harms_none(policy, tmp_path):
     save_checkpoint(tmp_path / "step-3", policy, STATE)
     (tmp_path / "step-3" / "notes.txt").write_text("good one")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,8 +24,12 @@ def stale(policy, batch):
 def gradient(policy, batch, method, on_policy=False, **options):
     policy.model.zero_grad()
     objective = build_objective(**method)
-    metrics, old = accumulate_gradient(policy, objective, batch, LearningOptions(**options), 1.0, on_policy)
-    return torch.cat([parameter.grad.flatten() for parameter in policy.parameters]), metrics, old
+    learned = accumulate_gradient(policy, objective, batch, LearningOptions(**options), 1.0, on_policy)
+    return (
+        torch.cat([parameter.grad.flatten() for parameter in policy.parameters]),
+        learned.metrics,
+        learned.old_logprobs,
+    )
 
 
 METHODS = [{"method": m} for m in ("grpo", "gspo", "gmpo", "sapo", "sspo")] + [{"method": "sspo", "gate": "gumbel"}]
@@ -40,6 +45,22 @@ def test_any_split_into_micro_batches_gives_the_same_gradient_and_metrics(policy
         split, split_metrics, _ = gradient(policy, batch, method, token_budget=budget)
         assert (split - whole).norm() <= 1e-6 * whole.norm()
         assert split_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_token_weights_and_their_histogram_do_not_depend_on_the_split(policy, make_batch, method):
+    batch = stale(policy, make_batch())
+    objective = build_objective(**method)
+    log_ratio = policy.logprobs(batch, 1.0)[0].detach() - batch.old_logprobs
+    expected = objective.token_weights(log_ratio, batch.advantages, batch.mask)
+    assert (expected - 1).abs().max() > 0.01
+    for budget in (10**6, 40):
+        learned = accumulate_gradient(policy, objective, batch, LearningOptions(token_budget=budget), 1.0, False)
+        torch.testing.assert_close(learned.token_weights, expected, atol=1e-4, rtol=1e-4)
+        for name, sign in (("positive", 1), ("negative", -1)):
+            of_sign = learned.token_weights[(batch.advantages.sign() == sign)[:, None] & batch.mask]
+            counts, _ = np.histogram(of_sign.double().round(decimals=6), [*(k / 20 for k in range(24)), np.inf])
+            assert learned.histogram[name] == counts.tolist()
 
 
 def test_the_gradient_is_that_of_the_equation(policy, make_batch):

@@ -1,72 +1,94 @@
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
-from synthetic_runs import evaluation, write_run
+from matplotlib.figure import Figure
+from synthetic_runs import kept_group, write_run
 
 from sspo_cli.errors import UserError
 from sspo_cli.report import write_report
-from sspo_cli.report.figures import gates_figure, lines_of, reward_figure, save, training_figure
-from sspo_cli.report.runs import collect
+from sspo_cli.report.completions import sample_completions
+from sspo_cli.report.figures import Drawing
+from sspo_cli.report.html import inline_svg, json_for_script
+from sspo_cli.report.runs import Group, collect
+from sspo_cli.tracking.files import write_jsonl_atomic
 
 
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     out = tmp_path_factory.mktemp("report") / "deep" / "er"
-    run = write_run(tmp_path_factory.mktemp("runs") / "first-run")
+    run = write_run(tmp_path_factory.mktemp("runs") / "first-run", whole=True)
     return out, write_report([run], out)
+
+
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time, and is tested elsewhere."""
+
+    def figures(*_: object) -> Iterator[Drawing]:
+        figure = Figure(figsize=(2, 2))
+        figure.subplots().plot([0, 1], [0, 1])
+        yield Drawing("line", "A line", "From 0 to 1.", figure)
+
+    monkeypatch.setattr("sspo_cli.report.page.figures", figures)
 
 
 def test_a_report_is_whole(one_run: tuple[Path, list[Path]]) -> None:
     out, written = one_run
     assert sorted(written) == sorted(out.iterdir())
-    assert written[0] == out / "report.md"
+    assert written[:2] == [out / "index.html", out / "report.md"]
+    markdown, page = (path.read_text() for path in written[:2][::-1])
     magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
-    for name in ("reward", "entropy", "gates", "training"):
+    figures = re.findall(r"!\[.+\]\((.+)\.png\)", markdown)
+    assert {"reward", "entropy", "gates", "training", "weights"} <= set(figures)
+    for name in figures:
         for suffix, start in magic.items():
             assert (out / f"{name}.{suffix}").read_bytes().startswith(start)
-    page = (out / "report.md").read_text()
-    assert (out / "pass_at_1.md").read_text() in page
-    for said in (
-        "95 % Wilson",
-        "n = 200 problems, greedy, at most 48 new tokens, prompt `think-answer`",
-        "![Reward](reward.png)",
-    ):
-        assert said in page
-    assert "Not in the table" not in page
-    assert "first-run`" in page
+        assert f'id="{name}"' in page
+    tables = {path.stem for path in out.glob("*.tex")}
+    assert {"table1", "runs"} <= tables
+    for name in tables:
+        assert (out / f"{name}.md").read_text() in markdown
+        assert f'id="{name}"' in page
+        assert {path.suffix for path in out.glob(f"{name}.*")} == {".md", ".tex", ".csv", ".json"}
+    assert len(written) == 2 + 3 * len(figures) + 4 * len(tables)
 
 
-def test_the_same_runs_give_the_same_files(one_run: tuple[Path, list[Path]], tmp_path: Path) -> None:
-    out, _ = one_run
-    (group,) = collect([write_run(tmp_path / "run")]).groups
-    for path in save(training_figure(group), tmp_path, "training"):
-        assert path.read_bytes() == (out / path.name).read_bytes()
+def test_nothing_on_the_page_points_out_of_it(one_run: tuple[Path, list[Path]]) -> None:
+    page = (one_run[0] / "index.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    references = re.findall(r'(?:href|src|url)[=(]"?([^")\s]+)', page.partition("<script")[0])
+    assert references
+    assert all(reference.removeprefix("#") in ids for reference in references)
 
 
-def test_what_is_not_in_the_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sspo_cli.report.page.save", lambda figure, out, name: [])  # the slow part
+def test_the_same_runs_give_the_same_page_over_an_earlier_one(tmp_path: Path, one_figure: None) -> None:
+    run = write_run(tmp_path / "run", whole=True)
+    pages = []
+    for _ in range(2):
+        written = write_report([run], tmp_path / "out")
+        pages.append({path.name: path.read_bytes() for path in written})
+    assert pages[0] == pages[1]
+    assert sorted(pages[0]) == sorted(path.name for path in (tmp_path / "out").iterdir())
+
+
+def test_what_is_missing_is_named_near_the_top_of_both_pages(tmp_path: Path, one_figure: None) -> None:
     runs = tmp_path / "runs"
     write_run(runs / "good")
-    write_run(runs / "bad", "seed=1", last=4, state="failed", reason="5 bad steps in a row")
-    write_run(runs / "dead", "seed=2", last=7, state="running")
+    write_run(runs / "bad", "seed=1", last=4, state="failed", reason="5 <bad> steps in a row")
     write_run(runs / "lazy", "seed=3", evaluations=[])
-    write_run(runs / "late", "seed=4", evaluations=[evaluation(12, 99)])
-    write_run(runs / "other", "objective.method=gmpo", state="interrupted", last=0)
     write_report([runs], tmp_path / "out")
-    page = (tmp_path / "out" / "report.md").read_text()
-    listed = page[page.index("## Not in the table") : page.index("## Figures")]
-    for said in (
-        "bad` (seed 1) is failed at step 4 of 12: 5 bad steps in a row;",
-        "dead` (seed 2) is killed at step 7 of 12;",
-        "lazy` (seed 3) is finished, but was not evaluated after its last step.",
-        "late` (seed 4) was not evaluated before its first step.",
-        "other` (seed 0) is interrupted at step 0 of 12;",
-    ):
-        assert said in listed
-    assert "good`" not in listed
-    assert "### Training: GMPO, tiny model" in page  # a page of curves for each configuration
+    markdown, page = ((tmp_path / "out" / name).read_text() for name in ("report.md", "index.html"))
+    listed = markdown[markdown.index("## What is missing") : markdown.index("## Tables")]
+    assert "bad` (seed 1) is failed at step 4 of 12: 5 <bad> steps in a row;" in listed
+    assert "lazy` (seed 3) is finished, but has no evaluation" in listed
+    listed = page[page.index("What is missing") : page.index('<section id="tables"')]
+    assert "bad</code> (seed 1) is failed at step 4 of 12: 5 &lt;bad&gt; steps in a row;" in listed
 
 
 def test_no_runs_and_no_place_for_the_report(tmp_path: Path) -> None:
@@ -79,56 +101,124 @@ def test_no_runs_and_no_place_for_the_report(tmp_path: Path) -> None:
         write_report([run], tmp_path / "file")
 
 
-def test_seeds_are_thin_and_unsmoothed_and_their_mean_is_thick(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        write_run(tmp_path / str(seed), f"seed={seed}")
-    (group,) = collect([tmp_path]).groups
-    axes = reward_figure([group]).axes
-    assert [ax.get_ylabel().split(" (")[0] for ax in axes] == ["reward", "answer part", "format part"]
-    for ax, metric in zip(axes, ("reward/mean", "reward/answer", "reward/format"), strict=True):
-        *seeds, mean = ax.get_lines()
-        drawn = [np.asarray(line.get_ydata()) for line in seeds]
-        assert np.array_equal(drawn, [run.metrics[metric] for run in group.runs])
-        assert np.allclose(mean.get_ydata(), np.mean(drawn, axis=0))
-        assert mean.get_linewidth() > 2 * seeds[0].get_linewidth()
+# ---- the sample of completions
 
 
-def test_a_metric_that_some_steps_lack_is_drawn_where_it_is(tmp_path: Path) -> None:
-    write_run(tmp_path / "a")
-    (group,) = collect([tmp_path]).groups
-    attenuated = training_figure(group).axes[2]
-    (negative,) = (line for line in attenuated.get_lines() if line.get_label() == "Â < 0")
-    assert list(negative.get_xdata()) == [2, 4, 6, 8, 10, 12]
+def groups_of(path: Path, rows: list[dict], *overrides: str) -> list[Group]:
+    write_jsonl_atomic(write_run(path, *overrides) / "completions.jsonl", rows)
+    return collect([path]).groups
 
 
-def test_pass_at_1_is_drawn_with_its_interval(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", evaluations=[evaluation(12, 121), evaluation(0, 60)])
-    (group,) = collect([tmp_path]).groups
-    held_out = training_figure(group).axes[3]
-    (bars,) = held_out.containers
-    line, _, (segments,) = bars.lines
-    assert np.allclose(line.get_xydata(), [[0, 0.3], [12, 0.605]])
-    spans = [segment[:, 1] for segment in segments.get_segments()]
-    assert np.allclose(spans, [[0.2407, 0.3668], [0.5359, 0.6702]], atol=1e-4)
-    assert [text.get_text() for text in held_out.texts] == ["30.0%", "60.5%"]
+def test_few_completions_are_all_there(tmp_path: Path) -> None:
+    rows = [row for step in range(1, 13) for row in kept_group(step, 2 - step % 2, f"p{step}", attenuation=0.4)]
+    (run,) = sample_completions(groups_of(tmp_path / "run", rows))
+    assert run["complete"]
+    assert [group["step"] for group in run["groups"]] == list(range(1, 13))
+    assert {len(group["completions"]) for group in run["groups"]} == {4}
+    first = run["groups"][0]["completions"][0]
+    assert first["pieces"] == rows[0]["pieces"]
+    assert first["weights"] == [100, 95, 90, 85, 80, 75, 70, 65]
+    assert (first["answer"], first["advantage"], first["extracted"]) == (1.0, 0.866, "2")
 
 
-def test_the_gates_are_those_of_the_paper() -> None:
-    gate, weight = gates_figure().axes[:2]  # Â > 0
-    lines = {line.get_label(): line for line in weight.get_lines()}
-    ratio = lines["atanlog"].get_xdata()
-    assert np.allclose(lines["atanlog"].get_ydata(), 1 / (1 + (np.log(ratio) / 0.2) ** 2))  # eq. (16)
-    assert np.allclose(lines["clip"].get_ydata(), ratio < 1.2)
-    (clip,) = (line for line in gate.get_lines() if line.get_label() == "clip")
-    assert np.allclose(clip.get_ydata(), np.minimum(ratio, 1.2))
+def test_of_many_completions_whole_rollouts_are_sampled_evenly(tmp_path: Path) -> None:
+    rows = [row for step in range(1, 801) for row in kept_group(step, 2 - step % 2, f"p{step}")]
+    groups = groups_of(tmp_path / "run", rows)
+    sizes = {}
+    for budget in (40_000, 400_000):
+        (run,) = sample_completions(groups, budget)
+        steps = [group["step"] for group in run["groups"]]
+        assert not run["complete"]
+        assert steps == sorted(steps)
+        assert {1, 2, 799, 800} <= set(steps)
+        assert steps[1::2] == [step + 1 for step in steps[::2]]  # both groups of a rollout
+        gaps = np.diff(steps[::2])
+        assert max(gaps) <= 2 * min(gaps) + 4  # at most two places apart rather than one, each rounded to a rollout
+        sizes[budget] = len(json.dumps(run["groups"], ensure_ascii=False))
+        assert 0.8 * budget < sizes[budget] <= budget
+    (alone,) = sample_completions(groups, 10)
+    assert [group["step"] for group in alone["groups"]] == [800]  # a run that has completions shows some
 
 
-def test_a_method_has_one_colour_everywhere(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "objective.tau_pos=0.5")
-    write_run(tmp_path / "b")
-    write_run(tmp_path / "c", "objective.method=sequence", "objective.gate=atanlog")
-    first, second, free = collect([tmp_path]).groups
-    both, alone = lines_of([first, second, free]), lines_of([second])
-    assert to_hex(both[0][0]) == to_hex(both[1][0]) == to_hex(alone[0][0]) == "#d55e00"
-    assert both[0][1] != both[1][1]  # configurations of one method by their dashes
-    assert lines_of([free]) == [both[2]]
+def test_a_long_completion_loses_its_middle(tmp_path: Path) -> None:
+    long = {"pieces": [f"{n} " for n in range(5000)], "weights": [0.5] * 2500 + [0.25] * 2500}
+    row = {**kept_group(1, 1, "p")[0], **long, "completion": "".join(long["pieces"])}
+    old = {name: value for name, value in row.items() if name not in long}
+    (run,) = sample_completions(groups_of(tmp_path / "run", [row, old]), budget=40_000)
+    cut, cut_text = run["groups"][0]["completions"]
+    assert cut["left_out"] + len(cut["pieces"]) == 5000
+    half = len(cut["pieces"]) // 2
+    assert cut["pieces"] == long["pieces"][:half] + long["pieces"][-half:]
+    assert cut["weights"] == [50] * half + [25] * half
+    assert cut_text["left_out"] + len(cut_text["pieces"]) == len(old["completion"])
+    assert cut_text["pieces"].startswith("0 1 2")
+    assert cut_text["pieces"].endswith("4998 4999 ")
+
+
+@pytest.mark.parametrize(
+    ("completion", "pieces", "opening"),
+    [
+        ("<think>\nyes", ["y", "es", "<eos>"], "<think>\n"),
+        ("<think>yes", ["<think>", "yes"], ""),
+        ("yes", ["y", "es"], ""),
+        ("", [], ""),
+    ],
+)
+def test_what_the_template_opened_is_told_from_what_the_policy_wrote(
+    tmp_path: Path, completion: str, pieces: list[str], opening: str
+) -> None:
+    row = {**kept_group(1, 1, "p")[0], "completion": completion, "pieces": pieces, "weights": [1.0] * len(pieces)}
+    (run,) = sample_completions(groups_of(tmp_path / "run", [row]))
+    found = run["groups"][0]["completions"][0]
+    assert found["opening"] == opening
+    assert found["pieces"] == (pieces or "")
+    assert not found["weights"]  # all 1
+
+
+def test_damaged_completions_are_told_and_the_other_runs_shown(tmp_path: Path) -> None:
+    rows = kept_group(1, 1, "p")
+    groups_of(tmp_path / "a", rows)
+    groups_of(tmp_path / "b", rows, "seed=1")
+    with open(tmp_path / "b" / "completions.jsonl", "a") as file:
+        file.write('{"step":\n{"torn": ')
+    sound, damaged = sample_completions(collect([tmp_path]).groups)
+    assert len(sound["groups"]) == 1
+    assert damaged["groups"] == []
+    assert damaged["damage"] == f"{tmp_path}/b/completions.jsonl, line 5 is not valid JSON"
+
+
+# ---- what goes into the page
+
+
+@pytest.mark.parametrize("text", ["</script><script>", "<!-- <script>", "&lt; \u2028 \u2029 \0 \" ' \\ `", "τ 🙂"])
+def test_json_cannot_leave_its_script_element(text: str) -> None:
+    embedded = json_for_script({text: text})
+    assert "<" not in embedded
+    assert json.loads(embedded) == {text: text}
+
+
+def test_an_inlined_figure_draws_the_same_lines(one_run: tuple[Path, list[Path]]) -> None:
+    def corners(svg: str) -> list[np.ndarray]:
+        """Of every path of straight lines, in points; of curves the places where they start."""
+        found = []
+        for path in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path"):
+            place, places = np.zeros(2), []
+            for letter, numbers in re.findall(r"([A-Za-z])([^A-Za-z]*)", path.get("d")):
+                points = np.array(numbers.split(), dtype=float).reshape(-1, 2)
+                if letter in "CQ":
+                    break
+                for point in points:
+                    place = place + point if letter == "m" else point
+                    places.append(place)
+                if letter == "m":
+                    del places[-len(points)]  # it only says that steps follow
+            found.append(np.array(places))
+        return found
+
+    original = (one_run[0] / "reward.svg").read_text()
+    inlined = inline_svg(original.encode(), "reward", 'a "title"')
+    assert len(inlined) < 0.8 * len(original)
+    before, after = corners(original), corners(inlined)
+    assert len(before) == len(after) > 10
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_allclose(new, old, atol=0.051)

@@ -1,85 +1,347 @@
+import csv
+import io
+import json
 import math
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import pytest
-from synthetic_runs import evaluation, write_run
+from synthetic_runs import evaluation, validation, write_bare_model, write_run
 
-from sspo_cli.intervals import wilson
+from sspo_cli.report.measurements import gain, mean_over_seeds
 from sspo_cli.report.runs import collect
-from sspo_cli.report.statistics import mean_over_seeds
-from sspo_cli.report.tables import before_and_after, for_reading, to_latex, to_markdown
+from sspo_cli.report.table import BASELINE, BEST, SECOND, Cell, Table, escape_latex, marks_of
+from sspo_cli.report.tables import tables
 
 
 def wilson_by_hand(correct: int, n: int) -> tuple[float, float]:
     p, z = correct / n, 1.959963984540054
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return 100 * (middle - half) / (1 + z * z / n), 100 * (middle + half) / (1 + z * z / n)
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 30), (3, 30), (171, 512), (512, 512)])
-def test_the_interval_is_wilsons(correct: int, n: int) -> None:
-    assert wilson(correct, n) == pytest.approx(wilson_by_hand(correct, n), abs=1e-9)
+def table_of(path: Path, name: str = "table1", **how: Any) -> Table:
+    (table,) = (table for table in tables(collect([path]), **how) if table.name == name)
+    return table
 
 
-def table_of(path: Path) -> pd.DataFrame:
-    return before_and_after(collect([path]).groups)
+def names_of(path: Path, **how: Any) -> list[str]:
+    return [table.name for table in tables(collect([path]), **how)]
+
+
+def numbers(table: Table, **which: Any) -> dict[str, Any]:
+    """The one row of the frame with those values."""
+    (row,) = (row for row in table.frame.to_dict("records") if all(row[name] == value for name, value in which.items()))
+    return row
+
+
+def markdown_rows(table: Table) -> list[list[str]]:
+    lines = [line for line in table.to_markdown().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in (lines[0], *lines[2:])]
+
+
+def before_and_after(correct: int, **changes: Any) -> list[dict[str, Any]]:
+    return [evaluation(0, 60, **changes), evaluation(12, correct, **changes)]
 
 
 def test_several_seeds_are_averaged_and_do_not_narrow_the_interval(tmp_path: Path) -> None:
     for seed, correct in enumerate((100, 110, 121)):
-        write_run(tmp_path / str(seed), f"seed={seed}", evaluations=[evaluation(0, 60), evaluation(12, correct)])
-    (row,) = table_of(tmp_path).to_dict("records")
-    assert row["pass_at_1_before"] == 0.3
-    assert row["pass_at_1_after"] == pytest.approx(331 / 600)
-    assert (row["low_after"], row["high_after"]) == pytest.approx(wilson_by_hand(110, 200))  # 110.33 solved of 200
-    assert (row["lowest_seed_after"], row["highest_seed_after"]) == (0.5, 0.605)
+        write_run(tmp_path / str(seed), f"seed={seed}", evaluations=before_and_after(correct))
+    table = table_of(tmp_path)
+    row = numbers(table, kind="trained", column="arithmetic")
+    assert row["value"] == pytest.approx(100 * 331 / 600)
+    assert row["sd"] == pytest.approx(5.2520, abs=1e-4)  # of 50, 55 and 60.5, divided by 2
+    assert (row["low"], row["high"]) == pytest.approx(wilson_by_hand(110, 200))  # 110.33 solved of 200
+    assert (row["lowest_seed"], row["highest_seed"]) == (50, 60.5)
     assert (row["seeds"], row["n"]) == ("0, 1, 2", 200)
-
-
-def test_the_table_for_reading_by_method_gate_and_benchmark(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", evaluations=[evaluation(12, 121), evaluation(0, 60), evaluation(6, 99)])
-    math500 = [evaluation(step, correct, n=30, benchmark="math_500") for step, correct in ((0, 3), (12, 9))]
-    write_run(tmp_path / "b", "objective.method=grpo", evaluations=[evaluation(12, 100), *math500])
-    readable = for_reading(table_of(tmp_path))
-    assert to_markdown(readable).splitlines()[2:] == [
-        "| GRPO     | clip    |       0 | – → 50.0 [43.1, 56.9]                 | 10.0 [3.5, 25.6] → 30.0 [16.7, 47.9] |",
-        "| SSPO     | atanlog |       0 | 30.0 [24.1, 36.7] → 60.5 [53.6, 67.0] | –                                    |",
+    assert markdown_rows(table)[1:] == [
+        ["base", "", "", "<u>30.0</u> [24.1, 36.7]", "–"],
+        ["SSPO", "atanlog", "0, 1, 2", "**55.2 ± 5.3** [48.1, 61.7]", "+25.2"],
     ]
-    assert list(readable.columns) == ["Method", "Gate", "Seeds", "arithmetic", "math_500"]
-    latex = to_latex(readable)
-    assert r"SSPO & atanlog & 0 & 30.0 [24.1, 36.7] $\rightarrow$ 60.5 [53.6, 67.0] & -- \\" in latex
-    assert r"math\_500" in latex
-    assert all(rule in latex for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
-    assert latex.isascii()
+
+
+def test_samples_are_shares_of_problems_in_the_interval(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", evaluations=[evaluation(12, 37, n=30, samples=4, temperature=0.6)])
+    row = numbers(table_of(tmp_path), kind="trained")
+    assert row["value"] == pytest.approx(100 * 37 / 120)
+    assert (row["low"], row["high"]) == pytest.approx(wilson_by_hand(9, 30))  # 9.25 of 30 solved
+    notes = "\n".join(table_of(tmp_path).notes)
+    assert "n = 30 problems, mean of 4 samples, temperature 0.6, at most 48 new tokens, prompt `think-answer`" in notes
+
+
+def test_the_layout_of_table_1(tmp_path: Path) -> None:
+    math500 = [evaluation(step, correct, n=30, benchmark="math_500") for step, correct in ((0, 3), (12, 9))]
+    for name, correct, *overrides in (
+        ("a", 121, "objective.gate=atanlog"),
+        ("b", 100, "objective.method=grpo"),
+        ("c", 121, "objective.gate=siglog"),
+        ("d", 99, "objective.method=gspo"),
+        ("e", 110, "objective.method=sequence", "objective.gate=sigmoid"),
+    ):
+        write_run(tmp_path / name, *overrides, evaluations=[*before_and_after(correct), *math500])
+    assert markdown_rows(table_of(tmp_path)) == [
+        ["Method", "Gate", "Seeds", "arithmetic", "math_500", "Δ Avg"],
+        ["base", "", "", "30.0 [24.1, 36.7]", "<u>10.0</u> [3.5, 25.6]", "–"],
+        ["GRPO", "clip", "0", "*50.0* [43.1, 56.9]", "***30.0*** [16.7, 47.9]", "*+20.0*"],
+        ["GSPO", "clip", "0", "49.5 [42.6, 56.4]", "***30.0*** [16.7, 47.9]", "+19.8"],
+        ["SSPO", "atanlog", "0", "**60.5** [53.6, 67.0]", "**30.0** [16.7, 47.9]", "**+25.2**"],
+        ["SSPO", "siglog", "0", "**60.5** [53.6, 67.0]", "**30.0** [16.7, 47.9]", "**+25.2**"],
+        ["sequence", "sigmoid", "0", "<u>55.0</u> [48.1, 61.7]", "**30.0** [16.7, 47.9]", "<u>+22.5</u>"],
+    ]
+    notes = "\n".join(table_of(tmp_path).notes)
+    for said in (
+        "base: the evaluation before the first step of RL and after the cold start (700 supervised steps)",
+        "finished runs, measured after their last step",
+        "95 % Wilson interval",
+        "GRPO: seed 0: `b`",
+        "arithmetic: test split, n = 200 problems, 1 sample, greedy",
+    ):
+        assert said in notes
+
+
+def test_the_gain_is_computed_from_the_cells_as_printed() -> None:
+    assert gain({"a": 88.88, "b": 0.0}, {"a": 66.62}) == pytest.approx(22.3)  # 88.9 - 66.6, not 22.26
+    assert gain({"a": 50.04, "b": 20.04, "c": 9.96}, {"a": 40.0, "b": 20.0, "c": 10.0}) == pytest.approx(10 / 3)
+    assert gain({"a": 50.0}, {"a": 40.0, "b": 20.0}) is None
+    assert gain({"a": 50.0}, {}) is None
+
+
+def test_a_benchmark_that_is_missing_leaves_no_gain_and_one_without_a_base_no_part_in_it(tmp_path: Path) -> None:
+    more = [evaluation(0, 3, n=30, benchmark="math500"), evaluation(12, 9, n=30, benchmark="math500")]
+    write_run(tmp_path / "a", evaluations=[*before_and_after(120), *more, evaluation(12, 3, n=30, benchmark="aime25")])
+    write_run(tmp_path / "b", "objective.method=grpo", evaluations=before_and_after(100))
+    table = table_of(tmp_path)
+    assert numbers(table, column="Δ Avg")["value"] == pytest.approx((30 + 20) / 2)
+    notes = "\n".join(table.notes)
+    assert (
+        "Δ Avg leaves out aime25, on which the base of tiny model (3 layers of 64), arithmetic was not measured."
+        in notes
+    )
+    assert "GRPO in tiny model (3 layers of 64), arithmetic has no Δ Avg: it lacks math500." in notes
+
+
+def test_marks_are_shared_and_go_by_what_is_printed() -> None:
+    marked = marks_of([16.7, 16.6667, None, 20.0, 13.3, 13.25], [False, False, True, False, True, True])
+    assert [rank for rank, _ in marked] == [2, 2, None, 1, 3, 4]
+    assert [set(marks) for _, marks in marked] == [{SECOND}, {SECOND}, set(), {BEST}, {BASELINE}, set()]
+    assert marks_of([None, 5.0], [False, True]) == [(None, frozenset()), (1, frozenset())]  # nothing to compare it with
+
+
+def test_a_best_baseline_is_bold_and_italic_in_every_form() -> None:
+    cell = Cell("1_0 %", "[0, 2]", frozenset({BEST, BASELINE}), 10.0)
+    second = Cell("9", marks=frozenset({SECOND}))
+    table = Table("t", "a|b & c", None, ["x & y", "z"], ["block", [cell, second]])
+    assert "| ***1_0 %*** [0, 2] | <u>9</u> |" in table.to_markdown()
+    assert r"**a\|b & c**" in table.to_markdown()
+    assert '<td data-sort="10.0"><b><i>1_0 %</i></b> <small>[0, 2]</small></td><td><u>9</u></td>' in table.to_html()
+    assert '<th scope="col">x &amp; y</th>' in table.to_html()
+    assert r"\textbf{\textit{1\_0 \%}} {\scriptsize {[}0, 2{]}} & \underline{9} \\" in table.to_latex()
+    assert r"\multicolumn{2}{l}{block} \\" in table.to_latex()
 
 
 def test_only_finished_runs_that_were_measured_at_their_end_are_in_it(tmp_path: Path) -> None:
-    write_run(tmp_path / "failed", last=12, state="failed")
-    write_run(tmp_path / "unmeasured", "seed=1", evaluations=[evaluation(0, 10), evaluation(6, 20)])
-    assert table_of(tmp_path).empty
+    write_run(tmp_path / "failed", last=12, state="failed", evaluations=[evaluation(0, 60), evaluation(12, 200)])
+    write_run(tmp_path / "unmeasured", "seed=1", evaluations=[evaluation(0, 60), evaluation(6, 20)])
+    assert set(table_of(tmp_path).frame["kind"]) == {"base"}
     write_run(tmp_path / "whole", "seed=2", evaluations=[evaluation(0, 60), evaluation(12, 120)])
-    (row,) = table_of(tmp_path).to_dict("records")
-    assert (row["pass_at_1_before"], row["seeds"]) == (
-        0.3,
-        "2",
-    )  # the other seed's 10 / 200 is not the before of this after
+    row = numbers(table_of(tmp_path), kind="trained", column="arithmetic")
+    assert (row["value"], row["seeds"]) == (60, "2")
+    assert numbers(table_of(tmp_path), kind="base")["value"] == 30
 
 
-def test_only_an_evaluation_before_the_first_step_is_the_before(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", evaluations=[evaluation(6, 90), evaluation(12, 120)])
-    (row,) = table_of(tmp_path).to_dict("records")
-    assert math.isnan(row["pass_at_1_before"])
-    assert row["pass_at_1_after"] == 0.6
+def test_without_an_evaluation_there_are_only_the_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", evaluations=[])
+    assert names_of(tmp_path) == ["runs"]
+    row = table_of(tmp_path, "runs").frame.to_dict("records")[0]
+    assert (row["state"], row["steps"], row["validation"], row["seconds"]) == ("finished", 12, None, None)
 
 
 def test_measurements_with_other_settings_are_other_columns(tmp_path: Path) -> None:
-    greedy = [evaluation(0, 60), evaluation(12, 120)]
-    sampled = [evaluation(12, 90, temperature=1.0)]
-    write_run(tmp_path / "a", evaluations=[*greedy, *sampled])
-    readable = for_reading(table_of(tmp_path))
-    assert readable["arithmetic (temperature 0.0)"].item().startswith("30.0")
-    assert readable["arithmetic (temperature 1.0)"].item() == "– → 45.0 [38.3, 51.9]"
+    sampled = evaluation(12, 360, temperature=1.0, samples=4)
+    write_run(tmp_path / "a", evaluations=[*before_and_after(120), sampled, evaluation(12, 30, n=40)])
+    headings, _, trained = markdown_rows(table_of(tmp_path))
+    assert dict(zip(headings, trained, strict=True)) == {
+        "Method": "SSPO",
+        "Gate": "atanlog",
+        "Seeds": "0",
+        "arithmetic (n 200, samples 1, temperature 0.0)": "**60.0** [53.1, 66.5]",
+        "arithmetic (n 200, samples 4, temperature 1.0)": "45.0 [38.3, 51.9]",
+        "arithmetic (n 40, samples 1, temperature 0.0)": "75.0 [59.8, 85.8]",
+        "Δ Avg": "+30.0",
+    }
+
+
+def test_a_model_that_was_only_measured_has_a_row_of_its_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "model.name=Qwen/Qwen3-8B")
+    write_bare_model(tmp_path / "model-qwen3", "Qwen/Qwen3-8B", [evaluation(0, 40)])
+    write_bare_model(tmp_path / "model-other", "models/other", [evaluation(0, 50)])
+    rows = markdown_rows(table_of(tmp_path))
+    assert [(row[0], row[3], row[4]) for row in rows] == [
+        ("Method", "arithmetic", "Δ Avg"),
+        ("**Qwen3-8B, arithmetic**", "", ""),
+        ("base", "<u>30.0</u> [24.1, 36.7]", "–"),
+        ("Qwen3-8B by sspo eval", "20.0 [15.0, 26.1]", "<u>-10.0</u>"),
+        ("SSPO", "**60.0** [53.1, 66.5]", "**+30.0**"),
+        ("**other**", "", ""),
+        ("other by sspo eval", "25.0 [19.5, 31.4]", "–"),
+    ]
+
+
+def test_models_alone_are_reported(tmp_path: Path) -> None:
+    write_bare_model(tmp_path / "model-other", "models/other", [evaluation(0, 50)])
+    assert names_of(tmp_path) == ["table1"]
+
+
+def test_of_several_configurations_validation_chooses_and_never_a_test(tmp_path: Path) -> None:
+    def tried(tau: float, test: int, held_out: int) -> list[dict[str, Any]]:
+        for seed in (0, 1):
+            rows = [*before_and_after(test), validation(0, 10), validation(12, held_out + seed)]
+            write_run(tmp_path / f"{tau}-{seed}", f"objective.tau_pos={tau}", f"seed={seed}", evaluations=rows)
+        return rows
+
+    tried(0.5, test=190, held_out=40)
+    tried(0.2, test=120, held_out=50)
+    table = table_of(tmp_path)
+    assert numbers(table, kind="trained", column="arithmetic")["configuration"] == "tau_pos 0.2"
+    said = "SSPO atanlog (tau_pos 0.2) is shown for its mean validation Pass@1 of 50.5 %; "
+    assert any(said + "the others have SSPO atanlog (tau_pos 0.5) 40.5." in note for note in table.notes)
+    assert len(table_of(tmp_path, "runs").frame) == 4
+    write_run(tmp_path / "third", "objective.tau_pos=0.7", evaluations=before_and_after(150))
+    table = table_of(tmp_path)
+    assert sum(table.frame["kind"] == "trained") == 6  # 3 of them Δ Avg
+    assert any("all 3 configurations are shown, because they have no common validation" in note for note in table.notes)
+
+
+def test_the_best_step_by_validation_can_be_selected(tmp_path: Path) -> None:
+    held_out = [validation(step, correct) for step, correct in ((0, 10), (4, 60), (8, 60), (12, 50))]
+    tests = [evaluation(step, correct) for step, correct in ((0, 60), (4, 130), (8, 190), (12, 120))]
+    write_run(tmp_path / "a", evaluations=[*held_out, *tests])
+    write_run(tmp_path / "b", "seed=1", evaluations=tests)
+    assert numbers(table_of(tmp_path), kind="trained", column="arithmetic")["value"] == 60
+    table = table_of(tmp_path, select="best")
+    row = numbers(table, kind="trained", column="arithmetic")
+    assert (row["value"], row["seeds"]) == (65, "0")  # step 4, the earlier of two equal ones; seed 1 has no validation
+    assert any("best step by Pass@1 on validation problems" in note for note in table.notes)
+    best, last = (numbers(table_of(tmp_path, "runs", select=select), seed=0) for select in ("best", "last"))
+    assert (best["best_step"], best["validation"], best["arithmetic"]) == (4, pytest.approx(60), 65)
+    assert (last["best_step"], last["validation"], last["arithmetic"]) == (4, pytest.approx(50), 60)
+
+
+def test_table_2_has_a_block_for_each_setting_and_a_row_for_each_method(tmp_path: Path) -> None:
+    for model, better in (("Qwen/Qwen3-8B", 0), ("Qwen/Qwen3-14B", 20)):
+        for name, correct, held_out, *overrides in (
+            ("grpo", 100, 50, "objective.method=grpo"),
+            ("atanlog", 110, 60, "objective.gate=atanlog"),
+            ("siglog", 120, 55, "objective.gate=siglog"),
+        ):
+            rows = [*before_and_after(correct + better), validation(12, held_out)]
+            write_run(tmp_path / f"{name}-{better}", f"model.name={model}", *overrides, evaluations=rows)
+    assert markdown_rows(table_of(tmp_path, "table2")) == [
+        ["Method", "arithmetic"],
+        ["**Qwen3-14B, arithmetic**", ""],
+        ["base", "30.0"],
+        ["GRPO", "<u>*60.0*</u>"],
+        ["SSPO atanlog", "**65.0**"],
+        ["**Qwen3-8B, arithmetic**", ""],
+        ["base", "30.0"],
+        ["GRPO", "<u>*50.0*</u>"],
+        ["SSPO atanlog", "**55.0**"],
+    ]
+    (tmp_path / "one").mkdir()
+    write_run(tmp_path / "one" / "a")
+    assert "table2" not in names_of(tmp_path / "one")
+
+
+def test_every_run_is_in_the_appendix_with_what_it_differs_in(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "optimizer.learning_rate=1e-3", whole=True)
+    write_run(
+        tmp_path / "b", "objective.method=grpo", state="failed", last=5, reason="5 bad steps in a row", whole=True
+    )
+    grpo, sspo = table_of(tmp_path, "runs").frame.to_dict("records")
+    assert (grpo["state"], grpo["step"], grpo["steps"], grpo["reason"]) == ("failed", 5, 12, "5 bad steps in a row")
+    assert (sspo["seconds"], sspo["tokens"], sspo["arithmetic"]) == (6.0, 12 * 640, 60)
+    assert math.isnan(grpo["arithmetic"])
+    assert sspo["differences"] == "tau_neg 0.3, tau_pos 0.2, optimizer.learning_rate 0.001"
+    (run,) = (run for run in collect([tmp_path]).runs if run.path.name == "a")
+    assert sspo["reward"] == run.metrics["reward/mean"][12]
+
+
+def test_the_plain_forms_carry_the_numbers_ranks_and_marks(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", evaluations=before_and_after(121))
+    write_run(tmp_path / "b", "objective.method=grpo", evaluations=before_and_after(100))
+    table = table_of(tmp_path)
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
+    (grpo,) = (row for row in rows if (row["method"], row["column"]) == ("grpo", "arithmetic"))
+    assert (grpo["value"], grpo["n"], grpo["rank"], grpo["mark"]) == ("50.0", "200", "2", "second, strongest baseline")
+    whole = json.loads(table.to_json())
+    assert whole["notes"] == table.notes
+    (base,) = (row for row in whole["rows"] if row["kind"] == "base")
+    assert (base["value"], base["sd"], base["rank"]) == (30.0, None, 3)
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+AWKWARD = 'αβ μ τ_neg 50 % & #1 ~ ^ \\ {x} <b> "q" ± Δ – — − × → ≤ ≥ ≠ | [0] * Â ρ ε σ π … † ‡ é ł 数 $5 `a_b-c/d`'
+
+
+def test_what_latex_does_not_know_becomes_ascii() -> None:
+    assert escape_latex("50 % of a_b & τ, [1] é 数") == r"50 \% of a\_b \& \ensuremath{\tau}, {[}1{]} e ?"
+    assert escape_latex("see `a_b/c` now") == r"see \texttt{a\_\allowbreak{}b/\allowbreak{}c} now"
+
+
+@pytest.fixture(scope="module")
+def every_table(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
+    path = tmp_path_factory.mktemp("odd_100%_runs & #1")
+    for method in ("grpo", "sspo"):
+        for seed in (0, 1):
+            for model in ("Qwen/Qwen2.5-7B_Instruct", "Qwen/Qwen3-8B"):
+                overrides = (f"objective.method={method}", f"seed={seed}", f"model.name={model}")
+                rows = [evaluation(0, 20, benchmark="math_500%"), evaluation(12, 90 + seed, benchmark="math_500%")]
+                write_run(path / f"{method}-{seed}-{model[-3:]}", *overrides, evaluations=rows, whole=True)
+    found = tables(collect([path]), paper=True)
+    assert [table.name for table in found] == ["table1", "table2", "paired", "runs", "paper1", "paper2"]
+    return [
+        *found,
+        Table("awkward", AWKWARD, found[0].frame, [AWKWARD], [AWKWARD, [Cell(AWKWARD, AWKWARD)]], [AWKWARD]),
+    ]
+
+
+def test_every_table_is_well_formed_html(every_table: list[Table]) -> None:
+    for table in every_table:
+        Balanced(table.to_html())
+
+
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None and "CI" not in os.environ,
+    reason="pdflatex is not installed (Debian: texlive-latex-recommended)",
+)
+def test_every_table_compiles_and_fits_the_page(every_table: list[Table], tmp_path: Path) -> None:
+    body = "\n".join(table.to_latex() for table in every_table)
+    preamble = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "all.tex").write_text(f"{preamble}\n{body}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="latin-1", timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull \\hbox" not in done.stdout.replace("\n", "")
+    assert (tmp_path / "all.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_mean_over_seeds_stops_where_one_does(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic_runs import write_run
+from synthetic_runs import evaluation, validation, write_bare_model, write_run
 
 from sspo_cli.errors import UserError
-from sspo_cli.report.runs import collect, find_runs
+from sspo_cli.report.missing import missing
+from sspo_cli.report.runs import answers, collect, find_runs
 from sspo_cli.tracking.run_folder import RunFolder
 
 
@@ -17,7 +18,8 @@ def test_runs_are_found_below_a_folder_and_nothing_inside_a_run_is_one(tmp_path:
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (model / "status.json").write_text("{}")
-    assert find_runs([tmp_path]) == runs
+    bare = write_bare_model(tmp_path / "z", "org/name", [evaluation(0, 5)])
+    assert find_runs([tmp_path]) == [*runs, bare]
     assert find_runs([runs[1], tmp_path / "sweep", runs[1]]) == [runs[1], runs[0]]  # each once
 
 
@@ -76,3 +78,121 @@ def test_without_a_run_there_is_no_report(tmp_path: Path) -> None:
     (damaged / "config.json").write_text(json.dumps({"options": {"seeed": 1}}))
     with pytest.raises(UserError, match=r"no readable runs in .*did you mean `seed`"):
         collect([tmp_path])
+
+
+def test_settings_differ_in_what_makes_the_model_that_rl_starts_from(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", "cold_start.steps=20")
+    write_run(tmp_path / "c", "cold_start.steps=20", "objective.method=grpo", "evaluation.every=3")
+    tiny = "tiny model (3 layers of 64), arithmetic"
+    assert [(group.setting, group.label) for group in collect([tmp_path]).groups] == [
+        (f"{tiny} (cold_start.steps 20)", "GRPO"),
+        (f"{tiny} (cold_start.steps 20)", "SSPO atanlog"),
+        (f"{tiny} (cold_start.steps 700)", "SSPO atanlog"),
+    ]
+
+
+def test_what_a_run_kept_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    old, whole = write_run(tmp_path / "a"), write_run(tmp_path / "b", "seed=1", whole=True)
+    run, run_whole = collect([old, whole]).runs
+    assert (run.weights(), answers(run, "arithmetic"), run.seconds) == ([], [], None)
+    assert [row["step"] for row in run_whole.weights()] == list(range(1, 13))
+    assert len(answers(run_whole, "arithmetic")) == 2 * 200
+    assert run_whole.seconds == 6.0
+    assert run_whole.started is not None
+    assert run_whole.started.tzinfo is not None
+    (whole / "weights.jsonl").write_text("{\n{}\n")
+    with pytest.raises(UserError, match=r"weights.jsonl, line 1 is not valid JSON"):
+        run_whole.weights()
+
+
+def test_the_best_step_is_the_earlier_of_equal_ones_and_of_one_measurement(tmp_path: Path) -> None:
+    rows = [validation(0, 10), validation(8, 60), validation(4, 60), validation(12, 50)]
+    write_run(tmp_path / "a", evaluations=[*rows, validation(12, 9, n=10)])
+    write_run(tmp_path / "b", "seed=1", evaluations=[*rows], state="interrupted", last=8)
+    write_run(tmp_path / "c", "seed=2")
+    a, b, c = collect([tmp_path]).runs
+    assert (a.selected_step("best"), a.selected_step("last")) == (4, 12)
+    assert (b.selected_step("best"), b.selected_step("last")) == (None, None)
+    assert (c.selected_step("best"), c.selected_step("last")) == (None, 12)
+
+
+def test_a_damaged_model_folder_is_named(tmp_path: Path) -> None:
+    write_bare_model(tmp_path / "a", "org/name", [evaluation(0, 5)])
+    write_bare_model(tmp_path / "b", "org/other", [])
+    (tmp_path / "b" / "model.json").write_text("[]")
+    collection = collect([tmp_path])
+    assert [(bare.name, bare.evaluations[0]["samples"]) for bare in collection.bare_models] == [("name", 1)]
+    assert collection.left_out == [f"`{tmp_path}/b`: {tmp_path}/b/model.json names no model"]
+
+
+def test_nothing_is_missing_from_whole_runs(tmp_path: Path) -> None:
+    for method in ("grpo", "sspo"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{method}{seed}", f"objective.method={method}", f"seed={seed}")
+    assert missing(collect([tmp_path])) == []
+
+
+def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
+    math500 = [evaluation(0, 3, 30, "math500"), evaluation(12, 9, 30, "math500")]
+    good = [evaluation(0, 60), evaluation(12, 120)]
+    held_out = [validation(0, 5), validation(12, 9)]
+    write_run(tmp_path / "good", evaluations=[*good, *math500, *held_out])
+    write_run(tmp_path / "bad", "seed=1", last=4, state="failed", reason="5 bad steps in a row", evaluations=[])
+    write_run(tmp_path / "dead", "seed=2", last=7, state="running", evaluations=[evaluation(0, 61)])
+    write_run(tmp_path / "lazy", "seed=3", evaluations=[])
+    write_run(tmp_path / "short", "seed=4", evaluations=[*good, *held_out])
+    write_run(tmp_path / "early", "seed=5", evaluations=good[:1])
+    write_run(
+        tmp_path / "grpo", "objective.method=grpo", "evaluation.every=3", evaluations=[*good, *math500, *held_out]
+    )
+    write_run(tmp_path / "grpo4", "objective.method=grpo", "seed=4", evaluations=[*good, *math500])
+    write_run(tmp_path / "other", "model.name=other", evaluations=[evaluation(12, 50, n=100), *held_out])
+    write_bare_model(tmp_path / "model", "org/name", [])
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text("{")
+    (tmp_path / "torn" / "status.json").write_text("{}")
+    tiny = "tiny model (3 layers of 64), arithmetic"
+    expected = {
+        f"`{tmp_path}/bad` (seed 1) is failed at step 4 of 12: 5 bad steps in a row; its evaluations are not counted.",
+        f"`{tmp_path}/dead` (seed 2) is killed at step 7 of 12; its evaluations are not counted.",
+        f"`{tmp_path}/lazy` (seed 3) is finished, but has no evaluation.",
+        f"`{tmp_path}/early` (seed 5) was not evaluated after its last step; "
+        f"`sspo eval {tmp_path}/early --checkpoint last` does it.",
+        f"`{tmp_path}/short` (seed 4) was not measured on math500 at the step that the tables show.",
+        f"`{tmp_path}/model` holds no evaluation of name.",
+        "No run of other, arithmetic was evaluated before its first step, so that there is no base and no Δ Avg.",
+        f"The base of {tiny} is the mean over runs that do not agree on arithmetic before their first step: 30.0 to 30.5 %.",
+        f"GRPO in {tiny} has no finished run of seed 3, 5, which other configurations have.",
+        f"The seeds of GRPO in {tiny} are evaluated differently: `{tmp_path}/grpo` (seed 0): evaluation.every 3; "
+        f"`{tmp_path}/grpo4` (seed 4): evaluation.every 40.",
+        f"arithmetic was measured in several ways, which have a column each: (n 100) in `{tmp_path}/other`; "
+        f"(n 200) in `{tmp_path}/grpo` and 5 more.",
+        f"`{tmp_path}/torn`: {tmp_path}/torn/config.json is not valid JSON; left out.",
+    }
+    told = missing(collect([tmp_path]))
+    assert set(told) == expected
+    assert len(told) == len(expected)
+    no_validation = (
+        f"`{tmp_path}/grpo4` (seed 4) has no validation to choose a checkpoint by, so that it is in no table; train with "
+        "`evaluation.validation`, or report with `--select last`."
+    )
+    assert no_validation in missing(collect([tmp_path]), "best")
+
+
+def test_seeds_that_are_of_different_configurations_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", "seed=1", "optimizer.learning_rate=1e-3")
+    (told,) = (sentence for sentence in missing(collect([tmp_path])) if "differ in more" in sentence)
+    assert told == (
+        "The runs of SSPO atanlog differ in more than the seed, and are not averaged: "
+        f"`{tmp_path}/a` (seed 0): optimizer.learning_rate 0.0002; `{tmp_path}/b` (seed 1): optimizer.learning_rate 0.001."
+    )
+
+
+def test_a_best_step_without_a_test_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", evaluations=[evaluation(0, 9), evaluation(12, 20), validation(4, 60), validation(12, 50)])
+    assert missing(collect([tmp_path]), "best") == [
+        f"`{tmp_path}/a` (seed 0) was not evaluated at step 4, its best by validation; "
+        f"`sspo eval {tmp_path}/a --checkpoint best` does it."
+    ]

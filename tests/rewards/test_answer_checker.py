@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sspo_cli.rewards import AnswerChecker, Verdict, grade
+from sspo_cli.rewards import AnswerChecker, Verdict, extract_answer, grade
 from sspo_cli.rewards.equality import equal
 
 RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
@@ -167,3 +167,28 @@ def test_quick_answers_start_no_worker_and_load_no_sympy():
         "    assert checker._pool is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_hostile_answer_leaves_the_other_worker_to_the_others():
+    with AnswerChecker(workers=2, timeout=5.0) as checker:
+        checker.check([(rf"\frac{{{i}}}{{9}}", f"{i}/9") for i in range(1, 9)])  # starts both workers
+        hostile = checker.submit(HOSTILE, "7")
+        assert checker.check([(rf"\frac{{{i}}}{{7}}", f"{i}/7") for i in range(1, 31)]) == [RIGHT] * 30
+        assert not hostile.done()
+        assert hostile.result(timeout=60.0).status == "timeout"
+
+
+LISTINGS = [
+    "{} or {}",
+    "{}, {}",
+    r"{} \lor {}",
+    "either {}; or {}",
+    r"\boxed{{{}}} \boxed{{{}}}",
+    "{} = {}",
+]
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_naming_several_answers_gains_nothing(checker, listing):
+    answers = [extract_answer(f"<answer>{listing.format(*pair)}</answer>") for pair in [(41, 42), (42, 41)]]
+    assert sum(verdict.equal for verdict in checker.check([(answer, "42") for answer in answers])) < 2

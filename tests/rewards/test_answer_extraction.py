@@ -1,11 +1,12 @@
-"""From a completion to its bare answer, and the verdicts that need no computer algebra."""
+"""From a completion to its bare answer, tagged or not, and the verdicts that need no computer algebra."""
 
 import time
 
 import pytest
 
 from sspo_cli.rewards import extract_answer
-from sspo_cli.rewards.answer import peel, quick_verdict
+from sspo_cli.rewards.answer import quick_verdict
+from sspo_cli.rewards.reading import Reading, peel, read_answer, read_gold
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,10 @@ def test_the_last_complete_pair_counts(text, answer):
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
         (r"\boxed{3", r"\boxed{3"),
+        (r"\boxed{3 and \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\\boxed{\\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\begin{pmatrix} a \\ be \end{pmatrix}", r"\begin{pmatrix} a \\ be \end{pmatrix}"),
+        ("**7**", "7"),
         ("$x$", "x"),
         ("$$ x $$", "x"),
         (r"\( x \)", "x"),
@@ -61,6 +66,92 @@ def test_peeling(wrapped, bare):
 
 
 @pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("The answer is 42", "42"),
+        ("Janet makes $18 a day.", "$18"),
+        ("So it is $\\frac{1}{2}$ in all", r"\frac{1}{2}"),
+        ("42, that is 42", "42"),
+        ("41 or 42", "41 or 42"),
+        ("first 41, then 42", "first 41, then 42"),
+        (r"It is $41$ or \(42\)", r"It is $41$ or \(42\)"),
+        ("So 3+5-2", "3+5-2"),
+        (r"\sin x + \log 2", r"\sin x + \log 2"),
+        ("New York", "New York"),
+    ],
+)
+def test_of_a_sentence_between_tags_its_only_number_or_formula_counts(content, answer):
+    assert extract_answer(f"<answer>{content}</answer>") == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "reader", "answer"),
+    [
+        ("<answer>1</answer> or \\boxed{2} or 3", "tags", "1"),
+        (r"First \boxed{3}, then \boxed{5}, in 7 steps", "boxed", "5"),
+        (r"\boxed{1} $\boxed{2}$ so $x = \boxed{3} \text{ or } \boxed{4}$.", "boxed", "3, 4"),
+        (r"$\boxed{1}$. Or $\boxed{2}$, $\boxed{3}$ and $\boxed{4}$ of 5", "boxed", "2, 3, 4"),
+        ("The answer is 12. No: 13.", "number", "13"),
+        ("#### 1,234", "number", "1,234"),
+        ("A: 250", "number", "250"),
+        ("x = -5", "number", "-5"),
+        ("The answer is **42**.", "number", "42"),
+        ("She pays $5 and $7.50 more, 1,200.75 in all", "number", "1,200.75"),
+        ("He paid $5, so $ 12 is left", "number", "12"),
+        ("So 60/3 = 20 m² remain", "number", "20"),
+        ("It is −5 degrees", "number", "−5"),
+        ("36 m^2 of x2", "number", "36"),
+        ("down by 28 percent", "number", "28 percent"),
+        ("the ratio of both is 3:2", "formula", "3:2"),
+        ("with probability 2/3.", "formula", "2/3"),
+        ("The point is (1, 2).", "formula", "(1, 2)"),
+        ("3+5-2", "formula", "3+5-2"),
+        ("so we count 3 + 5 - 2", "formula", "3 + 5 - 2"),
+        (r"$\frac{1}{2}$", "formula", r"\frac{1}{2}"),
+        (r"Of the 3, it is \[ x = \frac{1}{2} \]", "formula", r"x = \frac{1}{2}"),
+        (r"Hence the answer is -2\sqrt{3}.", "formula", r"-2\sqrt{3}"),
+        ("The roots are 5: $1$, $2$ and $3$.", "formula", "1, 2, 3"),
+        ("Answer $ 9 $", "number", "9"),
+        ("x^2+2x+1", "formula", "x^2+2x+1"),
+        (r"\begin{pmatrix}1 & 0\end{pmatrix}", "formula", r"\begin{pmatrix}1 & 0\end{pmatrix}"),
+        ("**Final Answer:** Yes.", "text", "Yes"),
+        ("The answer is (C).", "text", "(C)"),
+        ("<think>It is 41</think> so 42", "number", "42"),
+        (r"I think \boxed{41} </think> 42", "number", "42"),
+        (r"<think>It is \boxed{41}", None, None),
+        (r"<think>It is \boxed{41}</think>", None, None),
+        (r"unfinished: \boxed{41", "number", "41"),
+        ("<answer>41", "number", "41"),
+        ("I do not know.", None, None),
+        ("the code AZYUK2A", None, None),
+        ("", None, None),
+    ],
+)
+def test_an_untagged_text_is_read_by_its_last_box_or_else_its_last_formula_or_number(text, reader, answer):
+    assert read_answer(text) == Reading(answer, reader)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("42", "42"),
+        ("She sold 48/2 = <<48/2=24>>24 clips.\n#### 1,072", "1,072"),
+        (r"So $x = 3$, thus \boxed{5} of 7.", "5"),
+        (r"$\\frac12$", r"\frac12"),
+        ("0.06 yuan", "0.06"),
+        ("3 or 5", "3 or 5"),
+        ("2 hours 30 minutes", "2 hours 30 minutes"),
+        ("answer is 42", "42"),
+        (r"\text{Evelyn}", r"\text{Evelyn}"),
+        ("<answer>7</answer>", "7"),
+        ("We see 3. " * 200 + "The final answer is $28$.", "28"),
+    ],
+)
+def test_gold_fields(gold, answer):
+    assert read_gold(gold) == answer
+
+
+@pytest.mark.parametrize(
     ("prediction", "gold", "equal"),
     [
         ("25", "025", True),
@@ -74,7 +165,19 @@ def test_peeling(wrapped, bare):
         ("x" * 5000, "x", False),
         ("9" * 41, "9", None),
         (r"\frac{1}{2}", "0.5", None),
-        ("7.0", "7", None),
+        ("7.0", "7", True),
+        ("$1,234.50", "1234.5", True),
+        ("1 000", "1000", True),
+        ("1e5", "100000", True),
+        ("−7", "-7", True),
+        ("0.333", "0.3333", None),  # may be rounded
+        ("7.5", "7", None),
+        (".", ".5", None),
+        ("The capital is Paris!", "capital is paris", True),
+        ("Hello, world", "hello  world", True),
+        ("The A", "a", None),
+        ("p-q", "p q", None),
+        ("f'", "f", None),
     ],
 )
 def test_quick_verdicts(prediction, gold, equal):
@@ -93,10 +196,47 @@ def test_finished_answers_are_not_taken_for_the_question(prediction, gold):
     assert quick_verdict(prediction, gold) is None
 
 
-@pytest.mark.parametrize("piece", ["<answer>", "</answer>", r"\boxed{", "{", "$", ". ", "1 ", "1)", "\\"])
+PIECES = [
+    "<answer>",
+    "</answer>",
+    r"\boxed{",
+    "{",
+    "$",
+    ". ",
+    "1 ",
+    "1)",
+    "\\",
+    "1+",
+    "1,",
+    "(1,",
+    " ",
+    "1\t",
+    "$ ",
+    "**",
+]
+PIECES += [
+    r"\(",
+    r"\[",
+    r"\( \[",
+    r"\frac",
+    "answer: ",
+    "answer is a ",
+    "$$",
+    r"\$",
+    "$1$,",
+    "\n",
+    "1.",
+    "1 000",
+    "^{",
+    "a",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
 def test_a_megabyte_costs_no_time(piece):
     start = time.perf_counter()
     for text in (piece * (1_000_000 // len(piece)), piece * (999 // len(piece))):
         answer = extract_answer(f"<answer>{text}</answer>")
         assert answer is None or quick_verdict(answer, "1") in (True, False, None)
+        read_answer(text[:200_000])
     assert time.perf_counter() - start < 2.0

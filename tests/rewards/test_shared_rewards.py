@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sspo_cli.recorded import grade_file
 from sspo_cli.rewards import grade
 from sspo_cli.tasks import load_problems
 
@@ -57,3 +58,27 @@ def test_judgement_of_published_gsm8k_solutions(checker):
     rewards = grade([completion(answer) for answer in answers], [row["gold"] for row in rows], checker)
     assert len(rows) == 600
     assert [reward.answer == 1.0 for reward in rewards] == [row["correct"] for row in rows]
+
+
+# Where our verdict is another one than the recorded: (file, row counted from 0) -> why.
+EXCEPTIONS = {
+    ("math_verify_cases", 2): "1,22 is read as two numbers; upstream takes the comma for a decimal point",
+    ("math_verify_cases", 10): "(9+1) for 10 is the question again, which must not earn a reward",
+    ("math_verify_cases", 63): r"upstream keeps \text{13} apart from 13; they are the same answer",
+    ("peer_reward_cases", 34): "3+2 for 5 is the question again, which must not earn a reward",
+    ("peer_reward_cases", 137): "upstream wants `</think>` too; the answer itself is right",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "graded"), [("math_verify_cases", 90), ("peer_reward_cases", 136), ("gsm8k_example_solutions", 600)]
+)
+def test_recorded_verdicts_agree_but_for_the_listed_rows(tmp_path, name, graded):
+    out = tmp_path / "graded.jsonl"
+    grade_file(SHARED / "outputs" / f"{name}.jsonl", out, timeout=20.0)
+    rows = [json.loads(line) for line in out.open()]
+    recorded = {number: row.get("expected", row.get("correct")) for number, row in enumerate(rows)}
+    known = [number for number, verdict in recorded.items() if verdict is not None]
+    assert len(known) == graded
+    others = {(name, number) for number in known if rows[number]["r_answer"] != float(recorded[number])}
+    assert others == {row for row in EXCEPTIONS if row[0] == name}

@@ -72,10 +72,48 @@ def test_truncating_drops_what_came_after_the_step(tmp_path: Path) -> None:
         for step in range(1, 5):
             append_jsonl(run.metrics_path, {"step": step})
             append_jsonl(run.completions_path, {"step": step})
-        write_json_atomic(run.summary_path, [{"step": 0}, {"step": 2}, {"step": 4}])
+            append_jsonl(run.weights_path, {"step": step})
+        write_json_atomic(run.summary_path, [{"step": step, "benchmark": "gsm8k"} for step in (0, 2, 4)])
         run.truncate(2)
-        for rows, steps in ((run.metrics(), [1, 2]), (run.completions(), [1, 2]), (run.evaluations(), [0, 2])):
-            assert [row["step"] for row in rows] == steps
+        for rows in (run.metrics(), run.completions(), run.weights()):
+            assert [row["step"] for row in rows] == [1, 2]
+        assert [row["step"] for row in run.evaluations()] == [0, 2]
+
+
+def measured(run: RunFolder, **pass_at_1: float) -> None:
+    """`step_4=0.5`: a checkpoint of that step, with that Pass@1 on the validation problems and a perfect test score."""
+    rows = []
+    for name, share in pass_at_1.items():
+        step = int(name.removeprefix("step_"))
+        (run.checkpoints / f"step-{step}").mkdir(exist_ok=True)
+        rows += [
+            {"step": step, "benchmark": "validation", "pass_at_1": share, "n": 8},
+            {"step": step, "benchmark": "gsm8k", "pass_at_1": 1 - share, "n": 8},
+        ]
+    write_json_atomic(run.summary_path, rows)
+
+
+def test_the_best_checkpoint_is_the_earliest_of_those_with_the_highest_validation_score(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "a", RunOptions(), []) as run:
+        assert run.choose_best() is None
+        assert not run.best_path.exists()
+        measured(run, step_0=0.25, step_12=0.75, step_4=0.75, step_8=0.5)
+        assert run.choose_best() == 4
+        assert json.loads(run.best_path.read_text()) == {"step": 4, "pass_at_1": 0.75, "n": 8}
+
+
+def test_a_resumed_run_s_best_checkpoint_is_one_that_it_still_has_measured(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "a", RunOptions(), []) as run:
+        measured(run, step_0=0.25, step_4=0.5, step_8=0.75)
+        run.choose_best()
+        run.truncate(7)
+        assert json.loads(run.best_path.read_text())["step"] == 4
+        (run.checkpoints / "step-4").rmdir()  # deleted when step 8 was found to be better
+        run.truncate(7)
+        assert json.loads(run.best_path.read_text())["step"] == 0
+        (run.checkpoints / "step-0").rmdir()
+        run.truncate(7)
+        assert not run.best_path.exists()
 
 
 def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:

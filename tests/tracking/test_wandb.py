@@ -14,7 +14,11 @@ from sspo_cli.errors import UserError
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import open_tracker
 
-SUMMARY = {"pass_at_1": 0.342, "low": 0.302, "high": 0.384, "n": 512}
+SUMMARY = {
+    **{"n": 512, "samples": 4, "temperature": 0.6, "correct": 700, "pass_at_1": 0.342, "low": 0.302, "high": 0.384},
+    **{"pass_at_k": {"1": 0.342, "2": 0.5, "4": 0.75}, "format": 0.9, "truncated": 3, "tokens": 20.5},
+}
+HISTOGRAM = {"minibatch": 1, "epoch": 1, "width": 0.05, "positive": [0] * 20 + [7] + [0] * 3, "negative": [0] * 24}
 
 
 @pytest.fixture(autouse=True)
@@ -46,24 +50,36 @@ def test_an_offline_run_needs_no_login_and_goes_on_under_the_same_id(
     init = wandb.init
     monkeypatch.setattr(wandb, "init", lambda **options: started.append((init(**options), options)) or started[-1][0])
     path = tmp_path / "a"
+    said = io.StringIO()
     for part, open_run in enumerate((lambda: create(path, "offline"), lambda: RunFolder.resume(path))):
-        with open_run() as run, open_tracker(run, Console(file=io.StringIO())) as tracker:
+        with open_run() as run, open_tracker(run, Console(file=said)) as tracker:
             tracker.start(4, 2 * part)
             for step in (2 * part + 1, 2 * part + 2):
+                tracker.weights(step, HISTOGRAM)
                 tracker.log(step, {"reward/mean": 1.0 + step})
-            tracker.completions(2, [{"rollout": 1, "completion": "<think>"}])
+            tracker.completions(2, [{"rollout": 1, "completion": "<think>", "pieces": ["<think>"], "weights": [1.0]}])
             tracker.evaluation(2 * part + 2, "gsm8k", SUMMARY)
 
     (first, options), (second, _) = started
     assert first.id == second.id == (path / "wandb-id").read_text().strip()
     assert (first.group, first.name, first.tags) == ("sspo-atanlog", "a", ("a",))
     assert options["config"]["objective"]["tau_pos"] == 0.2
+    assert said.getvalue().count(f"wandb sync {path}/wandb/offline-run-*\n") == 2
+    assert len(list((path / "wandb").glob("offline-run-*"))) == 2
     out, err = capfd.readouterr()
     assert out + err == ""  # wandb keeps quiet
     history = recorded(Path(second.settings.sync_file), "history")
     assert [(row["_step"], row["step"], row["reward/mean"]) for row in history] == [(3, 3, 4.0), (4, 4, 5.0)]
     assert history[-1]["eval/gsm8k/pass_at_1"] == 0.342
+    named = {key.removeprefix("eval/gsm8k/"): value for key, value in history[-1].items() if key.startswith("eval/")}
+    assert named == {
+        **{"pass_at_1": 0.342, "avg_at_4": 0.342, "pass_at_2": 0.5, "pass_at_4": 0.75, "low": 0.302, "high": 0.384},
+        **{"format": 0.9, "truncated": 3, "tokens": 20.5},
+    }
     assert history[-1]["completions.nrows"] == 1
+    assert history[-1]["completions.ncols"] == 3  # step, rollout, completion
+    assert history[0]["weights/positive_histogram.values"] == HISTOGRAM["positive"]
+    assert not [key for row in history for key in row if key.startswith("weights/negative")]
     metrics = {
         row.get("name", row.get("glob_name")): row for row in recorded(Path(second.settings.sync_file), "metric", None)
     }

@@ -1,0 +1,26 @@
+"""The text of each token, for a reader who looks at single tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for bytes that are no character, or not one yet
+WAIT = 16  # tokens: more than any character's bytes, so that a policy stuck on stray bytes costs no more than another
+
+
+def token_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text of those before it, so that the pieces joined are the text of all.
+
+    Of a character that is split over several tokens, the last one adds it and the others add nothing.
+    """
+    pieces: list[str] = []
+    context = told = 0  # tokens before `told` have their pieces; those from `context` on are decoded with the next
+    before = ""
+    for end in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(token_ids[context:end], skip_special_tokens=False)
+        if text.endswith(INCOMPLETE) and end < len(token_ids) and end - told < WAIT:
+            pieces.append("")
+            continue
+        pieces.append(text[len(before) :])
+        context, told = told, end
+        before = tokenizer.decode(token_ids[context:told], skip_special_tokens=False)
+    return pieces

@@ -1,0 +1,124 @@
+"""A sample of the completions that runs kept, small enough for a page."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from sspo_cli.errors import UserError
+from sspo_cli.report.runs import Group, Run
+from sspo_cli.tracking.files import explain_os_errors
+from sspo_cli.tracking.run_folder import RunFolder
+
+BUDGET = 2_400_000  # characters of JSON that the completions of all runs may take together
+SHORTEST_CUT = 300  # tokens; however many runs there are, no completion is cut to fewer
+LONGEST_OPENING = 64  # characters that a prompt template may have put before the policy's first token
+
+
+def sample_completions(groups: Sequence[Group], budget: int = BUDGET) -> list[dict[str, Any]]:
+    """Of each run whole rollouts, as many as fit its part of the budget: the last, the first, and ones evenly between.
+
+    A run is {path, label, seed, complete, damage, groups}: whether all groups are there, and which line of its file cannot
+    be read. A group is {step, rollout, minibatch, epoch, problem, prompt, gold, completions}, and a completion {answer,
+    format, advantage, extracted, tokens, truncated, opening, pieces, weights, left_out}: `opening` is the template's part,
+    `pieces` are the texts of the tokens and `weights` theirs in hundredths. The weights are null where all are 100, and
+    one is where, in a bad step, it is not finite. A run of an older version has the whole text for pieces. Of a long
+    completion, `left_out` pieces are missing after the first half of them.
+    """
+    runs = [(group, run) for group in groups for run in group.runs]
+    sampled = []
+    for group, run in runs:
+        about = {"path": str(run.path), "label": group.label, "seed": run.options.seed}
+        try:
+            found, complete = _sample(run, budget // len(runs))
+            sampled.append({**about, "complete": complete, "damage": None, "groups": found})
+        except UserError as error:  # told on the page; the other runs are read
+            sampled.append({**about, "complete": False, "damage": str(error), "groups": []})
+    return sampled
+
+
+def _sample(run: Run, budget: int) -> tuple[list[dict[str, Any]], bool]:
+    """Groups of the run by step, and whether they are all that it kept. Only lines of sampled rollouts are parsed."""
+    path = RunFolder(run.path).completions_path
+    if not path.exists():
+        return [], True
+    with explain_os_errors("read", path):
+        *lines, _torn = path.read_bytes().split(b"\n")
+    longest = max(SHORTEST_CUT, budget // (12 * run.options.rollout.group_size))  # a token takes about 12 characters
+    rollouts: dict[int, list[dict[str, Any]]] = {}  # by their first line
+    seen: set[int] = set()
+    used = 0
+
+    def row(number: int) -> dict[str, Any]:
+        try:
+            return json.loads(lines[number])
+        except ValueError:
+            raise UserError(f"{path}, line {number + 1} is not valid JSON") from None
+
+    for place in _coarse_to_fine(len(lines)):
+        if place in seen:
+            continue
+        rows = [row(place)]
+        first = last = place
+        while first > 0 and (before := row(first - 1))["rollout"] == rows[0]["rollout"]:
+            first, rows = first - 1, [before, *rows]
+        while last + 1 < len(lines) and (after := row(last + 1))["rollout"] == rows[0]["rollout"]:
+            last, rows = last + 1, [*rows, after]
+        seen.update(range(first, last + 1))
+        found = [_group(list(same), longest) for _, same in groupby(rows, itemgetter("step", "problem"))]
+        used += len(json.dumps(found, ensure_ascii=False))
+        if used > budget:
+            if not rollouts:
+                rollouts[first] = found[
+                    -1:
+                ]  # of the last rollout the stalest minibatch: a run that has some shows some
+            break
+        rollouts[first] = found
+    groups = [group for first in sorted(rollouts) for group in rollouts[first]]
+    return groups, len(seen) == len(lines) and used <= budget
+
+
+def _coarse_to_fine(n: int) -> Iterator[int]:
+    """Places in 0..n-1, some more than once: the last, the first, then the middle, the quarters, …, in the order of the
+    binary digits read backwards, so that any beginning of them is spread evenly."""
+    if n:
+        yield from (n - 1, 0)
+    bits = n.bit_length()
+    for i in range(1, 2**bits):
+        yield n * int(f"{i:0{bits}b}"[::-1], 2) >> bits
+
+
+def _group(rows: list[dict[str, Any]], longest: int) -> dict[str, Any]:
+    names = ("step", "rollout", "minibatch", "epoch", "problem", "prompt", "gold")
+    return {**{name: rows[0].get(name) for name in names}, "completions": [_completion(row, longest) for row in rows]}
+
+
+def _completion(row: dict[str, Any], longest: int) -> dict[str, Any]:
+    text, pieces, weights = row["completion"], row.get("pieces"), row.get("weights")
+    opening = ""
+    if pieces:
+        written = "".join(pieces)
+        ends = range(min(LONGEST_OPENING, len(text)))
+        opening = next((text[:end] for end in ends if written.startswith(text[end:])), "")
+    hundredths = weights and [None if weight is None else round(100 * weight) for weight in weights]
+    whole: str | list[str] = pieces or text
+    left_out = 0
+    if len(whole) > longest:
+        half = longest // 2
+        left_out = len(whole) - 2 * half
+        head, tail = whole[:half], whole[-half:]
+        whole = [*head, *tail] if pieces else f"{head}{tail}"
+        hundredths = hundredths and hundredths[:half] + hundredths[-half:]
+    return {
+        "answer": row["r_answer"],
+        "format": row["r_format"],
+        "advantage": row["advantage"],
+        "extracted": row["extracted"],
+        "tokens": row["tokens"],
+        "truncated": row["truncated"],
+        "opening": opening,
+        "pieces": whole,
+        "weights": None if hundredths and set(hundredths) == {100} else hundredths,
+        "left_out": left_out,
+    }

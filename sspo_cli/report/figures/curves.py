@@ -1,0 +1,164 @@
+"""Training curves: by optimizer step, by wall time, by sampled tokens."""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from sspo_cli.report.figures.style import (
+    BEHIND,
+    STYLE,
+    colour_of,
+    grid,
+    inches_wide,
+    legend_below,
+    lines_of,
+    shades,
+    wrapped,
+)
+from sspo_cli.report.measurements import mean_over_seeds
+from sspo_cli.report.runs import Group
+
+ALPHA = 0.02
+LABELS = {"reward/mean": "reward", "policy/entropy": "token entropy (nats)"}
+STEP, TOKENS, SMOOTHED = "optimizer step", "tokens sampled", f"smoothed, α = {ALPHA}"
+Curve = Callable[[Group], pd.Series]
+
+
+def grid_figure(groups: Sequence[Group], metric: str) -> Figure:
+    """A panel for each model and training data; models side by side where there are several of both."""
+    with rc_context(STYLE):
+        figure, panels = _panels(groups, 2.3)
+        handles: dict[str, Any] = {}
+        for group, (colour, dashes) in zip(groups, lines_of(groups), strict=True):
+            ax = panels[group.setting]
+            line = draw(ax, group, metric, color=colour, linestyle=dashes)
+            handles.setdefault(group.label, line)
+        for ax in panels.values():
+            ax.set(xlabel=STEP, ylabel=LABELS[metric])
+        legend_below(figure, handles)
+    return figure
+
+
+def by_method_figure(groups: Sequence[Group], metric: str) -> Figure:
+    """A panel for each method and gate of each setting: its configurations in shades, the range of the others' means in grey."""
+    variants = list(dict.fromkeys((group.setting, group.method, group.gate) for group in groups))
+    several = len({group.setting for group in groups}) > 1
+    with rc_context(STYLE):
+        most = max(sum((g.setting, g.method, g.gate) == variant for g in groups) for variant in variants)
+        legend = most if any(group.details for group in groups) else 0
+        figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=not several)
+        for ax, (setting, method, gate) in zip(axes, variants, strict=True):
+            comparable = [group for group in groups if group.setting == setting]
+            own = [group for group in comparable if (group.method, group.gate) == (method, gate)]
+            if others := [group for group in comparable if (group.method, group.gate) != (method, gate)]:
+                means = pd.concat([mean_over_seeds(group.counted, metric) for group in others], axis=1)
+                ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=BEHIND, linewidth=0)
+            for group, shade in zip(own, shades(colour_of(method, gate)[0], len(own)), strict=True):
+                draw(ax, group, metric, color=shade, linestyle="-", label=wrapped(group.details, 1.3 * inches_wide(ax)))
+            title = own[0].label.removesuffix(f" ({own[0].details})")
+            ax.set_title(wrapped(f"{title}, {setting}" if several else title, inches_wide(ax)))
+            if len(own) > 1:
+                ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, handlelength=1.5)
+        figure.supxlabel(STEP, fontsize=8)
+        figure.supylabel(LABELS[metric], fontsize=8)
+    return figure
+
+
+def smoothed_figure(groups: Sequence[Group]) -> Figure:
+    """Reward and entropy of each setting, side by side, smoothed."""
+
+    def mean(metric: str) -> Curve:
+        return lambda group: smoothed(mean_over_seeds(group.counted, metric))
+
+    return _pairs(groups, [(STEP, f"{label}\n{SMOOTHED}", mean(metric)) for metric, label in LABELS.items()])
+
+
+def cost_figure(groups: Sequence[Group]) -> Figure:
+    """Reward by what it cost: wall time of the optimizer steps, and sampled tokens; smoothed."""
+    spent = {id(group): mean_over_seeds(group.counted, "time/step").cumsum() for group in groups}
+    longest = max(seconds.max() for seconds in spent.values())
+    unit, length = next((u for u in (("hours", 3600), ("minutes", 60)) if longest > 2 * u[1]), ("seconds", 1))
+    reward = f"reward\n{SMOOTHED}"
+    return _pairs(
+        groups,
+        [
+            (f"{unit} of optimizer steps", reward, lambda group: reward_by(group, spent[id(group)] / length)),
+            (TOKENS, reward, lambda group: reward_by(group, mean_over_seeds(group.counted, "tokens"))),
+        ],
+    )
+
+
+def smoothed(values: pd.Series) -> pd.Series:
+    """The exponential moving average, bias-corrected: y_t = Σ_s (1 − α)^(t−s) x_s / Σ_s (1 − α)^(t−s) over s ≤ t."""
+    return values.ewm(alpha=ALPHA, adjust=True).mean()
+
+
+def reward_by(group: Group, cost: pd.Series) -> pd.Series:
+    """The smoothed mean reward at each mean cost, both over the seeds; of equal costs the last one's."""
+    reward = smoothed(mean_over_seeds(group.counted, "reward/mean"))
+    cost = cost[cost.index.isin(reward.index)].drop_duplicates(keep="last")
+    return reward.loc[cost.index].set_axis(cost.to_numpy())
+
+
+def _pairs(groups: Sequence[Group], curves: Sequence[tuple[str, str, Curve]]) -> Figure:
+    """Two panels for each setting, given by the labels of their axes and what they draw of a group."""
+    settings = list(dict.fromkeys(group.setting for group in groups))
+    with rc_context(STYLE):
+        figure, axes = grid(2 * len(settings), 2.5, columns=2, foot=0.3)
+        handles: dict[str, Any] = {}
+        for group, (colour, dashes) in zip(groups, lines_of(groups), strict=True):
+            row = 2 * settings.index(group.setting)
+            for ax, (_, _, curve) in zip(axes[row : row + 2], curves, strict=True):
+                (line,) = ax.plot(curve(group), color=colour, linestyle=dashes)
+                handles.setdefault(group.label, line)
+        for number, ax in enumerate(axes):
+            xlabel, ylabel, _ = curves[number % 2]
+            ax.set(xlabel=xlabel, ylabel=ylabel, title=wrapped(settings[number // 2], inches_wide(ax)))
+            ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            if xlabel == TOKENS:
+                ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        legend_below(figure, handles)
+    return figure
+
+
+def _panels(groups: Sequence[Group], height: float) -> tuple[Figure, dict[str, Axes]]:
+    """By setting; as rows of training data and columns of models where there are several of both."""
+    settings = {(_data(group), group.model): group.setting for group in groups}
+    data, models = (list(dict.fromkeys(names)) for names in zip(*settings, strict=True))
+    if min(len(data), len(models)) > 1:
+        figure, axes = grid(len(data) * len(models), height, columns=len(models), foot=0.3)
+        places = dict(zip(product(data, models), axes, strict=True))
+    else:
+        figure, axes = grid(len(settings), height, foot=0.3)
+        places = dict(zip(settings, axes, strict=True))
+    for place, ax in places.items():
+        if place not in settings:
+            ax.set_axis_off()
+    panels = {setting: places[place] for place, setting in settings.items()}
+    for setting, ax in panels.items():
+        ax.set_title(wrapped(setting, inches_wide(ax)))
+    return figure, panels
+
+
+def _data(group: Group) -> str:
+    return group.setting.removeprefix(f"{group.model}, ")
+
+
+def draw(ax: Axes, group: Group, metric: str, **line: Any) -> Line2D:
+    """Thin: every seed, unfinished ones too; thick: the mean of those that count, which is returned. No smoothing."""
+    if len(group.runs) > 1:
+        for run in group.runs:
+            if metric in run.metrics:
+                ax.plot(run.metrics[metric].dropna(), color=line["color"], linewidth=0.5, alpha=0.4, zorder=1.5)
+    mean = mean_over_seeds(group.counted, metric)
+    if mean.empty:
+        line.pop("label", None)
+    (thick,) = ax.plot(mean, **line)
+    return thick

@@ -1,0 +1,144 @@
+"""How every figure looks: colours, sizes, legends, files."""
+
+import math
+import textwrap
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from sspo_cli.report.runs import Group
+from sspo_cli.tracking.files import write_bytes_atomic
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlepad": 5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.2,
+    "lines.linewidth": 1.5,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.06,
+    "savefig.dpi": 160,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sspo",  # the same runs give the same file
+}
+WIDTH = 7.2  # inches: of a page's text
+LETTERS_AN_INCH = 13
+
+# Okabe and Ito's and Tol's colours, told apart with any colour vision; the baselines are dashed besides.
+LINES: dict[tuple[str, str], tuple[str, Any]] = {
+    ("grpo", "clip"): ("#000000", (0, (5, 1.5))),
+    ("gspo", "clip"): ("#56B4E9", (0, (5, 1.5))),
+    ("gmpo", "clip"): ("#882255", (0, (5, 1.5))),
+    ("sapo", "sigmoid"): ("#999933", (0, (5, 1.5))),
+    ("sspo", "expsig"): ("#E69F00", "-"),
+    ("sspo", "expatan"): ("#CC79A7", "-"),
+    ("sspo", "gumbel"): ("#009E73", "-"),
+    ("sspo", "atanlog"): ("#D55E00", "-"),
+    ("sspo", "siglog"): ("#0072B2", "-"),
+}
+DOTS = (0, (1, 1.2))
+MORE_DASHES = ((0, (4, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)))
+BEHIND = "#c4c4c4"  # of what is shown for comparison only
+
+
+def save(figure: Figure, out: Path, name: str) -> list[Path]:
+    """As SVG, PDF and PNG, and without a date in any of them."""
+    paths = [out / f"{name}.{suffix}" for suffix in ("svg", "pdf", "png")]
+    undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    with rc_context(STYLE):
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+            figure.set_layout_engine("none")  # once is enough for three files
+        for path in paths:
+            drawn = BytesIO()
+            figure.savefig(drawn, format=path.suffix[1:], metadata=undated[path.suffix[1:]])
+            write_bytes_atomic(path, drawn.getvalue())
+    return paths
+
+
+def colour_of(method: str, gate: str) -> tuple[str, Any]:
+    """Colour and dashes. A method and gate have the same ones in every report.
+
+    A free cell or a gate of the user's own takes any colour, but always the same one, and dots.
+    """
+    colours = [colour for colour, _ in LINES.values()]
+    return LINES.get((method, gate), (colours[zlib.crc32(repr((method, gate)).encode()) % len(colours)], DOTS))
+
+
+def lines_of(groups: Sequence[Group]) -> list[tuple[str, Any]]:
+    """Colours and dashes: further configurations of one method and gate have its colour and other dashes."""
+    configurations: dict[tuple[str, str], list[str]] = defaultdict(list)
+    lines = []
+    for group in groups:
+        seen = configurations[group.method, group.gate]
+        if group.details not in seen:
+            seen.append(group.details)
+        colour, dashes = colour_of(group.method, group.gate)
+        place = seen.index(group.details)
+        lines.append((colour, MORE_DASHES[(place - 1) % len(MORE_DASHES)] if place else dashes))
+    return lines
+
+
+def shades(colour: str, number: int) -> list[tuple[float, float, float]]:
+    """From a light one of that colour to the colour itself."""
+    lightness = [0.0] if number == 1 else [0.62 * (1 - place / (number - 1)) for place in range(number)]
+    red, green, blue = to_rgb(colour)
+    return [(red + (1 - red) * t, green + (1 - green) * t, blue + (1 - blue) * t) for t in lightness]
+
+
+def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, each `height` inches high, and the panels row by row; `foot` inches are for the legend."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(WIDTH if columns > 1 else 5.2, rows * height + foot))
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    for ax in axes[max(0, count - columns) : count]:  # nothing is under these
+        ax.xaxis.set_tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def wrapped(text: str, inches: float) -> str:
+    """Broken into lines that fit."""
+    return textwrap.fill(text, max(12, int(inches * LETTERS_AN_INCH)), break_long_words=False)
+
+
+def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """A legend under all panels; the figure grows by its lines."""
+    width = figure.get_figwidth()
+    labels = [wrapped(label, width - 0.8) for label in handles]
+    longest = max((len(line) for label in labels for line in label.splitlines()), default=1)
+    columns = max(
+        1, min(len(labels), int(width * (LETTERS_AN_INCH + 1) / (longest + 6)))
+    )  # 6 letters for the line and gaps
+    lines = sum(1 + label.count("\n") for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(lines / columns))
+    figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns)
+
+
+def inches_wide(ax: Axes) -> float:
+    """About what a panel has for its title."""
+    figure, spec = ax.get_figure(), ax.get_subplotspec()
+    assert isinstance(figure, Figure)
+    assert spec is not None
+    return figure.get_figwidth() / spec.get_gridspec().ncols - 0.5

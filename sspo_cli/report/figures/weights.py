@@ -1,0 +1,79 @@
+"""The token weights that training met, against the formulas of the gates figure."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from sspo_cli.report.figures.style import STYLE, colour_of, grid, inches_wide, legend_below, shades, wrapped
+from sspo_cli.report.runs import Group
+
+Phase = tuple[int, int]
+Shares = dict[Phase, np.ndarray]  # of tokens, by bin
+MOST_PHASES = 4
+
+
+def weights_figure(groups: Sequence[Group]) -> Figure | None:
+    """A pair of panels for each configuration: Â > 0 and Â < 0; a line for each staleness phase. None without a histogram."""
+    measured = [(group, signs) for group in groups if (signs := shares_by_phase(group))]
+    if not measured:
+        return None
+    phases = _spread(sorted({phase for _, (_, *signs) in measured for sign in signs for phase in sign}))
+    several = len({group.setting for group, _ in measured}) > 1
+    with rc_context(STYLE):
+        pairs = 1 if len(measured) <= 3 else 2
+        figure, axes = grid(2 * len(measured), 1.45, columns=2 * pairs, foot=0.4, sharex=True, sharey=True)
+        for number, (group, (width, positive, negative)) in enumerate(measured):
+            for ax, shares, sign in zip(axes[2 * number :], (positive, negative), (">", "<"), strict=False):
+                for phase, shade in zip(
+                    phases, shades(colour_of(group.method, group.gate)[0], len(phases)), strict=True
+                ):
+                    if phase in shares:
+                        edges = width * np.arange(len(shares[phase]) + 1)
+                        ax.stairs(shares[phase], edges, baseline=None, color=shade, linewidth=1.2)
+                label = f"{group.label}, {group.setting}" if several else group.label
+                ax.set_title(wrapped(f"{label}: Â\u00a0{sign}\u00a00", inches_wide(ax)), fontsize=7)
+                ax.set(xlim=(0, 1.2), xticks=[0, 0.5, 1])
+                ax.label_outer()
+        axes[0].set_yscale("log")
+        axes[0].set_ylim(1e-5, 1.5)
+        axes[0].yaxis.set_major_locator(LogLocator(numticks=6))
+        axes[0].yaxis.set_minor_locator(NullLocator())
+        for ax in axes[:: 2 * pairs]:
+            ax.set_ylabel("share of tokens")
+        for ax in axes[-2 * pairs :]:
+            ax.set_xlabel("weight w(ρ)")
+            ax.xaxis.set_tick_params(labelbottom=True)
+        epochs = len({epoch for epoch, _ in phases}) > 1
+        names = [f"epoch {epoch}, minibatch {m}" if epochs else f"minibatch {m}" for epoch, m in phases]
+        key = [Line2D([], [], color=shade) for shade in shades("#000000", len(phases))]
+        legend_below(figure, dict(zip(names, key, strict=True)))
+    return figure
+
+
+def shares_by_phase(group: Group) -> tuple[float, Shares, Shares] | None:
+    """The bins' width, and the share of tokens in each bin by (epoch, minibatch) for Â > 0 and for Â < 0.
+
+    Over all steps of the seeds that count. None where no run has a histogram. Raises UserError where a file is damaged.
+    """
+    rows = [row for run in group.counted for row in run.weights()]
+    if not rows:
+        return None
+    signs: list[Shares] = []
+    for sign in ("positive", "negative"):
+        counts: dict[Phase, np.ndarray] = defaultdict(lambda: np.zeros(len(rows[0]["positive"])))
+        for row in rows:
+            counts[row["epoch"], row["minibatch"]] += row[sign]
+        signs.append({phase: tokens / tokens.sum() for phase, tokens in counts.items() if tokens.any()})
+    return rows[0]["width"], signs[0], signs[1]
+
+
+def _spread(phases: list[Phase]) -> list[Phase]:
+    """The first, the last and some between them."""
+    if len(phases) <= MOST_PHASES:
+        return phases
+    return [phases[round(place)] for place in np.linspace(0, len(phases) - 1, MOST_PHASES)]

@@ -1,0 +1,212 @@
+// The report's page: a sortable, filterable table of runs, and a browser of completions.
+// Completions are untrusted text: they reach the page as text nodes only.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+
+function element(tag, properties, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+// ---- runs -------------------------------------------------------------------------------------------------------
+
+function enliven(table) {
+  const rows = [...table.querySelectorAll("tbody tr")];
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const heads = [...table.querySelectorAll("thead th")];
+  const body = table.tBodies[0];
+
+  heads.forEach((head, column) => {
+    const button = element("button", { type: "button" }, ...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const direction = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
+      body.append(...rows.toSorted((a, b) => compare(a.cells[column], b.cells[column], direction)));
+    });
+  });
+
+  const filter = byId("runs-filter");
+  function apply() {
+    const words = filter.value.toLowerCase().split(/\s+/);
+    rows.forEach((row, i) => (row.hidden = !words.every((word) => texts[i].includes(word))));
+    const shown = rows.filter((row) => !row.hidden).length;
+    byId("runs-count").textContent = shown === rows.length ? `${shown} runs` : `${shown} of ${rows.length} runs`;
+  }
+  filter.addEventListener("input", apply);
+  byId("runs-controls").hidden = false;
+  apply();
+}
+
+// Numbers by value, else text as people sort it; what is not there comes last in either direction.
+function compare(a, b, direction) {
+  const [left, right] = [a, b].map((cell) => cell.textContent.trim());
+  const missing = (text) => text === "" || text === "–";
+  if (missing(left) || missing(right)) return missing(left) - missing(right);
+  const [x, y] = [a, b].map((cell) => Number(cell.dataset.sort ?? NaN));
+  const order = Number.isNaN(x - y) ? left.localeCompare(right, "en", { numeric: true }) : x - y;
+  return direction * order;
+}
+
+// ---- completions ------------------------------------------------------------------------------------------------
+
+// Attenuated tokens in one colour, amplified ones in another. The root makes small departures from 1 visible.
+function shade(weight) {
+  const strength = Math.min(1, Math.sqrt(Math.abs(1 - weight))) * 0.75;
+  return strength === 0 ? "" : `rgba(var(${weight < 1 ? "--down" : "--up"}), ${strength.toFixed(3)})`;
+}
+
+function tokenOf(text, hundredths) {
+  const finite = hundredths !== null;
+  const title = finite ? `w = ${(hundredths / 100).toFixed(2)}` : "w is not finite";
+  const token = element("span", { className: "token", title }, text);
+  token.style.background = shade(finite ? hundredths / 100 : 0);
+  return token;
+}
+
+function textOf(completion) {
+  const { pieces, weights, opening, left_out: leftOut } = completion;
+  const plain = typeof pieces === "string";
+  const half = pieces.length / 2;
+  const text = element("pre", { className: "text" });
+  if (opening) text.append(element("span", { className: "opening", title: "opened by the prompt template" }, opening));
+  const parts = plain ? [pieces.slice(0, half), pieces.slice(half)] : pieces;
+  parts.forEach((piece, i) => {
+    if (leftOut && i === parts.length / 2) {
+      const amount = `${leftOut.toLocaleString("en")} ${plain ? "characters" : "tokens"}`;
+      text.append(element("span", { className: "left-out" }, ` … ${amount} left out … `));
+    }
+    text.append(plain ? piece : tokenOf(piece, weights ? weights[i] : 100));
+  });
+  return text;
+}
+
+function fact(label, value, className = "") {
+  if (value === null || value === undefined || value === "") return null;
+  return element("li", { className }, `${label} `, element("b", {}, String(value)));
+}
+
+function weightsOf({ pieces, weights }) {
+  if (typeof pieces === "string") return fact("weights", "not recorded");
+  if (weights === null) return fact("every weight", "1");
+  const known = weights.filter((weight) => weight !== null);
+  const mean = known.reduce((sum, weight) => sum + weight, 0) / known.length;
+  return fact("weights", `${(mean / 100).toFixed(2)} on average, ${(Math.min(...known) / 100).toFixed(2)} the lowest`);
+}
+
+function completionOf(completion, number) {
+  const sign = completion.advantage > 0 ? "+" : completion.advantage < 0 ? "−" : "";
+  const right = completion.answer > 0;
+  const facts = element(
+    "ul", { className: "facts" },
+    fact("answer reward", completion.answer, right ? "right" : "wrong"),
+    fact("format reward", completion.format),
+    fact("advantage", sign + Math.abs(completion.advantage).toFixed(2)),
+    fact("extracted", completion.extracted ?? "nothing"),
+    fact("tokens", completion.truncated ? `${completion.tokens}, cut off` : completion.tokens),
+    weightsOf(completion),
+  );
+  const heading = element("h3", {}, `Completion ${number}`);
+  return element("article", { className: "completion" }, heading, facts, textOf(completion));
+}
+
+function groupOf(group) {
+  const facts = element(
+    "ul", { className: "facts" },
+    ...["step", "rollout", "minibatch", "epoch"].map((name) => fact(name, group[name])),
+    fact("gold answer", group.gold),
+  );
+  const heading = element("h3", {}, `Prompt of ${group.problem}`);
+  const prompt = element("div", { className: "prompt" }, heading, facts, element("pre", {}, group.prompt));
+  const cards = group.completions.map((completion, i) => completionOf(completion, i + 1));
+  return [prompt, element("div", { className: "group" }, ...cards)];
+}
+
+// A run's name in the table leads to its completions.
+function linkRuns(runs) {
+  const known = new Set(runs.filter((run) => run.groups.length).map((run) => run.path));
+  for (const { cells: [cell] } of document.querySelectorAll("#runs tbody tr")) {
+    const path = cell.textContent;
+    if (!known.has(path)) continue;
+    cell.replaceChildren(element("a", { href: `#${new URLSearchParams({ run: path })}` }, ...cell.childNodes));
+  }
+}
+
+function browse(runs) {
+  const [pickRun, pickStep, pickProblem] = ["pick-run", "pick-step", "pick-problem"].map(byId);
+  const [before, after] = ["step-before", "step-after"].map(byId);
+  const stepsOf = (run) => [...new Set(run.groups.map((group) => group.step))];
+  let run, group;
+
+  const option = (value, text, chosen) => element("option", { value, textContent: text, selected: chosen });
+
+  // Shows the group nearest to what is asked for, and says in the address which one it is.
+  function show({ path, step, problem }, remember = true) {
+    run = runs.find((candidate) => candidate.path === path) ?? runs.find((candidate) => candidate.groups.length) ?? runs[0];
+    const steps = stepsOf(run);
+    const wanted = Number.isFinite(step) ? step : steps.at(-1);
+    const near = steps.reduce((best, other) => (Math.abs(other - wanted) < Math.abs(best - wanted) ? other : best), steps[0]);
+    const same = run.groups.filter((candidate) => candidate.step === near);
+    group = same.find((candidate) => candidate.problem === problem) ?? same[0];
+
+    pickRun.value = run.path;
+    pickStep.replaceChildren(...steps.map((value) => option(value, value, value === near)));
+    pickProblem.replaceChildren(...same.map((value, i) => option(i, value.problem, value === group)));
+    for (const pick of [pickStep, pickProblem]) pick.disabled = !group;
+    before.disabled = !group || near === steps[0];
+    after.disabled = !group || near === steps.at(-1);
+    byId("sampled").textContent =
+      run.damage ? `The completions of this run cannot be read: ${run.damage}.`
+      : !group ? "This run kept no completions."
+      : run.complete ? "All groups that the run kept are here."
+      : `A sample of the groups that the run kept, spread evenly over its rollouts; all are in ${run.path}/completions.jsonl.`;
+    byId("group").replaceChildren(...(group ? groupOf(group) : []));
+    if (remember && group) {
+      const address = new URLSearchParams({ run: run.path, step: near, problem: group.problem });
+      history.replaceState(null, "", `#${address}`);
+    }
+  }
+
+  function stepBy(places) {
+    const steps = stepsOf(run);
+    show({ path: run.path, step: steps[steps.indexOf(group.step) + places] });
+  }
+
+  function asked() {
+    const address = new URLSearchParams(location.hash.slice(1));
+    const [path, step, problem] = ["run", "step", "problem"].map((name) => address.get(name));
+    return path === null ? null : { path, step: parseInt(step, 10), problem };
+  }
+
+  function follow() {
+    const wanted = asked();
+    if (!wanted) return;
+    show(wanted, false);
+    byId("completions").scrollIntoView();
+  }
+
+  pickRun.append(...runs.map(({ path, label, seed }) => option(path, `${path} · ${label}, seed ${seed}`)));
+  pickRun.addEventListener("change", () => show({ path: pickRun.value, step: group?.step }));
+  pickStep.addEventListener("change", () => show({ path: run.path, step: Number(pickStep.value) }));
+  pickProblem.addEventListener("change", () => {
+    const same = run.groups.filter((candidate) => candidate.step === group.step);
+    show({ path: run.path, step: group.step, problem: same[pickProblem.value].problem });
+  });
+  before.addEventListener("click", () => stepBy(-1));
+  after.addEventListener("click", () => stepBy(1));
+  addEventListener("hashchange", follow);
+
+  const shades = [0, 25, 50, 75, 90, 98, 100, 115].map((weight) => tokenOf((weight / 100).toFixed(2), weight));
+  byId("legend").append("Weight", ...shades);
+  linkRuns(runs);
+  show({}, false);
+  follow();
+}
+
+const runsTable = document.querySelector("#runs table");
+if (runsTable) enliven(runsTable);
+const data = byId("data");
+if (data) browse(JSON.parse(data.textContent));

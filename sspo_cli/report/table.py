@@ -1,0 +1,204 @@
+"""A table in all its forms: one frame of numbers, shown as Markdown, LaTeX and HTML, kept as CSV and JSON."""
+
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+BEST, SECOND, BASELINE = "best", "second", "strongest baseline"
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a reader sees of a number.
+
+    extra   smaller, behind the text: an interval
+    marks   some of BEST (bold), SECOND (underlined) and BASELINE (italic)
+    number  what to sort by; None: the text
+    """
+
+    text: str
+    extra: str = ""
+    marks: frozenset[str] = frozenset()
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in all its forms.
+
+    name      of its files, such as table1
+    title     a line above it, plain text
+    frame     the numbers, a row for each cell or for each line of the table
+    headings  of the columns that a reader sees
+    lines     their cells; a text alone is the heading of the lines that follow
+    notes     a sentence or more each, for under the table; code in backticks, else plain text
+    """
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    headings: list[str]
+    lines: list[list[Cell] | str]
+    notes: list[str] = field(default_factory=list)
+
+    def to_csv(self) -> str:
+        return self.frame.to_csv(index=False)
+
+    def to_json(self) -> str:
+        """An object of name, title, notes and rows, those of the frame; what is missing is null."""
+        rows = json.loads(self.frame.to_json(orient="records", double_precision=15))
+        about = {"name": self.name, "title": self.title, "notes": self.notes, "rows": rows}
+        return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """With the title above and the notes under it; bold, <u> and italic."""
+        padding = [""] * (len(self.headings) - 1)
+        lines = [
+            [f"**{_escape_markdown(line)}**", *padding] if isinstance(line, str) else [_markdown(cell) for cell in line]
+            for line in self.lines
+        ]
+        body = pd.DataFrame(lines, columns=[_escape_markdown(heading) for heading in self.headings])
+        table = body.to_markdown(index=False, disable_numparse=True)
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return f"**{_escape_markdown(self.title)}**\n\n{table}\n\n{notes}\n"
+
+    def to_html(self) -> str:
+        """A <figure> of the table, its title as caption and its notes as list. `data-sort` of a cell is its number."""
+        head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
+        bodies = ""
+        for heading, block in self._blocks():
+            rows = (
+                [f'<th colspan="{len(self.headings)}" scope="rowgroup">{html.escape(heading)}</th>'] if heading else []
+            )
+            rows += ["".join(map(_html, line)) for line in block]
+            bodies += f"<tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody>"
+        notes = "".join(f"<li>{_code(html.escape(note), '<code>', '</code>')}</li>" for note in self.notes)
+        return (
+            f'<figure class="table" id="{self.name}"><table><caption>{html.escape(self.title)}</caption>'
+            f'<thead><tr>{head}</tr></thead>{bodies}</table><ul class="notes">{notes}</ul></figure>\n'
+        )
+
+    def to_latex(self) -> str:
+        """A table float that needs booktabs and graphicx, in characters that pdflatex knows; a wide one is scaled to fit."""
+        blocks = []
+        for heading, block in self._blocks():
+            rows = [rf"\multicolumn{{{len(self.headings)}}}{{l}}{{{escape_latex(heading)}}}"] if heading else []
+            rows += [" & ".join(map(_latex, line)) for line in block]
+            blocks.append("\n".join(rf"{row} \\" for row in rows))
+        notes = " ".join(map(escape_latex, self.notes))
+        return "\n".join(
+            [
+                r"% needs \usepackage{booktabs,graphicx}",
+                r"\begin{table}[t]",
+                r"\centering\small\setlength{\tabcolsep}{4pt}",
+                rf"\caption{{{escape_latex(self.title)}}}\label{{tab:{self.name}}}",
+                r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+                rf"\begin{{tabular}}{{{'l' * len(self.headings)}}}",
+                r"\toprule",
+                " & ".join(map(escape_latex, self.headings)) + r" \\",
+                r"\midrule",
+                "\n\\midrule\n".join(blocks),
+                r"\bottomrule",
+                r"\end{tabular}}",
+                rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {notes}}}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def _blocks(self) -> list[tuple[str, list[list[Cell]]]]:
+        """The lines under each heading; those before the first one under none."""
+        blocks: list[tuple[str, list[list[Cell]]]] = []
+        for line in self.lines:
+            if isinstance(line, str):
+                blocks.append((line, []))
+            else:
+                if not blocks:
+                    blocks.append(("", []))
+                blocks[-1][1].append(line)
+        return blocks
+
+
+def escape_latex(text: str) -> str:
+    """Text in characters that pdflatex sets without packages; code in backticks becomes typewriter that may break. A letter
+    that it does not know becomes its nearest in ASCII, or a question mark."""
+    parts = ["".join(LATEX.get(letter) or _ascii(letter) for letter in part) for part in text.split("`")]
+    code = [re.sub(r"([-/=.]|\\_)", r"\1\\allowbreak{}", part) for part in parts[1::2]]
+    parts[1::2] = [rf"\texttt{{{part}}}" for part in code]
+    return "".join(parts)
+
+
+MATH = {"−": "-", "±": r"\pm", "×": r"\times", "→": r"\rightarrow", "≤": r"\leq", "≥": r"\geq", "≠": r"\neq"}
+GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "μ": "mu", "π": "pi", "ρ": "rho"}
+GREEK |= {"σ": "sigma", "τ": "tau", "Δ": "Delta", "Σ": "Sigma"}
+LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{letter: f"{{{letter}}}" for letter in "[]*"},  # after the end of a line they would be its arguments
+    **{letter: rf"\ensuremath{{{letter}}}" for letter in "<>|"},
+    **{letter: rf"\ensuremath{{{command}}}" for letter, command in MATH.items()},
+    **{letter: rf"\ensuremath{{\{name}}}" for letter, name in GREEK.items()},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Â": r"\ensuremath{\hat{A}}"},
+    **{"–": "--", "—": "---", "…": r"\ldots{}", "’": "'", "†": r"\dag{}", "‡": r"\ddag{}"},
+}
+
+
+def _ascii(letter: str) -> str:
+    return unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"
+
+
+def _code(text: str, start: str, end: str) -> str:
+    return re.sub("`([^`]+)`", lambda found: f"{start}{found[1]}{end}", text)
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([|*\\]|<(?=\w))", r"\\\1", text)
+
+
+def marks_of(values: Sequence[float | None], baselines: Sequence[bool]) -> list[tuple[int | None, frozenset[str]]]:
+    """Of the cells of a column, each one's rank and marks, by what is printed: equal ones share both.
+
+    A single number is not marked: there is nothing that it would be better than.
+    """
+    printed = [None if value is None else round(value, 1) for value in values]
+    order = sorted({value for value in printed if value is not None}, reverse=True)
+    strongest = max((p for p, is_one in zip(printed, baselines, strict=True) if is_one and p is not None), default=None)
+    compared = sum(value is not None for value in printed) > 1
+    marked = []
+    for value, is_baseline in zip(printed, baselines, strict=True):
+        rank = None if value is None else order.index(value) + 1
+        marks = [mark for mark, its_rank in ((BEST, 1), (SECOND, 2)) if rank == its_rank]
+        marks += [BASELINE] if is_baseline and value is not None and value == strongest else []
+        marked.append((rank, frozenset(marks if compared else [])))
+    return marked
+
+
+def _markdown(cell: Cell) -> str:
+    marks = {BASELINE: ("*", "*"), SECOND: ("<u>", "</u>"), BEST: ("**", "**")}
+    return _marked(cell, _escape_markdown, marks) + (f" {_escape_markdown(cell.extra)}" if cell.extra else "")
+
+
+def _html(cell: Cell) -> str:
+    marks = {BASELINE: ("<i>", "</i>"), SECOND: ("<u>", "</u>"), BEST: ("<b>", "</b>")}
+    extra = f" <small>{html.escape(cell.extra)}</small>" if cell.extra else ""
+    number = "" if cell.number is None else f' data-sort="{cell.number!r}"'
+    text = _code(_marked(cell, html.escape, marks), "<code>", "</code>")
+    return f"<td{number}>{text}{extra}</td>"
+
+
+def _latex(cell: Cell) -> str:
+    marks = {BASELINE: (r"\textit{", "}"), SECOND: (r"\underline{", "}"), BEST: (r"\textbf{", "}")}
+    return _marked(cell, escape_latex, marks) + (f" {{\\scriptsize {escape_latex(cell.extra)}}}" if cell.extra else "")
+
+
+def _marked(cell: Cell, escape: Callable[[str], str], marks: dict[str, tuple[str, str]]) -> str:
+    text = escape(cell.text)
+    for mark, (start, end) in marks.items():
+        if mark in cell.marks:
+            text = f"{start}{text}{end}"
+    return text

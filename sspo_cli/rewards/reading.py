@@ -1,0 +1,202 @@
+"""The answer that a text gives: between its tags; of an untagged text its last box, else its last formula or number."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
+
+_NUMBER = (
+    r"(?:\d{1,3}(?:(?:,|,?\\[!,]|[\u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+(?![^\W_]))?|\.\d+"
+)
+_SIGNED = rf"(?:(?<![\w)\]}}%.])[+\u2212-])?(?:\\?[$€£¥₹])?(?<![^\W_])(?<!\^)(?<!\^\{{)(?:{_NUMBER})"
+_OPERATION = r"[ \t]*(?:\*\*|[*/^+×·÷\u2212-])[ \t]*|:(?=\d)"
+_PERCENT = r"(?:[ \t]*(?:\\?%|percent\b|pct\b))"
+_LIST = rf"[(\[]\s*{_SIGNED}(?:\s*,\s*{_SIGNED})+\s*[)\]]"
+# Each alternative ends before the next opening delimiter, so a megabyte of these takes linear time. A dollar behind a
+# space closes only what opened in front of one: the others are money.
+_FORMULA = (
+    r"(?<!\\)\$\$(?P<display>(?:\\.|[^$\\])+)\$\$"
+    r"|(?<!\\)\\\[(?P<brackets>(?:\\[^\[\]]|[^\\])+)\\\]"
+    r"|(?<!\\)\\\((?P<parentheses>(?:\\[^()]|[^\\])+)\\\)"
+    r"|(?<![\\$\w])\$(?P<dollars>(?!\s)(?:\\.|[^$\\\n])+(?<!\s)|\s(?:\\.|[^$\\\n])+\s)\$"
+)
+_VALUE = r"(?P<latex>(?<!\w)[+-]?\d{0,20}\\(?:[cdt]?frac|sqrt|binom|pi|infty)(?![A-Za-z])[^\s$]*)"
+_FORMULAS = re.compile(_FORMULA, re.DOTALL)
+_PIECES = re.compile(
+    rf"{_FORMULA}|{_VALUE}|(?P<list>{_LIST})|(?P<number>{_SIGNED}(?:(?:{_OPERATION}){_SIGNED}){{0,40}}{_PERCENT}?)",
+    re.DOTALL,
+)
+_PLAIN_NUMBER = re.compile(rf"{_SIGNED}{_PERCENT}?")
+_ASSIGNMENT = re.compile(rf"[A-Za-z]\s*[=:]\s*({_SIGNED}{_PERCENT}?)")
+_STATED = re.compile(r"\banswer(?: +is\b:?|:)[ *]*(\w.{0,80}?|\(\w\))[ *.!]*$", re.IGNORECASE | re.MULTILINE)
+_BETWEEN = re.compile(r"\s*(?:[,;]|[,;]?\s*(?:and|or)\b)\s*")  # what joins the members of a list
+
+_MARKS = re.compile(
+    r"(?P<box>\\{1,4}boxed\s*\{)|\\.|[{}]", re.DOTALL
+)  # more than one backslash: escaped once too often
+_END = re.compile(
+    r"(?<!\.)(?<!\\right)\.$|(?<!\\)\\$"
+)  # a sentence's period, not an ellipsis or an invisible delimiter
+_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2})")
+_NO_WORDS = re.compile(r"\\(?:text\w*|math\w*|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_WORD = re.compile(
+    r"(?!(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|inf|mod|max|min|gcd|lcm)(?![A-Za-z]))[^\W\d_]{2,}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a text answers.
+
+    answer  bare; None where it gives none
+    reader  what it was read from: "tags", "boxed", "formula" (the last one, or a text that is nothing else), "number" (the
+            last one), "text" (words behind `answer is`); None without an answer
+    """
+
+    answer: str | None
+    reader: str | None
+
+
+def read_answer(text: str) -> Reading:
+    """The answer of a completion, tagged or not. What it thinks aloud (`<think>`) is no answer."""
+    if (tagged := extract_answer(text)) is not None:
+        return Reading(tagged, "tags")
+    said = outside_thoughts(text)
+    if boxed := _last_boxed(said):
+        return Reading(peel(boxed), "boxed")
+    if is_bare(said):
+        return _as_number_or_formula(peel(said))
+    if piece := _last_piece(said):
+        return _as_number_or_formula(piece)
+    if stated := _STATED.findall(said):
+        return Reading(stated[-1], "text")
+    return Reading(None, None)
+
+
+def read_gold(gold: str) -> str:
+    """The bare answer of a gold field: behind GSM8K's `####`, in a worked solution's tags or last box; else itself, without
+    the words around its one number or formula."""
+    gold = gold.rpartition("####")[2]
+    if len(gold) > MAX_LENGTH or "<answer>" in gold or _last_boxed(gold):
+        return read_answer(gold).answer or peel(gold)
+    return _without_words(gold)
+
+
+def extract_answer(text: str) -> str | None:
+    """The text between the last complete pair of answer tags, without what is wrapped around the answer; None without a pair.
+
+    Exactly one pair counts, so naming several answers gains nothing: the last one is what the completion ends on, and
+    tags that the reasoning merely mentions come before it.
+    """
+    for piece in reversed(text.split("<answer>")[1:]):
+        answer, closing, _ = piece.partition("</answer>")
+        if closing:
+            return _without_words(answer)
+    return None
+
+
+def _without_words(answer: str) -> str:
+    """The one number or formula of a sentence; a sentence with several, or with none, stays whole: it names no answer."""
+    peeled = peel(answer)
+    if len(peeled) > MAX_LENGTH or is_bare(peeled):
+        return peeled
+    pieces = {_content(piece) for piece in _PIECES.finditer(peeled)}
+    return peel(pieces.pop()) if len(pieces) == 1 else peeled
+
+
+def outside_thoughts(text: str) -> str:
+    """What follows the last `</think>`, up to thoughts that never end."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def is_bare(text: str) -> bool:
+    """Whether a text is nothing but an expression: one line without words."""
+    text = text.strip()
+    if len(text) > MAX_LENGTH or re.search(r"[\n#]", text) or not re.search(r"\w", text):
+        return False
+    return not _WORD.search(_NO_WORDS.sub(" ", text))
+
+
+def _as_number_or_formula(answer: str) -> Reading:
+    if assigned := _ASSIGNMENT.fullmatch(answer):
+        answer = assigned[1]
+    return Reading(answer, "number" if _PLAIN_NUMBER.fullmatch(answer) else "formula")
+
+
+def _last_piece(text: str) -> str | None:
+    """The last number; or the last formula, with those that are joined to it."""
+    pieces = list(_PIECES.finditer(text))
+    if not pieces or pieces[-1]["number"]:
+        return _content(pieces[-1]) if pieces else None
+    formulas = reversed(list(takewhile(lambda piece: not piece["number"], reversed(pieces))))
+    return ", ".join(peel(_content(formula)) for formula in _last_run(list(formulas)))
+
+
+def _last_run(formulas: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """The last formula, with those before it that a comma, `and` or `or` joins to it."""
+    run = list(formulas[-1:])
+    for formula in reversed(formulas[:-1]):
+        if not _BETWEEN.fullmatch(formula.string, formula.end(), run[-1].start()):
+            break
+        run.append(formula)
+    return run[::-1]
+
+
+def _content(piece: re.Match[str]) -> str:
+    content = next(group for group in piece.groups() if group is not None)
+    return content.rstrip(".,;:!?") if piece["latex"] else content
+
+
+def peel(answer: str) -> str:
+    """An answer without what is wrapped around it: `\\boxed{}`, `$…$` and its kin, outer white space, a final period.
+
+    Of prose around a box, only the box is left; several boxes are a list.
+    """
+    if len(answer) > MAX_LENGTH:
+        return answer.strip()
+    while True:
+        peeled = ", ".join(content for _, _, content in _boxed(answer)) or answer
+        peeled = _undelimited(_END.sub("", peeled.strip()).strip())
+        if "\\begin" not in peeled:  # where two backslashes end a row
+            peeled = _ESCAPED_TWICE.sub(r"\\", peeled)
+        if peeled == answer:
+            return answer
+        answer = peeled
+
+
+def _last_boxed(text: str) -> str | None:
+    """What the last box holds; boxes of one formula, or of formulas joined by a comma or `and`, are a list."""
+    boxes = _boxed(text)
+    if not boxes:
+        return None
+    first, end, _ = boxes[-1]
+    formulas = [formula for formula in _FORMULAS.finditer(text) if formula.start() < first]
+    if formulas and end <= formulas[-1].end():
+        first = _last_run(formulas)[0].start()
+    return ", ".join(content for start, _, content in boxes if start >= first)
+
+
+def _boxed(text: str) -> list[tuple[int, int, str]]:
+    """The outermost complete `\\boxed{…}`: start, end and what it holds, by counting braces; escaped ones do not count."""
+    boxes: list[tuple[int, int, str]] = []
+    open_braces: list[re.Match[str]] = []
+    for mark in _MARKS.finditer(text):
+        if mark[0] == "{" or mark["box"]:
+            open_braces.append(mark)
+        elif mark[0] == "}" and open_braces and (opening := open_braces.pop())["box"]:
+            while boxes and boxes[-1][0] > opening.start():
+                boxes.pop()  # it is inside this one
+            boxes.append((opening.start(), mark.end(), text[opening.end() : mark.start()]))
+    return boxes
+
+
+def _undelimited(text: str) -> str:
+    """`$x$` as `x`, but `$x$ or $y$` as it is."""
+    for left, right in _DELIMITERS:
+        inner = text.removeprefix(left).removesuffix(right)
+        if f"{left}{inner}{right}" == text and left not in inner and right not in inner:
+            return inner
+    return text

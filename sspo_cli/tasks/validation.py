@@ -1,0 +1,60 @@
+"""Problems held out of the training tasks, by which the best checkpoint is chosen, so that no test set has to serve for it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from random import Random
+
+from sspo_cli.errors import UserError
+from sspo_cli.seeds import derive_seed
+from sspo_cli.types import Problem
+
+SEED = 0  # not a run's, so that all runs are chosen by the same problems
+
+
+def hold_out(
+    problems_by_task: Sequence[Sequence[Problem]], weights: Sequence[float], count: int
+) -> tuple[list[list[Problem]], list[Problem]]:
+    """What is left to train on of each task, and `count` problems of different questions, of each task by its weight.
+
+    Nothing that is left asks a question that is held out. The ids of those held out are made distinct over the tasks.
+    Raises UserError where a task has too few problems.
+    """
+    held_out: list[Problem] = []
+    for number, (problems, share) in enumerate(zip(problems_by_task, shares(weights, count), strict=True)):
+        before = set(map(_question, held_out))
+        candidates = {_question(problem): problem for problem in problems if _question(problem) not in before}
+        if share and share >= len(candidates):
+            raise UserError(
+                f"evaluation.validation = {count} would hold out {share} problems of task {problems[0].task}, which has "
+                f"{len(candidates)} different ones, and leave none to train on; lower it"
+            )
+        drawn = Random(derive_seed(SEED, "validation", number)).sample(list(candidates.values()), share)
+        held_out += [replace(problem, id=f"{problem.task}-{number}-{problem.id}") for problem in drawn]
+    left = [without(problems, held_out) for problems in problems_by_task]
+    for problems, rest in zip(problems_by_task, left, strict=True):
+        if not rest:
+            raise UserError(
+                f"evaluation.validation = {count} holds out every question of task {problems[0].task}; lower it"
+            )
+    return left, held_out
+
+
+def without(problems: Iterable[Problem], held_out: Iterable[Problem]) -> list[Problem]:
+    """Those that ask no question that is held out."""
+    questions = set(map(_question, held_out))
+    return [problem for problem in problems if _question(problem) not in questions]
+
+
+def shares(weights: Sequence[float], count: int) -> list[int]:
+    """`count` in whole parts by weight; what rounding down leaves goes to the largest remainders, of equal ones the first."""
+    exact = [count * weight / sum(weights) for weight in weights]
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda task: parts[task] - exact[task])
+    for task in by_remainder[: count - sum(parts)]:
+        parts[task] += 1
+    return parts
+
+
+def _question(problem: Problem) -> str:
+    """Two data sets may break the same question's lines differently."""
+    return " ".join(problem.question.split())

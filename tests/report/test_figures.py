@@ -1,0 +1,313 @@
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from synthetic_runs import evaluation
+
+from sspo_cli.config_files import load_config
+from sspo_cli.report.figures import best_of_each, figures, save
+from sspo_cli.report.figures.curves import by_method_figure, cost_figure, grid_figure, smoothed_figure
+from sspo_cli.report.figures.gates import gates_figure
+from sspo_cli.report.figures.scores import final_figure, final_scores, scores_by_step_figure
+from sspo_cli.report.figures.style import lines_of
+from sspo_cli.report.figures.training import training_figure
+from sspo_cli.report.figures.weights import weights_figure
+from sspo_cli.report.runs import MEASUREMENT, BareModel, Collection, Group, Run
+from sspo_cli.statistics import wilson
+from sspo_cli.tracking.jsonl import append_jsonl
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def measured(rows: list[dict]) -> list[dict]:
+    return [{**dict.fromkeys(MEASUREMENT), "samples": 1, **row} for row in rows]
+
+
+def a_run(
+    seed: int = 0,
+    *overrides: str,
+    steps: int = 8,
+    last: int | None = None,
+    path: Path = Path("run"),
+    evaluations: list[dict] | None = None,
+    **columns: list[float],
+) -> Run:
+    noise = np.random.default_rng(seed)
+    last = last or steps
+    metrics = {
+        "reward/mean": noise.uniform(0, 2, last),
+        "policy/entropy": noise.uniform(0, 1, last),
+        "time/step": noise.uniform(1, 2, last),
+        "tokens": np.repeat(np.arange(1, last), 2)[:last] * 1000.0,
+        "minibatch": np.resize([1.0, 2.0], last),
+        "weights/attenuated": noise.uniform(0, 0.1, last),
+    }
+    return Run(
+        path=path,
+        options=load_config(overrides=[f"steps={steps}", f"seed={seed}", *overrides]),
+        state="finished" if last == steps else "killed",
+        step=last,
+        reason=None,
+        started=None,
+        metrics=pd.DataFrame({**metrics, **columns}, index=pd.RangeIndex(1, last + 1, name="step")),
+        evaluations=measured(
+            [evaluation(0, 60), evaluation(steps, 120 + seed)] if evaluations is None else evaluations
+        ),
+    )
+
+
+def a_group(*runs: Run, method: str = "sspo", gate: str = "atanlog", details: str = "", **about: str) -> Group:
+    model, setting = about.get("model", "M"), about.get("setting", "M, arithmetic")
+    label = f"{method.upper()} {gate}" + (f" ({details})" if details else "")
+    return Group(model, setting, label, method, gate, details, list(runs or [a_run()]))
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_the_mean_over_seeds_is_thick_the_seeds_are_thin_and_nothing_is_smoothed() -> None:
+    one, other, killed = a_run(0), a_run(1), a_run(2, last=3)
+    figure = grid_figure([a_group(one, other, killed)], "policy/entropy")
+    *thin, thick = figure.axes[0].get_lines()
+    drawn = [np.asarray(line.get_ydata()) for line in thin]
+    for line, run in zip(drawn, (one, other, killed), strict=True):
+        assert np.array_equal(line, run.metrics["policy/entropy"])
+    assert np.allclose(thick.get_ydata(), (drawn[0] + drawn[1]) / 2)  # a killed run is drawn, and is in no mean
+    assert thick.get_linewidth() > 2 * thin[0].get_linewidth()
+
+
+def test_models_and_training_data_make_a_grid_with_a_gap_for_what_was_not_run() -> None:
+    names = [("8B", "math"), ("14B", "math"), ("14B", "code"), ("30B", "math")]
+    groups = [a_group(model=model, setting=f"{model}, {data}") for model, data in names]
+    figure = grid_figure(groups, "reward/mean")
+    assert [ax.get_title() for ax in figure.axes] == ["8B, math", "14B, math", "30B, math", "", "14B, code", ""]
+    assert [ax.axison for ax in figure.axes] == [True, True, True, False, True, False]
+    assert [len(ax.get_lines()) for ax in figure.axes] == [1, 1, 1, 0, 1, 0]
+    assert texts(figure) == ["SSPO atanlog"]
+
+
+def test_smoothing_is_the_bias_corrected_moving_average_and_the_axis_says_so() -> None:
+    one, other = a_run(0, steps=40), a_run(1, steps=40)
+    reward, entropy = smoothed_figure([a_group(one, other)]).axes
+    for ax, metric in ((reward, "reward/mean"), (entropy, "policy/entropy")):
+        mean = (one.metrics[metric].to_numpy() + other.metrics[metric].to_numpy()) / 2
+        average, by_hand = 0.0, []
+        for t, value in enumerate(mean, start=1):
+            average = 0.98 * average + 0.02 * value
+            by_hand.append(average / (1 - 0.98**t))
+        (line,) = ax.get_lines()
+        assert np.allclose(line.get_ydata(), by_hand, rtol=1e-12)
+        assert list(line.get_xdata()) == list(range(1, 41))
+        assert ax.get_ylabel().endswith("smoothed, α = 0.02")
+
+
+def test_reward_by_time_adds_up_the_steps_and_by_tokens_takes_the_last_step_of_a_rollout() -> None:
+    seconds = [[3600.0, 7200.0, 3600.0, 3600.0], [7200.0, 7200.0, 7200.0, 7200.0]]
+    reward, tokens = [1.0, 0.0, 2.0, 1.0], [100.0, 100.0, 250.0, 250.0]
+    runs = [
+        a_run(
+            seed, steps=4, **{"time/step": own, "reward/mean": reward, "tokens": tokens, "time/elapsed": [1.0, 2, 1, 2]}
+        )
+        for seed, own in enumerate(seconds)
+    ]
+    time, token = cost_figure([a_group(*runs)]).axes
+    weights = 0.98 ** np.arange(4)
+    smooth = [np.dot(reward[: t + 1], weights[t::-1]) / weights[: t + 1].sum() for t in range(4)]
+    assert np.allclose(time.get_lines()[0].get_xydata(), np.column_stack([[1.5, 3.5, 5.0, 6.5], smooth]))
+    assert time.get_xlabel().startswith("hours")
+    assert np.allclose(token.get_lines()[0].get_xydata(), [[100, smooth[1]], [250, smooth[3]]])
+
+
+def test_each_method_has_a_panel_with_its_configurations_and_the_range_of_the_others() -> None:
+    long, short = a_run(0), a_run(1, last=5)
+    groups = [a_group(long, method="grpo", gate="clip"), a_group(short, method="gmpo", gate="clip")]
+    groups += [a_group(a_run(2), details="τ 1"), a_group(a_run(3), details="τ 2")]
+    panels = by_method_figure(groups, "reward/mean").axes
+    assert [ax.get_title() for ax in panels] == ["GRPO clip", "GMPO clip", "SSPO atanlog"]
+    assert [len(ax.get_lines()) for ax in panels] == [1, 1, 2]
+    assert [text.get_text() for text in panels[2].get_legend().get_texts()] == ["τ 1", "τ 2"]
+    outline = panels[2].collections[0].get_paths()[0].vertices
+    rewards = [run.metrics["reward/mean"] for run in (long, short)]
+    for step in range(1, 9):
+        there = outline[outline[:, 0] == step, 1]
+        own = [reward[step] for reward in rewards if step in reward.index]
+        assert (there.min(), there.max()) == pytest.approx((min(own), max(own)))
+
+
+def test_the_best_configuration_is_that_by_validation_where_every_run_has_one() -> None:
+    def tried(details: str, validated: list[int], reward: float) -> Group:
+        rows = [evaluation(step, c, benchmark="validation", split="validation") for step, c in enumerate(validated)]
+        return a_group(a_run(evaluations=rows, **{"reward/mean": [reward] * 8}), details=details)
+
+    peaked, risen = tried("a", [100, 160, 120], 1.0), tried("b", [100, 120, 150], 1.5)
+    alone = a_group(method="grpo", gate="clip", setting="another")
+    best, how = best_of_each([peaked, risen])
+    assert best == [peaked]
+    assert how.endswith("the best by validation Pass@1.")
+    unvalidated = tried("b", [], 1.5)
+    best, how = best_of_each([peaked, unvalidated, alone])
+    assert best == [unvalidated, alone]
+    assert "the mean reward of the last tenth of the steps" in how
+    assert best_of_each([peaked, alone]) == ([peaked, alone], "")
+
+
+def test_the_distribution_of_weights_is_by_phase_and_sign_over_all_steps_and_seeds(tmp_path: Path) -> None:
+    def counts(**bins: int) -> list[int]:
+        return [bins.get(f"b{place}", 0) for place in range(24)]
+
+    first = {"step": 1, "minibatch": 1, "epoch": 1, "width": 0.05, "positive": counts(b20=10), "negative": counts()}
+    stale = {"minibatch": 2, "epoch": 1, "width": 0.05}
+    for seed, step in ((0, 2), (0, 4), (1, 2)):
+        (tmp_path / str(seed)).mkdir(exist_ok=True)
+        rows = {"positive": counts(b0=seed, b19=3), "negative": counts(b23=1)}
+        append_jsonl(tmp_path / str(seed) / "weights.jsonl", {"step": step, **stale, **rows})
+    append_jsonl(tmp_path / "0" / "weights.jsonl", first)
+    group = a_group(*(a_run(seed, path=tmp_path / str(seed)) for seed in (0, 1)))
+    assert weights_figure([a_group(a_run(path=tmp_path / "none"))]) is None
+    figure = weights_figure([group])
+    positive, negative = ([patch.get_data() for patch in ax.patches] for ax in figure.axes)
+    assert np.allclose(positive[0].values, np.eye(24)[20])
+    assert np.allclose(positive[1].values, 0.1 * np.eye(24)[0] + 0.9 * np.eye(24)[19])
+    assert np.allclose(positive[1].edges, 0.05 * np.arange(25))
+    assert len(negative) == 1  # no token of a negative advantage in the first minibatch
+    assert np.allclose(negative[0].values, np.eye(24)[23])
+    assert [ax.get_title().replace("\u00a0", " ") for ax in figure.axes] == [
+        "SSPO atanlog: Â > 0",
+        "SSPO atanlog: Â < 0",
+    ]
+    assert texts(figure) == ["minibatch 1", "minibatch 2"]
+    light, dark = (to_hex(patch.get_edgecolor()) for patch in figure.axes[0].patches)
+    assert light > dark == "#d55e00"  # the stalest in the method's own colour
+
+
+def test_pass_at_1_by_step_is_drawn_with_its_interval() -> None:
+    rows = [evaluation(0, 60), evaluation(8, 121), evaluation(8, 3, n=30, benchmark="aime25")]
+    figure = scores_by_step_figure([a_group(a_run(evaluations=rows))])
+    (ax,) = figure.axes  # one evaluation is no curve
+    assert ax.get_title() == "arithmetic, n = 200"
+    (bars,) = ax.containers
+    line, _, (segments,) = bars.lines
+    assert np.allclose(line.get_xydata(), [[0, 30], [8, 60.5]])
+    assert np.allclose([s[:, 1] for s in segments.get_segments()], 100 * np.array([wilson(60, 200), wilson(121, 200)]))
+    assert scores_by_step_figure([a_group(a_run(evaluations=rows[:1]))]) is None
+
+
+def test_final_scores_are_of_the_selected_step_with_the_bases_first() -> None:
+    def row(step: int, share: int) -> list[dict]:
+        return [evaluation(step, share), evaluation(step, [50, 90, 80][step // 4], benchmark="validation")]
+
+    runs = [a_run(seed, evaluations=[*row(0, 60), *row(4, 150), *row(8, 120 + 20 * seed)]) for seed in (0, 1)]
+    bare = BareModel(Path("bare"), "M", measured([evaluation(0, 40)]))
+    unmeasured = a_group(a_run(0, evaluations=[]), method="grpo", gate="clip")
+    collection = Collection(groups=[unmeasured, a_group(*runs)], bare_models=[bare])
+
+    def read(select: str) -> list[tuple]:
+        frame = final_scores(collection, select)
+        assert set(frame["column"]) == {"arithmetic"}  # what selects is not shown as a result
+        return list(frame[["label", "group", "pass_at_1", "lowest_seed"]].round(9).itertuples(index=False, name=None))
+
+    bases = [("base model", -1, 0.2, 0.2), ("before RL", -1, 0.3, 0.3)]
+    assert read("last") == [*bases, ("SSPO atanlog", 1, 0.65, 0.6)]
+    assert read("best") == [*bases, ("SSPO atanlog", 1, 0.75, 0.75)]
+    (ax,) = final_figure(collection, "last").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["base model", "before RL", "SSPO atanlog"]
+    assert [text.get_text() for text in ax.texts] == ["20.0", "30.0", "65.0"]
+    dots = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
+    assert np.allclose(dots, [20, 30, 65])
+    assert final_figure(Collection(groups=[unmeasured]), "last") is None
+
+
+def test_attenuation_is_that_of_the_stalest_minibatch_and_empty_curves_are_in_no_legend() -> None:
+    run = a_run(**{"weights/positive_attenuated": [0.1 * step for step in range(8)]})
+    figure = training_figure(a_group(run))
+    reward, _, attenuated, scores = figure.axes
+    assert [text.get_text() for text in attenuated.get_legend().get_texts()] == ["all", "Â > 0"]
+    line = attenuated.get_lines()[1]
+    assert np.allclose(line.get_xydata(), [[2, 0.1], [4, 0.3], [6, 0.5], [8, 0.7]])
+    assert [text.get_text() for text in reward.get_legend().get_texts()] == ["mean"]
+    assert scores.get_legend().get_texts()[0].get_text() == "arithmetic, n = 200"
+    old = replace(run, metrics=run.metrics.drop(columns="minibatch"))
+    assert len(training_figure(a_group(old)).axes[2].get_lines()[1].get_xdata()) == 8
+
+
+def test_the_gates_are_those_of_the_paper() -> None:
+    panels = gates_figure().axes
+    gates = {ax.get_title().split(",")[0]: (ax, panels[place + 4]) for place, ax in enumerate(panels) if ax.get_title()}
+    assert list(gates) == ["clip (GMPO)", "sigmoid (SAPO)", "expsig", "expatan", "gumbel", "atanlog", "siglog"]
+
+    def curves(gate: str, panel: int) -> dict[str, list[np.ndarray]]:
+        """By label, Â > 0 and Â < 0; the first two lines are clip's."""
+        lines = gates[gate][panel].get_lines()[2:]
+        return {a.get_label(): [np.asarray(line.get_ydata()) for line in (a, b)] for a, b in list(pairwise(lines))[::2]}
+
+    ratio = np.asarray(panels[0].get_lines()[0].get_xdata())
+    d = np.log(ratio)
+    assert list(curves("atanlog", 0)) == ["0.3/0.2", "0.6/0.5"]
+    for label, taus in (("0.3/0.2", (0.2, 0.3)), ("0.6/0.5", (0.5, 0.6))):
+        for sign, tau in enumerate(taus):  # eqs. (21), (16)
+            assert np.allclose(curves("atanlog", 0)[label][sign], np.exp(tau * np.arctan(d / tau)))
+            assert np.allclose(curves("atanlog", 1)[label][sign], 1 / (1 + (d / tau) ** 2))
+    for label, eps in (("0.1", 0.1), ("0.2", 0.2), ("0.3", 0.3)):
+        above, below = curves("clip (GMPO)", 0)[label]
+        assert np.allclose(above, np.minimum(ratio, 1 + eps))
+        assert np.allclose(below, np.maximum(ratio, 1 - eps))
+    for label, taus in (("1/1.05", (1.05, 1)), ("3/4", (4, 3)), ("7/8", (8, 7))):  # eqs. (9), (12)
+        for sign, tau in enumerate(taus):
+            g = 1 / (1 + np.exp(-tau * (ratio - 1)))
+            assert np.allclose(curves("sigmoid (SAPO)", 0)[label][sign], 4 * g / tau)
+            assert np.allclose(curves("sigmoid (SAPO)", 1)[label][sign], 4 * g * (1 - g) * ratio)
+
+
+def test_a_method_has_one_colour_everywhere() -> None:
+    first, second = a_group(details="τ 1"), a_group(details="τ 2")
+    elsewhere = replace(first, setting="M, gsm8k")
+    free = a_group(method="sequence")
+    lines = lines_of([first, second, elsewhere, free])
+    assert to_hex(lines[0][0]) == to_hex(lines[1][0]) == "#d55e00"
+    assert lines[0][1] != lines[1][1]  # configurations of one method by their dashes
+    assert lines[2] == lines[0]  # the same configuration on other data
+    assert lines_of([free]) == [lines[3]]
+
+
+def test_every_collection_gives_figures_that_say_over_how_many_seeds(tmp_path: Path) -> None:
+    def drawn(*groups: Group) -> dict[str, str]:
+        return {drawing.name: drawing.caption for drawing in figures(Collection(groups=list(groups)))}
+
+    one = drawn(a_group(a_run(path=tmp_path)))
+    assert list(one) == ["reward", "entropy", "best", "cost", "pass-at-1", "pass-at-1-by-step", "gates", "training"]
+    assert one["reward"] == "One seed; no smoothing."
+    seeds = a_group(*(a_run(seed, path=tmp_path) for seed in range(3)))
+    single = a_group(a_run(path=tmp_path), method="grpo", gate="clip")
+    assert drawn(seeds)["entropy"].startswith("Thick: mean over 3 seeds")
+    assert "Means over 1 to 3 seeds" in drawn(seeds, single)["best"]
+    many = drawn(*(a_group(a_run(path=tmp_path), details=f"τ {place}") for place in range(7)))
+    assert {"reward-by-method", "entropy-by-method"} < set(many)
+    assert "the best by" in many["reward"]
+    assert not any(name.startswith("training") for name in many)
+    bare = a_run(path=tmp_path, evaluations=[])
+    assert list(drawn(a_group(replace(bare, metrics=pd.DataFrame())))) == ["gates"]
+    assert "cost" not in drawn(a_group(replace(bare, metrics=bare.metrics[["reward/mean"]])))
+
+
+def test_the_same_figure_gives_the_same_files_with_text_as_text(tmp_path: Path) -> None:
+    group = a_group(a_run(0), a_run(1), details="a name so long that it has to be broken: " + "τ 0.3, " * 20)
+    for out in ("a", "b"):
+        (tmp_path / out).mkdir()
+    first, second = (save(grid_figure([group], "reward/mean"), out, "x") for out in (tmp_path / "a", tmp_path / "b"))
+    assert [path.suffix for path in first] == [".svg", ".pdf", ".png"]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert ">optimizer step</text>" in first[0].read_text()
