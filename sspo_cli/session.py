@@ -23,7 +23,7 @@ from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
 from sspo_cli.preflight import preflight
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.rollout import open_engine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tracking.run_folder import RunFolder
@@ -116,6 +116,8 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     for benchmark in benchmarks:
         check_lengths(benchmark.prompts, evaluation_tokens(options), policy)
     preflight(policy, prompts[0][0], checker, tracker.note)
+    engine = open_engine(options.rollout, policy, named=options.model.name is not None)  # tells early what it cannot do
+    engine.sleep()
 
     if checkpoint is None and options.cold_start.steps:
         teachers = prompts_of(options.cold_start.tasks) or prompts
@@ -135,7 +137,7 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
         policy=policy,
         objective=build_objective(**options.objective.model_dump()),
         optimizer=optimizer,
-        engine=TorchEngine(policy, options.rollout.max_rows),
+        engine=engine,
         prompts=prompts,
         benchmarks=benchmarks,
         checker=checker,
@@ -179,7 +181,8 @@ def evaluate_target(
         policy = load_policy(options.model, resolve_device(options.device), checkpoint)
     except UserError as error:
         raise error if run else UserError(f"there is no run {target} in {runs_dir}, and {error}") from None
-    engine = TorchEngine(policy, options.rollout.max_rows)
+    engine = open_engine(options.rollout, policy, named=True)
+    engine.sync(policy)
     step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     max_new_tokens = evaluation_tokens(options)
     settings = {"max_new_tokens": max_new_tokens, "prompt": options.prompt, "checkpoint": str(checkpoint or target)}

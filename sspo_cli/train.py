@@ -130,10 +130,11 @@ def train(run: Run) -> None:
     clock = Clock(state.tokens)
 
     while state.step < options.steps:
+        probe: dict[str, float] = {}
         plan_seed = derive_seed(options.seed, "minibatches", state.rollout)
         plan = minibatch_rows(prompts_per_rollout, options.rollout.group_size, learning.mu, learning.epochs, plan_seed)
         if state.batch is None:
-            state.batch = sample_batch(run, list(islice(upcoming, prompts_per_rollout)), clock)
+            state.batch, probe = sample_batch(run, list(islice(upcoming, prompts_per_rollout)), clock)
             with clock.phase("learning"):
                 # Not for the first minibatch: it is learned from by the very policy that sampled it.
                 fill_old_logprobs(
@@ -148,7 +149,7 @@ def train(run: Run) -> None:
         state.position += 1
         if state.position == len(plan):
             state.rollout, state.position, state.batch = state.rollout + 1, 0, None
-        run.tracker.log(state.step, {**position, **metrics, **clock.metrics(state.tokens)})
+        run.tracker.log(state.step, {**position, **metrics, **probe, **clock.metrics(state.tokens)})
 
         done = state.step >= options.steps
         gave_up = state.bad_steps >= options.optimizer.max_bad_steps
@@ -166,17 +167,19 @@ def train(run: Run) -> None:
         clock.resume()
 
 
-def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> Batch:
-    """The next rollout batch: sampled by the behaviour policy, which now is the policy, and graded."""
+def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> tuple[Batch, dict[str, float]]:
+    """The next rollout batch: sampled by the behaviour policy, which now is the policy, and graded; and the metrics of
+    the engine's sync."""
     options, state = run.options, run.state
     with clock.phase("sampling"):
-        run.engine.sync(run.policy)
+        probe = run.engine.sync(run.policy)
         sampling = Sampling(
             temperature=options.rollout.temperature,
             max_new_tokens=options.rollout.max_new_tokens,
             seed=derive_seed(options.seed, "sampling", state.rollout),
         )
         completions = run.engine.generate([p.token_ids for p in prompts], options.rollout.group_size, sampling)
+        run.engine.sleep()
     with clock.phase("grading"):
         groups = grade_groups(prompts, completions, run.checker)
     rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
@@ -184,7 +187,7 @@ def sample_batch(run: Run, prompts: Sequence[Prompt], clock: Clock) -> Batch:
     state.tokens += sum(len(c.token_ids) for group in groups for c in group.completions)
     state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
     run.tracker.completions(state.step + 1, completion_rows(groups[:GROUPS_KEPT], advantages, state.rollout))
-    return collate(groups, advantages, mask_truncated=options.learning.mask_truncated)
+    return collate(groups, advantages, mask_truncated=options.learning.mask_truncated), probe
 
 
 def take_step(run: Run, rows: Tensor) -> dict[str, float]:
@@ -229,6 +232,7 @@ def measure_if_due(run: Run) -> None:
             groups = evaluate(run.engine, benchmark, run.checker, max_new_tokens, run.tracker.advance)
         settings = {"max_new_tokens": max_new_tokens, "prompt": options.prompt, "checkpoint": f"step-{step}"}
         run.tracker.evaluation(step, benchmark.name, record(run.folder.eval, groups, benchmark, step, settings))
+    run.engine.sleep()
 
 
 def save(run: Run) -> None:
