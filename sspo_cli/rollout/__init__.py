@@ -11,9 +11,13 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 def open_engine(options: RolloutOptions, policy: Policy, named: bool) -> Engine:
     """The engine of the options; `named` says that the model is one with a name, not the embedded tiny one.
 
-    Raises UserError where vLLM is asked for and cannot be used.
+    Raises UserError where vLLM is asked for and cannot be used, or its server does not answer.
     """
     vllm = options.vllm or VllmOptions()
+    if vllm.server:
+        from sspo_cli.rollout.vllm_server import VllmServer
+
+        return VllmServer(policy, vllm, options.max_rows, options.temperature)
     if options.engine == "vllm" or (options.engine == "auto" and named and _vllm_fits(policy)):
         from sspo_cli.rollout.vllm_engine import VllmEngine
 

@@ -15,12 +15,11 @@ from sspo_cli.config import VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import Sampling
-from sspo_cli.rollout.probe import probe
+from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import checkpoint_weights
 from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 CPU_CACHE_GIB = 1.0
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights go over in memory
@@ -57,7 +56,7 @@ class VllmEngine:
             skip_tokenizer_init=True,
             dtype=str(self.policy.dtype).removeprefix("torch."),
             # Logits in float32, as the policy's own; log-probabilities at the temperature, not before it.
-            hf_overrides={"head_dtype": "float32"},
+            hf_overrides={"head_dtype": "float32", "architectures": [_architecture(self.policy)]},
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # not the top-k and top-p that the model's folder may recommend
             max_model_len=-1,  # the model's context, or as much of it as fits
@@ -149,13 +148,18 @@ def why_not(policy: Policy) -> str | None:
     built_for = "cpu" if current_platform.is_cpu() else "cuda"
     if policy.device.type != built_for:
         return f"the installed vLLM is for {built_for}, but the policy is on {policy.device.type}"
-    if not set(config.architectures or [type(policy.model).__name__]) & set(ModelRegistry.get_supported_archs()):
-        return f"the installed vLLM has no {type(policy.model).__name__}"
+    if _architecture(policy) not in ModelRegistry.get_supported_archs():
+        return f"the installed vLLM has no {_architecture(policy)}"
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     widths = CPUAttentionBackend.get_supported_head_sizes()
     if built_for == "cpu" and head not in widths:
         return f"the model's attention heads are {head} wide, and on a CPU vLLM has {', '.join(map(str, widths))}"
     return None
+
+
+def _architecture(policy: Policy) -> str:
+    model = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
+    return type(model).__name__
 
 
 def _refresh_head(model: torch.nn.Module) -> None:

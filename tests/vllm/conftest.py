@@ -2,44 +2,21 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from importlib.util import find_spec
 
 import pytest
-import torch
 
-from sspo_cli.config import LoraOptions, ModelOptions, TinyModelOptions, VllmOptions
-from sspo_cli.policy.model import Policy, load_policy
-from sspo_cli.rollout import vllm_engine
+from sspo_cli.config import VllmOptions
+from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.vllm_engine import VllmEngine
 
-pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` runs these tests with it")
 
-TINY = TinyModelOptions(hidden_size=64, layers=2, heads=2, intermediate_size=96)  # heads of 32: vLLM's narrowest on a CPU
-
-
-def tiny_policy(*, tied: bool = True, dtype: str = "float32", lora: bool = False, scale: float = 2.0) -> Policy:
-    """Random, its weights scaled up so that its distributions are far from uniform."""
-    options = ModelOptions(tiny=TINY, dtype=dtype, lora=LoraOptions(rank=4) if lora else None)
-    policy = load_policy(options, torch.device("cpu"))
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if ".lora_B." in name:  # they start at zero, and would change nothing
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
-            elif parameter.ndim >= 2:
-                parameter.mul_(scale)
-        if not tied:
-            policy.model.config.tie_word_embeddings = False
-            policy.head.weight = torch.nn.Parameter(policy.head.weight.flip(0).contiguous())
-    return policy
-
-
-def disturb(policy: Policy, seed: int, size: float = 0.05) -> None:
-    """What an optimizer step does: every weight that is trained moves."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if find_spec("vllm") is None:
+        reason = "vLLM is not installed here; `make test-vllm` runs these tests with it"
+        for item in items:
+            if item.path.parent.name == "vllm" and "without_vllm" not in item.name:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

@@ -1,46 +1,185 @@
 """vLLM's samples and log-probabilities against the policy's own."""
 
 import os
-import random
 
 import pytest
 import torch
-from conftest import disturb, tiny_policy
+from vllm_cases import PROMPTS, differences, disturb, sample, tiny_policy
 
+from sspo_cli.config import RolloutOptions, TinyModelOptions, VllmOptions
 from sspo_cli.errors import UserError
-from sspo_cli.policy.batch import collate
+from sspo_cli.policy.model import ModelOptions, load_policy
+from sspo_cli.rollout import open_engine, vllm_engine
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
-from sspo_cli.types import Group, Problem, Prompt, Reward
-
-PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
-
-
-def sample(engine, prompts=PROMPTS, group_size=8, **options):
-    return engine.generate(prompts, group_size, Sampling(**{"temperature": 1.0, "max_new_tokens": 24, "seed": 1, **options}))
-
-
-def differences(policy, groups, temperature=1.0):
-    """|log-probability by the policy − by the sampler| of every sampled token."""
-    graded = [
-        Group(Prompt(Problem("", "", "", ""), "", prompt), group, [Reward(0, 0, None, "ok")] * len(group))
-        for prompt, group in zip(PROMPTS, groups, strict=True)
-    ]
-    batch = collate(graded, torch.zeros(len(groups), len(groups[0])), mask_truncated=False)
-    with torch.no_grad():
-        logprobs, _ = policy.logprobs(batch, temperature)
-    return (logprobs - batch.sampling_logprobs).abs()[batch.mask]
+from sspo_cli.rollout.vllm_engine import VllmEngine
+from sspo_cli.rollout.weights import checkpoint_weights
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_ten_updates_in_a_row_reach_the_engine_and_nothing_of_the_ones_before_stays(start, tied):
     policy = tiny_policy(tied=tied)
     engine = start(policy)
-    drift = []
+    engine.sync(policy)
     for update in range(10):
-        before = differences(policy, sample(engine)).mean() if update else None
         disturb(policy, update)
-        assert update == 0 or differences(policy, sample(engine)).mean() > 0.05 > 100 * before
-        drift.append(engine.sync(policy)["sampler/probe_drift"])
-        assert differences(policy, sample(engine, temperature=0.7), 0.7).median() <= 1e-4
-    assert max(drift) < 1e-4
+        assert differences(policy, sample(engine)).mean() > 0.05  # not there yet
+        probed = engine.sync(policy)
+        assert probed["sampler/probe_drift"] < 1e-4
+        assert probed["sampler/probe_policy"] == pytest.approx(probed["sampler/probe_sampler"], abs=1e-4)
+        assert differences(policy, sample(engine)).median() <= 1e-4
+
+
+def test_with_the_same_weights_the_log_probabilities_agree_at_every_temperature(start):
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    for temperature in (1.0, 0.7):
+        assert differences(policy, sample(engine, temperature=temperature), temperature).median() <= 1e-4
+
+
+def test_adapters_are_merged_on_the_way_and_the_policy_stays_as_it_is(start):
+    policy = tiny_policy(lora=True)
+    before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
+    engine = start(policy)
+    engine.sync(policy)
+    assert differences(policy, sample(engine)).median() <= 1e-4
+    with policy.model.disable_adapter():
+        assert differences(policy, sample(engine)).mean() > 0.01  # the adapters do change what is sampled
+    assert all(torch.equal(before[name], weight) for name, weight in policy.model.named_parameters())
+
+
+def test_weights_that_do_not_arrive_stop_the_run_with_one_sentence(start, monkeypatch):
+    """Each of the three ways in which a sync was seen to fail without a word."""
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    disturb(policy, 0)
+    monkeypatch.setattr(vllm_engine, "_refresh_head", lambda model: None)
+    with pytest.raises(UserError, match=r"log-probabilities differ from the policy's by .* rollout.engine=torch"):
+        engine.sync(policy)
+    monkeypatch.undo()
+    engine.sync(policy)
+    monkeypatch.setattr(type(engine.llm), "reset_prefix_cache", lambda llm: None)
+    long = [PROMPTS[1] * 40]  # fills blocks of the cache
+    sample(engine, long)
+    disturb(policy, 1)
+    engine.sync(policy)
+    stale = sample(engine, long, temperature=0.0, group_size=1)
+    monkeypatch.undo()
+    engine.sync(policy)
+    assert stale != sample(engine, long, temperature=0.0, group_size=1)
+    disturb(policy, 2)
+    monkeypatch.setattr(vllm_engine, "checkpoint_weights", lambda policy, dtype: iter(()))
+    with pytest.raises(UserError, match="log-probabilities differ"):
+        engine.sync(policy)
+
+
+def test_a_seed_gives_the_same_completions_and_those_of_a_group_differ(start):
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    first = sample(engine)
+    assert [len(group) for group in first] == [8, 8, 8]
+    assert all(len({tuple(c.token_ids) for c in group}) == 8 for group in first)
+    assert first == sample(engine)
+    assert first != sample(engine, seed=2)
+    same_prompt = sample(engine, prompts=[PROMPTS[0]] * 2)
+    assert same_prompt[0] != same_prompt[1]
+
+
+def test_sampled_frequencies_are_the_policy_s_probabilities_untruncated(start):
+    """A model's folder may recommend top-k and top-p; a chi-square test on one step tells that none is applied."""
+    from scipy.stats import chisquare
+
+    policy = tiny_policy()
+    policy.model.generation_config.top_k = 5
+    engine = start(policy)
+    engine.sync(policy)
+    draws = 4000
+    (group,) = sample(engine, prompts=PROMPTS[:1], group_size=draws, max_new_tokens=1, temperature=0.8)
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1]
+    expected = (logits / 0.8).softmax(-1).double() * draws
+    observed = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=len(expected)).double()
+    often = expected >= 5
+    observed = torch.cat([observed[often], observed[~often].sum()[None]])
+    expected = torch.cat([expected[often], expected[~often].sum()[None]])
+    assert chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue > 1e-4
+
+
+def test_completions_end_at_every_end_id_and_are_told_as_soon_as_they_are_done(start):
+    policy = tiny_policy()
+    policy.model.generation_config.eos_token_id = list(range(4, 20))
+    ends = set(policy.end_ids)
+    engine = start(policy)
+    engine.sync(policy)
+    told = []
+    groups = engine.generate(
+        PROMPTS, 8, Sampling(1.0, 12, 1), lambda prompt, completion: told.append((prompt, completion))
+    )
+    assert sorted(told, key=lambda pair: pair[0]) == [(i, c) for i, group in enumerate(groups) for c in group]
+    completions = [c for group in groups for c in group]
+    assert {c.truncated for c in completions} == {True, False}
+    for c in completions:
+        assert len(c.sampling_logprobs) == len(c.token_ids)
+        assert not set(c.token_ids[:-1]) & ends
+        assert c.truncated == (c.token_ids[-1] not in ends)
+        assert c.text == policy.tokenizer.decode(c.token_ids if c.truncated else c.token_ids[:-1])
+
+
+def test_greedy_completions_are_those_of_the_torch_engine(start):
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    ours, theirs = (
+        [c.token_ids for (c,) in sample(which, group_size=1, temperature=0.0)]
+        for which in (TorchEngine(policy, 8), engine)
+    )
+    assert ours == theirs
+
+
+def test_the_process_is_left_as_it_was(start):
+    environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
+    start(tiny_policy())
+    changed = {name for name in os.environ.keys() | environment.keys() if os.environ.get(name) != environment.get(name)}
+    assert all(name.startswith("VLLM_") for name in changed)
+    assert torch.set_num_threads is set_num_threads
+    assert torch.get_num_threads() == threads
+
+
+def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
+    narrow = load_policy(ModelOptions(tiny=TinyModelOptions(hidden_size=32, heads=2, layers=1)), torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=r"heads are 16 wide, and on a CPU vLLM has 32, 64, .* set rollout.engine=torch"
+    ):
+        start(narrow)
+    with pytest.raises(UserError, match=r"could not start: .*memory.*options are under rollout.vllm"):
+        VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=1e6), 64, 1.0)
+
+
+def test_auto_is_the_torch_engine_on_a_cpu():
+    assert isinstance(open_engine(RolloutOptions(), tiny_policy(), named=True), TorchEngine)
+
+
+def test_experts_go_over_under_the_names_of_the_published_checkpoint():
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    policy = tiny_policy()
+    object.__setattr__(policy, "model", Qwen3MoeForCausalLM(config))
+    weights = dict(checkpoint_weights(policy, torch.float32))
+    expert = policy.model.model.layers[0].mlp.experts
+    assert torch.equal(weights["model.layers.0.mlp.experts.3.down_proj.weight"], expert.down_proj[3])
+    assert torch.equal(weights["model.layers.0.mlp.experts.2.up_proj.weight"], expert.gate_up_proj[2, 16:])
