@@ -31,15 +31,15 @@ test: setup lint
 test-vllm:
 ifeq ($(shell uname -s),Linux)
 	@$(MAKE) --no-print-directory .venv-vllm/.done
-	.venv-vllm/bin/python -m pytest tests/vllm
+	.venv-vllm/bin/python -m pytest tests/on_vllm
 else
 	@echo "test-vllm is skipped: vLLM's CPU build is for Linux"
 endif
 
-.venv-vllm/.done: tests/vllm/requirements.txt
+.venv-vllm/.done: tests/on_vllm/requirements.txt
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --constraint tests/vllm/requirements.txt torch
-	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement tests/vllm/requirements.txt --editable .
+	.venv-vllm/bin/python -m pip install --quiet --constraint tests/on_vllm/requirements.txt torch
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement tests/on_vllm/requirements.txt --editable .
 	@touch $@
 
 clean:

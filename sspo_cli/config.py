@@ -170,7 +170,6 @@ class RolloutOptions(Options):
         "auto",
         description="auto is vllm for a named model on a GPU, where vLLM is installed and has the model; else torch",
     )
-    vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
     prompts: PositiveInt = Field(16, description="P, prompts in a rollout batch")
     group_size: int = Field(8, ge=2, description="G, completions of each prompt")
     max_new_tokens: PositiveInt = 64
@@ -178,6 +177,7 @@ class RolloutOptions(Options):
         1.0, description="applied by the sampler and by the policy's log-probabilities alike"
     )
     max_rows: PositiveInt = Field(1024, description="completions sampled at a time")
+    vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
 
     @model_validator(mode="after")
     def _options_of_the_engine(self) -> Self:

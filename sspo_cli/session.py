@@ -118,6 +118,7 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     preflight(policy, prompts[0][0], checker, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)  # tells early what it cannot do
     engine.sleep()
+    tracker.note(f"sampler: {engine.name}")
 
     if checkpoint is None and options.cold_start.steps:
         teachers = prompts_of(options.cold_start.tasks) or prompts

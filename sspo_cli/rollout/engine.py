@@ -23,6 +23,10 @@ class Sampling:
 
 
 class Engine(Protocol):
+    @property
+    def name(self) -> str:
+        """For the run's notes: `auto` is not the same everywhere."""
+
     def sync(self, policy: Policy) -> dict[str, float]:
         """Behaviour policy := policy. Returns metrics of a check of that, where the weights were copied.
 

@@ -14,6 +14,8 @@ from sspo_cli.types import Completion
 class TorchEngine:
     """Samples `max_rows` completions at a time; the weights are the policy's own, so that a sync copies nothing."""
 
+    name = "torch"
+
     def __init__(self, policy: Policy, max_rows: int) -> None:
         self.policy = policy
         self.max_rows = max_rows

@@ -46,8 +46,9 @@ class VllmEngine:
 
     def _start(self, folder: str, max_rows: int) -> Any:
         """Without weights and tokenizer: the first sync brings the weights, prompts and completions are token ids."""
-        from vllm import LLM
+        from vllm import LLM, __version__
 
+        self.name = f"vLLM {__version__} in this process"
         options = self.options
         cache_gib = options.kv_cache_gib or (None if self.on_gpu else CPU_CACHE_GIB)
         return LLM(

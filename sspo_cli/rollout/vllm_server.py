@@ -35,6 +35,7 @@ class VllmServer:
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
         """`temperature` is the probe's. Raises UserError where no server answers."""
         assert options.exchange is not None
+        self.name = f"vLLM at {options.server}"
         self.policy = policy
         self.options = options
         self.max_rows = max_rows

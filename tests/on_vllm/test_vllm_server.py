@@ -8,7 +8,7 @@ import time
 
 import httpx
 import pytest
-from vllm_cases import PROMPTS, differences, disturb, sample, tiny_policy
+from vllm_cases import PROMPTS, differences, disturb, needs_vllm, sample, tiny_policy
 
 from sspo_cli.config import RolloutOptions, VllmOptions
 from sspo_cli.errors import UserError
@@ -16,6 +16,7 @@ from sspo_cli.rollout import open_engine
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.vllm_server import VllmServer
 
+pytestmark = needs_vllm
 START_SECONDS = 240
 
 
@@ -80,12 +81,3 @@ def test_a_server_of_another_model_is_noticed_at_the_first_sync(server, tmp_path
     engine = VllmServer(policy, VllmOptions(server=server, exchange=str(tmp_path)), 64, 1.0)
     with pytest.raises(UserError, match="log-probabilities differ from the policy's"):
         engine.sync(policy)
-
-
-def test_a_server_that_does_not_answer_is_told_with_how_to_start_one_without_vllm(tmp_path):
-    options = VllmOptions(server=f"http://127.0.0.1:{free_port()}", exchange=str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"does not answer \(ConnectError\); start it with `VLLM_SERVER_DEV_MODE=1 vllm"
-    ):
-        VllmServer(tiny_policy(), options, 64, 1.0)
-    assert not list(tmp_path.iterdir())

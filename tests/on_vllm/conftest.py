@@ -2,21 +2,12 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 import pytest
 
 from sspo_cli.config import VllmOptions
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.vllm_engine import VllmEngine
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if find_spec("vllm") is None:
-        reason = "vLLM is not installed here; `make test-vllm` runs these tests with it"
-        for item in items:
-            if item.path.parent.name == "vllm" and "without_vllm" not in item.name:
-                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

@@ -4,16 +4,17 @@ import os
 
 import pytest
 import torch
-from vllm_cases import PROMPTS, differences, disturb, sample, tiny_policy
+from vllm_cases import PROMPTS, differences, disturb, needs_vllm, sample, tiny_policy
 
-from sspo_cli.config import RolloutOptions, TinyModelOptions, VllmOptions
+from sspo_cli.config import TinyModelOptions, VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import ModelOptions, load_policy
-from sspo_cli.rollout import open_engine, vllm_engine
+from sspo_cli.rollout import vllm_engine
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.rollout.vllm_engine import VllmEngine
-from sspo_cli.rollout.weights import checkpoint_weights
+
+pytestmark = needs_vllm
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -158,28 +159,22 @@ def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
         VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=1e6), 64, 1.0)
 
 
-def test_auto_is_the_torch_engine_on_a_cpu():
-    assert isinstance(open_engine(RolloutOptions(), tiny_policy(), named=True), TorchEngine)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
+            "too little memory .* lower rollout.vllm.gpu_memory",
+        ),
+        (RuntimeError("worker died\nat line 7"), "vLLM could not sample: worker died; .* rollout.engine=torch"),
+    ],
+)
+def test_a_crash_in_the_middle_of_sampling_is_one_sentence_with_the_option_to_change(start, monkeypatch, error, said):
+    engine = start(tiny_policy())
 
+    def crash(engine):
+        raise error
 
-def test_experts_go_over_under_the_names_of_the_published_checkpoint():
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    config = Qwen3MoeConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        moe_intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-    )
-    policy = tiny_policy()
-    object.__setattr__(policy, "model", Qwen3MoeForCausalLM(config))
-    weights = dict(checkpoint_weights(policy, torch.float32))
-    expert = policy.model.model.layers[0].mlp.experts
-    assert torch.equal(weights["model.layers.0.mlp.experts.3.down_proj.weight"], expert.down_proj[3])
-    assert torch.equal(weights["model.layers.0.mlp.experts.2.up_proj.weight"], expert.gate_up_proj[2, 16:])
+    monkeypatch.setattr(type(engine.llm.llm_engine), "step", crash)
+    with pytest.raises(UserError, match=said):
+        sample(engine)

@@ -1,5 +1,8 @@
 """Tiny policies whose heads are as wide as vLLM has them on a CPU, and what their sampler must agree with."""
 
+from importlib.util import find_spec
+
+import pytest
 import torch
 
 from sspo_cli.config import LoraOptions, ModelOptions, TinyModelOptions
@@ -8,6 +11,9 @@ from sspo_cli.policy.model import Policy, load_policy
 from sspo_cli.rollout.engine import Engine, Sampling
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed here; `make test-vllm` runs these tests with it"
+)
 TINY = TinyModelOptions(hidden_size=64, layers=2, heads=2, intermediate_size=96)  # heads of 32
 PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from vllm_cases import differences
+from vllm_cases import differences, needs_vllm
 
 from sspo_cli.config import ModelOptions, VllmOptions
 from sspo_cli.policy.model import load_policy
@@ -17,8 +17,9 @@ from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from commands import assert_told, sspo
+from commands import sspo
 
+pytestmark = needs_vllm
 SHORT = {
     "rollout__engine": "vllm",
     "rollout__vllm__kv_cache_gib": 0.06,
@@ -76,10 +77,3 @@ def test_in_bfloat16_the_log_probabilities_of_a_policy_that_was_taught_agree(run
     assert differences(policy, groups, prompts=prompts).median() <= 2e-3
     del engine
     gc.collect()
-
-
-def test_options_of_vllm_are_refused_where_they_do_nothing_without_vllm(tmp_path):
-    done = sspo("train", "--runs-dir", tmp_path, rollout__engine="torch", rollout__vllm__enforce_eager=True)
-    assert_told(done, "rollout.vllm is given, but rollout.engine = torch")
-    done = sspo("train", "--runs-dir", tmp_path, rollout__vllm__exchange="x")
-    assert_told(done, "rollout.vllm.exchange is for rollout.vllm.server")
