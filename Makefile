@@ -38,8 +38,8 @@ endif
 
 .venv-vllm/.done: tests/on_vllm/requirements.txt
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --constraint tests/on_vllm/requirements.txt torch
-	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement tests/on_vllm/requirements.txt --editable .
+	.venv-vllm/bin/python -m pip install --quiet --no-compile --constraint tests/on_vllm/requirements.txt torch
+	.venv-vllm/bin/python -m pip install --quiet --no-compile --no-deps --requirement tests/on_vllm/requirements.txt --editable .
 	@touch $@
 
 clean:
