@@ -90,11 +90,10 @@ def test_a_seed_gives_the_same_completions_and_those_of_a_group_differ(start):
 
 
 def test_sampled_frequencies_are_the_policy_s_probabilities_untruncated(start):
-    """A model's folder may recommend top-k and top-p; a chi-square test on one step tells that none is applied."""
+    """One step, many draws: a chi-square test on the tokens that are expected at least five times."""
     from scipy.stats import chisquare
 
     policy = tiny_policy()
-    policy.model.generation_config.top_k = 5
     engine = start(policy)
     engine.sync(policy)
     draws = 4000
@@ -147,6 +146,29 @@ def test_the_process_is_left_as_it_was(start):
     assert all(name.startswith("VLLM_") for name in changed)
     assert torch.set_num_threads is set_num_threads
     assert torch.get_num_threads() == threads
+
+
+def test_on_a_gpu_the_engine_wakes_up_for_a_sync_and_sleeps_once_until_the_next(start, monkeypatch):
+    """The order of the calls alone: vLLM ignores sleep on a CPU."""
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.on_gpu = True
+    called = []
+    for name in ("sleep", "wake_up", "collective_rpc", "reset_prefix_cache"):
+        genuine = getattr(engine.llm, name)
+
+        def record(*args, name=name, genuine=genuine, **kwargs):
+            called.append((name, *kwargs.get("tags", [])))
+            return genuine(*args, **kwargs)
+
+        monkeypatch.setattr(engine.llm, name, record)
+    engine.sync(policy)
+    engine.sleep()
+    engine.sleep()
+    engine.sync(policy)
+    reload = [("collective_rpc",), ("reset_prefix_cache",)]
+    awake = [("wake_up", "weights"), ("collective_rpc",), ("wake_up", "kv_cache"), ("reset_prefix_cache",)]
+    assert called == [*reload, ("sleep",), *awake]
 
 
 def test_what_vllm_cannot_do_is_told_in_one_sentence(start):

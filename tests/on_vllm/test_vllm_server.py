@@ -30,7 +30,9 @@ def free_port() -> int:
 def server(tmp_path_factory):
     """Address of a server of an untied policy, its weights those before all updates."""
     folder, port = tmp_path_factory.mktemp("served"), free_port()
-    tiny_policy(tied=False).save(folder / "model")
+    policy = tiny_policy(tied=False)
+    policy.model.generation_config.update(do_sample=True, top_k=5)  # a recommendation that training must not follow
+    policy.save(folder / "model")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder / "model", "--port", port]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", 1 << 26]
     command += ["--logprobs-mode", "processed_logprobs", "--max-num-seqs", 64]
