@@ -5,7 +5,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-vllm lint setup clean
 
 setup: .venv/.done
 
@@ -27,5 +27,20 @@ lint: setup
 test: setup lint
 	.venv/bin/pytest -n 2
 
+# Rollouts on real vLLM, on the CPU, in an environment of its own: vLLM pins torch and transformers.
+test-vllm:
+ifeq ($(shell uname -s),Linux)
+	@$(MAKE) --no-print-directory .venv-vllm/.done
+	.venv-vllm/bin/python -m pytest tests/on_vllm
+else
+	@echo "test-vllm is skipped: vLLM's CPU build is for Linux"
+endif
+
+.venv-vllm/.done: tests/on_vllm/requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --no-compile --constraint tests/on_vllm/requirements.txt torch
+	.venv-vllm/bin/python -m pip install --quiet --no-compile --no-deps --requirement tests/on_vllm/requirements.txt --editable .
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
@@ -119,10 +120,56 @@ class TaskOptions(Options):
         return Path(self.path).stem if self.name == "file" and self.path else self.name
 
 
+class VllmOptions(Options):
+    """The vLLM engine: in this process beside the learner or, with `server`, in one of its own that was started before."""
+
+    gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="share of the GPU for its weights and its cache")
+    kv_cache_gib: PositiveFloat | None = Field(
+        None, description="for keys and values; null: what the share above leaves, and 1 on the CPU"
+    )
+    enforce_eager: bool = Field(
+        False, description="without CUDA graphs: starts sooner, samples slower; always on the CPU"
+    )
+    sleep: bool = Field(True, description="leave the GPU's memory to the learner while it learns")
+    tolerance: PositiveFloat | None = Field(
+        None,
+        description="mean difference from the policy's log-probabilities that stops the run; null: 0.1, or 0.001 in float32",
+    )
+    server: str | None = Field(None, description="address of a `vllm serve`, e.g. http://node7:8000")
+    exchange: str | None = Field(None, description="folder through which the server gets the weights; both must see it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_kind(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("server"):
+            if not values.get("exchange"):
+                raise ValueError("rollout.vllm.server needs rollout.vllm.exchange, a folder that the server sees too")
+            if own := [name for name in OF_THE_PROCESS if name in values]:
+                raise ValueError(
+                    f"rollout.vllm.{own[0]} does not apply with rollout.vllm.server; give it to `vllm serve`"
+                )
+        elif values.get("exchange"):
+            raise ValueError("rollout.vllm.exchange is for rollout.vllm.server, which is not given")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _only_what_applies(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = OF_THE_PROCESS if self.server else ("server", "exchange")
+        return {name: value for name, value in write(self).items() if name not in left_out}
+
+
+OF_THE_PROCESS = ("gpu_memory_utilization", "kv_cache_gib", "enforce_eager", "sleep")
+
+
 class RolloutOptions(Options):
     """The sampling phase. Truncated sampling (top-k, top-p) does not exist here: the objectives assume the full softmax."""
 
-    engine: Literal["torch"] = "torch"
+    engine: Literal["auto", "torch", "vllm"] = Field(
+        "auto",
+        description="auto is vllm for a named model on a GPU, where vLLM is installed and has the model; else torch",
+    )
     prompts: PositiveInt = Field(16, description="P, prompts in a rollout batch")
     group_size: int = Field(8, ge=2, description="G, completions of each prompt")
     max_new_tokens: PositiveInt = 64
@@ -130,6 +177,15 @@ class RolloutOptions(Options):
         1.0, description="applied by the sampler and by the policy's log-probabilities alike"
     )
     max_rows: PositiveInt = Field(1024, description="completions sampled at a time")
+    vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
+
+    @model_validator(mode="after")
+    def _options_of_the_engine(self) -> Self:
+        if self.vllm is not None and self.engine == "torch":
+            raise ValueError(
+                "rollout.vllm is given, but rollout.engine = torch; set rollout.engine=vllm or leave it out"
+            )
+        return self
 
 
 class LearningOptions(Options):

@@ -18,7 +18,7 @@ from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.preflight import check_lengths
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.rollout import open_engine
 from sspo_cli.targets import MODEL, Target, conditions_of, find_target, tasks_of
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
@@ -102,7 +102,8 @@ def _measure_target(
         target.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(target.folder / MODEL, about)
     model = fingerprint(policy)
-    engine = TorchEngine(policy, conditions.max_rows)
+    engine = open_engine(target.options.rollout, policy, named=True)
+    engine.sync(policy)
     measured = []
     with AnswerChecker(timeout=target.options.answer_timeout) as checker:
         for benchmark in benchmarks:

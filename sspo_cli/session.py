@@ -19,7 +19,7 @@ from sspo_cli.policy.model import load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
 from sspo_cli.preflight import check_lengths, preflight
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.rollout import open_engine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tasks.validation import hold_out, without
@@ -123,6 +123,9 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     for benchmark in benchmarks:
         check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy)
     preflight(policy, prompts[0][0], checker, tracker.note)
+    engine = open_engine(options.rollout, policy, named=options.model.name is not None)  # tells early what it cannot do
+    engine.sleep()
+    tracker.note(f"sampler: {engine.name}")
 
     if checkpoint is None and options.cold_start.steps:
         worked = [without(problems, held_out) for problems in _problems_of(options.cold_start.tasks)]
@@ -143,7 +146,7 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
         policy=policy,
         objective=build_objective(**options.objective.model_dump()),
         optimizer=optimizer,
-        engine=TorchEngine(policy, options.rollout.max_rows),
+        engine=engine,
         prompts=prompts,
         benchmarks=benchmarks,
         checker=checker,

@@ -132,10 +132,11 @@ def train(run: Run) -> None:
     clock = Clock(state.tokens)
 
     while state.step < options.steps:
+        probe: dict[str, float] = {}
         plan_seed = derive_seed(options.seed, "minibatches", state.rollout)
         plan = minibatch_rows(prompts_per_rollout, options.rollout.group_size, learning.mu, learning.epochs, plan_seed)
         if state.batch is None:
-            state.batch = sample_batch(run, list(islice(upcoming, prompts_per_rollout)), plan, clock)
+            state.batch, probe = sample_batch(run, list(islice(upcoming, prompts_per_rollout)), plan, clock)
             with clock.phase("learning"):
                 # Not for the first minibatch: it is learned from by the very policy that sampled it.
                 fill_old_logprobs(
@@ -157,7 +158,9 @@ def train(run: Run) -> None:
             ],
         )
         run.tracker.weights(state.step, {**position, **learned.histogram})
-        run.tracker.log(state.step, {"rollout": state.rollout, **position, **metrics, **clock.metrics(state.tokens)})
+        run.tracker.log(
+            state.step, {"rollout": state.rollout, **position, **metrics, **probe, **clock.metrics(state.tokens)}
+        )
         if state.position == len(plan):
             state.rollout, state.position, state.batch, state.kept = state.rollout + 1, 0, None, {}
 
@@ -177,17 +180,21 @@ def train(run: Run) -> None:
         clock.resume()
 
 
-def sample_batch(run: Run, prompts: Sequence[Prompt], plan: Sequence[Tensor], clock: Clock) -> Batch:
-    """The next rollout batch: sampled by the behaviour policy, which now is the policy, and graded."""
+def sample_batch(
+    run: Run, prompts: Sequence[Prompt], plan: Sequence[Tensor], clock: Clock
+) -> tuple[Batch, dict[str, float]]:
+    """The next rollout batch: sampled by the behaviour policy, which now is the policy, and graded; and the metrics of
+    the engine's sync."""
     options, state = run.options, run.state
     with clock.phase("sampling"):
-        run.engine.sync(run.policy)
+        probe = run.engine.sync(run.policy)
         sampling = Sampling(
             temperature=options.rollout.temperature,
             max_new_tokens=options.rollout.max_new_tokens,
             seed=derive_seed(options.seed, "sampling", state.rollout),
         )
         completions = run.engine.generate([p.token_ids for p in prompts], options.rollout.group_size, sampling)
+        run.engine.sleep()
     with clock.phase("grading"):
         groups = grade_groups(prompts, completions, run.checker)
     rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
@@ -196,7 +203,7 @@ def sample_batch(run: Run, prompts: Sequence[Prompt], plan: Sequence[Tensor], cl
     state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
     kept = {row for place, rows in enumerate(plan) for row in rows_kept(rows, place % options.learning.mu, options)}
     state.kept = {row: completion_row(groups, advantages, row, run.policy.tokenizer) for row in sorted(kept)}
-    return collate(groups, advantages, mask_truncated=options.learning.mask_truncated)
+    return collate(groups, advantages, mask_truncated=options.learning.mask_truncated), probe
 
 
 def rows_kept(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
@@ -295,6 +302,7 @@ def measure_if_due(run: Run) -> None:
         summary = record(run.folder.eval, answers, benchmark, conditions, step, f"step-{step}")
         partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
+    run.engine.sleep()
     keep_last(run.folder.checkpoints, options.checkpoint.keep, run.folder.choose_best())
 
 

@@ -1,1 +1,34 @@
 """Sampling: the engines that draw completions from the behaviour policy."""
+
+import importlib.util
+
+from sspo_cli.config import RolloutOptions, VllmOptions
+from sspo_cli.policy.model import Policy
+from sspo_cli.rollout.engine import Engine
+from sspo_cli.rollout.torch_engine import TorchEngine
+
+
+def open_engine(options: RolloutOptions, policy: Policy, named: bool) -> Engine:
+    """The engine of the options; `named` says that the model is one with a name, not the embedded tiny one.
+
+    Raises UserError where vLLM is asked for and cannot be used, or its server does not answer.
+    """
+    vllm = options.vllm or VllmOptions()
+    if vllm.server:
+        from sspo_cli.rollout.vllm_server import VllmServer
+
+        return VllmServer(policy, vllm, options.max_rows, options.temperature)
+    if options.engine == "vllm" or (options.engine == "auto" and named and _vllm_fits(policy)):
+        from sspo_cli.rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(policy, vllm, options.max_rows, options.temperature)
+    return TorchEngine(policy, options.max_rows)
+
+
+def _vllm_fits(policy: Policy) -> bool:
+    """On a CPU the torch engine is as fast, so that vLLM is taken there only where it is asked for."""
+    if policy.device.type != "cuda" or importlib.util.find_spec("vllm") is None:
+        return False
+    from sspo_cli.rollout.vllm_engine import why_not
+
+    return why_not(policy) is None

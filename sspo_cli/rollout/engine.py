@@ -1,6 +1,6 @@
 """What the loop asks of a sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +23,27 @@ class Sampling:
 
 
 class Engine(Protocol):
-    def sync(self, policy: Policy) -> None:
-        """Behaviour policy := policy."""
+    @property
+    def name(self) -> str:
+        """For the run's notes: `auto` is not the same everywhere."""
 
-    def generate(self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling) -> list[list[Completion]]:
-        """`group_size` completions for each prompt, in the order of the prompts."""
+    def sync(self, policy: Policy) -> dict[str, float]:
+        """Behaviour policy := policy. Returns metrics of a check of that, where the weights were copied.
+
+        Raises UserError where the check fails.
+        """
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        finished: Callable[[int, Completion], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`group_size` completions for each prompt, in the order of the prompts.
+
+        `finished(prompt, completion)` is told the prompt's place in `prompts` and the completion as soon as it is done.
+        """
+
+    def sleep(self) -> None:
+        """Leaves its memory to the learner, as far as it can; the next sync wakes it up."""

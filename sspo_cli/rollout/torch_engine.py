@@ -1,6 +1,6 @@
 """Sampling with the policy's own model: each prompt is prefilled once for its whole group, finished rows leave the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +14,26 @@ from sspo_cli.types import Completion
 class TorchEngine:
     """Samples `max_rows` completions at a time; the weights are the policy's own, so that a sync copies nothing."""
 
+    name = "torch"
+
     def __init__(self, policy: Policy, max_rows: int) -> None:
         self.policy = policy
         self.max_rows = max_rows
 
-    def sync(self, policy: Policy) -> None:
+    def sync(self, policy: Policy) -> dict[str, float]:
         self.policy = policy
+        return {}
 
-    def generate(self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling) -> list[list[Completion]]:
+    def sleep(self) -> None:
+        """Holds nothing between two calls."""
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        finished: Callable[[int, Completion], None] | None = None,
+    ) -> list[list[Completion]]:
         generator = torch.Generator(self.policy.device).manual_seed(sampling.seed)
         at_a_time = max(1, self.max_rows // group_size)
         groups: list[list[Completion]] = []
@@ -34,6 +46,10 @@ class TorchEngine:
                     groups += self._generate(prompts[start : start + at_a_time], group_size, sampling, generator)
         finally:
             self.policy.model.train(training)
+        if finished:
+            for index, group in enumerate(groups):
+                for completion in group:
+                    finished(index, completion)
         return groups
 
     def _generate(

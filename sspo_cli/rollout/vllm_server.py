@@ -1,0 +1,115 @@
+"""Sampling by a `vllm serve`, in a process of its own on this machine or another.
+
+vLLM's own weight transfer (0.32) is for GPUs alone (NCCL, CUDA IPC). What it offers everywhere is to reload the weights
+from a folder, so they go through one that both sides see.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sspo_cli.config import VllmOptions
+from sspo_cli.errors import UserError
+from sspo_cli.policy.model import Policy
+from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.probe import TOLERANCE, probe
+from sspo_cli.rollout.weights import write_weights
+from sspo_cli.seeds import derive_seed
+from sspo_cli.types import Completion
+
+HOW_TO_START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
+UNTRUNCATED = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}  # whatever the model's folder recommends
+
+
+class VllmServer:
+    """Its model must be the policy's, in the policy's dtype; it must not serve anyone else meanwhile."""
+
+    def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
+        """`temperature` is the probe's. Raises UserError where no server answers."""
+        assert options.exchange is not None
+        self.name = f"vLLM at {options.server}"
+        self.policy = policy
+        self.options = options
+        self.max_rows = max_rows
+        self.temperature = temperature
+        self.folder = Path(options.exchange).resolve() / "weights"
+        self.client = httpx.Client(base_url=options.server or "", timeout=None)
+        self.model = self._ask("GET", "/v1/models")["data"][0]["id"]
+
+    def sync(self, policy: Policy) -> dict[str, float]:
+        self.policy = policy
+        write_weights(policy, self.folder)
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
+        self._ask("POST", "/collective_rpc", reload)
+        self._ask("POST", "/reset_prefix_cache")  # its keys and values are of the weights before
+        return probe(policy, self._sample, self.temperature, self.options.tolerance or TOLERANCE[policy.dtype])
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        finished: Callable[[int, Completion], None] | None = None,
+    ) -> list[list[Completion]]:
+        groups: list[list[Completion]] = [[] for _ in prompts]
+        with ThreadPoolExecutor(max(1, self.max_rows // group_size)) as pool:
+            waiting = {
+                pool.submit(self._sample, prompt, group_size, sampling, index): index
+                for index, prompt in enumerate(prompts)
+            }
+            for done in as_completed(waiting):
+                index = waiting[done]
+                groups[index] = done.result()
+                for completion in groups[index]:
+                    if finished:
+                        finished(index, completion)
+        return groups
+
+    def _sample(self, prompt: list[int], group_size: int, sampling: Sampling, index: int = 0) -> list[Completion]:
+        request = {
+            "model": self.model,
+            "prompt": prompt,
+            "n": group_size,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": derive_seed(sampling.seed, "prompt", index),
+            "logprobs": 0,  # of the chosen token alone
+            "stop_token_ids": self.policy.end_ids,
+            "return_token_ids": True,
+            **UNTRUNCATED,
+        }
+        choices = self._ask("POST", "/v1/completions", request)["choices"]
+        return [self._completion(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
+
+    def _completion(self, choice: dict[str, Any]) -> Completion:
+        token_ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        ended = choice["finish_reason"] == "stop"
+        written = token_ids[:-1] if ended else token_ids
+        text = self.policy.tokenizer.decode(written, skip_special_tokens=False)
+        return Completion(token_ids, logprobs, text, truncated=not ended)
+
+    def sleep(self) -> None:
+        """The server's memory is its own."""
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            answer = self.client.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise UserError(
+                f"the vLLM server {self.options.server} does not answer ({type(error).__name__}); start it with "
+                f"`{HOW_TO_START}`, or set rollout.engine=torch"
+            ) from None
+        if answer.is_success:
+            return answer.json()
+        raise UserError(
+            f"the vLLM server {self.options.server} answers {answer.status_code} to {path} ({answer.text[:200]}); "
+            f"start it with `{HOW_TO_START}`, and see its own log"
+        )

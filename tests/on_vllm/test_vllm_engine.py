@@ -1,0 +1,202 @@
+"""vLLM's samples and log-probabilities against the policy's own."""
+
+import os
+
+import pytest
+import torch
+from vllm_cases import PROMPTS, differences, disturb, needs_vllm, sample, tiny_policy
+
+from sspo_cli.config import TinyModelOptions, VllmOptions
+from sspo_cli.errors import UserError
+from sspo_cli.policy.model import ModelOptions, load_policy
+from sspo_cli.rollout import vllm_engine
+from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.rollout.vllm_engine import VllmEngine
+
+pytestmark = needs_vllm
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_ten_updates_in_a_row_reach_the_engine_and_nothing_of_the_ones_before_stays(start, tied):
+    policy = tiny_policy(tied=tied)
+    engine = start(policy)
+    engine.sync(policy)
+    for update in range(10):
+        disturb(policy, update)
+        assert differences(policy, sample(engine)).mean() > 0.05  # not there yet
+        probed = engine.sync(policy)
+        assert probed["sampler/probe_drift"] < 1e-4
+        assert probed["sampler/probe_policy"] == pytest.approx(probed["sampler/probe_sampler"], abs=1e-4)
+        assert differences(policy, sample(engine)).median() <= 1e-4
+
+
+def test_with_the_same_weights_the_log_probabilities_agree_at_every_temperature(start):
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    for temperature in (1.0, 0.7):
+        assert differences(policy, sample(engine, temperature=temperature), temperature).median() <= 1e-4
+
+
+def test_adapters_are_merged_on_the_way_and_the_policy_stays_as_it_is(start):
+    policy = tiny_policy(lora=True)
+    before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
+    engine = start(policy)
+    engine.sync(policy)
+    assert differences(policy, sample(engine)).median() <= 1e-4
+    with policy.model.disable_adapter():
+        assert differences(policy, sample(engine)).mean() > 0.01  # the adapters do change what is sampled
+    assert all(torch.equal(before[name], weight) for name, weight in policy.model.named_parameters())
+
+
+def test_weights_that_do_not_arrive_stop_the_run_with_one_sentence(start, monkeypatch):
+    """Each of the three ways in which a sync was seen to fail without a word."""
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    disturb(policy, 0)
+    monkeypatch.setattr(vllm_engine, "_refresh_head", lambda model: None)
+    with pytest.raises(UserError, match=r"log-probabilities differ from the policy's by .* rollout.engine=torch"):
+        engine.sync(policy)
+    monkeypatch.undo()
+    engine.sync(policy)
+    monkeypatch.setattr(type(engine.llm), "reset_prefix_cache", lambda llm: None)
+    long = [PROMPTS[1] * 40]  # fills blocks of the cache
+    sample(engine, long)
+    disturb(policy, 1)
+    engine.sync(policy)
+    stale = sample(engine, long, temperature=0.0, group_size=1)
+    monkeypatch.undo()
+    engine.sync(policy)
+    assert stale != sample(engine, long, temperature=0.0, group_size=1)
+    disturb(policy, 2)
+    monkeypatch.setattr(vllm_engine, "checkpoint_weights", lambda policy, dtype: iter(()))
+    with pytest.raises(UserError, match="log-probabilities differ"):
+        engine.sync(policy)
+
+
+def test_a_seed_gives_the_same_completions_and_those_of_a_group_differ(start):
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    first = sample(engine)
+    assert [len(group) for group in first] == [8, 8, 8]
+    assert all(len({tuple(c.token_ids) for c in group}) == 8 for group in first)
+    assert first == sample(engine)
+    assert first != sample(engine, seed=2)
+    same_prompt = sample(engine, prompts=[PROMPTS[0]] * 2)
+    assert same_prompt[0] != same_prompt[1]
+
+
+def test_sampled_frequencies_are_the_policy_s_probabilities_untruncated(start):
+    """One step, many draws: a chi-square test on the tokens that are expected at least five times."""
+    from scipy.stats import chisquare
+
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    draws = 4000
+    (group,) = sample(engine, prompts=PROMPTS[:1], group_size=draws, max_new_tokens=1, temperature=0.8)
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1]
+    expected = (logits / 0.8).softmax(-1).double() * draws
+    observed = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=len(expected)).double()
+    often = expected >= 5
+    observed = torch.cat([observed[often], observed[~often].sum()[None]])
+    expected = torch.cat([expected[often], expected[~often].sum()[None]])
+    assert chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue > 1e-4
+
+
+def test_completions_end_at_every_end_id_and_are_told_as_soon_as_they_are_done(start):
+    policy = tiny_policy()
+    policy.model.generation_config.eos_token_id = list(range(4, 20))
+    ends = set(policy.end_ids)
+    engine = start(policy)
+    engine.sync(policy)
+    told = []
+    groups = engine.generate(
+        PROMPTS, 8, Sampling(1.0, 12, 1), lambda prompt, completion: told.append((prompt, completion))
+    )
+    assert sorted(told, key=lambda pair: pair[0]) == [(i, c) for i, group in enumerate(groups) for c in group]
+    completions = [c for group in groups for c in group]
+    assert {c.truncated for c in completions} == {True, False}
+    for c in completions:
+        assert len(c.sampling_logprobs) == len(c.token_ids)
+        assert not set(c.token_ids[:-1]) & ends
+        assert c.truncated == (c.token_ids[-1] not in ends)
+        assert c.text == policy.tokenizer.decode(c.token_ids if c.truncated else c.token_ids[:-1])
+
+
+def test_greedy_completions_are_those_of_the_torch_engine(start):
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    ours, theirs = (
+        [c.token_ids for (c,) in sample(which, group_size=1, temperature=0.0)]
+        for which in (TorchEngine(policy, 8), engine)
+    )
+    assert ours == theirs
+
+
+def test_the_process_is_left_as_it_was(start):
+    environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
+    start(tiny_policy())
+    changed = {name for name in os.environ.keys() | environment.keys() if os.environ.get(name) != environment.get(name)}
+    assert all(name.startswith("VLLM_") for name in changed)
+    assert torch.set_num_threads is set_num_threads
+    assert torch.get_num_threads() == threads
+
+
+def test_on_a_gpu_the_engine_wakes_up_for_a_sync_and_sleeps_once_until_the_next(start, monkeypatch):
+    """The order of the calls alone: vLLM ignores sleep on a CPU."""
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.on_gpu = True
+    called = []
+    for name in ("sleep", "wake_up", "collective_rpc", "reset_prefix_cache"):
+        genuine = getattr(engine.llm, name)
+
+        def record(*args, name=name, genuine=genuine, **kwargs):
+            called.append((name, *kwargs.get("tags", [])))
+            return genuine(*args, **kwargs)
+
+        monkeypatch.setattr(engine.llm, name, record)
+    engine.sync(policy)
+    engine.sleep()
+    engine.sleep()
+    engine.sync(policy)
+    reload = [("collective_rpc",), ("reset_prefix_cache",)]
+    awake = [("wake_up", "weights"), ("collective_rpc",), ("wake_up", "kv_cache"), ("reset_prefix_cache",)]
+    assert called == [*reload, ("sleep",), *awake]
+
+
+def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
+    narrow = load_policy(ModelOptions(tiny=TinyModelOptions(hidden_size=32, heads=2, layers=1)), torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=r"heads are 16 wide, and on a CPU vLLM has 32, 64, .* set rollout.engine=torch"
+    ):
+        start(narrow)
+    with pytest.raises(UserError, match=r"could not start: .*memory.*options are under rollout.vllm"):
+        VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=1e6), 64, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
+            "too little memory .* lower rollout.vllm.gpu_memory",
+        ),
+        (RuntimeError("worker died\nat line 7"), "vLLM could not sample: worker died; .* rollout.engine=torch"),
+    ],
+)
+def test_a_crash_in_the_middle_of_sampling_is_one_sentence_with_the_option_to_change(start, monkeypatch, error, said):
+    engine = start(tiny_policy())
+
+    def crash(engine):
+        raise error
+
+    monkeypatch.setattr(type(engine.llm.llm_engine), "step", crash)
+    with pytest.raises(UserError, match=said):
+        sample(engine)

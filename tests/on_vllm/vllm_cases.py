@@ -1,0 +1,64 @@
+"""Tiny policies whose heads are as wide as vLLM has them on a CPU, and what their sampler must agree with."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from sspo_cli.config import LoraOptions, ModelOptions, TinyModelOptions
+from sspo_cli.policy.batch import collate
+from sspo_cli.policy.model import Policy, load_policy
+from sspo_cli.rollout.engine import Engine, Sampling
+from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
+
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed here; `make test-vllm` runs these tests with it"
+)
+TINY = TinyModelOptions(hidden_size=64, layers=2, heads=2, intermediate_size=96)  # heads of 32
+PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
+
+
+def tiny_policy(*, tied: bool = True, dtype: str = "float32", lora: bool = False, scale: float = 2.0) -> Policy:
+    """Random, its weights scaled up so that its distributions are far from uniform."""
+    options = ModelOptions(tiny=TINY, dtype=dtype, lora=LoraOptions(rank=4) if lora else None)
+    policy = load_policy(options, torch.device("cpu"))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if ".lora_B." in name:  # they start at zero, and would change nothing
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
+            elif parameter.ndim >= 2:
+                parameter.mul_(scale)
+        if not tied:
+            policy.model.config.tie_word_embeddings = False
+            policy.head.weight = torch.nn.Parameter(policy.head.weight.flip(0).contiguous())
+    return policy
+
+
+def disturb(policy: Policy, seed: int, size: float = 0.05) -> None:
+    """What an optimizer step does: every weight that is trained moves."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
+
+
+def sample(
+    engine: Engine, prompts: list[list[int]] = PROMPTS, group_size: int = 8, **options
+) -> list[list[Completion]]:
+    sampling = Sampling(**{"temperature": 1.0, "max_new_tokens": 24, "seed": 1, **options})
+    return engine.generate(prompts, group_size, sampling)
+
+
+def differences(
+    policy: Policy, groups: list[list[Completion]], temperature: float = 1.0, prompts: list[list[int]] = PROMPTS
+) -> torch.Tensor:
+    """|log-probability by the policy − by the sampler| of every sampled token."""
+    graded = [
+        Group(Prompt(Problem("", "", "", ""), "", prompt), group, [Reward(0, 0, None, "ok")] * len(group))
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
+    batch = collate(graded, torch.zeros(len(groups), len(groups[0])), mask_truncated=False)
+    with torch.no_grad():
+        logprobs, _ = policy.logprobs(batch, temperature)
+    return (logprobs - batch.sampling_logprobs).abs()[batch.mask]
