@@ -1,6 +1,6 @@
 """What the loop asks of a sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,5 +26,14 @@ class Engine(Protocol):
     def sync(self, policy: Policy) -> None:
         """Behaviour policy := policy."""
 
-    def generate(self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling) -> list[list[Completion]]:
-        """`group_size` completions for each prompt, in the order of the prompts."""
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        finished: Callable[[int, Completion], object] | None = None,
+    ) -> list[list[Completion]]:
+        """`group_size` completions for each prompt, in the order of the prompts.
+
+        `finished(index of the prompt, completion)` is called as soon as one is done, while others are still sampled.
+        """
