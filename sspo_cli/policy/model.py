@@ -101,8 +101,8 @@ class Policy:
             logprobs, entropy = token_logprobs(
                 self._hidden_before(batch, rows, steps),
                 batch.tokens[rows, batch.prompt_lengths[rows] + steps],
-                self.projection(),
-                self.vocabulary,
+                self.head.weight,
+                self.head.bias,
                 temperature,
             )
         empty = torch.zeros(batch.mask.shape, device=self.device)
