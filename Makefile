@@ -5,7 +5,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup benchmark clean
 
 setup: .venv/.done
 
@@ -27,5 +27,14 @@ lint: setup
 test: setup lint
 	.venv/bin/pytest -n 2
 
+# Minutes to an hour: sspo beside TRL, which gets an environment of its own.
+benchmark: setup .venv-trl/.done
+	.venv/bin/python -m tests.benchmarks.against_trl $(BENCHMARK)
+
+.venv-trl/.done: tests/benchmarks/requirements-trl.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements-trl.txt
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-trl build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

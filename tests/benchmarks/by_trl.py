@@ -1,8 +1,8 @@
 """Child process, a run by TRL's GRPOTrainer, in its own environment: `python -m tests.benchmarks.by_trl SETTINGS OUT`.
 
 SETTINGS, as JSON: `model` (a folder), `questions` (rows of question and answer, in the order of training), `graded` (by
-sspo's rewards; all zero otherwise), `device`, and under `config` what of `GRPOConfig` differs between the runs. The rest is what sspo
-does: GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full softmax, the same micro-batches.
+sspo's rewards; all zero otherwise), `device`, and under `config` what of `GRPOConfig` differs between the runs. The rest is
+what sspo does: GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full softmax, the same micro-batches.
 """
 
 import json

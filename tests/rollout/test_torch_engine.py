@@ -85,6 +85,21 @@ def test_sampled_frequencies_are_the_policy_s_probabilities(policy):
     assert chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue > 1e-4
 
 
+def test_words_without_probability_are_never_drawn_and_the_others_as_often_as_they_should():
+    """In blocks that are full, half empty, and cut by the end of the vocabulary; few words, so that each is seen."""
+    from scipy.stats import chisquare
+
+    logits = torch.full((20_000, 3 * torch_engine.BLOCK + 5), -torch.inf)
+    words = torch.tensor([0, 1, 63, 130, 190, 191, 192, 196])
+    logits[:, words] = torch.tensor([0.1, 2.0, 1.0, 0.5, -1.0, 1.5, 0.3, 1.2])
+    chosen, logprobs = torch_engine._sample(logits, 1.0, torch.Generator().manual_seed(0))
+    observed = torch.bincount(chosen, minlength=logits.shape[1])
+    expected = logits[0].double().softmax(0) * len(logits)
+    assert observed.sum() == observed[words].sum()
+    assert chisquare(observed[words], expected[words]).pvalue > 1e-3
+    torch.testing.assert_close(logprobs, logits[0].log_softmax(0)[chosen])
+
+
 def test_more_prompts_than_fit_at_a_time_come_back_in_order(policy):
     together = sample(policy, temperature=0.0, group_size=1)
     apart = sample(policy, temperature=0.0, group_size=1, max_rows=1)
