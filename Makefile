@@ -5,7 +5,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm lint setup clean
+.PHONY: demo test test-vllm lint setup benchmark clean
 
 setup: .venv/.done
 
@@ -42,5 +42,14 @@ endif
 	.venv-vllm/bin/python -m pip install --quiet --no-compile --no-deps --requirement tests/on_vllm/requirements.txt --editable .
 	@touch $@
 
+# Minutes to an hour: sspo beside TRL, which gets an environment of its own.
+benchmark: setup .venv-trl/.done
+	.venv/bin/python -m tests.benchmarks.against_trl $(BENCHMARK)
+
+.venv-trl/.done: tests/benchmarks/requirements-trl.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements-trl.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-trl build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,13 +23,13 @@ from sspo_cli.policy.learner import Learned, accumulate_gradient, fill_old_logpr
 from sspo_cli.policy.model import Policy
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
 from sspo_cli.policy.pieces import token_pieces
-from sspo_cli.rewards import AnswerChecker
+from sspo_cli.rewards import AnswerChecker, extract_answer
 from sspo_cli.rollout.engine import Engine, Sampling
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.mixture import problem_stream
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker
-from sspo_cli.types import Group, Prompt
+from sspo_cli.types import Completion, Group, Prompt
 
 
 @dataclass
@@ -186,6 +186,12 @@ def sample_batch(
     """The next rollout batch: sampled by the behaviour policy, which now is the policy, and graded; and the metrics of
     the engine's sync."""
     options, state = run.options, run.state
+
+    def check(prompt: int, completion: Completion) -> None:
+        """Begins the check of its answer while others are still sampled; the grading then finds the verdict."""
+        text = prompts[prompt].opening + completion.text
+        run.checker.submit(extract_answer(text), prompts[prompt].problem.answer)
+
     with clock.phase("sampling"):
         probe = run.engine.sync(run.policy)
         sampling = Sampling(
@@ -193,7 +199,7 @@ def sample_batch(
             max_new_tokens=options.rollout.max_new_tokens,
             seed=derive_seed(options.seed, "sampling", state.rollout),
         )
-        completions = run.engine.generate([p.token_ids for p in prompts], options.rollout.group_size, sampling)
+        completions = run.engine.generate([p.token_ids for p in prompts], options.rollout.group_size, sampling, check)
         run.engine.sleep()
     with clock.phase("grading"):
         groups = grade_groups(prompts, completions, run.checker)

@@ -19,6 +19,7 @@ from sspo_cli.types import Group
 class Batch:
     """Completions with what the objective needs of them; minibatches and micro-batches are Batches too.
 
+    groups             [B]    int64    number of the group; its rows share their prompt
     tokens             [B, S] int64    prompt, then completion
     prompt_lengths     [B]    int64
     lengths            [B]    int64    of the completions
@@ -31,6 +32,7 @@ class Batch:
     old_logprobs       [B, T] float32  by the policy at rollout time
     """
 
+    groups: Tensor
     tokens: Tensor
     prompt_lengths: Tensor
     lengths: Tensor
@@ -57,14 +59,24 @@ class Batch:
             old_logprobs=picked.old_logprobs[:, :longest],
         )
 
-    def micro_batches(self, token_budget: int) -> Iterator[tuple[Tensor, Self]]:
-        """(rows, micro-batch) pairs of rows of like length; rows × longest stays within `token_budget`, if one row does."""
-        lengths = self.prompt_lengths + self.lengths
+    def micro_batches(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
+        """(rows, micro-batch) pairs of rows of like length; rows × longest stays within `token_budget`, if one row does.
+
+        `together`: the rows of a group follow one another, for a policy that computes their prompt once. Otherwise the length
+        alone decides, which pads the least.
+        """
+        lengths = (self.prompt_lengths + self.lengths).tolist()
+        groups = self.groups.tolist() if together else range(len(self))
+        longest: dict[int, int] = {}
+        for group, length in zip(groups, lengths, strict=True):
+            longest[group] = max(length, longest.get(group, 0))
         rows: list[int] = []
-        for row in lengths.argsort(descending=True, stable=True).tolist():
-            if rows and (len(rows) + 1) * int(lengths[rows[0]]) > token_budget:
+        width = 0
+        for row in sorted(range(len(self)), key=lambda row: (-longest[groups[row]], groups[row], -lengths[row])):
+            width = max(width, lengths[row])
+            if rows and (len(rows) + 1) * width > token_budget:
                 yield (picked := torch.tensor(rows)), self.select(picked)
-                rows = []
+                rows, width = [], lengths[row]
             rows.append(row)
         yield (picked := torch.tensor(rows)), self.select(picked)
 
@@ -85,6 +97,7 @@ def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
     return Batch(
+        groups=torch.tensor([number for number, group in enumerate(groups) for _ in group.completions]),
         tokens=pad_sequence(
             [torch.tensor(prompt + c.token_ids) for prompt, c in zip(prompts, completions, strict=True)],
             batch_first=True,

@@ -109,7 +109,7 @@ def _train(
         chosen = list(islice(order, options.batch_size))
         batch = collate([demonstrations[i] for i in chosen], torch.zeros(len(chosen), 1), mask_truncated=False)
         loss = 0.0
-        for _, micro in batch.micro_batches(run_options.learning.token_budget):
+        for _, micro in batch.micro_batches(run_options.learning.token_budget, policy.shares_prompts):
             logprobs, _ = policy.logprobs(micro.to(policy.device), temperature=1.0)
             micro_loss = -logprobs.sum() / batch.mask.sum()
             micro_loss.backward()

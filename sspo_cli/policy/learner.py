@@ -45,7 +45,7 @@ def accumulate_gradient(
     old_logprobs, token_weights = minibatch.old_logprobs.clone(), torch.zeros(minibatch.mask.shape)
     diagnostics = Diagnostics()
     loss, entropies, mismatches = 0.0, [], []
-    for rows, micro in minibatch.micro_batches(options.token_budget):
+    for rows, micro in minibatch.micro_batches(options.token_budget, policy.shares_prompts):
         micro = micro.to(policy.device)
         logprobs, entropy = policy.logprobs(micro, temperature)
         old = logprobs.detach() if on_policy else micro.old_logprobs
@@ -82,7 +82,7 @@ def fill_old_logprobs(
 ) -> None:
     """Writes the current policy's log-probabilities of those minibatches' rows into `batch.old_logprobs`, in place."""
     for rows in minibatches:
-        for picked, micro in batch.select(rows).micro_batches(token_budget):
+        for picked, micro in batch.select(rows).micro_batches(token_budget, policy.shares_prompts):
             logprobs, _ = policy.logprobs(micro.to(policy.device), temperature)
             batch.old_logprobs[rows[picked], : logprobs.shape[1]] = logprobs.cpu()
 

@@ -15,6 +15,7 @@ from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.logprobs import token_logprobs
+from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
 # Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
@@ -74,6 +75,11 @@ class Policy:
         return project
 
     @property
+    def shares_prompts(self) -> bool:
+        """Whether `logprobs` computes the prompt of a group once for all of its completions in the batch."""
+        return self.model.config._attn_implementation == ATTENTION
+
+    @property
     def vocabulary(self) -> int:
         return self.head.weight.shape[0]
 
@@ -91,18 +97,31 @@ class Policy:
         The next-token shift exists here and nowhere else.
         """
         rows, steps = batch.mask.nonzero(as_tuple=True)  # [N] each: the tokens y_t that count
-        positions = batch.prompt_lengths[rows] + steps
         with self.autocast():
-            hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
             logprobs, entropy = token_logprobs(
-                hidden[rows, positions - 1],
-                batch.tokens[rows, positions],
-                self.projection(),
-                self.vocabulary,
+                self._hidden_before(batch, rows, steps),
+                batch.tokens[rows, batch.prompt_lengths[rows] + steps],
+                self.head.weight,
+                self.head.bias,
                 temperature,
             )
         empty = torch.zeros(batch.mask.shape, device=self.device)
         return empty.index_put((rows, steps), logprobs), empty.index_put((rows, steps), entropy)
+
+    def _hidden_before(self, batch: Batch, rows: Tensor, steps: Tensor) -> Tensor:
+        """[N, H]: the last hidden state of the token before each of the completion tokens `steps` of `rows`, [N] each."""
+        if not self.shares_prompts:
+            hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            return hidden[rows, batch.prompt_lengths[rows] + steps - 1]
+        packing = pack(batch, self.dtype)
+        hidden = self.decoder(
+            input_ids=packing.tokens,
+            position_ids=packing.positions,
+            attention_mask=packing.mask,  # four-dimensional ones are left as they are
+            packing=packing,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[0, packing.before[rows, steps]]
 
     def check_logits(self) -> None:
         """Raises UserError where the model does more to its logits than one projection (soft caps, scales)."""
@@ -165,6 +184,8 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")
+    if options.attention == "sdpa" and can_share_prompts(model):
+        model.set_attn_implementation(ATTENTION)
     _disable_dropout(model)
     if options.lora:
         model = _with_lora(model, options, adapter)

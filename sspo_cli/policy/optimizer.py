@@ -15,8 +15,8 @@ def adamw(parameters: Iterable[nn.Parameter], betas: tuple[float, float], weight
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    # Fused on a GPU: the other implementations hold temporary copies as large as the weights.
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=parameters[0].is_cuda)
+    # Fused: the other implementations hold temporary copies as large as the weights.
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
 
 
 def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, steps: int) -> float:

@@ -38,11 +38,11 @@ class Engine(Protocol):
         prompts: Sequence[list[int]],
         group_size: int,
         sampling: Sampling,
-        finished: Callable[[int, Completion], None] | None = None,
+        finished: Callable[[int, Completion], object] | None = None,
     ) -> list[list[Completion]]:
         """`group_size` completions for each prompt, in the order of the prompts.
 
-        `finished(prompt, completion)` is told the prompt's place in `prompts` and the completion as soon as it is done.
+        `finished(index of the prompt, completion)` is called as soon as one is done, while others are still sampled.
         """
 
     def sleep(self) -> None:

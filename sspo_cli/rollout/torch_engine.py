@@ -1,14 +1,20 @@
 """Sampling with the policy's own model: each prompt is prefilled once for its whole group, finished rows leave the batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.types import Completion
+
+ROOM = 64  # tokens by which the cache grows at a time
+BLOCK = 64  # words that are drawn from together
+LEAVING = 1 / 8  # share of finished rows at which they leave the batch, which copies the cache of the others
 
 
 class TorchEngine:
@@ -32,45 +38,49 @@ class TorchEngine:
         prompts: Sequence[list[int]],
         group_size: int,
         sampling: Sampling,
-        finished: Callable[[int, Completion], None] | None = None,
+        finished: Callable[[int, Completion], object] | None = None,
     ) -> list[list[Completion]]:
         generator = torch.Generator(self.policy.device).manual_seed(sampling.seed)
         at_a_time = max(1, self.max_rows // group_size)
-        groups: list[list[Completion]] = []
+        completions: dict[int, Completion] = {}
         training = self.policy.model.training
         self.policy.model.eval()
         try:
             # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
             with torch.no_grad(), self.policy.autocast():
                 for start in range(0, len(prompts), at_a_time):
-                    groups += self._generate(prompts[start : start + at_a_time], group_size, sampling, generator)
+                    chunk = prompts[start : start + at_a_time]
+                    for row, completion in self._sample_rows(chunk, group_size, sampling, generator):
+                        completions[start * group_size + row] = completion
+                        if finished:
+                            finished(start + row // group_size, completion)
         finally:
             self.policy.model.train(training)
-        if finished:
-            for index, group in enumerate(groups):
-                for completion in group:
-                    finished(index, completion)
-        return groups
+        return [
+            [completions[index * group_size + member] for member in range(group_size)] for index in range(len(prompts))
+        ]
 
-    def _generate(
+    def _sample_rows(
         self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, generator: torch.Generator
-    ) -> list[list[Completion]]:
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yields (row, completion) when it is done; rows r of prompt p are those with r // group_size = p."""
         policy, device = self.policy, self.policy.device
         project = policy.projection()
         ends = torch.tensor(policy.end_ids, device=device)
         tokens, attention = _left_padded(prompts, policy.pad_id, device)
         positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(config=policy.model.config)
-        rows = torch.arange(len(prompts) * group_size, device=device)  # still sampling, as rows of `written`
+        width = tokens.shape[1]
+        attention = nn.functional.pad(attention, (0, sampling.max_new_tokens), value=1)
+        cache = _cache_with_room(policy)
+        rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, not all of them still sampling
+        going_on = torch.ones_like(rows, dtype=torch.bool)
         written = torch.full((len(rows), sampling.max_new_tokens), policy.pad_id, device=device)
         logprobs = torch.zeros(len(rows), sampling.max_new_tokens, device=device)
-        lengths = torch.full((len(rows),), sampling.max_new_tokens, device=device)
-        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
 
         for step in range(sampling.max_new_tokens):
             hidden = policy.decoder(
                 input_ids=tokens,
-                attention_mask=attention,
+                attention_mask=attention[:, : width + step],
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -84,41 +94,95 @@ class TorchEngine:
                 )
             chosen, chosen_logprobs = _sample(logits, sampling.temperature, generator)
             written[rows, step], logprobs[rows, step] = chosen, chosen_logprobs
-            going_on = ~torch.isin(chosen, ends)
-            if not going_on.all():
-                done = rows[~going_on]
-                lengths[done], ended[done] = step + 1, True
-                if len(done) == len(rows):
-                    break
-                kept = going_on.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
-                rows, chosen, positions, attention = (x[kept] for x in (rows, chosen, positions, attention))
+            ending = going_on & torch.isin(chosen, ends)
+            if ending.any():
+                going_on = going_on & ~ending
+                yield from self._completions(rows[ending], written[:, : step + 1], logprobs, truncated=False)
+                left = int(going_on.sum())
+                if not left:
+                    return
+                if len(rows) - left >= LEAVING * len(rows):
+                    kept = going_on.nonzero().squeeze(1)
+                    cache.batch_select_indices(kept)
+                    rows, chosen, positions, attention, going_on = (
+                        x[kept] for x in (rows, chosen, positions, attention, going_on)
+                    )
             tokens = chosen.unsqueeze(1)
-            attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-
-        return self._completions(written, logprobs, lengths, ended, group_size)
+        yield from self._completions(rows[going_on], written, logprobs, truncated=True)
 
     def _completions(
-        self, written: Tensor, logprobs: Tensor, lengths: Tensor, ended: Tensor, group_size: int
-    ) -> list[list[Completion]]:
-        completions = []
-        for ids, values, length, end in zip(
-            written.tolist(), logprobs.tolist(), lengths.tolist(), ended.tolist(), strict=True
+        self, rows: Tensor, written: Tensor, logprobs: Tensor, truncated: bool
+    ) -> Iterator[tuple[int, Completion]]:
+        length = written.shape[1]
+        for row, ids, values in zip(
+            rows.tolist(), written[rows].tolist(), logprobs[rows, :length].tolist(), strict=True
         ):
             # Tags may be special tokens of the tokenizer, so only the end of the sequence is left out of the text.
-            text = self.policy.tokenizer.decode(ids[: length - end], skip_special_tokens=False)
-            completions.append(Completion(ids[:length], values[:length], text, truncated=not end))
-        return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
+            text = self.policy.tokenizer.decode(ids if truncated else ids[:-1], skip_special_tokens=False)
+            yield row, Completion(ids, values, text, truncated)
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values with room for tokens to come: transformers' own layer copies all of them for every new token.
+
+    They are kept in the dtype of the computation, where rotary embeddings leave float32.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._rooms: list[Tensor] = []  # of the keys and of the values, which are views on what is filled
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        states = (key_states, value_states)
+        if not self._rooms or end > self._rooms[0].shape[-2]:
+            rooms = [x.new_empty(*x.shape[:2], end + ROOM, x.shape[3], dtype=self._dtype) for x in states]
+            for room, filled in zip(rooms, self._rooms, strict=False):
+                room[:, :, :start] = filled[:, :, :start]
+            self._rooms, self.is_initialized = rooms, True
+        for room, new in zip(self._rooms, states, strict=True):
+            room[:, :, start:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._rooms = [self.keys, self.values]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rooms = [self.keys, self.values]
+
+
+def _cache_with_room(policy: Policy) -> DynamicCache:
+    """For layers of full attention; the others, such as those with a sliding window, keep transformers' own."""
+    cache = DynamicCache(config=policy.model.config)
+    cache.layers = [_RoomyLayer(policy.dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """logits [R, V] -> token [R], its log-probability [R] at the temperature (greedy: at temperature 1)."""
-    logprobs = (logits / (temperature or 1.0)).log_softmax(dim=-1)
+    probabilities = (logits / (temperature or 1.0)).softmax(dim=-1)
     if temperature == 0:
-        chosen = logprobs.argmax(dim=-1, keepdim=True)
+        chosen = probabilities.argmax(dim=-1, keepdim=True)
     else:
-        chosen = torch.multinomial(logprobs.exp(), 1, generator=generator)
-    return chosen.squeeze(1), logprobs.gather(1, chosen).squeeze(1)
+        # First a block of words, then a word in it: torch.multinomial draws a number for each word of the vocabulary, which
+        # takes longer than the projection on it.
+        uniform = torch.rand(len(logits), 2, dtype=torch.float64, device=logits.device, generator=generator)
+        blocks = nn.functional.pad(probabilities, (0, -logits.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+        block = _draw(blocks.sum(dim=2), uniform[:, :1])
+        word = _draw(blocks.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1), uniform[:, 1:])
+        chosen = (block * BLOCK + word).clamp_(max=logits.shape[1] - 1)
+    return chosen.squeeze(1), probabilities.gather(1, chosen).squeeze(1).log()
+
+
+def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """weights [R, n], not negative; uniform [R, 1] in [0, 1) -> index [R, 1], drawn in proportion to the weights."""
+    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from sspo_cli.policy.batch import minibatch_rows
@@ -22,10 +23,11 @@ def test_truncated_completions_leave_the_loss_only_when_asked_to(make_batch):
     assert (left_out.lengths == kept.lengths).all()
 
 
-def test_micro_batches_partition_the_rows_within_the_token_budget(make_batch):
+@pytest.mark.parametrize("together", [True, False])
+def test_micro_batches_partition_the_rows_within_the_token_budget(make_batch, together):
     batch = make_batch(prompts=6)
     seen = []
-    for rows, micro in batch.micro_batches(60):
+    for rows, micro in batch.micro_batches(60, together):
         assert len(micro) * micro.tokens.shape[1] <= 60
         assert micro.tokens.shape[1] == (micro.prompt_lengths + micro.lengths).max()
         assert (micro.advantages == batch.advantages[rows]).all()
@@ -34,13 +36,13 @@ def test_micro_batches_partition_the_rows_within_the_token_budget(make_batch):
 
 
 def test_a_row_longer_than_the_budget_is_a_micro_batch_of_its_own(make_batch):
-    assert [len(rows) for rows, _ in make_batch().micro_batches(1)] == [1] * 12
+    assert [len(rows) for rows, _ in make_batch().micro_batches(1, False)] == [1] * 12
 
 
 def test_length_sorting_wastes_little_padding(make_batch):
     batch = make_batch(prompts=64)
     useful = int((batch.prompt_lengths + batch.lengths).sum())
-    computed = sum(len(micro) * micro.tokens.shape[1] for _, micro in batch.micro_batches(200))
+    computed = sum(len(micro) * micro.tokens.shape[1] for _, micro in batch.micro_batches(200, False))
     assert computed <= 1.05 * useful
 
 

@@ -6,6 +6,7 @@ import torch
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy import logprobs as logprobs_module
+from sspo_cli.policy.logprobs import token_logprobs
 from sspo_cli.policy.model import load_policy
 
 
@@ -33,7 +34,7 @@ def test_logprobs_and_entropy_are_those_of_the_model_at_the_temperature(policy, 
     torch.testing.assert_close(entropy, their_entropy, atol=1e-5, rtol=1e-5)
 
 
-def test_chunks_change_neither_values_nor_gradients(policy, make_batch, monkeypatch):
+def test_blocks_of_the_vocabulary_change_neither_values_nor_gradients(policy, make_batch, monkeypatch):
     batch = make_batch()
     weight = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(0))
 
@@ -44,32 +45,44 @@ def test_chunks_change_neither_values_nor_gradients(policy, make_batch, monkeypa
         return values.detach(), entropy, [parameter.grad.clone() for parameter in policy.parameters]
 
     whole = run()
-    monkeypatch.setitem(logprobs_module.CHUNK_ELEMENTS, "cpu", 7 * policy.vocabulary)
-    chunked = run()
-    torch.testing.assert_close(whole[0], chunked[0])
-    torch.testing.assert_close(whole[1], chunked[1])
-    for a, b in zip(whole[2], chunked[2], strict=True):
+    monkeypatch.setitem(logprobs_module.BLOCK_ELEMENTS, "cpu", 7 * int(batch.mask.sum()))
+    blockwise = run()
+    torch.testing.assert_close(whole[0], blockwise[0])
+    torch.testing.assert_close(whole[1], blockwise[1])
+    for a, b in zip(whole[2], blockwise[2], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_no_more_than_a_chunk_of_logits_is_alive(policy, make_batch, monkeypatch):
-    """The backward pass projects again, a chunk at a time."""
-    monkeypatch.setitem(logprobs_module.CHUNK_ELEMENTS, "cpu", 5 * policy.vocabulary)
-    sizes = []
+def test_no_more_than_a_few_blocks_of_logits_are_alive(monkeypatch):
+    """The backward pass projects again, a block of words at a time."""
+    tokens, vocabulary, block = 300, 5000, 100
+    monkeypatch.setitem(logprobs_module.BLOCK_ELEMENTS, "cpu", tokens * block)
+    hidden, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(vocabulary, 8, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        logprobs, _ = token_logprobs(hidden, torch.arange(tokens), weight, None, 1.0)
+        logprobs.sum().backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert tokens * block * 4 <= largest < 10 * tokens * block * 4  # a tenth of all logits
 
-    def noted(hidden, weight, bias):
-        sizes.append(len(hidden))
-        return linear(hidden, weight, bias)
 
-    linear = torch.nn.functional.linear
-    tokens = int((batch := make_batch()).mask.sum())
-    logprobs, _ = policy.logprobs(batch, 1.0)
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.nn.functional, "linear", noted)
-        logprobs.sum().backward()  # the forward's chunks are gone; each is projected once more
-    projections = [size for size in sizes if size <= 5]
-    assert sum(projections) == tokens
-    assert max(sizes) == 5
+def test_logprobs_are_exact_for_extreme_logits_a_bias_and_words_of_every_block(monkeypatch):
+    """Against float64, value and gradient; the highest logit comes last, so that every block scales the sums anew."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, generator=draw) for shape in ((9, 4), (23, 4), (23,)))
+    weight[:, 0], hidden[:, 0] = torch.linspace(-20, 20, 23), 1.0
+    targets = torch.tensor([0, 4, 5, 9, 10, 15, 20, 21, 22])
+    given = torch.randn(9, generator=draw)
+    monkeypatch.setitem(logprobs_module.BLOCK_ELEMENTS, "cpu", 9 * 5)
+    ours = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    logprobs, entropy = token_logprobs(ours[0], targets, ours[1], ours[2], 0.7)
+    (logprobs * given).sum().backward()
+    exact = [x.double().requires_grad_() for x in (hidden, weight, bias)]
+    distribution = torch.distributions.Categorical(logits=torch.nn.functional.linear(*exact) / 0.7)
+    (distribution.log_prob(targets) * given).sum().backward()
+    torch.testing.assert_close(logprobs.double(), distribution.log_prob(targets), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), distribution.entropy(), rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(policy, tiny, make_batch):

@@ -6,6 +6,7 @@ import torch
 from sspo_cli.config import ModelOptions
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.model import load_policy
+from sspo_cli.rollout import torch_engine
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Group, Problem, Prompt, Reward
@@ -84,23 +85,78 @@ def test_sampled_frequencies_are_the_policy_s_probabilities(policy):
     assert chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue > 1e-4
 
 
+def test_words_without_probability_are_never_drawn_and_the_others_as_often_as_they_should():
+    """In blocks that are full, half empty, and cut by the end of the vocabulary; few words, so that each is seen."""
+    from scipy.stats import chisquare
+
+    logits = torch.full((20_000, 3 * torch_engine.BLOCK + 5), -torch.inf)
+    words = torch.tensor([0, 1, 63, 130, 190, 191, 192, 196])
+    logits[:, words] = torch.tensor([0.1, 2.0, 1.0, 0.5, -1.0, 1.5, 0.3, 1.2])
+    chosen, logprobs = torch_engine._sample(logits, 1.0, torch.Generator().manual_seed(0))
+    observed = torch.bincount(chosen, minlength=logits.shape[1])
+    expected = logits[0].double().softmax(0) * len(logits)
+    assert observed.sum() == observed[words].sum()
+    assert chisquare(observed[words], expected[words]).pvalue > 1e-3
+    torch.testing.assert_close(logprobs, logits[0].log_softmax(0)[chosen])
+
+
 def test_more_prompts_than_fit_at_a_time_come_back_in_order(policy):
     together = sample(policy, temperature=0.0, group_size=1)
     apart = sample(policy, temperature=0.0, group_size=1, max_rows=1)
     assert [c.token_ids for group in together for c in group] == [c.token_ids for group in apart for c in group]
 
 
+def test_completions_are_told_as_they_end_while_others_go_on(policy):
+    """Each once, with the index of its prompt, also when several chunks of prompts are sampled one after the other."""
+    policy.model.generation_config.eos_token_id = list(range(4, 60))
+    steps, told = [], []
+    policy.decoder.register_forward_hook(lambda *_: steps.append(None))
+    sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
+    groups = TorchEngine(policy, 8).generate(PROMPTS, 4, sampling, lambda i, c: told.append((i, c, len(steps))))
+    for index, group in enumerate(groups):
+        assert sorted(id(c) for i, c, _ in told if i == index) == sorted(id(c) for c in group)
+    first_chunk = [(c, at) for i, c, at in told if i < 2]
+    assert all(at == len(c.token_ids) for c, at in first_chunk)
+    assert len({at for _, at in first_chunk}) > 2
+
+
+def test_finished_rows_leave_the_batch_and_the_cache_has_room_for_whole_blocks(policy):
+    policy.model.generation_config.eos_token_id = list(range(4, 12))
+    shapes = []
+    policy.decoder.register_forward_hook(
+        lambda module, inputs, options, output: shapes.append(
+            (len(options["input_ids"]), *(room.shape[2] for room in options["past_key_values"].layers[0]._rooms))
+        ),
+        with_kwargs=True,
+    )
+    completions = [c for group in sample(policy, group_size=32, max_new_tokens=150) for c in group]
+    sampled, rows = sum(len(c.token_ids) for c in completions), [rows for rows, *_ in shapes[1:]]
+    assert sorted(rows, reverse=True) == rows
+    assert sampled <= len(PROMPTS) * 32 + sum(rows) <= 1.25 * sampled
+    assert max(room for _, *rooms in shapes for room in rooms) <= 150 + 6 + torch_engine.ROOM
+    assert len({rooms[0] for _, *rooms in shapes}) < len(shapes)
+
+
 def test_in_bfloat16_sampler_and_policy_agree_and_the_weights_stay_float32(tiny):
     exact = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
     policy = load_policy(ModelOptions(tiny=tiny, dtype="bfloat16"), torch.device("cpu"))
     assert {parameter.dtype for parameter in policy.parameters} == {torch.float32}
+    dtypes = set()  # of the cache
+    hook = policy.decoder.register_forward_hook(
+        lambda module, inputs, options, output: dtypes.update(
+            x.dtype for layer in options["past_key_values"].layers for x in (layer.keys, layer.values)
+        ),
+        with_kwargs=True,
+    )
     (group,) = sample(policy, prompts=PROMPTS[1:2])
+    hook.remove()
     batch = collate(
         [Group(Prompt(Problem("", "", "", ""), "", PROMPTS[1]), group, [Reward(0, 0, None, "ok")] * 4)],
         torch.zeros(1, 4),
         mask_truncated=False,
     )
     logprobs, _ = policy.logprobs(batch, 1.0)
+    assert dtypes == {torch.bfloat16}
     assert logprobs.dtype == torch.float32
     assert (logprobs - batch.sampling_logprobs).abs().max() < 0.1
     assert 0 < (logprobs - exact.logprobs(batch, 1.0)[0]).abs().max() < 0.2

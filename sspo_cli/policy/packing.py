@@ -1,0 +1,125 @@
+"""A micro-batch as one row of tokens: no padding, and each prompt once for all of its completions.
+
+The layers of the model work on that row; only attention spreads it out, prompts over [P, S] and completions over [B, T],
+where a completion attends to the keys and values of its prompt and to its own. Gradients flow through the shared ones.
+
+Axes: N tokens of the row, M of them of prompts; P prompts of S tokens at most; B completions of T input tokens at most (the
+last token of a completion is only predicted).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sspo_cli.policy.batch import Batch
+
+ATTENTION = "shared_prompts"  # transformers' "sdpa", that also understands a Packing
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where each token of the row belongs.
+
+    tokens       [1, N] int64        prompts, then completions
+    positions    [1, N] int64        in prompt and completion together
+    prompts      [M], [M]            row and column of each prompt token among the prompts, of shape `prompts_shape` = P, S
+    completions  [N-M], [N-M]        the same of the completions, of shape `completions_shape` = B, T
+    prompt_of    [B]                 the prompt of each completion
+    mask         [B, 1, T, S+T]      what the completions attend to: 0, elsewhere -inf; of the computation's dtype
+    before       [B, T+1]            index in the row of the token before each completion token
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    prompts: tuple[Tensor, Tensor]
+    prompts_shape: tuple[int, int]
+    completions: tuple[Tensor, Tensor]
+    completions_shape: tuple[int, int]
+    prompt_of: Tensor
+    mask: Tensor
+    before: Tensor
+
+
+def pack(batch: Batch, dtype: torch.dtype) -> Packing:
+    """The prompts and completions of the batch; `dtype` is that of the computation."""
+    device = batch.tokens.device
+    groups, prompt_of = batch.groups.unique(return_inverse=True)
+    row_of = torch.empty_like(groups)
+    row_of[prompt_of] = torch.arange(len(batch), device=device)  # any row of a group will do: its prompt is the same
+    prompt_lengths, inputs = batch.prompt_lengths[row_of], batch.lengths - 1
+    prompt_columns = torch.arange(int(prompt_lengths.max()), device=device)
+    columns = torch.arange(max(1, int(inputs.max())), device=device)  # sdpa refuses to attend from nothing
+    in_prompt = prompt_columns < prompt_lengths.unsqueeze(1)  # [P, S]
+    in_completion = columns < inputs.unsqueeze(1)  # [B, T]
+    prompt, prompt_column = in_prompt.nonzero(as_tuple=True)
+    row, column = in_completion.nonzero(as_tuple=True)
+
+    positions = torch.cat([prompt_column, batch.prompt_lengths[row] + column])
+    visible = torch.cat(
+        [
+            in_prompt[prompt_of].unsqueeze(1).expand(-1, len(columns), -1),
+            (columns <= columns.unsqueeze(1)).expand(len(batch), -1, -1),
+        ],
+        dim=2,
+    )
+    first = len(prompt) + inputs.cumsum(dim=0) - inputs  # index of each completion's first token
+    last_of_prompt = prompt_lengths.cumsum(dim=0) - 1
+    return Packing(
+        tokens=batch.tokens[torch.cat([row_of[prompt], row]), positions].unsqueeze(0),
+        positions=positions.unsqueeze(0),
+        prompts=(prompt, prompt_column),
+        prompts_shape=(len(groups), len(prompt_columns)),
+        completions=(row, column),
+        completions_shape=(len(batch), len(columns)),
+        prompt_of=prompt_of,
+        mask=torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf).unsqueeze(1),
+        before=torch.cat([last_of_prompt[prompt_of].unsqueeze(1), first.unsqueeze(1) + columns], dim=1),
+    )
+
+
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Whether every layer mixes tokens by full attention, through transformers' attention interface: not with sliding
+    windows or recurrent layers."""
+    return model._supports_attention_backend and all(
+        type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers
+    )
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """query, key, value [1, heads, N, width] -> [1, N, heads, width]; without a packing, just "sdpa"."""
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    # In the computation's dtype: rotary embeddings leave float32 also under autocast.
+    tokens = [x[0].transpose(0, 1).to(packing.mask.dtype) for x in (query, key, value)]  # [N, heads, width] each
+    split = [len(packing.prompts[0]), len(packing.completions[0])]
+    of_prompts, of_completions = zip(*(x.split(split) for x in tokens), strict=True)
+    query, key, value = (_spread(x, packing.prompts, packing.prompts_shape) for x in of_prompts)
+    prompts, _ = sdpa_attention_forward(module, query, key, value, None, **options)  # [P, S, heads, width]
+    query, own_key, own_value = (_spread(x, packing.completions, packing.completions_shape) for x in of_completions)
+    key = torch.cat([key[packing.prompt_of], own_key], dim=2)
+    value = torch.cat([value[packing.prompt_of], own_value], dim=2)
+    completions, _ = sdpa_attention_forward(module, query, key, value, packing.mask, **options)
+    return torch.cat([prompts[packing.prompts], completions[packing.completions]]).unsqueeze(0), None
+
+
+def _spread(tokens: Tensor, places: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
+    """[M, heads, width] -> [P, heads, S, width], zeros elsewhere."""
+    return tokens.new_zeros(*shape, *tokens.shape[1:]).index_put(places, tokens).transpose(1, 2)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,188 @@
+"""The same work by sspo and by TRL's GRPOTrainer, one after the other, again and again: `make benchmark`.
+
+Both are child processes with one thread each. A cycle is a rollout batch and the two optimizer steps on it; medians over
+all cycles of all repeats but the first of each process. Processor time is beside wall time, since a busy machine stretches
+the latter. The tables are printed and written to `tests/benchmarks/results/`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tabulate import tabulate
+
+from tests.benchmarks.by_sspo import QUIET, options_of
+from tests.benchmarks.workloads import CPU, GPU, MU, Workload, build, cycles
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+REAL_STEPS = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [workload.name for workload in CPU + GPU]
+    parser.add_argument("--trl", default=ROOT / ".venv-trl/bin/python", type=Path, help="Python of TRL's environment")
+    parser.add_argument("--repeats", default=3, type=int)
+    parser.add_argument("--cycles", default=4, type=int, help="of each process, the first is left out")
+    parser.add_argument("--workloads", nargs="*", choices=names, default=[workload.name for workload in CPU])
+    parser.add_argument(
+        "--no-real-task", action="store_true", help=f"leave out {REAL_STEPS} steps of the embedded task"
+    )
+    given = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [workload for workload in CPU + GPU if workload.name in given.workloads]
+        measured = [compare(workload, given, Path(folder)) for workload in chosen]
+        if measured:
+            write("workloads", measured)
+        if not given.no_real_task:
+            write("real-task", [real_task(given, Path(folder))])
+
+
+def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> dict[str, Any]:
+    """One row of the table of workloads. Times in seconds a cycle, memory in GiB."""
+    folder = parent / workload.name.replace(" ", "-")
+    build(workload, folder)
+    steps = MU * given.cycles
+    questions = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    settings = {
+        "model": str(folder),
+        "questions": questions[: workload.prompts * given.cycles],
+        "graded": False,
+        "device": workload.device,
+        "config": trl_sizes(workload.prompts, workload.group_size, workload.tokens, steps),
+    }
+    ours, theirs, floors = [], [], []
+    for _ in range(given.repeats):
+        ours.append(child(sys.executable, "by_sspo", options_of(workload, str(folder), steps), parent / "runs"))
+        theirs.append(child(given.trl, "by_trl", settings))
+        floors.append(child(sys.executable, "floors", str(folder), 2))
+    sspo, trl = ([cycle for one in run for cycle in cycles(one["times"])] for run in (ours, theirs))
+    floor = {name: [time for one in floors for time in one[name]] for name in ("learner", "sampler", "generate")}
+    memory = [median(one["memory"] for one in run) / 2**30 for run in (ours, theirs)]
+    return {
+        "workload": workload.name,
+        "sspo": spread(sspo, 0),
+        "TRL": spread(trl, 0),
+        "ratio": ratio(sspo, trl, 0),
+        "ratio, processor": ratio(sspo, trl, 1),
+        "learner / floor": middle(sspo, 3) / middle(floor["learner"], 1),
+        "sampler / floor": middle(sspo, 2) / middle(floor["sampler"], 1),
+        "generate / sampler": middle(floor["generate"], 1) / middle(sspo, 2),
+        "GiB sspo": memory[0],
+        "GiB TRL": memory[1],
+        "ratio, memory": memory[0] / memory[1],
+        "GiB weights, gradients, optimizer": 4 * floors[0]["weights"] / 2**30,
+    }
+
+
+def real_task(given: argparse.Namespace, parent: Path) -> dict[str, Any]:
+    """The embedded task from the same cold start, with the lengths that come of themselves; draws both reward curves."""
+    from sspo_cli.config import RunOptions
+    from sspo_cli.seeds import derive_seed
+    from sspo_cli.tasks import load_problems
+    from sspo_cli.tasks.mixture import problem_stream
+
+    options = {**QUIET, "steps": REAL_STEPS, "objective": {"method": "grpo"}}
+    defaults = RunOptions.model_validate(options)
+    rollout, runs = defaults.rollout, parent / "real"
+    stream = problem_stream([load_problems("arithmetic", split="train")], [1.0], derive_seed(defaults.seed, "problems"))
+    drawn = islice(stream, REAL_STEPS // MU * rollout.prompts)
+    questions = [{"question": problem.question, "answer": problem.answer} for problem in drawn]
+    ours, theirs = [], []
+    for _ in range(given.repeats):
+        ours.append(child(sys.executable, "by_sspo", options, runs))
+        (cold,) = (runs / "cold-starts").glob("*/step-*")
+        settings = {
+            "model": str(cold),
+            "questions": questions,
+            "graded": True,
+            "device": "cpu",
+            "config": trl_sizes(rollout.prompts, rollout.group_size, rollout.max_new_tokens, REAL_STEPS),
+        }
+        theirs.append(child(given.trl, "by_trl", settings))
+    sspo, trl = (
+        [[b - a for a, b in zip(o["times"][0], o["times"][-1], strict=True)] for o in run] for run in (ours, theirs)
+    )
+    draw_rewards([[row["reward/mean"] for row in one["rows"]] for one in ours], [one["rewards"] for one in theirs])
+    return {
+        "workload": f"embedded task, {REAL_STEPS} steps",
+        "sspo": spread(sspo, 0),
+        "TRL": spread(trl, 0),
+        "ratio": ratio(sspo, trl, 0),
+        "ratio, processor": ratio(sspo, trl, 1),
+        "tokens a completion, sspo": median(row["completions/length"] for one in ours for row in one["rows"]),
+        "tokens a completion, TRL": median(length for one in theirs for length in one["lengths"]),
+        "last rewards, sspo": median(row["reward/mean"] for one in ours for row in one["rows"][-10:]),
+        "last rewards, TRL": median(reward for one in theirs for reward in one["rewards"][-10:]),
+    }
+
+
+def trl_sizes(prompts: int, group_size: int, tokens: int, steps: int) -> dict[str, int]:
+    return {
+        "max_steps": steps,
+        "per_device_train_batch_size": prompts * group_size // MU,
+        "num_generations": group_size,
+        "max_completion_length": tokens,
+    }
+
+
+def child(python: str | Path, module: str, options: Any, *more: object) -> dict[str, Any]:
+    """What `tests.benchmarks.<module>` reports, run by `python` with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    with tempfile.NamedTemporaryFile() as out:
+        first = options if isinstance(options, str) else json.dumps(options)
+        command = [str(python), "-m", f"tests.benchmarks.{module}", first, out.name, *map(str, more)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{module} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return json.loads(Path(out.name).read_text())
+
+
+def middle(times: Sequence[Sequence[float]], column: int) -> float:
+    return median(time[column] for time in times)
+
+
+def ratio(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], column: int) -> float:
+    return middle(ours, column) / middle(theirs, column)
+
+
+def spread(times: Sequence[Sequence[float]], column: int) -> str:
+    values = [time[column] for time in times]
+    return f"{median(values):.2f} s ({min(values):.2f}–{max(values):.2f})"
+
+
+def draw_rewards(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for name, color, runs in (("sspo", "C0", ours), ("TRL", "C1", theirs)):
+        for number, rewards in enumerate(runs):
+            axes.plot(range(1, len(rewards) + 1), rewards, color=color, alpha=0.7, label=name if number == 0 else None)
+    axes.set(xlabel="optimizer step", ylabel="mean reward", title="The embedded task from the same cold start")
+    axes.legend()
+    figure.savefig(RESULTS / "real-task.svg")
+    plt.close(figure)
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f")
+    print(table, flush=True)
+    (RESULTS / f"{name}.md").write_text(table + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

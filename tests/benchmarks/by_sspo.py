@@ -1,0 +1,72 @@
+"""Child process, a run by sspo: `python -m tests.benchmarks.by_sspo OPTIONS OUT RUNS`, the options as JSON."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sspo_cli import session, train
+from sspo_cli.config import RunOptions
+from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.tracking.tracker import Tracker
+from tests.benchmarks.workloads import MU, Workload, peak_memory, report
+
+QUIET = {"evaluation": {"benchmarks": [], "every": None}, "checkpoint": {"every": 10**6}}
+
+
+def options_of(workload: Workload, folder: str, steps: int) -> dict[str, Any]:
+    return {
+        **QUIET,
+        "steps": steps,
+        "device": workload.device,
+        "model": {"name": folder},
+        "tasks": [{"name": "file", "path": f"{folder}/questions.jsonl"}],
+        "rollout": {
+            "prompts": workload.prompts,
+            "group_size": workload.group_size,
+            "max_new_tokens": workload.tokens,
+        },
+        "learning": {"mu": MU},
+        "cold_start": {"steps": 0},
+        "objective": {"method": "grpo"},
+    }
+
+
+def main() -> None:
+    options, out, runs = RunOptions.model_validate(json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
+    times, rows = [], []
+    phases = {"sampling": 0.0, "learning": 0.0}  # processor time so far
+    log = Tracker.log
+
+    def noted(tracker: Tracker, step: int, metrics: Any) -> None:
+        log(tracker, step, metrics)
+        times.append((time.perf_counter(), time.process_time(), phases["sampling"], phases["learning"]))
+        rows.append({**metrics, "memory": peak_memory(options.device)})  # a checkpoint follows the last step
+
+    def timed(owner: Any, name: str, phase: str) -> None:
+        function = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                phases[phase] += time.process_time() - start
+
+        setattr(owner, name, wrapped)
+
+    def begun(run: Any) -> None:
+        times.append((time.perf_counter(), time.process_time(), 0.0, 0.0))
+        train.train(run)
+
+    Tracker.log, session.train = noted, begun
+    timed(TorchEngine, "generate", "sampling")
+    timed(train, "fill_old_logprobs", "learning")
+    timed(train, "take_step", "learning")
+    session.start_run(options, runs / f"run-{time.time_ns()}", ["benchmark"])
+    report(out, times=times, rows=rows, memory=rows[-1]["memory"])
+
+
+if __name__ == "__main__":
+    main()

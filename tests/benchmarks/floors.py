@@ -1,0 +1,95 @@
+"""The bare passes of the same model, without a trainer around them: what a cycle cannot do without.
+
+Child process: `python -m tests.benchmarks.floors FOLDER OUT REPEATS`, the folder of a workload. In the learner's floor
+prompts are shared by a cache that is repeated for the completions.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from tests.benchmarks.workloads import MU, PROMPT, Workload, report
+
+
+def next_token_logits(model: nn.Module, prompts: Tensor, completions: Tensor) -> Tensor:
+    """[B, T, V], each prompt computed once for its completions."""
+    repeats = len(completions) // len(prompts)
+    cache = DynamicCache(config=model.config)
+    last = model.model(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+    cache.batch_repeat_interleave(repeats)
+    rest = model.model(input_ids=completions[:, :-1], past_key_values=cache, use_cache=True).last_hidden_state
+    return model.lm_head(torch.cat([last.repeat_interleave(repeats, 0), rest], dim=1))
+
+
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, minibatches: list[tuple[Tensor, Tensor]]) -> None:
+    """One cycle: the log-probabilities of all minibatches but the first, then an optimizer step on each."""
+    with torch.no_grad():
+        for prompts, completions in minibatches[1:]:
+            next_token_logits(model, prompts, completions).log_softmax(-1).gather(2, completions.unsqueeze(2))
+    for prompts, completions in minibatches:
+        logits = next_token_logits(model, prompts, completions)
+        nn.functional.cross_entropy(logits.flatten(0, 1), completions.flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def decode(model: nn.Module, prompts: Tensor, group_size: int, tokens: int) -> None:
+    """The bare loop: prefill once a prompt, then a token of each completion at a time."""
+    cache = DynamicCache(config=model.config)
+    logits = model(input_ids=prompts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    cache.batch_repeat_interleave(group_size)
+    logits = logits.repeat_interleave(group_size, 0)
+    for _ in range(tokens - 1):
+        chosen = torch.multinomial(logits.softmax(-1), 1)
+        logits = model(input_ids=chosen, past_key_values=cache, use_cache=True).logits[:, -1]
+    torch.multinomial(logits.softmax(-1), 1)
+
+
+@torch.no_grad()
+def generate(model: nn.Module, prompts: Tensor, group_size: int, tokens: int) -> None:
+    """`transformers.generate`, which prefills a prompt for each completion."""
+    ids = prompts.repeat_interleave(group_size, 0)
+    ending = {"min_new_tokens": tokens, "max_new_tokens": tokens, "eos_token_id": None, "pad_token_id": 0}
+    model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **ending)
+
+
+def seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall and processor time of a call."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def main() -> None:
+    folder, out, repeats = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    workload = Workload(**json.loads((folder / "workload.json").read_text()))
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(workload.device).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=workload.device == "cuda")
+
+    def ids(rows: int, length: int) -> Tensor:
+        return torch.randint(1, 60, (rows, length), device=workload.device)
+
+    prompts = ids(workload.prompts, PROMPT)
+    completions = ids(workload.prompts * workload.group_size, workload.tokens)
+    minibatches = list(zip(prompts.chunk(MU), completions.chunk(MU), strict=True))
+    measured: dict[str, list[tuple[float, float]]] = {"learner": [], "sampler": [], "generate": []}
+    for _ in range(repeats + 1):
+        measured["learner"].append(seconds(lambda: learn(model, optimizer, minibatches)))
+        measured["sampler"].append(seconds(lambda: decode(model, prompts, workload.group_size, workload.tokens)))
+        measured["generate"].append(seconds(lambda: generate(model, prompts, workload.group_size, workload.tokens)))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    report(out, weights=weights, **{name: times[1:] for name, times in measured.items()})
+
+
+if __name__ == "__main__":
+    main()

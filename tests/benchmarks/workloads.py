@@ -1,0 +1,121 @@
+"""What is run by both: shapes of models with random weights, prompts of 22 tokens, completions that never end early."""
+
+import json
+import random
+import string
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+PROMPT = 22  # tokens
+MU = 2
+SYMBOLS = string.ascii_lowercase + string.digits + "<>/=+-*.,:;!?()[]{}_| "
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model's shape and a rollout batch: `prompts` × `group_size` completions of `tokens` tokens, μ = 2."""
+
+    name: str
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    intermediate: int
+    prompts: int
+    group_size: int
+    tokens: int
+    key_heads: int | None = None
+    device: str = "cpu"
+    tied: bool = True
+
+    @property
+    def minibatch(self) -> int:
+        """Completions in an optimizer step; one micro-batch of both programs on a CPU."""
+        return self.prompts * self.group_size // MU
+
+
+CPU = [
+    Workload("0.2 M", 64, 64, 3, 2, 192, prompts=16, group_size=8, tokens=48),
+    Workload("1 M", 64, 128, 4, 4, 512, prompts=16, group_size=8, tokens=64),
+    Workload("151,936 words", 151_936, 256, 2, 4, 1024, prompts=4, group_size=8, tokens=64),
+]
+# Qwen2.5's shapes.
+GPU = [
+    Workload("0.5B", 151_936, 896, 24, 14, 4864, 16, 8, 512, key_heads=2, device="cuda"),
+    Workload("1.5B", 151_936, 1536, 28, 12, 8960, 16, 8, 512, key_heads=2, device="cuda"),
+    Workload("7B", 152_064, 3584, 28, 28, 18944, 8, 8, 512, key_heads=4, device="cuda", tied=False),
+]
+
+
+def build(workload: Workload, folder: Path) -> None:
+    """The model with its tokenizer, and a file of questions, in `folder`.
+
+    The end-of-sequence id lies beyond the vocabulary of the model, so that no completion ends before its last token.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer(
+        vocab={
+            "<|pad|>": 0,
+            **{s if s != " " else "Ġ": 1 + i for i, s in enumerate(SYMBOLS)},
+            "<|end|>": workload.vocabulary,
+        },
+        merges=[],
+        unk_token=None,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        chat_template="{% for message in messages %}{{ message.content }}{% endfor %}=",
+        model_max_length=4096,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if workload.device == "cuda" else "cpu"):
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=workload.vocabulary,
+                hidden_size=workload.width,
+                num_hidden_layers=workload.layers,
+                num_attention_heads=workload.heads,
+                num_key_value_heads=workload.key_heads or workload.heads,
+                intermediate_size=workload.intermediate,
+                max_position_embeddings=4096,
+                tie_word_embeddings=workload.tied,
+                eos_token_id=None,
+                bos_token_id=None,
+                pad_token_id=0,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    draw = random.Random(0)
+    rows = []
+    for number in range(512):
+        question = "".join(draw.choices(string.ascii_lowercase + string.digits, k=PROMPT - 1))
+        rows.append({"id": str(number), "question": question, "answer": str(number)})
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "workload.json").write_text(json.dumps(asdict(workload)))
+
+
+def cycles(times: list[tuple[float, ...]]) -> list[list[float]]:
+    """From readings before the first and after each optimizer step, what passed in each cycle of μ steps. The first one
+    warms up and is left out."""
+    ends = times[::MU]
+    return [[b - a for a, b in zip(start, end, strict=True)] for start, end in pairwise(ends)][1:]
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process has held at a time: of the GPU where it works on one, resident ones otherwise."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def report(path: str, **values: Any) -> None:
+    """What a child process has measured, for its parent."""
+    Path(path).write_text(json.dumps(values))
