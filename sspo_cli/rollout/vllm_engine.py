@@ -88,7 +88,7 @@ class VllmEngine:
         prompts: Sequence[list[int]],
         group_size: int,
         sampling: Sampling,
-        finished: Callable[[int, Completion], None] | None = None,
+        finished: Callable[[int, Completion], object] | None = None,
     ) -> list[list[Completion]]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind

@@ -57,7 +57,7 @@ class VllmServer:
         prompts: Sequence[list[int]],
         group_size: int,
         sampling: Sampling,
-        finished: Callable[[int, Completion], None] | None = None,
+        finished: Callable[[int, Completion], object] | None = None,
     ) -> list[list[Completion]]:
         groups: list[list[Completion]] = [[] for _ in prompts]
         with ThreadPoolExecutor(max(1, self.max_rows // group_size)) as pool:

@@ -41,8 +41,8 @@ def learn(policy: Policy, batch, budget: int):
     """Loss and gradient of a stale minibatch; nothing is shared where the attention is plain."""
     policy.model.zero_grad()
     objective, options = build_objective(method="sspo"), LearningOptions(token_budget=budget)
-    metrics, _ = accumulate_gradient(policy, objective, batch, options, 0.7, on_policy=False)
-    return metrics["policy/loss"], torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+    learned = accumulate_gradient(policy, objective, batch, options, 0.7, on_policy=False)
+    return learned.metrics["policy/loss"], torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
