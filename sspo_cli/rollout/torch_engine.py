@@ -12,7 +12,7 @@ from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.types import Completion
 
-ROOM = 64  # tokens by which the cache grows at a time
+ROOM = 32  # tokens by which the cache grows at a time
 BLOCK = 64  # words that are drawn from together
 LEAVING = 1 / 8  # share of finished rows at which they leave the batch, which copies the cache of the others
 
@@ -78,9 +78,11 @@ class TorchEngine:
         logprobs = torch.zeros(len(rows), sampling.max_new_tokens, device=device)
 
         for step in range(sampling.max_new_tokens):
+            visible = attention[:, : width + step]
             hidden = policy.decoder(
                 input_ids=tokens,
-                attention_mask=attention[:, : width + step],
+                # Of full attention, a mask in its last form spares transformers making it of this one anew for each token.
+                attention_mask=visible.bool()[:, None, None] if step and policy.shares_prompts else visible,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -148,12 +150,15 @@ class _RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._rooms = [self.keys, self.values]
+        self._replace_rooms([room.repeat_interleave(repeats, dim=0) for room in self._rooms])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._rooms = [self.keys, self.values]
+        self._replace_rooms([room.index_select(0, indices) for room in self._rooms])
+
+    def _replace_rooms(self, rooms: list[Tensor]) -> None:
+        filled = self.get_seq_length()
+        self._rooms = rooms
+        self.keys, self.values = (room[:, :, :filled] for room in rooms)
 
 
 def _cache_with_room(policy: Policy) -> DynamicCache:
