@@ -12,6 +12,9 @@ def token_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
 
     Of a character that is split over several tokens, the last one adds it and the others add nothing.
     """
+    alone = [tokenizer.decode([token], skip_special_tokens=False) for token in token_ids]
+    if "".join(alone) == tokenizer.decode(token_ids, skip_special_tokens=False):
+        return alone  # no character is split, and no token's text depends on those before it
     pieces: list[str] = []
     context = told = 0  # tokens before `told` have their pieces; those from `context` on are decoded with the next
     before = ""

@@ -18,7 +18,8 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
         yield run
 
 
-def test_the_run_folder_holds_every_step(run: RunFolder) -> None:
+def test_the_run_folder_holds_every_step(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sspo_cli.tracking.jsonl.STATUS_SECONDS", 0.0)
     tracker = Tracker([JsonlSink(run)])
     tracker.start(3)
     tracker.log(1, {"reward/mean": 1.5, "minibatch": 1})
@@ -29,6 +30,22 @@ def test_the_run_folder_holds_every_step(run: RunFolder) -> None:
     assert run.metrics() == [{"step": 1, "reward/mean": 1.5, "minibatch": 1}, {"step": 2, "reward/mean": 1.6}]
     assert run.completions() == [{"step": 2, "completion": "a"}, {"step": 2, "completion": "b"}]
     assert (run.status["state"], run.status["step"]) == ("finished", 2)
+
+
+def test_steps_in_quick_succession_do_not_wait_for_the_status_to_reach_the_disk(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    tracker = Tracker([JsonlSink(run)])
+    tracker.start(9)
+    seen = []
+    for step, now in ((1, 100.5), (2, 101.1), (3, 101.2), (4, 102.2)):  # noqa: B007  read by the clock
+        tracker.log(step, {})
+        seen.append(run.status["step"])
+    assert seen == [0, 2, 2, 4]
+    tracker.finish("interrupted")
+    assert (run.status["step"], len(run.metrics())) == (4, 4)
 
 
 @pytest.mark.parametrize(
