@@ -127,7 +127,14 @@ def eval_command(
     from sspo_cli.config_files import load_config
 
     given = load_config(config or [], set_ or []) if config or set_ else None
+    conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    changes = {name: value for name, value in conditions.items() if value is not None}
     if completions:
+        if changes or benchmark or checkpoint or limit:
+            raise UserError(
+                "recorded outputs are graded as they are; --completions goes with no option on how to sample"
+            )
+
         from sspo_cli.recorded import grade_file
 
         grade_file(completions, out, (given or load_config([], [])).answer_timeout)
@@ -135,8 +142,6 @@ def eval_command(
 
     from sspo_cli.measure import measure
 
-    conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-    changes = {name: value for name, value in conditions.items() if value is not None}
     measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir)
 
 

@@ -108,7 +108,8 @@ def _conditions(measured: Measured) -> str:
     summary = measured.summary
     how = "greedy"
     if summary["temperature"]:
-        how = f"{summary['samples']} samples at temperature {summary['temperature']:g}, seed {summary['seed']}"
+        samples = "1 sample" if summary["samples"] == 1 else f"{summary['samples']} samples"
+        how = f"{samples} at temperature {summary['temperature']:g}, seed {summary['seed']}"
     return (
         f"{measured.target}, {measured.benchmark} ({summary['split']}): {summary['n']} problems, {how}, at most "
         f"{summary['max_new_tokens']} tokens, prompt {summary['prompt']}, checkpoint {summary['checkpoint']}"

@@ -15,7 +15,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker, Verdict, format_reward
 from sspo_cli.rewards.answer import same_words
 from sspo_cli.rewards.reading import Reading, outside_thoughts, read_answer, read_gold
-from sspo_cli.tracking.files import explain_os_errors, write_jsonl_atomic
+from sspo_cli.tracking.files import explain_os_errors, finite, write_jsonl_atomic
 
 NO_GOLD = Verdict(False, "no gold")
 
@@ -40,7 +40,7 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
                (words behind `answer is`, or nothing but the gold's words), or null where there is no answer
     verdict    "correct" or "wrong", and r_answer, the same as 1.0 or 0.0
     r_format   by the paper's appendix A, literally
-    status     of the check: "ok", "timeout", "error", "no answer", or "no gold" where the row's gold is null
+    status     of the check: "ok", "timeout", "error", "no answer", or "no gold" where the row's gold is null or empty
 
     A gold may be a number, a worked solution that ends in `#### 72` or `\\boxed{72}`, or a list, any of which is right.
 
@@ -56,7 +56,9 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
         raise UserError(f"{out} is what is to be graded; name another file with --out")
     if not out.parent.is_dir():
         raise UserError(f"{out} cannot be written: there is no folder {out.parent}")
-    with AnswerChecker(timeout=timeout) as checker, Progress(console=Console(stderr=True), transient=True) as bars:
+    terminal = Console(stderr=True)
+    progress = Progress(console=terminal, transient=True, disable=not terminal.is_terminal)
+    with AnswerChecker(timeout=timeout) as checker, progress as bars:
         readings = [_read_row(row) for row in rows]
         checks = [_submit(reading, row.golds, checker) for reading, row in zip(readings, rows, strict=True)]
         verdicts = [_best(check) for check in bars.track(checks, description="grading")]
@@ -110,9 +112,11 @@ def _read(path: Path) -> list[Recorded]:
 
 def _row(line: str, where: str) -> Recorded:
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
+        fields = finite(json.loads(line))  # NaN is how other programs mark a missing value
+    except ValueError:
         raise UserError(f"{where} is not valid JSON") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where} must be an object with `gold` and `completion`, not {json.dumps(fields)[:40]}")
     names = ", ".join(fields) or "none"
@@ -127,12 +131,11 @@ def _row(line: str, where: str) -> Recorded:
     texts = [fields[name] for name in ("completion", "prediction") if _is_text(fields.get(name))]
     if not texts:
         raise UserError(f"{where} has no text in `completion` or `prediction`; its fields are {names}")
-    return Recorded(fields, str(texts[0]), [str(gold) for gold in golds])
+    return Recorded(fields, str(texts[0]), [str(gold) for gold in golds if str(gold).strip()])
 
 
 def _is_text(value: Any) -> bool:
-    """Numbers count; NaN, with which other programs mark a missing value, does not."""
-    return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _read_row(row: Recorded) -> Reading:

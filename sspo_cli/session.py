@@ -132,8 +132,9 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
         teachers = rendered(worked) if worked else prompts
         demonstrations = demonstrations_of(list(itertools.chain(*teachers)), policy)
         with tracker.stage("cold start", options.cold_start.steps):
+            cache = folder.path.parent / COLD_STARTS
             policy, place = cold_start(
-                policy, demonstrations, options, folder.path.parent / COLD_STARTS, interruption, tracker.advance
+                policy, demonstrations, options, cache, interruption, tracker.advance, tracker.note
             )
         tracker.note(f"cold start: {place}")
 

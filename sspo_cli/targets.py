@@ -1,5 +1,6 @@
 """What `sspo eval` measures: a run, a checkpoint or a model, under its conditions, on its benchmarks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
     The options `given` are a model's; a run has its own. Raises UserError for a checkpoint that a run does not have, and for
     a model where a checkpoint is asked for.
     """
+    if not name:
+        raise UserError("a run or model to measure has an empty name")
     for path in (Path(name), runs_dir / name):
         of_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file()
         if (path / "checkpoints").is_dir():
@@ -72,8 +75,10 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
 
 
 def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
-    """Those of its options, but for `changes`. Raises UserError for several greedy samples."""
+    """Those of its options, but for `changes`. Raises UserError for several greedy samples, and for an infinite temperature."""
     conditions = replace(Conditions.of(target.options), **changes)
+    if not math.isfinite(conditions.temperature):
+        raise UserError("--temperature inf would sample every token alike; give a number, such as 0.6")
     if conditions.samples > 1 and not conditions.temperature:
         raise UserError(
             f"{conditions.samples} greedy completions would all be the same; add --temperature, such as 0.6, or --samples 1"
@@ -124,10 +129,12 @@ def _benchmark(name: str, options: RunOptions) -> TaskOptions:
     for benchmark in options.evaluation.benchmarks:
         if benchmark.label == name:
             return benchmark
-    task, _, path = name.partition("=")
+    task, equals, path = name.partition("=")
+    if equals and not path:
+        raise UserError(f"benchmark {name} names no path; write {name}PATH, or {task} for the published one")
     if task in get_args(TaskName) and not Path(name).exists():
         return TaskOptions(name=cast(TaskName, task), path=path or None, split="test")
-    if Path(name).exists():
+    if name and Path(name).exists():
         file = TaskOptions(name="file", path=name, split="test")
         others = [benchmark.label for benchmark in options.evaluation.benchmarks]
         if file.label in (*get_args(TaskName), VALIDATION, *others):
@@ -136,4 +143,6 @@ def _benchmark(name: str, options: RunOptions) -> TaskOptions:
             )
         return file
     known = ", ".join(task for task in get_args(TaskName) if task != "file")
-    raise UserError(f"unknown benchmark {name}; use {known}, one of them as NAME=PATH, or an existing file")
+    raise UserError(
+        f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH, or an existing file"
+    )

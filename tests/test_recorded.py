@@ -23,7 +23,8 @@ CASES = [
     ({"gold": "6", "completion": "3+5-2"}, ("3+5-2", "formula", "wrong", 0.0, 0.0, "ok")),
     ({"gold": "6", "completion": ""}, (None, None, "wrong", 0.0, 0.0, "no answer")),
     ({"gold": None, "completion": "6", "note": None}, ("6", "number", "wrong", 0.0, 0.0, "no gold")),
-    ({"gold": "6", "completion": r"\boxed{9^{9^{9^{9}}}}"}, ("9^{9^{9^{9}}}", "boxed", "wrong", 0.0, 0.0, "timeout")),
+    ({"gold": "", "completion": "6"}, ("6", "number", "wrong", 0.0, 0.0, "no gold")),
+    ({"gold": "6.5", "completion": r"\boxed{9^{9^{9^{9}}}}"}, ("9^{9^{9^{9}}}", "boxed", "wrong", 0.0, 0.0, "timeout")),
 ]
 
 
@@ -37,10 +38,10 @@ def test_rows_come_back_in_order_with_their_fields_and_the_verdict(tmp_path, cap
     grade_file(file, None, timeout=2.0)
     graded = [json.loads(line) for line in (tmp_path / "outputs.graded.jsonl").read_text().splitlines()]
     assert graded == [row | dict(zip(GRADED, verdict, strict=True)) for row, verdict in CASES]
-    low, high = wilson(8, 12)
+    low, high = wilson(8, 13)
     said = capsys.readouterr().out
-    assert f"8 of 12 correct: 66.7% [{low:.1%}, {high:.1%}]" in said
-    assert "number 5 (4 correct)" in said
+    assert f"8 of 13 correct: 61.5% [{low:.1%}, {high:.1%}]" in said
+    assert "number 6 (4 correct)" in said
     assert "timeout 1" in said
     assert str(tmp_path / "outputs.graded.jsonl") in said
 
@@ -54,7 +55,8 @@ def test_rows_come_back_in_order_with_their_fields_and_the_verdict(tmp_path, cap
         ('{"gold": "5", "text": "5"}', "line 2 has no text in `completion` or `prediction`; its fields are gold, text"),
         ('{"gold": "5", "completion": null}', "line 2 has no text in `completion`"),
         ('{"gold": {"a": 1}, "completion": "5"}', "line 2 has a `gold` that is neither text nor a number"),
-        ('{"gold": NaN, "completion": "5"}', "line 2 has a `gold` that is neither text nor a number"),
+        ('{"gold": "5", "completion": NaN}', "line 2 has no text in `completion`"),
+        (f'{{"gold": "5", "completion": "5", "more": {"[" * 2000 + "]" * 2000}}}', "line 2 is nested too deeply"),
         ('{"gold": true, "completion": "5"}', "line 2 has a `gold` that is neither text nor a number"),
     ],
 )
@@ -65,6 +67,13 @@ def test_a_bad_row_is_told_by_its_line_and_nothing_is_written(tmp_path, line, sa
         grade_file(file)
     assert said in str(told.value)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_gold_that_is_not_a_number_is_none(tmp_path):
+    file = tmp_path / "outputs.jsonl"
+    file.write_text('{"gold": NaN, "completion": "5"}\n')
+    grade_file(file)
+    assert json.loads((tmp_path / "outputs.graded.jsonl").read_text())["status"] == "no gold"
 
 
 def test_the_file_itself_is_never_overwritten(tmp_path):

@@ -49,10 +49,12 @@ def cold_start(
     cache: Path,
     interruption: Interruption,
     progress: Callable[..., None],
+    note: Callable[[str], None],
 ) -> tuple[Policy, Path]:
     """The policy after the supervised stage, and the folder that holds it.
 
-    `progress(steps, loss=…)` is called as steps are done (loss: nats a token). Interrupted, the stage goes on where it was.
+    `progress(steps, loss=…)` is called as steps are done (loss: nats a token), `note(text)` where another run is at the same
+    cold start and this one waits for it. Interrupted, the stage goes on where it was.
     Raises UserError without demonstrations, Interrupted when asked to stop.
     """
     if not demonstrations:
@@ -62,7 +64,7 @@ def cold_start(
         )
     folder = cache / _key(policy, demonstrations, options)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / ".lock", interruption):
+    with _lock(folder / ".lock", interruption, note):
         start, _ = set_damaged_aside(folder)
         done = int(start.name.removeprefix("step-")) if start else 0
         progress(done)
@@ -77,9 +79,13 @@ def cold_start(
 
 
 @contextmanager
-def _lock(path: Path, interruption: Interruption) -> Iterator[None]:
+def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -> Iterator[None]:
     """Another run may be at the same cold start for hours; waiting for it can be interrupted."""
     lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        note(f"another run is at the same cold start, {path.parent}; waiting for it")
     while not lock.is_locked:
         try:
             lock.acquire(timeout=1)

@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 from sspo_cli.errors import UserError
-from sspo_cli.report.runs import Group, Run
+from sspo_cli.report.runs import Group, Run, short_names
 from sspo_cli.tracking.files import explain_os_errors
 from sspo_cli.tracking.run_folder import RunFolder
 
@@ -19,7 +19,7 @@ LONGEST_OPENING = 64  # characters that a prompt template may have put before th
 def sample_completions(groups: Sequence[Group], budget: int = BUDGET) -> list[dict[str, Any]]:
     """Of each run whole rollouts, as many as fit its part of the budget: the last, the first, and ones evenly between.
 
-    A run is {path, label, seed, complete, damage, groups}: whether all groups are there, and which line of its file cannot
+    A run is {path, name, label, seed, complete, damage, groups}: whether all groups are there, and which line of its file cannot
     be read. A group is {step, rollout, minibatch, epoch, problem, prompt, gold, completions}, and a completion {answer,
     format, advantage, extracted, tokens, truncated, opening, pieces, weights, left_out}: `opening` is the template's part,
     `pieces` are the texts of the tokens and `weights` theirs in hundredths. The weights are null where all are 100, and
@@ -27,9 +27,12 @@ def sample_completions(groups: Sequence[Group], budget: int = BUDGET) -> list[di
     completion, `left_out` pieces are missing after the first half of them.
     """
     runs = [(group, run) for group in groups for run in group.runs]
+    if not runs:
+        return []
+    _, short = short_names([run.path for _, run in runs])
     sampled = []
     for group, run in runs:
-        about = {"path": str(run.path), "label": group.label, "seed": run.options.seed}
+        about = {"path": str(run.path), "name": short[run.path], "label": group.label, "seed": run.options.seed}
         try:
             found, complete = _sample(run, budget // len(runs))
             sampled.append({**about, "complete": complete, "damage": None, "groups": found})

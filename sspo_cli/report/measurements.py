@@ -187,20 +187,19 @@ def best_configurations(
             chosen += candidates
             continue
         scores = [_validation_score(group, select) for group in candidates]
-        where = f"{method_name(same[0].method)} in {same[0].setting}"
         if None in scores or len({measurement for measurement, _ in filter(None, scores)}) > 1:
             chosen += candidates
             notes.append(
-                f"{where}: all {len(candidates)} configurations are shown, because they have no common validation to choose "
-                "by (`evaluation.validation`), and a test score must not choose."
+                f"{method_name(same[0].method)} in {same[0].setting}: all {len(candidates)} configurations are shown, because "
+                "they have no common validation to choose by (`evaluation.validation`), and a test score must not choose."
             )
             continue
         ranked = sorted(zip(filter(None, scores), candidates, strict=True), key=lambda pair: -pair[0][1])
         chosen.append(ranked[0][1])
         others = ", ".join(f"{group.label} {100 * score:.1f}" for (_, score), group in ranked[1:])
         notes.append(
-            f"{where}: {ranked[0][1].label} is shown for its mean validation Pass@1 of {100 * ranked[0][0][1]:.1f} %; "
-            f"the others have {others}."
+            f"{ranked[0][1].label} in {same[0].setting} is shown for its mean validation Pass@1 of "
+            f"{100 * ranked[0][0][1]:.1f} %; not shown: {others}."
         )
     return [group for group in groups if group in chosen], notes
 

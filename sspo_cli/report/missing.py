@@ -79,7 +79,8 @@ def _missing_in(collection: Collection, setting: str, select: Select) -> Iterato
         finished = {run.options.seed for run in group.runs if run.finished}
         if lacking := sorted(seeds - finished):
             yield (
-                f"{group.label} in {setting} has no finished run of seed {', '.join(map(str, lacking))}, "
+                f"{group.label} in {setting} has no finished run of seed{'s' * (len(lacking) > 1)} "
+                f"{', '.join(map(str, lacking))}, "
                 "which other configurations have."
             )
     yield from _seeds_that_differ(groups)
@@ -114,4 +115,4 @@ def _measured_in_several_ways(collection: Collection) -> Iterator[str]:
                 first, *others = alike["path"].unique()
                 more = f" and {len(others)} more" if others else ""
                 ways.append(f"{str(column).removeprefix(f'{benchmark} ')} in `{first}`{more}")
-            yield f"{benchmark} was measured in several ways, which have a column each: {'; '.join(ways)}."
+            yield f"{benchmark} was measured in several ways, which share no column: {'; '.join(ways)}."

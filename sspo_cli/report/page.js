@@ -127,11 +127,11 @@ function groupOf(group) {
 
 // A run's name in the table leads to its completions.
 function linkRuns(runs) {
-  const known = new Set(runs.filter((run) => run.groups.length).map((run) => run.path));
+  const known = new Set(runs.filter((run) => run.groups.length).map((run) => run.name));
   for (const { cells: [cell] } of document.querySelectorAll("#runs tbody tr")) {
-    const path = cell.textContent;
-    if (!known.has(path)) continue;
-    cell.replaceChildren(element("a", { href: `#${new URLSearchParams({ run: path })}` }, ...cell.childNodes));
+    const name = cell.textContent;
+    if (!known.has(name)) continue;
+    cell.replaceChildren(element("a", { href: `#${new URLSearchParams({ run: name })}` }, ...cell.childNodes));
   }
 }
 
@@ -144,15 +144,15 @@ function browse(runs) {
   const option = (value, text, chosen) => element("option", { value, textContent: text, selected: chosen });
 
   // Shows the group nearest to what is asked for, and says in the address which one it is.
-  function show({ path, step, problem }, remember = true) {
-    run = runs.find((candidate) => candidate.path === path) ?? runs.find((candidate) => candidate.groups.length) ?? runs[0];
+  function show({ name, step, problem }, remember = true) {
+    run = runs.find((candidate) => candidate.name === name) ?? runs.find((candidate) => candidate.groups.length) ?? runs[0];
     const steps = stepsOf(run);
     const wanted = Number.isFinite(step) ? step : steps.at(-1);
     const near = steps.reduce((best, other) => (Math.abs(other - wanted) < Math.abs(best - wanted) ? other : best), steps[0]);
     const same = run.groups.filter((candidate) => candidate.step === near);
     group = same.find((candidate) => candidate.problem === problem) ?? same[0];
 
-    pickRun.value = run.path;
+    pickRun.value = run.name;
     pickStep.replaceChildren(...steps.map((value) => option(value, value, value === near)));
     pickProblem.replaceChildren(...same.map((value, i) => option(i, value.problem, value === group)));
     for (const pick of [pickStep, pickProblem]) pick.disabled = !group;
@@ -165,20 +165,20 @@ function browse(runs) {
       : `A sample of the groups that the run kept, spread evenly over its rollouts; all are in ${run.path}/completions.jsonl.`;
     byId("group").replaceChildren(...(group ? groupOf(group) : []));
     if (remember && group) {
-      const address = new URLSearchParams({ run: run.path, step: near, problem: group.problem });
+      const address = new URLSearchParams({ run: run.name, step: near, problem: group.problem });
       history.replaceState(null, "", `#${address}`);
     }
   }
 
   function stepBy(places) {
     const steps = stepsOf(run);
-    show({ path: run.path, step: steps[steps.indexOf(group.step) + places] });
+    show({ name: run.name, step: steps[steps.indexOf(group.step) + places] });
   }
 
   function asked() {
     const address = new URLSearchParams(location.hash.slice(1));
-    const [path, step, problem] = ["run", "step", "problem"].map((name) => address.get(name));
-    return path === null ? null : { path, step: parseInt(step, 10), problem };
+    const [name, step, problem] = ["run", "step", "problem"].map((key) => address.get(key));
+    return name === null ? null : { name, step: parseInt(step, 10), problem };
   }
 
   function follow() {
@@ -188,12 +188,12 @@ function browse(runs) {
     byId("completions").scrollIntoView();
   }
 
-  pickRun.append(...runs.map(({ path, label, seed }) => option(path, `${path} · ${label}, seed ${seed}`)));
-  pickRun.addEventListener("change", () => show({ path: pickRun.value, step: group?.step }));
-  pickStep.addEventListener("change", () => show({ path: run.path, step: Number(pickStep.value) }));
+  pickRun.append(...runs.map(({ name, label, seed }) => option(name, `${name} · ${label}, seed ${seed}`)));
+  pickRun.addEventListener("change", () => show({ name: pickRun.value, step: group?.step }));
+  pickStep.addEventListener("change", () => show({ name: run.name, step: Number(pickStep.value) }));
   pickProblem.addEventListener("change", () => {
     const same = run.groups.filter((candidate) => candidate.step === group.step);
-    show({ path: run.path, step: group.step, problem: same[pickProblem.value].problem });
+    show({ name: run.name, step: group.step, problem: same[pickProblem.value].problem });
   });
   before.addEventListener("click", () => stepBy(-1));
   after.addEventListener("click", () => stepBy(1));

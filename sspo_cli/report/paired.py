@@ -87,7 +87,7 @@ def paired_table(lines: Sequence[Line], notes: Sequence[str]) -> Table | None:
         "problems (9,999 resamples).",
         f"p, two-sided: {' and '.join(sorted(set(frame['test'])))}. Problems are what is drawn at random; seeds are averaged "
         "within a problem, so the p says nothing about further seeds.",
-        f"p (Holm): adjusted for the {len(frame)} comparisons of this table.",
+        f"p (Holm): adjusted for the number of comparisons in this table, {len(frame)}.",
         "The best and the strongest baseline (GRPO, GSPO, GMPO or SAPO) were picked by these same numbers, which flatters "
         "them a little.",
     ]

@@ -6,7 +6,7 @@ import pandas as pd
 
 from sspo_cli.config_files import flatten
 from sspo_cli.report.measurements import tests_of, with_headings
-from sspo_cli.report.runs import Collection, Run, Select, distinguish, method_name
+from sspo_cli.report.runs import Collection, Run, Select, distinguish, method_name, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table
 
 SHOWN_ANYWAY = ("seed", "objective.method", "objective.gate")
@@ -18,6 +18,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
     options = [dict(flatten(run.options.model_dump(mode="json"))) for _, run in members]
     options = [{key: value for key, value in own.items() if key not in SHOWN_ANYWAY} for own in options]
     scores = _scores(collection.runs, select)
+    folder, short = short_names([run.path for run in collection.runs])
     columns = list(dict.fromkeys(column for own in scores for column in own))
     rows: list[dict[str, Any]] = []
     lines: list[dict[str, Cell]] = []
@@ -36,7 +37,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
         rows.append({**about, "differences": difference, "seed": run.options.seed, **state, **numbers})
         lines.append(
             {
-                "Run": Cell(f"`{run.path}`"),
+                "Run": Cell(f"`{short[run.path]}`"),
                 "Model and data": Cell(group.setting),
                 "Method": Cell(method_name(group.method)),
                 "Gate": Cell(group.gate),
@@ -55,9 +56,10 @@ def runs_table(collection: Collection, select: Select) -> Table:
     headings = [heading for heading in lines[0] if heading != "Model and data" or len(collection.settings) > 1]
     when = "after the last step" if select == "last" else "at the best step by validation"
     notes = [
+        f"Run: its folder below `{folder}`.",
         "Differs in: the options in which the runs of this report differ, beside method, gate and seed.",
         "Wall time is that of the optimizer steps, sampling included, evaluations and checkpoints not; tokens are the sampled "
-        "ones; the last reward is the mean of the last minibatch, of 2.",
+        "ones; the last reward is the mean of the last minibatch (at most 2).",
         f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earlier of "
         "equal ones.",
     ]

@@ -1,6 +1,7 @@
 """Run folders, read and sorted into groups whose runs differ in nothing but the seed; models that `sspo eval` measured."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -240,6 +241,14 @@ def same_measurement(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     return all(left[name] == right[name] for name in MEASUREMENT)
 
 
+def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
+    """The folder that all of them are in, from here where it is below, and each one's name in it."""
+    common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
+    below = os.path.relpath(common)
+    names = {path: os.path.relpath(path, common) for path in paths}
+    return common if below.startswith("..") else below, names
+
+
 def distinguish(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[str]:
     """For each name that others share, the details in which those differ, such as `tau_neg 0.3, tau_pos 0.2`."""
     shared: dict[str, list[Mapping[Any, Any]]] = defaultdict(list)
@@ -303,7 +312,13 @@ def _label(configurations: list[list[Run]]) -> list[Group]:
         )
     ]
     order = list(METHODS)
-    return sorted(groups, key=lambda group: (group.setting, order.index(group.method), group.label))
+    return sorted(groups, key=lambda group: (_natural(group.setting), order.index(group.method), _natural(group.label)))
+
+
+def _natural(text: str) -> list[str | float]:
+    """To sort by: numbers by value, so that 8B comes before 14B."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _named(name: str, details: str) -> str:

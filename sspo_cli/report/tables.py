@@ -1,6 +1,5 @@
 """The report's tables, from what was collected."""
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from sspo_cli.report.measurements import (
 from sspo_cli.report.paired import paired_table
 from sspo_cli.report.paper import paper_tables, printed
 from sspo_cli.report.run_table import runs_table
-from sspo_cli.report.runs import BASELINES, Collection, Select, method_name
+from sspo_cli.report.runs import BASELINES, Collection, Select, method_name, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table, marks_of
 
 GAIN = "Δ Avg"
@@ -237,7 +236,7 @@ def _about(collection: Collection, shown: Sequence[Line], frame: pd.DataFrame) -
         notes.append(f"base: the evaluation before the first step of RL and after the cold start ({after}).")
     if any(line.kind not in (BASE, TRAINED) for line in shown):
         notes.append("Rows `by sspo eval`: that model as it is, without a cold start and without RL.")
-    return [*notes, *_conditions(frame), *_which_runs(shown)]
+    return [*notes, *_conditions(frame), *_which_runs(shown), *_fewer_seeds(shown, frame)]
 
 
 def _conditions(frame: pd.DataFrame) -> list[str]:
@@ -260,16 +259,22 @@ def _token_limit(row: Record) -> str:
 def _which_runs(shown: Sequence[Line]) -> list[str]:
     """By line: how many seeds, and the folders."""
     sources = {id(line): list(dict.fromkeys(m.source.path for m in line.measured)) for line in shown}
-    paths = [path for found in sources.values() for path in found]
-    common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
-    below = os.path.relpath(common)
-    below = common if below.startswith("..") else below
+    folder, short = short_names([path for found in sources.values() for path in found])
     sentences = []
     for line in shown:
-        names = ", ".join(f"`{os.path.relpath(path, common)}`" for path in sources[id(line)])
+        names = ", ".join(f"`{short[path]}`" for path in sources[id(line)])
         seeds = f"seed{'s' if ',' in _seeds(line) else ''} {_seeds(line)}: " if _seeds(line) else ""
         sentences.append(f"{line.label}: {seeds}{names}")
-    return [f"Runs below `{below}`: {'; '.join(sentences)}."]
+    return [f"Runs below `{folder}`: {'; '.join(sentences)}."]
+
+
+def _fewer_seeds(shown: Sequence[Line], frame: pd.DataFrame) -> list[str]:
+    """The cells that are not over all seeds of their line."""
+    return [
+        f"{line.label} in {line.setting}: {row['column']} is of seed {row['seeds']} only."
+        for row in frame[frame["column"] != GAIN].to_dict("records")
+        if (line := shown[row["line"]]).kind == TRAINED and row["seeds"] != _seeds(line)
+    ]
 
 
 def _seeds(line: Line) -> str:

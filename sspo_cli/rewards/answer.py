@@ -13,40 +13,74 @@ from typing import Self
 
 from pebble import ProcessPool
 
-from sspo_cli.rewards.reading import MAX_LENGTH, peel
+from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
 
 CACHE_SIZE = 1 << 16
 GRACE = 10.0  # seconds after its limit when a worker ends by itself
 
+_SEPARATOR = r"(?:,|,?\\[!,] ?|\{,\}|[ \u00a0\u2009\u202f])"
 _NUMBER = re.compile(
-    r"(?P<sign>[+\u2212-])?(?:\\?[$€£¥₹])?(?P<digits>\d{1,40}|\d{1,3}(?:(?:,|,?\\[!,]|\{,\}|[ \u00a0\u2009\u202f])\d{3}){1,12})?"
+    rf"(?P<sign>[+\u2212-])?(?:\\?[$€£¥₹])?(?P<digits>\d{{1,40}}|\d{{1,3}}(?:{_SEPARATOR}\d{{3}}){{1,12}})?"
     r"(?P<decimals>\.\d{1,40})?(?:[eE](?P<exponent>[+-]?\d{1,3}))?"
 )
 _NOT_IN_SENTENCES = re.compile(r"[^\w\s.,;:!?'’]|[\d_]")
 _PUNCTUATION = str.maketrans("", "", ".,;:!?'’")
-_SUM = re.compile(r"(?=.*\d[\s)]*([+*-]|\\times|\\cdot))([\d\s.,+*/()-]|\\times|\\cdot)+")
+_LITERAL = re.compile(  # but for exponents and indices
+    r"(?:(?<![\w)\]}%])[+\u2212-])?(?<![\d.])(?<![\^_])(?<![\^_]\{)"
+    rf"(?:(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
+)
+# `10^3`, `1.5 \times 10^{3}` and roots of a number are finished: nothing shorter says what they say.
+_WRAPPING = r"(?:[\s\[\](){}$]|\\left|\\right|\\sqrt)*"
+_POWER_OR_ROOT = re.compile(
+    rf"{_WRAPPING}[+\u2212-]?(?:\d+(?:\.\d+)?\s*(?:\\times|\\cdot|[×·*])\s*(?=10\s*\^))?\d+(?:\s*\^\s*\{{?\d+\}}?)?{_WRAPPING}"
+)
+_OPERATION = re.compile(r"[\w)\]}]\s*(?:[+*×·÷\u2212-]|\\(?:times|cdot|div|[bp]?mod)(?![A-Za-z]))")
+_FUNCTION = re.compile(
+    r"\\(?!(?:[dct]?frac|sqrt|left|right|text\w*|math\w*|circ|quad|degree)(?![A-Za-z]))[A-Za-z]{2,}|[!|]"
+)
+_RATIO = re.compile(r"(-?)(?:(\d{1,40})/(\d{1,40})|\\[dct]?frac\s*(?:(\d)|\{(\d{1,40})\})\s*(?:(\d)|\{(\d{1,40})\}))")
+_SIDES = re.compile(r"=(?![^{}]*\})")  # not that of `\sum_{i=1}`
+# Inequalities and alternatives: they name no single value.
+_UNDECIDED = re.compile(
+    r"[<>≤≥≠±∨]|(?<![A-Za-z])or(?![A-Za-z])|\\(?:[lg]eq?|[lg]t|neq?|not|pm|mp|lor|vee)(?![A-Za-z])", re.IGNORECASE
+)
+_SEVERAL = re.compile(r"[,;<>≤≥∪]|\band\b|\\(?:cup|infty|in|begin)(?![A-Za-z])")
 
 
 def quick_verdict(prediction: str, gold: str) -> bool | None:
     """The verdict on peeled answers that needs no computer algebra; None where it does.
 
-    A sum, difference or product in place of a plain integer is wrong even where its value is right: `3+5-2` repeats the
-    question `3+5-2`, and would earn the reward without an answer.
+    Where the gold is a number, an expression in its place is wrong even where its value is right: `3+5-2` or
+    `\\binom{10}{3}` repeats the question, and would earn the reward without an answer. So is `41 or 42` for a single value.
     """
     if prediction == gold:
         return True
-    if len(prediction) > MAX_LENGTH:
+    if len(prediction) > MAX_LENGTH or "\\boxed" in prediction:  # what peeling has left is denied, or never ends
         return False
     if same_words(prediction, gold):
         return True
-    expected, given = _number(gold), _number(prediction)
+    expected, given = _value(gold), _number(prediction)
     if expected is not None and given is not None:
         if expected == given:
             return True
         return False if expected % 1 == given % 1 == 0 else None  # decimals may be rounded
-    if expected is not None and expected % 1 == 0 and _SUM.fullmatch(prediction.rpartition("=")[2]):
+    if _UNDECIDED.search(prediction) and not _UNDECIDED.search(gold) and not _SEVERAL.search(gold):
+        return False
+    if expected is not None and not _is_finished(prediction, expected):
         return False
     return None
+
+
+def _is_finished(prediction: str, expected: Fraction) -> bool:
+    """Whether the last side of an equation is a number written out, for an integer that very number; and no other side is
+    another number (`41 = 42`)."""
+    *sides, last = _SIDES.split(prediction)
+    if any(_value(peel(side)) not in (None, expected) for side in sides):
+        return False
+    if expected % 1:
+        return not (_OPERATION.search(last) or _FUNCTION.search(last))
+    values = [_number(literal[0]) for literal in _LITERAL.finditer(last)]
+    return is_bare(last) and (values == [expected] or _POWER_OR_ROOT.fullmatch(last) is not None)
 
 
 def same_words(text: str, other: str) -> bool:
@@ -71,6 +105,16 @@ def _number(text: str) -> Fraction | None:
     digits = "".join(filter(str.isdecimal, number["digits"] or "")) + (number["decimals"] or "")
     value = Fraction(digits) * Fraction(10) ** int(number["exponent"] or 0)
     return value if number["sign"] in (None, "+") else -value
+
+
+def _value(text: str) -> Fraction | None:
+    """That of a plain number, or of a ratio of integers that is none itself."""
+    if not (ratio := _RATIO.fullmatch(text)):
+        return _number(text)
+    numerator, denominator = (int(digits) for digits in ratio.groups()[1:] if digits)
+    if not denominator or numerator % denominator == 0:
+        return None
+    return Fraction(numerator, denominator) * (-1 if ratio[1] else 1)
 
 
 @dataclass(frozen=True, slots=True)

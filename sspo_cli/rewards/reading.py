@@ -46,6 +46,20 @@ _WORD = re.compile(
     r"(?!(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|inf|mod|max|min|gcd|lcm)(?![A-Za-z]))[^\W\d_]{2,}"
 )
 
+_DENIAL = re.compile(
+    r"\b(?:not|never|no|neither|nor|either|else|wrong|false|incorrect|cannot|without|except|unless)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    r"\b(?:or|but|if|maybe|perhaps|possibly|probably|could|might|may|about|around|approximately|roughly|nearly|almost"
+    r"|between|up to|least|most|more|less|than|fewer|over|under|above|below|any|some|such|half|twice|double|triple"
+    r"|minus|negative|plus|times|divided|squared|cubed|factorial|zero|one|two|three|four|five|six|seven|eight|nine|ten"
+    r"|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|dozens?|hundreds?|thousands?|[mbtr]illions?"
+    r"|guess|think|doubt|unsure|sure)\b",
+    re.IGNORECASE,
+)
+_PLAIN_WORDS = re.compile(r"(?:[^\W\d_]|[\s.,:;'’*/°²³$-]|\b[A-Za-z]\s*=|\^\d)*")
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -66,7 +80,7 @@ def read_answer(text: str) -> Reading:
         return Reading(tagged, "tags")
     said = outside_thoughts(text)
     if boxed := _last_boxed(said):
-        return Reading(peel(boxed), "boxed")
+        return Reading(_without_words(boxed), "boxed")
     if is_bare(said):
         return _as_number_or_formula(peel(said))
     if piece := _last_piece(said):
@@ -99,12 +113,15 @@ def extract_answer(text: str) -> str | None:
 
 
 def _without_words(answer: str) -> str:
-    """The one number or formula of a sentence; a sentence with several, or with none, stays whole: it names no answer."""
+    """The one number or formula of a sentence that plainly states it. A sentence with several or with none, or one that
+    denies, bounds, scales or doubts it (`not 42`, `at least 42`), stays whole: it names no answer."""
     peeled = peel(answer)
     if len(peeled) > MAX_LENGTH or is_bare(peeled):
         return peeled
-    pieces = {_content(piece) for piece in _PIECES.finditer(peeled)}
-    return peel(pieces.pop()) if len(pieces) == 1 else peeled
+    values = {_content(piece) for piece in _PIECES.finditer(peeled)}
+    words = _PIECES.sub(" ", peeled)
+    plain = _PLAIN_WORDS.fullmatch(words) and not _DENIAL.search(words) and not _DOUBT.search(words)
+    return peel(values.pop()) if plain and len(values) == 1 else peeled
 
 
 def outside_thoughts(text: str) -> str:
@@ -153,18 +170,25 @@ def _content(piece: re.Match[str]) -> str:
 def peel(answer: str) -> str:
     """An answer without what is wrapped around it: `\\boxed{}`, `$…$` and its kin, outer white space, a final period.
 
-    Of prose around a box, only the box is left; several boxes are a list.
+    Of prose around a box, only the box is left, unless it denies it (`not \\boxed{42}`); several boxes are a list.
     """
     if len(answer) > MAX_LENGTH:
         return answer.strip()
     while True:
-        peeled = ", ".join(content for _, _, content in _boxed(answer)) or answer
-        peeled = _undelimited(_END.sub("", peeled.strip()).strip())
+        peeled = _undelimited(_END.sub("", _unboxed(answer).strip()).strip())
         if "\\begin" not in peeled:  # where two backslashes end a row
             peeled = _ESCAPED_TWICE.sub(r"\\", peeled)
         if peeled == answer:
             return answer
         answer = peeled
+
+
+def _unboxed(text: str) -> str:
+    """What its boxes hold; all of a text that has none or denies them."""
+    boxes, around = _boxed(text), text
+    for start, end, _ in reversed(boxes):
+        around = around[:start] + around[end:]
+    return text if not boxes or _DENIAL.search(around) else ", ".join(content for _, _, content in boxes)
 
 
 def _last_boxed(text: str) -> str | None:

@@ -32,7 +32,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """Indented JSON with a final newline. Raises UserError where the disk refuses."""
-    write_text_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+    write_text_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -86,6 +86,18 @@ def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         write_jsonl_atomic(path, [row for row in read_jsonl(path) if keep(row)])
 
 
+def finite(value: Any) -> Any:
+    """NaN and infinity as null: JSON has no word for them, and other programs refuse Python's."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [finite(item) for item in value]
+    return value
+
+
 @contextmanager
 def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
     """Turns an OSError into a UserError with the path: `cannot write runs/a/status.json: No space left on device`."""
@@ -96,19 +108,7 @@ def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(row), ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has no word for them, and other programs refuse Python's."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-    return value
+    return json.dumps(finite(row), ensure_ascii=False) + "\n"
 
 
 def _encode(text: str) -> bytes:

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from synthetic_runs import evaluation
+from synthetic_runs import evaluation, validation
 
 from sspo_cli.config_files import load_config
 from sspo_cli.report.figures import best_of_each, figures, save
 from sspo_cli.report.figures.curves import by_method_figure, cost_figure, grid_figure, smoothed_figure
 from sspo_cli.report.figures.gates import gates_figure
-from sspo_cli.report.figures.scores import final_figure, final_scores, scores_by_step_figure
+from sspo_cli.report.figures.scores import final_figure, scores_by_step_figure
 from sspo_cli.report.figures.style import lines_of
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.report.figures.weights import weights_figure
@@ -95,6 +95,7 @@ def test_models_and_training_data_make_a_grid_with_a_gap_for_what_was_not_run() 
     figure = grid_figure(groups, "reward/mean")
     assert [ax.get_title() for ax in figure.axes] == ["8B, math", "14B, math", "30B, math", "", "14B, code", ""]
     assert [ax.axison for ax in figure.axes] == [True, True, True, False, True, False]
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 3)
     assert [len(ax.get_lines()) for ax in figure.axes] == [1, 1, 1, 0, 1, 0]
     assert texts(figure) == ["SSPO atanlog"]
 
@@ -147,21 +148,21 @@ def test_each_method_has_a_panel_with_its_configurations_and_the_range_of_the_ot
         assert (there.min(), there.max()) == pytest.approx((min(own), max(own)))
 
 
-def test_the_best_configuration_is_that_by_validation_where_every_run_has_one() -> None:
-    def tried(details: str, validated: list[int], reward: float) -> Group:
-        rows = [evaluation(step, c, benchmark="validation", split="validation") for step, c in enumerate(validated)]
-        return a_group(a_run(evaluations=rows, **{"reward/mean": [reward] * 8}), details=details)
+def test_the_best_configuration_is_that_of_table_1_and_without_a_validation_that_of_the_last_rewards() -> None:
+    def tried(details: str, validated: list[int], rewards: list[float]) -> Group:
+        rows = [validation(step, correct) for step, correct in zip((0, 4, 8), validated, strict=False)]
+        return a_group(a_run(evaluations=rows, **{"reward/mean": rewards}), details=details)
 
-    peaked, risen = tried("a", [100, 160, 120], 1.0), tried("b", [100, 120, 150], 1.5)
+    peaked, risen = tried("a", [50, 80, 60], [1.0] * 8), tried("b", [50, 60, 75], [1.5] * 8)
     alone = a_group(method="grpo", gate="clip", setting="another")
-    best, how = best_of_each([peaked, risen])
-    assert best == [peaked]
-    assert how.endswith("the best by validation Pass@1.")
-    unvalidated = tried("b", [], 1.5)
-    best, how = best_of_each([peaked, unvalidated, alone])
+    said = "Of several configurations of a method, the best by validation Pass@1"
+    assert best_of_each([peaked, risen], "last") == ([risen], f"{said}, as in table 1.")
+    assert best_of_each([peaked, risen], "best")[0] == [peaked]
+    unvalidated = tried("b", [], [0.5] * 7 + [1.6])
+    best, how = best_of_each([peaked, unvalidated, alone], "last")
     assert best == [unvalidated, alone]
-    assert "the mean reward of the last tenth of the steps" in how
-    assert best_of_each([peaked, alone]) == ([peaked, alone], "")
+    assert "without a common validation, by the mean reward of the last tenth of the steps" in how
+    assert best_of_each([peaked, alone], "last") == ([peaked, alone], "")
 
 
 def test_the_distribution_of_weights_is_by_phase_and_sign_over_all_steps_and_seeds(tmp_path: Path) -> None:
@@ -184,10 +185,8 @@ def test_the_distribution_of_weights_is_by_phase_and_sign_over_all_steps_and_see
     assert np.allclose(positive[1].edges, 0.05 * np.arange(25))
     assert len(negative) == 1  # no token of a negative advantage in the first minibatch
     assert np.allclose(negative[0].values, np.eye(24)[23])
-    assert [ax.get_title().replace("\u00a0", " ") for ax in figure.axes] == [
-        "SSPO atanlog: Â > 0",
-        "SSPO atanlog: Â < 0",
-    ]
+    assert [ax.get_title("left") for ax in figure.axes] == ["SSPO atanlog", ""]
+    assert [ax.texts[0].get_text() for ax in figure.axes] == ["Â > 0", "Â < 0"]
     assert texts(figure) == ["minibatch 1", "minibatch 2"]
     light, dark = (to_hex(patch.get_edgecolor()) for patch in figure.axes[0].patches)
     assert light > dark == "#d55e00"  # the stalest in the method's own colour
@@ -205,28 +204,25 @@ def test_pass_at_1_by_step_is_drawn_with_its_interval() -> None:
     assert scores_by_step_figure([a_group(a_run(evaluations=rows[:1]))]) is None
 
 
-def test_final_scores_are_of_the_selected_step_with_the_bases_first() -> None:
-    def row(step: int, share: int) -> list[dict]:
-        return [evaluation(step, share), evaluation(step, [50, 90, 80][step // 4], benchmark="validation")]
+def test_the_final_scores_are_of_the_selected_step_with_the_bases_first() -> None:
+    def rows(seed: int) -> list[dict]:
+        scores = [evaluation(step, share) for step, share in ((0, 60), (4, 150 + 10 * seed), (8, 120 + 20 * seed))]
+        return scores + [validation(step, share) for step, share in ((0, 25), (4, 45), (8, 40))]
 
-    runs = [a_run(seed, evaluations=[*row(0, 60), *row(4, 150), *row(8, 120 + 20 * seed)]) for seed in (0, 1)]
+    runs = [a_run(seed, evaluations=rows(seed)) for seed in (0, 1)]
     bare = BareModel(Path("bare"), "M", measured([evaluation(0, 40)]))
     unmeasured = a_group(a_run(0, evaluations=[]), method="grpo", gate="clip")
     collection = Collection(groups=[unmeasured, a_group(*runs)], bare_models=[bare])
-
-    def read(select: str) -> list[tuple]:
-        frame = final_scores(collection, select)
-        assert set(frame["column"]) == {"arithmetic"}  # what selects is not shown as a result
-        return list(frame[["label", "group", "pass_at_1", "lowest_seed"]].round(9).itertuples(index=False, name=None))
-
-    bases = [("base model", -1, 0.2, 0.2), ("before RL", -1, 0.3, 0.3)]
-    assert read("last") == [*bases, ("SSPO atanlog", 1, 0.65, 0.6)]
-    assert read("best") == [*bases, ("SSPO atanlog", 1, 0.75, 0.75)]
-    (ax,) = final_figure(collection, "last").axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["base model", "before RL", "SSPO atanlog"]
-    assert [text.get_text() for text in ax.texts] == ["20.0", "30.0", "65.0"]
-    dots = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
-    assert np.allclose(dots, [20, 30, 65])
+    for select, (low, mean, high) in {"last": (60, 65, 70), "best": (75, 77.5, 80)}.items():
+        (ax,) = final_figure(collection, select).axes  # what selects is not shown as a result
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["base", "M by sspo eval", "SSPO atanlog"]
+        assert [text.get_text() for text in ax.texts] == ["30.0", "20.0", f"{mean:.1f}"]
+        dots = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
+        assert np.allclose(dots, [30, 20, mean])
+        interval, seeds, dot = ax.get_lines()[-3:]
+        assert np.allclose(interval.get_xdata(), 100 * np.array(wilson(round(2 * mean), 200)))
+        assert np.allclose(seeds.get_xdata(), [low, high])
+        assert to_hex(dot.get_color()) == "#d55e00"
     assert final_figure(Collection(groups=[unmeasured]), "last") is None
 
 
@@ -241,6 +237,15 @@ def test_attenuation_is_that_of_the_stalest_minibatch_and_empty_curves_are_in_no
     assert scores.get_legend().get_texts()[0].get_text() == "arithmetic, n = 200"
     old = replace(run, metrics=run.metrics.drop(columns="minibatch"))
     assert len(training_figure(a_group(old)).axes[2].get_lines()[1].get_xdata()) == 8
+
+
+def test_a_long_name_of_a_benchmark_takes_no_room_from_the_panels(tmp_path: Path) -> None:
+    ways = [
+        evaluation(8, 3, samples=n, temperature=0.5 * n, max_new_tokens=1000 * n, prompt="p" * n) for n in (1, 4, 8)
+    ]
+    figure = training_figure(a_group(a_run(evaluations=ways)))
+    save(figure, tmp_path, "training")
+    assert all(ax.get_position().width > 0.35 for ax in figure.axes)
 
 
 def test_the_gates_are_those_of_the_paper() -> None:

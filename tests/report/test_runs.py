@@ -163,10 +163,10 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         f"`{tmp_path}/model` holds no evaluation of name.",
         "No run of other, arithmetic was evaluated before its first step, so that there is no base and no Δ Avg.",
         f"The base of {tiny} is the mean over runs that do not agree on arithmetic before their first step: 30.0 to 30.5 %.",
-        f"GRPO in {tiny} has no finished run of seed 3, 5, which other configurations have.",
+        f"GRPO in {tiny} has no finished run of seeds 3, 5, which other configurations have.",
         f"The seeds of GRPO in {tiny} are evaluated differently: `{tmp_path}/grpo` (seed 0): evaluation.every 3; "
         f"`{tmp_path}/grpo4` (seed 4): evaluation.every 40.",
-        f"arithmetic was measured in several ways, which have a column each: (n 100) in `{tmp_path}/other`; "
+        f"arithmetic was measured in several ways, which share no column: (n 100) in `{tmp_path}/other`; "
         f"(n 200) in `{tmp_path}/grpo` and 5 more.",
         f"`{tmp_path}/torn`: {tmp_path}/torn/config.json is not valid JSON; left out.",
     }

@@ -37,7 +37,6 @@ HOSTILE = "10^{10^{10}}"
         ("0.18", r"18\%"),
         ("$18", "18"),
         ("3+5-2=6", "6"),
-        ("12/2", "6"),
         ("2, 1", "1,2"),
     ],
 )
@@ -87,12 +86,12 @@ def test_a_hostile_answer_among_normal_ones_costs_its_limit():
     with AnswerChecker(workers=1, timeout=1.5) as checker:
         checker.check([("1/2", "0.5")])  # starts the worker
         start = time.perf_counter()
-        verdicts = checker.check([*normal[:10], (HOSTILE, "7"), *normal[10:]])
+        verdicts = checker.check([*normal[:10], (HOSTILE, "7.5"), *normal[10:]])
         elapsed = time.perf_counter() - start
         assert verdicts == [*[RIGHT] * 10, Verdict(False, "timeout"), *[RIGHT] * 10]
         assert checker.timeouts == 1
         assert 1.5 <= elapsed < 5.0  # the rest is a new worker, on a slow machine
-        assert checker.check([(HOSTILE, "7")])[0].status == "timeout"
+        assert checker.check([(HOSTILE, "7.5")])[0].status == "timeout"
         assert time.perf_counter() - start < elapsed + 1.0  # known by now
     assert time.perf_counter() - start < elapsed + 3.0  # and leaving waits for nobody
 
@@ -100,7 +99,7 @@ def test_a_hostile_answer_among_normal_ones_costs_its_limit():
 def test_submit_does_not_wait():
     with AnswerChecker(workers=1, timeout=1.0) as checker:
         start = time.perf_counter()
-        pending = checker.submit(HOSTILE, "7")
+        pending = checker.submit(HOSTILE, "7.5")
         assert not pending.done()
         assert time.perf_counter() - start < 1.0
         assert checker.submit("7", "7").result(timeout=0.1) == RIGHT
@@ -118,7 +117,7 @@ def test_a_worker_stuck_in_c_code_is_killed_at_once_too(checker):
 def test_leaving_waits_for_no_check():
     with AnswerChecker(workers=1, timeout=60.0) as checker:
         checker.check([("1/2", "0.5")])
-        checker.submit(HOSTILE, "7")
+        checker.submit(HOSTILE, "7.5")
         start = time.perf_counter()
     assert time.perf_counter() - start < 5.0
 
@@ -127,7 +126,7 @@ def test_a_worker_left_behind_ends_by_itself():
     code = (
         "from sspo_cli.rewards.equality import equal\n"
         "print(equal('1/2', '0.5', 60.0), flush=True)\n"
-        f"equal('{HOSTILE}', '7', 0.5)\n"
+        f"equal('{HOSTILE}', '7.5', 0.5)\n"
     )
     orphan = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert orphan.stdout == "True\n"
@@ -146,7 +145,7 @@ def test_workers_are_light_limited_and_replaced_when_they_die(checker):
     assert not ask("'torch' in __import__('sys').modules")
     assert ask("__import__('resource').getrlimit(__import__('resource').RLIMIT_AS)[0]") == 2 << 30
     worker = ask("__import__('os').getpid()")
-    pending = checker.submit("9^{9^{9^{9}}}", "7")
+    pending = checker.submit("9^{9^{9^{9}}}", "7.5")
     while not pending.done():
         time.sleep(0.2)
         try:
@@ -172,7 +171,7 @@ def test_quick_answers_start_no_worker_and_load_no_sympy():
 def test_a_hostile_answer_leaves_the_other_worker_to_the_others():
     with AnswerChecker(workers=2, timeout=5.0) as checker:
         checker.check([(rf"\frac{{{i}}}{{9}}", f"{i}/9") for i in range(1, 9)])  # starts both workers
-        hostile = checker.submit(HOSTILE, "7")
+        hostile = checker.submit(HOSTILE, "7.5")
         assert checker.check([(rf"\frac{{{i}}}{{7}}", f"{i}/7") for i in range(1, 31)]) == [RIGHT] * 30
         assert not hostile.done()
         assert hostile.result(timeout=60.0).status == "timeout"

@@ -12,14 +12,12 @@ from sspo_cli.report.figures.scores import final_figure, scores_by_step_figure
 from sspo_cli.report.figures.style import save
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.report.figures.weights import weights_figure
-from sspo_cli.report.measurements import mean_over_seeds
+from sspo_cli.report.measurements import best_configurations, by, mean_over_seeds
 from sspo_cli.report.runs import Collection, Group, Select
 
 __all__ = ["Drawing", "best_of_each", "figures", "save"]
 
-CROWDED = (
-    5  # configurations: with more in a panel, each method also has a panel of its own; up to it, each has a figure
-)
+CROWDED = 5  # configurations: with more in a panel, each method has a panel of its own too; up to it, each has a figure
 CURVES = {"reward": "reward/mean", "entropy": "policy/entropy"}
 NAMES = {"reward": "Reward", "entropy": "Token entropy"}
 INTERVALS = "Intervals are 95 % (Wilson), over problems, not over seeds."
@@ -43,11 +41,11 @@ def figures(collection: Collection, select: Select = "last") -> Iterator[Drawing
     """
     groups = [group for group in collection.groups if any(len(run.metrics) for run in group.runs)]
     if groups:
-        yield from _training_curves(groups)
+        yield from _training_curves(groups, *best_of_each(groups, select))
     if final := final_figure(collection, select):
-        caption = f"Pass@1 {SELECTED[select]}; ticks: lowest and highest seed; grey: bases."
+        caption = f"Pass@1 {SELECTED[select]}; ticks: lowest and highest seed; grey: before RL."
         yield Drawing("pass-at-1", "Pass@1", f"{caption} {INTERVALS}", final)
-    best, _ = best_of_each(groups)
+    best, _ = best_of_each(groups, select)
     if by_step := scores_by_step_figure(best):
         caption = f"Pass@1 of finished runs during training, means over {_seeds(best)}, side by side around each step."
         yield Drawing("pass-at-1-by-step", "Pass@1 by step", f"{caption} {INTERVALS}", by_step)
@@ -63,31 +61,20 @@ def figures(collection: Collection, select: Select = "last") -> Iterator[Drawing
         yield Drawing(name, f"{group.label}, {group.setting}", caption, training_figure(group))
 
 
-def best_of_each(groups: Sequence[Group]) -> tuple[list[Group], str]:
+def best_of_each(groups: Sequence[Group], select: Select) -> tuple[list[Group], str]:
     """Of each method and gate in each setting the best configuration, and a sentence on how it was found.
 
-    By the highest validation Pass@1, a mean over seeds, where every run has one, else by the mean reward of the last
-    tenth of the steps.
+    That of table 1, by validation; where there is no common validation, by the mean reward of the last tenth of the steps.
     """
-    variants: dict[tuple[str, str, str], list[Group]] = {}
-    for group in groups:
-        variants.setdefault((group.setting, group.method, group.gate), []).append(group)
-    if len(variants) == len(groups):
-        return list(groups), ""
-    validated = all(run.validations for group in groups for run in group.counted)
-    score = _validation if validated else _final_reward
-    how = (
-        "validation Pass@1"
-        if validated
-        else "the mean reward of the last tenth of the steps, as not every run has a validation"
-    )
-    best = [max(same, key=score) for same in variants.values()]
+    validated, _ = best_configurations(groups, select)
+    variants = by(validated, lambda group: (group.setting, group.method, group.gate))
+    best = [max(same, key=_final_reward) for same in variants.values()]
+    if len(best) == len(groups):
+        return best, ""
+    how = "validation Pass@1, as in table 1"
+    if len(best) < len(validated):
+        how = "validation Pass@1 or, without a common validation, by the mean reward of the last tenth of the steps"
     return best, f"Of several configurations of a method, the best by {how}."
-
-
-def _validation(group: Group) -> float:
-    best = [max(row["pass_at_1"] for row in run.validations) for run in group.counted]
-    return sum(best) / len(best)
 
 
 def _final_reward(group: Group) -> float:
@@ -95,10 +82,8 @@ def _final_reward(group: Group) -> float:
     return float(reward.iloc[-max(1, len(reward) // 10) :].mean()) if len(reward) else float("-inf")
 
 
-def _training_curves(groups: Sequence[Group]) -> Iterator[Drawing]:
-    best, how = best_of_each(groups)
-    panels = [[group for group in groups if group.setting == setting] for setting in {g.setting for g in groups}]
-    crowded = max(map(len, panels)) > CROWDED
+def _training_curves(groups: Sequence[Group], best: Sequence[Group], how: str) -> Iterator[Drawing]:
+    crowded = max(map(len, by(groups, lambda group: group.setting).values())) > CROWDED
     for name, metric in CURVES.items():
         drawn = best if crowded else groups
         caption = f"{_curves_caption(drawn)} {how if crowded else ''}".rstrip()

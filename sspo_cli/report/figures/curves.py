@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from sspo_cli.report.figures.style import (
-    BEHIND,
+    RANGE,
     STYLE,
     colour_of,
     grid,
@@ -59,7 +59,7 @@ def by_method_figure(groups: Sequence[Group], metric: str) -> Figure:
             own = [group for group in comparable if (group.method, group.gate) == (method, gate)]
             if others := [group for group in comparable if (group.method, group.gate) != (method, gate)]:
                 means = pd.concat([mean_over_seeds(group.counted, metric) for group in others], axis=1)
-                ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=BEHIND, linewidth=0)
+                ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=RANGE, linewidth=0)
             for group, shade in zip(own, shades(colour_of(method, gate)[0], len(own)), strict=True):
                 draw(ax, group, metric, color=shade, linestyle="-", label=wrapped(group.details, 1.3 * inches_wide(ax)))
             title = own[0].label.removesuffix(f" ({own[0].details})")

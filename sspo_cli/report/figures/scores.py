@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sspo_cli.report.figures.style import STYLE, WIDTH, grid, inches_wide, legend_below, lines_of, wrapped
-from sspo_cli.report.measurements import evaluations, over_seeds, with_headings
-from sspo_cli.report.runs import MEASUREMENT, VALIDATION, Collection, Group, Select
+from sspo_cli.report.figures.style import STYLE, WIDTH, colour_of, grid, inches_wide, legend_below, lines_of, wrapped
+from sspo_cli.report.measurements import TRAINED, evaluations, lines, over_seeds, pass_at_1
+from sspo_cli.report.runs import Collection, Group, Select
 
 PERCENT = "Pass@1 (%)"
-BASE = -1  # in place of a group
 LABEL_WIDTH = 3.1  # inches
 GREY = "#666666"
 
@@ -33,12 +32,12 @@ def scores_by_step_figure(groups: Sequence[Group]) -> Figure | None:
     with rc_context(STYLE):
         figure, axes = grid(len(panels), 2.5, columns=2, foot=0.3)
         handles: dict[str, Any] = {}
-        lines = lines_of(groups)
+        styles = lines_of(groups)
         for ax, ((setting, _), same) in zip(axes, panels, strict=True):
             numbers = list(same["group"].unique())
             gap = (same["step"].max() - same["step"].min()) / max(1, same["step"].nunique() - 1)
             for place, number in enumerate(numbers):
-                own, (colour, dashes) = same[same["group"] == number], lines[number]
+                own, (colour, dashes) = same[same["group"] == number], styles[number]
                 beside = 0.05 * gap * (place - (len(numbers) - 1) / 2)  # so that intervals do not hide one another
                 handle = draw_intervals(ax, own, beside, color=colour, linestyle=dashes)
                 handles.setdefault(groups[number].label, handle)
@@ -59,9 +58,12 @@ def draw_intervals(ax: Axes, shares: pd.DataFrame, beside: float = 0.0, **line: 
 def final_figure(collection: Collection, select: Select) -> Figure | None:
     """A block for each setting, a panel for each benchmark in it, a dot with its interval for each configuration; None
     without a number."""
-    scores = final_scores(collection, select)
-    if scores.empty:
+    shown = lines(collection, collection.groups, select)
+    if not shown:
         return None
+    scores = pass_at_1(shown)
+    scores["setting"] = [shown[place].setting for place in scores["line"]]
+    scores["label"] = [shown[place].label for place in scores["line"]]
     settings = list(scores["setting"].unique())
     blocks = [scores[scores["setting"] == setting] for setting in settings]
     rows = [
@@ -71,7 +73,6 @@ def final_figure(collection: Collection, select: Select) -> Figure | None:
     ]
     labels = [[wrapped(label, LABEL_WIDTH) for label in block["label"].unique()] for block, _ in rows]
     heights = [0.75 + 0.16 * sum(1 + label.count("\n") for label in own) for own in labels]
-    lines = lines_of(collection.groups)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights)))
         panels = figure.subplots(
@@ -85,54 +86,24 @@ def final_figure(collection: Collection, select: Select) -> Figure | None:
             for ax, column in zip(axes, columns, strict=False):
                 same = block[block["column"] == column]
                 for row in same.to_dict("records"):
-                    colour = GREY if row["group"] == BASE else lines[row["group"]][0]
-                    _dot(ax, places[wrapped(row["label"], LABEL_WIDTH)], row, colour)
-                for base in same.loc[same["group"] == BASE, "pass_at_1"]:
-                    ax.axvline(100 * base, color=GREY, linewidth=0.6, linestyle=":", zorder=1)
+                    line = shown[row["line"]]
+                    colour = colour_of(line.method, line.gate)[0] if line.kind == TRAINED else GREY
+                    _dot(ax, places[wrapped(line.label, LABEL_WIDTH)], row, colour)
+                    if line.kind != TRAINED:
+                        ax.axvline(100 * row["pass_at_1"], color=GREY, linewidth=0.6, linestyle=":", zorder=1)
                 ax.set_yticks(list(places.values()), own if ax is axes[0] else [], fontsize=7)
                 ax.set_ylim(ends[-1], 0)
                 ax.grid(visible=False, axis="y")
                 ax.tick_params(axis="y", length=0)
                 ax.spines["left"].set_visible(False)
                 ax.margins(x=0.08)
-                ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+                ax.xaxis.set_major_locator(MaxNLocator(8 if len(columns) == 1 else 4, steps=[1, 2, 5, 10]))
                 ax.set_xlabel(PERCENT)
                 ax.set_title(wrapped(heading(same), inches_wide(ax)))
             if len(settings) > 1:
                 axes[0].set_title(f"{block['setting'].iloc[0]}\n{axes[0].get_title()}", loc="left")
                 axes[0].set_title("")
     return figure
-
-
-def final_scores(collection: Collection, select: Select) -> pd.DataFrame:
-    """A row for each setting, benchmark but validation, and configuration: its `label`, `group` as its place in the
-    collection, and the columns of `over_seeds`.
-
-    First in a setting, with the group BASE, its bare model and what its runs scored before their first step.
-    """
-    groups = collection.groups
-    rows: list[dict[str, Any]] = []
-    for bare in collection.bare_models:
-        settings = {group.setting for group in groups if group.model == bare.name} or {bare.name}
-        about: dict[str, Any] = {"label": "base model", "group": BASE, "seed": None}
-        places = [{"setting": setting, **about} for setting in sorted(settings)]
-        rows += [{**place, **evaluation} for place in places for evaluation in bare.evaluations]
-    started = set()  # runs of one setting and seed start from the same model
-    for number, group in enumerate(groups):
-        for run in group.runs:
-            step = run.selected_step(select)
-            own = {"setting": group.setting, "seed": run.options.seed}
-            selected = [row for row in run.evaluations if row["step"] == step]
-            rows += [{**own, "label": group.label, "group": number, **row} for row in selected]
-            for row in run.evaluations:
-                model = (group.setting, run.options.seed, *(row[name] for name in MEASUREMENT))
-                if row["step"] == 0 and model not in started:
-                    started.add(model)
-                    rows.append({**own, "label": "before RL", "group": BASE, **row})
-    rows = [row for row in rows if row["benchmark"] != VALIDATION]
-    frame = with_headings(pd.DataFrame(rows, columns=["setting", "label", "group", "seed", *MEASUREMENT, "correct"]))
-    shares = over_seeds(frame, by=("setting", "label", "group"))
-    return shares.sort_values(["setting", "group"], kind="stable", ignore_index=True)
 
 
 def heading(same: pd.DataFrame) -> str:

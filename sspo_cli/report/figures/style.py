@@ -58,6 +58,7 @@ LINES: dict[tuple[str, str], tuple[str, Any]] = {
 DOTS = (0, (1, 1.2))
 MORE_DASHES = ((0, (4, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)))
 BEHIND = "#c4c4c4"  # of what is shown for comparison only
+RANGE = "#e4e4e4"  # of an area behind lines, some of them grey
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:

@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from sspo_cli.report.figures.curves import STEP, draw
 from sspo_cli.report.figures.scores import PERCENT, draw_intervals, heading
-from sspo_cli.report.figures.style import STYLE, WIDTH, wrapped
+from sspo_cli.report.figures.style import STYLE, WIDTH, inches_wide, wrapped
 from sspo_cli.report.measurements import evaluations, over_seeds
 from sspo_cli.report.runs import Group, Run
 
@@ -32,8 +32,10 @@ def training_figure(group: Group) -> Figure:
         attenuated.yaxis.set_major_formatter(PercentFormatter(1.0))
         attenuated.set_ylim(bottom=0)
         shares = over_seeds(evaluations([group]))
+        measured = shares["column"].nunique()
+        figure.set_figheight(4.8 + 0.13 * measured)
         for (_, same), colour in zip(shares.groupby("column", sort=False), COLOURS, strict=False):
-            draw_intervals(scores, same, color=colour, label=heading(same))
+            draw_intervals(scores, same, color=colour, label=wrapped(heading(same), inches_wide(scores)))
         if shares.empty:
             scores.text(0.5, 0.5, "no evaluation of a finished run", transform=scores.transAxes, ha="center")
             scores.set(xticks=[], yticks=[])
@@ -52,7 +54,7 @@ def training_figure(group: Group) -> Figure:
                     names,
                     loc="lower right",
                     bbox_to_anchor=(1.0, 1.0),
-                    ncols=3 if ax is not scores else 2,
+                    ncols=3 if ax is not scores else 1,
                     borderaxespad=0,
                 )
         seeds = ", ".join(str(run.options.seed) for run in group.counted)

@@ -28,6 +28,8 @@ def weights_figure(groups: Sequence[Group]) -> Figure | None:
         pairs = 1 if len(measured) <= 3 else 2
         figure, axes = grid(2 * len(measured), 1.45, columns=2 * pairs, foot=0.4, sharex=True, sharey=True)
         for number, (group, (width, positive, negative)) in enumerate(measured):
+            label = f"{group.label}, {group.setting}" if several else group.label
+            axes[2 * number].set_title(wrapped(label, 2 * inches_wide(axes[2 * number]) + 0.5), loc="left", fontsize=7)
             for ax, shares, sign in zip(axes[2 * number :], (positive, negative), (">", "<"), strict=False):
                 for phase, shade in zip(
                     phases, shades(colour_of(group.method, group.gate)[0], len(phases)), strict=True
@@ -35,8 +37,7 @@ def weights_figure(groups: Sequence[Group]) -> Figure | None:
                     if phase in shares:
                         edges = width * np.arange(len(shares[phase]) + 1)
                         ax.stairs(shares[phase], edges, baseline=None, color=shade, linewidth=1.2)
-                label = f"{group.label}, {group.setting}" if several else group.label
-                ax.set_title(wrapped(f"{label}: Â\u00a0{sign}\u00a00", inches_wide(ax)), fontsize=7)
+                ax.text(0.1, 0.97, f"Â {sign} 0", transform=ax.transAxes, va="top", fontsize=7)
                 ax.set(xlim=(0, 1.2), xticks=[0, 0.5, 1])
                 ax.label_outer()
         axes[0].set_yscale("log")
