@@ -149,19 +149,26 @@ def eval_command(
 def sweep_command(
     config: Annotated[Path, typer.Option("-c", "--config", help="The sweep's YAML file.")],
     set_: Set = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Trials at a time: on each GPU, or on this machine where it has none.")
+    ] = 1,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed trial is tried again.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="auto|local|ADDRESS", help="Run the trials on a Ray cluster.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the sweep's folder; default: the file's name.")] = None,
     dry_run: DryRun = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Run a grid of trials in processes; a second call goes on where the first one stopped."""
-    from sspo_cli.sweep import load_sweep, print_trials, run_sweep
+    from sspo_cli.sweep import load_sweep, place_for, print_trials, run_sweep
 
     trials = load_sweep(config, set_ or [])
     if dry_run:
         print_trials(trials)
-    else:
-        run_sweep(trials, runs_dir / (name or config.stem), jobs)
+        return
+    with place_for(trials, jobs, ray) as place:
+        run_sweep(trials, runs_dir / (name or config.stem), place, retries)
 
 
 @app.command("report")

@@ -10,6 +10,8 @@ from typing import Any
 
 from sspo_cli.errors import UserError
 
+LONGEST_ROW = 4096  # bytes; a row of metrics has some 1,300
+
 
 def write_text_atomic(path: Path, text: str) -> None:
     """As UTF-8. Replaces `path`, or leaves the old file as it was. Raises UserError where the disk refuses (full, read-only)."""
@@ -75,6 +77,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise UserError(f"{path}, line {number} is not valid JSON") from None
     return rows
+
+
+def last_jsonl_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """At most the last `count` whole rows, without reading the rest of a long file; none where it does not exist."""
+    if not path.exists():
+        return []
+    with explain_os_errors("read", path), open(path, "rb") as file:
+        start = max(0, os.path.getsize(path) - count * LONGEST_ROW)
+        file.seek(start)
+        lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first may be cut, the last is torn or empty
+    return [json.loads(line) for line in lines[-count:]]
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -1,21 +1,14 @@
-"""A grid of trials, each a run in a process of its own; what is finished is skipped, what was begun is resumed."""
+"""A sweep file and the trials that it expands to."""
 
-import ctypes
 import itertools
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from filelock import FileLock, Timeout
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
@@ -23,12 +16,7 @@ from rich.table import Table
 from sspo_cli.config import Options, RunOptions
 from sspo_cli.config_files import explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
-from sspo_cli.interruption import Interrupted, Interruption
-from sspo_cli.tracking.files import write_text_atomic
-from sspo_cli.tracking.run_folder import RunFolder
 
-POLL_SECONDS = 0.5
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
 
 
@@ -117,102 +105,6 @@ def print_trials(trials: Sequence[Trial]) -> None:
     for trial in trials:
         table.add_row(trial.name, *(str(trial.varied.get(key, "")) for key in keys))
     Console().print(table)
-
-
-def run_sweep(trials: Sequence[Trial], folder: Path, jobs: int) -> None:
-    """Runs what is not finished, `jobs` trials at a time, and prints how each ended.
-
-    Raises UserError where trials failed or another process works on this sweep, Interrupted when stopped: the trials have
-    saved their state then.
-    """
-    console = Console(soft_wrap=True, highlight=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"sweep {folder} is being run by another process") from None
-    with lock, Interruption() as interruption:
-        waiting = [trial for trial in trials if _state(folder / trial.name) != "finished"]
-        console.print(f"{len(trials)} trials in {folder}, {len(trials) - len(waiting)} finished before")
-        failed = _run_all(waiting, folder, jobs, console, interruption)
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(trials)} trials failed: {', '.join(failed)}; their output is in {folder}/<trial>.log"
-        )
-
-
-def _run_all(waiting: list[Trial], folder: Path, jobs: int, console: Console, interruption: Interruption) -> list[str]:
-    """The names of the trials that failed."""
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    failed: list[str] = []
-    queue, done, waited = list(waiting), 0, False
-    try:
-        while queue or running:
-            if interruption.requested:
-                raise Interrupted
-            for trial in queue[:]:
-                # Left by a sweep that was killed, a trial may still be saving its state; its turn comes later.
-                if len(running) == jobs or RunFolder(folder / trial.name).is_being_written():
-                    continue
-                queue.remove(trial)
-                if _state(folder / trial.name) == "finished":  # by another process, meanwhile
-                    done += 1
-                    continue
-                running[trial.name] = _start(trial, folder)
-                console.print(f"started   {trial.name}")
-            if queue and not running and not waited:
-                waited = True
-                console.print(f"waiting for another process, which runs {queue[0].name}")
-            for name, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[name]
-                    done += 1
-                    if process.returncode != 0:
-                        failed.append(name)
-                    console.print(
-                        f"{'failed' if process.returncode else 'finished':9} {name} ({done} of {len(waiting)})"
-                    )
-            time.sleep(POLL_SECONDS)
-    finally:
-        for process in running.values():
-            process.terminate()  # it saves its state
-        for process in running.values():
-            process.wait()
-    return failed
-
-
-def _start(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
-    if (folder / trial.name / "config.json").exists():
-        command.append("--resume")
-    else:
-        config = folder / f"{trial.name}.json"
-        write_text_atomic(config, trial.options.model_dump_json(indent=2))
-        command += ["-c", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(trial.options.threads)}
-    with (folder / f"{trial.name}.log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C at the sweep reaches the trials through the sweep alone, once
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
-
-
-def _end_with_parent() -> None:
-    """A trial whose sweep is killed gets a SIGTERM, saves its state and ends."""
-    sweep = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != sweep:  # killed between the two lines
-        os._exit(1)
-
-
-def _state(run: Path) -> str:
-    return RunFolder(run).status.get("state", "new")
 
 
 def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:

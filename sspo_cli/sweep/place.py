@@ -1,0 +1,74 @@
+"""Where trials run: what the scheduler asks of a machine or a cluster, and how a trial's process is made."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from sspo_cli.sweep.grid import Trial
+from sspo_cli.tracking.files import write_text_atomic
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+class Running(Protocol):
+    """A trial that was started."""
+
+    @property
+    def slot(self) -> str:
+        """Where it runs, for people: `GPU 1`, `slot 2`."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs. What was lost with its worker counts as failed."""
+
+    def stop(self) -> None:
+        """Asks it to save its state and end, without waiting for that."""
+
+    def wait(self) -> None:
+        """Until it has ended."""
+
+
+class Place(Protocol):
+    def start(self, trial: Trial, folder: Path) -> Running | None:
+        """None where nothing is free just now. Starts the trial, or resumes it where it has a run folder."""
+
+
+def command_of(trial: Trial, folder: Path) -> list[str]:
+    """What runs a trial in `folder`/its name, from the start or from its last checkpoint."""
+    command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
+    if (folder / trial.name / "config.json").exists():
+        return [*command, "--resume"]
+    config = folder / f"{trial.name}.json"
+    write_text_atomic(config, trial.options.model_dump_json(indent=2))
+    return [*command, "-c", str(config)]
+
+
+def log_of(trial: Trial, folder: Path) -> Path:
+    """What the trial prints, over all of its attempts."""
+    return folder / f"{trial.name}.log"
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Starts a trial's process, with `environment` over this one's. It gets a SIGTERM when the process that calls dies."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # a Ctrl-C at the sweep reaches the trials through the sweep alone, once
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _end_with_parent() -> None:
+    """A trial whose sweep is killed gets a SIGTERM, saves its state and ends."""
+    sweep = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != sweep:  # killed between the two lines
+        os._exit(1)

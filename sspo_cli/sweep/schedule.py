@@ -1,0 +1,113 @@
+"""The scheduler of a sweep: starts trials where there is room, retries what failed, and ends so that it can go on."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from sspo_cli.errors import UserError
+from sspo_cli.interruption import Interrupted, Interruption
+from sspo_cli.sweep.grid import Trial
+from sspo_cli.sweep.machine import Machine, visible_gpus
+from sspo_cli.sweep.place import Place, Running
+from sspo_cli.sweep.view import TrialsView
+from sspo_cli.tracking.run_folder import RunFolder
+
+POLL_SECONDS = 0.5
+
+
+@contextmanager
+def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> Iterator[Place]:
+    """This machine, or the Ray cluster at an address; `jobs` as in Machine and RayCluster. Raises UserError like RayCluster,
+    and where Ray is not installed."""
+    if ray_address is None:
+        on_gpus = any(trial.options.device != "cpu" for trial in trials)
+        yield Machine(jobs, visible_gpus() if on_gpus else [])
+        return
+    try:
+        from sspo_cli.sweep.on_ray import RayCluster  # an extra
+    except ImportError:
+        raise UserError("--ray needs the extra `ray`: pip install 'sspo[ray]'") from None
+    with RayCluster(ray_address, trials, jobs) as cluster:
+        yield cluster
+
+
+def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int) -> None:
+    """Runs every trial that is not finished, each in `folder`/its name, and shows how they get on.
+
+    A trial that fails is tried again, from its last checkpoint, up to `retries` times after the others. Raises UserError
+    where trials failed for good or where another process runs this sweep, Interrupted when stopped: the trials have saved
+    their state then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"sweep {folder} is being run by another process") from None
+    with lock, Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
+        failed = _run_all(trials, folder, place, retries, view, interruption)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(trials)} trials failed: {', '.join(failed)}; their output is in {folder}/<trial>.log"
+        )
+
+
+def _run_all(
+    trials: Sequence[Trial],
+    folder: Path,
+    place: Place,
+    retries: int,
+    view: TrialsView,
+    interruption: Interruption,
+) -> list[str]:
+    """The names of the trials that failed."""
+    running: dict[str, Running] = {}
+    failures: Counter[str] = Counter()
+    queue = [trial for trial in trials if not _is_finished(folder / trial.name)]
+    by_name = {trial.name: trial for trial in trials}
+    try:
+        while queue or running:
+            if interruption.requested:
+                raise Interrupted("stopped; the trials have saved their state, and the same command goes on")
+            for trial in queue[:]:
+                run = folder / trial.name
+                if RunFolder(run).is_being_written():
+                    continue  # left by a sweep that was killed, it may still be saving its state; its turn comes later
+                if _is_finished(run):  # by that process, meanwhile
+                    queue.remove(trial)
+                    view.ended(trial.name, "finished")
+                elif (started := place.start(trial, folder)) is not None:
+                    queue.remove(trial)
+                    running[trial.name] = started
+                    view.started(trial.name, started.slot)
+                else:
+                    break
+            for name, process in list(running.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del running[name]
+                if code == 0:
+                    view.ended(name, "finished")
+                    continue
+                failures[name] += 1
+                again = failures[name] <= retries
+                if again:
+                    queue.append(by_name[name])
+                view.ended(name, "to be retried" if again else "failed")
+            view.refresh()
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in running.values():
+            process.stop()
+        for process in running.values():
+            process.wait()
+    return [name for name, count in failures.items() if count > retries]
+
+
+def _is_finished(run: Path) -> bool:
+    return RunFolder(run).status.get("state") == "finished"

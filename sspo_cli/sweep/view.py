@@ -1,0 +1,92 @@
+"""How a sweep gets on: a live table on a terminal, a line for each event elsewhere."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from sspo_cli.sweep.grid import Trial
+from sspo_cli.tracking.files import last_jsonl_rows
+from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.text import duration
+
+ORDER = ("running", "failed", "to be retried", "waiting", "finished")  # from top to bottom
+RECENT = 20  # steps whose mean time is taken for what is left
+MARGIN = 6  # lines of a terminal that are not rows of the table
+
+
+class TrialsView:
+    """The state, step, reward, time left and slot of every trial; what is known of them is read from their folders."""
+
+    def __init__(self, trials: Sequence[Trial], folder: Path, console: Console) -> None:
+        self._options = {trial.name: trial.options for trial in trials}
+        self._folder = folder
+        self._console = console
+        self._slots: dict[str, str] = {}
+        self._states = {trial.name: "waiting" for trial in trials}
+        for name in self._states:
+            if RunFolder(folder / name).status.get("state") == "finished":
+                self._states[name] = "finished"
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        before = Counter(self._states.values())["finished"]
+        self._console.print(f"{len(self._states)} trials in {self._folder}, {before} finished before", soft_wrap=True)
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self.refresh()
+            self._live.stop()
+
+    def started(self, name: str, slot: str) -> None:
+        self._states[name], self._slots[name] = "running", slot
+        self._say("started", name)
+
+    def ended(self, name: str, state: str) -> None:
+        self._states[name] = state
+        self._slots.pop(name, None)
+        self._say(state, name)
+
+    def refresh(self) -> None:
+        if self._live:
+            self._live.update(self.table(), refresh=True)
+
+    def _say(self, what: str, name: str) -> None:
+        if not self._live:
+            finished = Counter(self._states.values())["finished"]
+            self._console.print(f"{what:13} {name} ({finished} of {len(self._states)} finished)", soft_wrap=True)
+
+    def table(self) -> RenderableType:
+        counts = Counter(self._states.values())
+        table = Table(title=", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state]), expand=True)
+        table.add_column("trial", ratio=1, no_wrap=True, overflow="ellipsis")
+        for column in ("state", "step", "reward", "left", "where"):
+            table.add_column(column, no_wrap=True, justify="right" if column in ("step", "reward", "left") else "left")
+        names = sorted(self._states, key=lambda name: ORDER.index(self._states[name]))
+        room = max(3, self._console.height - MARGIN)
+        for name in names[:room]:
+            state = self._states[name]
+            table.add_row(name, state, *self._progress(name), self._slots.get(name, ""))
+        if len(names) > room:
+            table.caption = f"and {len(names) - room} more"
+        return table
+
+    def _progress(self, name: str) -> tuple[str, str, str]:
+        """Step, reward and time left, by the last metrics that the trial wrote."""
+        rows = last_jsonl_rows(RunFolder(self._folder / name).metrics_path, RECENT)
+        if not rows:
+            return "", "", ""
+        last, steps = rows[-1], self._options[name].steps
+        left = statistics.mean(row["time/step"] for row in rows) * (steps - last["step"])
+        return f"{last['step']}/{steps}", f"{last['reward/mean']:.2f}", duration(left) if left else ""
