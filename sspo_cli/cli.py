@@ -104,6 +104,9 @@ def eval_command(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of a completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,
+    engine: Annotated[
+        Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many problems; printed, not recorded.")
     ] = None,
@@ -130,7 +133,7 @@ def eval_command(
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     changes = {name: value for name, value in conditions.items() if value is not None}
     if completions:
-        if changes or benchmark or checkpoint or limit:
+        if changes or benchmark or checkpoint or engine or limit:
             raise UserError(
                 "recorded outputs are graded as they are; --completions goes with no option on how to sample"
             )
@@ -142,7 +145,7 @@ def eval_command(
 
     from sspo_cli.measure import measure
 
-    measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir)
+    measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
 
 
 @app.command("sweep")

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -19,7 +19,7 @@ from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.preflight import check_lengths
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
-from sspo_cli.targets import MODEL, Target, conditions_of, find_target, tasks_of
+from sspo_cli.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tracking.files import write_json_atomic
@@ -35,16 +35,20 @@ def measure(
     limit: int | None,
     given: RunOptions | None,
     runs_dir: Path,
+    engine: Literal["auto", "torch", "vllm"] | None = None,
 ) -> None:
     """Measures each target on each benchmark, and prints Pass@1 and how the targets differ from the first one.
 
-    A run is measured under its own options' conditions, other models under those `given`; `changes` replaces some of them.
+    A run is measured under its own options' conditions, other models under those `given`; `changes` replaces some of them,
+    `engine` the sampler.
     No benchmark named: those of the options. What is measured with a `limit` is printed, not recorded. What is done before a
     kill is not done again by the same command.
 
     Raises UserError for what cannot be found or measured, mostly before the first model is loaded; Interrupted when stopped.
     """
     targets = [find_target(name, checkpoint, given, runs_dir) for name in names]
+    if engine:
+        targets = [sampled_by(target, engine) for target in targets]
     for number, target in enumerate(targets):
         for other in targets[:number]:
             if other.model == target.model:
@@ -101,8 +105,8 @@ def _measure_target(
         about = {"model": target.model, "options": target.options.model_dump(mode="json")}
         target.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(target.folder / MODEL, about)
-    model = fingerprint(policy)
     engine = open_engine(target.options.rollout, policy, named=True)
+    model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)
     measured = []
     with AnswerChecker(timeout=target.options.answer_timeout) as checker:

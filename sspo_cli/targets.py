@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from sspo_cli.config import VALIDATION, RunOptions, TaskName, TaskOptions
 from sspo_cli.errors import UserError
@@ -72,6 +72,14 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
     if about.exists() and (other := read_json(about)["model"]) != target.model:
         raise UserError(f"{target.folder} holds the results of another model, {other}; choose another --runs-dir")
     return target
+
+
+def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
+    """The same, sampled by another engine than its options name: a run that vLLM sampled for is measured without vLLM, say."""
+    options, rollout = target.options, target.options.rollout
+    vllm = None if engine == "torch" else rollout.vllm
+    rollout = rollout.model_copy(update={"engine": engine, "vllm": vllm})
+    return replace(target, options=options.model_copy(update={"rollout": rollout}))
 
 
 def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:

@@ -220,6 +220,19 @@ def test_which_checkpoint_of_a_run(runs):
     assert_told(sspo("eval", "one/checkpoints/step-1", "--runs-dir", ".", "--checkpoint", 1), "is a checkpoint already")
 
 
+def test_a_run_that_vllm_sampled_for_is_measured_without_vllm(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    config = runs / "one" / "config.json"
+    about = json.loads(config.read_text())
+    about["options"]["rollout"]["engine"] = "vllm"
+    config.write_text(json.dumps(about))
+    before = summaries(runs / "one")
+    assert_told(sspo("eval", "--runs-dir", ".", "one"), "vLLM is not installed")
+    measure("one", "--engine", "torch")
+    assert summaries(runs / "one") == before
+    assert_told(sspo("eval", "--runs-dir", ".", "one", "--engine", "vllm"), "vLLM is not installed")
+
+
 def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
     before = sorted(runs.rglob("*"))
     said = measure("one", "models/before", "--limit", 5, **MODELS).stdout

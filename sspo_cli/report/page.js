@@ -34,7 +34,7 @@ function enliven(table) {
     const words = filter.value.toLowerCase().split(/\s+/);
     rows.forEach((row, i) => (row.hidden = !words.every((word) => texts[i].includes(word))));
     const shown = rows.filter((row) => !row.hidden).length;
-    byId("runs-count").textContent = shown === rows.length ? `${shown} runs` : `${shown} of ${rows.length} runs`;
+    byId("runs-count").textContent = shown === rows.length ? `${shown} run${shown === 1 ? "" : "s"}` : `${shown} of ${rows.length} runs`;
   }
   filter.addEventListener("input", apply);
   byId("runs-controls").hidden = false;
