@@ -105,7 +105,7 @@ def _measure_target(
         about = {"model": target.model, "options": target.options.model_dump(mode="json")}
         target.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(target.folder / MODEL, about)
-    engine = open_engine(target.options.rollout, policy, named=True)
+    engine = open_engine(target.options.rollout, policy, named=True, learns=False)
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)
     measured = []

@@ -39,8 +39,11 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         highest = hidden.new_full((len(hidden), 1), torch.finfo(hidden.dtype).min)
         total, moment = torch.zeros_like(highest), torch.zeros_like(highest)  # Σ e^x and Σ e^x x, x = logit - highest
-        for _, block, logits in _blocks(hidden, weight):
+        chosen = torch.zeros_like(highest)  # the targets' logits, of the same product: in TF32 another one would differ
+        for start, block, logits in _blocks(hidden, weight):
             torch.mm(hidden, block.T, out=logits)
+            columns, here = _columns(targets, start, len(block))
+            chosen += logits.gather(1, columns) * here
             top = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
             shift = highest - top
             moment = shift.exp() * (moment + shift * total)
@@ -51,7 +54,7 @@ class _TokenLogprobs(torch.autograd.Function):
             total += exponentials.sum(dim=1, keepdim=True)
             moment += torch.linalg.vecdot(exponentials, above).unsqueeze(1)
         normalizer = highest + total.log()
-        logprobs = torch.linalg.vecdot(hidden, weight[targets]) - normalizer.squeeze(1)
+        logprobs = (chosen - normalizer).squeeze(1)
         entropy = (total.log() - moment / total).squeeze(1)
         ctx.save_for_backward(hidden, weight, targets, normalizer)
         ctx.mark_non_differentiable(entropy)
@@ -61,18 +64,23 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """d logprob / d logit = [word is the target] - probability."""
         hidden, weight, targets, normalizer = ctx.saved_tensors
-        gradient, targets = gradient.unsqueeze(1), targets.unsqueeze(1)
+        gradient = gradient.unsqueeze(1)
         of_hidden = torch.zeros_like(hidden)
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for start, block, logits in _blocks(hidden, weight):
             of_logits = torch.mm(hidden, block.T, out=logits).sub_(normalizer).exp_().mul_(-gradient)
-            column = targets - start
-            here = (column >= 0) & (column < len(block))
-            of_logits.scatter_add_(1, column.clamp(0, len(block) - 1), gradient * here)
+            columns, here = _columns(targets, start, len(block))
+            of_logits.scatter_add_(1, columns, gradient * here)
             of_hidden.addmm_(of_logits, block)
             if of_weight is not None:
                 torch.mm(of_logits.T, hidden, out=of_weight[start : start + len(block)])
         return of_hidden, of_weight, None
+
+
+def _columns(targets: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
+    """Where each target is in the block of `words` words from `start` on, and whether it is there: [N, 1] each."""
+    columns = targets.unsqueeze(1) - start
+    return columns.clamp(0, words - 1), (columns >= 0) & (columns < words)
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.batch import Batch
-from sspo_cli.policy.logprobs import token_logprobs
+from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
@@ -147,7 +147,7 @@ class Policy:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one. Raises UserError for a device that is not there."""
+    """`auto` is the first GPU where there is one. Raises UserError for a device that is not there, or of another kind."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -155,6 +155,8 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
         raise UserError(f"device = {name} is not available here; use auto or cpu") from None
+    if device.type not in BLOCK_ELEMENTS:
+        raise UserError(f"device = {name} is not one that sspo computes on; use auto, cpu or cuda")
     return device
 
 
@@ -193,9 +195,9 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
         _enable_gradient_checkpointing(model)
         if options.lora:
             model.enable_input_require_grads()
-    if dtype == torch.bfloat16:
-        # The projection's float32 products in TF32: fifteen times faster, and with more digits than bfloat16 keeps.
-        torch.set_float32_matmul_precision("high")
+    # Beside bfloat16, the projection's float32 products in TF32: fifteen times faster, and with more digits than bfloat16
+    # keeps. The setting is the process's, so a float32 policy after a bfloat16 one takes it back.
+    torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     return Policy(model.to(device).train(options.gradient_checkpointing), tokenizer, device, dtype)
 
 

@@ -8,8 +8,9 @@ from sspo_cli.rollout.engine import Engine
 from sspo_cli.rollout.torch_engine import TorchEngine
 
 
-def open_engine(options: RolloutOptions, policy: Policy, named: bool) -> Engine:
-    """The engine of the options; `named` says that the model is one with a name, not the embedded tiny one.
+def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bool = True) -> Engine:
+    """The engine of the options; `named` says that the model is one with a name, not the embedded tiny one, and `learns`
+    that a learner wants its memory in between: of vLLM's engines that can sleep, a process may have one in its life.
 
     Raises UserError where vLLM is asked for and cannot be used, or its server does not answer.
     """
@@ -21,6 +22,7 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool) -> Engine:
     if options.engine == "vllm" or (options.engine == "auto" and named and _vllm_fits(policy)):
         from sspo_cli.rollout.vllm_engine import VllmEngine
 
+        vllm = vllm if learns else vllm.model_copy(update={"sleep": False})
         return VllmEngine(policy, vllm, options.max_rows, options.temperature)
     return TorchEngine(policy, options.max_rows)
 

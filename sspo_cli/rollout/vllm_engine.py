@@ -72,6 +72,7 @@ class VllmEngine:
         self.policy = policy
         with _guarded("take the policy's weights"):
             if self.asleep:
+                torch.cuda.empty_cache()  # what torch keeps of the learner's memory, vLLM could not get
                 self.llm.wake_up(tags=["weights"])
             weights = checkpoint_weights(policy, policy.dtype)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -95,6 +96,12 @@ class VllmEngine:
 
         groups: list[list[Completion]] = [[] for _ in prompts]
         engine = self.llm.llm_engine
+        needed, room = max(map(len, prompts), default=0) + sampling.max_new_tokens, engine.model_config.max_model_len
+        if needed > room:  # it would cut the completions there, and they would count as truncated
+            raise UserError(
+                f"vLLM's cache has room for sequences of {room} tokens, and {needed} may be needed; raise "
+                "rollout.vllm.kv_cache_gib or rollout.vllm.gpu_memory_utilization, or lower max_new_tokens"
+            )
         with _guarded("sample"):
             for index, prompt in enumerate(prompts):
                 request = SamplingParams(

@@ -6,6 +6,7 @@ from a folder, so they go through one that both sides see.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
 HOW_TO_START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
+FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so of a name that nothing else has
 UNTRUNCATED = {
     "top_p": 1.0,
     "top_k": 0,
@@ -40,7 +42,7 @@ class VllmServer:
         self.options = options
         self.max_rows = max_rows
         self.temperature = temperature
-        self.folder = Path(options.exchange).resolve() / "weights"
+        self.folder = Path(options.exchange).resolve() / FOLDER
         self.client = httpx.Client(base_url=options.server or "", timeout=None)
         self.model = self._ask("GET", "/v1/models")["data"][0]["id"]
 
@@ -60,7 +62,8 @@ class VllmServer:
         finished: Callable[[int, Completion], object] | None = None,
     ) -> list[list[Completion]]:
         groups: list[list[Completion]] = [[] for _ in prompts]
-        with ThreadPoolExecutor(max(1, self.max_rows // group_size)) as pool:
+        pool = ThreadPoolExecutor(max(1, self.max_rows // group_size))
+        try:
             waiting = {
                 pool.submit(self._sample, prompt, group_size, sampling, index): index
                 for index, prompt in enumerate(prompts)
@@ -71,6 +74,8 @@ class VllmServer:
                 for completion in groups[index]:
                     if finished:
                         finished(index, completion)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, what is not asked for yet never is
         return groups
 
     def _sample(self, prompt: list[int], group_size: int, sampling: Sampling, index: int = 0) -> list[Completion]:
@@ -108,7 +113,8 @@ class VllmServer:
                 f"`{HOW_TO_START}`, or set rollout.engine=torch"
             ) from None
         if answer.is_success:
-            return answer.json()
+            with suppress(ValueError):  # no JSON: another program's answer
+                return answer.json() if answer.content else None
         raise UserError(
             f"the vLLM server {self.options.server} answers {answer.status_code} to {path} ({answer.text[:200]}); "
             f"start it with `{HOW_TO_START}`, and see its own log"

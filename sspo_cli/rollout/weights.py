@@ -16,6 +16,7 @@ from sspo_cli.policy.model import Policy
 SHARD_BYTES = 4 << 30
 
 
+@torch.no_grad()  # as a decorator it ends at each yield: the reader keeps its own grad mode
 def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """(name, weight) pairs, one at a time, so that no second copy of the model is ever held whole.
 
@@ -24,17 +25,16 @@ def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str
     """
     lora = hasattr(policy.model, "peft_config")
     model = policy.model.get_base_model() if lora else policy.model
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if ".lora_" in name:
-                continue
-            if ".base_layer." in name:
-                layer_name, _, kind = name.rpartition(".base_layer.")
-                name = f"{layer_name}.{kind}"
-                if kind == "weight":
-                    layer = model.get_submodule(layer_name)
-                    weight = weight.float() + sum(layer.get_delta_weight(a).float() for a in layer.active_adapters)
-            yield from revert_weight_conversion(model, {name: weight.detach().to(dtype)}).items()
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        if ".base_layer." in name:
+            layer_name, _, kind = name.rpartition(".base_layer.")
+            name = f"{layer_name}.{kind}"
+            if kind == "weight":
+                layer = model.get_submodule(layer_name)
+                weight = weight.float() + sum(layer.get_delta_weight(a).float() for a in layer.active_adapters)
+        yield from revert_weight_conversion(model, {name: weight.detach().to(dtype)}).items()
 
 
 def write_weights(policy: Policy, folder: Path) -> None:

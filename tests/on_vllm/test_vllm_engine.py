@@ -1,5 +1,6 @@
 """vLLM's samples and log-probabilities against the policy's own."""
 
+import gc
 import os
 
 import pytest
@@ -162,13 +163,14 @@ def test_on_a_gpu_the_engine_wakes_up_for_a_sync_and_sleeps_once_until_the_next(
             return genuine(*args, **kwargs)
 
         monkeypatch.setattr(engine.llm, name, record)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: called.append(("empty_cache",)))
     engine.sync(policy)
     engine.sleep()
     engine.sleep()
     engine.sync(policy)
     reload = [("collective_rpc",), ("reset_prefix_cache",)]
     awake = [("wake_up", "weights"), ("collective_rpc",), ("wake_up", "kv_cache"), ("reset_prefix_cache",)]
-    assert called == [*reload, ("sleep",), *awake]
+    assert called == [*reload, ("sleep",), ("empty_cache",), *awake]
 
 
 def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
@@ -179,6 +181,14 @@ def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
         start(narrow)
     with pytest.raises(UserError, match=r"could not start: .*memory.*options are under rollout.vllm"):
         VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=1e6), 64, 1.0)
+
+
+def test_a_cache_too_small_for_the_completions_is_told_and_cuts_none():
+    engine = VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=0.0005), 64, 1.0)
+    with pytest.raises(UserError, match=r"room for sequences of 384 tokens, and 387 may be needed; raise .*gib"):
+        sample(engine, prompts=[[2] * 3, [2] * 7], max_new_tokens=380)
+    del engine
+    gc.collect()
 
 
 @pytest.mark.parametrize(

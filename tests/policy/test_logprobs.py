@@ -85,6 +85,16 @@ def test_logprobs_are_exact_for_extreme_logits_a_bias_and_words_of_every_block(m
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+def test_no_token_is_more_than_certain():
+    """The target's logit and the sum over all words are of the same product, whatever that rounds to."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(300, 256, generator=draw), torch.randn(500, 256, generator=draw)
+    targets = (hidden @ weight.T).argmax(dim=1)
+    logprobs, _ = token_logprobs(hidden, targets, weight, None, 1.0)
+    assert (logprobs > -1e-3).sum() > 50
+    assert (logprobs <= 0).all()
+
+
 def test_gradient_checkpointing_gives_the_same_gradient(policy, tiny, make_batch):
     batch = make_batch()
     options = ModelOptions(tiny=tiny, gradient_checkpointing=True)

@@ -83,3 +83,16 @@ def test_a_device_that_is_not_there_is_told():
         resolve_device("cuda:7")
     with pytest.raises(UserError, match="device = quantum is not available"):
         resolve_device("quantum")
+
+
+def test_a_device_that_torch_has_and_sspo_has_not_is_told():
+    with pytest.raises(UserError, match="device = meta is not one that sspo computes on; use auto, cpu or cuda"):
+        resolve_device("meta")
+
+
+def test_a_float32_policy_after_a_bfloat16_one_computes_exactly_again(tiny):
+    """The precision of products is the process's, and `sspo eval` loads one policy after the other."""
+    load_policy(ModelOptions(tiny=tiny, dtype="bfloat16"), CPU)
+    assert torch.get_float32_matmul_precision() == "high"
+    load_policy(ModelOptions(tiny=tiny), CPU)
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -11,7 +11,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from sspo_cli.config import RolloutOptions, VllmOptions
 from sspo_cli.config_files import load_config, validate
 from sspo_cli.errors import UserError
-from sspo_cli.rollout import open_engine
+from sspo_cli.rollout import open_engine, vllm_engine
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.rollout.weights import checkpoint_weights
 
@@ -68,3 +68,17 @@ def test_experts_go_over_under_the_names_of_the_published_checkpoint(policy):
     experts = model.model.layers[0].mlp.experts
     assert torch.equal(weights["model.layers.0.mlp.experts.3.down_proj.weight"], experts.down_proj[3])
     assert torch.equal(weights["model.layers.0.mlp.experts.2.up_proj.weight"], experts.gate_up_proj[2, 16:])
+
+
+def test_whoever_reads_the_weights_keeps_its_own_gradients(policy):
+    """Also one that stops in the middle of them."""
+    weights = checkpoint_weights(policy, torch.float32)
+    next(weights)
+    assert torch.is_grad_enabled()
+
+
+def test_without_a_learner_vllm_s_engine_cannot_sleep_so_that_another_may_follow(policy, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "VllmEngine", lambda policy, options, *_: options)
+    options = RolloutOptions(engine="vllm")
+    assert open_engine(options, policy, named=True).sleep
+    assert not open_engine(options, policy, named=True, learns=False).sleep
