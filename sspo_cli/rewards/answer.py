@@ -79,7 +79,7 @@ def _is_finished(prediction: str, expected: Fraction) -> bool:
         return False
     if expected % 1:
         return not (_OPERATION.search(last) or _FUNCTION.search(last))
-    if (value := _number(last)) is not None:
+    if (value := _number(last.strip())) is not None:
         return value == expected
     values = [_number(literal[0]) for literal in _LITERAL.finditer(last)]
     return is_bare(last) and (values == [expected] or _POWER_OR_ROOT.fullmatch(last) is not None)
