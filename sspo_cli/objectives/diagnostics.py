@@ -42,6 +42,7 @@ class Diagnostics:
 
         ratio/log_mean, ratio/log_std  of d
         ratio/log_abs_p99              99th percentile of |d|
+        ratio/outside                  share of tokens with ρ outside 1 ± 0.2, whatever the gate
         ratio/dispersion               mean over completions of 1/|y_i| Σ_t (d_it - log s_i)², section 3
         ratio/kl                       mean of ρ - 1 - d, an estimate of KL(π_old ‖ π_θ)
         weights/mean                   mean of w, where Â ≠ 0
@@ -79,12 +80,14 @@ def _of_ratios(name: str, log_ratio: Tensor, dispersion: Tensor) -> dict[str, fl
         return {}
     # Not torch.quantile, which refuses more than 2^24 values.
     p99 = log_ratio.abs().kthvalue(math.ceil(0.99 * len(log_ratio))).values
+    excess = torch.expm1(log_ratio.double())  # ρ - 1
     return {
         f"ratio/{name}log_mean": _mean(log_ratio),
         f"ratio/{name}log_std": log_ratio.double().std(correction=0).item(),
         f"ratio/{name}log_abs_p99": p99.item(),
+        f"ratio/{name}outside": _mean(excess.abs() > 0.2),
         f"ratio/{name}dispersion": _mean(dispersion),
-        f"ratio/{name}kl": _mean(torch.expm1(log_ratio.double()) - log_ratio),
+        f"ratio/{name}kl": _mean(excess - log_ratio),
     }
 
 

@@ -8,8 +8,8 @@ Rewards, groups and lengths are those of the minibatch's own completions.
     groups/equal_reward             share of groups whose rewards are all equal, so that their advantages are 0
     completions/length, completions/truncated (share)
     policy/entropy (nats a token), policy/loss, policy/grad_norm, policy/skipped (bad steps so far)
-    ratio/{log_mean,log_std,log_abs_p99,dispersion,kl}, weights/{mean,attenuated}; the same by the sign of the advantage, as
-    ratio/positive_kl, weights/negative_attenuated
+    ratio/{log_mean,log_std,log_abs_p99,outside,dispersion,kl}, weights/{mean,attenuated}; the same by the sign of the advantage,
+    as ratio/positive_kl, weights/negative_attenuated
     optimizer/learning_rate
     sampler/mismatch_mean, sampler/mismatch_max
     grading/timeouts                answer checks that ran out of time so far

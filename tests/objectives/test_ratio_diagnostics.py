@@ -39,6 +39,7 @@ def test_against_numpy():
             f"ratio/{name}log_mean": tokens[some].mean(),
             f"ratio/{name}log_std": tokens[some].std(),
             f"ratio/{name}log_abs_p99": np.quantile(np.abs(tokens[some]), 0.99, method="inverted_cdf"),
+            f"ratio/{name}outside": np.mean(np.abs(np.exp(tokens[some]) - 1) > 0.2),
             f"ratio/{name}dispersion": np.nanmean(variance[rows]),
             f"ratio/{name}kl": np.mean(np.exp(tokens[some]) - 1 - tokens[some]),
             f"weights/{name}mean": weight[some & (sign != 0)].mean(),
