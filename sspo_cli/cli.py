@@ -166,7 +166,7 @@ def sweep_command(
     """Run a grid of trials in processes; a second call goes on where the first one stopped."""
     from sspo_cli.sweep import load_sweep, place_for, print_trials, run_sweep
 
-    trials = load_sweep(config, set_ or [])
+    trials = load_sweep(config, set_ or [], runs_dir)
     if dry_run:
         print_trials(trials)
         return

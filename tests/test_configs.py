@@ -40,8 +40,8 @@ def test_table_2_is_the_paper_s_setting(size: str):
     assert options.evaluation.validation == 256
 
 
-def test_the_sweep_of_table_1_is_the_appendix_s_grid():
-    trials = load_sweep(CONFIGS / "sweeps" / "table1.yaml", [])
+def test_the_sweep_of_table_1_is_the_appendix_s_grid(tmp_path):
+    trials = load_sweep(CONFIGS / "sweeps" / "table1.yaml", [], tmp_path)
     grids: dict[str, set] = {}
     for trial in trials:
         objective = trial.options.objective

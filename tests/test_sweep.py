@@ -34,7 +34,7 @@ blocks:
 
 def load(tmp_path: Path, text: str, *overrides: str) -> list:
     (tmp_path / "sweep.yaml").write_text(text)
-    return load_sweep(tmp_path / "sweep.yaml", overrides)
+    return load_sweep(tmp_path / "sweep.yaml", overrides, tmp_path / "runs")
 
 
 def test_grids_are_crossed_zips_are_not_and_blocks_and_seeds_repeat(tmp_path):

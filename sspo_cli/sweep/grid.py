@@ -16,6 +16,9 @@ from rich.table import Table
 from sspo_cli.config import Options, RunOptions
 from sspo_cli.config_files import explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
+from sspo_cli.report.measurements import best_configurations
+from sspo_cli.report.runs import collect
+from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
 
@@ -55,8 +58,19 @@ class SweepOptions(Block):
     the sweep's own grid and with `seeds`."""
 
     base: list[Path] = Field([], description="config files, relative to the sweep file")
+    best_of: Path | None = Field(
+        None,
+        description="an earlier sweep's file, relative to this one: of each of its methods and gates the configuration with "
+        "the best validation Pass@1 takes the place of `blocks`",
+    )
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
     blocks: list[Block] = [Block()]
+
+    @model_validator(mode="after")
+    def _blocks_come_from_one_place(self) -> "SweepOptions":
+        if self.best_of is not None and "blocks" in self.model_fields_set:
+            raise ValueError("best_of takes the place of blocks; give one of the two")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +82,21 @@ class Trial:
     options: RunOptions
 
 
-def load_sweep(file: Path, overrides: Sequence[str]) -> list[Trial]:
-    """The trials of a sweep file, in its order, each distinct. Raises UserError where the file or a trial does not validate."""
+def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Trial]:
+    """The trials of a sweep file, in its order, each distinct. `runs_dir` has the folder of the sweep that `best_of` names.
+
+    Raises UserError where the file or a trial does not validate, or where that sweep is not finished.
+    """
     try:
         sweep = SweepOptions.model_validate(read_yaml(file))
     except ValidationError as error:
         raise UserError(f"{file}: {'; '.join(explain(error, SweepOptions))}") from None
+    blocks = sweep.blocks if sweep.best_of is None else _best_blocks(file.parent / sweep.best_of, overrides, runs_dir)
     base = merge_config([file.parent / path for path in sweep.base], [])
     over = merge_config([], overrides)
     points = [
         {**shared, **point, "seed": seed}
-        for shared, block, seed in itertools.product(sweep.points(), sweep.blocks, sweep.seeds)
+        for shared, block, seed in itertools.product(sweep.points(), blocks, sweep.seeds)
         for point in block.points()
     ]
     keys = {key for point in points for key in point if len({json.dumps(other.get(key)) for other in points}) > 1}
@@ -105,6 +123,30 @@ def print_trials(trials: Sequence[Trial]) -> None:
     for trial in trials:
         table.add_row(trial.name, *(str(trial.varied.get(key, "")) for key in keys))
     Console().print(table)
+
+
+def _best_blocks(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Block]:
+    """What the sweep in `file` varied, of each method and gate where it did best by validation, over its seeds."""
+    folder = runs_dir / file.stem
+    trials = {trial.name: trial for trial in load_sweep(file, overrides, runs_dir)}
+    if unfinished := [name for name in trials if RunFolder(folder / name).status.get("state") != "finished"]:
+        raise UserError(
+            f"{len(unfinished)} of {len(trials)} trials of {file}, whose best are asked for, are not finished in {folder}; "
+            f"first run `sspo sweep -c {file}`"
+        )
+    groups = collect([folder / name for name in trials]).groups
+    chosen, _ = best_configurations(groups, "last")
+    variants = [(group.setting, group.method, group.gate) for group in chosen]
+    if len(variants) > len(set(variants)):
+        raise UserError(
+            f"the trials of {file}, whose best are asked for, have no common validation to choose by; "
+            "set evaluation.validation there"
+        )
+    blocks = []
+    for trial in (trials[group.runs[0].path.name] for group in chosen):
+        objective = {"objective.method": trial.options.objective.method, "objective.gate": trial.options.objective.gate}
+        blocks.append(Block(options=objective | {key: value for key, value in trial.varied.items() if key != "seed"}))
+    return blocks
 
 
 def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:
