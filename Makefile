@@ -5,7 +5,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm lint setup benchmark clean
+.PHONY: demo test test-vllm lint setup benchmark study clean
 
 setup: .venv/.done
 
@@ -50,6 +50,15 @@ benchmark: setup .venv-trl/.done
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements-trl.txt
 	@touch $@
+
+# An hour or two: the nine variants with their grids, stale regimes and swapped temperatures. Stop it whenever; it goes on.
+STUDY = runs/study-grid runs/study-stale
+study: setup
+	.venv/bin/sspo sweep -c configs/sweeps/study-grid.yaml --jobs 2
+	.venv/bin/sspo sweep -c configs/sweeps/study-stale.yaml --jobs 2
+	.venv/bin/sspo sweep -c configs/sweeps/study-swapped.yaml --jobs 2
+	.venv/bin/sspo report $(STUDY) --out runs/study-table1
+	.venv/bin/sspo report runs/study-grid runs/study-swapped --out runs/study-table1/swapped
 
 clean:
 	rm -rf .venv .venv-vllm .venv-trl build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
