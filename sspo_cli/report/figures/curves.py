@@ -22,7 +22,7 @@ from sspo_cli.report.figures.style import (
     shades,
     wrapped,
 )
-from sspo_cli.report.measurements import mean_over_seeds
+from sspo_cli.report.measurements import by, mean_over_seeds
 from sspo_cli.report.runs import Group
 
 ALPHA = 0.02
@@ -47,23 +47,18 @@ def grid_figure(groups: Sequence[Group], metric: str) -> Figure:
 
 
 def by_method_figure(groups: Sequence[Group], metric: str) -> Figure:
-    """A panel for each method and gate of each setting: its configurations in shades, the range of the others' means in grey."""
-    variants = list(dict.fromkeys((group.setting, group.method, group.gate) for group in groups))
-    several = len({group.setting for group in groups}) > 1
+    """Of one setting, a panel for each method and gate: its configurations in shades, the range of the others' means in grey."""
+    variants = by(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
-        most = max(sum((g.setting, g.method, g.gate) == variant for g in groups) for variant in variants)
-        legend = most if any(group.details for group in groups) else 0
-        figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=not several)
-        for ax, (setting, method, gate) in zip(axes, variants, strict=True):
-            comparable = [group for group in groups if group.setting == setting]
-            own = [group for group in comparable if (group.method, group.gate) == (method, gate)]
-            if others := [group for group in comparable if (group.method, group.gate) != (method, gate)]:
+        legend = max(map(len, variants.values())) if any(group.differs for group in groups) else 0
+        figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=True)
+        for ax, ((method, gate), own) in zip(axes, variants.items(), strict=True):
+            if others := [group for group in groups if (group.method, group.gate) != (method, gate)]:
                 means = pd.concat([mean_over_seeds(group.counted, metric) for group in others], axis=1)
                 ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=RANGE, linewidth=0)
             for group, shade in zip(own, shades(colour_of(method, gate)[0], len(own)), strict=True):
                 draw(ax, group, metric, color=shade, linestyle="-", label=wrapped(group.details, 1.3 * inches_wide(ax)))
-            title = own[0].label.removesuffix(f" ({own[0].details})")
-            ax.set_title(wrapped(f"{title}, {setting}" if several else title, inches_wide(ax)))
+            ax.set_title(wrapped(own[0].variant, inches_wide(ax)))
             if len(own) > 1:
                 ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, handlelength=1.5)
         figure.supxlabel(STEP, fontsize=8)
