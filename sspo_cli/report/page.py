@@ -69,8 +69,9 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
 
 
 def _title(collection: Collection) -> str:
-    """The settings, where they are few enough to read as a title."""
-    return collection.settings[0] if len(collection.settings) == 1 else "Report"
+    """The setting, or what all of them start from, where there is one."""
+    names = {group.start for group in collection.groups} if len(collection.settings) > 1 else {*collection.settings}
+    return names.pop() if len(names) == 1 else "Report"
 
 
 def _summary(collection: Collection) -> str:

@@ -311,6 +311,14 @@ def told(details: Mapping[Any, Any]) -> str:
     return ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in details.items())
 
 
+def short_settings(groups: Iterable[Group]) -> dict[str, str]:
+    """By setting, its name where others are near: of several with one start, the regime alone."""
+    starts = {group.setting: group.start for group in groups}
+    if len(starts) == 1 or len(set(starts.values())) > 1:
+        return {setting: setting for setting in starts}
+    return {setting: setting.removeprefix(f"{start} (").removesuffix(")") for setting, start in starts.items()}
+
+
 def _is_bare_model(path: Path) -> bool:
     return not (path / "status.json").exists()
 

@@ -17,7 +17,7 @@ from sspo_cli.report.figures.style import save
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.report.figures.weights import weights_figure
 from sspo_cli.report.measurements import best_configurations, by, final
-from sspo_cli.report.runs import Collection, Group, Select
+from sspo_cli.report.runs import Collection, Group, Select, short_settings
 
 __all__ = ["Drawing", "best_of_each", "figures", "save"]
 
@@ -149,9 +149,9 @@ def _by_setting(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def _settings(each: Sequence[list[Group]]) -> Callable[[list[Group]], str]:
-    """Tells them apart by their settings; what these begin with need not be said where it is the same."""
-    alike = len({same[0].start for same in each}) == 1
-    return lambda same: same[0].setting.removeprefix(same[0].start) if alike else same[0].setting
+    """Tells them apart by their settings."""
+    names = short_settings(group for same in each for group in same)
+    return lambda same: names[same[0].setting]
 
 
 def _titled(title: str, same: Sequence[Group], groups: Sequence[Group]) -> str:

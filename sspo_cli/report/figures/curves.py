@@ -23,7 +23,7 @@ from sspo_cli.report.figures.style import (
     wrapped,
 )
 from sspo_cli.report.measurements import by, mean_over_seeds
-from sspo_cli.report.runs import Group
+from sspo_cli.report.runs import Group, short_settings
 
 ALPHA = 0.02
 LABELS = {"reward/mean": "reward", "policy/entropy": "token entropy (nats)"}
@@ -106,8 +106,10 @@ def _pairs(groups: Sequence[Group], curves: Sequence[tuple[str, str, Curve]]) ->
     """Two panels for each setting, given by the labels of their axes and what they draw of a group."""
     settings = list(dict.fromkeys(group.setting for group in groups))
     with rc_context(STYLE):
-        figure, axes = grid(2 * len(settings), 2.5, columns=2, foot=0.3)
+        shared = "col" if len({group.start for group in groups}) == 1 else False
+        figure, axes = grid(2 * len(settings), 2.5, columns=2, foot=0.3, sharey=shared)
         handles: dict[str, Any] = {}
+        names = short_settings(groups)
         for group, (colour, dashes) in zip(groups, lines_of(groups), strict=True):
             row = 2 * settings.index(group.setting)
             for ax, (_, _, curve) in zip(axes[row : row + 2], curves, strict=True):
@@ -115,7 +117,7 @@ def _pairs(groups: Sequence[Group], curves: Sequence[tuple[str, str, Curve]]) ->
                 handles.setdefault(group.label, line)
         for number, ax in enumerate(axes):
             xlabel, ylabel, _ = curves[number % 2]
-            ax.set(xlabel=xlabel, ylabel=ylabel, title=wrapped(settings[number // 2], inches_wide(ax)))
+            ax.set(xlabel=xlabel, ylabel=ylabel, title=wrapped(names[settings[number // 2]], inches_wide(ax)))
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             if xlabel == TOKENS:
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -131,14 +133,16 @@ def _panels(groups: Sequence[Group], height: float) -> tuple[Figure, dict[str, A
         figure, axes = grid(len(data) * len(models), height, columns=len(models), foot=0.3)
         places = dict(zip(product(data, models), axes, strict=True))
     else:
-        figure, axes = grid(len(settings), height, foot=0.3)
+        comparable = len({group.start for group in groups}) == 1
+        figure, axes = grid(len(settings), height, foot=0.3, sharey=comparable)
         places = dict(zip(settings, axes, strict=True))
     for place, ax in places.items():
         if place not in settings:
             ax.set_axis_off()
     panels = {setting: places[place] for place, setting in settings.items()}
+    names = short_settings(groups)
     for setting, ax in panels.items():
-        ax.set_title(wrapped(setting, inches_wide(ax)))
+        ax.set_title(wrapped(names[setting], inches_wide(ax)))
     return figure, panels
 
 

@@ -70,7 +70,8 @@ def by_mu_figure(groups: Sequence[Group], metric: str) -> Figure:
             for group in sorted(same, key=mu_of):
                 draw(ax, group, metric, color=colours[mu_of(group)], linewidth=1.2)
             ax.set_title(variant)
-        figure.supxlabel(STEP, fontsize=8)
+        for ax in axes[-3:]:
+            ax.set_xlabel(STEP)
         figure.supylabel(LABELS[metric], fontsize=8)
         key = [axes[0].plot([], color=shade)[0] for shade in shades("#000000", len(mus))]
         legend_below(figure, dict(zip([f"μ = {mu}" for mu in mus], key, strict=True)))

@@ -108,7 +108,7 @@ def shades(colour: str, number: int) -> list[tuple[float, float, float]]:
 
 def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, each `height` inches high, and the panels row by row; `foot` inches are for the legend."""
-    columns = min(columns, count)
+    columns = 2 if (columns, count) == (3, 4) else min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH if columns > 1 else 5.2, rows * height + foot))
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
@@ -121,7 +121,8 @@ def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **optio
 
 def wrapped(text: str, inches: float) -> str:
     """Broken into lines that fit."""
-    return textwrap.fill(text, max(12, int(inches * LETTERS_AN_INCH)), break_long_words=False)
+    width = max(12, int(inches * LETTERS_AN_INCH))
+    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in text.splitlines())
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
