@@ -1,7 +1,7 @@
 """Whether two configurations differ by more than seeds of one do."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -12,7 +12,7 @@ from scipy.stats import permutation_test, ttest_1samp
 
 from sspo_cli.report.measurements import VALIDATION, by, final, selected
 from sspo_cli.report.paired import holm, p_text
-from sspo_cli.report.runs import BASELINES, Group, Select
+from sspo_cli.report.runs import BASELINES, Group, Select, short_settings
 from sspo_cli.report.table import Cell, Table
 
 REWARD = "reward"
@@ -31,9 +31,12 @@ class Measured:
         return fmean(self.values.values())
 
 
-def seeds_table(groups: Sequence[Group], select: Select) -> Table | None:
+def against_noise(groups: Sequence[Group], select: Select) -> list[dict[str, Any]]:
     """Each of `groups` against the best and the strongest baseline of its setting, seed by seed, in Pass@1 on each benchmark
-    and in the final reward. None where no two of them share two seeds."""
+    and in the final reward: a row for each two that share two seeds.
+
+    Holm's correction is for the rows of one setting and quantity.
+    """
     rows: list[dict[str, Any]] = []
     for (setting, quantity), measured in _measured(groups, select).items():
         family = [
@@ -45,31 +48,55 @@ def seeds_table(groups: Sequence[Group], select: Select) -> Table | None:
             for row, adjusted in zip(family, holm([row[name] for row in family]), strict=True):
                 row[f"{name}_holm"] = adjusted
         rows += family
+    return rows
+
+
+def seeds_table(rows: Sequence[dict[str, Any]]) -> Table | None:
+    """Those of `against_noise`; None where there is none."""
     if not rows:
         return None
     several = len({row["setting"] for row in rows}) > 1
     body: list[list[Cell] | str] = []
-    verdicts = []
-    for (setting, quantity), family in by(rows, lambda row: (row["setting"], row["quantity"])).items():
-        where = f"{quantity}, {setting}" if several else quantity
-        body.append(where)
+    for (setting, quantity), family in _families(rows):
+        body.append(f"{quantity}, {setting}" if several else quantity)
         body += [_line(row) for row in family]
-        verdicts.append(_verdict(where, family))
     headings = ["Configuration", "Against", "Seeds", "Difference", "Seeds above", "p (exact)", "p (t)", "p (t, Holm)"]
-    fewest = min(row["n"] for row in rows)
+    fewest, most = min(row["n"] for row in rows), max(row["n"] for row in rows)
+    bounds = " and ".join(f"{2.0 ** (1 - n):.2g} with {n} seeds" for n in dict.fromkeys((fewest, most)))
     notes = [
-        *verdicts,
-        "Difference: the mean over the common seeds of this configuration − the other, seed by seed (a seed draws the same "
-        "problems in the same order for both), in points of Pass@1 or in reward (the mean of the last tenth of the steps, at "
-        "most 2), with its 95 % interval by Student's t.",
-        f"p (exact): over all flips of the signs of those differences, without an assumption; with n seeds it cannot be below "
-        f"2^(1 − n), which is {2.0 ** (1 - fewest):.2g} for the {fewest} seeds here, so that with fewer than 6 seeds it cannot "
-        "call any difference significant, however large. p (t): the paired t-test, which assumes that the differences are "
-        "normally distributed, as so few seeds cannot show.",
-        "p (t, Holm): adjusted for the comparisons of one setting and one quantity. The best and the strongest baseline (GRPO, "
-        "GSPO, GMPO or SAPO) were picked by these same numbers, which flatters them a little.",
+        "Lines and runs are those of table 1. Difference: this configuration − the other, the mean over their common seeds (a "
+        "seed draws the same problems in the same order for both), in points of Pass@1, or in reward (the mean of the last "
+        "tenth of the steps, at most 2); with its 95 % interval by Student's t. Seeds above: how many differences are positive.",
+        "p (exact), two-sided: over all flips of the signs of the differences, without an assumption. It cannot be below "
+        f"{bounds}; so with fewer than 6 seeds it cannot be below 0.05, however large the differences are.",
+        "p (t): the paired t-test, which assumes normally distributed differences; so few seeds cannot show whether they are.",
+        "p (t, Holm): adjusted for the number of comparisons in one setting and quantity. The best and the strongest baseline "
+        "(GRPO, GSPO, GMPO or SAPO) were picked by these same numbers, which flatters them a little.",
     ]
     return Table("seeds", "Differences against the noise of seeds", pd.DataFrame(rows), headings, body, notes)
+
+
+def verdict(rows: Sequence[dict[str, Any]], groups: Sequence[Group]) -> str:
+    """Of the rows of `against_noise`, a sentence on which of them, by quantity and setting, are beyond the noise of seeds."""
+    if not rows:
+        return "No two configurations share two seeds, so that nothing here tells a difference from the noise of seeds."
+    names = short_settings(groups)
+    parts = []
+    for (setting, quantity), family in _families(rows):
+        beyond = [row for row in family if row["p_t_holm"] < SIGNIFICANT]
+        named = ", ".join(f"{row['configuration']} − {row['against']} ({_signed(row, 'difference')})" for row in beyond)
+        where = f"{quantity} ({names[setting]})" if len(names) > 1 else quantity
+        parts.append(
+            f"{where}: {len(beyond)} of {len(family)}, {named}" if beyond else f"{where}: none of {len(family)}"
+        )
+    return (
+        "Differences from the best and from the strongest baseline that are beyond the noise of seeds, by a paired t-test over "
+        f"seeds with Holm's correction (p < {SIGNIFICANT}; all of them are in the table `seeds`): {'; '.join(parts)}."
+    )
+
+
+def _families(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    return by(rows, lambda row: (row["setting"], row["quantity"])).items()
 
 
 def _measured(groups: Sequence[Group], select: Select) -> dict[tuple[str, str], list[Measured]]:
@@ -132,26 +159,17 @@ def _compare(one: Measured, other: Measured, role: str) -> dict[str, Any] | None
 
 
 def _line(row: dict[str, Any]) -> list[Cell]:
-    decimals = 2 if row["quantity"] == REWARD else 1
-    difference, low, high = (f"{row[name]:+.{decimals}f}" for name in ("difference", "low", "high"))
+    interval = "" if math.isnan(row["low"]) else f"[{_signed(row, 'low')}, {_signed(row, 'high')}]"
     return [
         Cell(row["configuration"]),
         Cell(f"{row['against']} ({row['role']})"),
         Cell(row["seeds"]),
-        Cell(difference, "" if math.isnan(row["low"]) else f"[{low}, {high}]", number=row["difference"]),
+        Cell(_signed(row, "difference"), interval, number=row["difference"]),
         Cell(f"{row['above']} of {row['n']}", number=row["above"]),
         *(Cell(p_text(row[name]), number=row[name]) for name in ("p_exact", "p_t", "p_t_holm")),
     ]
 
 
-def _verdict(where: str, family: Sequence[dict[str, Any]]) -> str:
-    """Which differences of a family are beyond the noise of seeds."""
-    beyond = [row for row in family if row["p_t_holm"] < SIGNIFICANT]
-    if not beyond:
-        return f"{where}: none of the {len(family)} differences is beyond the noise of seeds (p (t, Holm) < {SIGNIFICANT})."
-    decimals = 2 if family[0]["quantity"] == REWARD else 1
-    named = [f"{row['configuration']} − {row['against']} ({row['difference']:+.{decimals}f})" for row in beyond]
-    return (
-        f"{where}: {len(beyond)} of {len(family)} differences are beyond the noise of seeds (p (t, Holm) < {SIGNIFICANT}): "
-        f"{', '.join(named)}."
-    )
+def _signed(row: dict[str, Any], name: str) -> str:
+    decimals = 2 if row["quantity"] == REWARD else 1
+    return f"{round(row[name], decimals) + 0.0:+.{decimals}f}"  # + 0.0: no minus before a zero

@@ -21,7 +21,7 @@ from sspo_cli.report.paired import paired_table
 from sspo_cli.report.paper import paper_tables, printed
 from sspo_cli.report.run_table import runs_table
 from sspo_cli.report.runs import BASELINES, Collection, Select, method_name, short_names
-from sspo_cli.report.seeds import seeds_table
+from sspo_cli.report.seeds import against_noise, seeds_table, verdict
 from sspo_cli.report.table import NOTHING, Cell, Table, marks_of
 
 GAIN = "Δ Avg"
@@ -45,15 +45,17 @@ def tables(collection: Collection, *, select: Select = "last", paper: bool = Fal
     shown = lines(collection, of_table1, select)
     found: list[Table | None] = []
     if shown:
+        noise = against_noise(of_table1, select)
         notes = [*_selection(shown, select), *choices]
-        found.append(_table1(collection, shown, notes, paper))
+        compared = [verdict(noise, of_table1)] if sum(line.kind == TRAINED for line in shown) > 1 else []
+        found.append(_table1(collection, shown, [*compared, *notes], paper))
         if len(by(shown, lambda line: line.setting)) > 1:
             chosen, choices = best_configurations(
                 collection.groups, select, lambda group: (group.setting, group.method)
             )
             of_methods = lines(collection, chosen, select)
             found.append(_table2(collection, of_methods, [*_selection(of_methods, select), *choices], paper))
-        found.append(seeds_table(of_table1, select))
+        found.append(seeds_table(noise))
         found.append(paired_table(shown, notes))
         found.append(configurations_table(collection, of_table1, select))
     if collection.runs:

@@ -13,8 +13,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from sspo_cli.report.runs import Group
+from sspo_cli.report.svg import small_svg
 from sspo_cli.tracking.files import write_bytes_atomic
 
 STYLE: dict[Any, Any] = {
@@ -62,18 +64,28 @@ RANGE = "#e4e4e4"  # of an area behind lines, some of them grey
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
-    """As SVG, PDF and PNG, and without a date in any of them."""
-    paths = [out / f"{name}.{suffix}" for suffix in ("svg", "pdf", "png")]
+    """As SVG, PDF and PNG, each as small as it can be without looking worse, and without a date in any of them."""
     undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    smaller = {"svg": small_svg, "png": _in_256_colours}
+    paths = []
     with rc_context(STYLE):
         if layout := figure.get_layout_engine():
             layout.execute(figure)
             figure.set_layout_engine("none")  # once is enough for three files
-        for path in paths:
+        for kind, metadata in undated.items():
             drawn = BytesIO()
-            figure.savefig(drawn, format=path.suffix[1:], metadata=undated[path.suffix[1:]])
-            write_bytes_atomic(path, drawn.getvalue())
+            figure.savefig(drawn, format=kind, metadata=metadata)
+            paths.append(out / f"{name}.{kind}")
+            write_bytes_atomic(paths[-1], smaller.get(kind, bytes)(drawn.getvalue()))
     return paths
+
+
+def _in_256_colours(png: bytes) -> bytes:
+    """A third of the bytes."""
+    small = BytesIO()
+    with Image.open(BytesIO(png)) as image:
+        image.convert("RGB").quantize(dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def colour_of(method: str, gate: str) -> tuple[str, Any]:
