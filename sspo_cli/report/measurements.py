@@ -32,6 +32,14 @@ def mean_over_seeds(runs: list[Run], metric: str) -> pd.Series:
     return pd.concat(columns, axis=1).mean(axis=1, skipna=False).dropna() if columns else pd.Series(dtype=float)
 
 
+def final(run: Run, metric: str) -> float | None:
+    """The mean over the last tenth of its steps; None where none of them has it."""
+    if metric not in run.metrics:
+        return None
+    values = run.metrics[metric].iloc[-max(1, len(run.metrics) // 10) :].dropna()
+    return None if values.empty else float(values.mean())
+
+
 def evaluations(groups: Sequence[Group]) -> pd.DataFrame:
     """Every evaluation of a finished run, validation included.
 
@@ -57,6 +65,14 @@ def with_headings(rows: pd.DataFrame) -> pd.DataFrame:
         for name, detail in zip(measurements["benchmark"], details, strict=True)
     ]
     return rows.merge(measurements.assign(column=headings), on=[*MEASUREMENT], how="left")
+
+
+def selected(groups: Sequence[Group], select: Select) -> pd.DataFrame:
+    """Of the evaluations those at the selected step of their run."""
+    steps = {(n, run.options.seed): run.selected_step(select) for n, group in enumerate(groups) for run in group.runs}
+    rows = evaluations(groups)
+    at = [steps[key] for key in zip(rows["group"], rows["seed"], strict=True)]
+    return rows[rows["step"] == pd.Series(at, index=rows.index, dtype=float)]
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str] = ("group", "step")) -> pd.DataFrame:
@@ -99,8 +115,9 @@ class Measured:
 class Line:
     """A line of the tables.
 
-    kind      BASE (before RL, after the cold start), BARE (a model that `sspo eval` measured) or TRAINED
-    measured  one for each benchmark and seed; validation is not among them
+    kind           BASE (before RL, after the cold start), BARE (a model that `sspo eval` measured) or TRAINED
+    configuration  the group's hyperparameters
+    measured       one for each benchmark and seed; validation is not among them
     """
 
     setting: str
@@ -109,7 +126,7 @@ class Line:
     label: str
     method: str
     gate: str
-    details: str
+    configuration: str
     measured: list[Measured]
 
 
@@ -137,7 +154,9 @@ def lines(collection: Collection, groups: Sequence[Group], select: Select) -> li
                     if evaluation["step"] == at[run.path]
                 ]
                 found.append(
-                    Line(setting, model, TRAINED, group.label, group.method, group.gate, group.details, measured)
+                    Line(
+                        setting, model, TRAINED, group.label, group.method, group.gate, group.hyperparameters, measured
+                    )
                 )
     models = {group.model for group in collection.groups}
     found += [_bare_line(bare.name, bare) for bare in collection.bare_models if bare.name not in models]

@@ -8,11 +8,14 @@ from rich.console import Console
 from sspo_cli import __version__
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import figures, save
-from sspo_cli.report.html import html_page, inline_svg, template
+from sspo_cli.report.html import html_of, html_page, template
 from sspo_cli.report.missing import missing
 from sspo_cli.report.runs import Collection, Select, collect
+from sspo_cli.report.svg import inline_svg
 from sspo_cli.report.tables import tables
 from sspo_cli.tracking.files import explain_os_errors, write_text_atomic
+
+IN_DETAIL = ("seeds", "paired", "configurations")  # tables that the page shows on demand: they are long
 
 
 def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: Select = "last") -> list[Path]:
@@ -56,8 +59,9 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
         }
         markdown = template("page.md.jinja").render(tables=[table.to_markdown() for table in all_tables], **about)
         page = html_page(
-            tables="".join(table.to_html() for table in all_tables if table.name != "runs"),
-            runs="".join(table.to_html() for table in all_tables if table.name == "runs"),
+            tables=html_of(table for table in all_tables if table.name not in ("runs", *IN_DETAIL)),
+            details=[(table.title, html_of([table])) for table in all_tables if table.name in IN_DETAIL],
+            runs=html_of(table for table in all_tables if table.name == "runs"),
             completions=sample_completions(collection.groups),
             version=__version__,
             **about,
@@ -69,8 +73,9 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
 
 
 def _title(collection: Collection) -> str:
-    """The settings, where they are few enough to read as a title."""
-    return collection.settings[0] if len(collection.settings) == 1 else "Report"
+    """The setting, or what all of them start from, where there is one."""
+    names = {group.start for group in collection.groups} if len(collection.settings) > 1 else {*collection.settings}
+    return names.pop() if len(names) == 1 else "Report"
 
 
 def _summary(collection: Collection) -> str:

@@ -77,7 +77,7 @@ def paired_table(lines: Sequence[Line], notes: Sequence[str]) -> Table | None:
                 Cell(f"{row['against']} ({row['role']})"),
                 Cell(str(row["n"]), number=row["n"]),
                 Cell(f"{row['difference']:+.1f}", f"[{row['low']:+.1f}, {row['high']:+.1f}]", number=row["difference"]),
-                *(Cell(_p(row[name]), number=row[name]) for name in ("p", "p_holm")),
+                *(Cell(p_text(row[name]), number=row[name]) for name in ("p", "p_holm")),
             ]
             for row in compared
         ]
@@ -86,7 +86,7 @@ def paired_table(lines: Sequence[Line], notes: Sequence[str]) -> Table | None:
         "Difference in points of Pass@1, on the same problems, with its 95 % percentile interval of a paired bootstrap over "
         "problems (9,999 resamples).",
         f"p, two-sided: {' and '.join(sorted(set(frame['test'])))}. Problems are what is drawn at random; seeds are averaged "
-        "within a problem, so the p says nothing about further seeds.",
+        "within a problem, so the p says nothing about further seeds; the table of differences against the noise of seeds does.",
         f"p (Holm): adjusted for the number of comparisons in this table, {len(frame)}.",
         "The best and the strongest baseline (GRPO, GSPO, GMPO or SAPO) were picked by these same numbers, which flatters "
         "them a little.",
@@ -190,5 +190,5 @@ def _compare(one: Answered, other: Answered) -> dict[str, Any]:
     }
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

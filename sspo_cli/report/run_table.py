@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from sspo_cli.config_files import flatten
-from sspo_cli.report.measurements import tests_of, with_headings
+from sspo_cli.report.measurements import final, tests_of, with_headings
 from sspo_cli.report.runs import Collection, Run, Select, distinguish, method_name, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table
 
@@ -27,7 +27,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
         numbers: dict[str, float | None] = {
             "seconds": run.seconds,
             "tokens": _last(run, "tokens"),
-            "reward": _last(run, "reward/mean"),
+            "reward": final(run, "reward/mean"),
             "validation": next((100 * row["pass_at_1"] for row in run.validations if row["step"] == step), None),
             "best_step": run.selected_step("best"),
             **{column: own.get(column) for column in columns},
@@ -47,7 +47,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
                 "Steps": Cell(f"{run.step}/{run.options.steps}", number=run.step),
                 "Wall time": _number(numbers["seconds"], "{:,.0f} s"),
                 "Tokens": _number(numbers["tokens"], "{:,.0f}"),
-                "Last reward": _number(numbers["reward"], "{:.2f}"),
+                "Final reward": _number(numbers["reward"], "{:.2f}"),
                 "Validation": _number(numbers["validation"], "{:.1f}"),
                 "Best step": _number(numbers["best_step"], "{:.0f}"),
                 **{column: _number(numbers[column], "{:.1f}") for column in columns},
@@ -59,7 +59,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
         f"Run: its folder below `{folder}`.",
         "Differs in: the options in which the runs of this report differ, beside method, gate and seed.",
         "Wall time is that of the optimizer steps, sampling included, evaluations and checkpoints not; tokens are the sampled "
-        "ones; the last reward is the mean of the last minibatch (at most 2).",
+        "ones; the final reward is the mean of the last tenth of the steps (at most 2).",
         f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earlier of "
         "equal ones.",
     ]

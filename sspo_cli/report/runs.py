@@ -52,6 +52,20 @@ BASELINES = ("grpo", "gspo", "gmpo", "sapo")  # the methods that SSPO is compare
 # Options that make the model that RL starts from; runs that differ in them are compared in no table.
 START = ("model.", "cold_start.", "tasks", "prompt")
 
+# Options that make the regime that methods are compared in: how stale minibatches get, and how much is sampled. Runs that
+# differ in them are no rival configurations of a method either, and have a block of their own in each table.
+REGIME = (
+    "steps",
+    "learning.mu",
+    "learning.epochs",
+    "rollout.prompts",
+    "rollout.group_size",
+    "rollout.max_new_tokens",
+    "rollout.temperature",
+)
+
+OWN = ("tau_neg", "tau_pos", "eps_low", "eps_high")  # the hyperparameters of methods
+
 
 @dataclass(frozen=True)
 class Run:
@@ -120,24 +134,46 @@ class Group:
     """Runs of one configuration, one for each seed.
 
     model    its name
-    setting  model and training data, and what else makes the model that RL starts from where settings differ in it; only
-             groups of one setting are comparable
+    start    model and training data, and what else makes the model that RL starts from where groups differ in it
+    setting  its start, and the regime where groups of that start differ in it; only groups of one setting are comparable
     label    method and gate, with the options that tell it from others of the same
-    details  those options
+    differs  those options, by dotted name
     """
 
     model: str
+    start: str
     setting: str
     label: str
     method: str
     gate: str
-    details: str
+    differs: dict[str, Any]
     runs: list[Run]
 
     @property
     def counted(self) -> list[Run]:
         """The runs that means are taken over: finished ones, or all of them before one has."""
         return [run for run in self.runs if run.finished] or self.runs
+
+    @property
+    def options(self) -> RunOptions:
+        """Of one of its runs."""
+        return self.runs[0].options
+
+    @property
+    def variant(self) -> str:
+        """The label without the options: method and gate."""
+        return self.label.removesuffix(f" ({self.details})")
+
+    @property
+    def details(self) -> str:
+        """The options that tell it from others of its method and gate."""
+        return told(self.differs)
+
+    @property
+    def hyperparameters(self) -> str:
+        """The method's own, whether others differ in them or not, and the details."""
+        objective = self.options.objective.model_dump()
+        return told({f"objective.{key}": objective[key] for key in OWN if key in objective} | self.differs)
 
 
 @dataclass
@@ -251,6 +287,11 @@ def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
 
 def distinguish(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[str]:
     """For each name that others share, the details in which those differ, such as `tau_neg 0.3, tau_pos 0.2`."""
+    return [told(own) for own in differences(names, details)]
+
+
+def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
+    """For each name that others share, the details in which those differ."""
     shared: dict[str, list[Mapping[Any, Any]]] = defaultdict(list)
     for name, own in zip(names, details, strict=True):
         shared[name].append(own)
@@ -261,9 +302,21 @@ def distinguish(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> l
         for name, same in shared.items()
     }
     return [
-        ", ".join(f"{key.removeprefix('objective.')} {own[key]}" for key in own if key in differing[name])
+        {key: value for key, value in own.items() if key in differing[name]}
         for name, own in zip(names, details, strict=True)
     ]
+
+
+def told(details: Mapping[Any, Any]) -> str:
+    return ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in details.items())
+
+
+def short_settings(groups: Iterable[Group]) -> dict[str, str]:
+    """By setting, its name where others are near: of several with one start, the regime alone."""
+    starts = {group.setting: group.start for group in groups}
+    if len(starts) == 1 or len(set(starts.values())) > 1:
+        return {setting: setting for setting in starts}
+    return {setting: setting.removeprefix(f"{start} (").removesuffix(")") for setting, start in starts.items()}
 
 
 def _is_bare_model(path: Path) -> bool:
@@ -294,21 +347,24 @@ def _label(configurations: list[list[Run]]) -> list[Group]:
     starts = [{key: value for key, value in effect.items() if key.startswith(START)} for effect in effects]
     models = [_model_name(o) for o in options]
     data = [f"{model}, {' + '.join(task.name for task in o.tasks)}" for model, o in zip(models, options, strict=True)]
-    settings = [_named(name, detail) for name, detail in zip(data, distinguish(data, starts), strict=True)]
-    labels = [_method_and_gate(o) for o in options]
-    names = [f"{setting} {label}" for setting, label in zip(settings, labels, strict=True)]
+    begun = [_named(name, detail) for name, detail in zip(data, distinguish(data, starts), strict=True)]
+    regimes = [{key.rpartition(".")[2]: effect[key] for key in REGIME} for effect in effects]
+    settings = [_named(name, detail) for name, detail in zip(begun, distinguish(begun, regimes), strict=True)]
+    variants = [_method_and_gate(o) for o in options]
+    names = [f"{setting} {variant}" for setting, variant in zip(settings, variants, strict=True)]
     groups = [
         Group(
             model=model,
+            start=start,
             setting=setting,
-            label=_named(label, detail),
+            label=_named(variant, told(differs)),
             method=o.objective.method,
             gate=str(o.objective.gate),
-            details=detail,
+            differs=differs,
             runs=runs,
         )
-        for model, setting, label, detail, o, runs in zip(
-            models, settings, labels, distinguish(names, effects), options, configurations, strict=True
+        for model, start, setting, variant, differs, o, runs in zip(
+            models, begun, settings, variants, differences(names, effects), options, configurations, strict=True
         )
     ]
     order = list(METHODS)

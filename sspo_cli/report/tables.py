@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from sspo_cli.report.configurations import configurations_table
 from sspo_cli.report.measurements import (
     BASE,
     MEASUREMENT,
@@ -20,6 +21,7 @@ from sspo_cli.report.paired import paired_table
 from sspo_cli.report.paper import paper_tables, printed
 from sspo_cli.report.run_table import runs_table
 from sspo_cli.report.runs import BASELINES, Collection, Select, method_name, short_names
+from sspo_cli.report.seeds import against_noise, seeds_table, verdict
 from sspo_cli.report.table import NOTHING, Cell, Table, marks_of
 
 GAIN = "Δ Avg"
@@ -28,28 +30,34 @@ Record = dict[Hashable, Any]
 
 
 def tables(collection: Collection, *, select: Select = "last", paper: bool = False) -> list[Table]:
-    """Those that there is something for, of `table1`, `table2`, `paired`, `runs`, and with `paper` `paper1` and `paper2`.
+    """Those that there is something for, in this order, and with `paper` `paper1` and `paper2`.
 
-    table1  by setting, method and gate: Pass@1 of each benchmark, and its mean gain over the base
-    table2  models by methods by benchmarks, where there are several settings
-    paired  each configuration against the best one and against the strongest baseline, on the same problems
-    runs    every run
+    table1          by setting, method and gate: Pass@1 of each benchmark, and its mean gain over the base
+    table2          models by methods by benchmarks, where there are several settings
+    seeds           each configuration of table1 against the best one and the strongest baseline, seed by seed
+    paired          the same on the same problems
+    configurations  every configuration, and which of them are in table1
+    runs            every run
 
     Raises UserError where a file of answers is damaged.
     """
-    chosen, choices = best_configurations(collection.groups, select)
-    shown = lines(collection, chosen, select)
+    of_table1, choices = best_configurations(collection.groups, select)
+    shown = lines(collection, of_table1, select)
     found: list[Table | None] = []
     if shown:
+        noise = against_noise(of_table1, select)
         notes = [*_selection(shown, select), *choices]
-        found.append(_table1(collection, shown, notes, paper))
+        compared = [verdict(noise, of_table1)] if sum(line.kind == TRAINED for line in shown) > 1 else []
+        found.append(_table1(collection, shown, [*compared, *notes], paper))
         if len(by(shown, lambda line: line.setting)) > 1:
             chosen, choices = best_configurations(
                 collection.groups, select, lambda group: (group.setting, group.method)
             )
             of_methods = lines(collection, chosen, select)
             found.append(_table2(collection, of_methods, [*_selection(of_methods, select), *choices], paper))
+        found.append(seeds_table(noise))
         found.append(paired_table(shown, notes))
+        found.append(configurations_table(collection, of_table1, select))
     if collection.runs:
         found.append(runs_table(collection, select))
     return [table for table in found if table is not None] + (paper_tables() if paper else [])
@@ -61,10 +69,10 @@ def _table1(collection: Collection, shown: Sequence[Line], notes: Sequence[str],
     lead: dict[str, Callable[[Line], str]] = {
         "Method": lambda line: method_name(line.method) if line.kind == TRAINED else line.label,
         "Gate": lambda line: line.gate,
-        "Configuration": lambda line: line.details,
+        "Configuration": lambda line: line.configuration,
         "Seeds": _seeds,
     }
-    if not any(line.details for line in shown):
+    if not any(group.differs for group in collection.groups):
         del lead["Configuration"]
     settings = by(shown, lambda line: line.setting)
     title = "Pass@1 (%) by method and gate" + (f": {shown[0].setting}" if len(settings) == 1 else "")
@@ -213,7 +221,7 @@ def _for_file(frame: pd.DataFrame, shown: Sequence[Line], paper: bool) -> pd.Dat
             "kind": line.kind,
             "method": line.method,
             "gate": line.gate,
-            "configuration": line.details,
+            "configuration": line.configuration,
         }
         for line in (shown[place] for place in frame["line"])
     )

@@ -71,7 +71,8 @@ def a_run(
 def a_group(*runs: Run, method: str = "sspo", gate: str = "atanlog", details: str = "", **about: str) -> Group:
     model, setting = about.get("model", "M"), about.get("setting", "M, arithmetic")
     label = f"{method.upper()} {gate}" + (f" ({details})" if details else "")
-    return Group(model, setting, label, method, gate, details, list(runs or [a_run()]))
+    differs = dict(option.split(" ", 1) for option in details.split(", ")) if details else {}
+    return Group(model, about.get("start", setting), setting, label, method, gate, differs, list(runs or [a_run()]))
 
 
 def texts(figure: Figure) -> list[str]:
@@ -153,12 +154,12 @@ def test_the_best_configuration_is_that_of_table_1_and_without_a_validation_that
         rows = [validation(step, correct) for step, correct in zip((0, 4, 8), validated, strict=False)]
         return a_group(a_run(evaluations=rows, **{"reward/mean": rewards}), details=details)
 
-    peaked, risen = tried("a", [50, 80, 60], [1.0] * 8), tried("b", [50, 60, 75], [1.5] * 8)
+    peaked, risen = tried("τ 1", [50, 80, 60], [1.0] * 8), tried("τ 2", [50, 60, 75], [1.5] * 8)
     alone = a_group(method="grpo", gate="clip", setting="another")
     said = "Of several configurations of a method, the best by validation Pass@1"
     assert best_of_each([peaked, risen], "last") == ([risen], f"{said}, as in table 1.")
     assert best_of_each([peaked, risen], "best")[0] == [peaked]
-    unvalidated = tried("b", [], [0.5] * 7 + [1.6])
+    unvalidated = tried("τ 2", [], [0.5] * 7 + [1.6])
     best, how = best_of_each([peaked, unvalidated, alone], "last")
     assert best == [unvalidated, alone]
     assert "without a common validation, by the mean reward of the last tenth of the steps" in how
@@ -308,7 +309,7 @@ def test_every_collection_gives_figures_that_say_over_how_many_seeds(tmp_path: P
 
 
 def test_the_same_figure_gives_the_same_files_with_text_as_text(tmp_path: Path) -> None:
-    group = a_group(a_run(0), a_run(1), details="a name so long that it has to be broken: " + "τ 0.3, " * 20)
+    group = a_group(a_run(0), a_run(1), details="a name so long that it has to be broken: " + "τ 0.3; " * 20)
     for out in ("a", "b"):
         (tmp_path / out).mkdir()
     first, second = (save(grid_figure([group], "reward/mean"), out, "x") for out in (tmp_path / "a", tmp_path / "b"))

@@ -1,11 +1,13 @@
 import json
 import re
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from synthetic_runs import kept_group, write_run
 
@@ -13,8 +15,10 @@ from sspo_cli.errors import UserError
 from sspo_cli.report import write_report
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import Drawing
-from sspo_cli.report.html import inline_svg, json_for_script
+from sspo_cli.report.figures.style import STYLE
+from sspo_cli.report.html import json_for_script
 from sspo_cli.report.runs import Group, collect
+from sspo_cli.report.svg import inline_svg, small_svg
 from sspo_cli.tracking.files import write_jsonl_atomic
 
 
@@ -197,7 +201,7 @@ def test_json_cannot_leave_its_script_element(text: str) -> None:
     assert json.loads(embedded) == {text: text}
 
 
-def test_an_inlined_figure_draws_the_same_lines(one_run: tuple[Path, list[Path]]) -> None:
+def test_a_small_figure_draws_the_same_lines(tmp_path: Path) -> None:
     def corners(svg: str) -> list[np.ndarray]:
         """Of every path of straight lines, in points; of curves the places where they start."""
         found = []
@@ -215,10 +219,17 @@ def test_an_inlined_figure_draws_the_same_lines(one_run: tuple[Path, list[Path]]
             found.append(np.array(places))
         return found
 
-    original = (one_run[0] / "reward.svg").read_text()
-    inlined = inline_svg(original.encode(), "reward", 'a "title"')
-    assert len(inlined) < 0.8 * len(original)
-    before, after = corners(original), corners(inlined)
-    assert len(before) == len(after) > 10
-    for old, new in zip(before, after, strict=True):
-        np.testing.assert_allclose(new, old, atol=0.051)
+    figure = Figure(figsize=(4, 3))
+    figure.subplots().plot(np.random.default_rng(0).normal(size=(200, 3)))
+    drawn = BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(drawn, format="svg")
+    small = small_svg(drawn.getvalue())
+    assert len(small) < 0.6 * len(drawn.getvalue())
+    inlined = inline_svg(small, "reward", 'a "title"')
+    assert len(inlined) <= 1.02 * len(small)
+    before = corners(drawn.getvalue().decode())
+    assert len(before) > 10
+    for after in (small.decode(), str(inlined)):
+        for old, new in zip(before, corners(after), strict=True):
+            np.testing.assert_allclose(new, old, atol=0.051)

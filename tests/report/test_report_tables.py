@@ -213,7 +213,7 @@ def test_of_several_configurations_validation_chooses_and_never_a_test(tmp_path:
     tried(0.5, test=190, held_out=40)
     tried(0.2, test=120, held_out=50)
     table = table_of(tmp_path)
-    assert numbers(table, kind="trained", column="arithmetic")["configuration"] == "tau_pos 0.2"
+    assert numbers(table, kind="trained", column="arithmetic")["configuration"] == "tau_neg 0.3, tau_pos 0.2"
     shown = "SSPO atanlog (tau_pos 0.2) in tiny model (3 layers of 64), arithmetic is shown"
     why = "for its mean validation Pass@1 of 50.5 %; not shown: SSPO atanlog (tau_pos 0.5) 40.5."
     assert f"{shown} {why}" in table.notes
@@ -318,14 +318,16 @@ def test_what_latex_does_not_know_becomes_ascii() -> None:
 @pytest.fixture(scope="module")
 def every_table(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     path = tmp_path_factory.mktemp("odd_100%_runs & #1")
-    for method in ("grpo", "sspo"):
+    for option in ("objective.method=grpo", "objective.method=sspo", "objective.tau_pos=0.7"):
         for seed in (0, 1):
             for model in ("Qwen/Qwen2.5-7B_Instruct", "Qwen/Qwen3-8B"):
-                overrides = (f"objective.method={method}", f"seed={seed}", f"model.name={model}")
+                overrides = (option, f"seed={seed}", f"model.name={model}")
                 rows = [evaluation(0, 20, benchmark="math_500%"), evaluation(12, 90 + seed, benchmark="math_500%")]
-                write_run(path / f"{method}-{seed}-{model[-3:]}", *overrides, evaluations=rows, whole=True)
+                rows.append(validation(12, 60 + len(option)))
+                write_run(path / f"{option}-{seed}-{model[-3:]}", *overrides, evaluations=rows, whole=True)
     found = tables(collect([path]), paper=True)
-    assert [table.name for table in found] == ["table1", "table2", "paired", "runs", "paper1", "paper2"]
+    names = ["table1", "table2", "seeds", "paired", "configurations", "runs", "paper1", "paper2"]
+    assert [table.name for table in found] == names
     return [
         *found,
         Table("awkward", AWKWARD, found[0].frame, [AWKWARD], [AWKWARD, [Cell(AWKWARD, AWKWARD)]], [AWKWARD]),

@@ -22,8 +22,8 @@ from sspo_cli.report.figures.style import (
     shades,
     wrapped,
 )
-from sspo_cli.report.measurements import mean_over_seeds
-from sspo_cli.report.runs import Group
+from sspo_cli.report.measurements import by, mean_over_seeds
+from sspo_cli.report.runs import Group, short_settings
 
 ALPHA = 0.02
 LABELS = {"reward/mean": "reward", "policy/entropy": "token entropy (nats)"}
@@ -47,23 +47,18 @@ def grid_figure(groups: Sequence[Group], metric: str) -> Figure:
 
 
 def by_method_figure(groups: Sequence[Group], metric: str) -> Figure:
-    """A panel for each method and gate of each setting: its configurations in shades, the range of the others' means in grey."""
-    variants = list(dict.fromkeys((group.setting, group.method, group.gate) for group in groups))
-    several = len({group.setting for group in groups}) > 1
+    """Of one setting, a panel for each method and gate: its configurations in shades, the range of the others' means in grey."""
+    variants = by(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
-        most = max(sum((g.setting, g.method, g.gate) == variant for g in groups) for variant in variants)
-        legend = most if any(group.details for group in groups) else 0
-        figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=not several)
-        for ax, (setting, method, gate) in zip(axes, variants, strict=True):
-            comparable = [group for group in groups if group.setting == setting]
-            own = [group for group in comparable if (group.method, group.gate) == (method, gate)]
-            if others := [group for group in comparable if (group.method, group.gate) != (method, gate)]:
+        legend = max(map(len, variants.values())) if any(group.differs for group in groups) else 0
+        figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=True)
+        for ax, ((method, gate), own) in zip(axes, variants.items(), strict=True):
+            if others := [group for group in groups if (group.method, group.gate) != (method, gate)]:
                 means = pd.concat([mean_over_seeds(group.counted, metric) for group in others], axis=1)
                 ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=RANGE, linewidth=0)
             for group, shade in zip(own, shades(colour_of(method, gate)[0], len(own)), strict=True):
                 draw(ax, group, metric, color=shade, linestyle="-", label=wrapped(group.details, 1.3 * inches_wide(ax)))
-            title = own[0].label.removesuffix(f" ({own[0].details})")
-            ax.set_title(wrapped(f"{title}, {setting}" if several else title, inches_wide(ax)))
+            ax.set_title(wrapped(own[0].variant, inches_wide(ax)))
             if len(own) > 1:
                 ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, handlelength=1.5)
         figure.supxlabel(STEP, fontsize=8)
@@ -111,8 +106,10 @@ def _pairs(groups: Sequence[Group], curves: Sequence[tuple[str, str, Curve]]) ->
     """Two panels for each setting, given by the labels of their axes and what they draw of a group."""
     settings = list(dict.fromkeys(group.setting for group in groups))
     with rc_context(STYLE):
-        figure, axes = grid(2 * len(settings), 2.5, columns=2, foot=0.3)
+        shared = "col" if len({group.start for group in groups}) == 1 else False
+        figure, axes = grid(2 * len(settings), 2.5, columns=2, foot=0.3, sharey=shared)
         handles: dict[str, Any] = {}
+        names = short_settings(groups)
         for group, (colour, dashes) in zip(groups, lines_of(groups), strict=True):
             row = 2 * settings.index(group.setting)
             for ax, (_, _, curve) in zip(axes[row : row + 2], curves, strict=True):
@@ -120,7 +117,7 @@ def _pairs(groups: Sequence[Group], curves: Sequence[tuple[str, str, Curve]]) ->
                 handles.setdefault(group.label, line)
         for number, ax in enumerate(axes):
             xlabel, ylabel, _ = curves[number % 2]
-            ax.set(xlabel=xlabel, ylabel=ylabel, title=wrapped(settings[number // 2], inches_wide(ax)))
+            ax.set(xlabel=xlabel, ylabel=ylabel, title=wrapped(names[settings[number // 2]], inches_wide(ax)))
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             if xlabel == TOKENS:
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -136,14 +133,16 @@ def _panels(groups: Sequence[Group], height: float) -> tuple[Figure, dict[str, A
         figure, axes = grid(len(data) * len(models), height, columns=len(models), foot=0.3)
         places = dict(zip(product(data, models), axes, strict=True))
     else:
-        figure, axes = grid(len(settings), height, foot=0.3)
+        comparable = len({group.start for group in groups}) == 1
+        figure, axes = grid(len(settings), height, foot=0.3, sharey=comparable)
         places = dict(zip(settings, axes, strict=True))
     for place, ax in places.items():
         if place not in settings:
             ax.set_axis_off()
     panels = {setting: places[place] for place, setting in settings.items()}
+    names = short_settings(groups)
     for setting, ax in panels.items():
-        ax.set_title(wrapped(setting, inches_wide(ax)))
+        ax.set_title(wrapped(names[setting], inches_wide(ax)))
     return figure, panels
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sspo_cli.report.figures.style import STYLE, WIDTH, colour_of, grid, inches_wide, legend_below, lines_of, wrapped
 from sspo_cli.report.measurements import TRAINED, evaluations, lines, over_seeds, pass_at_1
-from sspo_cli.report.runs import Collection, Group, Select
+from sspo_cli.report.runs import Collection, Group, Select, short_settings
 
 PERCENT = "Pass@1 (%)"
 LABEL_WIDTH = 3.1  # inches
@@ -29,6 +29,7 @@ def scores_by_step_figure(groups: Sequence[Group]) -> Figure | None:
     if not panels:
         return None
     several = shares["setting"].nunique() > 1
+    names = short_settings(groups)
     with rc_context(STYLE):
         figure, axes = grid(len(panels), 2.5, columns=2, foot=0.3)
         handles: dict[str, Any] = {}
@@ -41,7 +42,9 @@ def scores_by_step_figure(groups: Sequence[Group]) -> Figure | None:
                 beside = 0.05 * gap * (place - (len(numbers) - 1) / 2)  # so that intervals do not hide one another
                 handle = draw_intervals(ax, own, beside, color=colour, linestyle=dashes)
                 handles.setdefault(groups[number].label, handle)
-            ax.set_title(wrapped(f"{heading(same)}\n{setting}" if several else heading(same), inches_wide(ax)))
+            ax.set_title(
+                wrapped(f"{heading(same)}\n{names[str(setting)]}" if several else heading(same), inches_wide(ax))
+            )
             ax.set_xlabel("optimizer step")
             ax.set_ylabel(PERCENT)
         legend_below(figure, handles)

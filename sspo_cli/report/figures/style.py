@@ -13,8 +13,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from sspo_cli.report.runs import Group
+from sspo_cli.report.svg import small_svg
 from sspo_cli.tracking.files import write_bytes_atomic
 
 STYLE: dict[Any, Any] = {
@@ -62,18 +64,28 @@ RANGE = "#e4e4e4"  # of an area behind lines, some of them grey
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
-    """As SVG, PDF and PNG, and without a date in any of them."""
-    paths = [out / f"{name}.{suffix}" for suffix in ("svg", "pdf", "png")]
+    """As SVG, PDF and PNG, each as small as it can be without looking worse, and without a date in any of them."""
     undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    smaller = {"svg": small_svg, "png": _in_256_colours}
+    paths = []
     with rc_context(STYLE):
         if layout := figure.get_layout_engine():
             layout.execute(figure)
             figure.set_layout_engine("none")  # once is enough for three files
-        for path in paths:
+        for kind, metadata in undated.items():
             drawn = BytesIO()
-            figure.savefig(drawn, format=path.suffix[1:], metadata=undated[path.suffix[1:]])
-            write_bytes_atomic(path, drawn.getvalue())
+            figure.savefig(drawn, format=kind, metadata=metadata)
+            paths.append(out / f"{name}.{kind}")
+            write_bytes_atomic(paths[-1], smaller.get(kind, bytes)(drawn.getvalue()))
     return paths
+
+
+def _in_256_colours(png: bytes) -> bytes:
+    """A third of the bytes."""
+    small = BytesIO()
+    with Image.open(BytesIO(png)) as image:
+        image.convert("RGB").quantize(dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def colour_of(method: str, gate: str) -> tuple[str, Any]:
@@ -108,7 +120,7 @@ def shades(colour: str, number: int) -> list[tuple[float, float, float]]:
 
 def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, each `height` inches high, and the panels row by row; `foot` inches are for the legend."""
-    columns = min(columns, count)
+    columns = 2 if (columns, count) == (3, 4) else min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH if columns > 1 else 5.2, rows * height + foot))
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
@@ -121,7 +133,8 @@ def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **optio
 
 def wrapped(text: str, inches: float) -> str:
     """Broken into lines that fit."""
-    return textwrap.fill(text, max(12, int(inches * LETTERS_AN_INCH)), break_long_words=False)
+    width = max(12, int(inches * LETTERS_AN_INCH))
+    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in text.splitlines())
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:

@@ -1,0 +1,123 @@
+"""What staleness does to a method: the same methods at several μ."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, PercentFormatter
+
+from sspo_cli.config_files import flatten
+from sspo_cli.report.figures.curves import LABELS, STEP, draw
+from sspo_cli.report.figures.style import STYLE, colour_of, grid, legend_below, shades
+from sspo_cli.report.measurements import VALIDATION, by, final, selected
+from sspo_cli.report.runs import REGIME, Group, Run, Select
+
+MU = "μ, optimizer steps of a rollout batch"
+
+
+def series_of(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups whose settings differ in μ and, where μ alone does not tell them apart, in nothing else."""
+    found: list[list[Group]] = []
+    for same in by(groups, lambda group: group.start).values():
+        settings = {group.setting: mu_of(group) for group in same}
+        apart = len(set(settings.values())) == len(settings)
+        found += [same] if apart else by(same, _regime_but_mu).values()
+    return [same for same in found if len({mu_of(group) for group in same}) > 1]
+
+
+def mu_of(group: Group) -> int:
+    return group.options.learning.mu
+
+
+def staleness_figure(groups: Sequence[Group], select: Select) -> Figure:
+    """A panel for Pass@1 on each benchmark, for the final reward, the final entropy and the attenuated share: a line for each
+    method and gate by μ, with the lowest and the highest seed."""
+    panels = _panels(groups, select)
+    variants = by(groups, lambda group: group.variant)
+    mus = sorted({mu_of(group) for group in groups})
+    with rc_context(STYLE):
+        figure, axes = grid(len(panels), 2.3, columns=2, foot=0.3)
+        handles: dict[str, Any] = {}
+        for ax, (label, values_of) in zip(axes, panels.items(), strict=True):
+            for place, (variant, same) in enumerate(variants.items()):
+                beside = 1.025 ** (place - (len(variants) - 1) / 2)  # so that ranges do not hide one another
+                colour, dashes = colour_of(same[0].method, same[0].gate)
+                points = sorted((mu_of(group), values) for group in same if (values := values_of(group)))
+                if points:
+                    handle = _draw(ax, points, beside, color=colour, linestyle=dashes)
+                    handles.setdefault(variant, handle)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(mus, [str(mu) for mu in mus])
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set(xlabel=MU, ylabel=label)
+            if label.startswith("stalest"):
+                ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        legend_below(figure, handles)
+    return figure
+
+
+def by_mu_figure(groups: Sequence[Group], metric: str) -> Figure:
+    """A panel for each method and gate, a line for each μ, the darker the staler; on one scale."""
+    variants = by(groups, lambda group: group.variant)
+    mus = sorted({mu_of(group) for group in groups})
+    with rc_context(STYLE):
+        figure, axes = grid(len(variants), 1.6, foot=0.3, sharex=True, sharey=True)
+        for ax, (variant, same) in zip(axes, variants.items(), strict=True):
+            colours = dict(zip(mus, shades(colour_of(same[0].method, same[0].gate)[0], len(mus)), strict=True))
+            for group in sorted(same, key=mu_of):
+                draw(ax, group, metric, color=colours[mu_of(group)], linewidth=1.2)
+            ax.set_title(variant)
+        for ax in axes[-3:]:
+            ax.set_xlabel(STEP)
+        figure.supylabel(LABELS[metric], fontsize=8)
+        key = [axes[0].plot([], color=shade)[0] for shade in shades("#000000", len(mus))]
+        legend_below(figure, dict(zip([f"μ = {mu}" for mu in mus], key, strict=True)))
+    return figure
+
+
+def attenuated(run: Run) -> float | None:
+    """The share of tokens with w < 0.5 in the last minibatch of each rollout batch, the mean over the steps."""
+    metrics = run.metrics
+    if not {"minibatch", "weights/attenuated"} <= set(metrics):
+        return None
+    shares = metrics["weights/attenuated"][metrics["minibatch"] == run.options.learning.mu].dropna()
+    return float(shares.mean()) if len(shares) else None
+
+
+def _panels(groups: Sequence[Group], select: Select) -> dict[str, Callable[[Group], list[float]]]:
+    """By their labels, what they show of each seed of a group."""
+    rows = selected(groups, select)
+    rows = rows[rows["benchmark"] != VALIDATION]
+    places = {id(group): place for place, group in enumerate(groups)}
+
+    def shares(column: str) -> Callable[[Group], list[float]]:
+        own = rows[rows["column"] == column]
+        percent = 100 * own["correct"] / (own["n"] * own["samples"])
+        return lambda group: list(percent[own["group"] == places[id(group)]])
+
+    def over_runs(of: Callable[[Run], float | None]) -> Callable[[Group], list[float]]:
+        return lambda group: [value for run in group.counted if (value := of(run)) is not None]
+
+    panels = {f"{column}, Pass@1 (%)": shares(column) for column in rows["column"].unique()}
+    panels |= {
+        "final reward": over_runs(lambda run: final(run, "reward/mean")),
+        "final token entropy (nats)": over_runs(lambda run: final(run, "policy/entropy")),
+        "stalest tokens with w < 0.5": over_runs(attenuated),
+    }
+    return {label: of for label, of in panels.items() if any(map(of, groups))}
+
+
+def _draw(ax: Axes, points: Sequence[tuple[int, list[float]]], beside: float, **line: Any) -> Any:
+    means = [fmean(values) for _, values in points]
+    below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
+    above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
+    style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.2, "elinewidth": 0.7}
+    return ax.errorbar([mu * beside for mu, _ in points], means, [below, above], **style, **line)
+
+
+def _regime_but_mu(group: Group) -> tuple[Any, ...]:
+    options = dict(flatten(group.options.model_dump(mode="json")))
+    return tuple(options[key] for key in REGIME if key != "learning.mu")
