@@ -13,8 +13,7 @@ from rich.progress import Progress
 
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker, Verdict, format_reward
-from sspo_cli.rewards.answer import same_words
-from sspo_cli.rewards.reading import Reading, outside_thoughts, read_answer, read_gold
+from sspo_cli.rewards.reading import Reading, read_answer, read_gold
 from sspo_cli.tracking.files import explain_os_errors, finite, write_jsonl_atomic
 
 NO_GOLD = Verdict(False, "no gold")
@@ -59,7 +58,7 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
     terminal = Console(stderr=True)
     progress = Progress(console=terminal, transient=True, disable=not terminal.is_terminal)
     with AnswerChecker(timeout=timeout) as checker, progress as bars:
-        readings = [_read_row(row) for row in rows]
+        readings = [read_answer(row.text, row.golds) for row in rows]
         checks = [_submit(reading, row.golds, checker) for reading, row in zip(readings, rows, strict=True)]
         verdicts = [_best(check) for check in bars.track(checks, description="grading")]
     graded = [
@@ -136,15 +135,6 @@ def _row(line: str, where: str) -> Recorded:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
-
-
-def _read_row(row: Recorded) -> Reading:
-    """A text of words alone names an answer only where it is the gold's words: nothing else says which of them it is."""
-    reading = read_answer(row.text)
-    said = outside_thoughts(row.text).strip()
-    if reading.answer is None and any(same_words(said, gold) for gold in row.golds):
-        return Reading(said, "text")
-    return reading
 
 
 def _submit(reading: Reading, golds: Sequence[str], checker: AnswerChecker) -> list[Future[Verdict]]:

@@ -189,8 +189,8 @@ def sample_batch(
 
     def check(prompt: int, completion: Completion) -> None:
         """Begins the check of its answer while others are still sampled; the grading then finds the verdict."""
-        text = prompts[prompt].opening + completion.text
-        run.checker.submit(extract_answer(text), prompts[prompt].problem.answer)
+        text, gold = prompts[prompt].opening + completion.text, prompts[prompt].problem.answer
+        run.checker.submit(extract_answer(text, [gold]), gold)
 
     with clock.phase("sampling"):
         probe = run.engine.sync(run.policy)

@@ -12,7 +12,7 @@ __all__ = ["AnswerChecker", "Verdict", "extract_answer", "format_reward", "grade
 
 def grade(texts: Sequence[str], golds: Sequence[str], checker: AnswerChecker) -> list[Reward]:
     """A reward for each text, one completion with whatever the chat template opened of it."""
-    extracted = [extract_answer(text) for text in texts]
+    extracted = [extract_answer(text, [gold]) for text, gold in zip(texts, golds, strict=True)]
     verdicts = checker.check(list(zip(extracted, golds, strict=True)))
     return [
         Reward(float(verdict.equal), format_reward(text), answer, verdict.status)

@@ -13,42 +13,56 @@ from typing import Self
 
 from pebble import ProcessPool
 
-from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
+from sspo_cli.rewards.notation import in_latex, measured_as, with_both_signs
+from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel, same_words
 
 CACHE_SIZE = 1 << 16
 GRACE = 10.0  # seconds after its limit when a worker ends by itself
 
 _SEPARATOR = r"(?:,|,?\\[!,] ?|\{,\}|[ \u00a0\u2009\u202f])"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+\u2212-])?(?:\\?[$€£¥₹])?(?P<digits>\d{{1,40}}|\d{{1,3}}(?:{_SEPARATOR}\d{{3}}){{1,12}})?"
-    r"(?P<decimals>\.\d{1,40})?(?:[eE](?P<exponent>[+-]?\d{1,3}))?"
+    rf"(?P<sign>[+-])?(?:\\?[$€£¥₹])?(?P<digits>\d{{1,40}}|\d{{1,3}}(?:{_SEPARATOR}\d{{3}}){{1,12}})?"
+    r"(?P<decimals>\.\d{1,40})?"
+    r"(?:(?:[eE]|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?P<brace>\{)?)(?P<exponent>[+-]?\d{1,3})(?(brace)\}))?"
 )
-_NOT_IN_SENTENCES = re.compile(r"[^\w\s.,;:!?'’]|[\d_]")
-_PUNCTUATION = str.maketrans("", "", ".,;:!?'’")
 _LITERAL = re.compile(  # but for exponents and indices
-    r"(?:(?<![\w)\]}%])[+\u2212-])?(?<![\d.])(?<![\^_])(?<![\^_]\{)"
+    r"(?:(?<![\w)\]}%])[+-])?(?<![\d.])(?<![\^_])(?<![\^_]\{)"
     rf"(?:(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 )
 # `10^3`, `1.5 \times 10^{3}` and roots of a number are finished: nothing shorter says what they say.
 _WRAPPING = r"(?:[\s\[\](){}$]|\\left|\\right|\\sqrt)*"
 _POWER_OR_ROOT = re.compile(
-    rf"{_WRAPPING}[+\u2212-]?(?:\d+(?:\.\d+)?\s*(?:\\times|\\cdot|[×·*])\s*(?=10\s*\^))?\d+(?:\s*\^\s*\{{?\d+\}}?)?{_WRAPPING}"
+    rf"{_WRAPPING}[+-]?(?:\d+(?:\.\d+)?\s*(?:\\times|\\cdot|\*)\s*(?=10\s*\^))?\d+(?:\s*\^\s*\{{?\d+\}}?)?{_WRAPPING}"
 )
-_OPERATION = re.compile(r"[\w)\]}]\s*(?:[+*×·÷\u2212-]|\\(?:times|cdot|div|[bp]?mod)(?![A-Za-z]))")
+_OPERATION = re.compile(r"[\w)\]}]\s*(?:[+*-]|\\(?:times|cdot|div|[bp]?mod)(?![A-Za-z]))")
 _FUNCTION = re.compile(
     r"\\(?!(?:[dct]?frac|sqrt|left|right|text\w*|math\w*|circ|quad|degree)(?![A-Za-z]))[A-Za-z]{2,}|[!|]"
 )
-_RATIO = re.compile(r"(-?)(?:(\d{1,40})/(\d{1,40})|\\[dct]?frac\s*(?:(\d)|\{(\d{1,40})\})\s*(?:(\d)|\{(\d{1,40})\}))")
+_RATIO = re.compile(
+    r"(?P<sign>-?)(?:(?P<whole>\d{1,40})\s*(?:\s(?=\d)|(?=\\)))?"
+    r"(?:(\d{1,40})/(\d{1,40})|\\[dct]?frac\s*(?:(\d)|\{(\d{1,40})\})\s*(?:(\d)|\{(\d{1,40})\}))"
+)
+_REPEATING = re.compile(r"(-?)(\d{0,40})\.(\d{0,40})\\(?:overline|bar)\s*\{(\d{1,40})\}")
+_IN_BASE = re.compile(r"([\dA-Z]+)_\s*\{?\s*(\d+)\s*\}?")
+_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d{1,2}|\d{4,})")
 _SIDES = re.compile(r"=(?![^{}]*\})")  # not that of `\sum_{i=1}`
 # Inequalities and alternatives: they name no single value.
 _UNDECIDED = re.compile(
-    r"[<>≤≥≠±∨]|(?<![A-Za-z])or(?![A-Za-z])|\\(?:[lg]eq?|[lg]t|neq?|not|pm|mp|lor|vee)(?![A-Za-z])", re.IGNORECASE
+    r"[<>∨]|(?<![A-Za-z])or(?![A-Za-z])|\\(?:[lg]eq?|[lg]t|neq?|not|pm|mp|lor|vee)(?![A-Za-z])", re.IGNORECASE
 )
-_SEVERAL = re.compile(r"[,;<>≤≥∪]|\band\b|\\(?:cup|infty|in|begin)(?![A-Za-z])")
+_SEVERAL = re.compile(r"[,;<>]|\band\b|\\(?:cup|infty|in|begin)(?![A-Za-z])")
+
+
+def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
+    """Both as they are compared: peeled, in one notation, without units."""
+    gold = in_latex(peel(gold))
+    if not prediction or len(prediction := peel(prediction)) > MAX_LENGTH:
+        return prediction, gold
+    return measured_as(in_latex(prediction), gold), gold
 
 
 def quick_verdict(prediction: str, gold: str) -> bool | None:
-    """The verdict on peeled answers that needs no computer algebra; None where it does.
+    """The verdict on answers as `prepared` that needs no computer algebra; None where it does.
 
     Where the gold is a number, an expression in its place is wrong even where its value is right: `3+5-2` or
     `\\binom{10}{3}` repeats the question, and would earn the reward without an answer. So is `41 or 42` for a single value.
@@ -59,44 +73,37 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
         return False
     if same_words(prediction, gold):
         return True
-    expected, given = _value(gold), _number(prediction)
+    based, in_base = _IN_BASE.fullmatch(prediction), _IN_BASE.fullmatch(gold)
+    if based and in_base:
+        return based.groups() == in_base.groups()
+    expected, given = _value(gold), _value(prediction)
+    if expected is not None and given is None and expected % 1 and (comma := _DECIMAL_COMMA.fullmatch(prediction)):
+        given = _number(".".join(comma.groups()))
     if expected is not None and given is not None:
         if expected == given:
             return True
-        return False if expected % 1 == given % 1 == 0 else None  # decimals may be rounded
+        exact = expected % 1 == given % 1 == 0 or "." not in prediction + gold
+        return False if exact else None  # decimals may be rounded
     if _UNDECIDED.search(prediction) and not _UNDECIDED.search(gold) and not _SEVERAL.search(gold):
         return False
-    if expected is not None and not _is_finished(prediction, expected):
-        return False
-    return None
-
-
-def _is_finished(prediction: str, expected: Fraction) -> bool:
-    """Whether the last side of an equation is a number written out, for an integer that very number; and no other side is
-    another number (`41 = 42`)."""
-    *sides, last = _SIDES.split(prediction)
-    if any(_value(peel(side)) not in (None, expected) for side in sides):
-        return False
-    if expected % 1:
-        return not (_OPERATION.search(last) or _FUNCTION.search(last))
-    if (value := _number(last.strip())) is not None:
-        return value == expected
-    values = [_number(literal[0]) for literal in _LITERAL.finditer(last)]
-    return is_bare(last) and (values == [expected] or _POWER_OR_ROOT.fullmatch(last) is not None)
-
-
-def same_words(text: str, other: str) -> bool:
-    """Whether both are the same words, whatever their case, punctuation and leading article. Never so of single letters,
-    digits and signs, which mathematics reads more strictly."""
-    return (words := _words(text)) is not None and words == _words(other)
-
-
-def _words(text: str) -> list[str] | None:
-    if _NOT_IN_SENTENCES.search(text):
+    if expected is None:
         return None
-    words = text.casefold().translate(_PUNCTUATION).split()
-    words = words[words[:1] in (["a"], ["an"], ["the"]) :]
-    return words if any(len(word) > 1 for word in words) else None
+    *sides, last = map(peel, _SIDES.split(prediction))
+    if any(_value(side) not in (None, expected) for side in sides):  # `41 = 42`
+        return False
+    if sides and _value(last) == expected:
+        return True
+    return None if _is_finished(last, expected) else False
+
+
+def _is_finished(answer: str, expected: Fraction) -> bool:
+    """Whether it is a number written out, for an integer that very number."""
+    if expected % 1:
+        return not (_OPERATION.search(answer) or _FUNCTION.search(answer))
+    if (value := _number(answer)) is not None:
+        return value == expected
+    values = [_number(literal[0]) for literal in _LITERAL.finditer(answer)]
+    return is_bare(answer) and (values == [expected] or _POWER_OR_ROOT.fullmatch(answer) is not None)
 
 
 def _number(text: str) -> Fraction | None:
@@ -110,13 +117,17 @@ def _number(text: str) -> Fraction | None:
 
 
 def _value(text: str) -> Fraction | None:
-    """That of a plain number, or of a ratio of integers that is none itself."""
+    """That of a plain or repeating number, of a ratio of integers that is none itself, or of a mixed number (`2 1/2`)."""
+    if repeating := _REPEATING.fullmatch(text):
+        sign, whole, once, again = repeating.groups()
+        rest = Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1))
+        return (Fraction(f"{whole or 0}.{once or 0}") + rest) * (-1 if sign else 1)
     if not (ratio := _RATIO.fullmatch(text)):
         return _number(text)
-    numerator, denominator = (int(digits) for digits in ratio.groups()[1:] if digits)
+    numerator, denominator = (int(digits) for digits in ratio.groups()[2:] if digits)
     if not denominator or numerator % denominator == 0:
         return None
-    return Fraction(numerator, denominator) * (-1 if ratio[1] else 1)
+    return (int(ratio["whole"] or 0) + Fraction(numerator, denominator)) * (-1 if ratio["sign"] else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +175,7 @@ class AnswerChecker:
 
     def submit(self, prediction: str | None, gold: str) -> Future[Verdict]:
         """The same for one pair, without waiting."""
-        return self._decide(prediction and peel(prediction), peel(gold))
+        return self._decide(*prepared(prediction, gold))
 
     def _start(self, prediction: str | None, gold: str) -> Future[Verdict]:
         verdict: Future[Verdict] = Future()
@@ -173,6 +184,8 @@ class AnswerChecker:
         elif (quick := quick_verdict(prediction, gold)) is not None:
             verdict.set_result(Verdict(quick, "ok"))
         else:
+            if ("\\pm" in prediction) != ("\\pm" in gold):
+                prediction, gold = with_both_signs(prediction), with_both_signs(gold)
             self._schedule(prediction, gold).add_done_callback(lambda done: self._settle(verdict, done))
         return verdict
 

@@ -4,8 +4,18 @@ import logging
 import resource
 import signal
 
-from math_verify import parse, verify
+from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse, verify
 
+# Units stay: `t`, `d` and `m` are in its list of them, and `3t` would be 3. LaTeX alone is read: of other text it would take
+# the last number, the 2 of `2^{\\aleph_0}`.
+READ_AS = (
+    LatexExtractionConfig(
+        normalization_config=NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
+        )
+    ),
+)
 MEMORY = 2 << 30  # bytes of address space that a worker may use
 
 
@@ -26,8 +36,8 @@ def equal(prediction: str, gold: str, limit: float) -> bool:
     """
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        expected = parse(f"${gold}$", parsing_timeout=None)
-        given = parse(f"\\boxed{{{prediction}}}", parsing_timeout=None)
+        expected = parse(f"${gold}$", READ_AS, parsing_timeout=None)
+        given = parse(f"\\boxed{{{prediction}}}", READ_AS, parsing_timeout=None)
         return verify(expected, given, timeout_seconds=None, allow_set_relation_comp=True)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+END = 10_000  # characters in which the last number or formula is looked for first
 MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
 
 _NUMBER = (
     r"(?:\d{1,3}(?:(?:,|,?\\[!,]|[\u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+(?![^\W_]))?|\.\d+"
 )
-_SIGNED = rf"(?:(?<![\w)\]}}%.])[+\u2212-])?(?:\\?[$€£¥₹])?(?<![^\W_])(?<!\^)(?<!\^\{{)(?:{_NUMBER})"
+# Letters in front make a name of it (`x2`), but not those of a script that puts no spaces between words.
+_SIGNED = rf"(?:(?<![A-Za-z\d_)\]}}%.])[+\u2212-])?(?:\\?[$€£¥₹])?(?<![A-Za-z\d])(?<!\^)(?<!\^\{{)(?:{_NUMBER})"
 _OPERATION = r"[ \t]*(?:\*\*|[*/^+×·÷\u2212-])[ \t]*|:(?=\d)"
 _PERCENT = r"(?:[ \t]*(?:\\?%|percent\b|pct\b))"
 _LIST = rf"[(\[]\s*{_SIGNED}(?:\s*,\s*{_SIGNED})+\s*[)\]]"
@@ -22,28 +24,52 @@ _FORMULA = (
     r"|(?<!\\)\\\((?P<parentheses>(?:\\[^()]|[^\\])+)\\\)"
     r"|(?<![\\$\w])\$(?P<dollars>(?!\s)(?:\\.|[^$\\\n])+(?<!\s)|\s(?:\\.|[^$\\\n])+\s)\$"
 )
-_VALUE = r"(?P<latex>(?<!\w)[+-]?\d{0,20}\\(?:[cdt]?frac|sqrt|binom|pi|infty)(?![A-Za-z])[^\s$]*)"
+_VALUE = r"(?P<latex>(?<!\w)[+-]?\d{0,20}(?:\\(?:[cdt]?frac|sqrt|binom|pi|infty)(?![A-Za-z])|[√π∞½⅓⅔¼¾])[^\s$]*)"
 _FORMULAS = re.compile(_FORMULA, re.DOTALL)
 _PIECES = re.compile(
-    rf"{_FORMULA}|{_VALUE}|(?P<list>{_LIST})|(?P<number>{_SIGNED}(?:(?:{_OPERATION}){_SIGNED}){{0,40}}{_PERCENT}?)",
+    rf"{_FORMULA}|{_VALUE}|(?P<list>{_LIST})|(?P<number>{_SIGNED}(?:(?:{_OPERATION}){_SIGNED}){{0,40}}(?:\^\{{?\d+\}}?(?!\w))?{_PERCENT}?)",
     re.DOTALL,
 )
 _PLAIN_NUMBER = re.compile(rf"{_SIGNED}{_PERCENT}?")
-_ASSIGNMENT = re.compile(rf"[A-Za-z]\s*[=:]\s*({_SIGNED}{_PERCENT}?)")
-_STATED = re.compile(r"\banswer(?: +is\b:?|:)[ *]*(\w.{0,80}?|\(\w\))[ *.!]*$", re.IGNORECASE | re.MULTILINE)
+_ASSIGNMENT = re.compile(rf"[A-Za-z]\s*=\s*({_SIGNED}{_PERCENT}?)|[A-Za-z]\s*:\s*(.*)", re.DOTALL)
+_STATED = re.compile(
+    r"\b(?:answer|option|choice)(?: +is\b:?|:)[ *]*(\w.{0,80}?|\(\w\))[ *.!]*$", re.IGNORECASE | re.MULTILINE
+)
+# A line of its own, wherever it stands, and the end of the last sentence: what follows them is the answer itself.
+_LABELLED = re.compile(
+    r"^[ \t>*_#-]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_]*:[ \t*_]*(.{1,200}?)[ \t*_]*$|^[ \t]*####[ \t]*(.{1,200}?)[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CONCLUDED = re.compile(r"\banswer[ \t]+is[: \t]+([^\n$]{1,200})\Z", re.IGNORECASE)
+_CHOICE = re.compile(r"\(?[A-Z]\)?|yes|no|true|false", re.IGNORECASE)
 _BETWEEN = re.compile(r"\s*(?:[,;]|[,;]?\s*(?:and|or)\b)\s*")  # what joins the members of a list
 
 _MARKS = re.compile(
-    r"(?P<box>\\{1,4}boxed\s*\{)|\\.|[{}]", re.DOTALL
+    r"(?P<box>\\{1,4}(?:boxed|fbox|framebox)\s*\{)|\\{1,4}boxed[ \t]+(?P<token>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
 )  # more than one backslash: escaped once too often
 _END = re.compile(
     r"(?<!\.)(?<!\\right)\.$|(?<!\\)\\$"
 )  # a sentence's period, not an ellipsis or an invisible delimiter
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+_DELIMITERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("*", "*"),
+    ("__", "__"),
+    ("```", "```"),
+    ("`", "`"),
+)
+_HEADING = re.compile(r"^(?:#{1,6}|[*•])\s+|^####")
+_BETWEEN_BOXES = re.compile(r"\\(?:text|mbox)\s*\{([^{}]*)\}|\$|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])")
+_TEXT = re.compile(r"\\(?:text\w*|mbox|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
+_NOT_IN_SENTENCES = re.compile(r"[^\w\s.,;:!?'’]|[\d_]")
+_PUNCTUATION = str.maketrans("", "", ".,;:!?'’")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2})")
 _NO_WORDS = re.compile(r"\\(?:text\w*|math\w*|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(
-    r"(?!(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|inf|mod|max|min|gcd|lcm)(?![A-Za-z]))[^\W\d_]{2,}"
+    r"(?<![^\W\d_])(?!(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|inf|mod|max|min|gcd|lcm|percent|pct)(?![A-Za-z]))[^\W\d_]{2,}"
 )
 
 _DENIAL = re.compile(
@@ -58,6 +84,7 @@ _DOUBT = re.compile(
     r"|guess|think|doubt|unsure|sure)\b",
     re.IGNORECASE,
 )
+_OPERAND = re.compile(r"\w\s*[*/-]\s*$")  # `xy - 1` is no sentence about 1
 _PLAIN_WORDS = re.compile(r"(?:[^\W\d_]|[\s.,:;'’*/°²³$-]|\b[A-Za-z]\s*=|\^\d)*")
 
 
@@ -74,16 +101,23 @@ class Reading:
     reader: str | None
 
 
-def read_answer(text: str) -> Reading:
-    """The answer of a completion, tagged or not. What it thinks aloud (`<think>`) is no answer."""
-    if (tagged := extract_answer(text)) is not None:
+def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
+    """The answer of a completion, tagged or not. What it thinks aloud (`<think>`) is no answer.
+
+    Of words it keeps what is a gold's very text: nothing else says which of them are the answer.
+    """
+    if (tagged := extract_answer(text, golds)) is not None:
         return Reading(tagged, "tags")
     said = outside_thoughts(text)
     if boxed := _last_boxed(said):
-        return Reading(_without_words(boxed), "boxed")
+        return Reading(_without_words(boxed, golds), "boxed")
     if is_bare(said):
         return _as_number_or_formula(peel(said))
-    if piece := _last_piece(said):
+    if any(same_words(peel(said), peel(gold)) for gold in golds):
+        return Reading(peel(said), "text")
+    if labelled := _after_label(said):
+        return labelled
+    if piece := _last_piece(_end(said)) or _last_piece(said):
         return _as_number_or_formula(piece)
     if stated := _STATED.findall(said):
         return Reading(stated[-1], "text")
@@ -99,8 +133,9 @@ def read_gold(gold: str) -> str:
     return _without_words(gold)
 
 
-def extract_answer(text: str) -> str | None:
+def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
     """The text between the last complete pair of answer tags, without what is wrapped around the answer; None without a pair.
+    Its words go too where they only state a number or formula, and the text is none of the `golds`.
 
     Exactly one pair counts, so naming several answers gains nothing: the last one is what the completion ends on, and
     tags that the reasoning merely mentions come before it.
@@ -108,20 +143,44 @@ def extract_answer(text: str) -> str | None:
     for piece in reversed(text.split("<answer>")[1:]):
         answer, closing, _ = piece.partition("</answer>")
         if closing:
-            return _without_words(answer)
+            return _without_words(answer, golds)
     return None
 
 
-def _without_words(answer: str) -> str:
+def _without_words(answer: str, golds: Sequence[str] = ()) -> str:
     """The one number or formula of a sentence that plainly states it. A sentence with several or with none, or one that
     denies, bounds, scales or doubts it (`not 42`, `at least 42`), stays whole: it names no answer."""
     peeled = peel(answer)
-    if len(peeled) > MAX_LENGTH or is_bare(peeled):
+    if len(peeled) > MAX_LENGTH or is_bare(peeled) or any(_spelt(peeled) == _spelt(peel(gold)) for gold in golds):
         return peeled
-    values = {_content(piece) for piece in _PIECES.finditer(peeled)}
+    pieces = list(_PIECES.finditer(peeled))
+    values = {_content(piece) for piece in pieces}
+    if len(values) != 1 or any(_OPERAND.search(peeled[: piece.start()]) for piece in pieces):
+        return peeled
     words = _PIECES.sub(" ", peeled)
     plain = _PLAIN_WORDS.fullmatch(words) and not _DENIAL.search(words) and not _DOUBT.search(words)
-    return peel(values.pop()) if plain and len(values) == 1 else peeled
+    return peel(values.pop()) if plain else peeled
+
+
+def same_words(text: str, other: str) -> bool:
+    """Whether both are the same text, in `\\text{}` or not; of words alone whatever their case, punctuation and leading article.
+    Never so of single letters, digits and signs, which mathematics reads more strictly."""
+    if " ".join(_TEXT.sub(r"\1", text).split()) == " ".join(_TEXT.sub(r"\1", other).split()):
+        return True
+    return (words := _words(text)) is not None and words == _words(other)
+
+
+def _words(text: str) -> list[str] | None:
+    text = _TEXT.sub(r"\1", text)
+    if _NOT_IN_SENTENCES.search(text):
+        return None
+    words = text.casefold().translate(_PUNCTUATION).split()
+    words = words[words[:1] in (["a"], ["an"], ["the"]) :]
+    return words if any(len(word) > 1 for word in words) else None
+
+
+def _spelt(text: str) -> str:
+    return "".join(_TEXT.sub(r"\1", text).split())
 
 
 def outside_thoughts(text: str) -> str:
@@ -137,10 +196,29 @@ def is_bare(text: str) -> bool:
     return not _WORD.search(_NO_WORDS.sub(" ", text))
 
 
+def _after_label(text: str) -> Reading | None:
+    """What the last line `Answer: …` or `#### …` gives, else what the text ends on after `answer is`; None: no value."""
+    labels = [label[1] or label[2] for label in _LABELLED.finditer(text)]
+    if not labels and (concluded := _CONCLUDED.search(text)):
+        labels.append(concluded[1])
+    value = _without_words(labels[-1].lstrip("*_ ").rstrip("*_ .!\n")) if labels else ""
+    if _CHOICE.fullmatch(value):
+        return Reading(value, "text")
+    if not is_bare(value) or "boxed" in value:
+        return None
+    return _as_number_or_formula(value) if re.search(r"[\d\\^+*/=]", value) else None
+
+
 def _as_number_or_formula(answer: str) -> Reading:
     if assigned := _ASSIGNMENT.fullmatch(answer):
-        answer = assigned[1]
+        answer = assigned[1] or assigned[2]
     return Reading(answer, "number" if _PLAIN_NUMBER.fullmatch(answer) else "formula")
+
+
+def _end(text: str) -> str:
+    """Its last lines, where a text is long; cut in a line only where it has no others."""
+    end = text[-END:]
+    return end if len(text) <= END else end.partition("\n")[2] or end
 
 
 def _last_piece(text: str) -> str | None:
@@ -175,7 +253,7 @@ def peel(answer: str) -> str:
     if len(answer) > MAX_LENGTH:
         return answer.strip()
     while True:
-        peeled = _undelimited(_END.sub("", _unboxed(answer).strip()).strip())
+        peeled = _undelimited(_END.sub("", _HEADING.sub("", _unboxed(answer).strip())).strip())
         if "\\begin" not in peeled:  # where two backslashes end a row
             peeled = _ESCAPED_TWICE.sub(r"\\", peeled)
         if peeled == answer:
@@ -192,7 +270,7 @@ def _unboxed(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    """What the last box holds; boxes of one formula, or of formulas joined by a comma or `and`, are a list."""
+    """What the last box holds; boxes of one formula, and boxes or formulas joined by a comma or `and`, are a list."""
     boxes = _boxed(text)
     if not boxes:
         return None
@@ -200,7 +278,11 @@ def _last_boxed(text: str) -> str | None:
     formulas = [formula for formula in _FORMULAS.finditer(text) if formula.start() < first]
     if formulas and end <= formulas[-1].end():
         first = _last_run(formulas)[0].start()
-    return ", ".join(content for start, _, content in boxes if start >= first)
+    for start, end, _ in reversed([box for box in boxes if box[0] < first]):
+        if not _BETWEEN.fullmatch(_BETWEEN_BOXES.sub(r" \1 ", text[end:first])):
+            break
+        first = start
+    return ", ".join(dict.fromkeys(content.strip() for start, _, content in boxes if start >= first))
 
 
 def _boxed(text: str) -> list[tuple[int, int, str]]:
@@ -208,7 +290,9 @@ def _boxed(text: str) -> list[tuple[int, int, str]]:
     boxes: list[tuple[int, int, str]] = []
     open_braces: list[re.Match[str]] = []
     for mark in _MARKS.finditer(text):
-        if mark[0] == "{" or mark["box"]:
+        if mark["token"]:
+            boxes.append((mark.start(), mark.end(), mark["token"]))
+        elif mark[0] == "{" or mark["box"]:
             open_braces.append(mark)
         elif mark[0] == "}" and open_braces and (opening := open_braces.pop())["box"]:
             while boxes and boxes[-1][0] > opening.start():

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from sspo_cli.rewards import extract_answer
-from sspo_cli.rewards.answer import quick_verdict
+from sspo_cli.rewards.answer import prepared, quick_verdict
 from sspo_cli.rewards.reading import Reading, peel, read_answer, read_gold
 
 
@@ -47,6 +47,13 @@ def test_the_last_complete_pair_counts(text, answer):
         (r"\\boxed{\\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\begin{pmatrix} a \\ be \end{pmatrix}", r"\begin{pmatrix} a \\ be \end{pmatrix}"),
         ("**7**", "7"),
+        ("*7*", "7"),
+        ("`7`", "7"),
+        ("```\n7\n```", "7"),
+        ("#### 7", "7"),
+        (r"\boxed 7", "7"),
+        (r"$\boxed 7$.", "7"),
+        (r"\fbox{7}", "7"),
         ("$x$", "x"),
         ("$$ x $$", "x"),
         (r"\( x \)", "x"),
@@ -105,6 +112,17 @@ def test_a_sentence_that_names_several_or_takes_back_its_only_number_stays_whole
     assert extract_answer(f"<answer>{content}</answer>") == content
 
 
+@pytest.mark.parametrize("text", ["June 20", "xy - 1", "2Ax", "The 3rd of May", r"\text{June 20}"])
+def test_what_is_spelt_as_the_gold_keeps_its_words(text):
+    answer = extract_answer(f"<answer>{text}</answer>", [text.replace(" - ", "-")])
+    assert answer == text
+    assert quick_verdict(*prepared(answer, text)) is True
+
+
+def test_a_factor_or_minuend_in_letters_is_no_sentence_about_a_number():
+    assert extract_answer("<answer>xy - 1</answer>", ["1"]) == "xy - 1"
+
+
 @pytest.mark.parametrize(
     ("text", "reader", "answer"),
     [
@@ -113,7 +131,28 @@ def test_a_sentence_that_names_several_or_takes_back_its_only_number_stays_whole
         (r"It takes \boxed{42 dollars}", "boxed", "42"),
         (r"\boxed{1} $\boxed{2}$ so $x = \boxed{3} \text{ or } \boxed{4}$.", "boxed", "3, 4"),
         (r"$\boxed{1}$. Or $\boxed{2}$, $\boxed{3}$ and $\boxed{4}$ of 5", "boxed", "2, 3, 4"),
+        (r"so $\boxed{5}$ and $\boxed{6}$", "boxed", "5, 6"),
+        (r"\boxed{5}, \boxed{6}", "boxed", "5, 6"),
+        (r"\boxed{5} \text{ and } \boxed{6}", "boxed", "5, 6"),
+        (r"\boxed{5}, \boxed{5}", "boxed", "5"),
+        (r"\boxed{5}. So \boxed{6}", "boxed", "6"),
         ("The answer is 12. No: 13.", "number", "13"),
+        ("**Answer:** 3\n\n**Explanation:** there are 12 months.", "number", "3"),
+        ("Answer: 3\nConfidence: 95%", "number", "3"),
+        ("Answer: 3\n\nQuestion: more?\nAnswer: 5 apples", "number", "5"),
+        ("#### 72\nThat is 3 times 24.", "number", "72"),
+        ("Answer: B\nIn 3 steps.", "text", "B"),
+        ("Answer: we add 3 and 4,\nso 7.", "number", "7"),
+        ("The answer is x^2 + 1.", "formula", "x^2 + 1"),
+        ("The answer is 5 or 6.", "formula", "5 or 6"),
+        ("The correct option is **B**.", "text", "B"),
+        ("A: 1/2", "formula", "1/2"),
+        ("答案是18", "number", "18"),
+        ("答案是-18元。", "number", "-18"),
+        ("The length is 2√3 cm.", "formula", "2√3"),
+        ("The angle is π/6.", "formula", "π/6"),
+        ("It is 1.5 × 10^3 m away", "formula", "1.5 × 10^3"),
+        ("100 percent", "number", "100 percent"),
         ("#### 1,234", "number", "1,234"),
         ("A: 250", "number", "250"),
         ("x = -5", "number", "-5"),
@@ -186,11 +225,13 @@ def test_gold_fields(gold, answer):
         ("8", "9", False),
         ("=8", "9", False),
         ("x = 8", "9", False),
-        ("x = 9", "9", None),
+        ("x = 9", "9", True),
         ("same text", "same text", True),
         ("x" * 5000, "x", False),
         ("9" * 41, "9", None),
-        (r"\frac{1}{2}", "0.5", None),
+        (r"\frac{1}{2}", "0.5", True),
+        (r"\frac{2}{4}", "0.5", True),
+        (r"\frac{1}{2}", "1/3", False),
         ("0.5", r"\frac{1}{2}", True),
         ("-0.5", r"-\frac12", True),
         ("0.5", "-1/2", None),
@@ -203,6 +244,29 @@ def test_gold_fields(gold, answer):
         ("−7", "-7", True),
         ("0.333", "0.3333", None),  # may be rounded
         ("7.5", "7", None),
+        ("- 7", "-7", True),
+        ("–7", "-7", True),
+        ("2 1/2", "2.5", True),
+        (r"918\frac{1}{2}", "918.5", True),
+        (r"0.1\overline{6}", "1/6", True),
+        (r"0.\overline{3}", "0.3", None),
+        (r"1.5 \times 10^{3}", "1500", True),
+        ("1.5×10^3", "1500", True),
+        ("1,5", "1.5", True),
+        ("1,5", "1,5", True),
+        ("1.5", "1,5", None),
+        ("1,500", "1.5", None),
+        ("1011_{2}", "1011_2", True),
+        ("1011_3", "1011_2", False),
+        ("3+5-2=6", "6", True),
+        (r"x = \frac{3}{6} = 0.5", "1/2", True),
+        ("3 m^2", "3", True),
+        ("3 m/s", "3", True),
+        ("3", "3t", None),
+        ("3m", "3m + 1", None),
+        (r"2 \pmod 5", "2", True),
+        (r"17 \pmod 5", "2", False),
+        (r"2 \pmod 7", r"2 \pmod 5", None),
         (".", ".5", None),
         ("The capital is Paris!", "capital is paris", True),
         ("Hello, world", "hello  world", True),
@@ -212,7 +276,7 @@ def test_gold_fields(gold, answer):
     ],
 )
 def test_quick_verdicts(prediction, gold, equal):
-    assert quick_verdict(prediction, gold) is equal
+    assert quick_verdict(*prepared(prediction, gold)) is equal
 
 
 @pytest.mark.parametrize(
@@ -239,7 +303,7 @@ def test_quick_verdicts(prediction, gold, equal):
     ],
 )
 def test_the_question_again_is_no_answer(prediction):
-    assert quick_verdict(prediction, "6") is False
+    assert quick_verdict(*prepared(prediction, "6")) is False
 
 
 @pytest.mark.parametrize(
@@ -247,7 +311,7 @@ def test_the_question_again_is_no_answer(prediction):
 )
 @pytest.mark.parametrize("gold", [r"\frac{1}{2}", "1/2", "0.5"])
 def test_nor_is_it_where_the_answer_is_a_fraction(prediction, gold):
-    assert quick_verdict(prediction, gold) is False
+    assert quick_verdict(*prepared(prediction, gold)) is False
 
 
 @pytest.mark.parametrize(
@@ -273,14 +337,14 @@ def test_nor_is_it_where_the_answer_is_a_fraction(prediction, gold):
     ],
 )
 def test_several_numbers_or_none_of_them_are_no_answer(prediction):
-    assert quick_verdict(prediction, "6") is False
+    assert quick_verdict(*prepared(prediction, "6")) is False
 
 
 @pytest.mark.parametrize(
     "listing", ["1/3 = 1/2", r"\frac13 = \frac12", r"\frac{1}{3} | \frac{1}{2}", r"\frac13 \lor \frac12"]
 )
 def test_neither_are_several_fractions(listing):
-    assert quick_verdict(listing, r"\frac{1}{2}") is False
+    assert quick_verdict(*prepared(listing, r"\frac{1}{2}")) is False
 
 
 def test_alternatives_answer_only_what_has_several_answers():
@@ -292,24 +356,17 @@ def test_alternatives_answer_only_what_has_several_answers():
 @pytest.mark.parametrize(
     ("prediction", "gold"),
     [
-        ("3+5-2=6", "6"),
         ("2+x", "x+2"),
         ("-6", "x"),
         ("(-6)", "-6"),
-        (r"6 \text{ cm}^2", "6"),
         (r"\{6\}", "6"),
         ("110_{10}", "110"),
         (r"\sqrt{36}", "6"),
         ("10^3", "1000"),
-        (r"1.5 \times 10^{3}", "1500"),
-        (r"\sum_{i=1}^{3} i = 6", "6"),
-        (r"1{,}234 \text{ cm}", "1234"),
-        (r"\frac{2}{4}", "0.5"),
-        (r"918\frac{1}{2}", "918.5"),
     ],
 )
 def test_finished_answers_are_not_taken_for_the_question(prediction, gold):
-    assert quick_verdict(prediction, gold) is None
+    assert quick_verdict(*prepared(prediction, gold)) is None
 
 
 PIECES = [
@@ -350,9 +407,9 @@ PIECES += [
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_megabyte_costs_no_time(piece):
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (piece * (1_000_000 // len(piece)), piece * (999 // len(piece))):
         answer = extract_answer(f"<answer>{text}</answer>")
-        assert answer is None or quick_verdict(answer, "1") in (True, False, None)
+        assert answer is None or quick_verdict(*prepared(answer, "1")) in (True, False, None)
         read_answer(text[:200_000])
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0

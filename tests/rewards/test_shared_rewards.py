@@ -64,6 +64,7 @@ def test_judgement_of_published_gsm8k_solutions(checker):
 EXCEPTIONS = {
     ("math_verify_cases", 2): "1,22 is read as two numbers; upstream takes the comma for a decimal point",
     ("math_verify_cases", 10): "(9+1) for 10 is the question again, which must not earn a reward",
+    ("math_verify_cases", 81): "the gold's box never ends; upstream takes the last number of it, and of the answer",
     ("peer_reward_cases", 34): "3+2 for 5 is the question again, which must not earn a reward",
     ("peer_reward_cases", 137): "upstream wants `</think>` too; the answer itself is right",
 }

@@ -1,0 +1,80 @@
+"""Answers that differ in their characters alone, and those that only seem to."""
+
+import pytest
+
+from sspo_cli.rewards import Verdict
+from sspo_cli.rewards.notation import in_latex, measured_as, with_both_signs
+
+RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
+
+
+@pytest.mark.parametrize(
+    ("written", "latex"),
+    [
+        ("2√3", r"2\sqrt{3}"),
+        ("√(x+1)", r"\sqrt{x+1}"),
+        ("90°", r"90^\circ"),
+        (r"90\degree", r"90^\circ"),
+        ("x²", "x^2"),
+        ("x**2+2*x", "x^2+2*x"),
+        ("- 5", "-5"),
+        ("3 - 5", "3 - 5"),
+        ("= 5", "5"),
+        (r"60~\text{mph}", "60"),
+        ("~60", "~60"),
+        (r"5\text{ cm}^2", "5"),
+        (r"\frac{270}7\text{ degrees}", r"\frac{270}7"),
+        (r"x = 5 \mathrm{~cm}", "x = 5"),
+        (r"\text{Evelyn}", r"\text{Evelyn}"),
+        (r"2\mathrm{i}", r"2\mathrm{i}"),
+        (r"n \text{ is odd}", r"n \text{ is odd}"),
+        (r"5\text{ or 6}", r"5\text{ or 6}"),
+        (r"5 \text{ is wrong}", r"5 \text{ is wrong}"),
+        (r"\sqrt{2} \approx 1.41", r"\sqrt{2}"),
+        (r"x \approx 1.41", "1.41"),
+        (r"f(2) \approx 1.41", "1.41"),
+    ],
+)
+def test_one_notation(written, latex):
+    assert in_latex(written) == latex
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "bare"),
+    [
+        ("60 m", "60", "60"),
+        ("60 m/s^2", "60", "60"),
+        (r"60\text{m}", r"60\pi", "60"),
+        ("60 m", "60m", "60 m"),
+        (r"2 \pmod{5}", "2", "2"),
+        (r"2 \pmod{5}", r"2 \pmod{5}", r"2 \pmod{5}"),
+    ],
+)
+def test_letters_are_units_where_the_gold_has_no_variables(answer, gold, bare):
+    assert measured_as(answer, gold) == bare
+
+
+def test_both_signs():
+    assert with_both_signs(r"\frac{1\pm x}{2}") == r"\frac{1+ x}{2}, \frac{1- x}{2}"
+    assert with_both_signs(r"\{1\pm\sqrt{5},-2\}") == r"1+\sqrt{5}, 1-\sqrt{5},-2"
+    assert with_both_signs("3") == "3"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "verdict"),
+    [
+        ("(-∞, 3)", r"(-\infty,3)", RIGHT),
+        (r"\frac{1+\sqrt{5}}{2}, \frac{1-\sqrt{5}}{2}", r"\frac{1 \pm \sqrt{5}}{2}", RIGHT),
+        (r"\frac{1+\sqrt{5}}{2}", r"\frac{1 \pm \sqrt{5}}{2}", WRONG),
+        (r"-2, 1-\sqrt{5}, 1+\sqrt{5}", r"\{1\pm\sqrt{5},-2\}", RIGHT),
+        # Letters are no units in a gold answer, and what cannot be read has no last number.
+        ("3", "3t", WRONG),
+        ("x^2", "x^2 t", WRONG),
+        ("3", "2x^2 + 3y^2 = d", WRONG),
+        ("2", r"2^{\aleph_0}", WRONG),
+        ("1", r"\{ z \in \mathbb{C} \mid |z| \leq 1 \}", WRONG),
+        (r"x^2+t", "u(t, x) = x^2 + t", RIGHT),
+    ],
+)
+def test_verdicts(checker, prediction, gold, verdict):
+    assert checker.check([(prediction, gold)]) == [verdict]
