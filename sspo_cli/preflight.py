@@ -40,13 +40,19 @@ def preflight(policy: Policy, prompt: Prompt, checker: AnswerChecker, note: Call
         )
 
 
-def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> None:
-    """Raises UserError for a prompt that leaves too little of the model's context for its completion."""
+def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> int:
+    """How many tokens a prompt and its completion may have at most, over all of them.
+
+    Raises UserError for a prompt that leaves too little of the model's context for its completion.
+    """
+    longest = 0
     for prompt in prompts:
         needed = len(prompt.token_ids) + max_new_tokens
+        longest = max(longest, needed)
         if policy.context is not None and needed > policy.context:
             raise UserError(
                 f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
                 f"prompt and {max_new_tokens} for the completion, but the model's context is {policy.context}; "
                 "lower max_new_tokens or leave the problem out"
             )
+    return longest

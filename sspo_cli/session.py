@@ -114,16 +114,16 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     weights, evaluation = [task.weight for task in options.tasks], options.evaluation
     problems, held_out = hold_out(_problems_of(options.tasks), weights, evaluation.validation)
     prompts = rendered(problems)
-    check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy)
+    needed = [check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy)]
     places = [(task.label, task.split) for task in evaluation.benchmarks]
     to_measure = _problems_of(evaluation.benchmarks)
     if held_out:
         places, to_measure = [(VALIDATION, VALIDATION), *places], [held_out, *to_measure]
     benchmarks = [Benchmark(*place, of_one) for place, of_one in zip(places, rendered(to_measure), strict=True)]
-    for benchmark in benchmarks:
-        check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy)
+    needed += [check_lengths(each.prompts, Conditions.of(options).max_new_tokens, policy) for each in benchmarks]
     preflight(policy, prompts[0][0], checker, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)  # tells early what it cannot do
+    engine.check_room(max(needed))
     engine.sleep()
     tracker.note(f"sampler: {engine.name}")
 

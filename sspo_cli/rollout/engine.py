@@ -27,6 +27,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """For the run's notes: `auto` is not the same everywhere."""
 
+    def check_room(self, tokens: int) -> None:
+        """Raises UserError where a prompt and its completion, `tokens` together, would not fit, though the model has the
+        context."""
+
     def sync(self, policy: Policy) -> dict[str, float]:
         """Behaviour policy := policy. Returns metrics of a check of that, where the weights were copied.
 

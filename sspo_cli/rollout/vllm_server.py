@@ -4,9 +4,9 @@ vLLM's own weight transfer (0.32) is for GPUs alone (NCCL, CUDA IPC). What it of
 from a folder, so they go through one that both sides see.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from sspo_cli.types import Completion
 
 HOW_TO_START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
 FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so of a name that nothing else has
+# As many requests at a time as `max_rows` allows; none on a connection that the server, after five seconds, may be closing.
+LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
 UNTRUNCATED = {
     "top_p": 1.0,
     "top_k": 0,
@@ -43,15 +45,29 @@ class VllmServer:
         self.max_rows = max_rows
         self.temperature = temperature
         self.folder = Path(options.exchange).resolve() / FOLDER
-        self.client = httpx.Client(base_url=options.server or "", timeout=None)
-        self.model = self._ask("GET", "/v1/models")["data"][0]["id"]
+        self.client = httpx.Client(base_url=options.server or "", timeout=None, limits=LIMITS)
+        with self._understood("/v1/models"):
+            served = self._ask("GET", "/v1/models")["data"][0]
+            self.model, self.room = served["id"], served.get("max_model_len")
+
+    def check_room(self, tokens: int) -> None:
+        if self.room is not None and tokens > self.room:
+            raise UserError(
+                f"the vLLM server {self.options.server} takes sequences of {self.room} tokens, and {tokens} may be needed; "
+                f"start it with --max-model-len {tokens} or more, or lower max_new_tokens"
+            )
 
     def sync(self, policy: Policy) -> dict[str, float]:
         self.policy = policy
         write_weights(policy, self.folder)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self._ask("POST", "/collective_rpc", reload)
-        self._ask("POST", "/reset_prefix_cache")  # its keys and values are of the weights before
+        emptied = self._ask("POST", "/reset_prefix_cache")  # its keys and values are of the weights before
+        if emptied and not emptied.get("success", True):  # older versions do not say
+            raise UserError(
+                f"the vLLM server {self.options.server} still samples, so it cannot forget what the weights before gave; "
+                "it must not serve anyone else meanwhile"
+            )
         return probe(policy, self._sample, self.temperature, self.options.tolerance or TOLERANCE[policy.dtype])
 
     def generate(
@@ -91,8 +107,9 @@ class VllmServer:
             "return_token_ids": True,
             **UNTRUNCATED,
         }
-        choices = self._ask("POST", "/v1/completions", request)["choices"]
-        return [self._completion(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
+        with self._understood("/v1/completions"):
+            choices = self._ask("POST", "/v1/completions", request)["choices"]
+            return [self._completion(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
         token_ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
@@ -103,6 +120,17 @@ class VllmServer:
 
     def sleep(self) -> None:
         """The server's memory is its own."""
+
+    @contextmanager
+    def _understood(self, path: str) -> Iterator[None]:
+        """Raises UserError for an answer that lacks what vLLM's has."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError):
+            raise UserError(
+                f"the server {self.options.server} answers {path} otherwise than vLLM 0.24 and newer do; start one with "
+                f"`{HOW_TO_START}`"
+            ) from None
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:

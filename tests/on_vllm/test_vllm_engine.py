@@ -2,10 +2,11 @@
 
 import gc
 import os
+from functools import partial
 
 import pytest
 import torch
-from vllm_cases import PROMPTS, differences, disturb, needs_vllm, sample, tiny_policy
+from vllm_cases import PROMPTS, differences, disturb, needs_vllm, sample, tiny_mixture, tiny_policy
 
 from sspo_cli.config import TinyModelOptions, VllmOptions
 from sspo_cli.errors import UserError
@@ -18,9 +19,13 @@ from sspo_cli.rollout.vllm_engine import VllmEngine
 pytestmark = needs_vllm
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_ten_updates_in_a_row_reach_the_engine_and_nothing_of_the_ones_before_stays(start, tied):
-    policy = tiny_policy(tied=tied)
+@pytest.mark.parametrize(
+    "make",
+    [tiny_policy, partial(tiny_policy, tied=False), tiny_mixture],
+    ids=["tied", "untied", "mixture-of-experts"],
+)
+def test_ten_updates_in_a_row_reach_the_engine_and_nothing_of_the_ones_before_stays(start, make):
+    policy = make()
     engine = start(policy)
     engine.sync(policy)
     for update in range(10):
@@ -57,7 +62,7 @@ def test_weights_that_do_not_arrive_stop_the_run_with_one_sentence(start, monkey
     engine = start(policy)
     engine.sync(policy)
     disturb(policy, 0)
-    monkeypatch.setattr(vllm_engine, "_refresh_head", lambda model: None)
+    monkeypatch.setattr(vllm_engine, "_pack_again", lambda model: None)
     with pytest.raises(UserError, match=r"log-probabilities differ from the policy's by .* rollout.engine=torch"):
         engine.sync(policy)
     monkeypatch.undo()
@@ -141,8 +146,12 @@ def test_greedy_completions_are_those_of_the_torch_engine(start):
 
 
 def test_the_process_is_left_as_it_was(start):
+    policy = tiny_policy()
     environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    start(tiny_policy())
+    torch.set_float32_matmul_precision("high")  # as beside bfloat16
+    start(policy)
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
     changed = {name for name in os.environ.keys() | environment.keys() if os.environ.get(name) != environment.get(name)}
     assert all(name.startswith("VLLM_") for name in changed)
     assert torch.set_num_threads is set_num_threads
@@ -196,6 +205,10 @@ def test_a_cache_too_small_for_the_completions_is_told_and_cuts_none():
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
+            "too little memory .* lower rollout.vllm.gpu_memory",
+        ),
+        (
+            RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62"),  # of vLLM's own allocator
             "too little memory .* lower rollout.vllm.gpu_memory",
         ),
         (RuntimeError("worker died\nat line 7"), "vLLM could not sample: worker died; .* rollout.engine=torch"),

@@ -17,7 +17,7 @@ from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from commands import sspo
+from commands import assert_told, sspo
 
 pytestmark = needs_vllm
 SHORT = {
@@ -56,6 +56,13 @@ def test_a_run_samples_with_vllm_and_its_metrics_hold_both_sides_of_the_probe(ru
     assert len({row["sampler/probe_policy"] for row in metrics[::2]}) == 2  # the weights did change between the two
 
 
+def test_a_cache_too_small_is_told_before_the_cold_start(tmp_path):
+    done = sspo("train", "--runs-dir", tmp_path, **SHORT | {"rollout__vllm__kv_cache_gib": 0.00005})
+    assert_told(done, "vLLM's cache has room for sequences of")
+    assert not (tmp_path / "cold-starts").exists()
+    gc.collect()
+
+
 def test_eval_on_vllm_finds_what_the_run_measured(runs):
     measured = json.loads((runs / "a" / "eval" / "summary.json").read_text())[-1]
     done = sspo("eval", "a", "--runs-dir", runs)
@@ -63,6 +70,20 @@ def test_eval_on_vllm_finds_what_the_run_measured(runs):
     again = json.loads((runs / "a" / "eval" / "summary.json").read_text())[-1]
     assert (again["step"], again["correct"], again["format"]) == (4, measured["correct"], measured["format"])
     gc.collect()
+
+
+def test_a_run_on_vllm_learns_as_the_torch_engine_s_does(tmp_path):
+    """The embedded task from the same cold start, shorter than the demo: mean rewards of both rise alike."""
+    options = {"steps": 24, "evaluation__benchmarks": SHORT["evaluation__benchmarks"]}
+    first, last = {}, {}
+    for engine in ("torch", "vllm"):
+        done = sspo("train", "--run", engine, "--runs-dir", tmp_path, rollout__engine=engine, **options)
+        assert done.returncode == 0, done.stderr
+        rewards = [row["reward/mean"] for row in rows(tmp_path / engine / "metrics.jsonl")]
+        first[engine], last[engine] = sum(rewards[:4]) / 4, sum(rewards[-8:]) / 8
+        gc.collect()
+    assert last["vllm"] > first["vllm"] + 0.3  # seen: 1.0 and 1.5
+    assert last["vllm"] == pytest.approx(last["torch"], abs=0.15)
 
 
 def test_in_bfloat16_the_log_probabilities_of_a_policy_that_was_taught_agree(runs, monkeypatch):

@@ -1,9 +1,11 @@
 """Tiny policies whose heads are as wide as vLLM has them on a CPU, and what their sampler must agree with."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sspo_cli.config import LoraOptions, ModelOptions, TinyModelOptions
 from sspo_cli.policy.batch import collate
@@ -33,6 +35,17 @@ def tiny_policy(*, tied: bool = True, dtype: str = "float32", lora: bool = False
             policy.model.config.tie_word_embeddings = False
             policy.head.weight = torch.nn.Parameter(policy.head.weight.flip(0).contiguous())
     return policy
+
+
+def tiny_mixture() -> Policy:
+    """Random experts, as Qwen3-30B-A3B has them: with norms of queries and keys, and a projection that is not tied."""
+    policy = tiny_policy()
+    shape = {"vocab_size": policy.vocabulary, "hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    config = Qwen3MoeConfig(**shape, **heads, num_experts=8, num_experts_per_tok=2, initializer_range=0.12)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return replace(policy, model=Qwen3MoeForCausalLM(config).eval())
 
 
 def disturb(policy: Policy, seed: int, size: float = 0.05) -> None:

@@ -1,6 +1,9 @@
 """What goes to a vLLM server and what comes back, without a server."""
 
+import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -10,7 +13,8 @@ from sspo_cli.errors import UserError
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.vllm_server import VllmServer
 
-MODELS = httpx.Response(200, json={"data": [{"id": "served"}]})
+SERVED = {"data": [{"id": "served", "max_model_len": 100}]}
+MODELS = httpx.Response(200, json=SERVED)
 
 
 @pytest.fixture
@@ -45,6 +49,19 @@ def test_another_program_at_the_address_is_told(connect):
         connect(lambda path: httpx.Response(200, text="<html>hello</html>"))
 
 
+@pytest.mark.parametrize("said", [{"models": []}, {"data": []}, ["served"]])
+def test_another_program_that_speaks_json_is_told(connect, said):
+    with pytest.raises(UserError, match=r"http://node:8000 answers /v1/models otherwise than vLLM 0.24 and newer do"):
+        connect(lambda path: httpx.Response(200, json=said))
+
+
+def test_a_server_too_old_to_send_token_ids_is_told(connect):
+    choice = {"index": 0, "text": "x", "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
+    answers = {"/v1/models": MODELS, "/v1/completions": httpx.Response(200, json={"choices": [choice]})}
+    with pytest.raises(UserError, match=r"answers /v1/completions otherwise than vLLM 0.24 and newer do"):
+        connect(lambda path: answers[path]).generate([[2, 10]], 1, Sampling(1.0, 8, 1))
+
+
 def test_an_answer_without_a_body_is_one(connect):
     """Some versions confirm the reset of the cache so."""
     engine = connect(lambda path: MODELS if path == "/v1/models" else httpx.Response(200))
@@ -59,3 +76,52 @@ def test_nothing_else_in_the_exchange_folder_is_touched(connect, policy, tmp_pat
     connect(lambda path: MODELS if path == "/v1/models" else httpx.Response(200)).sync(policy)
     assert kept.read_text() == "mine"
     assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model-0.safetensors"]
+
+
+def test_a_server_that_is_still_sampling_keeps_what_the_weights_before_gave_and_that_is_told(connect, policy):
+    answers = {"/v1/models": MODELS, "/reset_prefix_cache": httpx.Response(200, json={"success": False})}
+    with pytest.raises(UserError, match=r"http://node:8000 still samples.* must not serve anyone else"):
+        connect(lambda path: answers.get(path, httpx.Response(200))).sync(policy)
+
+
+def test_sequences_longer_than_the_server_takes_are_told_before_any_is_asked_for(connect):
+    engine = connect(lambda path: MODELS)
+    engine.check_room(100)
+    with pytest.raises(UserError, match=r"takes sequences of 100 tokens, and 101 may be needed; start it with --max-m"):
+        engine.check_room(101)
+
+
+def test_as_many_requests_go_out_at_a_time_as_there_are_rows_for(policy, tmp_path):
+    """A real server on this machine, that answers none before all of them are there."""
+    prompts = 150
+    together = threading.Barrier(prompts, timeout=20)
+    choice = {"index": 0, "token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
+
+    class Answers(BaseHTTPRequestHandler):
+        def answer(self, said):
+            body = json.dumps(said).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.answer(SERVED)
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            together.wait()
+            self.answer({"choices": [choice]})
+
+        def log_message(self, *_):
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = prompts
+
+    with Server(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = VllmOptions(server=f"http://127.0.0.1:{server.server_port}", exchange=str(tmp_path))
+        groups = VllmServer(policy, options, prompts, 1.0).generate([[2, 10]] * prompts, 1, Sampling(1.0, 1, 1))
+        server.shutdown()
+    assert [len(group) for group in groups] == [1] * prompts
