@@ -9,18 +9,19 @@ from sspo_cli import __version__
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import figures, save
 from sspo_cli.report.html import html_of, html_page, template
+from sspo_cli.report.metrics import metrics_parquet
 from sspo_cli.report.missing import missing
 from sspo_cli.report.runs import Collection, Select, collect
 from sspo_cli.report.svg import inline_svg
 from sspo_cli.report.tables import tables
-from sspo_cli.tracking.files import explain_os_errors, write_text_atomic
+from sspo_cli.tracking.files import explain_os_errors, write_bytes_atomic, write_text_atomic
 
 IN_DETAIL = ("seeds", "paired", "configurations")  # tables that the page shows on demand: they are long
 
 
 def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: Select = "last") -> list[Path]:
-    """Writes tables, figures, report.md and index.html in `out`, over those of an earlier report; returns their paths, the
-    page's first.
+    """Writes tables, figures, metrics.parquet, report.md and index.html in `out`, over those of an earlier report; returns
+    their paths, the page's first.
 
     Each of `paths` is a run folder or a folder of them; `paper` adds the paper's figures, `select` says which checkpoint's
     numbers go into the tables. Files of an earlier report that this one does not have stay where they are, named on no page.
@@ -39,6 +40,10 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
             for suffix, text in forms.items():
                 written.append(out / f"{table.name}.{suffix}")
                 write_text_atomic(written[-1], text)
+
+        if any(len(run.metrics) for run in collection.runs):
+            written.append(out / "metrics.parquet")
+            write_bytes_atomic(written[-1], metrics_parquet(collection))
 
         drawn: list[dict[str, str]] = []
         for figure in figures(collection, select):

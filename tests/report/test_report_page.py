@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -41,6 +42,22 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sspo_cli.report.page.figures", figures)
 
 
+@pytest.mark.usefixtures("one_figure")
+def test_metrics_parquet_has_every_metric_of_every_run(tmp_path: Path) -> None:
+    for seed, last in ((0, 12), (1, 5)):
+        write_run(tmp_path / "runs" / f"run-{seed}", f"seed={seed}", last=last, whole=True)
+    write_report([tmp_path / "runs"], tmp_path)
+    frame = pd.read_parquet(tmp_path / "metrics.parquet")
+    assert len(frame) == 12 + 5
+    assert set(frame["method"]) == {"sspo"}
+    assert set(frame["configuration"]) == {"tau_neg 0.3, tau_pos 0.2"}
+    for seed, same in frame.groupby("seed"):
+        rows = [json.loads(line) for line in (tmp_path / "runs" / f"run-{seed}" / "metrics.jsonl").open()]
+        assert set(same["run"]) == {f"run-{seed}"}
+        for name in {key for row in rows for key in row}:
+            assert list(same[name]) == pytest.approx([row.get(name, np.nan) for row in rows], rel=1e-6, nan_ok=True)
+
+
 def test_a_report_is_whole(one_run: tuple[Path, list[Path]]) -> None:
     out, written = one_run
     assert sorted(written) == sorted(out.iterdir())
@@ -59,7 +76,8 @@ def test_a_report_is_whole(one_run: tuple[Path, list[Path]]) -> None:
         assert (out / f"{name}.md").read_text() in markdown
         assert f'id="{name}"' in page
         assert {path.suffix for path in out.glob(f"{name}.*")} == {".md", ".tex", ".csv", ".json"}
-    assert len(written) == 2 + 3 * len(figures) + 4 * len(tables)
+    assert (out / "metrics.parquet") in written
+    assert len(written) == 2 + 1 + 3 * len(figures) + 4 * len(tables)
 
 
 def test_nothing_on_the_page_points_out_of_it(one_run: tuple[Path, list[Path]]) -> None:

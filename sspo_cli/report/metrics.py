@@ -1,0 +1,31 @@
+"""The metrics of all runs in one file, for other curves than those that the report draws."""
+
+from io import BytesIO
+
+import pandas as pd
+
+from sspo_cli.report.runs import Collection
+
+
+def metrics_parquet(collection: Collection) -> bytes:
+    """A row for each run and optimizer step: setting, method, gate, configuration, seed and run, then every metric in float32."""
+    parts = [
+        run.metrics.astype("float32")
+        .reset_index()
+        .assign(
+            setting=group.setting,
+            method=group.method,
+            gate=group.gate,
+            configuration=group.hyperparameters,
+            seed=run.options.seed,
+            run=run.path.name,
+        )
+        for group in collection.groups
+        for run in group.runs
+        if len(run.metrics)
+    ]
+    frame = pd.concat(parts, ignore_index=True)
+    about = ["setting", "method", "gate", "configuration", "seed", "run"]
+    file = BytesIO()
+    frame[[*about, *frame.columns.difference(about, sort=False)]].to_parquet(file, index=False, compression="zstd")
+    return file.getvalue()
