@@ -16,10 +16,12 @@ from sspo_cli.report.figures import best_of_each, figures, save
 from sspo_cli.report.figures.curves import by_method_figure, cost_figure, grid_figure, smoothed_figure
 from sspo_cli.report.figures.gates import gates_figure
 from sspo_cli.report.figures.scores import final_figure, scores_by_step_figure
+from sspo_cli.report.figures.sensitivity import names_of, sensitivity_figure
+from sspo_cli.report.figures.staleness import series_of, staleness_figure
 from sspo_cli.report.figures.style import lines_of
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.report.figures.weights import weights_figure
-from sspo_cli.report.runs import MEASUREMENT, BareModel, Collection, Group, Run
+from sspo_cli.report.runs import MEASUREMENT, BareModel, Collection, Group, Run, told
 from sspo_cli.statistics import wilson
 from sspo_cli.tracking.jsonl import append_jsonl
 
@@ -70,8 +72,8 @@ def a_run(
 
 def a_group(*runs: Run, method: str = "sspo", gate: str = "atanlog", details: str = "", **about: str) -> Group:
     model, setting = about.get("model", "M"), about.get("setting", "M, arithmetic")
-    label = f"{method.upper()} {gate}" + (f" ({details})" if details else "")
     differs = dict(option.split(" ", 1) for option in details.split(", ")) if details else {}
+    label = f"{method.upper()} {gate}" + (f" ({told(differs)})" if details else "")
     return Group(model, about.get("start", setting), setting, label, method, gate, differs, list(runs or [a_run()]))
 
 
@@ -317,3 +319,95 @@ def test_the_same_figure_gives_the_same_files_with_text_as_text(tmp_path: Path) 
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
     assert ">optimizer step</text>" in first[0].read_text()
+
+
+def test_sensitivity_shows_every_configuration_with_its_seeds_and_marks_the_chosen() -> None:
+    def tried(details: str, validated: int, reward: float, **about: str) -> Group:
+        runs = [
+            a_run(
+                seed, evaluations=[validation(8, validated + seed), evaluation(8, 100)], **{"reward/mean": [reward] * 8}
+            )
+            for seed in (0, 1)
+        ]
+        return a_group(*runs, details=details, **about)
+
+    tuned = [
+        tried(f"objective.tau_neg {neg}, objective.tau_pos {pos}", validated, reward)
+        for neg, pos, validated, reward in (("0.3", "0.2", 50, 1.0), ("0.6", "0.5", 60, 1.5))
+    ]
+    clipped = tried("", 40, 1.2, method="grpo", gate="clip")
+    figure = sensitivity_figure([clipped, *tuned], [clipped, tuned[1]], "last")
+    panels = figure.subfigs[0].axes if figure.subfigs else figure.axes
+    assert len(panels) == 2 * 3  # validation, which chooses, then the benchmark, then the reward
+    assert [ax.get_ylabel() for ax in panels[::2]] == [
+        "validation\nPass@1 (%)",
+        "arithmetic\nPass@1 (%)",
+        "final\nreward",
+    ]
+    assert [ax.get_title() for ax in panels[:2]] == ["GRPO\nclip", "SSPO\natanlog"]
+    validated = panels[1]
+    assert [list(line.get_ydata()) for line in validated.get_lines()] == [[50, 51], [50.5], [60, 61], [60.5]]
+    assert [patch.get_x() for patch in validated.patches] == [0.55]  # the second one is on grey
+    assert not panels[0].patches  # where there is no choice, none is marked
+    assert [label.get_text() for label in panels[5].get_xticklabels()] == ["0.3/0.2", "0.6/0.5"]
+    assert panels[5].get_xlabel() == "τ_neg/\nτ_pos"
+    assert panels[0].get_ylim() == validated.get_ylim()
+
+
+def test_options_that_go_together_are_named_once() -> None:
+    both = [a_group(details=f"objective.eps_low {eps}, objective.eps_high {eps}") for eps in ("0.1", "0.2")]
+    assert names_of(both) == ("ε", ["0.1", "0.2"])
+    assert names_of([a_group()]) == ("", [""])
+
+
+def test_staleness_is_drawn_by_mu_with_the_seeds_range() -> None:
+    def at(mu: int, *correct: int) -> Group:
+        shares = [0.1, 0.5] * 4  # of attenuated tokens: of the last minibatch where μ = 2
+        runs = [
+            a_run(seed, f"learning.mu={mu}", evaluations=[evaluation(8, c)], **{"weights/attenuated": shares})
+            for seed, c in enumerate(correct)
+        ]
+        return a_group(*runs, start="M, arithmetic", setting=f"M, arithmetic (mu {mu})")
+
+    groups = [at(2, 100, 120), at(8, 40, 60)]
+    assert series_of(groups) == [groups]
+    assert series_of(groups[:1]) == []
+    figure = staleness_figure(groups, "last")
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels == [
+        "arithmetic, Pass@1 (%)",
+        "final reward",
+        "final token entropy (nats)",
+        "stalest tokens with w < 0.5",
+    ]
+    (bars,) = figure.axes[0].containers
+    line, _, (ranges,) = bars.lines
+    assert np.allclose(line.get_xydata(), [[2, 55], [8, 25]])
+    assert np.allclose([segment[:, 1] for segment in ranges.get_segments()], [[50, 60], [20, 30]])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2", "8"]
+    attenuated = figure.axes[3].containers[0].lines[0]
+    assert np.allclose(attenuated.get_xydata(), [[2, 0.5]])  # nothing is known at μ = 8
+
+
+def test_series_by_mu_do_not_mix_what_else_differs() -> None:
+    def at(mu: int, prompts: int) -> Group:
+        run = a_run(0, f"learning.mu={mu}", f"rollout.prompts={prompts}")
+        return a_group(run, start="M, arithmetic", setting=f"M, arithmetic (mu {mu}, prompts {prompts})")
+
+    together = [at(2, 16), at(8, 64)]  # as many prompts in a minibatch
+    assert series_of(together) == [together]
+    crossed = [at(2, 16), at(8, 16), at(2, 64), at(8, 64)]
+    assert series_of(crossed) == [crossed[:2], crossed[2:]]
+
+
+def test_a_study_of_staleness_has_its_figures(tmp_path: Path) -> None:
+    groups = [
+        a_group(a_run(path=tmp_path), details=details, start="M", setting=f"M (mu {mu})")
+        for mu, details in ((2, "τ 1"), (2, "τ 2"), (4, ""))
+    ]
+    groups = [replace(g, runs=[a_run(0, f"learning.mu={g.setting[-2]}", path=tmp_path)]) for g in groups]
+    drawn = {drawing.name: drawing for drawing in figures(Collection(groups=groups))}
+    assert {"staleness", "sensitivity", "reward-by-mu", "entropy-by-mu"} < set(drawn)
+    assert [ax.get_title() for ax in drawn["best"].figure.axes] == ["mu 2", "mu 2", "mu 4", "mu 4"]
+    assert texts(drawn["best"].figure) == ["SSPO atanlog"]  # one of each needs no options in its name
+    assert texts(drawn["reward-by-mu"].figure) == ["μ = 2", "μ = 4"]
