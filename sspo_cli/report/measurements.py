@@ -46,7 +46,7 @@ def evaluations(groups: Sequence[Group]) -> pd.DataFrame:
     `group` is its group's place in the list, `column` a heading for its measurement.
     """
     rows = [
-        {"group": number, "seed": run.options.seed, **evaluation}
+        {**evaluation, "group": number, "seed": run.options.seed}  # not the evaluation's own seed, that of its sampling
         for number, group in enumerate(groups)
         for run in group.runs
         if run.finished
@@ -171,7 +171,7 @@ def tests_of(source: Run | BareModel) -> list[dict[str, Any]]:
 def pass_at_1(lines: Sequence[Line]) -> pd.DataFrame:
     """As `over_seeds`, by the place of the line as `line`."""
     rows = [
-        {"line": place, "seed": measured.seed, **measured.evaluation}
+        {**measured.evaluation, "line": place, "seed": measured.seed}
         for place, line in enumerate(lines)
         for measured in line.measured
     ]

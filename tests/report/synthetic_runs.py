@@ -15,7 +15,7 @@ from sspo_cli.tracking.tracker import Tracker
 
 def evaluation(step: int, correct: int, n: int = 200, benchmark: str = "arithmetic", **changes: Any) -> dict[str, Any]:
     """A row of eval/summary.json: `correct` of n problems, or of n problems times `samples`."""
-    settings = {"split": "test", "temperature": 0.0, "max_new_tokens": 48, "prompt": "think-answer"}
+    settings = {"split": "test", "temperature": 0.0, "max_new_tokens": 48, "prompt": "think-answer", "seed": 0}
     row = {"step": step, "benchmark": benchmark, "n": n, "correct": correct}
     row |= {"pass_at_1": correct / (n * changes.get("samples", 1))}
     return {**row, **settings, "checkpoint": f"step-{step}", "truncated": 0, **changes}
