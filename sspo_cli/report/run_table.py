@@ -6,7 +6,7 @@ import pandas as pd
 
 from sspo_cli.config_files import flatten
 from sspo_cli.report.measurements import final, tests_of, with_headings
-from sspo_cli.report.runs import Collection, Run, Select, distinguish, method_name, short_names
+from sspo_cli.report.runs import Collection, Run, Select, distinguish, method_name, short_names, short_settings
 from sspo_cli.report.table import NOTHING, Cell, Table
 
 SHOWN_ANYWAY = ("seed", "objective.method", "objective.gate")
@@ -19,6 +19,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
     options = [{key: value for key, value in own.items() if key not in SHOWN_ANYWAY} for own in options]
     scores = _scores(collection.runs, select)
     folder, short = short_names([run.path for run in collection.runs])
+    settings = short_settings(collection.groups)
     columns = list(dict.fromkeys(column for own in scores for column in own))
     rows: list[dict[str, Any]] = []
     lines: list[dict[str, Cell]] = []
@@ -38,7 +39,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
         lines.append(
             {
                 "Run": Cell(f"`{short[run.path]}`"),
-                "Model and data": Cell(group.setting),
+                "Setting": Cell(settings[group.setting]),
                 "Method": Cell(method_name(group.method)),
                 "Gate": Cell(group.gate),
                 "Differs in": Cell(difference or NOTHING),
@@ -53,7 +54,7 @@ def runs_table(collection: Collection, select: Select) -> Table:
                 **{column: _number(numbers[column], "{:.1f}") for column in columns},
             }
         )
-    headings = [heading for heading in lines[0] if heading != "Model and data" or len(collection.settings) > 1]
+    headings = [heading for heading in lines[0] if heading != "Setting" or len(collection.settings) > 1]
     when = "after the last step" if select == "last" else "at the best step by validation"
     notes = [
         f"Run: its folder below `{folder}`.",

@@ -11,6 +11,7 @@ import pandas as pd
 
 BEST, SECOND, BASELINE = "best", "second", "strongest baseline"
 NOTHING = "–"
+LONG = 900  # characters of a note
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Table:
             )
             rows += ["".join(map(_html, line)) for line in block]
             bodies += f"<tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody>"
-        notes = "".join(f"<li>{_code(html.escape(note), '<code>', '</code>')}</li>" for note in self.notes)
+        notes = "".join(f"<li>{_html_note(note)}</li>" for note in self.notes)
         return (
             f'<figure class="table" id="{self.name}"><table><caption>{html.escape(self.title)}</caption>'
             f'<thead><tr>{head}</tr></thead>{bodies}</table><ul class="notes">{notes}</ul></figure>\n'
@@ -189,6 +190,12 @@ def _html(cell: Cell) -> str:
     number = "" if cell.number is None else f' data-sort="{cell.number!r}"'
     text = _code(_marked(cell, html.escape, marks), "<code>", "</code>")
     return f"<td{number}>{text}{extra}</td>"
+
+
+def _html_note(note: str) -> str:
+    """One that is too long to be read in passing opens on demand."""
+    first, colon, rest = (_code(html.escape(part), "<code>", "</code>") for part in note.partition(": "))
+    return f"<details><summary>{first}</summary>{rest}</details>" if len(note) > LONG else f"{first}{colon}{rest}"
 
 
 def _latex(cell: Cell) -> str:

@@ -48,7 +48,7 @@ def tables(collection: Collection, *, select: Select = "last", paper: bool = Fal
         noise = against_noise(of_table1, select)
         notes = [*_selection(shown, select), *choices]
         compared = [verdict(noise, of_table1)] if sum(line.kind == TRAINED for line in shown) > 1 else []
-        found.append(_table1(collection, shown, [*compared, *notes], paper))
+        found.append(_table1(collection, shown, compared, notes, paper))
         if len(by(shown, lambda line: line.setting)) > 1:
             chosen, choices = best_configurations(
                 collection.groups, select, lambda group: (group.setting, group.method)
@@ -63,7 +63,9 @@ def tables(collection: Collection, *, select: Select = "last", paper: bool = Fal
     return [table for table in found if table is not None] + (paper_tables() if paper else [])
 
 
-def _table1(collection: Collection, shown: Sequence[Line], notes: Sequence[str], paper: bool) -> Table:
+def _table1(
+    collection: Collection, shown: Sequence[Line], compared: Sequence[str], notes: Sequence[str], paper: bool
+) -> Table:
     cells = _cells(shown, paper)
     frame = _marked(pd.concat([cells, _gains(shown, cells)], ignore_index=True), shown)
     lead: dict[str, Callable[[Line], str]] = {
@@ -77,6 +79,7 @@ def _table1(collection: Collection, shown: Sequence[Line], notes: Sequence[str],
     settings = by(shown, lambda line: line.setting)
     title = "Pass@1 (%) by method and gate" + (f": {shown[0].setting}" if len(settings) == 1 else "")
     about = [
+        *compared,
         "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). In brackets "
         "the 95 % Wilson interval for the benchmark's n problems and the mean number solved; it is not narrowed by the number "
         "of seeds, which answered the same problems.",
@@ -93,7 +96,8 @@ def _table2(collection: Collection, shown: Sequence[Line], notes: Sequence[str],
         "Wilson intervals are in table 1 and in the CSV.",
     ]
     lead: dict[str, Callable[[Line], str]] = {"Method": lambda line: line.label}
-    title = "Pass@1 (%) by model and method"
+    models = len({line.model for line in shown})
+    title = f"Pass@1 (%) by {'model' if models > 1 else 'setting'} and method"
     return _grid("table2", title, shown, frame, lead, False, [*about, *_about(collection, shown, frame), *notes])
 
 
