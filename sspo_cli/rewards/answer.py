@@ -91,7 +91,7 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
     *sides, last = map(peel, _SIDES.split(prediction))
     if any(_value(side) not in (None, expected) for side in sides):  # `41 = 42`
         return False
-    if sides and _value(last) == expected:
+    if sides and _value(last) == expected and not _SEVERAL.search(prediction):
         return True
     return None if _is_finished(last, expected) else False
 

@@ -184,6 +184,8 @@ LISTINGS = [
     "either {}; or {}",
     r"\boxed{{{}}} \boxed{{{}}}",
     "{} = {}",
+    "x={}, x={}",
+    r"x = {} \\text{{ and }} x = {}",
 ]
 
 

@@ -319,6 +319,7 @@ def test_nor_is_it_where_the_answer_is_a_fraction(prediction, gold):
     [
         "5 = 6",
         "x = 5 = 6",
+        "x = 5 or x = 6",
         r"5 \text{ or } 6",
         r"6 \text{ (or 5)}",
         r"5 \vee 6",
