@@ -166,12 +166,12 @@ def sweep_command(
     """Run a grid of trials in processes; a second call goes on where the first one stopped."""
     from sspo_cli.sweep import load_sweep, place_for, print_trials, run_sweep
 
-    trials = load_sweep(config, set_ or [], runs_dir)
+    trials, folder = load_sweep(config, set_ or [], runs_dir), runs_dir / (name or config.stem)
     if dry_run:
-        print_trials(trials)
+        print_trials(trials, folder)
         return
     with place_for(trials, jobs, ray) as place:
-        run_sweep(trials, runs_dir / (name or config.stem), place, retries)
+        run_sweep(trials, folder, place, retries)
 
 
 @app.command("report")

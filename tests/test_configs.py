@@ -12,6 +12,7 @@ from sspo_cli.config import RunOptions
 from sspo_cli.config_files import load_config
 from sspo_cli.policy.tiny import tiny_tokenizer
 from sspo_cli.sweep import load_sweep
+from sspo_cli.sweep.grid import Trial
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -40,29 +41,64 @@ def test_table_2_is_the_paper_s_setting(size: str):
     assert options.evaluation.validation == 256
 
 
-def test_the_sweep_of_table_1_is_the_appendix_s_grid(tmp_path):
-    trials = load_sweep(CONFIGS / "sweeps" / "table1.yaml", [], tmp_path)
+def trials_of(name: str) -> list[Trial]:
+    return load_sweep(CONFIGS / "sweeps" / f"{name}.yaml", [], runs_dir=Path("no-runs"))
+
+
+def grids_of(trials: list[Trial]) -> dict[str, set]:
+    """By method, or for SSPO by gate: the pairs (τ_neg, τ_pos), or (ε_low, ε_high)."""
     grids: dict[str, set] = {}
     for trial in trials:
         objective = trial.options.objective
         name = objective.gate if objective.method == "sspo" else objective.method
         pair = (objective.tau_neg, objective.tau_pos) if objective.tau_neg else (objective.eps_low, objective.eps_high)
         grids.setdefault(str(name), set()).add(pair)
-    tau = {(0.3, 0.2), (0.6, 0.5)}
-    eps = {(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)}
-    assert grids == {
-        "grpo": eps,
-        "gmpo": eps,
-        "gspo": {(3e-4, 4e-4)},
-        "sapo": {(1.0, 1.05), (3.0, 4.0), (7.0, 8.0)},
-        "expsig": tau,
-        "expatan": tau,
-        "siglog": tau,
-        "atanlog": tau,
-        "gumbel": {(None, None)},
-    }
-    assert len(trials) == 19 * 3
+    return grids
+
+
+EPS = {(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)}
+TAU = {(0.3, 0.2), (0.6, 0.5)}
+SAPO = {(1.0, 1.05), (3.0, 4.0), (7.0, 8.0)}
+GSPO = {(3e-4, 4e-4)}
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("table1", 3), ("study-grid", 4)])
+def test_the_sweeps_of_table_1_and_of_the_study_are_the_appendix_s_grid(name, seeds):
+    trials = trials_of(name)
+    gates = dict.fromkeys(("expsig", "expatan", "siglog", "atanlog"), TAU)
+    expected = {"grpo": EPS, "gmpo": EPS, "gspo": GSPO, "sapo": SAPO, **gates, "gumbel": {(None, None)}}
+    assert grids_of(trials) == expected
+    assert len(trials) == 19 * seeds
     assert len({trial.name for trial in trials}) == len(trials)
+
+
+@pytest.mark.parametrize(
+    ("name", "twin", "seeds"), [("table1", "table1-swapped", 3), ("study-grid", "study-swapped", 4)]
+)
+def test_the_swapped_twin_exchanges_the_two_temperatures_of_every_pair_and_nothing_else(name, twin, seeds):
+    printed, swapped = trials_of(name), trials_of(twin)
+    with_taus = [trial for trial in printed if trial.options.objective.tau_neg]
+
+    def exchanged(options: RunOptions) -> RunOptions:
+        objective = options.objective
+        taus = {"tau_neg": objective.tau_pos, "tau_pos": objective.tau_neg}
+        return options.model_copy(update={"objective": objective.model_copy(update=taus)})
+
+    assert [trial.options for trial in swapped] == [exchanged(trial.options) for trial in with_taus]
+    assert len(swapped) == (3 + 4 * 2) * seeds
+
+
+def test_the_sweep_of_table_2_has_its_models_and_methods():
+    trials = trials_of("table2")
+    for size in ("8B", "14B", "30B-A3B"):
+        config = load_config([CONFIGS / f"table2-qwen3-{size.lower()}.yaml"])
+        of_it = [trial for trial in trials if trial.options.model.name == config.model.name]
+        assert grids_of(of_it) == {"grpo": EPS, "gspo": GSPO, "sapo": SAPO, "atanlog": TAU}
+        assert len(of_it) == 9 * 3
+        for trial in of_it:
+            as_in_the_config = {"objective": config.objective, "seed": config.seed}
+            assert trial.options.model_copy(update=as_in_the_config) == config
+    assert len(trials) == 3 * 9 * 3
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.sweep import load_sweep
 
@@ -78,9 +80,24 @@ def test_an_overridden_method_leaves_one_trial_of_what_no_longer_varies(tmp_path
     assert trial.name.startswith("gspo-clip-seed0-")
 
 
-def test_the_name_changes_with_every_option(tmp_path):
+def test_the_key_changes_with_every_option_but_the_number_of_threads(tmp_path):
     (first, *_), (second, *_) = load(tmp_path, SWEEP), load(tmp_path, SWEEP, "learning.std=none")
-    assert first.name != second.name
+    assert first.key != second.key
+    (third, *_) = load(tmp_path, SWEEP, "threads=2")
+    assert first.name == third.name
+
+
+def test_an_option_that_a_later_version_adds_leaves_the_keys_as_they_are(tmp_path, monkeypatch):
+    before = [trial.name for trial in load(tmp_path, SWEEP)]
+
+    class Later(RunOptions):
+        another: int = 1
+
+    monkeypatch.setattr("sspo_cli.config_files.RunOptions", Later)
+    trials = load(tmp_path, SWEEP)
+    assert trials[0].options.another == 1
+    assert [trial.name for trial in trials] == before
+    assert load(tmp_path, SWEEP, "another=2")[0].name != before[0]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +110,16 @@ def test_the_name_changes_with_every_option(tmp_path):
         ("grid: {steps: 1}\n", r"`grid.steps` = 1 is not valid"),
         ("grid: {steps: []}\n", "the list of steps is empty"),
         ("grid: {seed: [1, 2]}\n", "list the seeds under `seeds`"),
+        ("steps: 5\n", "steps is an option of the trials; write it under `options`"),
+        ("blocks: [{objective.method: grpo}]\n", "objective.method is an option of the trials"),
+        ("blocks: []\n", "`blocks` = .* is not valid: list should have at least 1 item"),
+        ("zip: [{}]\n", "a zip group is empty"),
+        ("grid: {steps: [1, 2]}\nzip: [{steps: [1, 2]}]\n", "steps is given twice"),
+        ("- seeds\n", "must hold options as `key: value` lines"),
+        (
+            "seeds: [3]\ngrid: {rollout.prompts: [16, 15], steps: [4, 5]}\n",
+            r"sweep.yaml, the trial with rollout.prompts=15, steps=4: rollout.prompts = 15 cannot be split",
+        ),
     ],
 )
 def test_a_wrong_sweep_file_is_told(tmp_path, text, said):
@@ -124,8 +151,15 @@ def states(tmp_path: Path) -> dict[str, str]:
 def test_dry_run_prints_what_differs_and_starts_nothing(tmp_path):
     said, _ = sweep(tmp_path, "--dry-run").communicate()
     assert "4 trials" in said
-    assert "objective.method" in said
+    assert re.search(r"method +seed +key +state", said)
+    for trial in load(tmp_path, SWEEP):
+        assert re.search(rf"{trial.options.objective.method} +{trial.options.seed} +{trial.key} *$", said, re.MULTILINE)
     assert not (tmp_path / "small").exists()
+
+
+def test_an_empty_file_is_one_trial_of_the_default_run(tmp_path):
+    (trial,) = load(tmp_path, "")
+    assert trial.options == RunOptions()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.view import TrialsView
 from sspo_cli.tracking.files import append_jsonl, last_jsonl_rows
+from sspo_cli.tracking.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,23 @@ def test_a_second_sweep_over_the_folder_is_told(tmp_path):
     place = Sweeping(1, {"a": [0]})
     run_sweep(trials("a"), tmp_path, place, retries=0)
     assert place.order == ["a"]
+
+
+def test_a_trial_that_was_begun_with_other_options_is_told(tmp_path):
+    with RunFolder.create(tmp_path / "a", RunOptions(threads=2, steps=5), []):
+        pass
+    place = Scripted(1, {"a": [0]})
+    with pytest.raises(
+        UserError, match=r"a was begun with other options \(steps: 5 -> 160\); give the sweep another --name"
+    ):
+        run_sweep(trials("a"), tmp_path, place, retries=0)
+    assert place.order == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*/file/sweep: Not a directory"):
+        run_sweep(trials("a"), tmp_path / "file" / "sweep", Scripted(1, {"a": [0]}), retries=0)
 
 
 def started_with(tmp_path: Path, monkeypatch, machine: Machine, names: list[str]) -> list[dict[str, str]]:
@@ -176,6 +194,35 @@ def test_the_view_of_a_terminal_shows_state_step_reward_and_time_left(tmp_path):
     assert "1 running, 1 failed, 1 waiting" in lines[0]
     row = next(line for line in lines if "running" in line and "GPU 1" in line)
     assert all(text in row for text in ("4/160", "2.00", "0:05:12"))  # 156 steps of 2 seconds
+
+
+def test_the_view_says_how_long_the_whole_sweep_goes_on(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("sspo_cli.sweep.view.time.monotonic", lambda: now)
+
+    def step(name: str, number: int) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        append_jsonl(tmp_path / name / "metrics.jsonl", {"step": number})
+
+    step("a", 60)  # before this process
+    console = Console(file=(said := StringIO()), width=200)
+    with TrialsView(trials("a", "b", "c"), tmp_path, console) as view:
+        view.started("a", "slot 1")
+        now += 50.0
+        step("a", 80)
+        view.started("b", "slot 2")  # 20 steps in 50 seconds, and 80 + 160 + 160 to do
+        step("a", 160)
+        view.ended("a", "finished")  # 100 steps in 50 seconds, and 160 + 160 to do
+        view.ended("b", "failed")
+        view.ended("c", "finished")
+    left = [line.rpartition("(")[2].removesuffix(")") for line in said.getvalue().splitlines()[1:]]
+    assert left == [
+        "0 of 3 finished",
+        "0 of 3 finished, about 0:16:40 left",
+        "1 of 3 finished, about 0:02:40 left",
+        "1 of 3 finished, about 0:01:20 left",
+        "2 of 3 finished",
+    ]
 
 
 def test_a_view_with_little_room_says_what_it_leaves_out(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import xxhash
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +23,8 @@ from sspo_cli.report.runs import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
+OF_THE_MACHINE = ("threads",)  # not in its key: how many threads a trial gets depends on how many run beside it
+WIDE = 240  # characters, where no terminal says how many it has
 
 
 class Block(Options):
@@ -30,16 +34,31 @@ class Block(Options):
     grid: dict[str, list[Any]] = {}
     zip: list[dict[str, list[Any]]] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _options_have_their_place(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if str(key).partition(".")[0] in RunOptions.model_fields and key != "seed":
+                raise ValueError(
+                    f"{key} is an option of the trials; write it under `options`, or its values under `grid`"
+                )
+        return values
+
     @model_validator(mode="after")
     def _lists_make_sense(self) -> "Block":
         for group in self.zip:
+            if not group:
+                raise ValueError("a zip group is empty, so that there is nothing to run")
             if len({len(values) for values in group.values()}) > 1:
                 raise ValueError(f"the lists of the zip group {', '.join(group)} differ in length")
         for key, values in [*self.grid.items(), *(item for group in self.zip for item in group.items())]:
             if not values:
                 raise ValueError(f"the list of {key} is empty, so that there is nothing to run")
-        if "seed" in {*self.options, *self.grid, *(key for group in self.zip for key in group)}:
+        given = [*self.options, *self.grid, *(key for group in self.zip for key in group)]
+        if "seed" in given:
             raise ValueError("seed is not an option of a sweep; list the seeds under `seeds`")
+        if twice := [key for key in given if given.count(key) > 1]:
+            raise ValueError(f"{twice[0]} is given twice, and one would win over the other")
         return self
 
     def points(self) -> Iterator[dict[str, Any]]:
@@ -64,7 +83,7 @@ class SweepOptions(Block):
         "the best validation Pass@1 takes the place of `blocks`",
     )
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
-    blocks: list[Block] = [Block()]
+    blocks: list[Block] = Field([Block()], min_length=1)
 
     @model_validator(mode="after")
     def _blocks_come_from_one_place(self) -> "SweepOptions":
@@ -75,11 +94,15 @@ class SweepOptions(Block):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run of a sweep. `name` says what varies, and ends in a hash of the resolved options."""
+    """One run of a sweep. `name` says what varies, and ends in the trial's key, a hash of its options."""
 
     name: str
     varied: dict[str, Any]
     options: RunOptions
+
+    @property
+    def key(self) -> str:
+        return self.name.rpartition("-")[2]
 
 
 def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Trial]:
@@ -102,7 +125,11 @@ def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Tri
     keys = {key for point in points for key in point if len({json.dumps(other.get(key)) for other in points}) > 1}
     trials: dict[str, Trial] = {}
     for point in points:
-        options = validate(merge_layers([base, nest(point), over]))
+        try:
+            options = validate(merge_layers([base, nest(point), over]))
+        except UserError as error:
+            which = ", ".join(f"{key}={value}" for key, value in point.items() if key in keys)
+            raise UserError(f"{file}{', the trial with ' if which else ''}{which}: {error}") from None
         # An override may have won over what varies, or have chosen a method without it.
         resolved = dict(flatten(options.model_dump(mode="json")))
         lost = set(dict(flatten(over))) | {
@@ -114,15 +141,18 @@ def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Tri
     return list(trials.values())
 
 
-def print_trials(trials: Sequence[Trial]) -> None:
-    """What differs between the trials, a row each."""
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.varied))
-    table = Table(title=f"{len(trials)} trials")
-    for column in ("trial", *keys):
-        table.add_column(column, overflow="fold")
+def print_trials(trials: Sequence[Trial], folder: Path) -> None:
+    """What differs between the trials, a row each, and the state of those that are begun in `folder`."""
+    options = list(dict.fromkeys(key for trial in trials for key in trial.varied))
+    title = f"{len(trials)} trials, to be run in {folder}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in (*map(_short, options), "key", "state"):
+        table.add_column(column, overflow="fold", no_wrap=column == "key")
     for trial in trials:
-        table.add_row(trial.name, *(str(trial.varied.get(key, "")) for key in keys))
-    Console().print(table)
+        values = (str(trial.varied.get(key, "")) for key in options)
+        table.add_row(*values, trial.key, _state(RunFolder(folder / trial.name)))
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
+    console.print(table)
 
 
 def _best_blocks(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Block]:
@@ -150,9 +180,27 @@ def _best_blocks(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[B
 
 
 def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:
-    """`sspo-atanlog-tau_neg=0.3-tau_pos=0.2-seed0-1a2b3c4d`: what varies, and a hash of every option."""
+    """`sspo-atanlog-tau_neg=0.3-tau_pos=0.2-seed0-1a2b3c4d`: what varies, and a hash of the options.
+
+    The hash is of those that are not at their defaults, so that a new option of a later version leaves it as it is.
+    """
     words = [options.objective.method, str(options.objective.gate)]
-    words += [f"{key.rpartition('.')[2]}={value}" for key, value in varied.items() if key not in NAMED]
-    digest = xxhash.xxh3_64_hexdigest(json.dumps(options.model_dump(mode="json"), sort_keys=True).encode())
+    words += [f"{_short(key)}={value}" for key, value in varied.items() if key not in NAMED and _is_short(value)]
+    own = options.model_dump(mode="json", exclude_defaults=True, exclude=set(OF_THE_MACHINE))
+    digest = xxhash.xxh3_64_hexdigest(json.dumps(own, sort_keys=True).encode())
     name = "-".join([*words, f"seed{options.seed}", digest[:8]])
     return re.sub(r"[^\w.=-]+", "_", name)
+
+
+def _state(run: RunFolder) -> str:
+    state = run.status.get("state", "")
+    return "killed" if state == "running" and not run.is_being_written() else state
+
+
+def _short(option: str) -> str:
+    """`tau_neg` of `objective.tau_neg`."""
+    return option.rpartition(".")[2]
+
+
+def _is_short(value: Any) -> bool:
+    return not isinstance(value, dict | list)

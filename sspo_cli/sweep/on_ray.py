@@ -1,4 +1,5 @@
-"""A Ray cluster as a place for trials. Its nodes must see the folder of runs under one path."""
+"""A Ray cluster as a place for trials. Its nodes must see the folder of runs, and the one that the sweep is started in, under
+the same paths."""
 
 import logging
 import socket
@@ -15,6 +16,7 @@ from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.place import command_of, log_of, spawn
 
 CONNECT_SECONDS = 10.0
+GPU_UNITS = 10_000  # Ray divides a GPU no finer
 LOST = -1  # the exit code of a trial that went down with its worker or its node
 
 
@@ -41,6 +43,11 @@ class RayCluster:
         self._started: list[RunningTask] = []
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._has_gpus = any(node.get("GPU") for node in nodes)
+        if jobs > 1 and not self._has_gpus:
+            ray.shutdown()
+            raise UserError(
+                "--jobs shares GPUs out, and the Ray cluster has none; as many trials run as its CPUs can hold, `threads` each"
+            )
         for wanted in map(self._wanted, trials):
             if not any(_fits(wanted, node) for node in nodes):
                 ray.shutdown()
@@ -67,20 +74,24 @@ class RayCluster:
         ):
             return None
         folder = folder.resolve()
+        log = log_of(trial, folder)
         task = _run.options(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], name=trial.name).remote(
-            command_of(trial, folder), {"OMP_NUM_THREADS": str(trial.options.threads)}, log_of(trial, folder)
+            command_of(trial, folder), {"OMP_NUM_THREADS": str(trial.options.threads)}, log, Path.cwd()
         )
-        self._started.append(RunningTask(task, wanted))
+        self._started.append(RunningTask(task, wanted, log))
         return self._started[-1]
 
     def _wanted(self, trial: Trial) -> dict[str, float]:
         on_gpu = self._has_gpus and trial.options.device != "cpu"
-        return {"CPU": float(trial.options.threads), "GPU": 1.0 / self._jobs if on_gpu else 0.0}
+        share = GPU_UNITS // self._jobs / GPU_UNITS  # rounded down, else the last of them would find no room
+        return {"CPU": float(trial.options.threads), "GPU": share if on_gpu else 0.0}
 
 
 class RunningTask:
-    def __init__(self, task: Any, takes: Mapping[str, float]) -> None:
+    def __init__(self, task: Any, takes: Mapping[str, float], log: Path) -> None:
         self._task = task
+        self._log = log
+        self._code: int | None = None
         self.takes = takes
 
     @property
@@ -89,12 +100,16 @@ class RunningTask:
 
     def poll(self) -> int | None:
         ended, _ = ray.wait([self._task], timeout=0)
-        if not ended:
-            return None
-        try:
-            return ray.get(self._task)
-        except RayError:  # cancelled, or the worker or its node is gone; the trial goes on from its last checkpoint
-            return LOST
+        if ended and self._code is None:
+            try:
+                self._code = ray.get(self._task)
+            except (
+                RayError
+            ) as error:  # its worker or node is gone, or is not set up; it goes on from its last checkpoint
+                self._code = LOST
+                with self._log.open("a", encoding="utf-8") as log:
+                    log.write(f"\nlost by Ray: {error}\n")
+        return self._code
 
     def stop(self) -> None:
         ray.cancel(self._task)
@@ -104,9 +119,9 @@ class RunningTask:
 
 
 @ray.remote(max_retries=0)  # the sweep itself tries again, and counts
-def _run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
+def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> int:
     """Runs on a node: a trial's process, which ends with this worker."""
-    process = spawn(command, environment, log)
+    process = spawn(command, environment, log, cwd)
     try:
         return process.wait()
     except KeyboardInterrupt:  # how Ray cancels a task

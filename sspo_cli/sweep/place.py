@@ -52,11 +52,15 @@ def log_of(trial: Trial, folder: Path) -> Path:
     return folder / f"{trial.name}.log"
 
 
-def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts a trial's process, with `environment` over this one's. It gets a SIGTERM when the process that calls dies."""
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts a trial's process, with `environment` over this one's, in the folder `cwd`, by default this one's. It gets a
+    SIGTERM when the process that calls dies."""
     with log.open("ab") as out:
         return subprocess.Popen(
             command,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -9,12 +9,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from sspo_cli.config_files import differences
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
-from sspo_cli.sweep.grid import Trial
+from sspo_cli.sweep.grid import OF_THE_MACHINE, Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.place import Place, Running
 from sspo_cli.sweep.view import TrialsView
+from sspo_cli.tracking.files import explain_os_errors
 from sspo_cli.tracking.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
@@ -40,17 +42,20 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
     """Runs every trial that is not finished, each in `folder`/its name, and shows how they get on.
 
     A trial that fails is tried again, from its last checkpoint, up to `retries` times after the others. Raises UserError
-    where trials failed for good or where another process runs this sweep, Interrupted when stopped: the trials have saved
-    their state then.
+    where trials failed for good, where another process runs this sweep, or where the folder cannot be written or holds a trial
+    with other options; Interrupted when stopped: the trials have saved their state then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"sweep {folder} is being run by another process") from None
-    with lock, Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
-        failed = _run_all(trials, folder, place, retries, view, interruption)
+    with explain_os_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"sweep {folder} is being run by another process") from None
+    with lock:
+        _check_options(trials, folder)
+        with Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
+            failed = _run_all(trials, folder, place, retries, view, interruption)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(trials)} trials failed: {', '.join(failed)}; their output is in {folder}/<trial>.log"
@@ -74,6 +79,18 @@ def _run_all(
         while queue or running:
             if interruption.requested:
                 raise Interrupted("stopped; the trials have saved their state, and the same command goes on")
+            for name, process in list(running.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del running[name]
+                if code == 0:
+                    view.ended(name, "finished")
+                    continue
+                failures[name] += 1
+                again = failures[name] <= retries
+                if again:
+                    queue.append(by_name[name])
+                view.ended(name, "to be retried" if again else "failed")
             for trial in queue[:]:
                 run = folder / trial.name
                 if RunFolder(run).is_being_written():
@@ -87,26 +104,32 @@ def _run_all(
                     view.started(trial.name, started.slot)
                 else:
                     break
-            for name, process in list(running.items()):
-                if (code := process.poll()) is None:
-                    continue
-                del running[name]
-                if code == 0:
-                    view.ended(name, "finished")
-                    continue
-                failures[name] += 1
-                again = failures[name] <= retries
-                if again:
-                    queue.append(by_name[name])
-                view.ended(name, "to be retried" if again else "failed")
             view.refresh()
             time.sleep(POLL_SECONDS)
     finally:
         for process in running.values():
             process.stop()
-        for process in running.values():
+        for name, process in running.items():
             process.wait()
+            view.ended(name, "finished" if _is_finished(folder / name) else "stopped")
     return [name for name, count in failures.items() if count > retries]
+
+
+def _check_options(trials: Sequence[Trial], folder: Path) -> None:
+    """Raises UserError where a trial was begun with other options than it has now. Its name stays the same where the default
+    of an option has changed since."""
+    for trial in trials:
+        run = RunFolder(folder / trial.name)
+        if not run.config_path.exists():
+            continue
+        changed = [
+            line for line in differences(run.config, trial.options) if line.partition(":")[0] not in OF_THE_MACHINE
+        ]
+        if changed:
+            raise UserError(
+                f"{run.path} was begun with other options ({'; '.join(changed)}); give the sweep another --name, or set them "
+                "as they were"
+            )
 
 
 def _is_finished(run: Path) -> bool:

@@ -1,6 +1,7 @@
 """How a sweep gets on: a live table on a terminal, a line for each event elsewhere."""
 
 import statistics
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from sspo_cli.tracking.files import last_jsonl_rows
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.text import duration
 
-ORDER = ("running", "failed", "to be retried", "waiting", "finished")  # from top to bottom
+ORDER = ("running", "stopped", "failed", "to be retried", "waiting", "finished")  # from top to bottom
 RECENT = 20  # steps whose mean time is taken for what is left
 MARGIN = 6  # lines of a terminal that are not rows of the table
 
@@ -30,9 +31,11 @@ class TrialsView:
         self._console = console
         self._slots: dict[str, str] = {}
         self._states = {trial.name: "waiting" for trial in trials}
+        self._steps = {trial.name: self._step(trial.name) for trial in trials}
         for name in self._states:
             if RunFolder(folder / name).status.get("state") == "finished":
                 self._states[name] = "finished"
+        self._began, self._steps_before = time.monotonic(), sum(self._steps.values())
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -55,6 +58,7 @@ class TrialsView:
 
     def ended(self, name: str, state: str) -> None:
         self._states[name] = state
+        self._steps[name] = self._step(name)
         self._slots.pop(name, None)
         self._say(state, name)
 
@@ -65,11 +69,27 @@ class TrialsView:
     def _say(self, what: str, name: str) -> None:
         if not self._live:
             finished = Counter(self._states.values())["finished"]
-            self._console.print(f"{what:13} {name} ({finished} of {len(self._states)} finished)", soft_wrap=True)
+            told = [f"{finished} of {len(self._states)} finished", *self._left()]
+            self._console.print(f"{what:13} {name} ({', '.join(told)})", soft_wrap=True)
+
+    def _left(self) -> list[str]:
+        """How long the sweep goes on, at the pace of the steps that it has taken since it was started; nothing before the
+        first one and after the last."""
+        self._steps.update({name: self._step(name) for name, state in self._states.items() if state == "running"})
+        done = sum(self._steps.values()) - self._steps_before
+        to_do = sum(
+            self._options[name].steps - self._steps[name]
+            for name, state in self._states.items()
+            if state not in ("finished", "failed")
+        )
+        if done <= 0 or to_do <= 0:
+            return []
+        return [f"about {duration((time.monotonic() - self._began) / done * to_do)} left"]
 
     def table(self) -> RenderableType:
         counts = Counter(self._states.values())
-        table = Table(title=", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state]), expand=True)
+        told = [*(f"{counts[state]} {state}" for state in ORDER if counts[state]), *self._left()]
+        table = Table(title=", ".join(told), expand=True)
         table.add_column("trial", ratio=1, no_wrap=True, overflow="ellipsis")
         for column in ("state", "step", "reward", "left", "where"):
             table.add_column(column, no_wrap=True, justify="right" if column in ("step", "reward", "left") else "left")
@@ -90,3 +110,8 @@ class TrialsView:
         last, steps = rows[-1], self._options[name].steps
         left = statistics.mean(row["time/step"] for row in rows) * (steps - last["step"])
         return f"{last['step']}/{steps}", f"{last['reward/mean']:.2f}", duration(left) if left else ""
+
+    def _step(self, name: str) -> int:
+        """The last one that the trial took."""
+        rows = last_jsonl_rows(RunFolder(self._folder / name).metrics_path, 1)
+        return rows[-1]["step"] if rows else 0

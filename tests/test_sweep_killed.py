@@ -1,0 +1,93 @@
+"""A sweep that is killed again and again, its trials with it, ends with the same tables as one that was left alone."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commands import sspo
+from test_sweep import states, sweep
+
+from sspo_cli.tracking.files import last_jsonl_rows
+
+# The cold start is just long enough that some answers are right, and no two steps or trials come out alike.
+TEXT = """
+options:
+  steps: 24
+  model.tiny: {hidden_size: 32, heads: 1, layers: 1}
+  rollout: {prompts: 4, group_size: 4, max_new_tokens: 32}
+  optimizer.learning_rate: 3e-3
+  cold_start: {steps: 250, learning_rate: 1e-2, warmup_steps: 10, checkpoint_every: 100}
+  evaluation: {every: 9, validation: 50, benchmarks: [{name: arithmetic, split: test, limit: 100}]}
+  checkpoint.every: 5
+blocks:
+  - options: {objective.method: grpo}
+  - options: {objective.method: sspo}
+"""
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        yield child
+        yield from descendants(child)
+
+
+def kill_with_all_children(pid: int) -> None:
+    """None of them has a moment to save anything or to see another one die: they are held first."""
+    held = [pid]
+    os.kill(pid, signal.SIGSTOP)
+    for child in descendants(pid):
+        os.kill(child, signal.SIGSTOP)
+        held.append(child)
+    for each in held:
+        os.kill(each, signal.SIGKILL)
+
+
+def tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What `sspo report` on the sweep writes, by file name, called from the folder above it. The table of all runs says how long
+    each of them took, which is no part of the comparison."""
+    monkeypatch.chdir(folder)
+    done = sspo("report", "small", "--out", "report", "--select", "best")
+    assert done.returncode == 0, done.stderr
+    files = [path for path in Path("report").iterdir() if path.suffix in (".csv", ".json", ".md", ".tex")]
+    found = {path.name: path.read_bytes() for path in files if path.stem not in ("runs", "report")}
+    found["runs.csv"] = pd.read_csv("report/runs.csv").drop(columns="seconds").to_csv().encode()
+    return found
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_ends_with_the_same_tables_byte_for_byte(tmp_path, monkeypatch):
+    def steps() -> int:
+        rows = [last_jsonl_rows(path, 1) for path in killed.glob("small/*/metrics.jsonl")]
+        return sum(row[0]["step"] for row in rows if row)
+
+    moments = {
+        "in the cold start": lambda: any(killed.glob("small/cold-starts/*/step-100")),
+        "between two checkpoints": lambda: steps() >= 8,
+        "after the first trial": lambda: "finished" in states(killed).values() and steps() >= 32,
+    }
+    killed, alone = tmp_path / "killed", tmp_path / "alone"
+    killed.mkdir()
+    alone.mkdir()
+    for moment, has_come in moments.items():
+        process = sweep(killed, text=TEXT)
+        while not has_come():
+            assert process.poll() is None, (moment, process.communicate())
+            time.sleep(0.01)
+        kill_with_all_children(process.pid)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert "running" in states(killed).values(), moment  # nothing has been told
+
+    for folder in (killed, alone):
+        process = sweep(folder, text=TEXT)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        assert states(folder) == dict.fromkeys(states(folder), "finished")
+        assert len(states(folder)) == 2
+    expected = tables(alone, monkeypatch)
+    assert {"table1.md", "table1.csv", "table1.tex", "table1.json", "runs.csv"} <= expected.keys()
+    assert tables(killed, monkeypatch) == expected
