@@ -1,5 +1,6 @@
 """The appendix of a report: every run, whether it counts or not."""
 
+import shlex
 from typing import Any
 
 import pandas as pd
@@ -64,6 +65,11 @@ def runs_table(collection: Collection, select: Select) -> Table:
         f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earlier of "
         "equal ones.",
     ]
+    if offline := [run.path for run in collection.runs if any(run.path.glob("wandb/offline-run-*"))]:
+        folders = " ".join(f"{shlex.quote(str(path))}/wandb/offline-run-*" for path in offline)
+        notes.append(
+            f"To send the {len(offline)} offline run{'s' * (len(offline) > 1)} to wandb: `wandb sync {folders}`"
+        )
     body: list[list[Cell] | str] = [[line[heading] for heading in headings] for line in lines]
     return Table("runs", "Every run", pd.DataFrame(rows), headings, body, notes)
 

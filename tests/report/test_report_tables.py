@@ -278,6 +278,18 @@ def test_every_run_is_in_the_appendix_with_what_it_differs_in(tmp_path: Path) ->
     assert sspo["reward"] == run.metrics["reward/mean"][12]
 
 
+def test_offline_runs_say_how_they_get_to_wandb(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b c", "d")):
+        write_run(tmp_path / name, f"seed={seed}")
+    for name in ("a", "b c"):
+        (tmp_path / name / "wandb" / "offline-run-1").mkdir(parents=True)
+    (note,) = (note for note in table_of(tmp_path, "runs").notes if "wandb" in note)
+    assert note == (
+        f"To send the 2 offline runs to wandb: `wandb sync {tmp_path}/a/wandb/offline-run-* "
+        f"'{tmp_path}/b c'/wandb/offline-run-*`"
+    )
+
+
 def test_the_plain_forms_carry_the_numbers_ranks_and_marks(tmp_path: Path) -> None:
     write_run(tmp_path / "a", evaluations=before_and_after(121))
     write_run(tmp_path / "b", "objective.method=grpo", evaluations=before_and_after(100))
