@@ -1,13 +1,20 @@
 """AIME 2024 and 2025: thirty problems each, with answers from 000 to 999."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sspo_cli.tasks.rows import Published, read_rows
 from sspo_cli.types import Problem
 
-COLUMNS = ("problem", "question", "answer", "id")
-PUBLISHED_2024 = Published("HuggingFaceH4/aime_2024", splits={"test": "train"}, columns=COLUMNS)
-PUBLISHED_2025 = Published("math-ai/aime25", splits={"test": "test"}, columns=COLUMNS)
+COLUMNS = ("problem", "question", "Problem", "answer", "Answer", "id", "ID")
+PUBLISHED_2024 = (
+    Published("HuggingFaceH4/aime_2024", splits={"test": "train"}, columns=COLUMNS),
+    Published("Maxwell-Jia/AIME_2024", splits={"test": "train"}, columns=COLUMNS),
+)
+PUBLISHED_2025 = (
+    Published("math-ai/aime25", splits={"test": "test"}, columns=COLUMNS),
+    Published("opencompass/AIME2025", splits={"test": "test"}, columns=COLUMNS, config="AIME2025-I"),
+    Published("opencompass/AIME2025", splits={"test": "test"}, columns=COLUMNS, config="AIME2025-II"),
+)
 
 
 def problems_of_2024(path: str | None, split: str) -> Iterator[Problem]:
@@ -20,9 +27,8 @@ def problems_of_2025(path: str | None, split: str) -> Iterator[Problem]:
     return _problems(path, split, PUBLISHED_2025, "aime25")
 
 
-def _problems(path: str | None, split: str, published: Published, task: str) -> Iterator[Problem]:
-    for row in read_rows(path, split, published):
-        identity = row.get("id")
-        yield Problem(
-            str(row.number if identity is None else identity), row.text("problem", "question"), row.text("answer"), task
-        )
+def _problems(path: str | None, split: str, published: Sequence[Published], task: str) -> Iterator[Problem]:
+    for row in read_rows(path, split, *published):
+        given = [value for name in ("id", "ID") if (value := row.get(name)) is not None]
+        question, answer = row.text("problem", "question", "Problem"), row.text("answer", "Answer")
+        yield Problem(str(given[0] if given else row.number), question, answer, task)

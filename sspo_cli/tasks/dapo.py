@@ -11,6 +11,9 @@ PUBLISHED = Published(
     splits={"train": "train"},
     columns=("prompt", "reward_model", "extra_info", "solution"),
 )
+PROCESSED = Published(
+    "open-r1/DAPO-Math-17k-Processed", splits={"train": "train"}, columns=PUBLISHED.columns, config="all"
+)
 # The authors ask for another answer format than the prompt templates do.
 INSTRUCTION_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
@@ -26,7 +29,7 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
     """
     ids: set[str] = set()
     questions: set[str] = set()
-    for row in read_rows(path, split, PUBLISHED):
+    for row in read_rows(path, split, PUBLISHED, PROCESSED):
         identity, question = str(row.get("extra_info.index") or f"{split}-{row.number}"), _question(row)
         if identity not in ids and question not in questions:
             ids.add(identity)

@@ -7,7 +7,7 @@ text "025" beside a number becomes 25), and names no line of a broken file.
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ class Row:
         raise UserError(f"{self.where} has no text in {names}; its columns are {', '.join(self.values) or 'none'}")
 
 
-def read_rows(path: str | None, split: str, published: Published) -> Iterator[Row]:
-    """The rows of a split, one after the other.
+def read_rows(path: str | None, split: str, published: Published, *copies: Published) -> Iterator[Row]:
+    """The rows of a split, one after the other. `copies` are the same data set by other names; of equal ones all are read.
 
     Raises UserError for an unknown split and for a source that cannot be reached or read.
     """
@@ -69,7 +69,11 @@ def read_rows(path: str | None, split: str, published: Published) -> Iterator[Ro
     elif local.suffix in READERS or local.is_absolute() or path.startswith((".", "~")):
         raise UserError(f"data file {path} does not exist")
     else:
-        yield from _hub_rows(path, published.config if path == published.name else None, split, published.columns)
+        known = [each for each in (published, *copies) if each.name == path]
+        number = itertools.count()
+        for each in known or [Published(path, {}, published.columns)]:
+            for row in _hub_rows(path, each.config, each.splits.get(split, split), each.columns):
+                yield replace(row, number=next(number))
 
 
 def _hub_rows(name: str, config: str | None, split: str, columns: tuple[str, ...]) -> Iterator[Row]:

@@ -287,6 +287,8 @@ def test_an_unreachable_hub_points_to_path(monkeypatch):
         ("gsm8k", None, "test", ("openai/gsm8k", "main", "test")),
         ("gsm8k", "someone/other", "train", ("someone/other", None, "train")),
         ("aime24", None, "test", ("HuggingFaceH4/aime_2024", None, "train")),  # the hub calls its only split so
+        ("aime24", "HuggingFaceH4/aime_2024", "test", ("HuggingFaceH4/aime_2024", None, "train")),
+        ("aime24", "Maxwell-Jia/AIME_2024", "test", ("Maxwell-Jia/AIME_2024", None, "train")),
         ("aime25", None, "test", ("math-ai/aime25", None, "test")),
     ],
 )
@@ -298,3 +300,43 @@ def test_hub_names_configurations_and_splits(monkeypatch, task, path, split, ask
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (problem,) = load_problems(task, path=path, split=split)
     assert (problem.question, problem.task) == ("q", task)
+
+
+def test_copies_on_the_hub_are_read_through_datasets(monkeypatch, tmp_path):
+    """Folders laid out as on the hub, with the configurations and columns of the published ones."""
+    row = json.dumps
+    files = {
+        "opencompass/AIME2025": {
+            "aime2025-I.jsonl": [row({"question": "one", "answer": "70"}), row({"question": "two", "answer": "588"})],
+            "aime2025-II.jsonl": [row({"question": "three", "answer": "336^\\circ"})],
+            "README.md": [
+                "---\nconfigs:",
+                *(
+                    f"- config_name: AIME2025-{name}\n  data_files:\n  - split: test\n    path: aime2025-{name}.jsonl"
+                    for name in ("I", "II")
+                ),
+                "---",
+            ],
+        },
+        "Maxwell-Jia/AIME_2024": {
+            "aime_2024_problems.jsonl": [row({"ID": "2024-II-4", "Problem": "log", "Solution": "…", "Answer": 33})]
+        },
+    }
+    for name, texts in files.items():
+        (tmp_path / name).mkdir(parents=True)
+        for file, lines in texts.items():
+            (tmp_path / name / file).write_text("\n".join(lines) + "\n")
+    load_dataset = datasets.load_dataset
+
+    def from_folder(name, config, split):
+        return load_dataset(str(tmp_path / name), config, split=split, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    problems = load_problems("aime25", path="opencompass/AIME2025", split="test")
+    assert [(p.id, p.question, p.answer) for p in problems] == [
+        ("0", "one", "70"),
+        ("1", "two", "588"),
+        ("2", "three", r"336^\circ"),
+    ]
+    (problem,) = load_problems("aime24", path="Maxwell-Jia/AIME_2024", split="test")
+    assert (problem.id, problem.question, problem.answer) == ("2024-II-4", "log", "33")
