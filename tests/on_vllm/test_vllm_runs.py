@@ -57,7 +57,9 @@ def test_a_run_samples_with_vllm_and_its_metrics_hold_both_sides_of_the_probe(ru
 
 
 def test_a_cache_too_small_is_told_before_the_cold_start(tmp_path):
-    done = sspo("train", "--runs-dir", tmp_path, **SHORT | {"rollout__vllm__kv_cache_gib": 0.00005})
+    done = sspo(
+        "train", "--runs-dir", tmp_path, **SHORT | {"rollout__vllm__kv_cache_gib": 0.0005}, rollout__max_new_tokens=500
+    )
     assert done.returncode == 1
     assert "vLLM's cache has room for sequences of" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
