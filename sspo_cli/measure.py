@@ -77,7 +77,10 @@ def measure(
         raise Interrupted(f"stopped; {kept}") from None
     print_comparison(measured)
     if not limit:
-        print("every problem with its completions:", ", ".join(str(target.folder / "eval") for target in targets))
+        print(
+            "every problem with its completions:",
+            ", ".join(dict.fromkeys(str(target.folder / "eval") for target in targets)),
+        )
     for each in measured:  # not before: a command that is stopped and started again does nothing twice
         if each.partial:
             each.partial.unlink(missing_ok=True)

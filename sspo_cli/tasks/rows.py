@@ -85,7 +85,7 @@ def _hub_rows(name: str, config: str | None, split: str, columns: tuple[str, ...
         reason = str(error).splitlines()[0]
         raise UserError(
             f"split {split} of {name} cannot be loaded from the Hugging Face hub ({reason}); "
-            "if the hub cannot be reached, give a local copy as the task's path=…"
+            "if the hub cannot be reached, give a local copy: the task's path=…, or -b NAME=PATH"
         ) from None
     present = [column for column in columns if column in table.column_names]
     for number, values in enumerate(table.select_columns(present) if present else table):
