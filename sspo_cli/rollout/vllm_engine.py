@@ -23,7 +23,7 @@ from sspo_cli.types import Completion
 CPU_CACHE_GIB = 1.0
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights go over in memory
-    "VLLM_LOGGING_LEVEL": "ERROR",  # it would write over the run's own display
+    "VLLM_LOGGING_LEVEL": "CRITICAL",  # it would write over the run's own display, and all its requests after a failure
     "VLLM_NO_USAGE_STATS": "1",
 }
 
@@ -62,6 +62,8 @@ class VllmEngine:
             generation_config="vllm",  # not the top-k and top-p that the model's folder may recommend
             max_model_len=-1,  # the model's context, or as much of it as fits
             max_num_seqs=max_rows,
+            # After a part of a prompt vLLM takes the request's generator back, which one on a CPU cannot do.
+            enable_chunked_prefill=None if self.on_gpu else False,
             gpu_memory_utilization=options.gpu_memory_utilization,
             kv_cache_memory_bytes=int(cache_gib * 2**30) if cache_gib else None,
             enforce_eager=options.enforce_eager or not self.on_gpu,

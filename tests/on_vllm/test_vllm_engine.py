@@ -95,6 +95,16 @@ def test_a_seed_gives_the_same_completions_and_those_of_a_group_differ(start):
     assert same_prompt[0] != same_prompt[1]
 
 
+def test_more_prompt_tokens_than_vllm_takes_at_a_time(start):
+    """4096 by default; it would cut one prompt in two there."""
+    policy = tiny_policy()
+    engine = start(policy)
+    engine.sync(policy)
+    prompts = [[2, *range(10 + i, 210 + i)] for i in range(32)]
+    groups = sample(engine, prompts=prompts, group_size=2, max_new_tokens=4)
+    assert differences(policy, groups, prompts=prompts).median() <= 1e-4
+
+
 def test_sampled_frequencies_are_the_policy_s_probabilities_untruncated(start):
     """One step, many draws: a chi-square test on the tokens that are expected at least five times."""
     from scipy.stats import chisquare
