@@ -16,7 +16,6 @@ from sspo_cli.errors import UserError
 from sspo_cli.evaluate import Benchmark, Conditions, evaluate, fingerprint, partial_path, record, summarize
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
-from sspo_cli.policy.process import set_up_process
 from sspo_cli.preflight import check_lengths
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
@@ -101,7 +100,7 @@ def _measure_target(
     bars: Progress,
 ) -> list[Measured]:
     """Its results on each benchmark."""
-    set_up_process(target.options.threads)
+    torch.set_num_threads(target.options.threads)
     policy = _load(target)
     benchmarks = [_render(task, of_task, conditions, policy, bars) for task, of_task in problems.items()]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name

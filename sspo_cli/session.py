@@ -17,7 +17,6 @@ from sspo_cli.policy.checkpoint import load_state, set_damaged_aside
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.model import load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
-from sspo_cli.policy.process import set_up_process
 from sspo_cli.preflight import check_lengths, preflight
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
@@ -88,7 +87,7 @@ def _run(folder: RunFolder) -> None:
 def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, checker: AnswerChecker) -> Run:
     """Loads or resumes everything; runs the cold start where it is not done yet."""
     options = folder.config
-    set_up_process(options.threads)
+    torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     checkpoint, damaged = set_damaged_aside(folder.checkpoints)
     for path in damaged:
