@@ -1,11 +1,11 @@
-# `make demo` trains the embedded task and draws what happened; `make test` runs everything that .ci/run runs.
+# `make demo` trains the embedded task and draws what happened; `make test`, `test-vllm` and `test-extras` are what .ci/run runs.
 # Both set up .venv first; a second call finds it done.
 
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm lint setup benchmark study clean
+.PHONY: demo test test-vllm test-extras lint setup benchmark study clean
 
 setup: .venv/.done
 
@@ -42,6 +42,19 @@ endif
 	.venv-vllm/bin/python -m pip install --quiet --no-compile --no-deps --requirement tests/on_vllm/requirements.txt --editable .
 	@touch $@
 
+# Optional packages, Triton's interpreter in the place of a GPU. Beside .venv, which a gigabyte of Triton would slow down.
+test-extras: setup
+ifeq ($(shell uname -s),Linux)
+	@$(MAKE) --no-print-directory .venv-extras/.done
+	TRITON_INTERPRET=1 PYTHONPATH=.venv-extras .venv/bin/pytest tests/with_extras
+else
+	@echo "test-extras is skipped: Triton is for Linux"
+endif
+
+.venv-extras/.done: tests/with_extras/requirements.txt
+	.venv/bin/python -m pip install --quiet --no-compile --no-deps --target .venv-extras --requirement $<
+	@touch $@
+
 # Minutes to an hour: sspo beside TRL, which gets an environment of its own.
 benchmark: setup .venv-trl/.done
 	.venv/bin/python -m tests.benchmarks.against_trl $(BENCHMARK)
@@ -61,4 +74,4 @@ study: setup
 	.venv/bin/sspo report runs/study-grid runs/study-swapped --out runs/study-table1/swapped
 
 clean:
-	rm -rf .venv .venv-vllm .venv-trl build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-extras .venv-trl build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

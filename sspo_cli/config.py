@@ -96,10 +96,31 @@ class ModelOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the computation; auto is bfloat16 where the GPU has it"
     )
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what is trained without LoRA; bfloat16 takes half the memory and needs optimizer.eight_bit",
+    )
+    kernels: Literal["torch", "liger", "compiled"] = Field(
+        "torch",
+        description="of the layers: torch's; liger-kernel's fused ones, on a GPU; or torch.compile's, when learning. "
+        "The results are the same to rounding",
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     lora: LoraOptions | None = None
     tiny: TinyModelOptions = TinyModelOptions()
+
+    @model_validator(mode="after")
+    def _weights_fit_the_computation(self) -> Self:
+        if self.weights == "bfloat16" and self.dtype == "float32":
+            raise ValueError(
+                "model.weights = bfloat16 cannot be computed with in model.dtype = float32; leave that out"
+            )
+        if self.weights == "bfloat16" and self.lora:
+            raise ValueError(
+                "model.weights does not apply with model.lora: the frozen weights have model.dtype, the adapters are float32"
+            )
+        return self
 
 
 TaskName = Literal["arithmetic", "gsm8k", "deepmath", "dapo", "math500", "aime24", "aime25", "file"]
@@ -213,6 +234,9 @@ class OptimizerOptions(Options):
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
+    eight_bit: bool = Field(
+        False, description="AdamW's moments in 8 bits (torchao) instead of float32, in the cold start too"
+    )
 
 
 class ColdStartOptions(Options):
@@ -308,5 +332,14 @@ class RunOptions(Options):
             raise ValueError(
                 f"rollout.prompts = {self.rollout.prompts} cannot be split into learning.mu = {self.learning.mu} equal "
                 "minibatches; choose a multiple of mu"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bfloat16_weights_are_rounded_stochastically(self) -> Self:
+        if self.model.weights == "bfloat16" and not self.optimizer.eight_bit:
+            raise ValueError(
+                "model.weights = bfloat16 needs optimizer.eight_bit = true, which rounds them stochastically: rounded to the "
+                "nearest, most updates would be lost"
             )
         return self

@@ -138,7 +138,9 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
             )
         tracker.note(f"cold start: {place}")
 
-    optimizer = adamw(policy.parameters, options.optimizer.betas, options.optimizer.weight_decay)
+    optimizer = adamw(
+        policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
+    )
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
     return Run(

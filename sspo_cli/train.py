@@ -260,7 +260,9 @@ def take_step(run: Run, rows: Tensor) -> tuple[dict[str, float], Learned]:
     )
     state.batch.old_logprobs[rows, : learned.old_logprobs.shape[1]] = learned.old_logprobs
     rate = scheduled_rate(options.optimizer, state.step, options.steps)
-    norm, taken = guarded_step(run.optimizer, learned.metrics["policy/loss"], rate, options.optimizer.max_grad_norm)
+    rounding = derive_seed(options.seed, "rounding", state.step)
+    loss, limit = learned.metrics["policy/loss"], options.optimizer.max_grad_norm
+    norm, taken = guarded_step(run.optimizer, loss, rate, limit, rounding)
     state.skipped += not taken
     state.bad_steps = 0 if taken else state.bad_steps + 1
     metrics = {

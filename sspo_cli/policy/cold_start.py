@@ -71,7 +71,7 @@ def cold_start(
         if start:
             policy = load_policy(options.model, policy.device, start)
         if done < options.cold_start.steps:
-            optimizer = adamw(policy.parameters, BETAS, options.cold_start.weight_decay)
+            optimizer = adamw(policy.parameters, BETAS, options.cold_start.weight_decay, options.optimizer.eight_bit)
             if start:
                 optimizer.load_state_dict(load_state(start)["optimizer"])
             _train(policy, optimizer, demonstrations, options, folder, done, interruption, progress)
@@ -120,7 +120,8 @@ def _train(
             micro_loss = -logprobs.sum() / batch.mask.sum()
             micro_loss.backward()
             loss += micro_loss.item()
-        _, taken = guarded_step(optimizer, loss, scheduled_rate(options, step, options.steps), options.max_grad_norm)
+        rate, rounding = scheduled_rate(options, step, options.steps), derive_seed(options.seed, "rounding", step)
+        _, taken = guarded_step(optimizer, loss, rate, options.max_grad_norm, rounding)
         bad_steps = 0 if taken else bad_steps + 1
         if bad_steps >= run_options.optimizer.max_bad_steps:
             raise UserError(
@@ -150,7 +151,7 @@ def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -
     cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
     model = options.model.model_dump()
     machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
-    program = [__version__, torch.__version__, transformers.__version__, *machine]
+    program = [__version__, torch.__version__, transformers.__version__, *machine, options.optimizer.eight_bit]
     tokens = [[group.prompt.token_ids, group.completions[0].token_ids] for group in demonstrations]
     return xxhash.xxh3_64_hexdigest(
         json.dumps([program, cold, model, _local_files(options.model.name), tokens]).encode()

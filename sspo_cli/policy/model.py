@@ -1,6 +1,8 @@
 """The policy: a causal language model, its tokenizer, and its log-probabilities of sampled completions."""
 
+import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.batch import Batch
+from sspo_cli.policy.kernels import compile_layers, explained_compiler_errors, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
@@ -21,6 +24,10 @@ from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 # Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
+for name in ("torchao", "torch.utils._pytree"):  # which transformers imports, and which tells what kernels it has not
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,15 @@ class Policy:
     model      a Hugging Face causal LM, possibly wrapped by peft
     tokenizer  its tokenizer, with a chat template
     device     where the weights are
-    dtype      of the forward pass; weights and optimizer state stay in float32 (LoRA: the adapters do)
+    dtype      of the forward pass; what is trained is in float32, or as `model.weights` says
+    compiled   whether its layers are compiled by torch.compile
     """
 
     model: Any
     tokenizer: Any
     device: torch.device
     dtype: torch.dtype
+    compiled: bool = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -91,6 +100,10 @@ class Policy:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """For sampling, where every token would be another shape to compile for."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
     def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         """log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy there: both [B, T], 0 outside the mask.
 
@@ -124,9 +137,10 @@ class Policy:
         return hidden[0, packing.before[rows, steps]]
 
     def check_logits(self) -> None:
-        """Raises UserError where the model does more to its logits than one projection (soft caps, scales)."""
+        """Raises UserError where the model does more to its logits than one projection (soft caps, scales), and where its
+        layers cannot be compiled."""
         ids = (torch.arange(8, device=self.device) % self.vocabulary).unsqueeze(0)
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.autocast(), explained_compiler_errors():
             ours = self.projection()(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = self.model(input_ids=ids, use_cache=False).logits.float()
         drift = ((ours - theirs).abs().max() / theirs.abs().max()).item()
@@ -165,15 +179,15 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
-    dtype = _compute_dtype(options.dtype, device)
-    weights_dtype = dtype if options.lora else torch.float32
+    dtype = _compute_dtype(options, device)
+    weights_dtype = dtype if options.lora else DTYPES[options.weights]
     arguments = {"dtype": weights_dtype, "attn_implementation": options.attention, "trust_remote_code": False}
     adapter = folder if folder is not None and (folder / "adapter_config.json").is_file() else None
     source = str(folder) if folder is not None and adapter is None else options.name
     try:
         if source is None:
             tokenizer = tiny_tokenizer()
-            model = tiny_model(options.tiny, tokenizer).to(weights_dtype)
+            model = tiny_model(options.tiny, tokenizer, weights_dtype)
         else:
             revision = options.revision if source == options.name else None
             tokenizer = _load_tokenizer(source, revision)
@@ -189,16 +203,21 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     if options.attention == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
     _disable_dropout(model)
+    if options.kernels == "liger":
+        use_liger(model, device)
     if options.lora:
         model = _with_lora(model, options, adapter)
     if options.gradient_checkpointing:
         _enable_gradient_checkpointing(model)
         if options.lora:
             model.enable_input_require_grads()
+    if options.kernels == "compiled":
+        compile_layers(model)
     # Beside bfloat16, the projection's float32 products in TF32: fifteen times faster, and with more digits than bfloat16
     # keeps. The setting is the process's, so a float32 policy after a bfloat16 one takes it back.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
-    return Policy(model.to(device).train(options.gradient_checkpointing), tokenizer, device, dtype)
+    model = model.to(device).train(options.gradient_checkpointing)
+    return Policy(model, tokenizer, device, dtype, compiled=options.kernels == "compiled")
 
 
 def _load_tokenizer(source: str, revision: str | None) -> Any:
@@ -250,10 +269,12 @@ def _disable_dropout(model: nn.Module) -> None:
             setattr(module, "attention_dropout", 0.0)  # noqa: B010  a plain float, not a parameter or a submodule
 
 
-def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+def _compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
+    if options.dtype != "auto":
+        return DTYPES[options.dtype]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return DTYPES[options.weights]
 
 
 def _first_sentence(error: Exception) -> str:

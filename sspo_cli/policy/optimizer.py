@@ -4,19 +4,36 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sspo_cli.config import ColdStartOptions, OptimizerOptions
+from sspo_cli.errors import UserError
 
 
-def adamw(parameters: Iterable[nn.Parameter], betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """Weight decay acts on matrices only, as usual: not on norms and biases. `guarded_step` sets the learning rate."""
+def adamw(
+    parameters: Iterable[nn.Parameter], betas: tuple[float, float], weight_decay: float, eight_bit: bool
+) -> torch.optim.Optimizer:
+    """Weight decay acts on matrices only, as usual: not on norms and biases. `guarded_step` sets the learning rate.
+
+    `eight_bit`: the moments of matrices in 8 bits, and weights in bfloat16 are rounded up or down at random, by how near they
+    are: to the nearest, an update of less than 1/256 of its weight would be lost. Raises UserError without torchao.
+    """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    # Fused: the other implementations hold temporary copies as large as the weights.
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
+    groups = [group for group in groups if group["params"]]
+    if not eight_bit:
+        # Fused: the other implementations hold temporary copies as large as the weights.
+        return torch.optim.AdamW(groups, betas=betas, fused=True)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        raise UserError("optimizer.eight_bit needs torchao; install it with `pip install 'sspo[eight-bit]'`") from None
+    optimizer = AdamW8bit(groups, betas=betas, bf16_stochastic_round=True)
+    if parameters[0].device.type == "cpu":  # which may have no compiler for torchao's compiled step
+        optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)
+    return optimizer
 
 
 def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, steps: int) -> float:
@@ -34,9 +51,9 @@ def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, step
 
 
 def guarded_step(
-    optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, max_grad_norm: float
+    optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, max_grad_norm: float, seed: int
 ) -> tuple[float, bool]:
-    """Clips, steps and clears the gradients.
+    """Clips, steps and clears the gradients; `seed` is of the stochastic rounding.
 
     Returns the gradient's norm before clipping, and whether the step was taken: where the loss or the norm is not finite,
     weights and optimizer state stay as they are.
@@ -45,8 +62,9 @@ def guarded_step(
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     taken = math.isfinite(norm) and math.isfinite(loss)
     if taken:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group in optimizer.param_groups:  # torchao keeps the rate in a tensor
+            group["lr"] = torch.tensor(learning_rate) if isinstance(group["lr"], Tensor) else learning_rate
+        torch.manual_seed(seed)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, taken

@@ -38,8 +38,10 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def tiny_model(options: TinyModelOptions, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """Random weights, drawn from `options.seed` alone."""
+def tiny_model(
+    options: TinyModelOptions, tokenizer: Qwen2Tokenizer, dtype: torch.dtype = torch.float32
+) -> Qwen2ForCausalLM:
+    """Random weights of that dtype, drawn from `options.seed` alone."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,
@@ -56,4 +58,7 @@ def tiny_model(options: TinyModelOptions, tokenizer: Qwen2Tokenizer) -> Qwen2For
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return Qwen2ForCausalLM(config)
+        model = Qwen2ForCausalLM(config)
+    for parameter in model.parameters():  # not the rotary frequencies, which stay float32 in a loaded model too
+        parameter.data = parameter.data.to(dtype)
+    return model

@@ -50,7 +50,7 @@ class TorchEngine:
         self.policy.model.eval()
         try:
             # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
-            with torch.inference_mode(), self.policy.autocast():
+            with torch.inference_mode(), self.policy.autocast(), self.policy.uncompiled():
                 for start in range(0, len(prompts), at_a_time):
                     chunk = prompts[start : start + at_a_time]
                     for row, completion in self._sample_rows(chunk, group_size, sampling, generator):

@@ -1,5 +1,7 @@
 """Loading and storing a policy, in the formats that other programs read."""
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -7,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import load_policy, resolve_device
+from sspo_cli.policy.optimizer import adamw
 
 CPU = torch.device("cpu")
 
@@ -31,6 +34,25 @@ def test_the_default_model_has_about_the_promised_size():
     policy = load_policy(ModelOptions(), CPU)
     assert 0.15e6 < sum(parameter.numel() for parameter in policy.parameters) < 0.25e6
     assert policy.vocabulary == len(policy.tokenizer)
+
+
+def test_bfloat16_weights_are_computed_with_as_such_and_the_same_when_loaded(tiny, tmp_path, make_batch):
+    options = ModelOptions(tiny=tiny, weights="bfloat16")
+    policy = load_policy(options, CPU)
+    assert {parameter.dtype for parameter in policy.parameters} == {policy.dtype} == {torch.bfloat16}
+    policy.check_logits()
+    policy.save(tmp_path)
+    again = load_policy(options, CPU, tmp_path)
+    assert {parameter.dtype for parameter in again.parameters} == {torch.bfloat16}
+    assert torch.equal(again.logprobs(make_batch(), 1.0)[0], policy.logprobs(make_batch(), 1.0)[0])
+
+
+def test_eight_bits_without_torchao_are_told(policy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(
+        UserError, match=r"optimizer.eight_bit needs torchao; install it with `pip install 'sspo\[eight-bit\]'`"
+    ):
+        adamw(policy.parameters, (0.9, 0.99), 0.0, eight_bit=True)
 
 
 def test_a_lora_checkpoint_is_an_adapter_that_trains_on(tiny, tmp_path, make_batch):

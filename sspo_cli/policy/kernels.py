@@ -1,0 +1,58 @@
+"""Other kernels for the layers of a model, with the same results to rounding."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sspo_cli.errors import UserError
+
+# Its losses would want whole logits; ours never hold them.
+LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+def use_liger(model: Any, device: torch.device) -> None:
+    """Replaces norms, rotary embeddings and gated units by liger-kernel's fused ones, in place; models of the same kind that
+    this process loads later have them too.
+
+    Raises UserError where it is not installed, where it has none for the model, and without a GPU.
+    """
+    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # which the tests use
+        raise UserError(f"model.kernels = liger needs a CUDA GPU, not device = {device.type}; use model.kernels=torch")
+    from transformers.integrations.liger import apply_liger_kernel  # brings transformers' trainer along
+
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError:
+        raise UserError(
+            "model.kernels = liger needs liger-kernel; install it with `pip install 'sspo[liger]'`"
+        ) from None
+    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise UserError(f"liger-kernel has nothing for {model.config.model_type} models; use model.kernels=torch")
+    apply_liger_kernel(model, LIGER)
+
+
+def compile_layers(model: Any) -> None:
+    """Has torch.compile compile each decoder layer when it is first called; all of them share what is compiled.
+
+    Layers, not the model: they are the same, so that the wait is for one of them.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(dynamic=True)
+
+
+@contextmanager
+def explained_compiler_errors() -> Iterator[None]:
+    """Raises UserError where torch.compile fails, such as without a C++ compiler, or Triton on a GPU."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise
+        raise UserError(
+            f"model.kernels = compiled does not work here: {str(error).strip().splitlines()[0]}; use model.kernels=torch"
+        ) from None

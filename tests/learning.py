@@ -1,0 +1,30 @@
+"""Loss and gradient of one policy against another's, for tests of what must not change them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sspo_cli.config import LearningOptions
+from sspo_cli.objectives import build_objective
+from sspo_cli.policy.batch import Batch
+from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs
+from sspo_cli.policy.model import Policy
+
+
+def loss_and_gradient(policy: Policy, batch: Batch, token_budget: int) -> tuple[float, Tensor]:
+    """Of a minibatch whose old log-probabilities are the policy's, and then moved off them."""
+    policy.model.zero_grad()
+    batch.old_logprobs.zero_()
+    fill_old_logprobs(policy, batch, [torch.arange(len(batch))], token_budget, 0.7)
+    batch.old_logprobs.add_(0.1 * batch.advantages.unsqueeze(1))
+    options = LearningOptions(token_budget=token_budget)
+    learned = accumulate_gradient(policy, build_objective(method="sspo"), batch, options, 0.7, on_policy=False)
+    return learned.metrics["policy/loss"], torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+
+
+def assert_same(one: tuple[float, Tensor], other: tuple[float, Tensor]) -> None:
+    """To rounding."""
+    (loss, gradient), (expected_loss, expected) = one, other
+    assert expected.norm() > 1e-3
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    torch.testing.assert_close(gradient, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)

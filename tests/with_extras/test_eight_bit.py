@@ -1,0 +1,102 @@
+"""AdamW's moments in 8 bits and weights in bfloat16, by torchao: `make test-extras`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import sspo
+from torch import nn
+
+from sspo_cli.policy.checkpoint import load_state
+from sspo_cli.policy.optimizer import adamw, guarded_step
+
+pytest.importorskip("torchao", reason="torchao is not installed; `make test-extras` brings it along")
+
+BETAS = (0.9, 0.99)
+RUN = {
+    "steps": 10,
+    "model__weights": "bfloat16",
+    "optimizer__eight_bit": "true",
+    "model__tiny__layers": 1,
+    "rollout__prompts": 8,
+    "rollout__group_size": 4,
+    "rollout__max_new_tokens": 24,
+    "optimizer__learning_rate": 1e-3,
+    "cold_start__steps": 60,
+    "cold_start__learning_rate": 1e-2,
+    "cold_start__checkpoint_every": 25,
+    "checkpoint__every": 3,
+    "tasks": "[{name: arithmetic, limit: 200}]",
+    "evaluation__benchmarks": "[]",
+    "evaluation__every": "null",
+}
+
+
+def step(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, gradient: torch.Tensor, number: int, rate: float):
+    parameter.grad = gradient.clone()
+    guarded_step(optimizer, 0.0, rate, max_grad_norm=1e9, seed=number)
+
+
+def test_eight_bits_follow_the_full_moments():
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(64, 64, generator=draw)
+    ours, full = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    eight, plain = adamw([ours], BETAS, 0.1, eight_bit=True), adamw([full], BETAS, 0.1, eight_bit=False)
+    for number in range(50):
+        gradient = torch.randn(64, 64, generator=draw) + 0.5
+        step(ours, eight, gradient, number, 1e-2)
+        step(full, plain, gradient, number, 1e-2)
+        if number == 0:  # nothing is rounded yet
+            torch.testing.assert_close(ours, full, atol=1e-6, rtol=1e-6)
+    moved = (full - start).norm()
+    assert moved > 1
+    assert (ours - full).norm() < 0.05 * moved
+    moments = eight.state[ours]["exp_avg"], eight.state[ours]["exp_avg_sq"]
+    bytes_held = sum(moment.codes.nbytes + moment.scale.nbytes for moment in moments)
+    assert bytes_held < 0.26 * 8 * start.numel()  # a quarter of two float32 each, and a scale for each 256
+
+
+def test_small_updates_of_bfloat16_weights_add_up():
+    """Each is a fortieth of the distance to the next number: rounded to the nearest, none would happen."""
+    parameter = nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
+    optimizer = adamw([parameter], BETAS, 0.0, eight_bit=True)
+    for number in range(200):
+        step(parameter, optimizer, torch.ones_like(parameter), number, 1e-4)
+    assert parameter.dtype == torch.bfloat16
+    assert parameter.float().mean().item() == pytest.approx(1 - 200 * 1e-4, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_learns_and_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path: Path):
+    def weights(name: str) -> bytes:
+        return (tmp_path / name / "checkpoints" / "step-10" / "model.safetensors").read_bytes()
+
+    whole = sspo("train", "--runs-dir", tmp_path, "--run", "whole", **RUN)
+    assert whole.returncode == 0, whole.stderr
+    state = load_state(tmp_path / "whole" / "checkpoints" / "step-10")["optimizer"]["state"]
+    assert any(type(values["exp_avg"]).__name__ == "OptimState8bit" for values in state.values())
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["reward/mean"] > 0.3  # the cold start taught it something
+    assert rows[0]["policy/grad_norm"] > 0
+
+    killed = """
+import os, signal, sys
+from sspo_cli.tracking.tracker import Tracker
+log = Tracker.log
+def fatal(tracker, step, metrics):
+    log(tracker, step, metrics)
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+Tracker.log = fatal
+from sspo_cli.cli import main
+main()
+"""
+    sets = [part for key, value in RUN.items() for part in ("-s", f"{key.replace('__', '.')}={value}")]
+    command = [sys.executable, "-c", killed, "train", "--runs-dir", str(tmp_path), "--run", "killed", *sets]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+    resumed = sspo("train", "--runs-dir", tmp_path, "--run", "killed", "--resume", **RUN)
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights("killed") == weights("whole")
