@@ -2,33 +2,43 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from sspo_cli.tracking.files import append_jsonl
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
 
-STATUS_SECONDS = 1.0  # between two writes of status.json, each of which waits for the disk
+STATUS_SECONDS = 1.0  # between two writes of status.json
 
 
 class JsonlSink(Sink):
-    """Evaluations are not written here: `sspo_cli.evaluate` writes them, with or without a run in progress."""
+    """Evaluations are not written here: `sspo_cli.evaluate` writes them, with or without a run in progress.
+
+    The loop waits for no disk: lines go to the system's cache, and `status.json`, which is flushed to the disk so that it is
+    never half there, is written by a thread.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
         status = run.status  # for a `finish` that comes before `start`
         self._step, self._steps = status.get("step", 0), status.get("steps", run.config.steps)
         self._status_due = 0.0
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] = Future()  # the last write; there was none yet
+        self._writing.set_result(None)
 
     def start(self, total_steps: int, start_step: int) -> None:
         self._step, self._steps = start_step, total_steps
-        self._write_running()
+        self._run.write_status("running", self._step, self._steps)
 
     def log(self, step: int, metrics: Metrics) -> None:
         append_jsonl(self._run.metrics_path, {"step": step, **metrics})
         self._step = step
-        if time.monotonic() >= self._status_due:
-            self._write_running()
+        if self._writing.done() and time.monotonic() >= self._status_due:
+            self._writing.result()  # raises what it ran into
+            self._writing = self._thread.submit(self._run.write_status, "running", step, self._steps)
+            self._status_due = time.monotonic() + STATUS_SECONDS
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
@@ -37,9 +47,6 @@ class JsonlSink(Sink):
     def weights(self, step: int, histogram: Mapping[str, Any]) -> None:
         append_jsonl(self._run.weights_path, {"step": step, **histogram})
 
-    def _write_running(self) -> None:
-        self._run.write_status("running", self._step, self._steps)
-        self._status_due = time.monotonic() + STATUS_SECONDS
-
     def finish(self, state: State, reason: str | None) -> None:
+        self._thread.shutdown()
         self._run.write_status(state, self._step, self._steps, reason)

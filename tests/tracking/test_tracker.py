@@ -1,5 +1,10 @@
+import errno
 import json
+import os
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -20,9 +25,11 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
 
 def test_the_run_folder_holds_every_step(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sspo_cli.tracking.jsonl.STATUS_SECONDS", 0.0)
-    tracker = Tracker([JsonlSink(run)])
+    sink = JsonlSink(run)
+    tracker = Tracker([sink])
     tracker.start(3)
     tracker.log(1, {"reward/mean": 1.5, "minibatch": 1})
+    wait([sink._writing])
     assert (run.status["state"], run.status["step"], run.status["steps"]) == ("running", 1, 3)
     tracker.completions(2, [{"completion": "a"}, {"completion": "b"}])
     tracker.log(2, {"reward/mean": 1.6})
@@ -32,20 +39,38 @@ def test_the_run_folder_holds_every_step(run: RunFolder, monkeypatch: pytest.Mon
     assert (run.status["state"], run.status["step"]) == ("finished", 2)
 
 
-def test_steps_in_quick_succession_do_not_wait_for_the_status_to_reach_the_disk(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
+def test_steps_do_not_wait_for_the_status_to_reach_the_disk(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sspo_cli.tracking.jsonl.STATUS_SECONDS", 0.0)
     tracker = Tracker([JsonlSink(run)])
     tracker.start(9)
-    seen = []
-    for step, now in ((1, 100.5), (2, 101.1), (3, 101.2), (4, 102.2)):  # noqa: B007  read by the clock
+    disk, flush = threading.Event(), os.fsync
+    monkeypatch.setattr("os.fsync", lambda file: (disk.wait(10), flush(file)))
+    start = time.perf_counter()
+    for step in (1, 2, 3, 4):
         tracker.log(step, {})
-        seen.append(run.status["step"])
-    assert seen == [0, 2, 2, 4]
+    assert time.perf_counter() - start < 5
+    assert (run.status["step"], len(run.metrics())) == (0, 4)
+    disk.set()
     tracker.finish("interrupted")
-    assert (run.status["step"], len(run.metrics())) == (4, 4)
+    assert run.status["step"] == 4
+
+
+def test_a_disk_that_refuses_the_status_stops_the_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sspo_cli.tracking.jsonl.STATUS_SECONDS", 0.0)
+    sink = JsonlSink(run)
+    sink.start(9, 0)
+
+    def refuse(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", refuse)
+        sink.log(1, {})
+        wait([sink._writing])
+    with pytest.raises(UserError, match=r"cannot write .*status\.json: No space left on device"):
+        sink.log(2, {})
+    sink.finish("failed", "no space")
+    assert run.status["state"] == "failed"
 
 
 @pytest.mark.parametrize(
