@@ -91,10 +91,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def differences(left: RunOptions, right: RunOptions) -> list[str]:
-    """One line for each option in which two configs differ: `optimizer.learning_rate: 0.001 -> 0.0005`."""
+def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
+    """For each option in which two configs differ, by its dotted name, a line: `optimizer.learning_rate: 0.001 -> 0.0005`."""
     a, b = dict(flatten(left.model_dump(mode="json"))), dict(flatten(right.model_dump(mode="json")))
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return {key: f"{key}: {a.get(key)} -> {b.get(key)}" for key in changed}
 
 
 def to_yaml(options: RunOptions) -> str:

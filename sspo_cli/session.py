@@ -13,7 +13,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.evaluate import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.checkpoint import load_state, set_damaged_aside
+from sspo_cli.policy.checkpoint import latest_whole, load_state, set_damaged_aside
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.model import load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw
@@ -30,6 +30,9 @@ from sspo_cli.types import Problem, Prompt
 
 COLD_STARTS = "cold-starts"  # beside the runs, shared by them
 RENDERED_AT_A_TIME = 256  # problems between two signs of progress
+# What a resumed run may have otherwise: how it is computed, not what. The results are the same to rounding, but that other
+# completions are drawn with another `max_rows`.
+MAY_CHANGE = {"learning.token_budget", "model.gradient_checkpointing", "model.kernels", "rollout.max_rows", "threads"}
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
@@ -45,16 +48,20 @@ def resume_run(path: Path, given: RunOptions | None) -> None:
     """Goes on from the last whole checkpoint, or from the start where there is none.
 
     Raises UserError where there is no such run, where it is finished, or where `given` differs from what it was started
-    with.
+    with in more than MAY_CHANGE.
     """
     with RunFolder.resume(path) as folder:
-        if given is not None and (changed := differences(folder.config, given)):
+        changed = differences(folder.config, given) if given is not None else {}
+        if fixed := [line for key, line in changed.items() if key not in MAY_CHANGE]:
             raise UserError(
-                f"run {path} was started with other options ({'; '.join(changed)}); "
+                f"run {path} was started with other options ({'; '.join(fixed)}); "
                 "resume it without -c and -s, or start a new run"
             )
         if folder.status.get("state") == "finished":
             raise UserError(f"run {path} is finished; start a new one, or measure it with `sspo eval {path}`")
+        if given is not None and changed:
+            checkpoint, _ = latest_whole(folder.checkpoints)
+            folder.change(given, checkpoint.name if checkpoint else None, list(changed.values()))
         _run(folder)
 
 
@@ -76,8 +83,9 @@ def _run(folder: RunFolder) -> None:
             train(prepare(folder, tracker, interruption, checker))
         except torch.OutOfMemoryError:
             raise UserError(
-                "the GPU's memory is full; lower learning.token_budget or rollout.max_rows, or set "
-                "model.gradient_checkpointing=true or model.lora={rank: 16}, and --resume"
+                "the GPU's memory is full; repeat the command with --resume and a lower learning.token_budget or "
+                "rollout.max_rows, or model.gradient_checkpointing=true; or start anew with model.lora={rank: 16}, or with "
+                "model.weights=bfloat16 and optimizer.eight_bit=true"
             ) from None
         tracker.note(
             f"run folder: {folder.path}; `sspo report {folder.path}` draws it, `sspo eval {folder.path}` measures it"

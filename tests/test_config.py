@@ -70,9 +70,9 @@ def test_the_printed_config_gives_the_same_run(tmp_path):
 
 
 def test_differences_name_the_dotted_option():
-    assert differences(load_config(), load_config([], ["optimizer.learning_rate=0.5"])) == [
-        f"optimizer.learning_rate: {load_config().optimizer.learning_rate} -> 0.5"
-    ]
+    assert differences(load_config(), load_config([], ["optimizer.learning_rate=0.5"])) == {
+        "optimizer.learning_rate": f"optimizer.learning_rate: {load_config().optimizer.learning_rate} -> 0.5"
+    }
 
 
 @pytest.mark.parametrize(

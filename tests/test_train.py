@@ -370,6 +370,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(undisturbed: Pat
     assert without_times(damaged) == without_times(undisturbed)
 
 
+def test_a_resumed_run_may_be_computed_otherwise(undisturbed: Path, tmp_path: Path):
+    """Such as with less memory, after it was full; to rounding it ends as if it had not."""
+    run_killed(tmp_path, AFTER_STEP, 5)
+    run(tmp_path, "--run", "killed", "--resume", "-s", "learning.token_budget=150")
+    about = json.loads((tmp_path / "killed" / "config.json").read_text())
+    assert about["options"]["learning"]["token_budget"] == 150
+    (change,) = about["changes"]
+    assert change == {"after": "step-3", "changed": ["learning.token_budget: 16384 -> 150"]}
+    ours, theirs = without_times(tmp_path / "killed"), without_times(undisturbed)
+    assert ours != theirs
+    assert [row["reward/mean"] for row in ours] == [row["reward/mean"] for row in theirs]
+    assert ours[-1]["policy/grad_norm"] == pytest.approx(theirs[-1]["policy/grad_norm"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -122,10 +122,8 @@ def _check_options(trials: Sequence[Trial], folder: Path) -> None:
         run = RunFolder(folder / trial.name)
         if not run.config_path.exists():
             continue
-        changed = [
-            line for line in differences(run.config, trial.options) if line.partition(":")[0] not in OF_THE_MACHINE
-        ]
-        if changed:
+        changes = differences(run.config, trial.options)
+        if changed := [line for key, line in changes.items() if key not in OF_THE_MACHINE]:
             raise UserError(
                 f"{run.path} was begun with other options ({'; '.join(changed)}); give the sweep another --name, or set them "
                 "as they were"

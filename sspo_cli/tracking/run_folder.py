@@ -109,6 +109,17 @@ class RunFolder:
         except UserError as error:
             raise UserError(f"{self.config_path} does not fit this version of sspo: {error}") from None
 
+    def change(self, config: RunOptions, after: str | None, changes: Sequence[str]) -> None:
+        """The run goes on with other options; `config.json` keeps a list of what was changed after which checkpoint.
+
+        Raises UserError where the disk refuses.
+        """
+        about = read_json(self.config_path)
+        about["options"] = config.model_dump(mode="json")
+        about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
+        write_json_atomic(self.config_path, about)
+        del self.config  # read anew
+
     @property
     def status(self) -> dict[str, Any]:
         """What `status.json` says; empty where there is none. Raises UserError where it is unreadable."""

@@ -20,7 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from tests.benchmarks.by_sspo import QUIET, options_of
-from tests.benchmarks.workloads import CPU, GPU, MU, Workload, build, cycles
+from tests.benchmarks.workloads import CPU, GPU, MU, PHASES, Workload, build, cycles
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -43,13 +43,17 @@ def main() -> None:
         chosen = [workload for workload in CPU + GPU if workload.name in given.workloads]
         measured = [compare(workload, given, Path(folder)) for workload in chosen]
         if measured:
-            write("workloads", measured)
+            write("workloads", [row for row, _ in measured])
+        phases = [where for _, where in measured]
         if not given.no_real_task:
-            write("real-task", [real_task(given, Path(folder))])
+            row, where = real_task(given, Path(folder))
+            write("real-task", [row])
+            phases.append(where)
+        write("phases", phases)
 
 
-def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> dict[str, Any]:
-    """One row of the table of workloads. Times in seconds a cycle, memory in GiB."""
+def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One row of the table of workloads, and one of the phases of a cycle. Times in seconds a cycle, memory in GiB."""
     folder = parent / workload.name.replace(" ", "-")
     build(workload, folder)
     steps = MU * given.cycles
@@ -68,24 +72,27 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> dict
         floors.append(child(sys.executable, "floors", str(folder), 2))
     sspo, trl = ([cycle for one in run for cycle in cycles(one["times"])] for run in (ours, theirs))
     floor = {name: [time for one in floors for time in one[name]] for name in ("learner", "sampler", "generate")}
-    memory = [median(one["memory"] for one in run) / 2**30 for run in (ours, theirs)]
-    return {
+    memory, trl_memory, bare = (median(one["memory"] for one in run) / 2**30 for run in (ours, theirs, floors))
+    learner = median(sum(cycle[3:]) for cycle in sspo)
+    row = {
         "workload": workload.name,
         "sspo": spread(sspo, 0),
         "TRL": spread(trl, 0),
         "ratio": ratio(sspo, trl, 0),
         "ratio, processor": ratio(sspo, trl, 1),
-        "learner / floor": middle(sspo, 3) / middle(floor["learner"], 1),
+        "learner / floor": learner / middle(floor["learner"], 1),
         "sampler / floor": middle(sspo, 2) / middle(floor["sampler"], 1),
         "generate / sampler": middle(floor["generate"], 1) / middle(sspo, 2),
-        "GiB sspo": memory[0],
-        "GiB TRL": memory[1],
-        "ratio, memory": memory[0] / memory[1],
-        "GiB weights, gradients, optimizer": 4 * floors[0]["weights"] / 2**30,
+        "GiB sspo": memory,
+        "GiB TRL": trl_memory,
+        "ratio, memory": memory / trl_memory,
+        "GiB floor": bare,
+        "of it weights, gradients, Adam": 4 * floors[0]["weights"] / 2**30,
     }
+    return row, phases_of(workload.name, sspo)
 
 
-def real_task(given: argparse.Namespace, parent: Path) -> dict[str, Any]:
+def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The embedded task from the same cold start, with the lengths that come of themselves; draws both reward curves."""
     from sspo_cli.config import RunOptions
     from sspo_cli.seeds import derive_seed
@@ -98,7 +105,7 @@ def real_task(given: argparse.Namespace, parent: Path) -> dict[str, Any]:
     stream = problem_stream([load_problems("arithmetic", split="train")], [1.0], derive_seed(defaults.seed, "problems"))
     drawn = islice(stream, REAL_STEPS // MU * rollout.prompts)
     questions = [{"question": problem.question, "answer": problem.answer} for problem in drawn]
-    ours, theirs = [], []
+    ours, theirs, samplers = [], [], []
     for _ in range(given.repeats):
         ours.append(child(sys.executable, "by_sspo", options, runs))
         (cold,) = (runs / "cold-starts").glob("*/step-*")
@@ -110,12 +117,15 @@ def real_task(given: argparse.Namespace, parent: Path) -> dict[str, Any]:
             "config": trl_sizes(rollout.prompts, rollout.group_size, rollout.max_new_tokens, REAL_STEPS),
         }
         theirs.append(child(given.trl, "by_trl", settings))
+        samplers.append(child(sys.executable, "samplers", str(cold)))
     sspo, trl = (
         [[b - a for a, b in zip(o["times"][0], o["times"][-1], strict=True)] for o in run] for run in (ours, theirs)
     )
     draw_rewards([[row["reward/mean"] for row in one["rows"]] for one in ours], [one["rewards"] for one in theirs])
-    return {
-        "workload": f"embedded task, {REAL_STEPS} steps",
+    sampler, generate = ([time for one in samplers for time in one[name]] for name in ("sampler", "generate"))
+    name = f"embedded task, {REAL_STEPS} steps"
+    row = {
+        "workload": name,
         "sspo": spread(sspo, 0),
         "TRL": spread(trl, 0),
         "ratio": ratio(sspo, trl, 0),
@@ -124,6 +134,20 @@ def real_task(given: argparse.Namespace, parent: Path) -> dict[str, Any]:
         "tokens a completion, TRL": median(length for one in theirs for length in one["lengths"]),
         "last rewards, sspo": median(row["reward/mean"] for one in ours for row in one["rows"][-10:]),
         "last rewards, TRL": median(reward for one in theirs for reward in one["rewards"][-10:]),
+        "generate / sampler": middle(generate, 1) / middle(sampler, 1),
+    }
+    return row, phases_of(name, sspo)
+
+
+def phases_of(name: str, sspo: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Where the processor time of a cycle, or of a run, goes: medians of the shares in %."""
+    shares = [[100 * time / processor for time in phases] for _, processor, *phases in sspo]
+    medians = {phase: median(share[column] for share in shares) for column, phase in enumerate(PHASES)}
+    return {
+        "workload": name,
+        "s of processor": middle(sspo, 1),
+        **medians,
+        "rest": median(100 - sum(share) for share in shares),
     }
 
 

@@ -10,7 +10,7 @@ from sspo_cli import session, train
 from sspo_cli.config import RunOptions
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tracking.tracker import Tracker
-from tests.benchmarks.workloads import MU, Workload, peak_memory, report
+from tests.benchmarks.workloads import MU, PHASES, Workload, peak_memory, report
 
 QUIET = {"evaluation": {"benchmarks": [], "every": None}, "checkpoint": {"every": 10**6}}
 
@@ -36,12 +36,12 @@ def options_of(workload: Workload, folder: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     options, out, runs = RunOptions.model_validate(json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
     times, rows = [], []
-    phases = {"sampling": 0.0, "learning": 0.0}  # processor time so far
+    phases = dict.fromkeys(PHASES, 0.0)  # processor time so far
     log = Tracker.log
 
     def noted(tracker: Tracker, step: int, metrics: Any) -> None:
         log(tracker, step, metrics)
-        times.append((time.perf_counter(), time.process_time(), phases["sampling"], phases["learning"]))
+        times.append((time.perf_counter(), time.process_time(), *phases.values()))
         rows.append({**metrics, "memory": peak_memory(options.device)})  # a checkpoint follows the last step
 
     def timed(owner: Any, name: str, phase: str) -> None:
@@ -57,13 +57,14 @@ def main() -> None:
         setattr(owner, name, wrapped)
 
     def begun(run: Any) -> None:
-        times.append((time.perf_counter(), time.process_time(), 0.0, 0.0))
+        times.append((time.perf_counter(), time.process_time(), *phases.values()))
         train.train(run)
 
     Tracker.log, session.train = noted, begun
     timed(TorchEngine, "generate", "sampling")
-    timed(train, "fill_old_logprobs", "learning")
-    timed(train, "take_step", "learning")
+    timed(train, "fill_old_logprobs", "old log-probabilities")
+    timed(train, "accumulate_gradient", "forward and backward")
+    timed(train, "guarded_step", "optimizer")
     session.start_run(options, runs / f"run-{time.time_ns()}", ["benchmark"])
     report(out, times=times, rows=rows, memory=rows[-1]["memory"])
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from tests.benchmarks.workloads import MU, PROMPT, Workload, report
+from tests.benchmarks.workloads import MU, PROMPT, Workload, peak_memory, report
 
 
 def next_token_logits(model: nn.Module, prompts: Tensor, completions: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def generate(model: nn.Module, prompts: Tensor, group_size: int, tokens: int) ->
     model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **ending)
 
 
-def seconds(work: Callable[[], None]) -> tuple[float, float]:
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
     """Wall and processor time of a call."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
@@ -85,10 +85,12 @@ def main() -> None:
     measured: dict[str, list[tuple[float, float]]] = {"learner": [], "sampler": [], "generate": []}
     for _ in range(repeats + 1):
         measured["learner"].append(seconds(lambda: learn(model, optimizer, minibatches)))
+    memory = peak_memory(workload.device)
+    for _ in range(repeats + 1):
         measured["sampler"].append(seconds(lambda: decode(model, prompts, workload.group_size, workload.tokens)))
         measured["generate"].append(seconds(lambda: generate(model, prompts, workload.group_size, workload.tokens)))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    report(out, weights=weights, **{name: times[1:] for name, times in measured.items()})
+    report(out, weights=weights, memory=memory, **{name: times[1:] for name, times in measured.items()})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 
 PROMPT = 22  # tokens
 MU = 2
+# Of a cycle by sspo, timed one by one; what they leave is grading, batching and tracking.
+PHASES = ("sampling", "old log-probabilities", "forward and backward", "optimizer")
 SYMBOLS = string.ascii_lowercase + string.digits + "<>/=+-*.,:;!?()[]{}_| "
 
 
