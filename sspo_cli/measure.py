@@ -132,8 +132,9 @@ def _load(target: Target) -> Policy:
     gc.collect()  # the model before this one
     torch.cuda.empty_cache()
     options = target.options
+    model = options.model.model_copy(update={"kernels": "torch"})  # others are for learning, and not on every machine
     try:
-        return load_policy(options.model, resolve_device(options.device), target.checkpoint)
+        return load_policy(model, resolve_device(options.device), target.checkpoint)
     except UserError as error:
         if target.checkpoint:
             raise

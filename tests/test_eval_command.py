@@ -275,3 +275,11 @@ def test_the_results_of_two_models_do_not_mix(runs):
     measure("models/before", "-b", "mine.jsonl")
     shutil.copytree(runs / "models" / "before", runs / "models-before")
     assert_told(sspo("eval", "models-before", "--runs-dir", "."), "holds the results of another model")
+
+
+def test_a_run_is_measured_where_the_kernels_that_it_learned_with_are_not(runs: Path):
+    config = runs / "one" / "config.json"
+    about = json.loads(config.read_text())
+    about["options"]["model"]["kernels"] = "liger"
+    config.write_text(json.dumps(about))
+    assert "30 problems" in measure("one", "--limit", 30).stdout
