@@ -150,7 +150,10 @@ class VllmServer:
                 f"the vLLM server {self.options.server} was started without VLLM_SERVER_DEV_MODE=1, so it cannot take the "
                 f"policy's weights; start it with `{HOW_TO_START}`"
             )
+        remedy = f"start it with `{HOW_TO_START}`"
+        if path == "/collective_rpc":  # it has not loaded the weights
+            remedy = f"its model must be the policy's, and it must see {self.folder}"
         raise UserError(
             f"the vLLM server {self.options.server} answers {answer.status_code} to {path} ({answer.text[:200]}); "
-            f"start it with `{HOW_TO_START}`, and see its own log"
+            f"{remedy}, and see its own log"
         )
