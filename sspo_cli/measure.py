@@ -102,13 +102,15 @@ def _measure_target(
     """Its results on each benchmark."""
     torch.set_num_threads(target.options.threads)
     policy = _load(target)
-    benchmarks = [_render(task, of_task, conditions, policy, bars) for task, of_task in problems.items()]
+    benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
+    needed = [check_lengths(each.prompts, conditions.max_new_tokens, policy) for each in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
+    engine = open_engine(target.options.rollout, policy, named=True, learns=False)
+    engine.check_room(max(needed))
     if to_record and not target.checkpoint:
         about = {"model": target.model, "options": target.options.model_dump(mode="json")}
         target.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(target.folder / MODEL, about)
-    engine = open_engine(target.options.rollout, policy, named=True, learns=False)
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)
     measured = []
@@ -141,11 +143,7 @@ def _load(target: Target) -> Policy:
         raise UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}") from None
 
 
-def _render(
-    task: TaskOptions, problems: Sequence[Problem], conditions: Conditions, policy: Policy, bars: Progress
-) -> Benchmark:
-    """Raises UserError for a problem that does not fit into the model's context."""
+def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:
     with_progress = bars.track(problems, description=f"rendering {task.label}")
-    prompts = [render(problem, conditions.prompt, policy.tokenizer) for problem in with_progress]
-    check_lengths(prompts, conditions.max_new_tokens, policy)
+    prompts = [render(problem, template, policy.tokenizer) for problem in with_progress]
     return Benchmark(task.label, task.split, prompts)

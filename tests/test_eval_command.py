@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from commands import Outcome, assert_told, sspo
 
@@ -231,6 +232,22 @@ def test_a_run_that_vllm_sampled_for_is_measured_without_vllm(runs, monkeypatch)
     measure("one", "--engine", "torch")
     assert summaries(runs / "one") == before
     assert_told(sspo("eval", "--runs-dir", ".", "one", "--engine", "vllm"), "vLLM is not installed")
+
+
+def test_completions_longer_than_a_vllm_server_takes_are_told_and_nothing_is_sampled(runs, monkeypatch):
+    asked = []
+
+    def answer(client, method, path, json=None):
+        asked.append(path)
+        return httpx.Response(200, json={"data": [{"id": "served", "max_model_len": 60}]})
+
+    monkeypatch.setattr(httpx.Client, "request", answer)
+    before = sorted(runs.rglob("*"))
+    server = {"rollout__vllm__server": "http://node:8000", "rollout__vllm__exchange": runs}
+    told = sspo("eval", "--runs-dir", ".", "models/before", **MODELS, **server)
+    assert_told(told, "takes sequences of 60 tokens, and ")
+    assert "/v1/completions" not in asked
+    assert sorted(runs.rglob("*")) == before
 
 
 def test_a_limited_evaluation_is_printed_and_not_recorded(runs):

@@ -22,6 +22,7 @@ from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
 HOW_TO_START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
+IN_DEV_MODE = ("/collective_rpc", "/reset_prefix_cache")  # not there without VLLM_SERVER_DEV_MODE=1
 FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so of a name that nothing else has
 # As many requests at a time as `max_rows` allows; none on a connection that the server, after five seconds, may be closing.
 LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
@@ -37,7 +38,7 @@ class VllmServer:
     """Its model must be the policy's, in the policy's dtype; it must not serve anyone else meanwhile."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
-        """`temperature` is the probe's. Raises UserError where no server answers."""
+        """`temperature` is the probe's. Raises UserError where no server answers, or one that takes no weights."""
         assert options.exchange is not None
         self.name = f"vLLM at {options.server}"
         self.policy = policy
@@ -49,6 +50,7 @@ class VllmServer:
         with self._understood("/v1/models"):
             served = self._ask("GET", "/v1/models")["data"][0]
             self.model, self.room = served["id"], served.get("max_model_len")
+        self._ask("POST", "/reset_prefix_cache")  # harmless, and tells before the cold start whether a sync can work
 
     def check_room(self, tokens: int) -> None:
         if self.room is not None and tokens > self.room:
@@ -143,7 +145,15 @@ class VllmServer:
         if answer.is_success:
             with suppress(ValueError):  # no JSON: another program's answer
                 return answer.json() if answer.content else None
+        if answer.status_code == 404 and path in IN_DEV_MODE:
+            raise UserError(
+                f"the vLLM server {self.options.server} was started without VLLM_SERVER_DEV_MODE=1, so it cannot take the "
+                f"policy's weights; start it with `{HOW_TO_START}`"
+            )
+        remedy = f"start it with `{HOW_TO_START}`"
+        if path == "/collective_rpc":  # it has not loaded the weights
+            remedy = f"its model must be the policy's, and it must see {self.folder}"
         raise UserError(
             f"the vLLM server {self.options.server} answers {answer.status_code} to {path} ({answer.text[:200]}); "
-            f"start it with `{HOW_TO_START}`, and see its own log"
+            f"{remedy}, and see its own log"
         )

@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from vllm_cases import PROMPTS, differences, disturb, needs_vllm, sample, tiny_mixture, tiny_policy
+from vllm_cases import PADDED, PROMPTS, differences, disturb, needs_vllm, sample, tiny_mixture, tiny_policy, unknown
 
 from sspo_cli.config import TinyModelOptions, VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import ModelOptions, load_policy
+from sspo_cli.policy.pieces import token_pieces
 from sspo_cli.rollout import vllm_engine
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
@@ -43,6 +44,27 @@ def test_with_the_same_weights_the_log_probabilities_agree_at_every_temperature(
     engine.sync(policy)
     for temperature in (1.0, 0.7):
         assert differences(policy, sample(engine, temperature=temperature), temperature).median() <= 1e-4
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_ids_that_the_tokenizer_does_not_know_are_sampled_alike_and_have_no_text(start, tied):
+    policy = tiny_policy(tied=tied, vocabulary=PADDED)
+    engine = start(policy)
+    engine.sync(policy)
+    disturb(policy, 0)
+    engine.sync(policy)
+    for which in (engine, TorchEngine(policy, 64)):
+        groups = sample(which)
+        assert differences(policy, groups).max() < 1e-3
+        assert max(token for group in groups for c in group for token in c.token_ids) < PADDED
+        completions = unknown(policy, groups)
+        assert len(completions) > 5
+        for c in completions:
+            written = c.token_ids if c.truncated else c.token_ids[:-1]
+            known = [token for token in written if token < len(policy.tokenizer)]
+            assert c.text == policy.tokenizer.decode(known) == "".join(token_pieces(policy.tokenizer, written))
+    after = [[2, PADDED - 1], [PADDED - 20]]
+    assert differences(policy, sample(engine, after), prompts=after).max() < 1e-3
 
 
 def test_adapters_are_merged_on_the_way_and_the_policy_stays_as_it_is(start):

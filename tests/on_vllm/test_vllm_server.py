@@ -5,10 +5,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
-from vllm_cases import PROMPTS, differences, disturb, needs_vllm, sample, tiny_policy
+from vllm_cases import PADDED, PROMPTS, differences, disturb, needs_vllm, sample, tiny_policy, unknown
 
 from sspo_cli.config import RolloutOptions, VllmOptions
 from sspo_cli.errors import UserError
@@ -16,8 +18,12 @@ from sspo_cli.rollout import open_engine
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.vllm_server import VllmServer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from commands import assert_told, sspo
+
 pytestmark = needs_vllm
 START_SECONDS = 240
+ROOM = 150  # tokens of a sequence
 
 
 def free_port() -> int:
@@ -26,48 +32,65 @@ def free_port() -> int:
         return at.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Address of a server of an untied policy, its weights those before all updates."""
-    folder, port = tmp_path_factory.mktemp("served"), free_port()
-    policy = tiny_policy(tied=False)
-    policy.model.generation_config.update(do_sample=True, top_k=5)  # a recommendation that training must not follow
-    policy.save(folder / "model")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder / "model", "--port", port]
+@contextmanager
+def serving(folder, *options, **settings):
+    """Address of a server of the model in `folder`; it stops at the end of the context."""
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", port]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", 1 << 26]
-    command += ["--logprobs-mode", "processed_logprobs", "--max-num-seqs", 64]
-    settings = {
-        "VLLM_SERVER_DEV_MODE": "1",
-        "TORCH_COMPILE_DISABLE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    with (folder / "log").open("w") as log:
+    command += ["--logprobs-mode", "processed_logprobs", "--max-num-seqs", 64, *options]
+    settings |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    log_path = folder.parent / f"log-{port}"
+    with log_path.open("w") as log:
         process = subprocess.Popen(list(map(str, command)), env=os.environ | settings, stdout=log, stderr=log)
     address, began = f"http://127.0.0.1:{port}", time.monotonic()
-    while True:
-        try:
-            httpx.get(f"{address}/health").raise_for_status()
-            break
-        except httpx.HTTPError:
-            late = time.monotonic() > began + START_SECONDS
-            alive = process.poll() is None and not late
-            assert alive, (folder / "log").read_text()[-3000:]
-            time.sleep(0.5)
-    yield address
-    process.terminate()
-    process.wait(timeout=60)
+    try:
+        while True:
+            try:
+                httpx.get(f"{address}/health").raise_for_status()
+                break
+            except httpx.HTTPError:
+                late = time.monotonic() > began + START_SECONDS
+                alive = process.poll() is None and not late
+                assert alive, log_path.read_text()[-3000:]
+                time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def served_policy():
+    return tiny_policy(tied=False, vocabulary=PADDED)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "model"
+    policy = served_policy()
+    policy.model.generation_config.update(do_sample=True, top_k=5)  # a recommendation that training must not follow
+    policy.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    """Address of a server of an untied policy, its weights those before all updates."""
+    with serving(model, "--max-model-len", ROOM, VLLM_SERVER_DEV_MODE="1") as address:
+        yield address
 
 
 def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_path):
-    policy = tiny_policy(tied=False)
+    policy = served_policy()
     options = RolloutOptions(engine="vllm", vllm=VllmOptions(server=server, exchange=str(tmp_path)))
     engine = open_engine(options, policy, named=True)
     for update in range(3):
         disturb(policy, update)
         assert engine.sync(policy)["sampler/probe_drift"] < 1e-4
         for temperature in (1.0, 0.7):
-            assert differences(policy, sample(engine, temperature=temperature), temperature).median() <= 1e-4
+            groups = sample(engine, temperature=temperature)
+            assert differences(policy, groups, temperature).median() <= 1e-4
+            assert unknown(policy, groups)
     told = []
     groups = engine.generate(
         PROMPTS, 4, Sampling(1.0, 24, 1), lambda prompt, completion: told.append((prompt, completion))
@@ -78,8 +101,60 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
     assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model-0.safetensors"]
 
 
-def test_a_server_of_another_model_is_noticed_at_the_first_sync(server, tmp_path):
-    policy = tiny_policy()  # tied: the server's own projection stays
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            {"vocabulary": PADDED},
+            "log-probabilities differ from the policy's",
+        ),  # tied: the server's own projection stays
+        (
+            {"tied": False},
+            r"answers 500 to /collective_rpc .*; its model must be the policy's, and it must see /.*-weights",
+        ),
+    ],
+    ids=["tied", "of a smaller vocabulary"],
+)
+def test_a_server_of_another_model_is_noticed_at_the_first_sync(server, tmp_path, other, said):
+    policy = tiny_policy(**other)
     engine = VllmServer(policy, VllmOptions(server=server, exchange=str(tmp_path)), 64, 1.0)
-    with pytest.raises(UserError, match="log-probabilities differ from the policy's"):
+    with pytest.raises(UserError, match=said):
         engine.sync(policy)
+
+
+def of_a_run(address, model, runs):
+    return {
+        "model__name": model,
+        "rollout__vllm__server": address,
+        "rollout__vllm__exchange": runs,
+        "rollout__max_new_tokens": 64,
+        "cold_start__steps": 5,
+        "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 4}]",
+    }
+
+
+@pytest.mark.parametrize("which", ["rollout", "evaluation"])
+def test_a_server_s_room_is_compared_with_what_may_be_needed_before_the_cold_start(server, model, tmp_path, which):
+    options = of_a_run(server, model, tmp_path) | {f"{which}__max_new_tokens": ROOM}
+    done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
+    assert done.returncode == 1
+    assert f"takes sequences of {ROOM} tokens, and 1" in done.stderr.splitlines()[-1]
+    assert "start it with --max-model-len 1" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "cold-starts").exists()
+
+
+def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, model, tmp_path):
+    options = of_a_run(server, model, tmp_path) | {"rollout__max_new_tokens": ROOM}
+    assert_told(sspo("eval", model, "--runs-dir", tmp_path, **options), f"takes sequences of {ROOM} tokens, and 1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_in_dev_mode_is_told_before_the_cold_start(model, tmp_path):
+    with serving(model) as address:
+        options = of_a_run(address, model, tmp_path)
+        done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
+        told = sspo("eval", model, "--runs-dir", tmp_path, **options)
+    assert done.returncode == 1
+    assert "was started without VLLM_SERVER_DEV_MODE=1" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "cold-starts").exists()
+    assert_told(told, f"the vLLM server {address} was started without VLLM_SERVER_DEV_MODE=1")

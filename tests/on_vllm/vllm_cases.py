@@ -17,14 +17,24 @@ needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed here; `make test-vllm` runs these tests with it"
 )
 TINY = TinyModelOptions(hidden_size=64, layers=2, heads=2, intermediate_size=96)  # heads of 32
+PADDED = 300  # ids, of which the tokenizer knows 266; no multiple of the 64 to which vLLM pads anew
 PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
 
 
-def tiny_policy(*, tied: bool = True, dtype: str = "float32", lora: bool = False, scale: float = 2.0) -> Policy:
-    """Random, its weights scaled up so that its distributions are far from uniform."""
+def tiny_policy(
+    *, tied: bool = True, dtype: str = "float32", lora: bool = False, scale: float = 2.0, vocabulary: int | None = None
+) -> Policy:
+    """Random, its weights scaled up so that its distributions are far from uniform.
+
+    `vocabulary`: more ids than the tokenizer knows, as Qwen2.5's models have 151,936 for 151,665 tokens.
+    """
     options = ModelOptions(tiny=TINY, dtype=dtype, lora=LoraOptions(rank=4) if lora else None)
     policy = load_policy(options, torch.device("cpu"))
     draw = torch.Generator().manual_seed(1)
+    if vocabulary:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            policy.model.resize_token_embeddings(vocabulary, mean_resizing=False)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if ".lora_B." in name:  # they start at zero, and would change nothing
@@ -61,6 +71,11 @@ def sample(
 ) -> list[list[Completion]]:
     sampling = Sampling(**{"temperature": 1.0, "max_new_tokens": 24, "seed": 1, **options})
     return engine.generate(prompts, group_size, sampling)
+
+
+def unknown(policy: Policy, groups: list[list[Completion]]) -> list[Completion]:
+    """Those with an id that the tokenizer does not know."""
+    return [c for group in groups for c in group if max(c.token_ids) >= len(policy.tokenizer)]
 
 
 def differences(

@@ -32,7 +32,7 @@ def test_after_a_failure_no_further_request_is_made(connect):
     asked = []
 
     def answer(path):
-        if path == "/v1/models":
+        if path != "/v1/completions":
             return MODELS
         asked.append(path)
         time.sleep(0.001)
@@ -57,9 +57,18 @@ def test_another_program_that_speaks_json_is_told(connect, said):
 
 def test_a_server_too_old_to_send_token_ids_is_told(connect):
     choice = {"index": 0, "text": "x", "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
-    answers = {"/v1/models": MODELS, "/v1/completions": httpx.Response(200, json={"choices": [choice]})}
+    answers = {"/v1/completions": httpx.Response(200, json={"choices": [choice]})}
     with pytest.raises(UserError, match=r"answers /v1/completions otherwise than vLLM 0.24 and newer do"):
-        connect(lambda path: answers[path]).generate([[2, 10]], 1, Sampling(1.0, 8, 1))
+        connect(lambda path: answers.get(path, MODELS)).generate([[2, 10]], 1, Sampling(1.0, 8, 1))
+
+
+def test_a_server_that_is_not_in_dev_mode_is_told_at_once_what_to_set(connect):
+    """At the first sync it would be told after the cold start."""
+    missing = httpx.Response(404, json={"detail": "Not Found"})
+    with pytest.raises(
+        UserError, match=r"was started without VLLM_SERVER_DEV_MODE=1, so .*; start it with `VLLM_SERVER"
+    ):
+        connect(lambda path: MODELS if path == "/v1/models" else missing)
 
 
 def test_an_answer_without_a_body_is_one(connect):
@@ -109,8 +118,9 @@ def test_as_many_requests_go_out_at_a_time_as_there_are_rows_for(policy, tmp_pat
             self.answer(SERVED)
 
         def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            together.wait()
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path == "/v1/completions":
+                together.wait()
             self.answer({"choices": [choice]})
 
         def log_message(self, *_):
