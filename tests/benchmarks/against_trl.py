@@ -2,7 +2,7 @@
 
 Both are child processes with one thread each. A cycle is a rollout batch and the two optimizer steps on it; medians over
 all cycles of all repeats but the first of each process. Processor time is beside wall time, since a busy machine stretches
-the latter. The tables are printed and written to `tests/benchmarks/results/`.
+the latter; on a GPU both are wall time. The tables are printed and written to `tests/benchmarks/results/`.
 """
 
 import argparse
@@ -63,32 +63,36 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
         "questions": questions[: workload.prompts * given.cycles],
         "graded": False,
         "device": workload.device,
+        "trains": workload.trains,
         "config": trl_sizes(workload.prompts, workload.group_size, workload.tokens, steps),
     }
     ours, theirs, floors = [], [], []
     for _ in range(given.repeats):
         ours.append(child(sys.executable, "by_sspo", options_of(workload, str(folder), steps), parent / "runs"))
         theirs.append(child(given.trl, "by_trl", settings))
-        floors.append(child(sys.executable, "floors", str(folder), 2))
+        if workload.trains == "everything":  # the bare passes are of a plain model
+            floors.append(child(sys.executable, "floors", str(folder), 2))
     sspo, trl = ([cycle for one in run for cycle in cycles(one["times"])] for run in (ours, theirs))
-    floor = {name: [time for one in floors for time in one[name]] for name in ("learner", "sampler", "generate")}
-    memory, trl_memory, bare = (median(one["memory"] for one in run) / 2**30 for run in (ours, theirs, floors))
-    learner = median(sum(cycle[3:]) for cycle in sspo)
+    memory, trl_memory = (median(one["memory"] for one in run) / 2**30 for run in (ours, theirs))
     row = {
         "workload": workload.name,
         "sspo": spread(sspo, 0),
         "TRL": spread(trl, 0),
         "ratio": ratio(sspo, trl, 0),
         "ratio, processor": ratio(sspo, trl, 1),
-        "learner / floor": learner / middle(floor["learner"], 1),
-        "sampler / floor": middle(sspo, 2) / middle(floor["sampler"], 1),
-        "generate / sampler": middle(floor["generate"], 1) / middle(sspo, 2),
         "GiB sspo": memory,
         "GiB TRL": trl_memory,
         "ratio, memory": memory / trl_memory,
-        "GiB floor": bare,
-        "of it weights, gradients, Adam": 4 * floors[0]["weights"] / 2**30,
     }
+    if floors:
+        floor = {name: [time for one in floors for time in one[name]] for name in ("learner", "sampler", "generate")}
+        row |= {
+            "learner / floor": median(sum(cycle[3:]) for cycle in sspo) / middle(floor["learner"], 1),
+            "sampler / floor": middle(sspo, 2) / middle(floor["sampler"], 1),
+            "generate / sampler": middle(floor["generate"], 1) / middle(sspo, 2),
+            "GiB floor": median(one["memory"] for one in floors) / 2**30,
+            "of it weights, gradients, Adam": 4 * floors[0]["weights"] / 2**30,
+        }
     return row, phases_of(workload.name, sspo)
 
 
@@ -99,7 +103,7 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
     from sspo_cli.tasks import load_problems
     from sspo_cli.tasks.mixture import problem_stream
 
-    options = {**QUIET, "steps": REAL_STEPS, "objective": {"method": "grpo"}}
+    options = {**QUIET, "device": "cpu", "steps": REAL_STEPS, "objective": {"method": "grpo"}}
     defaults = RunOptions.model_validate(options)
     rollout, runs = defaults.rollout, parent / "real"
     stream = problem_stream([load_problems("arithmetic", split="train")], [1.0], derive_seed(defaults.seed, "problems"))
@@ -114,6 +118,7 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
             "questions": questions,
             "graded": True,
             "device": "cpu",
+            "trains": "everything",
             "config": trl_sizes(rollout.prompts, rollout.group_size, rollout.max_new_tokens, REAL_STEPS),
         }
         theirs.append(child(given.trl, "by_trl", settings))
@@ -140,12 +145,12 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
 
 
 def phases_of(name: str, sspo: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Where the processor time of a cycle, or of a run, goes: medians of the shares in %."""
+    """Where the processor's or the GPU's time of a cycle, or of a run, goes: medians of the shares in %."""
     shares = [[100 * time / processor for time in phases] for _, processor, *phases in sspo]
     medians = {phase: median(share[column] for share in shares) for column, phase in enumerate(PHASES)}
     return {
         "workload": name,
-        "s of processor": middle(sspo, 1),
+        "seconds": middle(sspo, 1),
         **medians,
         "rest": median(100 - sum(share) for share in shares),
     }

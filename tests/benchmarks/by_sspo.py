@@ -8,10 +8,16 @@ from typing import Any
 
 from sspo_cli import session, train
 from sspo_cli.config import RunOptions
+from sspo_cli.policy.model import resolve_device
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tracking.tracker import Tracker
-from tests.benchmarks.workloads import MU, PHASES, Workload, peak_memory, report
+from tests.benchmarks.workloads import LORA_RANK, MU, PHASES, Workload, clocks, peak_memory, report
 
+MODEL: dict[str, dict[str, Any]] = {
+    "everything": {},
+    "lora": {"lora": {"rank": LORA_RANK}, "gradient_checkpointing": True},
+    "eight-bit": {"weights": "bfloat16", "gradient_checkpointing": True},
+}
 QUIET = {"evaluation": {"benchmarks": [], "every": None}, "checkpoint": {"every": 10**6}}
 
 
@@ -20,7 +26,8 @@ def options_of(workload: Workload, folder: str, steps: int) -> dict[str, Any]:
         **QUIET,
         "steps": steps,
         "device": workload.device,
-        "model": {"name": folder},
+        "model": {"name": folder, **MODEL[workload.trains]},
+        "optimizer": {"eight_bit": workload.trains == "eight-bit"},
         "tasks": [{"name": "file", "path": f"{folder}/questions.jsonl"}],
         "rollout": {
             "prompts": workload.prompts,
@@ -35,29 +42,30 @@ def options_of(workload: Workload, folder: str, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     options, out, runs = RunOptions.model_validate(json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
+    device = resolve_device(options.device).type
     times, rows = [], []
-    phases = dict.fromkeys(PHASES, 0.0)  # processor time so far
+    phases = dict.fromkeys(PHASES, 0.0)  # seconds so far, of the processor or of the GPU
     log = Tracker.log
 
     def noted(tracker: Tracker, step: int, metrics: Any) -> None:
         log(tracker, step, metrics)
-        times.append((time.perf_counter(), time.process_time(), *phases.values()))
-        rows.append({**metrics, "memory": peak_memory(options.device)})  # a checkpoint follows the last step
+        times.append((*clocks(device), *phases.values()))
+        rows.append({**metrics, "memory": peak_memory(device)})  # a checkpoint follows the last step
 
     def timed(owner: Any, name: str, phase: str) -> None:
         function = getattr(owner, name)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
+            _, start = clocks(device)
             try:
                 return function(*args, **kwargs)
             finally:
-                phases[phase] += time.process_time() - start
+                phases[phase] += clocks(device)[1] - start
 
         setattr(owner, name, wrapped)
 
     def begun(run: Any) -> None:
-        times.append((time.perf_counter(), time.process_time(), *phases.values()))
+        times.append((*clocks(device), *phases.values()))
         train.train(run)
 
     Tracker.log, session.train = noted, begun

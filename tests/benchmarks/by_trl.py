@@ -1,40 +1,43 @@
 """Child process, a run by TRL's GRPOTrainer, in its own environment: `python -m tests.benchmarks.by_trl SETTINGS OUT`.
 
 SETTINGS, as JSON: `model` (a folder), `questions` (rows of question and answer, in the order of training), `graded` (by
-sspo's rewards; all zero otherwise), `device`, and under `config` what of `GRPOConfig` differs between the runs. The rest is
-what sspo does: GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full softmax, the same micro-batches.
+sspo's rewards; all zero otherwise), `device`, what it `trains` as a workload says, and under `config` what of `GRPOConfig`
+differs between the runs. The rest is what sspo does: GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full
+softmax, the same micro-batches.
 """
 
 import json
 import sys
 import tempfile
-import time
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from tests.benchmarks.workloads import MU, peak_memory, report
+from tests.benchmarks.workloads import LORA_RANK, MU, clocks, peak_memory, report
 
 torch.set_num_threads(1)
 
 
 class Readings(TrainerCallback):
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.times: list[tuple[float, float]] = []
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append((time.perf_counter(), time.process_time()))
+        self.times.append(clocks(self.device))
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append((time.perf_counter(), time.process_time()))
+        self.times.append(clocks(self.device))
 
 
 def main() -> None:
     settings, out = json.loads(sys.argv[1]), sys.argv[2]
-    graded, on_gpu = settings["graded"], settings["device"] == "cuda"
+    graded, on_gpu, trains = settings["graded"], settings["device"] == "cuda", settings["trains"]
+    bfloat16 = on_gpu or trains == "eight-bit"
 
     def reward(completions: list[list[dict[str, str]]], answer: list[str], **kwargs: Any) -> list[float]:
         if not graded:
@@ -45,13 +48,16 @@ def main() -> None:
         from sspo_cli.rewards import AnswerChecker, grade
 
         checker = AnswerChecker()
-    readings = Readings()
+    readings = Readings(settings["device"])
+    adapters = LoraConfig(
+        r=LORA_RANK, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
             use_cpu=not on_gpu,
-            bf16=on_gpu,
-            gradient_checkpointing=False,
+            bf16=bfloat16,
+            gradient_checkpointing=trains != "everything",
             gradient_accumulation_steps=1,
             steps_per_generation=MU,
             num_iterations=1,
@@ -62,7 +68,7 @@ def main() -> None:
             epsilon=0.2,
             beta=0.0,
             temperature=1.0,
-            optim="adamw_torch",
+            optim="adamw_torch_8bit" if trains == "eight-bit" else "adamw_torch",
             adam_beta1=0.9,
             adam_beta2=0.99,
             adam_epsilon=1e-8,
@@ -76,7 +82,10 @@ def main() -> None:
             report_to=[],
             disable_tqdm=True,
             seed=0,
-            model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
+            model_init_kwargs={
+                "dtype": "bfloat16" if bfloat16 and trains != "everything" else "float32",
+                "attn_implementation": "sdpa",
+            },
             **settings["config"],
         )
         rows = [
@@ -90,6 +99,7 @@ def main() -> None:
             args=config,
             train_dataset=Dataset.from_list(rows),
             callbacks=[readings],
+            peft_config=adapters if trains == "lora" else None,
         )
         trainer.train()
     rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]

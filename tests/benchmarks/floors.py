@@ -6,7 +6,6 @@ prompts are shared by a cache that is repeated for the completions.
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from tests.benchmarks.workloads import MU, PROMPT, Workload, peak_memory, report
+from tests.benchmarks.workloads import MU, PROMPT, Workload, clocks, peak_memory, report
 
 
 def next_token_logits(model: nn.Module, prompts: Tensor, completions: Tensor) -> Tensor:
@@ -61,11 +60,12 @@ def generate(model: nn.Module, prompts: Tensor, group_size: int, tokens: int) ->
     model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **ending)
 
 
-def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor time of a call."""
-    wall, processor = time.perf_counter(), time.process_time()
+def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
+    """What a call takes, by both clocks."""
+    wall, processor = clocks(device)
     work()
-    return time.perf_counter() - wall, time.process_time() - processor
+    ended = clocks(device)
+    return ended[0] - wall, ended[1] - processor
 
 
 def main() -> None:
@@ -84,11 +84,15 @@ def main() -> None:
     minibatches = list(zip(prompts.chunk(MU), completions.chunk(MU), strict=True))
     measured: dict[str, list[tuple[float, float]]] = {"learner": [], "sampler": [], "generate": []}
     for _ in range(repeats + 1):
-        measured["learner"].append(seconds(lambda: learn(model, optimizer, minibatches)))
+        measured["learner"].append(seconds(lambda: learn(model, optimizer, minibatches), workload.device))
     memory = peak_memory(workload.device)
     for _ in range(repeats + 1):
-        measured["sampler"].append(seconds(lambda: decode(model, prompts, workload.group_size, workload.tokens)))
-        measured["generate"].append(seconds(lambda: generate(model, prompts, workload.group_size, workload.tokens)))
+        measured["sampler"].append(
+            seconds(lambda: decode(model, prompts, workload.group_size, workload.tokens), workload.device)
+        )
+        measured["generate"].append(
+            seconds(lambda: generate(model, prompts, workload.group_size, workload.tokens), workload.device)
+        )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     report(out, weights=weights, memory=memory, **{name: times[1:] for name, times in measured.items()})
 

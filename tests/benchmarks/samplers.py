@@ -56,8 +56,8 @@ def main() -> None:
         chosen = problems[batch * rollout.prompts : (batch + 1) * rollout.prompts]
         prompts = [render(problem, options.prompt, policy.tokenizer).token_ids for problem in chosen]
         sampling = Sampling(rollout.temperature, rollout.max_new_tokens, seed=batch)
-        measured["sampler"].append(seconds(partial(engine.generate, prompts, rollout.group_size, sampling)))
-        measured["generate"].append(seconds(partial(generate, policy, prompts, rollout, seed=batch)))
+        measured["sampler"].append(seconds(partial(engine.generate, prompts, rollout.group_size, sampling), "cpu"))
+        measured["generate"].append(seconds(partial(generate, policy, prompts, rollout, seed=batch), "cpu"))
     report(out, **{name: times[1:] for name, times in measured.items()})
 
 

@@ -3,13 +3,15 @@
 import json
 import random
 import string
+import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PROMPT = 22  # tokens
 MU = 2
+LORA_RANK = 32
 # Of a cycle by sspo, timed one by one; what they leave is grading, batching and tracking.
 PHASES = ("sampling", "old log-probabilities", "forward and backward", "optimizer")
 SYMBOLS = string.ascii_lowercase + string.digits + "<>/=+-*.,:;!?()[]{}_| "
@@ -17,7 +19,10 @@ SYMBOLS = string.ascii_lowercase + string.digits + "<>/=+-*.,:;!?()[]{}_| "
 
 @dataclass(frozen=True)
 class Workload:
-    """A model's shape and a rollout batch: `prompts` × `group_size` completions of `tokens` tokens, μ = 2."""
+    """A model's shape and a rollout batch: `prompts` × `group_size` completions of `tokens` tokens, μ = 2.
+
+    `trains`: every weight in float32; or with gradient checkpointing LoRA's adapters, or weights in bfloat16 by 8-bit Adam.
+    """
 
     name: str
     vocabulary: int
@@ -31,6 +36,7 @@ class Workload:
     key_heads: int | None = None
     device: str = "cpu"
     tied: bool = True
+    trains: Literal["everything", "lora", "eight-bit"] = "everything"
 
     @property
     def minibatch(self) -> int:
@@ -47,7 +53,8 @@ CPU = [
 GPU = [
     Workload("0.5B", 151_936, 896, 24, 14, 4864, 16, 8, 512, key_heads=2, device="cuda"),
     Workload("1.5B", 151_936, 1536, 28, 12, 8960, 16, 8, 512, key_heads=2, device="cuda"),
-    Workload("7B", 152_064, 3584, 28, 28, 18944, 8, 8, 512, key_heads=4, device="cuda", tied=False),
+    Workload("7B, LoRA", 152_064, 3584, 28, 28, 18944, 8, 8, 512, 4, device="cuda", tied=False, trains="lora"),
+    Workload("7B, 8-bit", 152_064, 3584, 28, 28, 18944, 8, 8, 512, 4, device="cuda", tied=False, trains="eight-bit"),
 ]
 
 
@@ -105,6 +112,16 @@ def cycles(times: list[tuple[float, ...]]) -> list[list[float]]:
     warms up and is left out."""
     ends = times[::MU]
     return [[b - a for a, b in zip(start, end, strict=True)] for start, end in pairwise(ends)][1:]
+
+
+def clocks(device: str) -> tuple[float, float]:
+    """Seconds of wall time and of the processor; on a GPU twice the wall time, when it has done what it was given."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        return time.perf_counter(), time.perf_counter()
+    return time.perf_counter(), time.process_time()
 
 
 def peak_memory(device: str) -> int:
