@@ -21,7 +21,11 @@ from sspo_cli.rollout.weights import write_weights
 from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
-HOW_TO_START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
+# Its logits in float32, as the policy's: in bfloat16 they would be rounded to steps of a hundredth.
+HOW_TO_START = (
+    "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
+    """--hf-overrides '{"head_dtype": "float32"}'"""
+)
 IN_DEV_MODE = ("/collective_rpc", "/reset_prefix_cache")  # not there without VLLM_SERVER_DEV_MODE=1
 FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so of a name that nothing else has
 # As many requests at a time as `max_rows` allows; none on a connection that the server, after five seconds, may be closing.

@@ -198,8 +198,10 @@ def test_a_run_on_vllm_learns_as_the_torch_engine_s_does(tmp_path):
     assert last["vllm"] == pytest.approx(last["torch"], abs=0.15)
 
 
-def test_in_bfloat16_the_log_probabilities_of_a_policy_that_was_taught_agree(runs, monkeypatch):
-    policy = load_policy(ModelOptions(dtype="bfloat16"), torch.device("cpu"), runs / "a" / "checkpoints" / "step-6")
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_in_bfloat16_the_log_probabilities_of_a_policy_that_was_taught_agree(runs, weights):
+    options = ModelOptions(dtype="bfloat16", weights=weights)
+    policy = load_policy(options, torch.device("cpu"), runs / "a" / "checkpoints" / "step-6")
     prompts = [
         render(problem, "plain", policy.tokenizer).token_ids
         for problem in load_problems("arithmetic", path=None, split="train", limit=16)

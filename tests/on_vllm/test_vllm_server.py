@@ -1,6 +1,7 @@
 """A real vLLM server, sampled from over HTTP and updated through a folder."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sspo_cli.config import RolloutOptions, VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.rollout import open_engine
 from sspo_cli.rollout.engine import Sampling
-from sspo_cli.rollout.vllm_server import VllmServer
+from sspo_cli.rollout.vllm_server import HOW_TO_START, VllmServer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from commands import assert_told, sspo
@@ -38,7 +39,7 @@ def serving(folder, *options, **settings):
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", port]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", 1 << 26]
-    command += ["--logprobs-mode", "processed_logprobs", "--max-num-seqs", 64, *options]
+    command += [*shlex.split(HOW_TO_START.partition("MODEL")[2]), "--max-num-seqs", 64, *options]
     settings |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
     log_path = folder.parent / f"log-{port}"
     with log_path.open("w") as log:
