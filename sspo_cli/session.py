@@ -132,10 +132,13 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
     preflight(policy, prompts[0][0], checker, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)  # tells early what it cannot do
     engine.check_room(max(needed))
+    cold = checkpoint is None and options.cold_start.steps > 0
+    if cold:
+        engine.sync(policy)  # whether weights arrive is told before the cold start, not after it
     engine.sleep()
     tracker.note(f"sampler: {engine.name}")
 
-    if checkpoint is None and options.cold_start.steps:
+    if cold:
         worked = [without(problems, held_out) for problems in _problems_of(options.cold_start.tasks)]
         teachers = rendered(worked) if worked else prompts
         demonstrations = demonstrations_of(list(itertools.chain(*teachers)), policy)

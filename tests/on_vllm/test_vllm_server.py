@@ -144,6 +144,17 @@ def test_a_server_s_room_is_compared_with_what_may_be_needed_before_the_cold_sta
     assert not (tmp_path / "cold-starts").exists()
 
 
+def test_weights_that_do_not_arrive_are_told_before_the_cold_start(server, model, tmp_path):
+    (tmp_path / "file").touch()
+    options = of_a_run(server, model, tmp_path) | {"rollout__vllm__exchange": tmp_path / "file" / "folder"}
+    done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
+    assert done.returncode == 1
+    assert (
+        f"the weights for the vLLM server cannot be written to {tmp_path}/file/folder" in done.stderr.splitlines()[-1]
+    )
+    assert not (tmp_path / "cold-starts").exists()
+
+
 def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, model, tmp_path):
     options = of_a_run(server, model, tmp_path) | {"rollout__max_new_tokens": ROOM}
     assert_told(sspo("eval", model, "--runs-dir", tmp_path, **options), f"takes sequences of {ROOM} tokens, and 1")
