@@ -98,12 +98,13 @@ class ModelOptions(Options):
     )
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="what is trained without LoRA; bfloat16 takes half the memory and needs optimizer.eight_bit",
+        description="of a model that is trained in full, and of its gradients; bfloat16 takes half the memory and needs "
+        "optimizer.eight_bit",
     )
     kernels: Literal["torch", "liger", "compiled"] = Field(
         "torch",
         description="of the layers: torch's; liger-kernel's fused ones, on a GPU; or torch.compile's, when learning. "
-        "The results are the same to rounding",
+        "The results are the same to rounding, those of a compiled run that was resumed too",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
@@ -224,6 +225,7 @@ class LearningOptions(Options):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+LARGEST_BETA2_IN_BFLOAT16 = 0.995  # it is rounded to the nearest of steps of 1/256 or 1/128
 
 
 class OptimizerOptions(Options):
@@ -235,7 +237,8 @@ class OptimizerOptions(Options):
     max_grad_norm: PositiveFloat = 1.0
     max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
     eight_bit: bool = Field(
-        False, description="AdamW's moments in 8 bits (torchao) instead of float32, in the cold start too"
+        False,
+        description="AdamW's moments in 8 bits (torchao), but for those of small tensors; in the cold start too",
     )
 
 
@@ -341,5 +344,10 @@ class RunOptions(Options):
             raise ValueError(
                 "model.weights = bfloat16 needs optimizer.eight_bit = true, which rounds them stochastically: rounded to the "
                 "nearest, most updates would be lost"
+            )
+        if self.model.weights == "bfloat16" and self.optimizer.betas[1] > LARGEST_BETA2_IN_BFLOAT16:
+            raise ValueError(
+                f"optimizer.betas = {list(self.optimizer.betas)}: with model.weights = bfloat16 some second moments are bfloat16 "
+                f"too, and above {LARGEST_BETA2_IN_BFLOAT16} they would never fall; use 0.99"
             )
         return self

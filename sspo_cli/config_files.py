@@ -13,6 +13,15 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from sspo_cli.config import DEFAULT_METHOD, RunOptions
 from sspo_cli.errors import UserError
 
+MAY_CHANGE = {
+    "learning.token_budget",
+    "model.gradient_checkpointing",
+    "model.kernels",
+    "rollout.engine",
+    "rollout.max_rows",
+    "threads",
+}
+
 
 def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> RunOptions:
     """YAML files, later ones over earlier ones, then `dotted.key=value` overrides, validated.
@@ -96,6 +105,14 @@ def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
     a, b = dict(flatten(left.model_dump(mode="json"))), dict(flatten(right.model_dump(mode="json")))
     changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     return {key: f"{key}: {a.get(key)} -> {b.get(key)}" for key in changed}
+
+
+def may_change(key: str) -> bool:
+    """Whether a run that is resumed may have another value of this option: it says how the run is computed, not what.
+
+    The results are the same to rounding, but that other completions are drawn by another engine or `rollout.max_rows`.
+    """
+    return key in MAY_CHANGE or key.startswith("rollout.vllm")
 
 
 def to_yaml(options: RunOptions) -> str:

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 
 from sspo_cli.config import VALIDATION, RunOptions, TaskOptions
-from sspo_cli.config_files import differences
+from sspo_cli.config_files import differences, may_change
 from sspo_cli.errors import UserError
 from sspo_cli.evaluate import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.checkpoint import latest_whole, load_state, set_damaged_aside
+from sspo_cli.policy.checkpoint import load_state, set_damaged_aside
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
+from sspo_cli.policy.kernels import explained_compiler_errors
 from sspo_cli.policy.model import load_policy, resolve_device
-from sspo_cli.policy.optimizer import adamw
+from sspo_cli.policy.optimizer import adamw, adamw_8bit
 from sspo_cli.preflight import check_lengths, preflight
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
@@ -30,9 +31,6 @@ from sspo_cli.types import Problem, Prompt
 
 COLD_STARTS = "cold-starts"  # beside the runs, shared by them
 RENDERED_AT_A_TIME = 256  # problems between two signs of progress
-# What a resumed run may have otherwise: how it is computed, not what. The results are the same to rounding, but that other
-# completions are drawn with another `max_rows`.
-MAY_CHANGE = {"learning.token_budget", "model.gradient_checkpointing", "model.kernels", "rollout.max_rows", "threads"}
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
@@ -41,28 +39,26 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
         **options.objective.model_dump()
     )  # a gate that breaks the conditions is told before a folder is made
     with RunFolder.create(path, options, command) as folder:
-        _run(folder)
+        _run(folder, options)
 
 
 def resume_run(path: Path, given: RunOptions | None) -> None:
     """Goes on from the last whole checkpoint, or from the start where there is none.
 
     Raises UserError where there is no such run, where it is finished, or where `given` differs from what it was started
-    with in more than MAY_CHANGE.
+    with in what is computed, see `may_change`.
     """
     with RunFolder.resume(path) as folder:
-        changed = differences(folder.config, given) if given is not None else {}
-        if fixed := [line for key, line in changed.items() if key not in MAY_CHANGE]:
+        options = given or folder.config
+        changes = differences(folder.config, options)
+        if fixed := [line for key, line in changes.items() if not may_change(key)]:
             raise UserError(
-                f"run {path} was started with other options ({'; '.join(fixed)}); "
-                "resume it without -c and -s, or start a new run"
+                f"run {path} was started with other options ({'; '.join(fixed)}); resume it without any, or with those that it "
+                "was started with, or start a new run"
             )
         if folder.status.get("state") == "finished":
             raise UserError(f"run {path} is finished; start a new one, or measure it with `sspo eval {path}`")
-        if given is not None and changed:
-            checkpoint, _ = latest_whole(folder.checkpoints)
-            folder.change(given, checkpoint.name if checkpoint else None, list(changed.values()))
-        _run(folder)
+        _run(folder, options)
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
@@ -73,34 +69,40 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
     return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
 
-def _run(folder: RunFolder) -> None:
-    options = folder.config
+def _run(folder: RunFolder, options: RunOptions) -> None:
     with ExitStack() as stack:
         tracker = stack.enter_context(open_tracker(folder))
         interruption = stack.enter_context(Interruption())
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         try:
-            train(prepare(folder, tracker, interruption, checker))
+            with explained_compiler_errors():
+                train(prepare(folder, options, tracker, interruption, checker))
         except torch.OutOfMemoryError:
             raise UserError(
-                "the GPU's memory is full; repeat the command with --resume and a lower learning.token_budget or "
-                "rollout.max_rows, or model.gradient_checkpointing=true; or start anew with model.lora={rank: 16}, or with "
-                "model.weights=bfloat16 and optimizer.eight_bit=true"
+                f"the GPU's memory is full; repeat the command with --run {folder.path.name} --resume and a lower "
+                "learning.token_budget or rollout.max_rows, or model.gradient_checkpointing=true; or start anew with "
+                "model.lora={rank: 16}, or with model.weights=bfloat16 and optimizer.eight_bit=true"
             ) from None
         tracker.note(
             f"run folder: {folder.path}; `sspo report {folder.path}` draws it, `sspo eval {folder.path}` measures it"
         )
 
 
-def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, checker: AnswerChecker) -> Run:
-    """Loads or resumes everything; runs the cold start where it is not done yet."""
-    options = folder.config
+def prepare(
+    folder: RunFolder, options: RunOptions, tracker: Tracker, interruption: Interruption, checker: AnswerChecker
+) -> Run:
+    """Loads or resumes everything; runs the cold start where it is not done yet.
+
+    `options` are the folder's, or a resumed run's that differ from them in how it is computed: the folder keeps them.
+    """
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     checkpoint, damaged = set_damaged_aside(folder.checkpoints)
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
     policy = load_policy(options.model, device, checkpoint)
+    if options.optimizer.eight_bit:
+        adamw_8bit()  # told at once where it is missing, and needed to read its state
 
     saved = load_state(checkpoint) if checkpoint else None
     state = RunState.from_state_dict(saved["run"]) if saved else RunState()
@@ -137,6 +139,9 @@ def prepare(folder: RunFolder, tracker: Tracker, interruption: Interruption, che
         engine.sync(policy)  # whether weights arrive is told before the cold start, not after it
     engine.sleep()
     tracker.note(f"sampler: {engine.name}")
+    if changes := list(differences(folder.config, options).values()):
+        tracker.note(f"from here on: {', '.join(changes)}")
+        folder.change(options, checkpoint.name if checkpoint else None, changes)
 
     if cold:
         worked = [without(problems, held_out) for problems in _problems_of(options.cold_start.tasks)]

@@ -69,6 +69,13 @@ def test_the_printed_config_gives_the_same_run(tmp_path):
     assert RunOptions.model_validate(options.model_dump(mode="json")) == options
 
 
+def test_moments_in_bfloat16_that_would_never_fall_are_refused():
+    eight_bit = ["model.weights=bfloat16", "optimizer.eight_bit=true"]
+    load_config([], [*eight_bit, "optimizer.betas=[0.9, 0.99]"])
+    with pytest.raises(UserError, match=r"some second moments are bfloat16 too, and above 0.995 they would never fall"):
+        load_config([], [*eight_bit, "optimizer.betas=[0.9, 0.999]"])
+
+
 def test_differences_name_the_dotted_option():
     assert differences(load_config(), load_config([], ["optimizer.learning_rate=0.5"])) == {
         "optimizer.learning_rate": f"optimizer.learning_rate: {load_config().optimizer.learning_rate} -> 0.5"

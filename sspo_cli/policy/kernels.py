@@ -10,13 +10,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli.errors import UserError
 
-# Its losses would want whole logits; ours never hold them.
-LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
+# Not its losses: the projection and what follows it are our own. Not its rotary embeddings: they are compiled for each number
+# of rows, and in a sampler rows keep leaving.
+LIGER = {"rope": False, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
+# Graphs of a layer: with and without gradient, each anew for one prompt, one completion, one token; torch's limit is 8, beyond
+# which it silently compiles no more.
+GRAPHS = 64
 
 
 def use_liger(model: Any, device: torch.device) -> None:
-    """Replaces norms, rotary embeddings and gated units by liger-kernel's fused ones, in place; models of the same kind that
-    this process loads later have them too.
+    """Replaces norms and gated units by liger-kernel's fused ones, in place; models of the same kind that this process loads
+    later have them too.
 
     Raises UserError where it is not installed, where it has none for the model, and without a GPU.
     """
@@ -38,11 +42,15 @@ def use_liger(model: Any, device: torch.device) -> None:
 def compile_layers(model: Any) -> None:
     """Has torch.compile compile each decoder layer when it is first called; all of them share what is compiled.
 
-    Layers, not the model: they are the same, so that the wait is for one of them.
+    Layers, not the model: they are the same, so that the wait is for one of them. Raises UserError where it has none that
+    transformers knows as such.
     """
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.compile(dynamic=True)
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"{type(model).__name__} has no layers to compile one by one; use model.kernels=torch")
+    torch._dynamo.config.recompile_limit = GRAPHS
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 @contextmanager
@@ -54,5 +62,6 @@ def explained_compiler_errors() -> Iterator[None]:
         if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
         raise UserError(
-            f"model.kernels = compiled does not work here: {str(error).strip().splitlines()[0]}; use model.kernels=torch"
+            f"torch.compile does not work here: {str(error).strip().splitlines()[0]}; use model.kernels=torch, and "
+            "optimizer.eight_bit=false, which compiles its step on a GPU"
         ) from None

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.batch import Batch
-from sspo_cli.policy.kernels import compile_layers, explained_compiler_errors, use_liger
+from sspo_cli.policy.kernels import compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
@@ -137,10 +137,9 @@ class Policy:
         return hidden[0, packing.before[rows, steps]]
 
     def check_logits(self) -> None:
-        """Raises UserError where the model does more to its logits than one projection (soft caps, scales), and where its
-        layers cannot be compiled."""
+        """Raises UserError where the model does more to its logits than one projection (soft caps, scales)."""
         ids = (torch.arange(8, device=self.device) % self.vocabulary).unsqueeze(0)
-        with torch.no_grad(), self.autocast(), explained_compiler_errors():
+        with torch.no_grad(), self.autocast():
             ours = self.projection()(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = self.model(input_ids=ids, use_cache=False).logits.float()
         drift = ((ours - theirs).abs().max() / theirs.abs().max()).item()

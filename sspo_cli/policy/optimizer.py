@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,9 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Weight decay acts on matrices only, as usual: not on norms and biases. `guarded_step` sets the learning rate.
 
-    `eight_bit`: the moments of matrices in 8 bits, and weights in bfloat16 are rounded up or down at random, by how near they
-    are: to the nearest, an update of less than 1/256 of its weight would be lost. Raises UserError without torchao.
+    `eight_bit`: moments in 8 bits, but for tensors of less than 4096 numbers or not of whole blocks of 256, whose moments are
+    of the weights' dtype; and weights in bfloat16 are rounded up or down at random, by how near they are: to the nearest, an
+    update of less than 1/256 of its weight would be lost. Raises UserError without torchao.
     """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -26,14 +28,19 @@ def adamw(
     if not eight_bit:
         # Fused: the other implementations hold temporary copies as large as the weights.
         return torch.optim.AdamW(groups, betas=betas, fused=True)
+    optimizer = adamw_8bit()(groups, betas=betas, bf16_stochastic_round=True)
+    if parameters[0].device.type == "cpu":  # which may have no compiler for torchao's compiled step
+        optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)
+    return optimizer
+
+
+def adamw_8bit() -> Any:
+    """torchao's optimizer; a checkpoint of its state can be read once this was called. Raises UserError without torchao."""
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
         raise UserError("optimizer.eight_bit needs torchao; install it with `pip install 'sspo[eight-bit]'`") from None
-    optimizer = AdamW8bit(groups, betas=betas, bf16_stochastic_round=True)
-    if parameters[0].device.type == "cpu":  # which may have no compiler for torchao's compiled step
-        optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)
-    return optimizer
+    return AdamW8bit
 
 
 def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, steps: int) -> float:
@@ -59,7 +66,11 @@ def guarded_step(
     weights and optimizer state stay as they are.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+    # In float32, also where the gradients are bfloat16.
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total)
+    norm = total.item()
     taken = math.isfinite(norm) and math.isfinite(loss)
     if taken:
         for group in optimizer.param_groups:  # torchao keeps the rate in a tensor

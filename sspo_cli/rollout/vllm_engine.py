@@ -151,7 +151,7 @@ def _undisturbed() -> Iterator[None]:
     """vLLM writes to the environment, which checkers and other processes of ours would inherit; it takes
     `torch.set_num_threads` away or sets one thread itself, and makes float32 products exact, which the learner's projection
     beside bfloat16 must not be; on a CPU it would compile, which takes longer than it saves and needs a compiler.
-    It also seeds the global generators, from which nothing here draws."""
+    It also seeds the global generators, from which nothing here draws but the optimizer, which seeds them itself."""
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
@@ -190,6 +190,8 @@ def why_not(policy: Policy) -> str | None:
         return f"the installed vLLM has no {_architecture(policy)}"
     if policy.device.index:
         return f"vLLM takes the first GPU that it sees, and the policy is on {policy.device}; choose with CUDA_VISIBLE_DEVICES"
+    if built_for == "cpu" and policy.compiled:
+        return "on a CPU vLLM does without torch.compile, which model.kernels = compiled needs"
     if built_for == "cpu":
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 

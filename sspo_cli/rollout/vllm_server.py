@@ -151,8 +151,8 @@ class VllmServer:
                 return answer.json() if answer.content else None
         if answer.status_code == 404 and path in IN_DEV_MODE:
             raise UserError(
-                f"the vLLM server {self.options.server} was started without VLLM_SERVER_DEV_MODE=1, so it cannot take the "
-                f"policy's weights; start it with `{HOW_TO_START}`"
+                f"the vLLM server {self.options.server} was started without VLLM_SERVER_DEV_MODE=1, or is none, so it cannot "
+                f"take the policy's weights; start it with `{HOW_TO_START}`"
             )
         remedy = f"start it with `{HOW_TO_START}`"
         if path == "/collective_rpc":  # it has not loaded the weights

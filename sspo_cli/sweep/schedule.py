@@ -9,10 +9,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from sspo_cli.config_files import differences
+from sspo_cli.config_files import differences, may_change
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
-from sspo_cli.sweep.grid import OF_THE_MACHINE, Trial
+from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.place import Place, Running
 from sspo_cli.sweep.view import TrialsView
@@ -123,7 +123,7 @@ def _check_options(trials: Sequence[Trial], folder: Path) -> None:
         if not run.config_path.exists():
             continue
         changes = differences(run.config, trial.options)
-        if changed := [line for key, line in changes.items() if key not in OF_THE_MACHINE]:
+        if changed := [line for key, line in changes.items() if not may_change(key)]:
             raise UserError(
                 f"{run.path} was begun with other options ({'; '.join(changed)}); give the sweep another --name, or set them "
                 "as they were"

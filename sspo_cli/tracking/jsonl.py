@@ -15,8 +15,8 @@ STATUS_SECONDS = 1.0  # between two writes of status.json
 class JsonlSink(Sink):
     """Evaluations are not written here: `sspo_cli.evaluate` writes them, with or without a run in progress.
 
-    The loop waits for no disk: lines go to the system's cache, and `status.json`, which is flushed to the disk so that it is
-    never half there, is written by a thread.
+    To log a step waits for no disk: lines go to the system's cache, and `status.json`, which is flushed to the disk so that it
+    is never half there, is written by a thread.
     """
 
     def __init__(self, run: RunFolder) -> None:

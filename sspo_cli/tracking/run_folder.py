@@ -20,7 +20,21 @@ from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, tr
 
 State = Literal["running", "finished", "failed", "interrupted"]
 
-PACKAGES = ("sspo", "torch", "transformers", "tokenizers", "datasets", "math-verify", "numpy", "vllm", "peft", "ray")
+PACKAGES = (
+    "sspo",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "math-verify",
+    "numpy",
+    "vllm",
+    "peft",
+    "ray",
+    "torchao",
+    "liger-kernel",
+    "triton",
+)
 
 
 class RunFolder:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from tabulate import tabulate
@@ -25,6 +25,7 @@ from tests.benchmarks.workloads import CPU, GPU, MU, PHASES, Workload, build, cy
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 REAL_STEPS = 60
+LAST = 5  # rollout batches
 
 
 def main() -> None:
@@ -44,12 +45,11 @@ def main() -> None:
         measured = [compare(workload, given, Path(folder)) for workload in chosen]
         if measured:
             write("workloads", [row for row, _ in measured])
-        phases = [where for _, where in measured]
+            write("phases", [where for _, where in measured])
         if not given.no_real_task:
             row, where = real_task(given, Path(folder))
             write("real-task", [row])
-            phases.append(where)
-        write("phases", phases)
+            write("real-task-phases", [where])
 
 
 def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -126,7 +126,9 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
     sspo, trl = (
         [[b - a for a, b in zip(o["times"][0], o["times"][-1], strict=True)] for o in run] for run in (ours, theirs)
     )
-    draw_rewards([[row["reward/mean"] for row in one["rows"]] for one in ours], [one["rewards"] for one in theirs])
+    rewards = [by_rollout([row["reward/mean"] for row in one["rows"]]) for one in ours]
+    trl_rewards = [one["rewards"] for one in theirs]
+    draw_rewards(rewards, trl_rewards)
     sampler, generate = ([time for one in samplers for time in one[name]] for name in ("sampler", "generate"))
     name = f"embedded task, {REAL_STEPS} steps"
     row = {
@@ -137,8 +139,8 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
         "ratio, processor": ratio(sspo, trl, 1),
         "tokens a completion, sspo": median(row["completions/length"] for one in ours for row in one["rows"]),
         "tokens a completion, TRL": median(length for one in theirs for length in one["lengths"]),
-        "last rewards, sspo": median(row["reward/mean"] for one in ours for row in one["rows"][-10:]),
-        "last rewards, TRL": median(reward for one in theirs for reward in one["rewards"][-10:]),
+        "last rewards, sspo": fmean(reward for run in rewards for reward in run[-LAST:]),
+        "last rewards, TRL": fmean(reward for run in trl_rewards for reward in run[-LAST:]),
         "generate / sampler": middle(generate, 1) / middle(sampler, 1),
     }
     return row, phases_of(name, sspo)
@@ -150,7 +152,7 @@ def phases_of(name: str, sspo: Sequence[Sequence[float]]) -> dict[str, Any]:
     medians = {phase: median(share[column] for share in shares) for column, phase in enumerate(PHASES)}
     return {
         "workload": name,
-        "seconds": middle(sspo, 1),
+        "s of processor": middle(sspo, 1),
         **medians,
         "rest": median(100 - sum(share) for share in shares),
     }
@@ -190,7 +192,13 @@ def spread(times: Sequence[Sequence[float]], column: int) -> str:
     return f"{median(values):.2f} s ({min(values):.2f}–{max(values):.2f})"
 
 
+def by_rollout(rewards: Sequence[float]) -> list[float]:
+    """The means of a rollout batch's minibatches, of which each step tells one; TRL tells that of the whole batch."""
+    return [fmean(rewards[start : start + MU]) for start in range(0, len(rewards), MU)]
+
+
 def draw_rewards(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> None:
+    """Of each run the mean reward of each rollout batch."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -199,8 +207,18 @@ def draw_rewards(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[floa
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for name, color, runs in (("sspo", "C0", ours), ("TRL", "C1", theirs)):
         for number, rewards in enumerate(runs):
-            axes.plot(range(1, len(rewards) + 1), rewards, color=color, alpha=0.7, label=name if number == 0 else None)
-    axes.set(xlabel="optimizer step", ylabel="mean reward", title="The embedded task from the same cold start")
+            axes.plot(
+                [MU * batch for batch in range(len(rewards))],
+                rewards,
+                color=color,
+                alpha=0.7,
+                label=name if number == 0 else None,
+            )
+    axes.set(
+        xlabel="optimizer steps before",
+        ylabel="mean reward of a rollout batch",
+        title="The embedded task from the same cold start",
+    )
     axes.legend()
     figure.savefig(RESULTS / "real-task.svg")
     plt.close(figure)

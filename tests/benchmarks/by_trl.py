@@ -69,6 +69,7 @@ def main() -> None:
             beta=0.0,
             temperature=1.0,
             optim="adamw_torch_8bit" if trains == "eight-bit" else "adamw_torch",
+            optim_args="bf16_stochastic_round=True" if trains == "eight-bit" else None,
             adam_beta1=0.9,
             adam_beta2=0.99,
             adam_epsilon=1e-8,
@@ -102,7 +103,7 @@ def main() -> None:
             peft_config=adapters if trains == "lora" else None,
         )
         trainer.train()
-    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]  # once for each rollout batch
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
     report(out, times=readings.times, rewards=rewards, lengths=lengths, memory=peak_memory(settings["device"]))
 

@@ -4,11 +4,13 @@ import shutil
 
 import pytest
 import torch
+from commands import sspo
 from learning import assert_same, loss_and_gradient
 from torch._dynamo.utils import counters
 
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
+from sspo_cli.policy.kernels import compile_layers
 from sspo_cli.policy.model import load_policy
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
@@ -26,14 +28,22 @@ def fresh_compiler():
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "lora": LoraOptions(rank=4)}], ids=str)
 def test_compiled_layers_give_the_same_loss_and_gradient(tiny, make_batch, options):
-    """Also of micro-batches of other sizes, for which little is compiled anew."""
+    """Whatever the numbers of prompts, completions and tokens: nothing falls back to what is not compiled."""
     plain = load_policy(ModelOptions(tiny=tiny, **options), CPU)
     policy = load_policy(ModelOptions(tiny=tiny, kernels="compiled", **options), CPU)
-    batch = make_batch(prompts=5)
-    with torch.compiler.set_stance("default", force_backend="aot_eager"):  # what is captured, without the wait for C++
-        for budget in (10**6, 100, 45):
-            assert_same(loss_and_gradient(policy, batch, budget), loss_and_gradient(plain, batch, budget))
-    assert 0 < counters["stats"]["unique_graphs"] <= 8
+    sizes = [(5, 4), (1, 4), (1, 1), (3, 1), (2, 2)]
+    with (
+        torch.compiler.set_stance("default", force_backend="aot_eager"),  # what is captured, without the wait for C++
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
+    ):
+        for prompts, group_size in sizes:
+            batch = make_batch(prompts=prompts, group_size=group_size)
+            for budget in (10**6, 45):
+                assert_same(loss_and_gradient(policy, batch, budget), loss_and_gradient(plain, batch, budget))
+        graphs = counters["stats"]["unique_graphs"]
+        batch = make_batch(prompts=4, group_size=3, seed=1)
+        assert_same(loss_and_gradient(policy, batch, 60), loss_and_gradient(plain, batch, 60))
+    assert 0 < counters["stats"]["unique_graphs"] == graphs  # another size needs no other
     assert not counters["graph_break"]
 
 
@@ -50,14 +60,19 @@ def test_the_real_compiler_agrees_and_sampling_does_without_it(tiny, make_batch)
     assert counters["frames"]["ok"] > 0
 
 
-def test_without_a_compiler_one_sentence_says_so(tiny, monkeypatch):
-    policy = load_policy(ModelOptions(tiny=tiny, kernels="compiled"), CPU)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    with pytest.raises(
-        UserError, match=r"model\.kernels = compiled does not work here: .*compiler.*use model\.kernels=torch"
-    ):
-        policy.check_logits()
+def test_without_a_compiler_one_sentence_says_so(tmp_path):
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++"), "force_disable_caches": True}):
+        done = sspo("train", "--runs-dir", tmp_path, steps=1, model__kernels="compiled", model__tiny__layers=1)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("sspo: torch.compile does not work here: ")
+    assert "compiler" in said
+    assert "use model.kernels=torch" in said
+
+
+def test_a_model_without_layers_to_compile_is_told():
+    with pytest.raises(UserError, match=r"Linear has no layers to compile one by one; use model\.kernels=torch"):
+        compile_layers(torch.nn.Linear(1, 1))
 
 
 def test_liger_kernels_are_for_gpus(tiny):

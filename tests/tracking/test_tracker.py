@@ -55,6 +55,20 @@ def test_steps_do_not_wait_for_the_status_to_reach_the_disk(run: RunFolder, monk
     assert run.status["step"] == 4
 
 
+def test_the_status_is_written_now_and_then_not_at_every_step(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = JsonlSink(run)
+    sink.start(9, 0)
+    sink.log(1, {})
+    wait([sink._writing])
+    sink.log(2, {})
+    assert run.status["step"] == 1
+    monkeypatch.setattr(sink, "_status_due", 0.0)
+    sink.log(3, {})
+    wait([sink._writing])
+    assert run.status["step"] == 3
+    sink.finish("finished", None)
+
+
 def test_a_disk_that_refuses_the_status_stops_the_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sspo_cli.tracking.jsonl.STATUS_SECONDS", 0.0)
     sink = JsonlSink(run)

@@ -13,7 +13,9 @@ from torch import nn
 from sspo_cli.policy.checkpoint import load_state
 from sspo_cli.policy.optimizer import adamw, guarded_step
 
-pytest.importorskip("torchao", reason="torchao is not installed; `make test-extras` brings it along")
+pytest.importorskip(
+    "torchao", reason="torchao is not installed; `make test-extras` brings it along", exc_type=ModuleNotFoundError
+)
 
 BETAS = (0.9, 0.99)
 RUN = {
