@@ -2,6 +2,7 @@
 
 import gc
 import os
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -220,6 +221,8 @@ def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
         UserError, match=r"heads are 16 wide, and on a CPU vLLM has 32, 64, .* set rollout.engine=torch"
     ):
         start(narrow)
+    with pytest.raises(UserError, match=r"does without torch.compile, which model.kernels = compiled needs"):
+        start(replace(tiny_policy(), compiled=True))
     with pytest.raises(UserError, match=r"could not start: .*memory.*options are under rollout.vllm"):
         VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=1e6), 64, 1.0)
 
