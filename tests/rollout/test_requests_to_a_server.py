@@ -66,7 +66,7 @@ def test_a_server_that_is_not_in_dev_mode_is_told_at_once_what_to_set(connect):
     """At the first sync it would be told after the cold start."""
     missing = httpx.Response(404, json={"detail": "Not Found"})
     with pytest.raises(
-        UserError, match=r"was started without VLLM_SERVER_DEV_MODE=1, so .*; start it with `VLLM_SERVER"
+        UserError, match=r"was started without VLLM_SERVER_DEV_MODE=1, or is none, so .*; start it with `VLLM_SERVER"
     ):
         connect(lambda path: MODELS if path == "/v1/models" else missing)
 
