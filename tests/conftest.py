@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from small_runs import run
 
 from sspo_cli.config import ModelOptions, TinyModelOptions
 from sspo_cli.policy.batch import Batch, collate
@@ -62,3 +63,11 @@ def make_batch() -> Callable[..., Batch]:
         return collate(groups, advantages, mask_truncated=mask_truncated)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that nothing interrupted; its folder of runs has the cold start that it shares with others."""
+    runs = tmp_path_factory.mktemp("runs")
+    run(runs, "--run", "whole")
+    return runs / "whole"

@@ -24,7 +24,7 @@ from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 # Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
-for name in ("torchao", "torch.utils._pytree"):  # which transformers imports, and which tells what kernels it has not
+for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
     logging.getLogger(name).setLevel(logging.ERROR)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -1,13 +1,10 @@
 """AdamW's moments in 8 bits and weights in bfloat16, by torchao: `make test-extras`."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import sspo
+from small_runs import AFTER_STEP, rows, run, run_killed, weights, without_times
 from torch import nn
 
 from sspo_cli.policy.checkpoint import load_state
@@ -18,23 +15,7 @@ pytest.importorskip(
 )
 
 BETAS = (0.9, 0.99)
-RUN = {
-    "steps": 10,
-    "model__weights": "bfloat16",
-    "optimizer__eight_bit": "true",
-    "model__tiny__layers": 1,
-    "rollout__prompts": 8,
-    "rollout__group_size": 4,
-    "rollout__max_new_tokens": 24,
-    "optimizer__learning_rate": 1e-3,
-    "cold_start__steps": 60,
-    "cold_start__learning_rate": 1e-2,
-    "cold_start__checkpoint_every": 25,
-    "checkpoint__every": 3,
-    "tasks": "[{name: arithmetic, limit: 200}]",
-    "evaluation__benchmarks": "[]",
-    "evaluation__every": "null",
-}
+IN_EIGHT_BITS = ["-s", "model.weights=bfloat16", "-s", "optimizer.eight_bit=true"]
 
 
 def step(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, gradient: torch.Tensor, number: int, rate: float):
@@ -73,32 +54,14 @@ def test_small_updates_of_bfloat16_weights_add_up():
 
 @pytest.mark.slow
 def test_a_run_learns_and_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_path: Path):
-    def weights(name: str) -> bytes:
-        return (tmp_path / name / "checkpoints" / "step-10" / "model.safetensors").read_bytes()
-
-    whole = sspo("train", "--runs-dir", tmp_path, "--run", "whole", **RUN)
-    assert whole.returncode == 0, whole.stderr
+    run(tmp_path, "--run", "whole", *IN_EIGHT_BITS)
     state = load_state(tmp_path / "whole" / "checkpoints" / "step-10")["optimizer"]["state"]
     assert any(type(values["exp_avg"]).__name__ == "OptimState8bit" for values in state.values())
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["reward/mean"] > 0.3  # the cold start taught it something
-    assert rows[0]["policy/grad_norm"] > 0
+    first = rows(tmp_path / "whole" / "metrics.jsonl")[0]
+    assert first["reward/mean"] > 0.3  # the cold start taught it something
+    assert first["policy/grad_norm"] > 0
 
-    killed = """
-import os, signal, sys
-from sspo_cli.tracking.tracker import Tracker
-log = Tracker.log
-def fatal(tracker, step, metrics):
-    log(tracker, step, metrics)
-    if step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-Tracker.log = fatal
-from sspo_cli.cli import main
-main()
-"""
-    sets = [part for key, value in RUN.items() for part in ("-s", f"{key.replace('__', '.')}={value}")]
-    command = [sys.executable, "-c", killed, "train", "--runs-dir", str(tmp_path), "--run", "killed", *sets]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
-    resumed = sspo("train", "--runs-dir", tmp_path, "--run", "killed", "--resume", **RUN)
-    assert resumed.returncode == 0, resumed.stderr
-    assert weights("killed") == weights("whole")
+    run_killed(tmp_path, AFTER_STEP, 5, *IN_EIGHT_BITS)
+    run(tmp_path, "--run", "killed", "--resume", *IN_EIGHT_BITS)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert without_times(tmp_path / "killed") == without_times(tmp_path / "whole")
