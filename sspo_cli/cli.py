@@ -69,7 +69,7 @@ def train_command(
     if resume and run is None:
         raise UserError("--resume needs the run's name: --run NAME")
 
-    from sspo_cli.config_files import load_config, to_yaml
+    from sspo_cli.config import load_config, to_yaml
 
     options = load_config(config or [], overrides)
     if dry_run:
@@ -127,7 +127,7 @@ def eval_command(
     if out and not completions:
         raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
 
-    from sspo_cli.config_files import load_config
+    from sspo_cli.config import load_config
 
     given = load_config(config or [], set_ or []) if config or set_ else None
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}

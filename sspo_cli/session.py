@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sspo_cli.config import VALIDATION, RunOptions, TaskOptions
-from sspo_cli.config_files import differences, may_change
+from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, may_change
 from sspo_cli.errors import UserError
 from sspo_cli.evaluate import Benchmark, Conditions
 from sspo_cli.interruption import Interruption

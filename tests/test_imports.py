@@ -11,7 +11,6 @@ ORDER = [
     {"errors", "statistics", "seeds", "types"},
     {"objectives", "tasks", "rewards"},
     {"config"},
-    {"config_files"},
     {"interruption"},
     {"policy", "tracking"},
     {"rollout"},

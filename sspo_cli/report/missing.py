@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from sspo_cli.config_files import flatten
+from sspo_cli.config import flatten
 from sspo_cli.report.measurements import base_of, by, measurement_of, tests_of, with_headings
 from sspo_cli.report.runs import BareModel, Collection, Group, Run, Select, distinguish, method_name
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from sspo_cli.config_files import flatten
+from sspo_cli.config import flatten
 from sspo_cli.report.measurements import final, tests_of, with_headings
 from sspo_cli.report.runs import Collection, Run, Select, distinguish, method_name, short_names, short_settings
 from sspo_cli.report.table import NOTHING, Cell, Table

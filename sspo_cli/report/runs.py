@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from sspo_cli.config import RunOptions
-from sspo_cli.config_files import flatten
+from sspo_cli.config import RunOptions, flatten
 from sspo_cli.errors import UserError
 from sspo_cli.objectives import METHODS
 from sspo_cli.tracking.files import read_json, read_jsonl

@@ -15,8 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.config import Options, RunOptions
-from sspo_cli.config_files import explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
+from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
 from sspo_cli.report.measurements import best_configurations
 from sspo_cli.report.runs import collect

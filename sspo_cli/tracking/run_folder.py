@@ -13,8 +13,7 @@ from typing import Any, Literal, Self, get_args
 
 from filelock import FileLock, Timeout
 
-from sspo_cli.config import VALIDATION, RunOptions
-from sspo_cli.config_files import validate
+from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, truncate_jsonl, write_json_atomic
 

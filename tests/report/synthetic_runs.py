@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from sspo_cli.config_files import load_config
+from sspo_cli.config import load_config
 from sspo_cli.tracking.files import write_json_atomic, write_jsonl_atomic
 from sspo_cli.tracking.jsonl import JsonlSink
 from sspo_cli.tracking.run_folder import RunFolder, State

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_runs import evaluation, validation
 
-from sspo_cli.config_files import load_config
+from sspo_cli.config import load_config
 from sspo_cli.report.figures import best_of_each, figures, save
 from sspo_cli.report.figures.curves import by_method_figure, cost_figure, grid_figure, smoothed_figure
 from sspo_cli.report.figures.gates import gates_figure

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from sspo_cli.config_files import flatten
+from sspo_cli.config import flatten
 from sspo_cli.report.figures.curves import LABELS, STEP, draw
 from sspo_cli.report.figures.style import STYLE, colour_of, grid, legend_below, shades
 from sspo_cli.report.measurements import VALIDATION, by, final, selected

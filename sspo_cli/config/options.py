@@ -1,4 +1,4 @@
-"""Every option, as frozen pydantic models. The ways in, YAML files and dotted overrides, are in `config_files.py`.
+"""Every option, as frozen pydantic models. The ways in, YAML files and dotted overrides, are in `files.py`.
 
 An option is documented where it is declared. Sections that a run does not need stay at their defaults; an option that
 the chosen method does not have is refused, never ignored.
