@@ -138,12 +138,12 @@ def eval_command(
                 "recorded outputs are graded as they are; --completions goes with no option on how to sample"
             )
 
-        from sspo_cli.recorded import grade_file
+        from sspo_cli.evaluation.recorded import grade_file
 
         grade_file(completions, out, (given or load_config([], [])).answer_timeout)
         return
 
-    from sspo_cli.measure import measure
+    from sspo_cli.evaluation.command import measure
 
     measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
 

@@ -9,7 +9,7 @@ import torch
 
 from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, may_change
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import Benchmark, Conditions
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import Benchmark, Conditions, evaluate, fingerprint, grade_groups, partial_path, record
+from sspo_cli.evaluation.benchmark import (
+    Benchmark,
+    Conditions,
+    evaluate,
+    fingerprint,
+    grade_groups,
+    partial_path,
+    record,
+)
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.objectives import Objective, group_advantages
 from sspo_cli.policy.batch import Batch, collate, minibatch_rows

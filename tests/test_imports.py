@@ -8,15 +8,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 # A room may import those before it. Rooms on one line do not know one another.
 ORDER = [
-    {"errors", "statistics", "seeds", "types"},
+    {"types", "errors"},
+    {"seeds", "plugins", "interruption", "statistics"},
     {"objectives", "tasks", "rewards"},
-    {"config"},
-    {"interruption"},
+    {"environments", "config"},
     {"policy", "tracking"},
     {"rollout"},
-    {"preflight", "evaluate", "report", "comparison", "recorded"},
-    {"train", "targets"},
-    {"session", "sweep", "measure"},
+    {"preflight"},
+    {"evaluation", "report"},
+    {"sweep"},
+    {"train"},
+    {"session"},
     {"cli"},
     {"__main__"},
 ]

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
 from sspo_cli.report.measurements import MEASUREMENT, TRAINED, Line, Measured, by, headed
 from sspo_cli.report.runs import BASELINES, answers
 from sspo_cli.report.table import Cell, Table
-from sspo_cli.statistics import paired_bootstrap, paired_exact
+from sspo_cli.statistics import holm, mcnemar, paired_bootstrap, sign_flip
 
 
 @dataclass(frozen=True)
@@ -95,30 +93,6 @@ def paired_table(lines: Sequence[Line], notes: Sequence[str]) -> Table | None:
     return Table("paired", title, frame, headings, shown, [*own, *apart, *notes])
 
 
-def sign_flip(differences: Sequence[int]) -> float:
-    """The exact two-sided p that paired differences are as often one way as the other: over all flips of their signs.
-
-    `differences` are whole numbers (of solved answers); for differences of -1, 0 and 1 it is McNemar's exact test.
-    """
-    sizes, counts = np.unique(np.abs([difference for difference in differences if difference]), return_counts=True)
-    positive = np.ones(1)  # how likely each sum of the positive differences is
-    for size, count in zip(sizes, counts, strict=True):
-        of_this_size = np.zeros(size * count + 1)
-        of_this_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
-        positive = np.convolve(positive, of_this_size)
-    sums = 2 * np.arange(len(positive)) - (len(positive) - 1)
-    return min(1.0, float(positive[np.abs(sums) >= abs(sum(differences))].sum()))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted by Holm's step-down method, in the given order."""
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return [float(value) for value in adjusted]
-
-
 def _answered(line: Line, measured: Sequence[Measured]) -> Answered:
     """Raises LookupError, with the reason, where there is not an answer for each problem and sample."""
     seeds = [_solved(one) for one in measured]
@@ -172,7 +146,7 @@ def _compare(one: Answered, other: Answered) -> dict[str, Any]:
     a, b = ([each.solved[problem] for problem in one.solved] for each in (one, other))
     difference, low, high = paired_bootstrap(a, b)
     if one.answers == other.answers == 1:
-        p, test = paired_exact([x == 1 for x in a], [y == 1 for y in b]), "McNemar's exact test (one seed, one sample)"
+        p, test = mcnemar([x == 1 for x in a], [y == 1 for y in b]), "McNemar's exact test (one seed, one sample)"
     else:
         scale = math.lcm(one.answers, other.answers)
         p = sign_flip([round(scale * (x - y)) for x, y in zip(a, b, strict=True)])

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test, ttest_1samp
 
 from sspo_cli.report.measurements import VALIDATION, by, final, selected
-from sspo_cli.report.paired import holm, p_text
+from sspo_cli.report.paired import p_text
 from sspo_cli.report.runs import BASELINES, Group, Select, short_settings
 from sspo_cli.report.table import Cell, Table
+from sspo_cli.statistics import holm, paired_t, sign_flip_of_seeds
 
 REWARD = "reward"
 SIGNIFICANT = 0.05
@@ -134,27 +133,19 @@ def _compare(one: Measured, other: Measured, role: str) -> dict[str, Any] | None
     if len(seeds) < 2:
         return None
     differences = [one.values[seed] - other.values[seed] for seed in seeds]
-    exact = permutation_test(
-        (differences,), np.mean, permutation_type="samples", vectorized=True, rng=np.random.default_rng(0)
-    )
+    exact, (p, low, high) = sign_flip_of_seeds(differences), paired_t(differences)
     about = {"configuration": one.group.label, "against": other.group.label, "role": role}
-    spread = stdev(differences)
-    if spread > 1e-9:
-        test = ttest_1samp(differences, 0.0)
-        p, (low, high) = float(test.pvalue), map(float, test.confidence_interval())
-    else:  # equal differences, as round numbers of few problems may be, do not say how far apart others would be
-        p, low, high = float(exact.pvalue), math.nan, math.nan
     return {
         **about,
         "seeds": ", ".join(map(str, seeds)),
         "n": len(seeds),
         "difference": fmean(differences),
-        "sd": spread,
+        "sd": stdev(differences),
         "low": low,
         "high": high,
         "above": sum(difference > 0 for difference in differences),
-        "p_exact": float(exact.pvalue),
-        "p_t": p,
+        "p_exact": exact,
+        "p_t": exact if math.isnan(p) else p,
     }
 
 

@@ -45,7 +45,7 @@ class RunFolder:
     completions.jsonl  sampled completions with their rewards and the weights of their tokens
     weights.jsonl      histograms of the token weights, one object for each optimizer step
     checkpoints/       step-N, written by `sspo_cli.policy`; best.json
-    eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluate`
+    eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.benchmark`
     """
 
     def __init__(self, path: Path) -> None:

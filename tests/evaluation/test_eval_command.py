@@ -14,7 +14,7 @@ import pytest
 from commands import Outcome, assert_told, sspo
 
 from sspo_cli.rollout.torch_engine import TorchEngine
-from sspo_cli.statistics import paired_bootstrap, paired_exact, wilson
+from sspo_cli.statistics import mcnemar, paired_bootstrap, wilson
 
 SMALL = {
     "steps": 2,
@@ -117,7 +117,7 @@ def test_several_targets_on_several_benchmarks_are_compared_problem_by_problem(r
             if "models/before" in line
         )
         assert f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]" in line
-        assert f" {paired_exact(a, b):.2g} " in line
+        assert f" {mcnemar(a, b):.2g} " in line
     assert done.stdout.count("models/before, ") == 2
 
 
@@ -159,8 +159,8 @@ def test_a_killed_evaluation_ends_byte_for_byte_the_same(runs):
 
     killed = f"""
 import os, signal, sys
-from sspo_cli import evaluate
-append, chunks = evaluate.append_jsonl, 0
+from sspo_cli.evaluation import benchmark
+append, chunks = benchmark.append_jsonl, 0
 def fatal(path, row):
     global chunks
     append(path, row)
@@ -169,7 +169,7 @@ def fatal(path, row):
         with open(path, "ab") as file:
             file.write(b'{{"rows": [{{"id": "torn')
         os.kill(os.getpid(), signal.SIGKILL)
-evaluate.append_jsonl = fatal
+benchmark.append_jsonl = fatal
 sys.argv = ["sspo", *{command!r}]
 from sspo_cli.cli import main
 main()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sspo_cli.errors import UserError
-from sspo_cli.recorded import grade_file
+from sspo_cli.evaluation.recorded import grade_file
 from sspo_cli.statistics import wilson
 
 GRADED = ("extracted", "reader", "verdict", "r_answer", "r_format", "status")
@@ -103,5 +103,5 @@ def test_an_output_in_no_folder_is_told_before_anything_is_graded(tmp_path):
 
 
 def test_grading_needs_no_torch():
-    code = "import sspo_cli.recorded, sys; sys.exit(any(name in sys.modules for name in ('torch', 'sympy', 'scipy')))"
+    code = "import sspo_cli.evaluation.recorded, sys; sys.exit(any(name in sys.modules for name in ('torch', 'sympy', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

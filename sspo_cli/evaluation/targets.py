@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, get_args
 
 from sspo_cli.config import VALIDATION, RunOptions, TaskName, TaskOptions
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import Conditions
+from sspo_cli.evaluation.benchmark import Conditions
 from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
 from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.statistics import paired_bootstrap, paired_exact
+from sspo_cli.statistics import mcnemar, paired_bootstrap
 
 WIDE = 240  # characters, where no terminal says how many it has
 
@@ -93,7 +93,7 @@ def _differences(measured: Sequence[Measured]) -> Table:
         a, b = [own[problem] for problem in base], list(base.values())
         difference, low, high = (100 * value for value in paired_bootstrap(a, b))
         once = first.summary["samples"] == other.summary["samples"] == 1
-        p = f"{paired_exact([share == 1 for share in a], [share == 1 for share in b]):.2g}" if once else "–"
+        p = f"{mcnemar([share == 1 for share in a], [share == 1 for share in b]):.2g}" if once else "–"
         table.add_row(other.target, f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", p)
     return table
 

@@ -1,12 +1,11 @@
-"""Shares, their intervals and their differences, against closed forms and enumeration."""
+"""Shares and their intervals, against closed forms and enumeration."""
 
 import itertools
 import math
-from random import Random
 
 import pytest
 
-from sspo_cli.statistics import attainable, paired_bootstrap, paired_exact, pass_at_k, wilson
+from sspo_cli.statistics import attainable, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 30), (4, 30), (15, 30), (30, 30), (700, 1319)])
@@ -23,34 +22,6 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer():
             draws = list(itertools.combinations([True] * correct + [False] * (samples - correct), k))
             if k <= samples:
                 assert pass_at_k(correct, samples, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-def test_the_exact_paired_p_is_the_binomial_tail_of_the_discordant_pairs():
-    a = [True] * 10 + [False] * 2 + [True] * 30 + [False] * 8
-    b = [False] * 10 + [True] * 2 + [True] * 30 + [False] * 8
-    tail = sum(math.comb(12, k) for k in range(3)) / 2**12
-    assert paired_exact(a, b) == pytest.approx(2 * tail)
-    assert paired_exact(b, a) == pytest.approx(2 * tail)
-    assert paired_exact(a, a) == 1.0
-
-
-def test_the_bootstrap_interval_is_that_of_the_paired_differences():
-    draw = Random(0)
-    b = [float(draw.random() < 0.4) for _ in range(800)]
-    a = [float(draw.random() < 0.9) if solved else float(draw.random() < 0.15) for solved in b]
-    difference, low, high = paired_bootstrap(a, b)
-    deltas = [x - y for x, y in zip(a, b, strict=True)]
-    mean = sum(deltas) / len(deltas)
-    error = math.sqrt(sum((delta - mean) ** 2 for delta in deltas)) / len(deltas)
-    assert difference == pytest.approx(mean)
-    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.1 * error)
-    assert paired_bootstrap(a, b) == (difference, low, high)
-    assert paired_bootstrap(b, a)[0] == -difference
-    assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)
-
-
-def test_one_problem_says_nothing_about_others():
-    assert paired_bootstrap([1.0], [0.0]) == (1.0, -1.0, 1.0)
 
 
 @pytest.mark.parametrize(("n", "samples"), [(30, 1), (30, 4), (7, 1), (500, 1)])
