@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
@@ -21,17 +22,26 @@ app = typer.Typer(
 
 Config = Annotated[list[Path] | None, typer.Option("-c", "--config", help="YAML file of options; later ones override.")]
 Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, as section.option=value.")]
-Method = Annotated[
-    str | None, typer.Option(help="grpo, gspo, gmpo, sapo, sspo; or an aggregation: arithmetic, geometric, sequence.")
-]
-Gate = Annotated[
-    str | None,
-    typer.Option(help="For sspo: expsig, expatan, gumbel, atanlog, siglog, or your own as module:function."),
-]
-AnyGate = Annotated[bool, typer.Option("--allow-any-gate", help="Run a gate that breaks the paper's conditions.")]
+Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
+Gate = Annotated[str | None, typer.Option()]
+AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
 Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and minibatches.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
+
+
+class ObjectiveCommand(TyperCommand):
+    """Describes the flags of the objective as its options do, which name every method and gate there is."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from sspo_cli.config import ObjectiveOptions  # brings torch along, so not before the help is asked for
+
+        flags: list[Any] = self.params
+        for flag in flags:
+            if field := ObjectiveOptions.model_fields.get(flag.name):
+                description = field.description or ""
+                flag.help = f"{description[0].upper()}{description[1:]}."
+        super().format_help(ctx, formatter)
 
 
 def main() -> None:
@@ -47,7 +57,7 @@ def main() -> None:
         sys.exit(130)
 
 
-@app.command("train")
+@app.command("train", cls=ObjectiveCommand)
 def train_command(
     config: Config = None,
     set_: Set = None,

@@ -16,13 +16,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    create_model,
     model_serializer,
     model_validator,
 )
 
-from sspo_cli.objectives import resolve_options
-
-DEFAULT_METHOD = "sspo"
+from sspo_cli.objectives import DEFAULT_METHOD, METHODS, OPTIONS, SSPO_GATES, resolve_options
 
 
 class Options(BaseModel):
@@ -31,22 +30,36 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
-class ObjectiveOptions(Options):
-    """The method and its own hyperparameters; those that it does not have are refused (see `sspo_cli.objectives`)."""
+AGGREGATIONS = [name for name, method in METHODS.items() if method.default is None]
+NAMED_METHODS = [name for name in METHODS if name not in AGGREGATIONS]
+
+
+class MethodOptions(Options):
+    """The method and its gate."""
 
     method: str = Field(
-        DEFAULT_METHOD, description="grpo, gspo, gmpo, sapo, sspo, or an aggregation: arithmetic, geometric, sequence"
+        DEFAULT_METHOD, description=f"name of the method: {', '.join(NAMED_METHODS)}; or an aggregation: {', '.join(AGGREGATIONS)}"
     )
     gate: str | None = Field(
-        None, description="clip, sigmoid, expsig, expatan, gumbel, atanlog, siglog, or module:function"
+        None,
+        description=f"for sspo: {', '.join(SSPO_GATES)}; for aggregations any gate; or your own as module:function",
     )
-    tau_neg: PositiveFloat | None = Field(None, description="temperature where the advantage is not positive")
-    tau_pos: PositiveFloat | None = Field(None, description="temperature where the advantage is positive")
-    eps_low: PositiveFloat | None = Field(None, description="clip: the ratio stays above 1 - eps_low where Â <= 0")
-    eps_high: PositiveFloat | None = Field(None, description="clip: the ratio stays below 1 + eps_high where Â > 0")
-    clip_space: Literal["ratio", "log"] | None = Field(
-        None, description="gmpo: clip the ratio (eq. 7) or its logarithm"
+
+
+# A field for each option that the gates declare, see `sspo_cli/objectives/gates.py`.
+GATE_FIELDS: dict[str, Any] = {
+    name: (
+        (Literal[option.choices] if option.choices else PositiveFloat) | None,
+        Field(None, description=option.description),
     )
+    for name, option in OPTIONS.items()
+}
+GateOptions: Any = create_model("GateOptions", __base__=MethodOptions, **GATE_FIELDS)
+
+
+class ObjectiveOptions(GateOptions):
+    """The method and its own hyperparameters; those that it does not have are refused (see `sspo_cli.objectives`)."""
+
     allow_any_gate: bool = Field(False, description="run a gate of your own although it breaks the paper's conditions")
 
     @model_validator(mode="before")

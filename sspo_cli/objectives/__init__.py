@@ -7,14 +7,16 @@
 
 from sspo_cli.objectives.advantages import group_advantages
 from sspo_cli.objectives.diagnostics import Diagnostics
-from sspo_cli.objectives.gates import GATES, SSPO_GATES
-from sspo_cli.objectives.methods import METHODS
+from sspo_cli.objectives.gates import GATES, OPTIONS, SSPO_GATES
+from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
 from sspo_cli.objectives.objective import Objective, build_objective
 from sspo_cli.objectives.options import resolve_options
 
 __all__ = [
+    "DEFAULT_METHOD",
     "GATES",
     "METHODS",
+    "OPTIONS",
     "SSPO_GATES",
     "Diagnostics",
     "Objective",
