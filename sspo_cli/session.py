@@ -132,7 +132,7 @@ def prepare(
     needed += [check_lengths(each.prompts, Conditions.of(options).max_new_tokens, policy) for each in benchmarks]
     preflight(policy, prompts[0][0], checker, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)  # tells early what it cannot do
-    engine.check_room(max(needed))
+    engine.check_capacity(max(needed))
     cold = checkpoint is None and options.cold_start.steps > 0
     if cold:
         engine.sync(policy)  # whether weights arrive is told before the cold start, not after it

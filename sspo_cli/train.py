@@ -32,7 +32,7 @@ from sspo_cli.policy.model import Policy
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
 from sspo_cli.policy.pieces import token_pieces
 from sspo_cli.rewards import AnswerChecker, extract_answer
-from sspo_cli.rollout.engine import Engine, Sampling
+from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.mixture import problem_stream
 from sspo_cli.tracking.run_folder import RunFolder
@@ -207,7 +207,9 @@ def sample_batch(
             max_new_tokens=options.rollout.max_new_tokens,
             seed=derive_seed(options.seed, "sampling", state.rollout),
         )
-        completions = run.engine.generate([p.token_ids for p in prompts], options.rollout.group_size, sampling, check)
+        completions = run.engine.generate(
+            Request([prompt.token_ids for prompt in prompts], options.rollout.group_size, sampling), check
+        )
         run.engine.sleep()
     with clock.phase("grading"):
         groups = grade_groups(prompts, completions, run.checker)

@@ -186,9 +186,9 @@ def test_a_second_epoch_compares_with_the_policy_that_sampled(undisturbed: Path)
 def test_every_rollout_samples_with_a_seed_of_its_own(undisturbed: Path, monkeypatch: pytest.MonkeyPatch):
     generate, seeds = TorchEngine.generate, []
 
-    def noted(self, prompts, group_size, sampling, finished=None):
-        seeds.append((sampling.temperature, sampling.seed))
-        return generate(self, prompts, group_size, sampling, finished)
+    def noted(self, request, on_completion=None):
+        seeds.append((request.sampling.temperature, request.sampling.seed))
+        return generate(self, request, on_completion)
 
     monkeypatch.setattr(TorchEngine, "generate", noted)
     run(undisturbed.parent, "--run", "seeds")

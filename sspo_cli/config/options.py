@@ -38,7 +38,8 @@ class MethodOptions(Options):
     """The method and its gate."""
 
     method: str = Field(
-        DEFAULT_METHOD, description=f"name of the method: {', '.join(NAMED_METHODS)}; or an aggregation: {', '.join(AGGREGATIONS)}"
+        DEFAULT_METHOD,
+        description=f"name of the method: {', '.join(NAMED_METHODS)}; or an aggregation: {', '.join(AGGREGATIONS)}",
     )
     gate: str | None = Field(
         None,

@@ -20,7 +20,7 @@ from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker, grade
-from sspo_cli.rollout.engine import Engine, Sampling
+from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.seeds import derive_seed
 from sspo_cli.statistics import pass_at_k, wilson
 from sspo_cli.tracking.files import (
@@ -247,7 +247,9 @@ def _graded_chunks(
                 max_new_tokens=conditions.max_new_tokens,
                 seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}", number),
             )
-            completions = engine.generate([prompt.token_ids for prompt in prompts], conditions.samples, sampling)
+            completions = engine.generate(
+                Request([prompt.token_ids for prompt in prompts], conditions.samples, sampling)
+            )
             checked, checking = checking, background.submit(grade_groups, prompts, completions, checker)
             if checked:
                 yield checked.result()

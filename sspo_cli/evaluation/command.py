@@ -106,7 +106,7 @@ def _measure_target(
     needed = [check_lengths(each.prompts, conditions.max_new_tokens, policy) for each in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
     engine = open_engine(target.options.rollout, policy, named=True, learns=False)
-    engine.check_room(max(needed))
+    engine.check_capacity(max(needed))
     if to_record and not target.checkpoint:
         about = {"model": target.model, "options": target.options.model_dump(mode="json")}
         target.folder.mkdir(parents=True, exist_ok=True)

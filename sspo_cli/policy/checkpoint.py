@@ -15,7 +15,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 from sspo_cli.policy.model import Policy
 
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None
         _flush(folder.parent)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # of Python, torch, transformers, safetensors
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"the checkpoint {folder} cannot be written: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the checkpoint {folder} cannot be written: {first_line(error)}") from None
 
 
 def load_state(folder: Path) -> dict[str, Any]:

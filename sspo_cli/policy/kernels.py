@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 
 # Not its losses: the projection and what follows it are our own. Not its rotary embeddings: they are compiled for each number
 # of rows, and in a sampler rows keep leaving.
@@ -62,6 +62,6 @@ def explained_compiler_errors() -> Iterator[None]:
         if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
         raise UserError(
-            f"torch.compile does not work here: {str(error).strip().splitlines()[0]}; use model.kernels=torch, and "
+            f"torch.compile does not work here: {first_line(error)}; use model.kernels=torch, and "
             "optimizer.eight_bit=false, which compiles its step on a GPU"
         ) from None

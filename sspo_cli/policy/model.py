@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.kernels import compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
@@ -192,7 +192,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
             tokenizer = _load_tokenizer(source, revision)
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **arguments)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"model.name = {source} cannot be loaded: {_first_sentence(error)}") from None
+        raise UserError(f"model.name = {source} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {source} has no chat template; use an instruction-tuned model or add one to it"
@@ -274,7 +274,3 @@ def _compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return DTYPES[options.weights]
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

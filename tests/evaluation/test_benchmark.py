@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from random import Random
@@ -15,7 +14,7 @@ from filelock import FileLock
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, fingerprint, partial_path, record, summarize
 from sspo_cli.rewards import AnswerChecker, Verdict
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.statistics import wilson
 from sspo_cli.types import Completion, Problem, Prompt
 
@@ -32,7 +31,8 @@ class Guessing:
 
     def sync(self, policy: object) -> None: ...
 
-    def generate(self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, request: Request) -> list[list[Completion]]:
+        prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         if len(self.calls) == self._stop_at:
             raise KeyboardInterrupt
         self.calls.append((len(prompts) * group_size, sampling))
@@ -158,10 +158,10 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
     sampled_on = Event()
 
     class Engine(Guessing):
-        def generate(self, prompts, group_size, sampling):
+        def generate(self, request):
             if self.calls:
                 sampled_on.set()
-            return super().generate(prompts, group_size, sampling)
+            return super().generate(request)
 
     class Slow(AnswerChecker):
         def check(self, pairs):

@@ -186,11 +186,11 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
     calls, generate = [], TorchEngine.generate
 
     def counted(stop_at: int) -> Callable:
-        def interrupted(self, prompts, group_size, sampling):
-            calls.append(sampling.seed)
+        def interrupted(self, request):
+            calls.append(request.sampling.seed)
             if len(calls) == stop_at:
                 raise KeyboardInterrupt
-            return generate(self, prompts, group_size, sampling)
+            return generate(self, request)
 
         calls.clear()
         return interrupted

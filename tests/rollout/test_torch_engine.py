@@ -7,7 +7,7 @@ from sspo_cli.config import ModelOptions
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.model import load_policy
 from sspo_cli.rollout import torch_engine
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Group, Problem, Prompt, Reward
 
@@ -16,7 +16,7 @@ PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
 
 def sample(policy, prompts=PROMPTS, group_size=4, max_rows=100, **options):
     sampling = Sampling(**{"temperature": 1.0, "max_new_tokens": 12, "seed": 1, **options})
-    return TorchEngine(policy, max_rows).generate(prompts, group_size, sampling)
+    return TorchEngine(policy, max_rows).generate(Request(prompts, group_size, sampling))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -112,7 +112,9 @@ def test_completions_are_told_as_they_end_while_others_go_on(policy):
     steps, told = [], []
     policy.decoder.register_forward_hook(lambda *_: steps.append(None))
     sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
-    groups = TorchEngine(policy, 8).generate(PROMPTS, 4, sampling, lambda i, c: told.append((i, c, len(steps))))
+    groups = TorchEngine(policy, 8).generate(
+        Request(PROMPTS, 4, sampling), lambda i, c: told.append((i, c, len(steps)))
+    )
     for index, group in enumerate(groups):
         assert sorted(id(c) for i, c, _ in told if i == index) == sorted(id(c) for c in group)
     first_chunk = [(c, at) for i, c, at in told if i < 2]
@@ -125,7 +127,7 @@ def test_finished_rows_leave_the_batch_and_the_cache_has_room_for_whole_blocks(p
     shapes = []
     policy.decoder.register_forward_hook(
         lambda module, inputs, options, output: shapes.append(
-            (len(options["input_ids"]), *(room.shape[2] for room in options["past_key_values"].layers[0]._rooms))
+            (len(options["input_ids"]), *(room.shape[2] for room in options["past_key_values"].layers[0]._buffers))
         ),
         with_kwargs=True,
     )
@@ -133,7 +135,7 @@ def test_finished_rows_leave_the_batch_and_the_cache_has_room_for_whole_blocks(p
     sampled, rows = sum(len(c.token_ids) for c in completions), [rows for rows, *_ in shapes[1:]]
     assert sorted(rows, reverse=True) == rows
     assert sampled <= len(PROMPTS) * 32 + sum(rows) <= 1.25 * sampled
-    assert max(room for _, *rooms in shapes for room in rooms) <= 150 + 6 + torch_engine.ROOM
+    assert max(room for _, *rooms in shapes for room in rooms) <= 150 + 6 + torch_engine.GROWTH
     assert len({rooms[0] for _, *rooms in shapes}) < len(shapes)
 
 
