@@ -8,6 +8,7 @@ import torch
 from small_runs import BEFORE_BEST, rows, run, run_killed, weights, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sspo_cli.policy.checkpoint import load_state
 from sspo_cli.rollout.torch_engine import TorchEngine
 
 
@@ -195,6 +196,15 @@ def test_every_rollout_samples_with_a_seed_of_its_own(undisturbed: Path, monkeyp
     run(undisturbed.parent, "--run", "seeds-1", "--seed", "1")
     sampled = [seed for temperature, seed in seeds if temperature > 0]
     assert len(sampled) == len(set(sampled)) == 6
+
+
+def test_the_rates_are_those_of_the_schedule_in_their_order(undisturbed: Path):
+    """Ten steps of warm-up to 1e-3, as logged and as the optimizer had them."""
+    logged = [row["optimizer/learning_rate"] for row in rows(undisturbed / "metrics.jsonl")]
+    assert logged == pytest.approx([1e-4 * step for step in range(1, 11)])
+    for step in (9, 10):
+        groups = load_state(undisturbed / "checkpoints" / f"step-{step}")["optimizer"]["param_groups"]
+        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * step] * len(groups))
 
 
 def test_the_final_model_loads_with_plain_transformers(undisturbed: Path):

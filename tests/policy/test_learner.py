@@ -1,5 +1,6 @@
 """The minibatch gradient: whatever the split, the padding and the shortcuts, the same."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -116,14 +117,52 @@ def test_masked_truncated_completions_add_nothing_but_count_in_the_mean(policy, 
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_importance_cap_weighs_each_completion_by_its_truncated_ratio_to_the_sampler(policy, make_batch):
-    batch = stale(policy, make_batch())
-    mismatch = ((batch.old_logprobs - batch.sampling_logprobs) * batch.mask).sum(dim=1)
-    factors = mismatch.exp().clamp(max=2.0)
-    assert (factors == 2.0).any() or (factors < 1).any()
-    expected, _, _ = gradient(policy, replace(batch, advantages=batch.advantages * factors), {"method": "grpo"})
-    ours, _, _ = gradient(policy, batch, {"method": "grpo"}, importance_cap=2.0)
-    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+RATIOS_TO_THE_SAMPLER = (0.25, 0.8, 1.0, 1.5, 3.0, 1e6)  # of six completions
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+@pytest.mark.parametrize(
+    ("cap", "factors"),
+    [
+        (None, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+        (1.0, (0.25, 0.8, 1.0, 1.0, 1.0, 1.0)),
+        (2.0, (0.25, 0.8, 1.0, 1.5, 2.0, 2.0)),
+        (1e9, RATIOS_TO_THE_SAMPLER),
+    ],
+)
+def test_importance_cap_weighs_each_completion_by_its_truncated_ratio_to_the_sampler(
+    policy, make_batch, cap, factors, on_policy
+):
+    """GRPO, eq. (2), row by row from full logits, with factors by hand."""
+    batch = stale(policy, make_batch(prompts=3, group_size=2))
+    rows = [
+        slice(int(start), int(start + length))
+        for start, length in zip(batch.prompt_lengths, batch.lengths, strict=True)
+    ]
+    current = []
+    for ids, own in zip(batch.tokens, rows, strict=True):
+        logits = policy.model(input_ids=ids[None, : own.stop]).logits[0, own.start - 1 : -1]
+        current.append(logits.log_softmax(-1).gather(-1, ids[own, None])[:, 0])
+    old = [c.detach() if on_policy else o[: len(c)].clone() for c, o in zip(current, batch.old_logprobs, strict=True)]
+    batch.sampling_logprobs.fill_(torch.nan)  # what is not sampled does not count
+    for sampling, values, ratio in zip(batch.sampling_logprobs, old, RATIOS_TO_THE_SAMPLER, strict=True):
+        sampling[: len(values)] = values - math.log(ratio) / len(values)
+    total = torch.zeros(())
+    for c, o, advantage, factor in zip(current, old, batch.advantages, factors, strict=True):
+        ratio = (c - o).exp()
+        clipped = ratio.clamp(max=1.2) if advantage > 0 else ratio.clamp(min=0.8)
+        total = total + clipped.mean() * factor * advantage
+    loss = -total / 6
+    policy.model.zero_grad()
+    loss.backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+    ours, metrics, _ = gradient(policy, batch, {"method": "grpo"}, on_policy, importance_cap=cap, token_budget=40)
+    assert metrics["policy/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert (ours - expected).norm() <= 1e-4 * expected.norm()
+    distances = [abs(math.log(r)) / len(o) for r, o in zip(RATIOS_TO_THE_SAMPLER, old, strict=True)]
+    assert metrics["sampler/mismatch_max"] == pytest.approx(max(distances), rel=1e-4)
+    tokens = sum(abs(math.log(r)) for r in RATIOS_TO_THE_SAMPLER) / int(batch.mask.sum())
+    assert metrics["sampler/mismatch_mean"] == pytest.approx(tokens, rel=1e-4)
 
 
 def test_reward_metrics_are_of_the_minibatch(make_batch):

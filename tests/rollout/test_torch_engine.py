@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sspo_cli.config import ModelOptions
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.model import load_policy
+from sspo_cli.policy.tiny import tiny_tokenizer
 from sspo_cli.rollout import torch_engine
 from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
@@ -164,3 +166,42 @@ def test_in_bfloat16_sampler_and_policy_agree_and_the_weights_stay_float32(tiny)
     assert 0 < (logprobs - exact.logprobs(batch, 1.0)[0]).abs().max() < 0.2
     logprobs.sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in policy.parameters)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_samples_in_evaluation_mode_and_is_left_in_the_mode_that_it_had(policy, training):
+    """Gradient checkpointing needs training mode in the next learning phase; also where a callback fails."""
+    modes = []
+    policy.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
+    policy.model.train(training)
+    sample(policy)
+    assert set(modes) == {False}
+    assert {module.training for module in policy.model.modules()} == {training}
+
+    def fail(index, completion):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        TorchEngine(policy, 100).generate(PROMPTS, 4, Sampling(1.0, 4, seed=1), fail)
+    assert {module.training for module in policy.model.modules()} == {training}
+
+
+@pytest.mark.parametrize("layers", [["full", "sliding"], ["sliding", "full"]], ids="-".join)
+def test_a_model_of_mixed_sliding_and_full_attention_samples_from_itself(tmp_path, layers):
+    """With a window of 4 in a cache of its own: the model's own logits of each completion, without a cache."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    windows = {"use_sliding_window": True, "sliding_window": 4, "layer_types": [f"{kind}_attention" for kind in layers]}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}
+    Qwen2ForCausalLM(Qwen2Config(**shape, **heads, **windows)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    policy = load_policy(ModelOptions(name=str(tmp_path)), torch.device("cpu"))
+    policy.model.generation_config.eos_token_id = list(range(4, 40))  # rows leave at different steps
+    groups = sample(policy)
+    assert len({len(c.token_ids) for group in groups for c in group}) > 2
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            ids = torch.tensor([[*prompt, *completion.token_ids]])
+            logits = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            expected = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(completion.sampling_logprobs), expected, atol=1e-4, rtol=1e-4)
