@@ -31,7 +31,7 @@ RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folde
 
 
 class ObjectiveCommand(TyperCommand):
-    """Describes the flags of the objective as its options do, which name every method and gate there is."""
+    """Describe the flags of the objective as its options do, which name every method and gate there is."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from sspo_cli.config import ObjectiveOptions  # brings torch along, so not before the help is asked for
@@ -45,7 +45,7 @@ class ObjectiveCommand(TyperCommand):
 
 
 def main() -> None:
-    """The `sspo` script. A UserError becomes one sentence and exit code 1, an interruption exit code 130."""
+    """Run the `sspo` script. A UserError becomes one sentence and exit code 1, an interruption exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn at every fork of a checker
     try:
         app()
@@ -193,7 +193,7 @@ def report_command(
         Literal["last", "best"], typer.Option(help="The checkpoint in the tables: the last, or the best by validation.")
     ] = "last",
 ) -> None:
-    """The paper's tables and figures, and a page to look at, from run folders."""
+    """Write the paper's tables and figures, and a page to look at, from run folders."""
     from sspo_cli.report import write_report
 
     page, *others = write_report(runs, out, paper=paper, select=select)

@@ -9,13 +9,13 @@ class UserError(Exception):
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Returns the end of such a sentence if `name` should have been one of `known`."""
+    """Return the end of such a sentence if `name` should have been one of `known`."""
     known = list(known)
     near = difflib.get_close_matches(str(name).lower(), known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     message = str(error).strip()
     return message.splitlines()[0] if message else type(error).__name__

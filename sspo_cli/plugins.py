@@ -10,7 +10,7 @@ from sspo_cli.errors import UserError, did_you_mean
 
 
 def load_function(kind: str, name: object, built_in: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """Returns the built-in function of that name, or imports `module:function`.
+    """Return the built-in function of that name, or imports `module:function`.
 
     The module is looked for in the current directory first. `kind` says in messages what the function is, such as
     "gate". Raises UserError if there is no such built-in, module or function, or if the module cannot be imported.

@@ -16,7 +16,7 @@ ORDER = [
     {"rollout"},
     {"preflight"},
     {"evaluation", "report"},
-    {"sweep"},
+    {"sweep", "run"},
     {"train"},
     {"session"},
     {"cli"},

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """A sentence for each wrong option of a config of type `root`, by its dotted path."""
+    """Yield a sentence for each wrong option of a config of type `root`, by its dotted path."""
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
@@ -20,7 +20,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
 
 
 def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
-    """The same name in another section, else the nearest one in the same section, else the nearest anywhere."""
+    """Name the same option in another section, else the nearest one in the same section, else the nearest anywhere."""
     section = root
     prefix: list[str] = []
     for part in location[:-1]:
@@ -38,7 +38,7 @@ def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str
 
 
 def _nested(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section class that a field holds, directly, in a list or as an optional."""
+    """Find the section class that a field holds, directly, in a list or as an optional."""
     annotation = section.model_fields[name].annotation if name in section.model_fields else None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):

@@ -24,7 +24,7 @@ MAY_CHANGE = {
 
 
 def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> RunOptions:
-    """YAML files, later ones over earlier ones, then `dotted.key=value` overrides, validated.
+    """Read YAML files, later ones over earlier ones, then `dotted.key=value` overrides, and validate the result.
 
     Raises UserError for an unreadable file, a malformed override and every option that does not validate.
     """
@@ -32,7 +32,7 @@ def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Ru
 
 
 def merge_config(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
-    """The same, as plain nested dictionaries before validation."""
+    """Merge them in the same way into plain nested dictionaries, before validation."""
     over: dict[str, Any] = {}
     for override in overrides:  # in whatever order they stand, all of them are meant together
         over = merge(over, _parse_override(override))
@@ -40,7 +40,10 @@ def merge_config(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, A
 
 
 def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each over the ones before. An objective whose method changes is replaced, since another method has other options."""
+    """Merge each layer over the ones before.
+
+    An objective whose method changes is replaced, since another method has other options.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         objective, update = merged.get("objective"), layer.get("objective")
@@ -53,7 +56,7 @@ def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, `update` over `base`; lists are replaced."""
+    """Merge nested dictionaries, `update` over `base`; lists are replaced."""
     merged = dict(base)
     for key, value in update.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -62,7 +65,7 @@ def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
 
 
 def nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested dictionaries."""
+    """Turn dotted keys into nested dictionaries."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         for part in reversed(key.split(".")):
@@ -72,7 +75,10 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate(values: dict[str, Any]) -> RunOptions:
-    """Raises UserError that names every wrong option by its dotted path, with the nearest valid name for a misspelt one."""
+    """Validate a whole config.
+
+    Raises UserError that names every wrong option by its dotted path, with the nearest valid name for a misspelt one.
+    """
     try:
         return RunOptions.model_validate(values)
     except ValidationError as error:
@@ -80,7 +86,7 @@ def validate(values: dict[str, Any]) -> RunOptions:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """YAML 1.2, so `1e-6` is a number. Raises UserError for a missing, malformed or non-mapping file."""
+    """Read YAML 1.2, in which `1e-6` is a number. Raises UserError for a missing, malformed or non-mapping file."""
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -101,22 +107,22 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
-    """For each option in which two configs differ, by its dotted name, a line: `optimizer.learning_rate: 0.001 -> 0.0005`."""
+    """Describe by its dotted name each option that differs: `optimizer.learning_rate: 0.001 -> 0.0005`."""
     a, b = dict(flatten(left.model_dump(mode="json"))), dict(flatten(right.model_dump(mode="json")))
     changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     return {key: f"{key}: {a.get(key)} -> {b.get(key)}" for key in changed}
 
 
 def may_change(key: str) -> bool:
-    """Whether a run that is resumed may have another value of this option: it says how the run is computed, not what.
+    """Report whether a resumed run may have another value of this option: it says how the run is computed, not what.
 
-    The results are the same to rounding, but that other completions are drawn by another engine or `rollout.max_rows`.
+    The results are the same to rounding, except that another engine or `rollout.max_rows` draws other completions.
     """
     return key in MAY_CHANGE or key.startswith("rollout.vllm")
 
 
 def to_yaml(options: RunOptions) -> str:
-    """As a config file that gives the same run."""
+    """Write a config file that gives the same run."""
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -125,7 +131,7 @@ def to_yaml(options: RunOptions) -> str:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested dictionaries as pairs of dotted key and value."""
+    """Yield the pairs of dotted key and value of nested dictionaries."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")

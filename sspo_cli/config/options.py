@@ -66,7 +66,7 @@ class ObjectiveOptions(GateOptions):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Replaces what is not given by the method's defaults, so that a run folder says what was run."""
+        """Replace what is not given by the method's defaults, so that a run folder says what was run."""
         if not isinstance(values, dict) or not values.keys() <= cls.model_fields.keys():
             return values  # the field validation says what is wrong
         return resolve_options(**{"method": DEFAULT_METHOD, **values})

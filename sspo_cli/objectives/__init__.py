@@ -6,7 +6,7 @@
 """
 
 from sspo_cli.objectives.advantages import group_advantages
-from sspo_cli.objectives.diagnostics import Diagnostics
+from sspo_cli.objectives.diagnostics import ratio_metrics, weight_histogram
 from sspo_cli.objectives.gates import GATES, OPTIONS, SSPO_GATES
 from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
 from sspo_cli.objectives.objective import Objective, build_objective
@@ -18,9 +18,10 @@ __all__ = [
     "METHODS",
     "OPTIONS",
     "SSPO_GATES",
-    "Diagnostics",
     "Objective",
     "build_objective",
     "group_advantages",
+    "ratio_metrics",
     "resolve_options",
+    "weight_histogram",
 ]

@@ -24,7 +24,7 @@ Gate = Callable[..., Tensor]
 
 
 def clip(log_ratio: Tensor, positive: Tensor, eps_low: float, eps_high: float, clip_space: str = "ratio") -> Tensor:
-    """Eq. (1): min(ρ, 1 + ε_high) where Â > 0, else max(ρ, 1 - ε_low).
+    """Compute eq. (1): min(ρ, 1 + ε_high) where Â > 0, else max(ρ, 1 - ε_low).
 
     In clip_space "log" the bounds are ε away in log ρ instead, which is what the released code of GMPO does.
     """
@@ -33,32 +33,32 @@ def clip(log_ratio: Tensor, positive: Tensor, eps_low: float, eps_high: float, c
 
 
 def sigmoid(log_ratio: Tensor, tau: Tensor) -> Tensor:
-    """Eq. (9), the gate of SAPO: σ(τ(ρ - 1)) · 4/τ, and not 1 but 2/τ at ρ = 1."""
+    """Compute eq. (9), the gate of SAPO: σ(τ(ρ - 1)) · 4/τ, and not 1 but 2/τ at ρ = 1."""
     return logsigmoid(tau * torch.expm1(log_ratio)) + torch.log(4 / tau)
 
 
 def expsig(log_ratio: Tensor, tau: Tensor) -> Tensor:
-    """Eq. (18): exp(4τ σ((ρ - 1)/τ) - 2τ)."""
+    """Compute eq. (18): exp(4τ σ((ρ - 1)/τ) - 2τ)."""
     return 4 * tau * torch.sigmoid(torch.expm1(log_ratio) / tau) - 2 * tau
 
 
 def expatan(log_ratio: Tensor, tau: Tensor) -> Tensor:
-    """Eq. (19): exp(τ arctan((ρ - 1)/τ))."""
+    """Compute eq. (19): exp(τ arctan((ρ - 1)/τ))."""
     return tau * torch.atan(torch.expm1(log_ratio) / tau)
 
 
 def gumbel(log_ratio: Tensor) -> Tensor:
-    """Eq. (20): exp(-exp(-(ρ - 1)) + 1)."""
+    """Compute eq. (20): exp(-exp(-(ρ - 1)) + 1)."""
     return 1 - torch.exp(-torch.expm1(log_ratio))
 
 
 def atanlog(log_ratio: Tensor, tau: Tensor) -> Tensor:
-    """Eqs. (15), (21), the paper's choice: exp(τ arctan(log ρ / τ))."""
+    """Compute eqs. (15), (21), the paper's choice: exp(τ arctan(log ρ / τ))."""
     return tau * torch.atan(log_ratio / tau)
 
 
 def siglog(log_ratio: Tensor, tau: Tensor) -> Tensor:
-    """Eq. (22): exp(4τ σ(log ρ / τ) - 2τ)."""
+    """Compute eq. (22): exp(4τ σ(log ρ / τ) - 2τ)."""
     return 4 * tau * torch.sigmoid(log_ratio / tau) - 2 * tau
 
 
@@ -87,7 +87,7 @@ class Option:
 
 
 def _tau_default(of_sigmoid: float, of_others: float) -> Default:
-    """The first pairs of the grids in appendix A, as printed."""
+    """Take the first pairs of the grids in appendix A, as printed."""
     return lambda aggregation, gate, given: of_sigmoid if gate == "sigmoid" else of_others
 
 
@@ -119,7 +119,7 @@ BY_SIGN = {"tau": ("tau_neg", "tau_pos")}
 
 
 def check_values(resolved: Mapping[str, Any]) -> None:
-    """Checks the range of every option; a number of a wrong type is left to the caller. Raises UserError."""
+    """Check the range of every option; a number of a wrong type is left to the caller. Raises UserError."""
     numbers = {name: float(value) for name, value in resolved.items() if isinstance(value, Real)}
     for name, value in numbers.items():
         if not 0 < value < math.inf:

@@ -31,7 +31,7 @@ class Objective:
     options: Mapping[str, Any]
 
     def weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Computes S_i of eqs. (2), (5), (7), (8), (11), in float32 or wider, differentiable in the log ratio.
+        """Compute S_i of eqs. (2), (5), (7), (8), (11), in float32 or wider, differentiable in the log ratio.
 
         log_ratio [B, T]; advantages [B]; mask [B, T], nonzero on tokens that the policy wrote  ->  [B]
 
@@ -41,7 +41,7 @@ class Objective:
         return self.aggregation(self.gate_for(advantages, log_ratio.dtype), log_ratio, mask)
 
     def token_weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Computes the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 where ρ = 1.
+        """Compute the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 where ρ = 1.
 
         Shapes as in `weights`  ->  [B, T], 0 at masked positions. It is |y_i| times the derivative in d_it of S_i for
         the arithmetic mean, of log S_i for the others.
@@ -55,7 +55,7 @@ class Objective:
         return gradient * scale[:, None]
 
     def gate_for(self, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """Binds the gate to eq. (10)'s τ(Â) and the options, so that it is a function of the log ratio alone."""
+        """Bind the gate to eq. (10)'s τ(Â) and the options, so that it is a function of the log ratio alone."""
         positive = (advantages > 0)[:, None]
         arguments: dict[str, Any] = {"positive": positive, **self.options}
         for parameter, (negative_option, positive_option) in BY_SIGN.items():
@@ -69,7 +69,7 @@ class Objective:
 def build_objective(
     *, method: str, gate: str | Gate | None = None, allow_any_gate: bool = False, **options: float | str | None
 ) -> Objective:
-    """Builds the objective of a method: `build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)`.
+    """Build the objective of a method: `build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)`.
 
     method          grpo, gspo, gmpo, sapo, sspo, or arithmetic, geometric, sequence with any gate
     gate            a name in GATES, "module:function", or a callable (log_ratio) or (log_ratio, tau) -> log f

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Replaces `**options` in the signature of a function by the keywords in OPTIONS, and `OPTIONS` in its docstring."""
+    """Replace `**options` in the signature of a function by the keywords in OPTIONS, and `OPTIONS` in its docstring."""
     signature = inspect.signature(function)
     *named, _options = signature.parameters.values()
     keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OPTIONS]
@@ -36,7 +36,7 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
 def resolve_options(
     *, method: Any = None, gate: Any = None, allow_any_gate: Any = None, **options: Any
 ) -> dict[str, Any]:
-    """Returns the method, its gate and every option that they have, with defaults for those that are missing or None.
+    """Return the method, its gate and every option that they have, with defaults for those that are missing or None.
 
     OPTIONS
 
@@ -62,7 +62,7 @@ def resolve_options(
 
 
 def load_gate(gate: str | Gate) -> Gate:
-    """Returns a gate by its name or by `module:function`, or the callable itself.
+    """Return a gate by its name or by `module:function`, or the callable itself.
 
     Raises UserError if there is no such gate, module or function.
     """
@@ -70,7 +70,7 @@ def load_gate(gate: str | Gate) -> Gate:
 
 
 def gate_parameters(gate: Gate) -> list[str]:
-    """Lists what a gate takes next to the log ratio: some of tau, positive and the options by name.
+    """List what a gate takes next to the log ratio: some of tau, positive and the options by name.
 
     Raises UserError for a parameter that nothing here can give, and for a callable without a signature.
     """
@@ -90,7 +90,7 @@ def gate_parameters(gate: Gate) -> list[str]:
 
 
 def gate_name(gate: str | Gate) -> str:
-    """Names a gate for people."""
+    """Name a gate for people."""
     return gate if isinstance(gate, str) else getattr(gate, "__name__", repr(gate))
 
 

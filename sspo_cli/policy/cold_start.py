@@ -31,7 +31,7 @@ BETAS = (0.9, 0.95)
 
 
 def demonstrations_of(prompts: Sequence[Prompt], policy: Policy) -> list[Group]:
-    """The worked answers among the prompts' problems, each as a group of one completion that ends the sequence."""
+    """Make a group of one completion, which ends the sequence, of each worked answer among the prompts' problems."""
     groups = []
     for prompt in prompts:
         if prompt.problem.demonstration is not None:
@@ -51,10 +51,11 @@ def cold_start(
     progress: Callable[..., None],
     note: Callable[[str], None],
 ) -> tuple[Policy, Path]:
-    """The policy after the supervised stage, and the folder that holds it.
+    """Run the supervised stage; return the policy after it, and the folder that holds it.
 
-    `progress(steps, loss=…)` is called as steps are done (loss: nats a token), `note(text)` where another run is at the same
-    cold start and this one waits for it. Interrupted, the stage goes on where it was.
+    `progress(steps, loss=…)` is called as steps are done (loss: nats a token), `note(text)` if another run is at the same
+    cold start and this one waits for it. An interrupted stage continues where it was.
+
     Raises UserError without demonstrations, Interrupted when asked to stop.
     """
     if not demonstrations:
@@ -80,7 +81,7 @@ def cold_start(
 
 @contextmanager
 def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -> Iterator[None]:
-    """Another run may be at the same cold start for hours; waiting for it can be interrupted."""
+    """Wait for the lock: another run may be at the same cold start for hours. Raises Interrupted when asked to stop."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -109,7 +110,7 @@ def _train(
     progress: Callable[..., None],
 ) -> None:
     options = run_options.cold_start
-    order = islice(_epochs(len(demonstrations), options.seed), done * options.batch_size, None)
+    order = islice(_demonstration_order(len(demonstrations), options.seed), done * options.batch_size, None)
     bad_steps = 0
     for step in range(done, options.steps):
         chosen = list(islice(order, options.batch_size))
@@ -139,15 +140,15 @@ def _train(
             raise Interrupted
 
 
-def _epochs(count: int, seed: int) -> Iterator[int]:
-    """Endless order of demonstrations, each epoch shuffled anew."""
+def _demonstration_order(count: int, seed: int) -> Iterator[int]:
+    """Yield indices of demonstrations without end, each epoch shuffled anew."""
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(derive_seed(seed, "cold start", epoch))
         yield from torch.randperm(count, generator=generator).tolist()
 
 
 def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -> str:
-    """Of everything that determines the result: the tokens, the options, the model, the program."""
+    """Hash everything that determines the result: the tokens, the options, the model, the program."""
     cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
     model = options.model.model_dump()
     machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
@@ -159,7 +160,7 @@ def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -
 
 
 def _local_files(model: str | None) -> list[tuple[str, int, int]]:
-    """A model folder's files with size and time, so that another model in the same place is not taken for it."""
+    """List a model folder's files with size and time, so that another model in the same place is not taken for it."""
     if model is None or not Path(model).is_dir():
         return []
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(model).iterdir())]

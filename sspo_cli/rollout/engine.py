@@ -43,29 +43,29 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Names the sampler for the run's notes: `auto` is not the same everywhere."""
+        """Name the sampler for the run's notes: `auto` is not the same everywhere."""
 
     def check_capacity(self, tokens: int) -> None:
-        """Checks that a prompt and its completion, `tokens` together, fit, whatever the model's context.
+        """Check that a prompt and its completion, `tokens` together, fit, whatever the model's context.
 
         Raises UserError if they do not.
         """
 
     def sync(self, policy: Policy) -> dict[str, float]:
-        """Sets behaviour policy := policy. Returns metrics of a check of that if the weights were copied.
+        """Set behaviour policy := policy. Returns metrics of a check of that if the weights were copied.
 
         Raises UserError if the check fails.
         """
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Samples the completions of each prompt, in the order of the prompts."""
+        """Sample the completions of each prompt, in the order of the prompts."""
 
     def sleep(self) -> None:
-        """Leaves its memory to the learner, as far as it can; the next sync wakes it up."""
+        """Leave its memory to the learner, as far as it can; the next sync wakes it up."""
 
 
 def to_completion(policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool) -> Completion:
-    """Makes a completion of sampled tokens and their log-probabilities.
+    """Make a completion of sampled tokens and their log-probabilities.
 
     ended  the last token is an end of the sequence; the completion is truncated otherwise
     """

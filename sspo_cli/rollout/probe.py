@@ -22,7 +22,7 @@ def probe(
     temperature: float,
     tolerance: float,
 ) -> dict[str, float]:
-    """Compares the log-probabilities of a few completions of one prompt, drawn by `generate`, with the policy's.
+    """Compare the log-probabilities of a few completions of one prompt, drawn by `generate`, with the policy's.
 
     Returns the mean log-probability of their tokens by the sampler and by the policy, and the mean difference.
     Raises UserError if that exceeds `tolerance`: the weights have not arrived, or not all of them.

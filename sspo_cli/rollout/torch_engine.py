@@ -27,18 +27,18 @@ class TorchEngine:
         self.max_rows = max_rows
 
     def check_capacity(self, tokens: int) -> None:
-        """Accepts any length: the model's context is the only limit."""
+        """Accept any length: the model's context is the only limit."""
 
     def sync(self, policy: Policy) -> dict[str, float]:
-        """Takes the policy itself."""
+        """Take the policy itself."""
         self.policy = policy
         return {}
 
     def sleep(self) -> None:
-        """Does nothing: no memory is held between two calls."""
+        """Do nothing: no memory is held between two calls."""
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Samples as many prompts at a time as have `max_rows` completions, at least one."""
+        """Sample as many prompts at a time as have `max_rows` completions, at least one."""
         prompts, group_size = request.prompts, request.group_size
         generator = torch.Generator(self.policy.device).manual_seed(request.sampling.seed)
         at_a_time = max(1, self.max_rows // group_size)
@@ -61,7 +61,7 @@ class TorchEngine:
         ]
 
     def _sample_rows(self, request: Request, generator: torch.Generator) -> Iterator[tuple[int, Completion]]:
-        """Yields (row, completion) when it is done; the rows r of prompt p are those with r // group_size = p."""
+        """Yield (row, completion) when it is done; the rows r of prompt p are those with r // group_size = p."""
         prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         policy, device = self.policy, self.policy.device
         project = policy.projection()
@@ -159,14 +159,14 @@ class _GrowingLayer(DynamicLayer):
 
 
 def _growing_cache(policy: Policy) -> DynamicCache:
-    """Makes a cache of growing layers for full attention; others, such as sliding windows, keep transformers' own."""
+    """Make a cache of growing layers for full attention; others, such as sliding windows, keep transformers' own."""
     cache = DynamicCache(config=policy.model.config)
     cache.layers = [_GrowingLayer(policy.dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws a token: logits [R, V] -> token [R], its log-probability [R] at the temperature (greedy: at temperature 1)."""
+    """Draw a token: logits [R, V] -> token [R], its log-probability [R] at the temperature (greedy: at temperature 1)."""
     probabilities = (logits / (temperature or 1.0)).softmax(dim=-1)
     if temperature == 0:
         chosen = probabilities.argmax(dim=-1, keepdim=True)
@@ -182,13 +182,13 @@ def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> t
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draws in proportion to the weights: weights [R, n] >= 0, uniform [R, 1] in [0, 1) -> index [R, 1]."""
+    """Draw in proportion to the weights: weights [R, n] >= 0, uniform [R, 1] in [0, 1) -> index [R, 1]."""
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Makes tokens and attention mask [P, longest]; padding on the left, so that every row continues at the same column."""
+    """Make tokens and attention mask [P, longest]; padding on the left, so that every row continues at the same column."""
     longest = max(map(len, prompts))
     tokens = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     attention = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

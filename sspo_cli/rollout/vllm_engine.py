@@ -1,4 +1,4 @@
-"""Sampling with vLLM in this process, beside the learner: the weights go over in memory at every sync."""
+"""Sampling with vLLM in this process, next to the learner: the weights go over in memory at every sync."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ class VllmEngine:
     """One a process: vLLM keeps state of the process's own."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
-        """`temperature` is the probe's. Raises UserError where vLLM is not installed, has not got the model, or cannot start."""
+        """Start vLLM; `temperature` is the probe's. Raises UserError if it cannot sample for the policy."""
         if reason := why_not(policy):
             raise UserError(f"rollout.engine = vllm cannot be used: {reason}; set rollout.engine=torch")
         self.policy = policy
@@ -45,7 +45,7 @@ class VllmEngine:
             self.llm = self._start(folder, max_rows)
 
     def _start(self, folder: str, max_rows: int) -> Any:
-        """Without weights and tokenizer: the first sync brings the weights, prompts and completions are token ids."""
+        """Start without weights and tokenizer: the first sync brings the weights, prompts and completions are token ids."""
         from vllm import LLM, __version__
 
         self.name = f"vLLM {__version__} in this process"
@@ -71,7 +71,7 @@ class VllmEngine:
         )
 
     def check_capacity(self, tokens: int) -> None:
-        """Raises UserError if vLLM's cache is too small: it would cut completions, and they would count as truncated."""
+        """Raise UserError if vLLM's cache is too small: it would cut completions, and they would count as truncated."""
         capacity = self.llm.llm_engine.model_config.max_model_len
         if tokens > capacity:
             raise UserError(
@@ -96,7 +96,7 @@ class VllmEngine:
         return probe(policy, self.generate, self.temperature, tolerance)
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Samples with a seed of each prompt's own, by its place in the request."""
+        """Sample with a seed of each prompt's own, by its place in the request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -141,10 +141,13 @@ class VllmEngine:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """vLLM writes to the environment, which checkers and other processes of ours would inherit; it takes
+    """Undo what vLLM changes in this process.
+
+    It writes to the environment, which checkers and other processes of ours would inherit; it takes
     `torch.set_num_threads` away or sets one thread itself, and makes float32 products exact, which the learner's projection
     beside bfloat16 must not be; on a CPU it would compile, which takes longer than it saves and needs a compiler.
-    It also seeds the global generators, from which nothing here draws but the optimizer, which seeds them itself."""
+    It also seeds the global generators, from which nothing here draws except the optimizer, which seeds them itself.
+    """
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
@@ -167,7 +170,7 @@ def _undisturbed() -> Iterator[None]:
 
 @_undisturbed()
 def why_not(policy: Policy) -> str | None:
-    """What keeps vLLM from sampling for this policy on this machine, or None."""
+    """Say what keeps vLLM from sampling for this policy on this machine, or None."""
     try:
         from vllm import ModelRegistry
         from vllm.platforms import current_platform
@@ -201,8 +204,10 @@ def _architecture(policy: Policy) -> str:
 
 
 def _pack_again(model: torch.nn.Module) -> None:
-    """On a CPU some weights are used as packed copies that a reload does not renew: a vocabulary projection that is tied to
-    the embedding, and a mixture's experts."""
+    """Renew the packed copies of weights that a reload does not renew on a CPU.
+
+    They are a vocabulary projection that is tied to the embedding, and a mixture's experts.
+    """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -217,7 +222,7 @@ def _pack_again(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _guarded(task: str) -> Iterator[None]:
-    """Raises UserError with the option to change where vLLM fails to do its `task`."""
+    """Raise UserError with the option to change if vLLM fails to do its `task`."""
     try:
         yield
     except UserError:

@@ -42,7 +42,7 @@ class VllmServer:
     """Its model must be the policy's, in the policy's dtype; it must not serve anyone else meanwhile."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
-        """`temperature` is the probe's. Raises UserError where no server answers, or one that takes no weights."""
+        """Connect; `temperature` is the probe's. Raises UserError if no server answers, or one that takes no weights."""
         assert options.exchange is not None
         self.name = f"vLLM at {options.server}"
         self.policy = policy
@@ -57,7 +57,7 @@ class VllmServer:
         self._ask("POST", "/reset_prefix_cache")  # harmless, and tells before the cold start whether a sync can work
 
     def check_capacity(self, tokens: int) -> None:
-        """Raises UserError if the server takes only shorter sequences."""
+        """Raise UserError if the server takes only shorter sequences."""
         if self.capacity is not None and tokens > self.capacity:
             raise UserError(
                 f"the vLLM server {self.options.server} takes sequences of {self.capacity} tokens, and {tokens} may be needed; "
@@ -78,7 +78,7 @@ class VllmServer:
         return probe(policy, self.generate, self.temperature, self.options.tolerance or TOLERANCE[policy.dtype])
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Samples with a request of each prompt's own, as many at a time as have `max_rows` completions, at least one."""
+        """Sample with a request of each prompt's own, as many at a time as have `max_rows` completions, at least one."""
         groups: list[list[Completion]] = [[] for _ in request.prompts]
         pool = ThreadPoolExecutor(max(1, self.max_rows // request.group_size))
         try:
@@ -94,7 +94,7 @@ class VllmServer:
         return groups
 
     def _sample(self, request: Request, index: int) -> list[Completion]:
-        """Samples the completions of the request's prompt number `index`, with a seed of its own."""
+        """Sample the completions of the request's prompt number `index`, with a seed of its own."""
         body = {
             "model": self.model,
             "prompt": request.prompts[index],
@@ -116,11 +116,11 @@ class VllmServer:
         return to_completion(self.policy, choice["token_ids"], logprobs, ended)
 
     def sleep(self) -> None:
-        """The server's memory is its own."""
+        """Do nothing: the server's memory is its own."""
 
     @contextmanager
     def _understood(self, path: str) -> Iterator[None]:
-        """Raises UserError for an answer that lacks what vLLM's has."""
+        """Raise UserError for an answer that lacks what vLLM's has."""
         try:
             yield
         except (KeyError, IndexError, TypeError):

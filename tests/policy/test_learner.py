@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sspo_cli.config import LearningOptions
-from sspo_cli.objectives import build_objective
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, reward_metrics
+from sspo_cli.objectives import build_objective, weight_histogram
+from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, reward_metrics, step_metrics
 
 
 def stale(policy, batch):
@@ -25,11 +25,11 @@ def stale(policy, batch):
 def gradient(policy, batch, method, on_policy=False, **options):
     policy.model.zero_grad()
     objective = build_objective(**method)
-    learned = accumulate_gradient(policy, objective, batch, LearningOptions(**options), 1.0, on_policy)
+    result = accumulate_gradient(policy, objective, batch, LearningOptions(**options), 1.0, on_policy)
     return (
         torch.cat([parameter.grad.flatten() for parameter in policy.parameters]),
-        learned.metrics,
-        learned.old_logprobs,
+        step_metrics(batch, result),
+        result.old_logprobs,
     )
 
 
@@ -56,12 +56,13 @@ def test_token_weights_and_their_histogram_do_not_depend_on_the_split(policy, ma
     expected = objective.token_weights(log_ratio, batch.advantages, batch.mask)
     assert (expected - 1).abs().max() > 0.01
     for budget in (10**6, 40):
-        learned = accumulate_gradient(policy, objective, batch, LearningOptions(token_budget=budget), 1.0, False)
-        torch.testing.assert_close(learned.token_weights, expected, atol=1e-4, rtol=1e-4)
+        result = accumulate_gradient(policy, objective, batch, LearningOptions(token_budget=budget), 1.0, False)
+        torch.testing.assert_close(result.token_weights, expected, atol=1e-4, rtol=1e-4)
+        histogram = weight_histogram(result.token_weights, result.advantages, batch.mask)
         for name, sign in (("positive", 1), ("negative", -1)):
-            of_sign = learned.token_weights[(batch.advantages.sign() == sign)[:, None] & batch.mask]
+            of_sign = result.token_weights[(batch.advantages.sign() == sign)[:, None] & batch.mask]
             counts, _ = np.histogram(of_sign.double().round(decimals=6), [*(k / 20 for k in range(24)), np.inf])
-            assert learned.histogram[name] == counts.tolist()
+            assert histogram[name] == counts.tolist()
 
 
 def test_the_gradient_is_that_of_the_equation(policy, make_batch):

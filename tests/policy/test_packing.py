@@ -16,7 +16,7 @@ from transformers import (
 
 from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs
+from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, step_metrics
 from sspo_cli.policy.model import Policy, load_policy
 from sspo_cli.policy.packing import pack
 from sspo_cli.policy.tiny import tiny_tokenizer
@@ -49,8 +49,10 @@ def learn(policy: Policy, batch, budget: int):
     """Loss and gradient of a stale minibatch; nothing is shared where the attention is plain."""
     policy.model.zero_grad()
     objective, options = build_objective(method="sspo"), LearningOptions(token_budget=budget)
-    learned = accumulate_gradient(policy, objective, batch, options, 0.7, on_policy=False)
-    return learned.metrics["policy/loss"], torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+    result = accumulate_gradient(policy, objective, batch, options, 0.7, on_policy=False)
+    return step_metrics(batch, result)["policy/loss"], torch.cat(
+        [parameter.grad.flatten() for parameter in policy.parameters]
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])

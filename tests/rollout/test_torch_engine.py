@@ -182,7 +182,7 @@ def test_the_model_samples_in_evaluation_mode_and_is_left_in_the_mode_that_it_ha
         raise KeyError
 
     with pytest.raises(KeyError):
-        TorchEngine(policy, 100).generate(PROMPTS, 4, Sampling(1.0, 4, seed=1), fail)
+        TorchEngine(policy, 100).generate(Request(PROMPTS, 4, Sampling(1.0, 4, seed=1)), fail)
     assert {module.training for module in policy.model.modules()} == {training}
 
 
