@@ -27,6 +27,9 @@ Gate = Annotated[str | None, typer.Option()]
 AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
 Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and minibatches.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+EngineName = Annotated[
+    Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
+]
 RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
 
 
@@ -114,9 +117,7 @@ def eval_command(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of a completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,
-    engine: Annotated[
-        Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
-    ] = None,
+    engine: EngineName = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many problems; printed, not recorded.")
     ] = None,
@@ -128,7 +129,7 @@ def eval_command(
     set_: Set = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy unless told otherwise.
+    """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy by default.
 
     A run is measured with its own options; -c and -s are for models that no run has made.
     """

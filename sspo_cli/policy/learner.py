@@ -81,8 +81,8 @@ def step_metrics(minibatch: Batch, result: StepResult) -> dict[str, float]:
     }
     if minibatch.mask.any():
         mismatch = (result.old_logprobs - minibatch.sampling_logprobs)[minibatch.mask].abs()
-        metrics["policy/entropy"] = result.entropy[minibatch.mask].mean().item()
-        metrics["sampler/mismatch_mean"] = mismatch.mean().item()
+        metrics["policy/entropy"] = result.entropy[minibatch.mask].double().mean().item()
+        metrics["sampler/mismatch_mean"] = mismatch.double().mean().item()
         metrics["sampler/mismatch_max"] = mismatch.max().item()
     return metrics
 

@@ -121,7 +121,7 @@ def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Tri
         for shared, block, seed in itertools.product(sweep.points(), blocks, sweep.seeds)
         for point in block.points()
     ]
-    keys = {key for point in points for key in point if len({json.dumps(other.get(key)) for other in points}) > 1}
+    keys = {key for point in points for key in point if len({json.dumps(values.get(key)) for values in points}) > 1}
     trials: dict[str, Trial] = {}
     for point in points:
         try:

@@ -71,7 +71,7 @@ class RunFolder:
         run = cls(path)
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
-        run._acquire()  # before looking, so that of two processes that create the same run one is told
+        run._acquire()  # before looking, so that the second process that creates the same run is refused
         try:
             if any(not entry.name.startswith(".") for entry in path.iterdir()) and not run._came_to_nothing():
                 raise UserError(f"run {path} exists; choose another --run or add --resume")
@@ -98,7 +98,7 @@ class RunFolder:
         run = cls(path)
         if not run.config_path.is_file():
             raise UserError(f"there is no run {path}; it would hold a config.json")
-        run.config  # noqa: B018  read now, so that a damaged file is told at once
+        run.config  # noqa: B018  read now, so that a damaged file is reported at once
         return run
 
     @classmethod

@@ -1,7 +1,7 @@
 """The minibatch gradient: whatever the split, the padding and the shortcuts, the same."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import build_objective, weight_histogram
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, reward_metrics, step_metrics
+from sspo_cli.policy.learner import StepResult, accumulate_gradient, fill_old_logprobs, reward_metrics, step_metrics
 
 
 def stale(policy, batch):
@@ -63,6 +63,24 @@ def test_token_weights_and_their_histogram_do_not_depend_on_the_split(policy, ma
             of_sign = result.token_weights[(batch.advantages.sign() == sign)[:, None] & batch.mask]
             counts, _ = np.histogram(of_sign.double().round(decimals=6), [*(k / 20 for k in range(24)), np.inf])
             assert histogram[name] == counts.tolist()
+
+
+def test_metrics_of_rows_from_two_halves_are_those_of_the_minibatch(policy, make_batch):
+    """Rows do not depend on their neighbours, so that several processes can put theirs together."""
+    batch, objective = stale(policy, make_batch()), build_objective(method="sspo")
+    options = LearningOptions(token_budget=60, importance_cap=2.0)
+    whole = accumulate_gradient(policy, objective, batch, options, 1.0, False)
+    gathered = StepResult(*(torch.zeros_like(getattr(whole, field.name)) for field in fields(StepResult)))
+    for rows in (torch.arange(5), torch.arange(5, len(batch))):
+        half = accumulate_gradient(policy, objective, batch.select(rows), options, 1.0, False)
+        for field in fields(StepResult):
+            part, target = getattr(half, field.name), getattr(gathered, field.name)
+            target[(rows, slice(part.shape[1])) if part.ndim == 2 else rows] = part
+    assert step_metrics(batch, gathered) == pytest.approx(step_metrics(batch, whole), rel=1e-4, abs=1e-6)
+    log_ratio = (policy.logprobs(batch, 1.0)[0].detach() - batch.old_logprobs) * batch.mask
+    torch.testing.assert_close(whole.log_ratio, log_ratio, atol=1e-5, rtol=1e-4)
+    weights = objective.weights(log_ratio, whole.advantages, batch.mask)
+    torch.testing.assert_close(whole.objective, weights * whole.advantages, atol=1e-5, rtol=1e-4)
 
 
 def test_the_gradient_is_that_of_the_equation(policy, make_batch):
