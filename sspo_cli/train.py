@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import Benchmark, Conditions, evaluate, fingerprint, grade_groups, partial_path, record
+from sspo_cli.evaluate import Benchmark, Conditions, evaluate, grade_groups, partial_path, record
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.objectives import Objective, group_advantages
 from sspo_cli.policy.batch import Batch, collate, minibatch_rows
 from sspo_cli.policy.checkpoint import keep_last, save_checkpoint
 from sspo_cli.policy.learner import Learned, accumulate_gradient, fill_old_logprobs, reward_metrics
-from sspo_cli.policy.model import Policy
+from sspo_cli.policy.model import Policy, fingerprint
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
 from sspo_cli.policy.pieces import token_pieces
 from sspo_cli.rewards import AnswerChecker, extract_answer
