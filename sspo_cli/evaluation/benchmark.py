@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 import xxhash
 from filelock import FileLock, Timeout
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.seeds import derive_seed
@@ -124,15 +122,6 @@ def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, mod
     problems = [(p.problem.id, p.problem.answer, p.opening, p.token_ids) for p in benchmark.prompts]
     key = xxhash.xxh3_64_hexdigest(json.dumps([model, asdict(conditions), benchmark.split, problems]).encode())
     return folder / "partial" / f"{benchmark.name}-{key}.jsonl"
-
-
-def fingerprint(policy: Policy) -> str:
-    """Of the weights, and of how they are computed with."""
-    digest = xxhash.xxh3_128(f"{policy.dtype} {policy.device.type} {policy.end_ids}".encode())
-    for name, tensor in policy.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def grade_groups(

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sspo_cli.config import RunOptions, TaskOptions
 from sspo_cli.errors import UserError
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, fingerprint, partial_path, record, summarize
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
 from sspo_cli.evaluation.comparison import Measured, print_comparison
 from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
 from sspo_cli.interruption import Interrupted
-from sspo_cli.policy.model import Policy, load_policy, resolve_device
+from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
 from sspo_cli.preflight import check_lengths
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine

@@ -22,7 +22,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside
-from sspo_cli.policy.model import Policy, load_policy
+from sspo_cli.policy.model import Policy, fingerprint, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion, Group, Prompt, Reward
@@ -148,19 +148,13 @@ def _demonstration_order(count: int, seed: int) -> Iterator[int]:
 
 
 def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -> str:
-    """Hash everything that determines the result: the tokens, the options, the model, the program."""
+    """Hash everything that determines the result: the tokens, the options, the model, the program.
+
+    The model by its weights and its config, not by its name or its files: on a hub, a branch moves on.
+    """
     cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
-    model = options.model.model_dump()
+    model = [options.model.model_dump(), policy.model.config.to_json_string(), fingerprint(policy)]
     machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
     program = [__version__, torch.__version__, transformers.__version__, *machine, options.optimizer.eight_bit]
     tokens = [[group.prompt.token_ids, group.completions[0].token_ids] for group in demonstrations]
-    return xxhash.xxh3_64_hexdigest(
-        json.dumps([program, cold, model, _local_files(options.model.name), tokens]).encode()
-    )
-
-
-def _local_files(model: str | None) -> list[tuple[str, int, int]]:
-    """List a model folder's files with size and time, so that another model in the same place is not taken for it."""
-    if model is None or not Path(model).is_dir():
-        return []
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(model).iterdir())]
+    return xxhash.xxh3_64_hexdigest(json.dumps([program, cold, model, tokens]).encode())

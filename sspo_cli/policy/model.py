@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,6 +161,15 @@ class Policy:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
+
+
+def fingerprint(policy: Policy) -> str:
+    """Hash the weights and how they are computed with."""
+    digest = xxhash.xxh3_128(f"{policy.dtype} {policy.device.type} {policy.end_ids}".encode())
+    for name, tensor in policy.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,7 +1,8 @@
 """When a run is measured on its benchmarks."""
 
-from sspo_cli.evaluation.benchmark import Conditions, evaluate, fingerprint, partial_path, record
+from sspo_cli.evaluation.benchmark import Conditions, evaluate, partial_path, record
 from sspo_cli.interruption import Interrupted
+from sspo_cli.policy.model import fingerprint
 from sspo_cli.run.saving import checkpoint_path, drop_old_checkpoints, save
 from sspo_cli.run.state import Run
 

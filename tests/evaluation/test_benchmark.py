@@ -12,7 +12,8 @@ import torch
 from filelock import FileLock
 
 from sspo_cli.errors import UserError
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, fingerprint, partial_path, record, summarize
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
+from sspo_cli.policy.model import fingerprint
 from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.statistics import wilson

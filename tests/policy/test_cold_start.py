@@ -1,7 +1,6 @@
 """The supervised stage: what it teaches, in which order, and when its result is reused."""
 
 import copy
-import os
 import sys
 from dataclasses import replace
 
@@ -143,7 +142,7 @@ def order_of(policy, cache, interrupted_after=None, **changes):
     arguments = (options, cache, interruption, progress, lambda note: None)
     if interrupted_after:
         with pytest.raises(Interrupted):
-            cold_start(policy, taught, *arguments)
+            cold_start(copy.deepcopy(policy), taught, *arguments)
         assert len(losses) == interrupted_after
     cold_start(policy, taught, *arguments)
     order = [min(range(len(own)), key=lambda i: abs(own[i] - loss)) for loss in losses]
@@ -262,24 +261,29 @@ def test_so_has_whatever_else_the_result_depends_on(policy, tmp_path, monkeypatc
     assert len(set(places)) == len(places) == 12
 
 
-def test_another_model_in_the_same_folder_is_not_taken_for_the_one_before(policy, tmp_path):
+@pytest.mark.parametrize("lora", ["null", "{rank: 4}"])
+def test_another_model_of_the_same_name_is_not_taken_for_the_one_before(policy, tmp_path, lora):
+    """As when a branch on a hub has moved on, or a folder was written again."""
     cache, model = tmp_path / "cache", tmp_path / "model"
     cache.mkdir()
+    options = options_of(model__name=model, model__lora=lora)
+
+    def place():
+        return place_of(load_policy(options.model, CPU), options, cache)
+
     policy.save(model)
-    options = options_of(model__name=model)
-    places = [place_of(policy, options, cache), place_of(policy, options, cache)]
-    weights = model / "model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
-    os.utime(weights, ns=(0, 1))
-    places.append(place_of(policy, options, cache))
-    weights.write_bytes(content[:-4])  # and of the same time
-    os.utime(weights, ns=(0, 1))
-    places.append(place_of(policy, options, cache))
-    (model / "model.safetensors").rename(model / "weights.safetensors")
-    places.append(place_of(policy, options, cache))
+    places = [place(), place()]
+    with torch.no_grad():
+        policy.parameters[0][7, 3] += 1e-3
+    policy.save(model)
+    places.append(place())
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    places.append(place())
+    (model / "README.md").write_text("a new word")
+    assert place() == places[3]
     assert places[0] == places[1]
-    assert len(set(places)) == 4
+    assert len(set(places)) == 3
 
 
 def test_a_second_run_takes_the_weights_of_the_first_without_a_step(policy, tmp_path):
