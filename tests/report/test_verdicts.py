@@ -205,10 +205,22 @@ def test_a_configuration_is_not_chosen_by_a_part_of_its_seeds(tmp_path: Path, va
     assert {row["chosen"] for row in report.rows("configurations")} == {"True"}
 
 
-def test_validations_of_different_problems_choose_nothing(tmp_path: Path) -> None:
-    for tau, n in ((0.5, 100), (0.2, 50)):
-        rows = [evaluation(0, 60), evaluation(12, 100), validation(12, 40, n=n)]
-        write_run(tmp_path / "runs" / str(tau), f"objective.tau_pos={tau}", evaluations=rows)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([{"n": 100}] * 2, [{"n": 50}] * 2),  # each configuration on its own problems
+        ([{"n": 100}, {"n": 50}], [{"n": 100}, {"n": 50}]),  # each seed of both
+        ([{"max_new_tokens": 48}, {"max_new_tokens": 96}], [{"max_new_tokens": 48}, {"max_new_tokens": 96}]),
+    ],
+)
+def test_validations_that_are_not_alike_choose_nothing(
+    tmp_path: Path, first: list[dict[str, int]], second: list[dict[str, int]]
+) -> None:
+    for tau, seeds in ((0.5, first), (0.2, second)):
+        for seed, how in enumerate(seeds):
+            rows = [evaluation(0, 60), evaluation(12, 100), validation(12, 40, **{"n": 100, **how})]
+            overrides = (f"objective.tau_pos={tau}", f"seed={seed}")
+            write_run(tmp_path / "runs" / f"{tau}-{seed}", *overrides, evaluations=rows)
     report = Report(tmp_path / "runs", tmp_path / "out")
     assert "all 2 configurations are shown, because they have no common validation to choose by" in report.text
 
