@@ -33,11 +33,11 @@ class Measured:
     def benchmark(self) -> str:
         return self.summary["benchmark"]
 
-    def shares(self) -> dict[str, float]:
-        """By problem, the share of its samples that are right."""
-        correct: dict[str, list[bool]] = defaultdict(list)
+    def shares(self) -> dict[tuple[str, str], float]:
+        """Share of right samples by problem, its id and gold answer: two files may give other problems the same ids."""
+        correct: dict[tuple[str, str], list[bool]] = defaultdict(list)
         for row in self.rows:
-            correct[row["id"]].append(row["correct"])
+            correct[row["id"], row["gold"]].append(row["correct"])
         return {problem: sum(samples) / len(samples) for problem, samples in correct.items()}
 
 

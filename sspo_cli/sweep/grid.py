@@ -17,8 +17,8 @@ from rich.table import Table
 
 from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
-from sspo_cli.report.measurements import best_configurations
-from sspo_cli.report.runs import collect
+from sspo_cli.report.choices import best_configurations
+from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name

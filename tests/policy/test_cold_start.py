@@ -8,9 +8,8 @@ import pytest
 import torch
 import transformers
 from filelock import FileLock
-from sspo_cli.config_files import load_config
 
-from sspo_cli.config import ColdStartOptions, ModelOptions, RunOptions
+from sspo_cli.config import ColdStartOptions, ModelOptions, RunOptions, load_config
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of

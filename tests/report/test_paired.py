@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from synthetic_runs import answer, evaluation, write_bare_model, write_run
 
-from sspo_cli.report.runs import collect
+from sspo_cli.report.collect import collect
 from sspo_cli.report.table import Table
 from sspo_cli.report.tables import tables
 from sspo_cli.tracking.files import read_jsonl, write_jsonl_atomic
