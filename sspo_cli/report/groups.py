@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from sspo_cli.config import RunOptions, flatten
-from sspo_cli.objectives import METHODS
+from sspo_cli.objectives import METHODS, OPTIONS
 from sspo_cli.report.records import RunRecord
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ REGIME = (
     "rollout.temperature",
 )
 
-HYPERPARAMETERS = ("tau_neg", "tau_pos", "eps_low", "eps_high")  # of methods
+HYPERPARAMETERS = [name for name, option in OPTIONS.items() if not option.choices]  # the numbers among them
 
 
 @dataclass(frozen=True, eq=False)
