@@ -298,7 +298,7 @@ def measure_if_due(run: Run) -> None:
         return
     conditions = Conditions.of(options)
     rows = run.folder.evaluations()
-    measured = {row["benchmark"] for row in rows if row["step"] == step and conditions.hold_for(row, "prompt")}
+    measured = {row["benchmark"] for row in rows if row["step"] == step and conditions.matches(row, "prompt")}
     if options.evaluation.validation and not checkpoint_path(run).exists():
         save(run)
 
