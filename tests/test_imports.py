@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 # A room may import those before it. Rooms on one line do not know one another.
 ORDER = [
     {"types", "errors"},
-    {"seeds", "plugins", "interruption", "statistics"},
+    {"seeds", "plugins", "interruption", "locks", "statistics"},
     {"objectives", "tasks", "rewards"},
     {"environments", "config"},
     {"policy", "tracking"},

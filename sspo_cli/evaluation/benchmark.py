@@ -1,6 +1,6 @@
 """Pass@1 of a policy on a benchmark, avg@n and pass@k: the prompt, the extraction and the check of training.
 
-A measurement goes chunk by chunk. What is done of it is kept in `partial/`, so that a stopped one goes on where it was.
+A benchmark is sampled chunk by chunk. The chunks that are done are kept in `partial/`, so that a stopped one continues there.
 """
 
 import json
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import xxhash
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
+from sspo_cli.locks import take_lock
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.seeds import derive_seed
@@ -64,7 +65,7 @@ class Conditions:
 
     @classmethod
     def of(cls, options: RunOptions) -> Self:
-        """Those of a run. The seed is not the run's, so that all runs are measured alike."""
+        """Return those of a run. The seed is not the run's, so that all runs are measured alike."""
         evaluation = options.evaluation
         return cls(
             samples=evaluation.samples,
@@ -80,8 +81,8 @@ class Conditions:
         """Problems sampled at a time."""
         return max(1, min(CHUNK, self.max_rows // self.samples))
 
-    def hold_for(self, row: dict[str, Any], template: str) -> bool:
-        """Whether a row was measured so; `template` is the key of the template's name. Older versions do not say all."""
+    def matches(self, row: dict[str, Any], template: str) -> bool:
+        """Decide whether a row was measured so; `template` is its key of the template. Rows of older versions do not say all."""
         return (
             row.get("samples", 1) == self.samples
             and row.get("temperature", 0.0) == self.temperature
@@ -98,10 +99,10 @@ def evaluate(
     progress: Callable[[int], None],
     partial: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each problem and sample, as in `<benchmark>.jsonl` but for the step.
+    """Sample and grade a benchmark: a row for each problem and sample, as in `<benchmark>.jsonl` except for the step.
 
     `progress(n)` is called when n more problems are done. With a `partial` file (see `partial_path`), what it holds is not
-    done again, and it is written on; it is for the caller to remove. Raises UserError where another process writes it.
+    done again, and new chunks are appended; the caller removes it. Raises UserError if another process writes it.
     """
     with _chunks_done(partial) as chunks:
         for chunk in chunks:
@@ -115,9 +116,9 @@ def evaluate(
 
 
 def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, model: str) -> Path:
-    """Where what is done of a measurement is kept: a name of its own for everything that determines the completions.
+    """Return where chunks that are done are kept: a name of its own for everything that determines the completions.
 
-    `model` is the policy's fingerprint, so that another model never goes on with this one's completions.
+    `model` is the policy's fingerprint, so that no other model continues with this one's completions.
     """
     problems = [(p.problem.id, p.problem.answer, p.opening, p.token_ids) for p in benchmark.prompts]
     key = xxhash.xxh3_64_hexdigest(json.dumps([model, asdict(conditions), benchmark.split, problems]).encode())
@@ -127,7 +128,7 @@ def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, mod
 def grade_groups(
     prompts: Sequence[Prompt], completions: Sequence[list[Completion]], checker: AnswerChecker
 ) -> list[Group]:
-    """Sampled completions with their rewards; what the chat template opened counts as part of the text."""
+    """Grade sampled completions; what the chat template opened counts as part of the text."""
     texts = [p.opening + c.text for p, group in zip(prompts, completions, strict=True) for c in group]
     golds = [p.problem.answer for p, group in zip(prompts, completions, strict=True) for _ in group]
     rewards = iter(grade(texts, golds, checker))
@@ -135,7 +136,7 @@ def grade_groups(
 
 
 def summarize(rows: Sequence[dict[str, Any]], benchmark: Benchmark, conditions: Conditions) -> dict[str, Any]:
-    """A row of `summary.json` but for step and checkpoint.
+    """Summarize rows as in `summary.json`, except for step and checkpoint.
 
     pass_at_1  share of all samples that are right
     low, high  its 95 % Wilson interval over the problems, as many solved as on average over the samples
@@ -175,43 +176,42 @@ def record(
     step: int,
     checkpoint: str,
 ) -> dict[str, Any]:
-    """Writes `<benchmark>.jsonl` and `summary.json` in `folder`; returns the summary.
+    """Write `<benchmark>.jsonl` and `summary.json` in `folder`; returns the summary.
 
-    What they said of this step under the same conditions goes, so that every summary has its problems beside it.
+    Earlier rows of this step under the same conditions are replaced in both, so that every summary has its problems.
     """
     summary = {"step": step, **summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
     details, summaries = folder / f"{benchmark.name}.jsonl", folder / "summary.json"
 
-    def is_of_this(row: dict[str, Any], template: str) -> bool:
-        return row["step"] == step and conditions.hold_for(row, template)
+    def is_replaced(row: dict[str, Any], template: str) -> bool:
+        return row["step"] == step and conditions.matches(row, template)
 
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # an `sspo eval` may measure a run that is going on
-        kept = [row for row in read_jsonl(details) if not is_of_this(row, "template")]
+    with FileLock(folder / ".lock"):  # an `sspo eval` may measure a run that is still training
+        kept = [row for row in read_jsonl(details) if not is_replaced(row, "template")]
         write_jsonl_atomic(details, [*kept, *({"step": step, **row} for row in rows)])
-        others = read_json(summaries) if summaries.exists() else []
-        others = [row for row in others if row["benchmark"] != benchmark.name or not is_of_this(row, "prompt")]
-        write_json_atomic(summaries, [*others, summary])
+        kept = read_json(summaries) if summaries.exists() else []
+        kept = [row for row in kept if row["benchmark"] != benchmark.name or not is_replaced(row, "prompt")]
+        write_json_atomic(summaries, [*kept, summary])
     return summary
 
 
 @contextmanager
 def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
-    """The rows of each whole chunk in the file, for this process alone to go on with."""
+    """Yield the rows of each whole chunk in the file, which no other process may write meanwhile."""
     if partial is None:
         yield []
         return
     lock = FileLock(partial.with_name(f".{partial.name}.lock"))
     with explain_os_errors("write", partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
-                f"(its work is {partial}); wait for it"
-            ) from None
+        taken = take_lock(lock)
+    if not taken:
+        raise UserError(
+            f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
+            f"(its work is {partial}); wait for it"
+        )
     try:
         truncate_jsonl(partial, lambda chunk: True)  # a chunk that a kill has torn would run into the next one
         yield [chunk["rows"] for chunk in read_jsonl(partial)]
@@ -223,7 +223,7 @@ def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
 def _graded_chunks(
     engine: Engine, benchmark: Benchmark, checker: AnswerChecker, conditions: Conditions, first: int
 ) -> Iterator[list[Group]]:
-    """From the chunk number `first` on. The answers of a chunk are checked while the next one is sampled.
+    """Yield the chunks from number `first` on. The answers of a chunk are checked while the next one is sampled.
 
     Each chunk has a seed of its own: what is sampled depends neither on interruptions nor on what else is measured.
     """
@@ -247,7 +247,7 @@ def _graded_chunks(
 
 
 def _rows(group: Group, conditions: Conditions) -> list[dict[str, Any]]:
-    """A graded problem as objects for `<benchmark>.jsonl`, one for each sample."""
+    """Return a graded problem as objects for `<benchmark>.jsonl`, one for each sample."""
     return [
         {
             "samples": conditions.samples,

@@ -29,7 +29,7 @@ class Recorded:
 
 
 def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> None:
-    """Grades the rows of a JSON-lines file, writes them to `out`, and prints a summary. Loads no torch.
+    """Grade the rows of a JSON-lines file, writes them to `out`, and prints a summary. Loads no torch.
 
     A row has a `gold`, and the model's text in `completion` or `prediction`. It is written back, in its place and with all
     of its fields, with
@@ -43,7 +43,7 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
 
     A gold may be a number, a worked solution that ends in `#### 72` or `\\boxed{72}`, or a list, any of which is right.
 
-    out      default: beside the file, as <stem>.graded.jsonl
+    out      default: next to the file, as <stem>.graded.jsonl
     timeout  seconds for each check
 
     Raises UserError for a file that cannot be read, a row without gold or text (by its line), and an `out` that is the file
@@ -81,7 +81,7 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
 
 
 def summary(graded: Sequence[dict[str, Any]]) -> list[str]:
-    """What the graded rows come to, a line each: the correct share with its 95 % interval, the readers, what went wrong."""
+    """Summarize graded rows, a line each: the correct share with its 95 % interval, the readers, what went wrong."""
     from sspo_cli.statistics import wilson  # scipy loads longer than a small file takes to grade
 
     correct = sum(row["verdict"] == "correct" for row in graded)
@@ -142,6 +142,6 @@ def _submit(reading: Reading, golds: Sequence[str], checker: AnswerChecker) -> l
 
 
 def _best(checks: Sequence[Future[Verdict]]) -> Verdict:
-    """The verdict by whichever gold is right; else the first one's that is not plainly wrong, such as a time-out."""
+    """Return the verdict by whichever gold is right; else the first that is not plainly wrong, such as a time-out."""
     verdicts = [check.result() for check in checks]
     return max(verdicts, key=lambda verdict: (verdict.equal, verdict.status != "ok"), default=NO_GOLD)

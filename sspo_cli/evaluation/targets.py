@@ -36,16 +36,16 @@ class Target:
 
     @property
     def model(self) -> str:
-        """The whole path of the weights, or their name on the hub."""
+        """Whole path of the weights, or their name on the hub."""
         local = self.checkpoint or Path(self.name)
         return str(local.resolve()) if local.exists() else self.name
 
 
 def find_target(name: str, checkpoint: str | None, given: RunOptions | None, runs_dir: Path) -> Target:
-    """A run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
+    """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
 
     The options `given` are a model's; a run has its own. Raises UserError for a checkpoint that a run does not have, and for
-    a model where a checkpoint is asked for.
+    a model if a checkpoint is asked for.
     """
     if not name:
         raise UserError("a run or model to measure has an empty name")
@@ -68,14 +68,14 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
     given = given or RunOptions()
     options = given.model_copy(update={"model": given.model.model_copy(update={"name": name})})
     target = Target(name, options, runs_dir / f"model-{name.strip('/').replace('/', '-')}", None)
-    about = target.folder / MODEL
-    if about.exists() and (other := read_json(about)["model"]) != target.model:
-        raise UserError(f"{target.folder} holds the results of another model, {other}; choose another --runs-dir")
+    path = target.folder / MODEL
+    if path.exists() and (earlier := read_json(path)["model"]) != target.model:
+        raise UserError(f"{target.folder} holds the results of another model, {earlier}; choose another --runs-dir")
     return target
 
 
 def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
-    """The same, sampled by another engine than its options name: a run that vLLM sampled for is measured without vLLM, say."""
+    """Return the target, sampled by `engine`: a run that vLLM sampled for can be measured without vLLM, for example."""
     options, rollout = target.options, target.options.rollout
     vllm = None if engine == "torch" else rollout.vllm
     rollout = rollout.model_copy(update={"engine": engine, "vllm": vllm})
@@ -83,7 +83,7 @@ def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Targ
 
 
 def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
-    """Those of its options, but for `changes`. Raises UserError for several greedy samples, and for an infinite temperature."""
+    """Return its options' conditions with `changes`. Raises UserError for several greedy samples and an infinite temperature."""
     conditions = replace(Conditions.of(target.options), **changes)
     if not math.isfinite(conditions.temperature):
         raise UserError("--temperature inf would sample every token alike; give a number, such as 0.6")
@@ -95,7 +95,7 @@ def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
 
 
 def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[TaskOptions]:
-    """The benchmarks to measure it on. Raises UserError where two have the same name, where one is unknown, and for none."""
+    """Return the benchmarks to measure it on. Raises UserError if two have the same name, if one is unknown, and for none."""
     options = target.options
     tasks = [_benchmark(name, options) for name in benchmarks] or options.evaluation.benchmarks
     if len({task.label for task in tasks}) < len(tasks):
@@ -133,7 +133,7 @@ def _whole(checkpoint: Path) -> Path:
 
 
 def _benchmark(name: str, options: RunOptions) -> TaskOptions:
-    """A benchmark of the options by its name, another one as published or from a path, or a local file."""
+    """Find a benchmark of the options by its name, another one as published or from a path, or a local file."""
     for benchmark in options.evaluation.benchmarks:
         if benchmark.label == name:
             return benchmark
@@ -144,8 +144,8 @@ def _benchmark(name: str, options: RunOptions) -> TaskOptions:
         return TaskOptions(name=cast(TaskName, task), path=path or None, split="test")
     if name and Path(name).exists():
         file = TaskOptions(name="file", path=name, split="test")
-        others = [benchmark.label for benchmark in options.evaluation.benchmarks]
-        if file.label in (*get_args(TaskName), VALIDATION, *others):
+        labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
+        if file.label in (*get_args(TaskName), VALIDATION, *labels):
             raise UserError(
                 f"the results of {name} would be filed under {file.label}, another benchmark's name; rename the file"
             )

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 import transformers
 import xxhash
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sspo_cli import __version__
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
+from sspo_cli.locks import take_lock
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside
 from sspo_cli.policy.model import Policy, fingerprint, load_policy
@@ -81,18 +82,13 @@ def cold_start(
 
 @contextmanager
 def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -> Iterator[None]:
-    """Wait for the lock: another run may be at the same cold start for hours. Raises Interrupted when asked to stop."""
+    """Hold the lock of a cold start. Another run may be at it for hours; waiting for it can be interrupted."""
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not take_lock(lock):
         note(f"another run is at the same cold start, {path.parent}; waiting for it")
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
+        while not take_lock(lock, timeout=1):
             if interruption.requested:
-                raise Interrupted from None
+                raise Interrupted
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ def measure_if_due(run: Run) -> None:
     if step not in (0, options.steps) and not (every and step % every == 0):
         return
     conditions = Conditions.of(options)
-    summaries = [row for row in run.folder.evaluations() if row["step"] == step and conditions.hold_for(row, "prompt")]
+    summaries = [row for row in run.folder.evaluations() if row["step"] == step and conditions.matches(row, "prompt")]
     measured = {row["benchmark"] for row in summaries}
     if options.evaluation.validation and not checkpoint_path(run).exists():
         save(run)

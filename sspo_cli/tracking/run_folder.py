@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
+from sspo_cli.locks import take_lock
 from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, truncate_jsonl, write_json_atomic
 
 State = Literal["running", "finished", "failed", "interrupted"]
@@ -201,11 +202,9 @@ class RunFolder:
     def is_being_written(self) -> bool:
         """Whether a process holds the lock: a `running` status without one is that of a run that was killed."""
         if not self._lock.is_locked and os.access(self._lock.lock_file, os.W_OK):
-            try:
-                with self._lock.acquire(timeout=0):
-                    return False
-            except Timeout:
+            if not take_lock(self._lock):
                 return True
+            self._lock.release()
         return self._lock.is_locked
 
     def close(self) -> None:
@@ -222,12 +221,9 @@ class RunFolder:
 
     def _acquire(self) -> None:
         with explain_os_errors("lock", self.path):
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise UserError(
-                    f"run {self.path} is being written by another process; wait for it or choose another --run"
-                ) from None
+            taken = take_lock(self._lock)
+        if not taken:
+            raise UserError(f"run {self.path} is being written by another process; wait for it or choose another --run")
 
 
 def _now() -> str:

@@ -12,6 +12,7 @@ from sspo_cli.report.runs import collect
 from synthetic_runs import answer, evaluation, validation, write_run
 from written_reports import Report
 
+from sspo_cli.report.collect import collect
 from sspo_cli.report.figures.scores import scores_by_step_figure
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.tracking.files import write_jsonl_atomic
@@ -255,10 +256,11 @@ def test_what_an_unfinished_run_measured_is_in_no_figure(tmp_path: Path) -> None
     rows = [evaluation(step, correct) for step, correct in ((0, 60), (4, 80), (12, 120))]
     write_run(tmp_path / "a", evaluations=rows)
     write_run(tmp_path / "b", "seed=1", evaluations=[{**row, "correct": 200} for row in rows], state="failed", last=12)
-    groups = collect([tmp_path]).groups
-    by_step = scores_by_step_figure(groups)
+    collection = collect([tmp_path])
+    frame, groups = collection.frame, collection.groups
+    by_step = scores_by_step_figure(frame, groups)
     assert by_step is not None
-    for axes in (by_step.axes[0], training_figure(groups[0]).axes[3]):
+    for axes in (by_step.axes[0], training_figure(frame, groups[0]).axes[3]):
         drawn = [list(line.get_ydata()) for line in axes.get_lines()]
         assert [30, 40, 60] in drawn
         assert max(map(max, drawn)) < 70  # where the interval of 60 % ends
