@@ -194,3 +194,4 @@ def test_reward_metrics_are_of_the_minibatch(make_batch):
     assert metrics["groups/equal_reward"] == pytest.approx(1 / 3)
     assert metrics["reward/std"] == pytest.approx(2 * (1 / 3) ** 0.5 / 3)
     assert metrics["completions/length"] == pytest.approx(batch.lengths.float().mean().item())
+    assert metrics["completions/truncated"] == pytest.approx(2 / 12)

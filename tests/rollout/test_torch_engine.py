@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2LMHeadModel, Qwen2ForCausalLM
 
 from sspo_cli.config import ModelOptions
 from sspo_cli.policy.batch import collate
@@ -108,6 +108,25 @@ def test_more_prompts_than_fit_at_a_time_come_back_in_order(policy):
     assert [c.token_ids for group in together for c in group] == [c.token_ids for group in apart for c in group]
 
 
+@pytest.mark.parametrize(("max_rows", "at_a_time"), [(12, 12), (11, 8), (4, 4), (1, 4)])
+def test_no_more_rows_than_allowed_are_sampled_at_a_time_but_a_whole_group(policy, max_rows, at_a_time):
+    rows = []
+    policy.decoder.register_forward_hook(
+        lambda module, inputs, options, output: rows.append(len(options["input_ids"])), with_kwargs=True
+    )
+    sample(policy, max_rows=max_rows)
+    assert max(rows) == at_a_time
+
+
+def test_after_a_sync_the_engine_samples_from_that_policy(policy, tiny):
+    untouched = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
+    sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
+    engine = TorchEngine(untouched, 100)
+    before = engine.generate(PROMPTS, 4, sampling)
+    assert engine.sync(policy) == {}
+    assert engine.generate(PROMPTS, 4, sampling) == sample(policy) != before
+
+
 def test_completions_are_told_as_they_end_while_others_go_on(policy):
     """Each once, with the index of its prompt, also when several chunks of prompts are sampled one after the other."""
     policy.model.generation_config.eos_token_id = list(range(4, 60))
@@ -186,14 +205,29 @@ def test_the_model_samples_in_evaluation_mode_and_is_left_in_the_mode_that_it_ha
     assert {module.training for module in policy.model.modules()} == {training}
 
 
-@pytest.mark.parametrize("layers", [["full", "sliding"], ["sliding", "full"]], ids="-".join)
-def test_a_model_of_mixed_sliding_and_full_attention_samples_from_itself(tmp_path, layers):
-    """With a window of 4 in a cache of its own: the model's own logits of each completion, without a cache."""
+SHAPE = {"vocab_size": 270, "initializer_range": 0.3}
+QWEN2 = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, **SHAPE}
+SLIDING = {"num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 4}
+MODELS = {
+    "full and sliding": (
+        Qwen2ForCausalLM,
+        {**SLIDING, **QWEN2, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "sliding and full": (
+        Qwen2ForCausalLM,
+        {**SLIDING, **QWEN2, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "learned positions": (GPT2LMHeadModel, {"n_embd": 32, "n_layer": 2, "n_head": 2, **SHAPE}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_kinds_of_models_sample_from_themselves(tmp_path, name):
+    """With a window of 4 tokens, or positions that are not relative: the model's own logits of each completion, without
+    cache and padding."""
+    kind, shape = MODELS[name]
     torch.manual_seed(0)
-    shape = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    windows = {"use_sliding_window": True, "sliding_window": 4, "layer_types": [f"{kind}_attention" for kind in layers]}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}
-    Qwen2ForCausalLM(Qwen2Config(**shape, **heads, **windows)).save_pretrained(tmp_path)
+    kind(kind.config_class(**shape)).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     policy = load_policy(ModelOptions(name=str(tmp_path)), torch.device("cpu"))
     policy.model.generation_config.eos_token_id = list(range(4, 40))  # rows leave at different steps
