@@ -38,7 +38,7 @@ BASE = {
     "cold_start.batch_size": 16,
     "cold_start.learning_rate": 2e-2,
     "cold_start.warmup_steps": 5,
-    "cold_start.weight_decay": 0.1,
+    "cold_start.weight_decay": 0.05,
     "evaluation.benchmarks": "[{name: arithmetic, split: test, limit: 10}]",
     "evaluation.every": "null",
     "evaluation.max_new_tokens": 28,
