@@ -4,7 +4,7 @@ import json
 import re
 import signal
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +15,11 @@ import torch
 from small_runs import rows
 
 from sspo_cli import session
-from sspo_cli.config_files import load_config
+from sspo_cli.config import load_config
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker, Verdict
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.types import Completion
 
 # By the prompt's place in the rollout, modulo 4, the G = 4 completions, and their rewards r_answer and r_format. {gold} is
@@ -77,7 +77,7 @@ class ScriptedEngine:
     def evaluations(self) -> list[tuple[list[str], int, Sampling]]:
         return [call for call in self.calls if call[2].temperature == 0]
 
-    def check_room(self, tokens: int) -> None: ...
+    def check_capacity(self, tokens: int) -> None: ...
 
     def sleep(self) -> None: ...
 
@@ -85,9 +85,8 @@ class ScriptedEngine:
         self.policy = policy
         return {}
 
-    def generate(
-        self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, finished: Callable | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, request: Request, on_completion: Callable | None = None) -> list[list[Completion]]:
+        prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         questions = [re.search(r"user\n(.*?)<", self.policy.tokenizer.decode(ids))[1] for ids in prompts]
         self.calls.append((questions, group_size, sampling))
         self.clock.now += 2.0 if sampling.temperature > 0 else 5.0

@@ -19,7 +19,7 @@ from commands import Outcome, sspo
 from sspo_cli.config import ModelOptions, TinyModelOptions, load_config
 from sspo_cli.policy.checkpoint import save_checkpoint
 from sspo_cli.policy.model import Policy, load_policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.types import Completion
@@ -79,10 +79,8 @@ class Targets:
 def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Targets:
     known = Targets(tmp_path)
 
-    def generate(
-        engine: TorchEngine, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, *_: object
-    ) -> list[list[Completion]]:
-        return known.generate(engine.policy, prompts, group_size)
+    def generate(engine: TorchEngine, request: Request, *_: object) -> list[list[Completion]]:
+        return known.generate(engine.policy, request.prompts, request.group_size)
 
     monkeypatch.setattr(TorchEngine, "generate", generate)
     monkeypatch.setattr(gc, "collect", lambda: 0)  # before each model: of all that a test process holds, half a second

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from scipy.stats import ttest_rel
-from sspo_cli.report.runs import collect
 from synthetic_runs import answer, evaluation, validation, write_run
 from written_reports import Report
 

@@ -122,9 +122,9 @@ def test_after_a_sync_the_engine_samples_from_that_policy(policy, tiny):
     untouched = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
     sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
     engine = TorchEngine(untouched, 100)
-    before = engine.generate(PROMPTS, 4, sampling)
+    before = engine.generate(Request(PROMPTS, 4, sampling))
     assert engine.sync(policy) == {}
-    assert engine.generate(PROMPTS, 4, sampling) == sample(policy) != before
+    assert engine.generate(Request(PROMPTS, 4, sampling)) == sample(policy) != before
 
 
 def test_completions_are_told_as_they_end_while_others_go_on(policy):

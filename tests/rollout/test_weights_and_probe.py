@@ -81,14 +81,15 @@ def test_a_folder_that_cannot_be_written_is_told(policy, tmp_path):
 def sampler(policy, shift=(0.0,)):
     """The torch engine on that policy, its log-probabilities shifted by turns."""
 
-    def sample(prompt, group_size, sampling):
-        (group,) = TorchEngine(policy, 64).generate([prompt], group_size, sampling)
-        return [
+    def generate(request):
+        (group,) = TorchEngine(policy, 64).generate(request)
+        shifted = [
             replace(c, sampling_logprobs=[v + shift[t % len(shift)] for t, v in enumerate(c.sampling_logprobs)])
             for c in group
         ]
+        return [shifted]
 
-    return sample
+    return generate
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
