@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
@@ -21,21 +22,33 @@ app = typer.Typer(
 
 Config = Annotated[list[Path] | None, typer.Option("-c", "--config", help="YAML file of options; later ones override.")]
 Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, as section.option=value.")]
-Method = Annotated[
-    str | None, typer.Option(help="grpo, gspo, gmpo, sapo, sspo; or an aggregation: arithmetic, geometric, sequence.")
-]
-Gate = Annotated[
-    str | None,
-    typer.Option(help="For sspo: expsig, expatan, gumbel, atanlog, siglog, or your own as module:function."),
-]
-AnyGate = Annotated[bool, typer.Option("--allow-any-gate", help="Run a gate that breaks the paper's conditions.")]
+Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
+Gate = Annotated[str | None, typer.Option()]
+AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
 Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and minibatches.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+EngineName = Annotated[
+    Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
+]
 RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
 
 
+class ObjectiveCommand(TyperCommand):
+    """Describe the flags of the objective as its options do, which name every method and gate there is."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from sspo_cli.config import ObjectiveOptions  # brings torch along, so not before the help is asked for
+
+        flags: list[Any] = self.params
+        for flag in flags:
+            if field := ObjectiveOptions.model_fields.get(flag.name):
+                description = field.description or ""
+                flag.help = f"{description[0].upper()}{description[1:]}."
+        super().format_help(ctx, formatter)
+
+
 def main() -> None:
-    """The `sspo` script. A UserError becomes one sentence and exit code 1, an interruption exit code 130."""
+    """Run the `sspo` script. A UserError becomes one sentence and exit code 1, an interruption exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn at every fork of a checker
     try:
         app()
@@ -47,7 +60,7 @@ def main() -> None:
         sys.exit(130)
 
 
-@app.command("train")
+@app.command("train", cls=ObjectiveCommand)
 def train_command(
     config: Config = None,
     set_: Set = None,
@@ -69,7 +82,7 @@ def train_command(
     if resume and run is None:
         raise UserError("--resume needs the run's name: --run NAME")
 
-    from sspo_cli.config_files import load_config, to_yaml
+    from sspo_cli.config import load_config, to_yaml
 
     options = load_config(config or [], overrides)
     if dry_run:
@@ -104,9 +117,7 @@ def eval_command(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of a completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,
-    engine: Annotated[
-        Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
-    ] = None,
+    engine: EngineName = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many problems; printed, not recorded.")
     ] = None,
@@ -118,7 +129,7 @@ def eval_command(
     set_: Set = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy unless told otherwise.
+    """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy by default.
 
     A run is measured with its own options; -c and -s are for models that no run has made.
     """
@@ -127,7 +138,7 @@ def eval_command(
     if out and not completions:
         raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
 
-    from sspo_cli.config_files import load_config
+    from sspo_cli.config import load_config
 
     given = load_config(config or [], set_ or []) if config or set_ else None
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -138,12 +149,12 @@ def eval_command(
                 "recorded outputs are graded as they are; --completions goes with no option on how to sample"
             )
 
-        from sspo_cli.recorded import grade_file
+        from sspo_cli.evaluation.recorded import grade_file
 
         grade_file(completions, out, (given or load_config([], [])).answer_timeout)
         return
 
-    from sspo_cli.measure import measure
+    from sspo_cli.evaluation.command import measure
 
     measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
 
@@ -183,7 +194,7 @@ def report_command(
         Literal["last", "best"], typer.Option(help="The checkpoint in the tables: the last, or the best by validation.")
     ] = "last",
 ) -> None:
-    """The paper's tables and figures, and a page to look at, from run folders."""
+    """Write the paper's tables and figures, and a page to look at, from run folders."""
     from sspo_cli.report import write_report
 
     page, *others = write_report(runs, out, paper=paper, select=select)

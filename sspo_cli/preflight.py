@@ -1,6 +1,7 @@
-"""A look before the leap: can a perfect answer to this prompt earn the full reward? Does every problem fit?"""
+"""Checks before anything is spent: a perfect answer can earn the full reward, and every problem fits the model."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
@@ -8,13 +9,12 @@ from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.types import Prompt
 
 
-def preflight(policy: Policy, prompt: Prompt, checker: AnswerChecker, note: Callable[[str], None]) -> None:
-    """Notes one rendered prompt and the rewards of four synthetic completions, encoded and decoded as sampled ones are.
+def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: Callable[[str], None]) -> None:
+    """Note one rendered prompt and the rewards of four synthetic completions, encoded and decoded as sampled ones are.
 
-    Raises UserError where the perfect one does not reach 2.0 (a chat template that swallows the tags, a gold answer that
-    does not agree with itself), and where the policy's log-probabilities are not those of the model.
+    Raises UserError if the perfect one does not reach 2.0, because of a chat template that swallows the tags, say, or of a
+    gold answer that does not agree with itself.
     """
-    policy.check_logits()
     gold = prompt.problem.answer
     wrong = "1" if gold == "0" else "0"
     completions = {
@@ -23,7 +23,6 @@ def preflight(policy: Policy, prompt: Prompt, checker: AnswerChecker, note: Call
         "broken format": f"{gold}</answer>",
         "empty": "",
     }
-    tokenizer = policy.tokenizer
     texts = []
     for text in completions.values():
         ids = tokenizer.encode(text.removeprefix(prompt.opening), add_special_tokens=False)
@@ -41,7 +40,7 @@ def preflight(policy: Policy, prompt: Prompt, checker: AnswerChecker, note: Call
 
 
 def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> int:
-    """How many tokens a prompt and its completion may have at most, over all of them.
+    """Return how many tokens a prompt and its completion may have at most, over all of them.
 
     Raises UserError for a prompt that leaves too little of the model's context for its completion.
     """

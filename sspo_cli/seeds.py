@@ -7,5 +7,5 @@ import xxhash
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """A seed in [0, 2^63), unrelated for any two different triples."""
+    """Derive a seed in [0, 2^63), unrelated for any two different triples."""
     return xxhash.xxh3_64_intdigest(f"{seed}/{purpose}/{index}".encode()) >> 1

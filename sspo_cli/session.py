@@ -3,50 +3,54 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sspo_cli.config import VALIDATION, RunOptions, TaskOptions
-from sspo_cli.config_files import differences, may_change
+from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, may_change
 from sspo_cli.errors import UserError
-from sspo_cli.evaluate import Benchmark, Conditions
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
-from sspo_cli.policy.model import load_policy, resolve_device
+from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw, adamw_8bit
-from sspo_cli.preflight import check_lengths, preflight
+from sspo_cli.preflight import check_lengths, check_rewards
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
+from sspo_cli.rollout.engine import Engine
+from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tasks.validation import hold_out, without
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker, open_tracker
-from sspo_cli.train import Run, RunState, train
+from sspo_cli.train import train
 from sspo_cli.types import Problem, Prompt
 
-COLD_STARTS = "cold-starts"  # beside the runs, shared by them
+COLD_STARTS = "cold-starts"  # a folder next to the runs, shared by them
 RENDERED_AT_A_TIME = 256  # problems between two signs of progress
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
-    """A new run in `path`. Raises UserError where that exists, or where the run cannot go on; Interrupted when stopped."""
-    build_objective(
-        **options.objective.model_dump()
-    )  # a gate that breaks the conditions is told before a folder is made
+    """Make a new run in `path` and trains it.
+
+    Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
+    """
+    build_objective(**options.objective.model_dump())  # refuses a gate before a folder is made
     with RunFolder.create(path, options, command) as folder:
         _run(folder, options)
 
 
 def resume_run(path: Path, given: RunOptions | None) -> None:
-    """Goes on from the last whole checkpoint, or from the start where there is none.
+    """Continue a run from its last whole checkpoint, or from the start if there is none.
 
-    Raises UserError where there is no such run, where it is finished, or where `given` differs from what it was started
-    with in what is computed, see `may_change`.
+    Raises UserError if there is no such run, if it is finished, or if `given` differs from what it was started with in what
+    is computed, see `may_change`.
     """
     with RunFolder.resume(path) as folder:
         options = given or folder.config
@@ -62,7 +66,7 @@ def resume_run(path: Path, given: RunOptions | None) -> None:
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
-    """`sspo-atanlog-seed0`, or with a number behind where that exists."""
+    """Name a run that does not exist: `sspo-atanlog-seed0`, or with a number behind."""
     words = [options.objective.method, options.objective.gate, f"seed{options.seed}"]
     name = "-".join(str(word).replace(":", ".") for word in words)
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -88,77 +92,62 @@ def _run(folder: RunFolder, options: RunOptions) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a run starts from.
+
+    policy      of the checkpoint, or of the config if there is none
+    checkpoint  that a resumed run continues from
+    saved       the checkpoint's state of optimizer and run
+    """
+
+    policy: Policy
+    checkpoint: Path | None
+    saved: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The problems of a run, rendered.
+
+    prompts     to train on, of each task
+    benchmarks  to measure on, the validation problems first
+    held_out    the validation problems
+    """
+
+    prompts: list[list[Prompt]]
+    benchmarks: list[Benchmark]
+    held_out: list[Problem]
+
+
 def prepare(
     folder: RunFolder, options: RunOptions, tracker: Tracker, interruption: Interruption, checker: AnswerChecker
 ) -> Run:
-    """Loads or resumes everything; runs the cold start where it is not done yet.
+    """Load or resumes everything; runs the cold start if it is not done yet.
 
     `options` are the folder's, or a resumed run's that differ from them in how it is computed: the folder keeps them.
     """
     torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
-    checkpoint, damaged = set_damaged_aside(folder.checkpoints)
-    for path in damaged:
-        tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
-    policy = load_policy(options.model, device, checkpoint)
-    if options.optimizer.eight_bit:
-        adamw_8bit()  # told at once where it is missing, and needed to read its state
-
-    saved = load_state(checkpoint) if checkpoint else None
-    state = RunState.from_state_dict(saved["run"]) if saved else RunState()
+    loaded = _load(folder, options, tracker)
+    policy = loaded.policy
+    state = RunState.from_state_dict(loaded.saved["run"]) if loaded.saved else RunState()
     folder.truncate(state.step)
     tracker.start(options.steps, state.step)
-    if checkpoint:
-        tracker.note(f"resuming from {checkpoint}")
-
-    def rendered(problems_by_task: Sequence[Sequence[Problem]]) -> list[list[Prompt]]:
-        prompts: list[list[Prompt]] = [[] for _ in problems_by_task]
-        with tracker.stage("rendering prompts", sum(map(len, problems_by_task))):
-            for of_task, problems in zip(prompts, problems_by_task, strict=True):
-                for start in range(0, len(problems), RENDERED_AT_A_TIME):
-                    part = problems[start : start + RENDERED_AT_A_TIME]
-                    of_task += [render(problem, options.prompt, policy.tokenizer) for problem in part]
-                    tracker.advance(len(part))
-        return prompts
-
-    weights, evaluation = [task.weight for task in options.tasks], options.evaluation
-    problems, held_out = hold_out(_problems_of(options.tasks), weights, evaluation.validation)
-    prompts = rendered(problems)
-    needed = [check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy)]
-    places = [(task.label, task.split) for task in evaluation.benchmarks]
-    to_measure = _problems_of(evaluation.benchmarks)
-    if held_out:
-        places, to_measure = [(VALIDATION, VALIDATION), *places], [held_out, *to_measure]
-    benchmarks = [Benchmark(*place, of_one) for place, of_one in zip(places, rendered(to_measure), strict=True)]
-    needed += [check_lengths(each.prompts, Conditions.of(options).max_new_tokens, policy) for each in benchmarks]
-    preflight(policy, prompts[0][0], checker, tracker.note)
-    engine = open_engine(options.rollout, policy, named=options.model.name is not None)  # tells early what it cannot do
-    engine.check_room(max(needed))
-    cold = checkpoint is None and options.cold_start.steps > 0
-    if cold:
-        engine.sync(policy)  # whether weights arrive is told before the cold start, not after it
-    engine.sleep()
-    tracker.note(f"sampler: {engine.name}")
+    if loaded.checkpoint:
+        tracker.note(f"resuming from {loaded.checkpoint}")
+    rendered = _render(options, policy, tracker)
+    needs_cold_start = loaded.checkpoint is None and options.cold_start.steps > 0
+    engine = _check(options, policy, rendered, checker, tracker, needs_cold_start)
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
-        folder.change(options, checkpoint.name if checkpoint else None, changes)
-
-    if cold:
-        worked = [without(problems, held_out) for problems in _problems_of(options.cold_start.tasks)]
-        teachers = rendered(worked) if worked else prompts
-        demonstrations = demonstrations_of(list(itertools.chain(*teachers)), policy)
-        with tracker.stage("cold start", options.cold_start.steps):
-            cache = folder.path.parent / COLD_STARTS
-            policy, place = cold_start(
-                policy, demonstrations, options, cache, interruption, tracker.advance, tracker.note
-            )
-        tracker.note(f"cold start: {place}")
-
+        folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)
+    if needs_cold_start:
+        policy = _start_cold(folder, options, policy, rendered, tracker, interruption)
     optimizer = adamw(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
-    if saved:
-        optimizer.load_state_dict(saved["optimizer"])
+    if loaded.saved:
+        optimizer.load_state_dict(loaded.saved["optimizer"])
     return Run(
         options=options,
         folder=folder,
@@ -166,8 +155,8 @@ def prepare(
         objective=build_objective(**options.objective.model_dump()),
         optimizer=optimizer,
         engine=engine,
-        prompts=prompts,
-        benchmarks=benchmarks,
+        prompts=rendered.prompts,
+        benchmarks=rendered.benchmarks,
         checker=checker,
         tracker=tracker,
         interruption=interruption,
@@ -175,5 +164,88 @@ def prepare(
     )
 
 
-def _problems_of(tasks: Sequence[TaskOptions]) -> list[list[Problem]]:
+def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
+    """Open the last whole checkpoint, or the model of the config."""
+    device = resolve_device(options.device)
+    checkpoint, damaged = set_damaged_aside(folder.checkpoints)
+    for path in damaged:
+        tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
+    policy = load_policy(options.model, device, checkpoint)
+    if options.optimizer.eight_bit:
+        adamw_8bit()  # reports at once that it is missing, and is needed to read its state
+    return Loaded(policy, checkpoint, load_state(checkpoint) if checkpoint else None)
+
+
+def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
+    """Read the problems to train and to measure on, holds the validation problems out, and renders all of them."""
+    task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
+    problems, held_out = hold_out(_problems_by_task(options.tasks), task_weights, evaluation.validation)
+    prompts = _render_by_task(problems, options, policy, tracker)
+    names = [(task.label, task.split) for task in evaluation.benchmarks]
+    to_measure = _problems_by_task(evaluation.benchmarks)
+    if held_out:
+        names, to_measure = [(VALIDATION, VALIDATION), *names], [held_out, *to_measure]
+    rendered = _render_by_task(to_measure, options, policy, tracker)
+    benchmarks = [Benchmark(*name, prompts) for name, prompts in zip(names, rendered, strict=True)]
+    return Rendered(prompts, benchmarks, held_out)
+
+
+def _check(
+    options: RunOptions,
+    policy: Policy,
+    rendered: Rendered,
+    checker: AnswerChecker,
+    tracker: Tracker,
+    needs_cold_start: bool,
+) -> Engine:
+    """Open the engine. Raises UserError for what would fail later: lengths, logits, rewards, and the engine's limits."""
+    longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy)
+    for benchmark in rendered.benchmarks:
+        longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy))
+    policy.check_logits()
+    check_rewards(policy.tokenizer, rendered.prompts[0][0], checker, tracker.note)
+    engine = open_engine(options.rollout, policy, named=options.model.name is not None)
+    engine.check_capacity(longest)
+    if needs_cold_start:
+        engine.sync(policy)  # whether weights arrive is known before the cold start, not after it
+    engine.sleep()
+    tracker.note(f"sampler: {engine.name}")
+    return engine
+
+
+def _start_cold(
+    folder: RunFolder,
+    options: RunOptions,
+    policy: Policy,
+    rendered: Rendered,
+    tracker: Tracker,
+    interruption: Interruption,
+) -> Policy:
+    """Run the cold start on the demonstrations of its own tasks, or else of the run's, never on validation problems."""
+    demonstrated = [without(problems, rendered.held_out) for problems in _problems_by_task(options.cold_start.tasks)]
+    prompts = _render_by_task(demonstrated, options, policy, tracker) if demonstrated else rendered.prompts
+    demonstrations = demonstrations_of(list(itertools.chain(*prompts)), policy)
+    cache = folder.path.parent / COLD_STARTS
+    with tracker.stage("cold start", options.cold_start.steps):
+        policy, result = cold_start(policy, demonstrations, options, cache, interruption, tracker.advance, tracker.note)
+    tracker.note(f"cold start: {result}")
+    return policy
+
+
+def _problems_by_task(tasks: Sequence[TaskOptions]) -> list[list[Problem]]:
     return [load_problems(task.name, path=task.path, split=task.split, limit=task.limit) for task in tasks]
+
+
+def _render_by_task(
+    problems_by_task: Sequence[Sequence[Problem]], options: RunOptions, policy: Policy, tracker: Tracker
+) -> list[list[Prompt]]:
+    prompts_by_task: list[list[Prompt]] = []
+    with tracker.stage("rendering prompts", sum(map(len, problems_by_task))):
+        for problems in problems_by_task:
+            prompts: list[Prompt] = []
+            for start in range(0, len(problems), RENDERED_AT_A_TIME):
+                part = problems[start : start + RENDERED_AT_A_TIME]
+                prompts += [render(problem, options.prompt, policy.tokenizer) for problem in part]
+                tracker.advance(len(part))
+            prompts_by_task.append(prompts)
+    return prompts_by_task

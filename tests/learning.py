@@ -7,7 +7,7 @@ from torch import Tensor
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.batch import Batch
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs
+from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, step_metrics
 from sspo_cli.policy.model import Policy
 
 
@@ -18,8 +18,10 @@ def loss_and_gradient(policy: Policy, batch: Batch, token_budget: int) -> tuple[
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], token_budget, 0.7)
     batch.old_logprobs.add_(0.1 * batch.advantages.unsqueeze(1))
     options = LearningOptions(token_budget=token_budget)
-    learned = accumulate_gradient(policy, build_objective(method="sspo"), batch, options, 0.7, on_policy=False)
-    return learned.metrics["policy/loss"], torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+    result = accumulate_gradient(policy, build_objective(method="sspo"), batch, options, 0.7, on_policy=False)
+    return step_metrics(batch, result)["policy/loss"], torch.cat(
+        [parameter.grad.flatten() for parameter in policy.parameters]
+    )
 
 
 def assert_same(one: tuple[float, Tensor], other: tuple[float, Tensor]) -> None:

@@ -80,3 +80,11 @@ def test_help_answers_at_once_and_names_the_four_commands():
         times.append(time.perf_counter() - start)
     assert all(name in said for name in ("train", "eval", "sweep", "report"))
     assert min(times) < 2  # about 0.2 s on a quiet machine; without lazy imports it would be 3 s and more
+
+
+def test_the_help_of_train_names_every_method_and_gate():
+    from sspo_cli.objectives import METHODS, SSPO_GATES
+
+    said = " ".join(sspo("train", "--help").stdout.replace("│", " ").split())
+    assert all(name in said for name in (*METHODS, *SSPO_GATES, "module:function"))
+    assert "Run a gate of your own although it breaks the paper's conditions." in said

@@ -2,8 +2,7 @@
 
 import pytest
 
-from sspo_cli.config import RunOptions
-from sspo_cli.config_files import differences, load_config, to_yaml
+from sspo_cli.config import RunOptions, differences, load_config, to_yaml
 from sspo_cli.errors import UserError
 
 

@@ -8,8 +8,7 @@ import torch
 from commands import sspo
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from sspo_cli.config import RunOptions
-from sspo_cli.config_files import load_config
+from sspo_cli.config import RunOptions, load_config
 from sspo_cli.policy.tiny import tiny_tokenizer
 from sspo_cli.sweep import load_sweep
 from sspo_cli.sweep.grid import Trial

@@ -8,16 +8,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 # A room may import those before it. Rooms on one line do not know one another.
 ORDER = [
-    {"errors", "statistics", "seeds", "types"},
+    {"types", "errors"},
+    {"seeds", "plugins", "interruption", "locks", "statistics"},
     {"objectives", "tasks", "rewards"},
-    {"config"},
-    {"config_files"},
-    {"interruption"},
+    {"environments", "config"},
     {"policy", "tracking"},
     {"rollout"},
-    {"preflight", "evaluate", "report", "comparison", "recorded"},
-    {"train", "targets"},
-    {"session", "sweep", "measure"},
+    {"preflight"},
+    {"evaluation", "report"},
+    {"sweep", "run"},
+    {"train"},
+    {"session"},
     {"cli"},
     {"__main__"},
 ]

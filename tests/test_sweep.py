@@ -93,7 +93,7 @@ def test_an_option_that_a_later_version_adds_leaves_the_keys_as_they_are(tmp_pat
     class Later(RunOptions):
         another: int = 1
 
-    monkeypatch.setattr("sspo_cli.config_files.RunOptions", Later)
+    monkeypatch.setattr("sspo_cli.config.files.RunOptions", Later)
     trials = load(tmp_path, SWEEP)
     assert trials[0].options.another == 1
     assert [trial.name for trial in trials] == before

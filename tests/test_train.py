@@ -8,6 +8,7 @@ import torch
 from small_runs import BEFORE_BEST, rows, run, run_killed, weights, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sspo_cli.policy.checkpoint import load_state
 from sspo_cli.rollout.torch_engine import TorchEngine
 
 
@@ -186,15 +187,24 @@ def test_a_second_epoch_compares_with_the_policy_that_sampled(undisturbed: Path)
 def test_every_rollout_samples_with_a_seed_of_its_own(undisturbed: Path, monkeypatch: pytest.MonkeyPatch):
     generate, seeds = TorchEngine.generate, []
 
-    def noted(self, prompts, group_size, sampling, finished=None):
-        seeds.append((sampling.temperature, sampling.seed))
-        return generate(self, prompts, group_size, sampling, finished)
+    def noted(self, request, on_completion=None):
+        seeds.append((request.sampling.temperature, request.sampling.seed))
+        return generate(self, request, on_completion)
 
     monkeypatch.setattr(TorchEngine, "generate", noted)
     run(undisturbed.parent, "--run", "seeds")
     run(undisturbed.parent, "--run", "seeds-1", "--seed", "1")
     sampled = [seed for temperature, seed in seeds if temperature > 0]
     assert len(sampled) == len(set(sampled)) == 6
+
+
+def test_the_rates_are_those_of_the_schedule_in_their_order(undisturbed: Path):
+    """Ten steps of warm-up to 1e-3, as logged and as the optimizer had them."""
+    logged = [row["optimizer/learning_rate"] for row in rows(undisturbed / "metrics.jsonl")]
+    assert logged == pytest.approx([1e-4 * step for step in range(1, 11)])
+    for step in (9, 10):
+        groups = load_state(undisturbed / "checkpoints" / f"step-{step}")["optimizer"]["param_groups"]
+        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * step] * len(groups))
 
 
 def test_the_final_model_loads_with_plain_transformers(undisturbed: Path):

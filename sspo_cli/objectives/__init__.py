@@ -6,19 +6,22 @@
 """
 
 from sspo_cli.objectives.advantages import group_advantages
-from sspo_cli.objectives.diagnostics import Diagnostics
-from sspo_cli.objectives.gates import GATES, SSPO_GATES
-from sspo_cli.objectives.methods import METHODS
+from sspo_cli.objectives.diagnostics import ratio_metrics, weight_histogram
+from sspo_cli.objectives.gates import GATES, OPTIONS, SSPO_GATES
+from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
 from sspo_cli.objectives.objective import Objective, build_objective
 from sspo_cli.objectives.options import resolve_options
 
 __all__ = [
+    "DEFAULT_METHOD",
     "GATES",
     "METHODS",
+    "OPTIONS",
     "SSPO_GATES",
-    "Diagnostics",
     "Objective",
     "build_objective",
     "group_advantages",
+    "ratio_metrics",
     "resolve_options",
+    "weight_histogram",
 ]

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def group_advantages(rewards: Tensor, std: Literal["sample", "population", "none"] = "sample") -> Tensor:
-    """Eq. (4): Â_i = (r_i - mean r) / std r within each group. [P, G] -> [P, G]
+    """Compute eq. (4), Â_i = (r_i - mean r) / std r within each group.
+
+    rewards [P, G] -> advantages [P, G]
 
     std  by what to divide: "sample" (÷ G - 1), "population" (÷ G), or "none": only subtract the mean
 

@@ -14,16 +14,16 @@ Aggregation = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
 
 def arithmetic(gate: Callable[[Tensor], Tensor], log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Eqs. (2), (8): 1/|y_i| Σ_t f(ρ_it); 0 for a completion without tokens."""
+    """Compute eqs. (2), (8): 1/|y_i| Σ_t f(ρ_it); 0 for a completion without tokens."""
     return token_mean(gate(log_ratio).exp(), mask)
 
 
 def geometric(gate: Callable[[Tensor], Tensor], log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Eqs. (7), (11): (Π_t f(ρ_it))^(1/|y_i|); 1 for a completion without tokens."""
+    """Compute eqs. (7), (11): (Π_t f(ρ_it))^(1/|y_i|); 1 for a completion without tokens."""
     return token_mean(gate(log_ratio), mask).exp()
 
 
 def sequence(gate: Callable[[Tensor], Tensor], log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Eqs. (5), (6): f(s_i), s_i = (Π_t ρ_it)^(1/|y_i|); f(1) for a completion without tokens."""
+    """Compute eqs. (5), (6): f(s_i), s_i = (Π_t ρ_it)^(1/|y_i|); f(1) for a completion without tokens."""
     log_sequence_ratio = token_mean(log_ratio, mask)
     return gate(log_sequence_ratio[:, None])[:, 0].exp()

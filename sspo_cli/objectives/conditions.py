@@ -22,7 +22,7 @@ VANISHED = 0.1
 
 
 def check_usable(gate_for: GateFor, name: str) -> None:
-    """Raises UserError unless the gate runs, keeps the shape, and is finite and so is its gradient, at every ratio."""
+    """Raise UserError unless the gate runs, keeps the shape, and is finite and so is its gradient, at every ratio."""
     for dtype in (torch.float32, torch.float64):
         log_ratio = _grid(dtype)
         try:
@@ -36,7 +36,7 @@ def check_usable(gate_for: GateFor, name: str) -> None:
 
 
 def check_conditions(gate_for: GateFor, name: str) -> None:
-    """Raises UserError that names the first of conditions (i), (ii), (iv), (iii) that the gate breaks, and where."""
+    """Raise UserError that names the first of conditions (i), (ii), (iv), (iii) that the gate breaks, and where."""
     log_ratio = _grid(torch.float64)
     log_f, w = _evaluate(gate_for, log_ratio)
     violation = (
@@ -50,7 +50,7 @@ def check_conditions(gate_for: GateFor, name: str) -> None:
 
 
 def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:
-    """(i) f is continuously differentiable, and its gradient is the one that autograd finds.
+    """Check (i), that f is continuously differentiable, and its gradient is the one that autograd finds.
 
     Every interval of the grid is halved again and again, on towards its rougher half. Where log f is C¹, its slope over
     the interval and w at both ends become one; at a jump of either, or where a gradient was detached, they never do.
@@ -73,7 +73,7 @@ def _roughness(gate_for: GateFor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
-    """(ii) f(1) = 1 and f'(1) = 1."""
+    """Check (ii), f(1) = 1 and f'(1) = 1."""
     on_policy, f = log_ratio == 0, log_f.exp()
     for what, values in (("f(1) = 1", f), ("f'(1) = 1", f * w)):
         if (bad := on_policy & ((values - 1).abs() > TOLERANCE)).any():
@@ -82,14 +82,14 @@ def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
 
 
 def _decreasing(log_ratio: Tensor, w: Tensor) -> str | None:
-    """(iv) f is non-decreasing."""
+    """Check (iv), that f is non-decreasing."""
     if (bad := w < -TOLERANCE).any():
         return f"(iv), f is non-decreasing: ρ f'/f is {_at(w, log_ratio, bad)}"
     return None
 
 
 def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
-    """(iii) f'/f (iii.1) or w (iii.2, with w(0) = 0) peaks at ρ = 1 and falls on both sides, and w → 0 as ρ → ∞."""
+    """Check (iii): f'/f (iii.1) or w (iii.2, with w(0) = 0) peaks at ρ = 1 and falls on both sides, and w → 0 as ρ → ∞."""
     f_prime_by_f = w * torch.exp(-log_ratio)
     no_bell_1 = _rises_outwards(f_prime_by_f)
     no_bell_2 = _rises_outwards(w) | ((log_ratio == -LOG_RATIO_LIMIT) & (w > VANISHED))
@@ -105,7 +105,7 @@ def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
 
 
 def _rises_outwards(values: Tensor) -> Tensor:
-    """Where a value exceeds one that lies nearer to ρ = 1. [2, N] -> [2, N]"""
+    """Mark the values that exceed a value nearer to ρ = 1: [2, N] -> [2, N]."""
     middle = values.shape[1] // 2
     lowest_right = values[:, middle:].cummin(1).values
     lowest_left = values[:, : middle + 1].flip(1).cummin(1).values.flip(1)
@@ -113,7 +113,7 @@ def _rises_outwards(values: Tensor) -> Tensor:
 
 
 def _evaluate(gate_for: GateFor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """log f and w, its derivative. [2, N] -> [2, N], [2, N]"""
+    """Compute log f and w, its derivative: [2, N] -> [2, N], [2, N]."""
     with torch.enable_grad():
         log_ratio = log_ratio.detach().requires_grad_()
         log_f = gate_for(torch.tensor([-1.0, 1.0]), log_ratio.dtype)(log_ratio)
@@ -124,14 +124,14 @@ def _evaluate(gate_for: GateFor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _grid(dtype: torch.dtype) -> Tensor:
-    """Log ratios [2, N] over ±LOG_RATIO_LIMIT, 0 in the middle; dense there, since small temperatures are sharp."""
+    """Make log ratios [2, N] over ±LOG_RATIO_LIMIT, 0 in the middle; dense there, since small temperatures are sharp."""
     half = torch.linspace(0, 5, 1001, dtype=torch.float64).sinh() * (LOG_RATIO_LIMIT / math.sinh(5))
     half[-1] = LOG_RATIO_LIMIT
     return torch.cat([-half.flip(0)[:-1], half]).to(dtype).expand(2, -1)
 
 
 def _at(values: Tensor, log_ratio: Tensor, bad: Tensor) -> str:
-    """The first bad value nearest to ρ = 1, and where it is."""
+    """Describe the bad value nearest to ρ = 1, and where it is."""
     row, column = min(bad.nonzero().tolist(), key=lambda index: abs(log_ratio[index[0], index[1]].item()))
     sign = "Â > 0" if row else "Â <= 0"
     return f"{values[row, column].item():.6g} at ρ = {math.exp(log_ratio[row, column].item()):.4g} ({sign})"

@@ -1,4 +1,4 @@
-"""What the log ratios and token weights of a minibatch tell about how far off-policy it is."""
+"""Metrics of how far off-policy a minibatch is, from its log ratios and token weights."""
 
 import math
 from typing import Any
@@ -12,67 +12,51 @@ BIN_WIDTH = 0.05
 EDGES = torch.arange(1, 24, dtype=torch.float64) / 20  # between the 24 bins; k / 20 is the nearest number to k · 0.05
 
 
-class Diagnostics:
-    """Collects the micro-batches of one minibatch; the summary does not depend on how it was split or padded.
+def ratio_metrics(log_ratio: Tensor, advantages: Tensor, mask: Tensor, token_weights: Tensor) -> dict[str, float]:
+    """Summarize a whole minibatch; only tokens under the mask count.
 
-    Only tokens under the mask are kept, so that micro-batches of different T go together.
+    log_ratio [B, T]; advantages [B]; mask [B, T]; token_weights [B, T], of Objective.token_weights
+
+    Returns means over all tokens, except the dispersion, which is over completions; then the same where Â > 0 (`positive_`)
+    and where Â < 0 (`negative_`). Keys without a token are left out.
+
+    ratio/log_mean, ratio/log_std  of d
+    ratio/log_abs_p99              99th percentile of |d|
+    ratio/outside                  share of tokens with ρ outside 1 ± 0.2, whatever the gate
+    ratio/dispersion               mean over completions of 1/|y_i| Σ_t (d_it - log s_i)², section 3
+    ratio/kl                       mean of ρ - 1 - d, an estimate of KL(π_old ‖ π_θ)
+    weights/mean                   mean of w, where Â ≠ 0
+    weights/attenuated             share of tokens with w < 0.5, a clipped one's being 0, where Â ≠ 0
     """
+    log_ratio, mask = clean_log_ratio(log_ratio.detach(), mask), mask.bool()
+    deviation = log_ratio - token_mean(log_ratio, mask)[:, None]
+    written = mask.any(-1)
+    dispersion, completion_signs = token_mean(deviation**2, mask)[written], advantages[written].sign()
+    token_signs = advantages.sign()[:, None].expand_as(mask)[mask]
+    log_ratio, weights = log_ratio[mask], token_weights[mask]
+    metrics = _of_ratios("", log_ratio, dispersion) | _of_weights("", weights[token_signs != 0])
+    for name, sign in (("positive_", 1), ("negative_", -1)):
+        metrics |= _of_ratios(name, log_ratio[token_signs == sign], dispersion[completion_signs == sign])
+        metrics |= _of_weights(name, weights[token_signs == sign])
+    return metrics
 
-    def __init__(self) -> None:
-        self._log_ratio: list[Tensor] = []
-        self._token_weights: list[Tensor] = []
-        self._token_advantages: list[Tensor] = []
-        self._dispersion: list[Tensor] = []
-        self._advantages: list[Tensor] = []
 
-    def add(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor, token_weights: Tensor) -> None:
-        """log_ratio [B, T]; advantages [B]; mask [B, T]; token_weights [B, T], of Objective.token_weights."""
-        log_ratio, mask = clean_log_ratio(log_ratio.detach(), mask), mask.bool()
-        deviation = log_ratio - token_mean(log_ratio, mask)[:, None]
-        written = mask.any(-1)
-        self._dispersion.append(token_mean(deviation**2, mask)[written])
-        self._advantages.append(advantages[written])
-        self._log_ratio.append(log_ratio[mask])
-        self._token_weights.append(token_weights[mask])
-        self._token_advantages.append(advantages[:, None].expand_as(mask)[mask])
+def weight_histogram(token_weights: Tensor, advantages: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Count the tokens by their weight w, where Â > 0 (`positive`) and where Â < 0 (`negative`).
 
-    def summary(self) -> dict[str, float]:
-        """Over all tokens added, but the dispersion over completions; then the same where Â > 0 (`positive_`) and where
-        Â < 0 (`negative_`). Keys without a token are left out.
-
-        ratio/log_mean, ratio/log_std  of d
-        ratio/log_abs_p99              99th percentile of |d|
-        ratio/outside                  share of tokens with ρ outside 1 ± 0.2, whatever the gate
-        ratio/dispersion               mean over completions of 1/|y_i| Σ_t (d_it - log s_i)², section 3
-        ratio/kl                       mean of ρ - 1 - d, an estimate of KL(π_old ‖ π_θ)
-        weights/mean                   mean of w, where Â ≠ 0
-        weights/attenuated             share of tokens with w < 0.5, a clipped one's being 0, where Â ≠ 0
-        """
-        if not self._log_ratio:
-            return {}
-        log_ratio, weights = torch.cat(self._log_ratio), torch.cat(self._token_weights)
-        token_advantages, dispersion = torch.cat(self._token_advantages), torch.cat(self._dispersion)
-        advantages = torch.cat(self._advantages)
-        summary = _of_ratios("", log_ratio, dispersion) | _of_weights("", weights[token_advantages != 0])
-        for name, sign in (("positive_", 1), ("negative_", -1)):
-            tokens = token_advantages.sign() == sign
-            summary |= _of_ratios(name, log_ratio[tokens], dispersion[advantages.sign() == sign])
-            summary |= _of_weights(name, weights[tokens])
-        return summary
-
-    def histogram(self) -> dict[str, Any]:
-        """How many tokens have which weight w, where Â > 0 (`positive`) and where Â < 0 (`negative`): counts in 24 bins of
-        `width` 0.05, [0, 0.05) the first and [1.15, ∞) the last. NaN is not counted."""
-        weights = torch.cat([torch.empty(0), *(part.cpu() for part in self._token_weights)])
-        signs = torch.cat([torch.empty(0), *(part.cpu().sign() for part in self._token_advantages)])
-        # On-policy, w is 1 but for rounding errors, which must not send it to the bin below.
-        bins = torch.bucketize(weights.double().round(decimals=6), EDGES, right=True)
-        counted = ~weights.isnan()
-        counts = {
-            name: bins[counted & (signs == sign)].bincount(minlength=len(EDGES) + 1).tolist()
-            for name, sign in (("positive", 1), ("negative", -1))
-        }
-        return {"width": BIN_WIDTH, **counts}
+    Shapes as in `ratio_metrics`. The counts are of 24 bins of `width` 0.05, [0, 0.05) the first and [1.15, ∞) the last. NaN
+    is not counted.
+    """
+    mask = mask.bool().cpu()
+    weights, signs = token_weights.cpu()[mask], advantages.cpu().sign()[:, None].expand_as(mask)[mask]
+    # On-policy, w is 1 but for rounding errors, which must not send it to the bin below.
+    bins = torch.bucketize(weights.double().round(decimals=6), EDGES, right=True)
+    counted = ~weights.isnan()
+    counts = {
+        name: bins[counted & (signs == sign)].bincount(minlength=len(EDGES) + 1).tolist()
+        for name, sign in (("positive", 1), ("negative", -1))
+    }
+    return {"width": BIN_WIDTH, **counts}
 
 
 def _of_ratios(name: str, log_ratio: Tensor, dispersion: Tensor) -> dict[str, float]:

@@ -29,3 +29,4 @@ METHODS: dict[str, Method] = {
     "geometric": Method(geometric, tuple(GATES), None),
     "sequence": Method(sequence, tuple(GATES), None),
 }
+DEFAULT_METHOD = "sspo"

@@ -12,17 +12,17 @@ from torch import Tensor
 from sspo_cli.errors import UserError
 from sspo_cli.objectives.aggregations import Aggregation, arithmetic
 from sspo_cli.objectives.conditions import check_conditions, check_usable
-from sspo_cli.objectives.gates import GATES, Gate
+from sspo_cli.objectives.gates import BY_SIGN, GATES, OPTIONS, Gate
 from sspo_cli.objectives.methods import METHODS
-from sspo_cli.objectives.options import gate_name, gate_parameters, load_gate, resolve_options
+from sspo_cli.objectives.options import gate_name, gate_parameters, load_gate, resolve_options, takes_options
 from sspo_cli.objectives.ratios import clean_log_ratio
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weight S_i of every completion; the loss is -(S · Â).sum() / number of completions in the whole minibatch.
+    """Computes the weight S_i of every completion; the loss is -(S · Â).sum() / number of completions in the whole minibatch.
 
-    options  what the gate's parameters are filled from: some of tau_neg, tau_pos, eps_low, eps_high, clip_space
+    options  what the gate's parameters are filled from: some of those in OPTIONS
     """
 
     method: str
@@ -31,7 +31,7 @@ class Objective:
     options: Mapping[str, Any]
 
     def weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """S_i of eqs. (2), (5), (7), (8), (11), in float32 or wider, differentiable in the log ratio.
+        """Compute S_i of eqs. (2), (5), (7), (8), (11), in float32 or wider, differentiable in the log ratio.
 
         log_ratio [B, T]; advantages [B]; mask [B, T], nonzero on tokens that the policy wrote  ->  [B]
 
@@ -41,7 +41,7 @@ class Objective:
         return self.aggregation(self.gate_for(advantages, log_ratio.dtype), log_ratio, mask)
 
     def token_weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """The paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 where ρ = 1.
+        """Compute the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 where ρ = 1.
 
         Shapes as in `weights`  ->  [B, T], 0 at masked positions. It is |y_i| times the derivative in d_it of S_i for
         the arithmetic mean, of log S_i for the others.
@@ -55,47 +55,34 @@ class Objective:
         return gradient * scale[:, None]
 
     def gate_for(self, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """The gate of eq. (10)'s τ(Â), a function of the log ratio alone."""
+        """Bind the gate to eq. (10)'s τ(Â) and the options, so that it is a function of the log ratio alone."""
         positive = (advantages > 0)[:, None]
         arguments: dict[str, Any] = {"positive": positive, **self.options}
-        if "tau_neg" in self.options:
-            tau = torch.full_like(positive, self.options["tau_neg"], dtype=dtype)
-            arguments["tau"] = tau.masked_fill(positive, self.options["tau_pos"])
+        for parameter, (negative_option, positive_option) in BY_SIGN.items():
+            if negative_option in self.options:
+                values = torch.full_like(positive, self.options[negative_option], dtype=dtype)
+                arguments[parameter] = values.masked_fill(positive, self.options[positive_option])
         return partial(self.gate, **{name: arguments[name] for name in gate_parameters(self.gate) if name in arguments})
 
 
+@takes_options
 def build_objective(
-    *,
-    method: str,
-    gate: str | Gate | None = None,
-    tau_neg: float | None = None,
-    tau_pos: float | None = None,
-    eps_low: float | None = None,
-    eps_high: float | None = None,
-    clip_space: str | None = None,
-    allow_any_gate: bool = False,
+    *, method: str, gate: str | Gate | None = None, allow_any_gate: bool = False, **options: float | str | None
 ) -> Objective:
-    """The stable way in: `build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)`.
+    """Build the objective of a method: `build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)`.
 
     method          grpo, gspo, gmpo, sapo, sspo, or arithmetic, geometric, sequence with any gate
     gate            a name in GATES, "module:function", or a callable (log_ratio) or (log_ratio, tau) -> log f
     allow_any_gate  take a gate of your own although it breaks the paper's conditions (i)-(iv)
+    OPTIONS
 
     Options that are None get the method's defaults. Raises UserError for all that `resolve_options` refuses, for a
     value that is not a number, and for a gate that fails, gives other shapes, is not finite or breaks a condition.
     """
-    resolved = resolve_options(
-        method=method,
-        gate=gate,
-        tau_neg=tau_neg,
-        tau_pos=tau_pos,
-        eps_low=eps_low,
-        eps_high=eps_high,
-        clip_space=clip_space,
-    )
+    resolved = resolve_options(method=method, gate=gate, **options)
     method, gate = resolved.pop("method"), resolved.pop("gate")
     for name, value in resolved.items():
-        if name != "clip_space" and not isinstance(value, Real):
+        if not OPTIONS[name].choices and not isinstance(value, Real):
             raise UserError(f"{name} = {value!r} must be a positive number")
     objective = Objective(method, METHODS[method].aggregation, load_gate(gate), resolved)
     if gate not in GATES:

@@ -7,7 +7,7 @@ LOG_RATIO_LIMIT = 20.0  # e^20 is 5e8: further out no gate differs from its limi
 
 
 def clean_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """In float32 or wider, 0 at masked positions, within ±LOG_RATIO_LIMIT; no gradient where cut. [B, T] -> [B, T]
+    """Make log ratios [B, T] safe: float32 or wider, 0 at masked positions, within ±LOG_RATIO_LIMIT without gradient there.
 
     Masked by `where` and before any exp: 0 · inf would be NaN, in the gradient even where the value is unused.
     """
@@ -16,5 +16,5 @@ def clean_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """1/|y_i| Σ_t over the own tokens of each row; 0 for a row without any.  [B, T], boolean [B, T] -> [B]"""
+    """Average over the own tokens of each row, 1/|y_i| Σ_t; 0 for a row without any: [B, T], boolean [B, T] -> [B]."""
     return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)

@@ -48,7 +48,7 @@ class Batch:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Self:
-        """Those rows, trimmed to the longest among them."""
+        """Select those rows, trimmed to the longest among them."""
         picked = replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
         longest = int(picked.lengths.max())
         return replace(
@@ -60,7 +60,7 @@ class Batch:
         )
 
     def micro_batches(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
-        """(rows, micro-batch) pairs of rows of like length; rows × longest stays within `token_budget`, if one row does.
+        """Yield (rows, micro-batch) pairs of rows of like length; rows × longest stays within `token_budget`, if one row does.
 
         `together`: the rows of a group follow one another, for a policy that computes their prompt once. Otherwise the length
         alone decides, which pads the least.
@@ -81,15 +81,16 @@ class Batch:
         yield (picked := torch.tensor(rows)), self.select(picked)
 
     def to(self, device: torch.device) -> Self:
+        """Copy every tensor to a device."""
         return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint: `Batch(**state)` is the same batch."""
+        """Return the tensors for a checkpoint: `Batch(**state)` is the same batch."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool) -> Batch:
-    """Graded groups and their advantages [P, G] as one Batch, in the order of the groups."""
+    """Collect graded groups and their advantages [P, G] in one Batch, in the order of the groups."""
     prompts = [group.prompt.token_ids for group in groups for _ in group.completions]
     completions = [completion for group in groups for completion in group.completions]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -115,7 +116,10 @@ def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool
 
 
 def minibatch_rows(prompts: int, group_size: int, mu: int, epochs: int, seed: int) -> list[Tensor]:
-    """Rows of each optimizer step of a rollout batch: μ disjoint minibatches of whole groups, shuffled anew each epoch."""
+    """Plan the rows of each optimizer step of a rollout batch.
+
+    Each epoch has μ disjoint minibatches of whole groups, shuffled anew.
+    """
     generator = torch.Generator().manual_seed(seed)
     plan = []
     for _ in range(epochs):

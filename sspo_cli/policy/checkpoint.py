@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, never half.
 
-A checkpoint is written beside its place and renamed into it; its manifest, written last, holds every file's checksum, so
+A checkpoint is written next to its place and renamed into it; its manifest, written last, holds every file's checksum, so
 that a damaged one is recognised and the one before it serves.
 """
 
@@ -15,7 +15,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 from sspo_cli.policy.model import Policy
 
 MANIFEST = "manifest.json"
@@ -24,9 +24,9 @@ NAME = re.compile(r"step-\d+")
 
 
 def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None:
-    """Writes the model (Hugging Face format) and `state` (tensors and plain values) to `folder`, atomically.
+    """Write the model (Hugging Face format) and `state` (tensors and plain values) to `folder`, atomically.
 
-    Raises UserError where the disk is full or not writable; nothing is left behind then.
+    Raises UserError if the disk is full or not writable; nothing is left behind then.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
@@ -43,16 +43,16 @@ def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None
         _flush(folder.parent)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # of Python, torch, transformers, safetensors
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"the checkpoint {folder} cannot be written: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the checkpoint {folder} cannot be written: {first_line(error)}") from None
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The `state` that `save_checkpoint` was given; the model is opened by `load_policy(..., folder=folder)`."""
+    """Read the `state` that `save_checkpoint` was given; the model is opened by `load_policy(..., folder=folder)`."""
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its checksum. Raises UserError where a file cannot be read."""
+    """Report whether every file of the manifest is there with its checksum. Raises UserError if a file cannot be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return all(_checksum(folder / name) == digest for name, digest in manifest.items())
@@ -63,13 +63,13 @@ def is_whole(folder: Path) -> bool:
 
 
 def checkpoint_folders(parent: Path) -> list[Path]:
-    """`step-N` folders, oldest first."""
+    """List the `step-N` folders, oldest first."""
     folders = [folder for folder in parent.glob("step-*") if NAME.fullmatch(folder.name)]
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint that is whole, and the damaged ones that are newer."""
+    """Find the newest checkpoint that is whole, and the damaged ones that are newer."""
     damaged: list[Path] = []
     for folder in reversed(checkpoint_folders(parent)):
         if is_whole(folder):
@@ -79,7 +79,7 @@ def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
 
 
 def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
-    """The same, and the damaged ones are renamed: they would count among those to keep. Returns their new names."""
+    """Find the same, and rename the damaged ones, which would count among those to keep. Returns their new names."""
     whole, damaged = latest_whole(parent)
     aside = [folder.with_name(f"damaged-{folder.name}") for folder in damaged]
     for folder, place in zip(damaged, aside, strict=True):
@@ -89,7 +89,7 @@ def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
 
 
 def keep_last(parent: Path, keep: int, best: int | None = None) -> None:
-    """Deletes all but the newest `keep` checkpoints, and that of step `best`."""
+    """Delete all checkpoints except the newest `keep` and that of step `best`."""
     for folder in checkpoint_folders(parent)[:-keep]:
         if folder.name != f"step-{best}":
             shutil.rmtree(folder, ignore_errors=True)
@@ -108,7 +108,7 @@ def _checksum(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk, so that the rename is never there before what it names."""
+    """Flush to the disk, so that the rename is never there before what it names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 import transformers
 import xxhash
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sspo_cli import __version__
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
+from sspo_cli.locks import take_lock
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside
-from sspo_cli.policy.model import Policy, load_policy
+from sspo_cli.policy.model import Policy, fingerprint, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion, Group, Prompt, Reward
@@ -31,7 +32,7 @@ BETAS = (0.9, 0.95)
 
 
 def demonstrations_of(prompts: Sequence[Prompt], policy: Policy) -> list[Group]:
-    """The worked answers among the prompts' problems, each as a group of one completion that ends the sequence."""
+    """Make a group of one completion, which ends the sequence, of each worked answer among the prompts' problems."""
     groups = []
     for prompt in prompts:
         if prompt.problem.demonstration is not None:
@@ -51,10 +52,11 @@ def cold_start(
     progress: Callable[..., None],
     note: Callable[[str], None],
 ) -> tuple[Policy, Path]:
-    """The policy after the supervised stage, and the folder that holds it.
+    """Run the supervised stage; return the policy after it, and the folder that holds it.
 
-    `progress(steps, loss=…)` is called as steps are done (loss: nats a token), `note(text)` where another run is at the same
-    cold start and this one waits for it. Interrupted, the stage goes on where it was.
+    `progress(steps, loss=…)` is called as steps are done (loss: nats a token), `note(text)` if another run is at the same
+    cold start and this one waits for it. An interrupted stage continues where it was.
+
     Raises UserError without demonstrations, Interrupted when asked to stop.
     """
     if not demonstrations:
@@ -80,18 +82,13 @@ def cold_start(
 
 @contextmanager
 def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -> Iterator[None]:
-    """Another run may be at the same cold start for hours; waiting for it can be interrupted."""
+    """Hold the lock of a cold start. Another run may be at it for hours; waiting for it can be interrupted."""
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not take_lock(lock):
         note(f"another run is at the same cold start, {path.parent}; waiting for it")
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
+        while not take_lock(lock, timeout=1):
             if interruption.requested:
-                raise Interrupted from None
+                raise Interrupted
     try:
         yield
     finally:
@@ -109,7 +106,7 @@ def _train(
     progress: Callable[..., None],
 ) -> None:
     options = run_options.cold_start
-    order = islice(_epochs(len(demonstrations), options.seed), done * options.batch_size, None)
+    order = islice(_demonstration_order(len(demonstrations), options.seed), done * options.batch_size, None)
     bad_steps = 0
     for step in range(done, options.steps):
         chosen = list(islice(order, options.batch_size))
@@ -139,27 +136,21 @@ def _train(
             raise Interrupted
 
 
-def _epochs(count: int, seed: int) -> Iterator[int]:
-    """Endless order of demonstrations, each epoch shuffled anew."""
+def _demonstration_order(count: int, seed: int) -> Iterator[int]:
+    """Yield indices of demonstrations without end, each epoch shuffled anew."""
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(derive_seed(seed, "cold start", epoch))
         yield from torch.randperm(count, generator=generator).tolist()
 
 
 def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -> str:
-    """Of everything that determines the result: the tokens, the options, the model, the program."""
+    """Hash everything that determines the result: the tokens, the options, the model, the program.
+
+    The model by its weights and its config, not by its name or its files: on a hub, a branch moves on.
+    """
     cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
-    model = options.model.model_dump()
+    model = [options.model.model_dump(), policy.model.config.to_json_string(), fingerprint(policy)]
     machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
     program = [__version__, torch.__version__, transformers.__version__, *machine, options.optimizer.eight_bit]
     tokens = [[group.prompt.token_ids, group.completions[0].token_ids] for group in demonstrations]
-    return xxhash.xxh3_64_hexdigest(
-        json.dumps([program, cold, model, _local_files(options.model.name), tokens]).encode()
-    )
-
-
-def _local_files(model: str | None) -> list[tuple[str, int, int]]:
-    """A model folder's files with size and time, so that another model in the same place is not taken for it."""
-    if model is None or not Path(model).is_dir():
-        return []
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(model).iterdir())]
+    return xxhash.xxh3_64_hexdigest(json.dumps([program, cold, model, tokens]).encode())

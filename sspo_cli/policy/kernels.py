@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 
 # Not its losses: the projection and what follows it are our own. Not its rotary embeddings: they are compiled for each number
 # of rows, and in a sampler rows keep leaving.
@@ -19,10 +19,10 @@ GRAPHS = 64
 
 
 def use_liger(model: Any, device: torch.device) -> None:
-    """Replaces norms and gated units by liger-kernel's fused ones, in place; models of the same kind that this process loads
-    later have them too.
+    """Replace norms and gated units by liger-kernel's fused ones, in place.
 
-    Raises UserError where it is not installed, where it has none for the model, and without a GPU.
+    Models of the same kind that this process loads later have them too. Raises UserError if it is not installed, if it has
+    none for the model, and without a GPU.
     """
     if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # which the tests use
         raise UserError(f"model.kernels = liger needs a CUDA GPU, not device = {device.type}; use model.kernels=torch")
@@ -40,10 +40,10 @@ def use_liger(model: Any, device: torch.device) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """Has torch.compile compile each decoder layer when it is first called; all of them share what is compiled.
+    """Compile each decoder layer when it is first called; all of them share what is compiled.
 
-    Layers, not the model: they are the same, so that the wait is for one of them. Raises UserError where it has none that
-    transformers knows as such.
+    Layers are compiled, not the model: they are alike, so that the wait is for a single layer. Raises UserError if the model
+    has none that transformers knows as such.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
@@ -55,13 +55,13 @@ def compile_layers(model: Any) -> None:
 
 @contextmanager
 def explained_compiler_errors() -> Iterator[None]:
-    """Raises UserError where torch.compile fails, such as without a C++ compiler, or Triton on a GPU."""
+    """Raise UserError if torch.compile fails, such as without a C++ compiler, or Triton on a GPU."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
         raise UserError(
-            f"torch.compile does not work here: {str(error).strip().splitlines()[0]}; use model.kernels=torch, and "
+            f"torch.compile does not work here: {first_line(error)}; use model.kernels=torch, and "
             "optimizer.eight_bit=false, which compiles its step on a GPU"
         ) from None

@@ -1,32 +1,37 @@
 """One optimizer step on a minibatch: J = mean over completions of S_i · Â_i, whatever the split into micro-batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from sspo_cli.config import LearningOptions
-from sspo_cli.objectives import Diagnostics, Objective
+from sspo_cli.objectives import Objective, ratio_metrics
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.model import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """What a minibatch's forward passes told.
+class StepResult:
+    """What the forward passes of a minibatch gave, row by row, on the CPU; from it all metrics of the step are computed.
 
-    metrics        the step's, but for the rewards
-    old_logprobs   [B, T] of the minibatch
-    token_weights  [B, T] w of every token, 0 where the mask is
-    histogram      of the weights, see `Diagnostics.histogram`
+    objective      [B]     S_i · Â_i
+    advantages     [B]     Â, times the truncated ratio to the sampler if there is an importance cap
+    old_logprobs   [B, T]  by the behaviour policy
+    log_ratio      [B, T]  d
+    token_weights  [B, T]  w
+    entropy        [B, T]  of the policy, in nats
+
+    Tensors [B, T] are 0 outside the mask.
     """
 
-    metrics: dict[str, float]
+    objective: Tensor
+    advantages: Tensor
     old_logprobs: Tensor
+    log_ratio: Tensor
     token_weights: Tensor
-    histogram: dict[str, Any]
+    entropy: Tensor
 
 
 def accumulate_gradient(
@@ -36,51 +41,57 @@ def accumulate_gradient(
     options: LearningOptions,
     temperature: float,
     on_policy: bool,
-) -> Learned:
-    """Adds the gradient of −J to the parameters.
+) -> StepResult:
+    """Add the gradient of −J to the parameters.
 
     `on_policy` says that the policy still is the behaviour policy: old_logprobs are then the current ones, so that ρ = 1
     exactly and no forward pass is spent on them; otherwise they are the minibatch's own.
     """
-    old_logprobs, token_weights = minibatch.old_logprobs.clone(), torch.zeros(minibatch.mask.shape)
-    diagnostics = Diagnostics()
-    loss, entropies, mismatches = 0.0, [], []
+    per_row, per_token = minibatch.advantages.shape, minibatch.mask.shape
+    shapes = (per_row, per_row, per_token, per_token, per_token, per_token)
+    result = StepResult(*(torch.zeros(shape, device=policy.device) for shape in shapes))
     for rows, micro in minibatch.micro_batches(options.token_budget, policy.shares_prompts):
         micro = micro.to(policy.device)
         logprobs, entropy = policy.logprobs(micro, temperature)
-        old = logprobs.detach() if on_policy else micro.old_logprobs
-        mismatch = torch.where(micro.mask, old - micro.sampling_logprobs, 0.0)
+        old_logprobs = logprobs.detach() if on_policy else micro.old_logprobs
         advantages = micro.advantages
         if options.importance_cap is not None:
+            mismatch = torch.where(micro.mask, old_logprobs - micro.sampling_logprobs, 0.0)
             advantages = advantages * mismatch.sum(dim=1).exp().clamp(max=options.importance_cap)
 
-        log_ratio = logprobs - old
+        log_ratio = logprobs - old_logprobs
         weights = objective.weights(log_ratio, advantages, micro.mask)
-        micro_loss = -(weights * advantages).sum() / len(minibatch)
-        micro_loss.backward()
+        (-(weights * advantages).sum() / len(minibatch)).backward()
 
-        loss += micro_loss.item()
-        old_logprobs[rows, : old.shape[1]] = old.cpu()
-        entropies.append(entropy[micro.mask].cpu())
-        mismatches.append(mismatch[micro.mask].abs().cpu())
-        micro_weights = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
-        token_weights[rows, : micro_weights.shape[1]] = micro_weights.cpu()
-        diagnostics.add(log_ratio.detach(), advantages, micro.mask, micro_weights)
+        tokens = slice(micro.mask.shape[1])
+        result.objective[rows] = (weights * advantages).detach()
+        result.advantages[rows] = advantages
+        result.old_logprobs[rows, tokens] = old_logprobs
+        result.log_ratio[rows, tokens] = log_ratio.detach()
+        result.token_weights[rows, tokens] = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
+        result.entropy[rows, tokens] = entropy
+    return StepResult(*(getattr(result, field.name).cpu() for field in fields(result)))
 
-    entropy, mismatch = torch.cat(entropies), torch.cat(mismatches)
-    metrics = {"policy/loss": loss, **diagnostics.summary()}
-    if len(entropy):
-        metrics["policy/entropy"] = entropy.mean().item()
-        metrics["sampler/mismatch_mean"] = mismatch.mean().item()
+
+def step_metrics(minibatch: Batch, result: StepResult) -> dict[str, float]:
+    """Compute the metrics of a step, except the rewards, the norm and the rate; without any token, only the loss."""
+    metrics = {
+        "policy/loss": -result.objective.double().mean().item() + 0.0,  # 0 is not to be written as -0
+        **ratio_metrics(result.log_ratio, result.advantages, minibatch.mask, result.token_weights),
+    }
+    if minibatch.mask.any():
+        mismatch = (result.old_logprobs - minibatch.sampling_logprobs)[minibatch.mask].abs()
+        metrics["policy/entropy"] = result.entropy[minibatch.mask].double().mean().item()
+        metrics["sampler/mismatch_mean"] = mismatch.double().mean().item()
         metrics["sampler/mismatch_max"] = mismatch.max().item()
-    return Learned(metrics, old_logprobs, token_weights, diagnostics.histogram())
+    return metrics
 
 
 @torch.no_grad()
 def fill_old_logprobs(
     policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
 ) -> None:
-    """Writes the current policy's log-probabilities of those minibatches' rows into `batch.old_logprobs`, in place."""
+    """Write the current policy's log-probabilities of those minibatches' rows into `batch.old_logprobs`, in place."""
     for rows in minibatches:
         for picked, micro in batch.select(rows).micro_batches(token_budget, policy.shares_prompts):
             logprobs, _ = policy.logprobs(micro.to(policy.device), temperature)
@@ -88,7 +99,7 @@ def fill_old_logprobs(
 
 
 def reward_metrics(minibatch: Batch, group_size: int) -> dict[str, float]:
-    """Of the minibatch's own completions; `groups/equal_reward` is the share of groups that teach nothing."""
+    """Compute the rewards of the minibatch's own completions; `groups/equal_reward` is the share that teaches nothing."""
     answer, form = minibatch.answer_rewards, minibatch.format_rewards
     total = answer + form
     groups = total.view(-1, group_size)

@@ -17,7 +17,7 @@ BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 def token_logprobs(
     hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log softmax((hidden · weightᵀ + bias) / temperature) at the targets, and the entropy of that distribution.
+    """Compute log softmax((hidden · weightᵀ + bias) / temperature) at the targets, and the entropy of that distribution.
 
     hidden [N, H], targets [N], weight [V, H], bias [V] -> logprobs [N] float32, entropy [N] float32 without gradient (nats).
     In float32 whatever the inputs: rounded to bfloat16, logits would differ from one another by more than the policies that
@@ -32,8 +32,10 @@ def token_logprobs(
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """By blocks of words, with a softmax that is scaled anew when a block has a higher logit; the backward pass computes
-    each block's probabilities again."""
+    """Works by blocks of words, with a softmax that is scaled anew when a block has a higher logit.
+
+    The backward pass computes each block's probabilities again.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,9 +86,9 @@ def _columns(targets: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(first word, weights [words, H], room for logits [N, words]) of each block; the room is the same one every time."""
+    """Yield (first word, weights [words, H], buffer for logits [N, words]) of each block, always with the same memory."""
     words = max(1, min(len(weight), BLOCK_ELEMENTS[hidden.device.type] // max(1, len(hidden))))
-    room = hidden.new_empty(len(hidden) * words)
+    buffer = hidden.new_empty(len(hidden) * words)
     for start in range(0, len(weight), words):
         block = weight[start : start + words]
-        yield start, block, room[: len(hidden) * len(block)].view(len(hidden), len(block))
+        yield start, block, buffer[: len(hidden) * len(block)].view(len(hidden), len(block))

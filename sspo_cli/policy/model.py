@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.kernels import compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
@@ -73,8 +74,11 @@ class Policy:
         return self.model.get_output_embeddings()
 
     def projection(self) -> Callable[[Tensor], Tensor]:
-        """hidden [N, H] -> logits [N, V] in float32: rounded to bfloat16 they would differ from one another by more than the
-        policies that are compared. To be made anew after each update, since it may hold a copy of the weights."""
+        """Make the function hidden [N, H] -> logits [N, V].
+
+        In float32: rounded to bfloat16 they would differ from one another by more than the policies that are compared. To be
+        made anew after each update, since it may hold a copy of the weights.
+        """
         weight, bias = self.head.weight.float(), None if self.head.bias is None else self.head.bias.float()
 
         def project(hidden: Tensor) -> Tensor:
@@ -101,11 +105,11 @@ class Policy:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def uncompiled(self) -> AbstractContextManager[Any]:
-        """For sampling, where every token would be another shape to compile for."""
+        """Leave compiled layers out, for sampling, where every token would be another shape to compile for."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-        """log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy there: both [B, T], 0 outside the mask.
+        """Compute log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy there: both [B, T], 0 outside the mask.
 
         The next-token shift exists here and nowhere else.
         """
@@ -122,7 +126,7 @@ class Policy:
         return empty.index_put((rows, steps), logprobs), empty.index_put((rows, steps), entropy)
 
     def _hidden_before(self, batch: Batch, rows: Tensor, steps: Tensor) -> Tensor:
-        """[N, H]: the last hidden state of the token before each of the completion tokens `steps` of `rows`, [N] each."""
+        """Compute the last hidden state [N, H] of the token before each completion token `steps` of `rows`, [N] each."""
         if not self.shares_prompts:
             hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
             return hidden[rows, batch.prompt_lengths[rows] + steps - 1]
@@ -137,7 +141,7 @@ class Policy:
         return hidden[0, packing.before[rows, steps]]
 
     def check_logits(self) -> None:
-        """Raises UserError where the model does more to its logits than one projection (soft caps, scales)."""
+        """Raise UserError if the model does more to its logits than a projection (soft caps, scales)."""
         ids = (torch.arange(8, device=self.device) % self.vocabulary).unsqueeze(0)
         with torch.no_grad(), self.autocast():
             ours = self.projection()(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
@@ -154,13 +158,22 @@ class Policy:
             )
 
     def save(self, folder: Path) -> None:
-        """As a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
+        """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
 
+def fingerprint(policy: Policy) -> str:
+    """Hash the weights and how they are computed with."""
+    digest = xxhash.xxh3_128(f"{policy.dtype} {policy.device.type} {policy.end_ids}".encode())
+    for name, tensor in policy.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one. Raises UserError for a device that is not there, or of another kind."""
+    """Find the device; `auto` is the first GPU if there is one. Raises UserError for one that is not there or not supported."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -174,7 +187,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def load_policy(options: ModelOptions, device: torch.device, folder: Path | None = None) -> Policy:
-    """The policy of a config. `folder` holds weights to use instead of the config's own: a cold start's or a checkpoint's.
+    """Load the policy of a config.
+
+    `folder` holds weights to use instead of the config's own: a cold start's or a checkpoint's.
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
@@ -192,7 +207,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
             tokenizer = _load_tokenizer(source, revision)
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **arguments)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"model.name = {source} cannot be loaded: {_first_sentence(error)}") from None
+        raise UserError(f"model.name = {source} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {source} has no chat template; use an instruction-tuned model or add one to it"
@@ -260,7 +275,7 @@ def _enable_gradient_checkpointing(model: Any) -> None:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """The first minibatch must have ρ = 1 exactly, also in training mode, which gradient checkpointing needs."""
+    """Disable dropout: the first minibatch must have ρ = 1 exactly, also in training mode, as gradient checkpointing needs."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -274,7 +289,3 @@ def _compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return DTYPES[options.weights]
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -14,11 +14,12 @@ from sspo_cli.errors import UserError
 def adamw(
     parameters: Iterable[nn.Parameter], betas: tuple[float, float], weight_decay: float, eight_bit: bool
 ) -> torch.optim.Optimizer:
-    """Weight decay acts on matrices only, as usual: not on norms and biases. `guarded_step` sets the learning rate.
+    """Make an AdamW whose weight decay acts on matrices only, as usual: not on norms and biases.
 
-    `eight_bit`: moments in 8 bits, but for tensors of less than 4096 numbers or not of whole blocks of 256, whose moments are
-    of the weights' dtype; and weights in bfloat16 are rounded up or down at random, by how near they are: to the nearest, an
-    update of less than 1/256 of its weight would be lost. Raises UserError without torchao.
+    `guarded_step` sets the learning rate. `eight_bit`: moments in 8 bits, except those of tensors of less than 4096 numbers
+    or not of whole blocks of 256, which have the weights' dtype; and weights in bfloat16 are rounded up or down at random,
+    by how near they are: to the nearest, an update of less than 1/256 of its weight would be lost. Raises UserError without
+    torchao.
     """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -35,7 +36,7 @@ def adamw(
 
 
 def adamw_8bit() -> Any:
-    """torchao's optimizer; a checkpoint of its state can be read once this was called. Raises UserError without torchao."""
+    """Import torchao's optimizer, after which a checkpoint of its state can be read. Raises UserError without torchao."""
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
@@ -44,7 +45,7 @@ def adamw_8bit() -> Any:
 
 
 def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, steps: int) -> float:
-    """The learning rate of optimizer step `step` (counted from 0) of `steps`: linear warm-up, then the schedule to 0."""
+    """Compute the learning rate of optimizer step `step` (counted from 0) of `steps`: linear warm-up, then the schedule to 0."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
     progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
@@ -60,9 +61,9 @@ def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, step
 def guarded_step(
     optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, max_grad_norm: float, seed: int
 ) -> tuple[float, bool]:
-    """Clips, steps and clears the gradients; `seed` is of the stochastic rounding.
+    """Clip, step and clear the gradients; `seed` is of the stochastic rounding.
 
-    Returns the gradient's norm before clipping, and whether the step was taken: where the loss or the norm is not finite,
+    Returns the gradient's norm before clipping, and whether the step was taken: if the loss or the norm is not finite,
     weights and optimizer state stay as they are.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -47,7 +47,7 @@ class Packing:
 
 
 def pack(batch: Batch, dtype: torch.dtype) -> Packing:
-    """The prompts and completions of the batch; `dtype` is that of the computation."""
+    """Pack the prompts and completions of the batch; `dtype` is that of the computation."""
     device = batch.tokens.device
     groups, prompt_of = batch.groups.unique(return_inverse=True)
     row_of = torch.empty_like(groups)
@@ -84,8 +84,10 @@ def pack(batch: Batch, dtype: torch.dtype) -> Packing:
 
 
 def can_share_prompts(model: PreTrainedModel) -> bool:
-    """Whether every layer mixes tokens by full attention, through transformers' attention interface: not with sliding
-    windows or recurrent layers."""
+    """Report whether every layer mixes tokens by full attention, through transformers' attention interface.
+
+    Sliding windows and recurrent layers do not.
+    """
     return model._supports_attention_backend and all(
         type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers
     )
@@ -100,7 +102,7 @@ def _attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """query, key, value [1, heads, N, width] -> [1, N, heads, width]; without a packing, just "sdpa"."""
+    """Attend: query, key, value [1, heads, N, width] -> [1, N, heads, width]; without a packing, just "sdpa"."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     # In the computation's dtype: rotary embeddings leave float32 also under autocast.
@@ -117,7 +119,7 @@ def _attention(
 
 
 def _spread(tokens: Tensor, places: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
-    """[M, heads, width] -> [P, heads, S, width], zeros elsewhere."""
+    """Spread tokens [M, heads, width] over their places in [P, heads, S, width], zeros elsewhere."""
     return tokens.new_zeros(*shape, *tokens.shape[1:]).index_put(places, tokens).transpose(1, 2)
 
 

@@ -8,7 +8,7 @@ WAIT = 16  # tokens: more than any character's bytes, so that a policy stuck on 
 
 
 def token_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text of those before it, so that the pieces joined are the text of all.
+    """Split the text by what each token adds to the text of those before it; the pieces joined are the text of all.
 
     Of a character that is split over several tokens, the last one adds it and the others add nothing.
     """
@@ -16,14 +16,14 @@ def token_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
     if "".join(alone) == tokenizer.decode(token_ids, skip_special_tokens=False):
         return alone  # no character is split, and no token's text depends on those before it
     pieces: list[str] = []
-    context = told = 0  # tokens before `told` have their pieces; those from `context` on are decoded with the next
+    context = done = 0  # tokens before `done` have their pieces; those from `context` on are decoded with the next
     before = ""
     for end in range(1, len(token_ids) + 1):
         text = tokenizer.decode(token_ids[context:end], skip_special_tokens=False)
-        if text.endswith(INCOMPLETE) and end < len(token_ids) and end - told < WAIT:
+        if text.endswith(INCOMPLETE) and end < len(token_ids) and end - done < WAIT:
             pieces.append("")
             continue
         pieces.append(text[len(before) :])
-        context, told = told, end
-        before = tokenizer.decode(token_ids[context:told], skip_special_tokens=False)
+        context, done = done, end
+        before = tokenizer.decode(token_ids[context:done], skip_special_tokens=False)
     return pieces

@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's byte-level tokenizer without merges, so one token a character of ASCII, with Qwen's chat markup.
+    """Make Qwen2's byte-level tokenizer without merges, so one token a character of ASCII, with Qwen's chat markup.
 
     A Qwen2 model's folder must hold a Qwen2 tokenizer: `AutoTokenizer` takes any other one for that, and drops what it
     does not know without a word.
@@ -41,7 +41,7 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
 def tiny_model(
     options: TinyModelOptions, tokenizer: Qwen2Tokenizer, dtype: torch.dtype = torch.float32
 ) -> Qwen2ForCausalLM:
-    """Random weights of that dtype, drawn from `options.seed` alone."""
+    """Make a model with random weights of that dtype, drawn from `options.seed` alone."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,

@@ -7,7 +7,8 @@ from operator import itemgetter
 from typing import Any
 
 from sspo_cli.errors import UserError
-from sspo_cli.report.runs import Group, Run, short_names
+from sspo_cli.report.groups import RunGroup
+from sspo_cli.report.records import RunRecord, short_names
 from sspo_cli.tracking.files import explain_os_errors
 from sspo_cli.tracking.run_folder import RunFolder
 
@@ -16,8 +17,8 @@ SHORTEST_CUT = 300  # tokens; however many runs there are, no completion is cut 
 LONGEST_OPENING = 64  # characters that a prompt template may have put before the policy's first token
 
 
-def sample_completions(groups: Sequence[Group], budget: int = BUDGET) -> list[dict[str, Any]]:
-    """Of each run whole rollouts, as many as fit its part of the budget: the last, the first, and ones evenly between.
+def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list[dict[str, Any]]:
+    """Sample whole rollouts of each run, as many as fit its part of the budget: the last, the first, and ones evenly between.
 
     A run is {path, name, label, seed, complete, damage, groups}: whether all groups are there, and which line of its file cannot
     be read. A group is {step, rollout, minibatch, epoch, problem, prompt, gold, completions}, and a completion {answer,
@@ -32,17 +33,17 @@ def sample_completions(groups: Sequence[Group], budget: int = BUDGET) -> list[di
     _, short = short_names([run.path for _, run in runs])
     sampled = []
     for group, run in runs:
-        about = {"path": str(run.path), "name": short[run.path], "label": group.label, "seed": run.options.seed}
+        about = {"path": str(run.path), "name": short[run.path], "label": group.label, "seed": run.seed}
         try:
-            found, complete = _sample(run, budget // len(runs))
-            sampled.append({**about, "complete": complete, "damage": None, "groups": found})
-        except UserError as error:  # told on the page; the other runs are read
+            kept, complete = _sample(run, budget // len(runs))
+            sampled.append({**about, "complete": complete, "damage": None, "groups": kept})
+        except UserError as error:  # named on the page; the other runs are read
             sampled.append({**about, "complete": False, "damage": str(error), "groups": []})
     return sampled
 
 
-def _sample(run: Run, budget: int) -> tuple[list[dict[str, Any]], bool]:
-    """Groups of the run by step, and whether they are all that it kept. Only lines of sampled rollouts are parsed."""
+def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
+    """Return groups of the run by step, and whether they are all that it kept. Only lines of sampled rollouts are parsed."""
     path = RunFolder(run.path).completions_path
     if not path.exists():
         return [], True
@@ -69,22 +70,22 @@ def _sample(run: Run, budget: int) -> tuple[list[dict[str, Any]], bool]:
         while last + 1 < len(lines) and (after := row(last + 1))["rollout"] == rows[0]["rollout"]:
             last, rows = last + 1, [*rows, after]
         seen.update(range(first, last + 1))
-        found = [_group(list(same), longest) for _, same in groupby(rows, itemgetter("step", "problem"))]
-        used += len(json.dumps(found, ensure_ascii=False))
+        rollout = [_group(list(members), longest) for _, members in groupby(rows, itemgetter("step", "problem"))]
+        used += len(json.dumps(rollout, ensure_ascii=False))
         if used > budget:
-            if not rollouts:
-                rollouts[first] = found[
-                    -1:
-                ]  # of the last rollout the stalest minibatch: a run that has some shows some
+            if not rollouts:  # a run that has completions shows some: of the last rollout the stalest minibatch
+                rollouts[first] = rollout[-1:]
             break
-        rollouts[first] = found
+        rollouts[first] = rollout
     groups = [group for first in sorted(rollouts) for group in rollouts[first]]
     return groups, len(seen) == len(lines) and used <= budget
 
 
 def _coarse_to_fine(n: int) -> Iterator[int]:
-    """Places in 0..n-1, some more than once: the last, the first, then the middle, the quarters, …, in the order of the
-    binary digits read backwards, so that any beginning of them is spread evenly."""
+    """Yield places in 0..n-1, some more than once: the last, the first, then the middle, the quarters, ….
+
+    They come in the order of their binary digits read backwards, so that any beginning of them is spread evenly.
+    """
     if n:
         yield from (n - 1, 0)
     bits = n.bit_length()

@@ -7,15 +7,20 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
+from xml.etree import ElementTree
 
 import jinja2
 from markupsafe import Markup, escape
 
 from sspo_cli.report.table import Table
 
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", XLINK)
+
 
 def template(name: str, **filters: Any) -> jinja2.Template:
-    """One of the package's templates; those of HTML escape what is put into them."""
+    """Load one of the package's templates; those of HTML escape what is put into them."""
     environment = jinja2.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -28,7 +33,7 @@ def template(name: str, **filters: Any) -> jinja2.Template:
 
 
 def html_page(*, completions: Sequence[dict[str, Any]], **parts: Any) -> str:
-    """The page. `completions` as by `sample_completions`; the other parts are those that page.html.jinja names."""
+    """Render the page. `completions` as by `sample_completions`; the other parts are those that page.html.jinja names."""
     script = Markup(_resource("page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("page.html.jinja", code=code).render(
@@ -41,18 +46,36 @@ def html_page(*, completions: Sequence[dict[str, Any]], **parts: Any) -> str:
 
 
 def html_of(tables: Iterable[Table]) -> Markup:
-    """Each in a box of its own that scrolls."""
+    """Put each table in a box of its own that scrolls."""
     text = "".join(table.to_html() for table in tables)
     return Markup(text.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 
+def inline_svg(svg: bytes, name: str, title: str) -> Markup:
+    """Make matplotlib's SVG an element of a page that holds several: its ids begin with `name`, and it has a title to read out.
+
+    Its size follows its container up to the natural one.
+    """
+    root = ElementTree.fromstring(svg)
+    for node in root.iter():
+        for key, value in node.items():
+            if key == "id":
+                node.set(key, f"{name}-{value}")
+            elif key in ("clip-path", f"{{{XLINK}}}href"):
+                node.set(key, value.replace("#", f"#{name}-", 1))
+    width = root.attrib.pop("width")
+    del root.attrib["height"]
+    root.attrib |= {"style": f"--natural: {width}", "role": "img", "aria-label": title}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
 def json_for_script(value: Any) -> Markup:
-    """JSON that cannot end the <script> element it stands in, nor open a comment there."""
+    """Write JSON that cannot end the <script> element it stands in, nor open a comment there."""
     return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def code(text: str) -> Markup:
-    """Plain text whose `code` stands in backticks."""
+    """Mark up plain text whose `code` stands in backticks."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -4,11 +4,11 @@ from io import BytesIO
 
 import pandas as pd
 
-from sspo_cli.report.runs import Collection
+from sspo_cli.report.collect import Collection
 
 
 def metrics_parquet(collection: Collection) -> bytes:
-    """A row for each run and optimizer step: setting, method, gate, configuration, seed and run, then every metric in float32."""
+    """Write a row for each run and optimizer step: what the run is, then every metric in float32."""
     parts = [
         run.metrics.astype("float32")
         .reset_index()
@@ -16,8 +16,8 @@ def metrics_parquet(collection: Collection) -> bytes:
             setting=group.setting,
             method=group.method,
             gate=group.gate,
-            configuration=group.hyperparameters,
-            seed=run.options.seed,
+            configuration=group.configuration,
+            seed=run.seed,
             run=run.path.name,
         )
         for group in collection.groups

@@ -1,30 +1,45 @@
-"""What a reader would miss in a report, told in sentences."""
+"""What a reader would miss in a report, in sentences."""
 
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from sspo_cli.config_files import flatten
-from sspo_cli.report.measurements import base_of, by, measurement_of, tests_of, with_headings
-from sspo_cli.report.runs import BareModel, Collection, Group, Run, Select, distinguish, method_name
+from sspo_cli.config import VALIDATION, flatten
+from sspo_cli.report.collect import Collection
+from sspo_cli.report.frame import BARE, BASE, MEASUREMENT, TRAINED, split, with_headings
+from sspo_cli.report.groups import RunGroup, distinguish, grouped, method_name
+from sspo_cli.report.records import RunRecord, Select
 
 
-def missing(collection: Collection, select: Select = "last") -> list[str]:
-    """What a reader would miss in the tables, in a sentence each that names the run, the configuration or the benchmark."""
+def missing(collection: Collection) -> list[str]:
+    """Say what a reader would miss in the tables, in a sentence each that names the run, the configuration or the benchmark."""
+    tests = collection.frame[collection.frame["benchmark"] != VALIDATION]
+    trained = tests[tests["kind"] == TRAINED]
+    measured = dict(split(trained, "source"))
+    bare = set(tests.loc[tests["kind"] == BARE, "source"])
     return [
-        *(sentence for run in collection.runs for sentence in _missing_of(run, select)),
-        *(sentence for bare in collection.bare_models if (sentence := _missing_of_bare(bare))),
-        *(sentence for setting in collection.settings for sentence in _missing_in(collection, setting, select)),
-        *_measured_in_several_ways(collection),
+        *(sentence for run in collection.runs for sentence in _missing_of(run, measured.get(run), collection.select)),
+        *(
+            f"`{model.path}` holds no evaluation of {model.name}."
+            for model in collection.bare_models
+            if model not in bare
+        ),
+        *(
+            sentence
+            for setting, groups in grouped(collection.groups, lambda group: group.setting).items()
+            for sentence in _missing_in(setting, groups, tests[tests["setting"] == setting])
+        ),
+        *_measured_in_several_ways(tests),
         *(f"{sentence}; left out." for sentence in collection.left_out),
     ]
 
 
-def _named(run: Run) -> str:
-    return f"`{run.path}` (seed {run.options.seed})"
+def _named(run: RunRecord) -> str:
+    return f"`{run.path}` (seed {run.seed})"
 
 
-def _missing_of(run: Run, select: Select) -> Iterator[str]:
+def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> Iterator[str]:
+    """Say what a run lacks, of which `tests` are all the tests; None if it has none."""
     if not run.finished:
         reason = f": {run.reason}" if run.reason else ""
         yield (
@@ -33,66 +48,58 @@ def _missing_of(run: Run, select: Select) -> Iterator[str]:
         )
         return
     step = run.selected_step(select)
-    measured = {evaluation["step"] for evaluation in tests_of(run)}
     if step is None:
         yield (
             f"{_named(run)} has no validation to choose a checkpoint by, so that it is in no table; train with "
             "`evaluation.validation`, or report with `--select last`."
         )
-    elif not measured:
+    elif tests is None:
         yield f"{_named(run)} is finished, but has no evaluation."
-    elif step not in measured:
+    elif not tests["selected"].any():
         when = "after its last step" if select == "last" else f"at step {step}, its best by validation"
         yield f"{_named(run)} was not evaluated {when}; `sspo eval {run.path} --checkpoint {select}` does it."
 
 
-def _missing_of_bare(bare: BareModel) -> str | None:
-    return None if tests_of(bare) else f"`{bare.path}` holds no evaluation of {bare.name}."
-
-
-def _missing_in(collection: Collection, setting: str, select: Select) -> Iterator[str]:
-    """What some runs of a setting have and others have not."""
-    groups = [group for group in collection.groups if group.setting == setting]
-    base = base_of(groups)
-    if not base:
-        yield f"No run of {setting} was evaluated before its first step, so that there is no base and no Δ Avg."
-    for benchmark, same in by(base, lambda measured: measured.evaluation["benchmark"]).items():
-        for _, alike in by(same, lambda measured: measurement_of(measured.evaluation)).items():
-            if len(alike) > 1:
-                shares = sorted(100 * measured.evaluation["pass_at_1"] for measured in alike)
-                yield (
-                    f"The base of {setting} is the mean over runs that do not agree on {benchmark} before their first step: "
-                    f"{shares[0]:.1f} to {shares[-1]:.1f} %."
-                )
+def _missing_in(setting: str, groups: Sequence[RunGroup], tests: pd.DataFrame) -> Iterator[str]:
+    """Say what some runs of a setting have and others have not."""
+    yield from _doubts_about_the_base(setting, tests[tests["kind"] == BASE])
     at_step = {
-        run.path: {e["benchmark"] for e in tests_of(run) if e["step"] == run.selected_step(select)}
-        for group in groups
-        for run in group.runs
-        if run.finished
+        run: set(rows["benchmark"])
+        for run, rows in split(tests[(tests["kind"] == TRAINED) & tests["selected"]], "source")
     }
     everywhere = sorted(set().union(*at_step.values()))
-    for run in (run for group in groups for run in group.runs if at_step.get(run.path)):
-        if lacking := [name for name in everywhere if name not in at_step[run.path]]:
+    for run in (run for group in groups for run in group.runs if run in at_step):
+        if lacking := [name for name in everywhere if name not in at_step[run]]:
             yield f"{_named(run)} was not measured on {', '.join(lacking)} at the step that the tables show."
-    seeds = {run.options.seed for group in groups for run in group.runs if run.finished}
+    seeds = {run.seed for group in groups for run in group.finished}
     for group in groups:
-        finished = {run.options.seed for run in group.runs if run.finished}
-        if lacking := sorted(seeds - finished):
+        if lacking := [str(seed) for seed in sorted(seeds - {run.seed for run in group.finished})]:
             yield (
-                f"{group.label} in {setting} has no finished run of seed{'s' * (len(lacking) > 1)} "
-                f"{', '.join(map(str, lacking))}, "
+                f"{group.label} in {setting} has no finished run of seed{'s' * (len(lacking) > 1)} {', '.join(lacking)}, "
                 "which other configurations have."
             )
     yield from _seeds_that_differ(groups)
 
 
-def _seeds_that_differ(groups: Sequence[Group]) -> Iterator[str]:
-    """Runs that look like seeds of one configuration but differ in an option; seeds whose evaluations were set up differently."""
-    for same in by(groups, lambda group: (group.method, group.gate)).values():
-        seeds = [run.options.seed for group in same for run in group.runs]
-        if len(same) > 1 and len(seeds) == len(set(seeds)):
-            runs = "; ".join(f"{_named(group.runs[0])}: {group.details}" for group in same)
-            name = f"{method_name(same[0].method)} {same[0].gate}"
+def _doubts_about_the_base(setting: str, base: pd.DataFrame) -> Iterator[str]:
+    if base.empty:
+        yield f"No run of {setting} was evaluated before its first step, so that there is no base and no Δ Avg."
+    for values, measured in split(base, *MEASUREMENT):
+        if len(measured) > 1:
+            shares = 100 * measured["pass_at_1"]
+            yield (
+                f"The base of {setting} is the mean over runs that do not agree on {values[0]} before their first step: "
+                f"{shares.min():.1f} to {shares.max():.1f} %."
+            )
+
+
+def _seeds_that_differ(groups: Sequence[RunGroup]) -> Iterator[str]:
+    """Name runs that look like seeds of one configuration but differ in an option, and seeds that are evaluated differently."""
+    for variants in grouped(groups, lambda group: (group.method, group.gate)).values():
+        seeds = [run.seed for group in variants for run in group.runs]
+        if len(variants) > 1 and len(seeds) == len(set(seeds)):
+            runs = "; ".join(f"{_named(group.runs[0])}: {group.details}" for group in variants)
+            name = f"{method_name(variants[0].method)} {variants[0].gate}"
             yield f"The runs of {name} differ in more than the seed, and are not averaged: {runs}."
     for group in groups:
         flat = [dict(flatten(run.options.evaluation.model_dump(mode="json"), "evaluation.")) for run in group.runs]
@@ -102,17 +109,13 @@ def _seeds_that_differ(groups: Sequence[Group]) -> Iterator[str]:
             yield f"The seeds of {group.label} in {group.setting} are evaluated differently: {runs}."
 
 
-def _measured_in_several_ways(collection: Collection) -> Iterator[str]:
-    sources: list[Run | BareModel] = [*collection.runs, *collection.bare_models]
-    rows = [{**evaluation, "path": source.path} for source in sources for evaluation in tests_of(source)]
-    if not rows:
-        return
-    frame = with_headings(pd.DataFrame(rows))
-    for benchmark, same in frame.groupby("benchmark", sort=False):
-        if same["column"].nunique() > 1:
+def _measured_in_several_ways(tests: pd.DataFrame) -> Iterator[str]:
+    tests = with_headings(pd.concat([tests[tests["kind"] == kind] for kind in (TRAINED, BARE)]))
+    for benchmark, measured in split(tests, "benchmark"):
+        if measured["column"].nunique() > 1:
             ways = []
-            for column, alike in same.groupby("column", sort=False):
-                first, *others = alike["path"].unique()
+            for column, alike in split(measured, "column"):
+                first, *others = dict.fromkeys(source.path for source in alike["source"])
                 more = f" and {len(others)} more" if others else ""
                 ways.append(f"{str(column).removeprefix(f'{benchmark} ')} in `{first}`{more}")
             yield f"{benchmark} was measured in several ways, which share no column: {'; '.join(ways)}."

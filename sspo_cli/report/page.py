@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from sspo_cli import __version__
+from sspo_cli.report.collect import Collection, collect
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import figures, save
-from sspo_cli.report.html import html_of, html_page, template
+from sspo_cli.report.html import html_of, html_page, inline_svg, template
 from sspo_cli.report.metrics import metrics_parquet
 from sspo_cli.report.missing import missing
-from sspo_cli.report.runs import Collection, Select, collect
-from sspo_cli.report.svg import inline_svg
+from sspo_cli.report.records import Select
 from sspo_cli.report.tables import tables
 from sspo_cli.tracking.files import explain_os_errors, write_bytes_atomic, write_text_atomic
 
@@ -20,21 +20,22 @@ IN_DETAIL = ("seeds", "paired", "configurations")  # tables that the page shows 
 
 
 def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: Select = "last") -> list[Path]:
-    """Writes tables, figures, metrics.parquet, report.md and index.html in `out`, over those of an earlier report; returns
-    their paths, the page's first.
+    """Write tables, figures, metrics.parquet, report.md and index.html in `out`, over those of an earlier report.
+
+    Returns their paths, the page's first.
 
     Each of `paths` is a run folder or a folder of them; `paper` adds the paper's figures, `select` says which checkpoint's
     numbers go into the tables. Files of an earlier report that this one does not have stay where they are, named on no page.
-    Raises UserError where there is no run to read, or where `out` cannot be written.
+    Raises UserError if there is no run to read, or if `out` cannot be written.
     """
     with Console(stderr=True).status("reading runs") as status:  # shown on a terminal only
-        collection = collect(paths)
+        collection = collect(paths, select)
         with explain_os_errors("write", out):
             out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
 
         status.update("writing tables")
-        all_tables = tables(collection, select=select, paper=paper)
+        all_tables = tables(collection, paper=paper)
         for table in all_tables:
             forms = {"md": table.to_markdown(), "tex": table.to_latex(), "csv": table.to_csv(), "json": table.to_json()}
             for suffix, text in forms.items():
@@ -46,30 +47,29 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
             write_bytes_atomic(written[-1], metrics_parquet(collection))
 
         drawn: list[dict[str, str]] = []
-        for figure in figures(collection, select):
+        for figure in figures(collection):
             status.update(f"drawing figure {len(drawn) + 1}: {figure.title}")
             files = save(figure.figure, out, figure.name)
             written += files
-            svg = inline_svg(
-                next(path for path in files if path.suffix == ".svg").read_bytes(), figure.name, figure.title
-            )
-            drawn.append({"name": figure.name, "title": figure.title, "caption": figure.caption, "svg": svg})
+            (svg,) = (path.read_bytes() for path in files if path.suffix == ".svg")
+            about = {"name": figure.name, "title": figure.title, "caption": figure.caption}
+            drawn.append({**about, "svg": inline_svg(svg, figure.name, figure.title)})
 
         status.update("writing pages")
-        about = {
+        parts = {
             "title": _title(collection),
             "summary": _summary(collection),
-            "missing": missing(collection, select),
+            "missing": missing(collection),
             "figures": drawn,
         }
-        markdown = template("page.md.jinja").render(tables=[table.to_markdown() for table in all_tables], **about)
+        markdown = template("page.md.jinja").render(tables=[table.to_markdown() for table in all_tables], **parts)
         page = html_page(
             tables=html_of(table for table in all_tables if table.name not in ("runs", *IN_DETAIL)),
             details=[(table.title, html_of([table])) for table in all_tables if table.name in IN_DETAIL],
             runs=html_of(table for table in all_tables if table.name == "runs"),
             completions=sample_completions(collection.groups),
             version=__version__,
-            **about,
+            **parts,
         )
         pages = {"index.html": page, "report.md": markdown}
         for name, text in pages.items():
@@ -78,7 +78,7 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
 
 
 def _title(collection: Collection) -> str:
-    """The setting, or what all of them start from, where there is one."""
+    """Return the setting, or what all of them start from, if there is one."""
     names = {group.start for group in collection.groups} if len(collection.settings) > 1 else {*collection.settings}
     return names.pop() if len(names) == 1 else "Report"
 
@@ -90,4 +90,4 @@ def _summary(collection: Collection) -> str:
         ("setting", "settings"): len(collection.settings),
         ("model without a run", "models without a run"): len(collection.bare_models),
     }
-    return ", ".join(f"{n} {one if n == 1 else more}" for (one, more), n in counts.items() if n) + "."
+    return ", ".join(f"{n} {singular if n == 1 else plural}" for (singular, plural), n in counts.items() if n) + "."

@@ -52,13 +52,13 @@ class Table:
         return self.frame.to_csv(index=False)
 
     def to_json(self) -> str:
-        """An object of name, title, notes and rows, those of the frame; what is missing is null."""
+        """Write an object of name, title, notes and rows, those of the frame; what is missing is null."""
         rows = json.loads(self.frame.to_json(orient="records", double_precision=15))
         about = {"name": self.name, "title": self.title, "notes": self.notes, "rows": rows}
         return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
-        """With the title above and the notes under it; bold, <u> and italic."""
+        """Write the title, the table in bold, <u> and italic, and the notes."""
         padding = [""] * (len(self.headings) - 1)
         lines = [
             [f"**{_escape_markdown(line)}**", *padding] if isinstance(line, str) else [_markdown(cell) for cell in line]
@@ -70,7 +70,7 @@ class Table:
         return f"**{_escape_markdown(self.title)}**\n\n{table}\n\n{notes}\n"
 
     def to_html(self) -> str:
-        """A <figure> of the table, its title as caption and its notes as list. `data-sort` of a cell is its number."""
+        """Write a <figure> of the table, its title as caption and its notes as list. `data-sort` of a cell is its number."""
         head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
         bodies = ""
         for heading, block in self._blocks():
@@ -86,7 +86,7 @@ class Table:
         )
 
     def to_latex(self) -> str:
-        """A table float that needs booktabs and graphicx, in characters that pdflatex knows; a wide one is scaled to fit."""
+        """Write a float that needs booktabs and graphicx, in characters that pdflatex knows; a wide one is scaled to fit."""
         blocks = []
         for heading, block in self._blocks():
             rows = [rf"\multicolumn{{{len(self.headings)}}}{{l}}{{{escape_latex(heading)}}}"] if heading else []
@@ -114,7 +114,7 @@ class Table:
         )
 
     def _blocks(self) -> list[tuple[str, list[list[Cell]]]]:
-        """The lines under each heading; those before the first one under none."""
+        """Return the lines below each heading; those before the first one have none."""
         blocks: list[tuple[str, list[list[Cell]]]] = []
         for line in self.lines:
             if isinstance(line, str):
@@ -127,8 +127,10 @@ class Table:
 
 
 def escape_latex(text: str) -> str:
-    """Text in characters that pdflatex sets without packages; code in backticks becomes typewriter that may break. A letter
-    that it does not know becomes its nearest in ASCII, or a question mark."""
+    """Write text in characters that pdflatex sets without packages; code in backticks becomes typewriter that may break.
+
+    A letter that it does not know becomes its nearest in ASCII, or a question mark.
+    """
     parts = ["".join(LATEX.get(letter) or _ascii(letter) for letter in part) for part in text.split("`")]
     code = [re.sub(r"([-/=.]|\\_)", r"\1\\allowbreak{}", part) for part in parts[1::2]]
     parts[1::2] = [rf"\texttt{{{part}}}" for part in code]
@@ -154,21 +156,25 @@ def _ascii(letter: str) -> str:
 
 
 def _code(text: str, start: str, end: str) -> str:
-    return re.sub("`([^`]+)`", lambda found: f"{start}{found[1]}{end}", text)
+    return re.sub("`([^`]+)`", lambda code: f"{start}{code[1]}{end}", text)
 
 
 def _escape_markdown(text: str) -> str:
     return re.sub(r"([|*\\]|<(?=\w))", r"\\\1", text)
 
 
-def marks_of(values: Sequence[float | None], baselines: Sequence[bool]) -> list[tuple[int | None, frozenset[str]]]:
-    """Of the cells of a column, each one's rank and marks, by what is printed: equal ones share both.
+def ranks_and_marks(
+    values: Sequence[float | None], baselines: Sequence[bool]
+) -> list[tuple[int | None, frozenset[str]]]:
+    """Rank and mark the cells of a column by what is printed: equal ones share both.
 
     A single number is not marked: there is nothing that it would be better than.
     """
     printed = [None if value is None else round(value, 1) for value in values]
     order = sorted({value for value in printed if value is not None}, reverse=True)
-    strongest = max((p for p, is_one in zip(printed, baselines, strict=True) if is_one and p is not None), default=None)
+    strongest = max(
+        (p for p, is_baseline in zip(printed, baselines, strict=True) if is_baseline and p is not None), default=None
+    )
     compared = sum(value is not None for value in printed) > 1
     marked = []
     for value, is_baseline in zip(printed, baselines, strict=True):
@@ -193,7 +199,7 @@ def _html(cell: Cell) -> str:
 
 
 def _html_note(note: str) -> str:
-    """One that is too long to be read in passing opens on demand."""
+    """Write a note; one that is too long to be read in passing opens on demand."""
     first, colon, rest = (_code(html.escape(part), "<code>", "</code>") for part in note.partition(": "))
     return f"<details><summary>{first}</summary>{rest}</details>" if len(note) > LONG else f"{first}{colon}{rest}"
 

@@ -9,10 +9,12 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 
 
 def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bool = True) -> Engine:
-    """The engine of the options; `named` says that the model is one with a name, not the embedded tiny one, and `learns`
-    that a learner wants its memory in between: of vLLM's engines that can sleep, a process may have one in its life.
+    """Open the engine of the options.
 
-    Raises UserError where vLLM is asked for and cannot be used, or its server does not answer.
+    named   the model has a name, it is not the embedded tiny one
+    learns  a learner wants its memory in between; of vLLM's engines that can sleep, a process may have one in its life
+
+    Raises UserError if vLLM is asked for and cannot be used, or its server does not answer.
     """
     vllm = options.vllm or VllmOptions()
     if vllm.server:
@@ -28,7 +30,7 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
 
 
 def _vllm_fits(policy: Policy) -> bool:
-    """On a CPU the torch engine is as fast, so that vLLM is taken there only where it is asked for."""
+    """Report whether `auto` means vLLM: not on a CPU, where the torch engine is as fast."""
     if policy.device.type != "cuda" or importlib.util.find_spec("vllm") is None:
         return False
     from sspo_cli.rollout.vllm_engine import why_not

@@ -22,32 +22,54 @@ class Sampling:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an engine is asked to sample: `group_size` completions of each prompt.
+
+    prompts  token ids of each
+    """
+
+    prompts: Sequence[list[int]]
+    group_size: int
+    sampling: Sampling
+
+
+OnCompletion = Callable[[int, Completion], object]
+"""(index of the prompt, its completion); called as soon as the completion is done, while others are still sampled."""
+
+
 class Engine(Protocol):
+    """A sampler whose behaviour policy is set by `sync`."""
+
     @property
     def name(self) -> str:
-        """For the run's notes: `auto` is not the same everywhere."""
+        """Name the sampler for the run's notes: `auto` is not the same everywhere."""
 
-    def check_room(self, tokens: int) -> None:
-        """Raises UserError where a prompt and its completion, `tokens` together, would not fit, though the model has the
-        context."""
+    def check_capacity(self, tokens: int) -> None:
+        """Check that a prompt and its completion, `tokens` together, fit, whatever the model's context.
+
+        Raises UserError if they do not.
+        """
 
     def sync(self, policy: Policy) -> dict[str, float]:
-        """Behaviour policy := policy. Returns metrics of a check of that, where the weights were copied.
+        """Set behaviour policy := policy. Returns metrics of a check of that if the weights were copied.
 
-        Raises UserError where the check fails.
+        Raises UserError if the check fails.
         """
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        group_size: int,
-        sampling: Sampling,
-        finished: Callable[[int, Completion], object] | None = None,
-    ) -> list[list[Completion]]:
-        """`group_size` completions for each prompt, in the order of the prompts.
-
-        `finished(index of the prompt, completion)` is called as soon as one is done, while others are still sampled.
-        """
+    def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
+        """Sample the completions of each prompt, in the order of the prompts."""
 
     def sleep(self) -> None:
-        """Leaves its memory to the learner, as far as it can; the next sync wakes it up."""
+        """Leave its memory to the learner, as far as it can; the next sync wakes it up."""
+
+
+def to_completion(policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool) -> Completion:
+    """Make a completion of sampled tokens and their log-probabilities.
+
+    ended  the last token is an end of the sequence; the completion is truncated otherwise
+    """
+    written = token_ids[:-1] if ended else token_ids
+    # Tags may be special tokens of the tokenizer, so only the end of the sequence is left out of the text.
+    text = policy.tokenizer.decode(written, skip_special_tokens=False)
+    return Completion(token_ids, logprobs, text, truncated=not ended)

@@ -8,7 +8,7 @@ import torch
 from sspo_cli.errors import UserError
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.model import Policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 QUESTION = "What is 2 + 3 - 4?"
@@ -18,19 +18,19 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # seen: 1e-6 and 0.02; w
 
 def probe(
     policy: Policy,
-    sample: Callable[[list[int], int, Sampling], list[Completion]],
+    generate: Callable[[Request], list[list[Completion]]],
     temperature: float,
     tolerance: float,
 ) -> dict[str, float]:
-    """Draws a few completions of one prompt by `sample(prompt, group_size, sampling)`; returns the mean log-probability
-    of their tokens by the sampler and by the policy, and the mean difference.
+    """Compare the log-probabilities of a few completions of one prompt, drawn by `generate`, with the policy's.
 
-    Raises UserError where that exceeds `tolerance`: the weights have not arrived, or not all of them.
+    Returns the mean log-probability of their tokens by the sampler and by the policy, and the mean difference.
+    Raises UserError if that exceeds `tolerance`: the weights have not arrived, or not all of them.
     """
     turns = [{"role": "user", "content": QUESTION}]
     text = policy.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prompt = Prompt(Problem("", QUESTION, "", "probe"), text, policy.tokenizer.encode(text, add_special_tokens=False))
-    completions = sample(prompt.token_ids, COMPLETIONS, Sampling(temperature, TOKENS, seed=0))
+    (completions,) = generate(Request([prompt.token_ids], COMPLETIONS, Sampling(temperature, TOKENS, seed=0)))
     group = Group(prompt, completions, [Reward(0.0, 0.0, None, "ok")] * COMPLETIONS)
     batch = collate([group], torch.zeros(1, COMPLETIONS), mask_truncated=False).to(policy.device)
     with torch.no_grad():

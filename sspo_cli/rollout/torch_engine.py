@@ -1,6 +1,6 @@
 """Sampling with the policy's own model: each prompt is prefilled once for its whole group, finished rows leave the batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from sspo_cli.policy.model import Policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.types import Completion
 
-ROOM = 32  # tokens by which the cache grows at a time
+GROWTH = 32  # tokens by which the cache grows at a time
 BLOCK = 64  # words that are drawn from together
 LEAVING = 1 / 8  # share of finished rows at which they leave the batch, which copies the cache of the others
 
@@ -26,24 +26,21 @@ class TorchEngine:
         self.policy = policy
         self.max_rows = max_rows
 
-    def check_room(self, tokens: int) -> None:
-        """The model's context is the only limit."""
+    def check_capacity(self, tokens: int) -> None:
+        """Accept any length: the model's context is the only limit."""
 
     def sync(self, policy: Policy) -> dict[str, float]:
+        """Take the policy itself."""
         self.policy = policy
         return {}
 
     def sleep(self) -> None:
-        """Holds nothing between two calls."""
+        """Do nothing: no memory is held between two calls."""
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        group_size: int,
-        sampling: Sampling,
-        finished: Callable[[int, Completion], object] | None = None,
-    ) -> list[list[Completion]]:
-        generator = torch.Generator(self.policy.device).manual_seed(sampling.seed)
+    def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
+        """Sample as many prompts at a time as have `max_rows` completions, at least one."""
+        prompts, group_size = request.prompts, request.group_size
+        generator = torch.Generator(self.policy.device).manual_seed(request.sampling.seed)
         at_a_time = max(1, self.max_rows // group_size)
         completions: dict[int, Completion] = {}
         training = self.policy.model.training
@@ -52,21 +49,20 @@ class TorchEngine:
             # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
             with torch.inference_mode(), self.policy.autocast(), self.policy.uncompiled():
                 for start in range(0, len(prompts), at_a_time):
-                    chunk = prompts[start : start + at_a_time]
-                    for row, completion in self._sample_rows(chunk, group_size, sampling, generator):
+                    chunk = Request(prompts[start : start + at_a_time], group_size, request.sampling)
+                    for row, completion in self._sample_rows(chunk, generator):
                         completions[start * group_size + row] = completion
-                        if finished:
-                            finished(start + row // group_size, completion)
+                        if on_completion:
+                            on_completion(start + row // group_size, completion)
         finally:
             self.policy.model.train(training)
         return [
             [completions[index * group_size + member] for member in range(group_size)] for index in range(len(prompts))
         ]
 
-    def _sample_rows(
-        self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, generator: torch.Generator
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yields (row, completion) when it is done; rows r of prompt p are those with r // group_size = p."""
+    def _sample_rows(self, request: Request, generator: torch.Generator) -> Iterator[tuple[int, Completion]]:
+        """Yield (row, completion) when it is done; the rows r of prompt p are those with r // group_size = p."""
+        prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         policy, device = self.policy, self.policy.device
         project = policy.projection()
         ends = torch.tensor(policy.end_ids, device=device)
@@ -74,7 +70,7 @@ class TorchEngine:
         positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
         width = tokens.shape[1]
         attention = nn.functional.pad(attention, (0, sampling.max_new_tokens), value=1)
-        cache = _cache_with_room(policy)
+        cache = _growing_cache(policy)
         rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, not all of them still sampling
         going_on = torch.ones_like(rows, dtype=torch.bool)
         written = torch.full((len(rows), sampling.max_new_tokens), policy.pad_id, device=device)
@@ -102,7 +98,7 @@ class TorchEngine:
             ending = going_on & torch.isin(chosen, ends)
             if ending.any():
                 going_on = going_on & ~ending
-                yield from self._completions(rows[ending], written[:, : step + 1], logprobs, truncated=False)
+                yield from self._completions(rows[ending], written[:, : step + 1], logprobs, ended=True)
                 left = int(going_on.sum())
                 if not left:
                     return
@@ -113,22 +109,20 @@ class TorchEngine:
                         x[kept] for x in (rows, chosen, positions, attention, going_on)
                     )
             tokens = chosen.unsqueeze(1)
-        yield from self._completions(rows[going_on], written, logprobs, truncated=True)
+        yield from self._completions(rows[going_on], written, logprobs, ended=False)
 
     def _completions(
-        self, rows: Tensor, written: Tensor, logprobs: Tensor, truncated: bool
+        self, rows: Tensor, written: Tensor, logprobs: Tensor, ended: bool
     ) -> Iterator[tuple[int, Completion]]:
         length = written.shape[1]
         for row, ids, values in zip(
             rows.tolist(), written[rows].tolist(), logprobs[rows, :length].tolist(), strict=True
         ):
-            # Tags may be special tokens of the tokenizer, so only the end of the sequence is left out of the text.
-            text = self.policy.tokenizer.decode(ids if truncated else ids[:-1], skip_special_tokens=False)
-            yield row, Completion(ids, values, text, truncated)
+            yield row, to_completion(self.policy, ids, values, ended)
 
 
-class _RoomyLayer(DynamicLayer):
-    """Keys and values with room for tokens to come: transformers' own layer copies all of them for every new token.
+class _GrowingLayer(DynamicLayer):
+    """Keeps keys and values in buffers that grow in steps: transformers' own layer copies all of them for every new token.
 
     They are kept in the dtype of the computation, where rotary embeddings leave float32.
     """
@@ -136,43 +130,43 @@ class _RoomyLayer(DynamicLayer):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
-        self._rooms: list[Tensor] = []  # of the keys and of the values, which are views on what is filled
+        self._buffers: list[Tensor] = []  # of the keys and of the values, which are views on what is filled
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         states = (key_states, value_states)
-        if not self._rooms or end > self._rooms[0].shape[-2]:
-            rooms = [x.new_empty(*x.shape[:2], end + ROOM, x.shape[3], dtype=self._dtype) for x in states]
-            for room, filled in zip(rooms, self._rooms, strict=False):
-                room[:, :, :start] = filled[:, :, :start]
-            self._rooms, self.is_initialized = rooms, True
-        for room, new in zip(self._rooms, states, strict=True):
-            room[:, :, start:end] = new
-        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
+        if not self._buffers or end > self._buffers[0].shape[-2]:
+            buffers = [x.new_empty(*x.shape[:2], end + GROWTH, x.shape[3], dtype=self._dtype) for x in states]
+            for buffer, filled in zip(buffers, self._buffers, strict=False):
+                buffer[:, :, :start] = filled[:, :, :start]
+            self._buffers, self.is_initialized = buffers, True
+        for buffer, new in zip(self._buffers, states, strict=True):
+            buffer[:, :, start:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._replace_rooms([room.repeat_interleave(repeats, dim=0) for room in self._rooms])
+        self._replace_buffers([buffer.repeat_interleave(repeats, dim=0) for buffer in self._buffers])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._replace_rooms([room.index_select(0, indices) for room in self._rooms])
+        self._replace_buffers([buffer.index_select(0, indices) for buffer in self._buffers])
 
-    def _replace_rooms(self, rooms: list[Tensor]) -> None:
+    def _replace_buffers(self, buffers: list[Tensor]) -> None:
         filled = self.get_seq_length()
-        self._rooms = rooms
-        self.keys, self.values = (room[:, :, :filled] for room in rooms)
+        self._buffers = buffers
+        self.keys, self.values = (buffer[:, :, :filled] for buffer in buffers)
 
 
-def _cache_with_room(policy: Policy) -> DynamicCache:
-    """For layers of full attention; the others, such as those with a sliding window, keep transformers' own."""
+def _growing_cache(policy: Policy) -> DynamicCache:
+    """Make a cache of growing layers for full attention; others, such as sliding windows, keep transformers' own."""
     cache = DynamicCache(config=policy.model.config)
-    cache.layers = [_RoomyLayer(policy.dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_GrowingLayer(policy.dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """logits [R, V] -> token [R], its log-probability [R] at the temperature (greedy: at temperature 1)."""
+    """Draw a token: logits [R, V] -> token [R], its log-probability [R] at the temperature (greedy: at temperature 1)."""
     probabilities = (logits / (temperature or 1.0)).softmax(dim=-1)
     if temperature == 0:
         chosen = probabilities.argmax(dim=-1, keepdim=True)
@@ -188,13 +182,13 @@ def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> t
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """weights [R, n], not negative; uniform [R, 1] in [0, 1) -> index [R, 1], drawn in proportion to the weights."""
+    """Draw in proportion to the weights: weights [R, n] >= 0, uniform [R, 1] in [0, 1) -> index [R, 1]."""
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and attention mask [P, longest]; padding on the left, so that every row goes on at the same column."""
+    """Make tokens and attention mask [P, longest]; padding on the left, so that every row continues at the same column."""
     longest = max(map(len, prompts))
     tokens = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     attention = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

@@ -1,10 +1,10 @@
-"""Sampling with vLLM in this process, beside the learner: the weights go over in memory at every sync."""
+"""Sampling with vLLM in this process, next to the learner: the weights go over in memory at every sync."""
 
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 import torch._dynamo
 
 from sspo_cli.config import VllmOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 from sspo_cli.policy.model import Policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import checkpoint_weights
 from sspo_cli.seeds import derive_seed
@@ -32,7 +32,7 @@ class VllmEngine:
     """One a process: vLLM keeps state of the process's own."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
-        """`temperature` is the probe's. Raises UserError where vLLM is not installed, has not got the model, or cannot start."""
+        """Start vLLM; `temperature` is the probe's. Raises UserError if it cannot sample for the policy."""
         if reason := why_not(policy):
             raise UserError(f"rollout.engine = vllm cannot be used: {reason}; set rollout.engine=torch")
         self.policy = policy
@@ -45,7 +45,7 @@ class VllmEngine:
             self.llm = self._start(folder, max_rows)
 
     def _start(self, folder: str, max_rows: int) -> Any:
-        """Without weights and tokenizer: the first sync brings the weights, prompts and completions are token ids."""
+        """Start without weights and tokenizer: the first sync brings the weights, prompts and completions are token ids."""
         from vllm import LLM, __version__
 
         self.name = f"vLLM {__version__} in this process"
@@ -70,11 +70,12 @@ class VllmEngine:
             enable_sleep_mode=options.sleep and self.on_gpu,
         )
 
-    def check_room(self, tokens: int) -> None:
-        room = self.llm.llm_engine.model_config.max_model_len
-        if tokens > room:  # it would cut the completions there, and they would count as truncated
+    def check_capacity(self, tokens: int) -> None:
+        """Raise UserError if vLLM's cache is too small: it would cut completions, and they would count as truncated."""
+        capacity = self.llm.llm_engine.model_config.max_model_len
+        if tokens > capacity:
             raise UserError(
-                f"vLLM's cache has room for sequences of {room} tokens, and {tokens} may be needed; raise "
+                f"vLLM's cache has room for sequences of {capacity} tokens, and {tokens} may be needed; raise "
                 "rollout.vllm.kv_cache_gib or rollout.vllm.gpu_memory_utilization, or lower max_new_tokens"
             )
 
@@ -92,25 +93,21 @@ class VllmEngine:
                 self.asleep = False
             self.llm.reset_prefix_cache()  # its keys and values are of the weights before
         tolerance = self.options.tolerance or TOLERANCE[policy.dtype]
-        return probe(policy, lambda *request: self.generate([request[0]], *request[1:])[0], self.temperature, tolerance)
+        return probe(policy, self.generate, self.temperature, tolerance)
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        group_size: int,
-        sampling: Sampling,
-        finished: Callable[[int, Completion], object] | None = None,
-    ) -> list[list[Completion]]:
+    def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
+        """Sample with a seed of each prompt's own, by its place in the request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        prompts, sampling = request.prompts, request.sampling
         groups: list[list[Completion]] = [[] for _ in prompts]
         engine = self.llm.llm_engine
-        self.check_room(max(map(len, prompts), default=0) + sampling.max_new_tokens)
+        self.check_capacity(max(map(len, prompts), default=0) + sampling.max_new_tokens)
         with _guarded("sample"):
             for index, prompt in enumerate(prompts):
-                request = SamplingParams(
-                    n=group_size,
+                parameters = SamplingParams(
+                    n=request.group_size,
                     temperature=sampling.temperature,
                     max_tokens=sampling.max_new_tokens,
                     seed=derive_seed(sampling.seed, "prompt", index),
@@ -119,7 +116,7 @@ class VllmEngine:
                     detokenize=False,
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 )
-                engine.add_request(str(index), {"prompt_token_ids": prompt}, request)
+                engine.add_request(str(index), {"prompt_token_ids": prompt}, parameters)
         while engine.has_unfinished_requests():
             with _guarded("sample"):
                 outputs = engine.step()
@@ -127,18 +124,14 @@ class VllmEngine:
                 index = int(output.request_id)
                 groups[index] = [self._completion(drawn) for drawn in output.outputs]
                 for completion in groups[index]:
-                    if finished:
-                        finished(index, completion)
+                    if on_completion:
+                        on_completion(index, completion)
         return groups
 
     def _completion(self, drawn: Any) -> Completion:
         token_ids = list(drawn.token_ids)
         logprobs = [of_token[token].logprob for token, of_token in zip(token_ids, drawn.logprobs, strict=True)]
-        ended = drawn.finish_reason == "stop"
-        # Tags may be special tokens of the tokenizer, so only the end of the sequence is left out of the text.
-        written = token_ids[:-1] if ended else token_ids
-        text = self.policy.tokenizer.decode(written, skip_special_tokens=False)
-        return Completion(token_ids, logprobs, text, truncated=not ended)
+        return to_completion(self.policy, token_ids, logprobs, ended=drawn.finish_reason == "stop")
 
     def sleep(self) -> None:
         if self.options.sleep and self.on_gpu and not self.asleep:
@@ -148,10 +141,13 @@ class VllmEngine:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """vLLM writes to the environment, which checkers and other processes of ours would inherit; it takes
+    """Undo what vLLM changes in this process.
+
+    It writes to the environment, which checkers and other processes of ours would inherit; it takes
     `torch.set_num_threads` away or sets one thread itself, and makes float32 products exact, which the learner's projection
     beside bfloat16 must not be; on a CPU it would compile, which takes longer than it saves and needs a compiler.
-    It also seeds the global generators, from which nothing here draws but the optimizer, which seeds them itself."""
+    It also seeds the global generators, from which nothing here draws except the optimizer, which seeds them itself.
+    """
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
@@ -174,14 +170,14 @@ def _undisturbed() -> Iterator[None]:
 
 @_undisturbed()
 def why_not(policy: Policy) -> str | None:
-    """What keeps vLLM from sampling for this policy on this machine, or None."""
+    """Say what keeps vLLM from sampling for this policy on this machine, or None."""
     try:
         from vllm import ModelRegistry
         from vllm.platforms import current_platform
     except ImportError as error:
         if error.name == "vllm":
             return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs; for CPUs see the README)"
-        return f"the installed vLLM cannot be imported: {_first_line(error)}"
+        return f"the installed vLLM cannot be imported: {first_line(error)}"
     config = policy.model.config
     built_for = "cpu" if current_platform.is_cpu() else "cuda"
     if policy.device.type != built_for:
@@ -208,8 +204,10 @@ def _architecture(policy: Policy) -> str:
 
 
 def _pack_again(model: torch.nn.Module) -> None:
-    """On a CPU some weights are used as packed copies that a reload does not renew: a vocabulary projection that is tied to
-    the embedding, and a mixture's experts."""
+    """Renew the packed copies of weights that a reload does not renew on a CPU.
+
+    They are a vocabulary projection that is tied to the embedding, and a mixture's experts.
+    """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -224,7 +222,7 @@ def _pack_again(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _guarded(task: str) -> Iterator[None]:
-    """Raises UserError with the option to change where vLLM fails to do its `task`."""
+    """Raise UserError with the option to change if vLLM fails to do its `task`."""
     try:
         yield
     except UserError:
@@ -232,14 +230,10 @@ def _guarded(task: str) -> Iterator[None]:
     except Exception as error:
         if "out of memory" in str(error):  # torch.OutOfMemoryError, or a plain RuntimeError of vLLM's own allocator
             raise UserError(
-                f"the GPU has too little memory for vLLM to {task} ({_first_line(error)}); lower "
+                f"the GPU has too little memory for vLLM to {task} ({first_line(error)}); lower "
                 "rollout.vllm.gpu_memory_utilization or rollout.max_rows"
             ) from None
         raise UserError(
-            f"vLLM could not {task}: {_first_line(error)}; its options are under rollout.vllm, and rollout.engine=torch "
+            f"vLLM could not {task}: {first_line(error)}; its options are under rollout.vllm, and rollout.engine=torch "
             "does without it"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -4,7 +4,7 @@ vLLM's own weight transfer (0.32) is for GPUs alone (NCCL, CUDA IPC). What it of
 from a folder, so they go through one that both sides see.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ import httpx
 from sspo_cli.config import VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import write_weights
 from sspo_cli.seeds import derive_seed
@@ -42,7 +42,7 @@ class VllmServer:
     """Its model must be the policy's, in the policy's dtype; it must not serve anyone else meanwhile."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
-        """`temperature` is the probe's. Raises UserError where no server answers, or one that takes no weights."""
+        """Connect; `temperature` is the probe's. Raises UserError if no server answers, or one that takes no weights."""
         assert options.exchange is not None
         self.name = f"vLLM at {options.server}"
         self.policy = policy
@@ -53,13 +53,14 @@ class VllmServer:
         self.client = httpx.Client(base_url=options.server or "", timeout=None, limits=LIMITS)
         with self._understood("/v1/models"):
             served = self._ask("GET", "/v1/models")["data"][0]
-            self.model, self.room = served["id"], served.get("max_model_len")
+            self.model, self.capacity = served["id"], served.get("max_model_len")
         self._ask("POST", "/reset_prefix_cache")  # harmless, and tells before the cold start whether a sync can work
 
-    def check_room(self, tokens: int) -> None:
-        if self.room is not None and tokens > self.room:
+    def check_capacity(self, tokens: int) -> None:
+        """Raise UserError if the server takes only shorter sequences."""
+        if self.capacity is not None and tokens > self.capacity:
             raise UserError(
-                f"the vLLM server {self.options.server} takes sequences of {self.room} tokens, and {tokens} may be needed; "
+                f"the vLLM server {self.options.server} takes sequences of {self.capacity} tokens, and {tokens} may be needed; "
                 f"start it with --max-model-len {tokens} or more, or lower max_new_tokens"
             )
 
@@ -74,62 +75,52 @@ class VllmServer:
                 f"the vLLM server {self.options.server} still samples, so it cannot forget what the weights before gave; "
                 "it must not serve anyone else meanwhile"
             )
-        return probe(policy, self._sample, self.temperature, self.options.tolerance or TOLERANCE[policy.dtype])
+        return probe(policy, self.generate, self.temperature, self.options.tolerance or TOLERANCE[policy.dtype])
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        group_size: int,
-        sampling: Sampling,
-        finished: Callable[[int, Completion], object] | None = None,
-    ) -> list[list[Completion]]:
-        groups: list[list[Completion]] = [[] for _ in prompts]
-        pool = ThreadPoolExecutor(max(1, self.max_rows // group_size))
+    def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
+        """Sample with a request of each prompt's own, as many at a time as have `max_rows` completions, at least one."""
+        groups: list[list[Completion]] = [[] for _ in request.prompts]
+        pool = ThreadPoolExecutor(max(1, self.max_rows // request.group_size))
         try:
-            waiting = {
-                pool.submit(self._sample, prompt, group_size, sampling, index): index
-                for index, prompt in enumerate(prompts)
-            }
+            waiting = {pool.submit(self._sample, request, index): index for index in range(len(request.prompts))}
             for done in as_completed(waiting):
                 index = waiting[done]
                 groups[index] = done.result()
                 for completion in groups[index]:
-                    if finished:
-                        finished(index, completion)
+                    if on_completion:
+                        on_completion(index, completion)
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, what is not asked for yet never is
         return groups
 
-    def _sample(self, prompt: list[int], group_size: int, sampling: Sampling, index: int = 0) -> list[Completion]:
-        request = {
+    def _sample(self, request: Request, index: int) -> list[Completion]:
+        """Sample the completions of the request's prompt number `index`, with a seed of its own."""
+        body = {
             "model": self.model,
-            "prompt": prompt,
-            "n": group_size,
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_new_tokens,
-            "seed": derive_seed(sampling.seed, "prompt", index),
+            "prompt": request.prompts[index],
+            "n": request.group_size,
+            "temperature": request.sampling.temperature,
+            "max_tokens": request.sampling.max_new_tokens,
+            "seed": derive_seed(request.sampling.seed, "prompt", index),
             "logprobs": 0,  # of the chosen token alone
             "stop_token_ids": self.policy.end_ids,
             "return_token_ids": True,
             **UNTRUNCATED,
         }
         with self._understood("/v1/completions"):
-            choices = self._ask("POST", "/v1/completions", request)["choices"]
+            choices = self._ask("POST", "/v1/completions", body)["choices"]
             return [self._completion(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
-        token_ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-        ended = choice["finish_reason"] == "stop"
-        written = token_ids[:-1] if ended else token_ids
-        text = self.policy.tokenizer.decode(written, skip_special_tokens=False)
-        return Completion(token_ids, logprobs, text, truncated=not ended)
+        logprobs, ended = choice["logprobs"]["token_logprobs"], choice["finish_reason"] == "stop"
+        return to_completion(self.policy, choice["token_ids"], logprobs, ended)
 
     def sleep(self) -> None:
-        """The server's memory is its own."""
+        """Do nothing: the server's memory is its own."""
 
     @contextmanager
     def _understood(self, path: str) -> Iterator[None]:
-        """Raises UserError for an answer that lacks what vLLM's has."""
+        """Raise UserError for an answer that lacks what vLLM's has."""
         try:
             yield
         except (KeyError, IndexError, TypeError):

@@ -18,7 +18,7 @@ SHARD_BYTES = 4 << 30
 
 @torch.no_grad()  # as a decorator it ends at each yield: the reader keeps its own grad mode
 def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(name, weight) pairs, one at a time, so that no second copy of the model is ever held whole.
+    """Yield (name, weight) pairs, one at a time, so that no second copy of the model is ever held whole.
 
     LoRA's adapters are merged on the way, the policy's own weights stay as they are. The names and shapes are those of
     the published checkpoint, where the model in memory has others (experts are fused there).
@@ -38,7 +38,7 @@ def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str
 
 
 def write_weights(policy: Policy, folder: Path) -> None:
-    """The same as safetensors files in `folder`, which holds nothing else afterwards. Raises UserError where it cannot."""
+    """Write them as safetensors files to `folder`, which holds nothing else afterwards. Raises UserError if it cannot."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

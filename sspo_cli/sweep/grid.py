@@ -15,11 +15,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.config import Options, RunOptions
-from sspo_cli.config_files import explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
+from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
-from sspo_cli.report.measurements import best_configurations
-from sspo_cli.report.runs import collect
+from sspo_cli.report.choices import best_configurations
+from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
@@ -122,7 +121,7 @@ def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Tri
         for shared, block, seed in itertools.product(sweep.points(), blocks, sweep.seeds)
         for point in block.points()
     ]
-    keys = {key for point in points for key in point if len({json.dumps(other.get(key)) for other in points}) > 1}
+    keys = {key for point in points for key in point if len({json.dumps(values.get(key)) for values in points}) > 1}
     trials: dict[str, Trial] = {}
     for point in points:
         try:

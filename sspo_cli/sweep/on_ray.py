@@ -11,7 +11,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.place import command_of, log_of, spawn
 
@@ -38,7 +38,7 @@ class RayCluster:
                 "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as they are set on its nodes"
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"no Ray cluster can be reached at {address}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"no Ray cluster can be reached at {address}: {first_line(error)}") from None
         self._jobs = jobs
         self._started: list[RunningTask] = []
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

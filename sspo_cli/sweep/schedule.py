@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from sspo_cli.config_files import differences, may_change
+from sspo_cli.config import differences, may_change
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.sweep.grid import Trial

@@ -69,8 +69,8 @@ class TrialsView:
     def _say(self, what: str, name: str) -> None:
         if not self._live:
             finished = Counter(self._states.values())["finished"]
-            told = [f"{finished} of {len(self._states)} finished", *self._left()]
-            self._console.print(f"{what:13} {name} ({', '.join(told)})", soft_wrap=True)
+            progress = [f"{finished} of {len(self._states)} finished", *self._left()]
+            self._console.print(f"{what:13} {name} ({', '.join(progress)})", soft_wrap=True)
 
     def _left(self) -> list[str]:
         """How long the sweep goes on, at the pace of the steps that it has taken since it was started; nothing before the
@@ -88,18 +88,18 @@ class TrialsView:
 
     def table(self) -> RenderableType:
         counts = Counter(self._states.values())
-        told = [*(f"{counts[state]} {state}" for state in ORDER if counts[state]), *self._left()]
-        table = Table(title=", ".join(told), expand=True)
+        progress = [*(f"{counts[state]} {state}" for state in ORDER if counts[state]), *self._left()]
+        table = Table(title=", ".join(progress), expand=True)
         table.add_column("trial", ratio=1, no_wrap=True, overflow="ellipsis")
         for column in ("state", "step", "reward", "left", "where"):
             table.add_column(column, no_wrap=True, justify="right" if column in ("step", "reward", "left") else "left")
         names = sorted(self._states, key=lambda name: ORDER.index(self._states[name]))
-        room = max(3, self._console.height - MARGIN)
-        for name in names[:room]:
+        visible = max(3, self._console.height - MARGIN)
+        for name in names[:visible]:
             state = self._states[name]
             table.add_row(name, state, *self._progress(name), self._slots.get(name, ""))
-        if len(names) > room:
-            table.caption = f"and {len(names) - room} more"
+        if len(names) > visible:
+            table.caption = f"and {len(names) - visible} more"
         return table
 
     def _progress(self, name: str) -> tuple[str, str, str]:

@@ -16,7 +16,8 @@ def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[fl
     Nothing is done for a problem but drawing its index, so `islice(stream, n, None)` goes on cheaply from draw n.
     """
     orders = [
-        _epochs(len(problems), derive_seed(seed, "order", task)) for task, problems in enumerate(problems_by_task)
+        _problem_order(len(problems), derive_seed(seed, "order", task))
+        for task, problems in enumerate(problems_by_task)
     ]
     choose, tasks = Random(derive_seed(seed, "mixture")), range(len(orders))
     while True:
@@ -24,7 +25,8 @@ def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[fl
         yield problems_by_task[task][next(orders[task])]
 
 
-def _epochs(count: int, seed: int) -> Iterator[int]:
+def _problem_order(count: int, seed: int) -> Iterator[int]:
+    """Yields indices of problems without end, each epoch shuffled anew."""
     random = Random(seed)
     while True:
         yield from random.sample(range(count), count)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 
 SPLITS = ("train", "test", "validation", "dev")
 
@@ -82,7 +82,7 @@ def _hub_rows(name: str, config: str | None, split: str, columns: tuple[str, ...
     try:
         table = datasets.load_dataset(name, config, split=split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"split {split} of {name} cannot be loaded from the Hugging Face hub ({reason}); "
             "if the hub cannot be reached, give a local copy: the task's path=…, or -b NAME=PATH"
@@ -164,7 +164,7 @@ def _parquet(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
             for number, values in enumerate(rows, start=1):
                 yield f"row {number}", values
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"data file {file} is not valid Parquet: {str(error).splitlines()[0]}") from None
+        raise UserError(f"data file {file} is not valid Parquet: {first_line(error)}") from None
 
 
 READERS = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet}

@@ -13,7 +13,7 @@ STATUS_SECONDS = 1.0  # between two writes of status.json
 
 
 class JsonlSink(Sink):
-    """Evaluations are not written here: `sspo_cli.evaluate` writes them, with or without a run in progress.
+    """Evaluations are not written here: `sspo_cli.evaluation.benchmark` writes them, with or without a run in progress.
 
     To log a step waits for no disk: lines go to the system's cache, and `status.json`, which is flushed to the disk so that it
     is never half there, is written by a thread.

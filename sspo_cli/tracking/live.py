@@ -62,8 +62,8 @@ class LiveSink(Sink):
 
     def advance(self, amount: int, values: Mapping[str, float]) -> None:
         if self._stage is not None:
-            shown = "".join(f", {name} {value:.3g}" for name, value in values.items())
-            self._progress.update(self._stage, advance=amount, description=self._stage_name + shown)
+            suffix = "".join(f", {name} {value:.3g}" for name, value in values.items())
+            self._progress.update(self._stage, advance=amount, description=self._stage_name + suffix)
 
     def end_stage(self) -> None:
         if self._stage is not None:

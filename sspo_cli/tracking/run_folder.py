@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from sspo_cli.config import VALIDATION, RunOptions
-from sspo_cli.config_files import validate
+from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
+from sspo_cli.locks import take_lock
 from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, truncate_jsonl, write_json_atomic
 
 State = Literal["running", "finished", "failed", "interrupted"]
@@ -46,7 +46,7 @@ class RunFolder:
     completions.jsonl  sampled completions with their rewards and the weights of their tokens
     weights.jsonl      histograms of the token weights, one object for each optimizer step
     checkpoints/       step-N, written by `sspo_cli.policy`; best.json
-    eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluate`
+    eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.benchmark`
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +72,7 @@ class RunFolder:
         run = cls(path)
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
-        run._acquire()  # before looking, so that of two processes that create the same run one is told
+        run._acquire()  # before looking, so that the second process that creates the same run is refused
         try:
             if any(not entry.name.startswith(".") for entry in path.iterdir()) and not run._came_to_nothing():
                 raise UserError(f"run {path} exists; choose another --run or add --resume")
@@ -99,7 +99,7 @@ class RunFolder:
         run = cls(path)
         if not run.config_path.is_file():
             raise UserError(f"there is no run {path}; it would hold a config.json")
-        run.config  # noqa: B018  read now, so that a damaged file is told at once
+        run.config  # noqa: B018  read now, so that a damaged file is reported at once
         return run
 
     @classmethod
@@ -202,11 +202,9 @@ class RunFolder:
     def is_being_written(self) -> bool:
         """Whether a process holds the lock: a `running` status without one is that of a run that was killed."""
         if not self._lock.is_locked and os.access(self._lock.lock_file, os.W_OK):
-            try:
-                with self._lock.acquire(timeout=0):
-                    return False
-            except Timeout:
+            if not take_lock(self._lock):
                 return True
+            self._lock.release()
         return self._lock.is_locked
 
     def close(self) -> None:
@@ -223,12 +221,9 @@ class RunFolder:
 
     def _acquire(self) -> None:
         with explain_os_errors("lock", self.path):
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise UserError(
-                    f"run {self.path} is being written by another process; wait for it or choose another --run"
-                ) from None
+            taken = take_lock(self._lock)
+        if not taken:
+            raise UserError(f"run {self.path} is being written by another process; wait for it or choose another --run")
 
 
 def _now() -> str:

@@ -57,7 +57,7 @@ class Tracker:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[None]:
-        """Work outside the optimizer steps, such as a cold start or an evaluation: `total` units, told by `advance`."""
+        """Enclose work outside the optimizer steps, such as an evaluation: `total` units, reported by `advance`."""
         for sink in self._sinks:
             sink.begin_stage(name, total)
         try:
@@ -67,7 +67,7 @@ class Tracker:
                 sink.end_stage()
 
     def advance(self, amount: int = 1, **values: float) -> None:
-        """`amount` more units of the stage are done; `values` are shown beside it, such as `loss=0.2`."""
+        """Report that `amount` more units of the stage are done; `values` are shown next to it, such as `loss=0.2`."""
         for sink in self._sinks:
             sink.advance(amount, values)
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line
 from sspo_cli.tracking.files import write_text_atomic
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
@@ -50,7 +50,7 @@ class WandbSink(Sink):
                 settings=wandb.Settings(console="off", silent=options.mode == "offline", quiet=True),
             )
         except (wandb.errors.Error, OSError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise UserError(f"wandb cannot start: {reason}; or set wandb.mode to offline") from error
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

@@ -12,7 +12,7 @@ import torch
 
 from sspo_cli.config import RunOptions
 from sspo_cli.policy.model import Policy, load_policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
@@ -56,7 +56,9 @@ def main() -> None:
         chosen = problems[batch * rollout.prompts : (batch + 1) * rollout.prompts]
         prompts = [render(problem, options.prompt, policy.tokenizer).token_ids for problem in chosen]
         sampling = Sampling(rollout.temperature, rollout.max_new_tokens, seed=batch)
-        measured["sampler"].append(seconds(partial(engine.generate, prompts, rollout.group_size, sampling), "cpu"))
+        measured["sampler"].append(
+            seconds(partial(engine.generate, Request(prompts, rollout.group_size, sampling)), "cpu")
+        )
         measured["generate"].append(seconds(partial(generate, policy, prompts, rollout, seed=batch), "cpu"))
     report(out, **{name: times[1:] for name, times in measured.items()})
 

@@ -1,10 +1,14 @@
 """What a method has, what is filled in, and what is refused."""
 
+import inspect
+
 import pytest
 import torch
+from pydantic import ValidationError
 
+from sspo_cli.config import ObjectiveOptions
 from sspo_cli.errors import UserError
-from sspo_cli.objectives import GATES, METHODS, SSPO_GATES, build_objective, resolve_options
+from sspo_cli.objectives import GATES, METHODS, OPTIONS, SSPO_GATES, build_objective, resolve_options
 
 DEFAULTS = [
     ({}, {"method": "sspo", "gate": "atanlog", "tau_neg": 0.3, "tau_pos": 0.2}),
@@ -126,3 +130,27 @@ def test_a_wrongly_typed_number_is_left_to_the_config_but_never_built(value):
     assert resolve_options(method="sspo", tau_neg=value)["tau_neg"] == value
     with pytest.raises(UserError, match=r"tau_neg = .* must be a positive number"):
         build_objective(method="sspo", tau_neg=value)
+
+
+def test_every_declared_option_is_a_keyword_and_a_field_of_the_config():
+    for function in (build_objective, resolve_options):
+        assert list(inspect.signature(function).parameters) == ["method", "gate", "allow_any_gate", *OPTIONS]
+        for name, option in OPTIONS.items():
+            assert f"{name:14}  {option.description}" in function.__doc__
+    assert list(ObjectiveOptions.model_fields) == ["method", "gate", *OPTIONS, "allow_any_gate"]
+    assert all(
+        ObjectiveOptions.model_fields[name].description == option.description for name, option in OPTIONS.items()
+    )
+
+
+@pytest.mark.parametrize("function", [build_objective, resolve_options])
+def test_other_keywords_are_refused(function):
+    with pytest.raises(TypeError, match="tau_negative"):
+        function(method="sspo", tau_negative=0.3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("tau_neg", "much"), ("eps_low", [1])])
+def test_the_config_refuses_a_wrong_type(name, value):
+    method = "sspo" if name == "tau_neg" else "grpo"
+    with pytest.raises(ValidationError, match=name):
+        ObjectiveOptions(**{"method": method, name: value})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from objective_cases import ragged_batch
 
-from sspo_cli.objectives import Diagnostics, build_objective
+from sspo_cli.objectives import build_objective, ratio_metrics, weight_histogram
 
 
 def batch(seed=0, rows=12, length=40):
@@ -14,11 +14,16 @@ def batch(seed=0, rows=12, length=40):
     return log_ratio, advantages, mask, build_objective(method="sspo").token_weights(log_ratio, advantages, mask)
 
 
-def summary(*micro_batches):
-    diagnostics = Diagnostics()
-    for micro_batch in micro_batches:
-        diagnostics.add(*micro_batch)
-    return diagnostics.summary()
+NOTHING = (torch.zeros(0, 1), torch.zeros(0), torch.zeros(0, 1, dtype=torch.bool), torch.zeros(0, 1))
+
+
+def gathered(*parts):
+    """Rows from several ranks, say, put together."""
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if parts else NOTHING
+
+
+def summary(*parts):
+    return ratio_metrics(*gathered(*parts))
 
 
 def test_against_numpy():
@@ -92,11 +97,9 @@ def test_on_policy_nothing_is_attenuated():
     assert all(values[key] == (key in means) for key in values)
 
 
-def histogram(*micro_batches):
-    diagnostics = Diagnostics()
-    for micro_batch in micro_batches:
-        diagnostics.add(*micro_batch)
-    return diagnostics.histogram()
+def histogram(*parts):
+    _, advantages, mask, weights = gathered(*parts)
+    return weight_histogram(weights, advantages, mask)
 
 
 def test_the_histogram_of_weights_against_numpy():

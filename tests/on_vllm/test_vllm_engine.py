@@ -14,7 +14,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.policy.model import ModelOptions, load_policy
 from sspo_cli.policy.pieces import token_pieces
 from sspo_cli.rollout import vllm_engine
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.rollout.vllm_engine import VllmEngine
 
@@ -155,7 +155,7 @@ def test_completions_end_at_every_end_id_and_are_told_as_soon_as_they_are_done(s
     engine.sync(policy)
     told = []
     groups = engine.generate(
-        PROMPTS, 8, Sampling(1.0, 12, 1), lambda prompt, completion: told.append((prompt, completion))
+        Request(PROMPTS, 8, Sampling(1.0, 12, 1)), lambda prompt, completion: told.append((prompt, completion))
     )
     assert sorted(told, key=lambda pair: pair[0]) == [(i, c) for i, group in enumerate(groups) for c in group]
     completions = [c for group in groups for c in group]

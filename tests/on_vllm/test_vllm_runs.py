@@ -15,7 +15,7 @@ from vllm_cases import PADDED, differences, needs_vllm, tiny_policy
 
 from sspo_cli.config import ModelOptions, VllmOptions
 from sspo_cli.policy.model import load_policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.rollout.vllm_engine import VllmEngine
 from sspo_cli.tasks import load_problems
@@ -208,7 +208,7 @@ def test_in_bfloat16_the_log_probabilities_of_a_policy_that_was_taught_agree(run
     ]
     engine = VllmEngine(policy, VllmOptions(kv_cache_gib=0.06), 64, 1.0)
     engine.sync(policy)
-    groups = engine.generate(prompts, 4, Sampling(1.0, 48, 3))
+    groups = engine.generate(Request(prompts, 4, Sampling(1.0, 48, 3)))
     assert differences(policy, groups, prompts=prompts).median() <= 2e-3
     del engine
     gc.collect()

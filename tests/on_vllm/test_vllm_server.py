@@ -16,7 +16,7 @@ from vllm_cases import PADDED, PROMPTS, differences, disturb, needs_vllm, sample
 from sspo_cli.config import RolloutOptions, VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.rollout import open_engine
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.vllm_server import HOW_TO_START, VllmServer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -94,9 +94,9 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
             assert unknown(policy, groups)
     told = []
     groups = engine.generate(
-        PROMPTS, 4, Sampling(1.0, 24, 1), lambda prompt, completion: told.append((prompt, completion))
+        Request(PROMPTS, 4, Sampling(1.0, 24, 1)), lambda prompt, completion: told.append((prompt, completion))
     )
-    assert groups == engine.generate(PROMPTS, 4, Sampling(1.0, 24, 1))
+    assert groups == engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)))
     assert sorted(told, key=lambda pair: pair[0]) == [(i, c) for i, group in enumerate(groups) for c in group]
     assert all(len({tuple(c.token_ids) for c in group}) == 4 for group in groups)
     assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model-0.safetensors"]

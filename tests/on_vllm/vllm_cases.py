@@ -10,7 +10,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from sspo_cli.config import LoraOptions, ModelOptions, TinyModelOptions
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.model import Policy, load_policy
-from sspo_cli.rollout.engine import Engine, Sampling
+from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 needs_vllm = pytest.mark.skipif(
@@ -70,7 +70,7 @@ def sample(
     engine: Engine, prompts: list[list[int]] = PROMPTS, group_size: int = 8, **options
 ) -> list[list[Completion]]:
     sampling = Sampling(**{"temperature": 1.0, "max_new_tokens": 24, "seed": 1, **options})
-    return engine.generate(prompts, group_size, sampling)
+    return engine.generate(Request(prompts, group_size, sampling))
 
 
 def unknown(policy: Policy, groups: list[list[Completion]]) -> list[Completion]:

@@ -12,7 +12,7 @@ from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.kernels import compile_layers
 from sspo_cli.policy.model import load_policy
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
@@ -52,9 +52,9 @@ def test_the_real_compiler_agrees_and_sampling_does_without_it(tiny, make_batch)
     plain = load_policy(ModelOptions(tiny=tiny), CPU)
     policy = load_policy(ModelOptions(tiny=tiny, kernels="compiled"), CPU)
     sampling = Sampling(temperature=1.0, max_new_tokens=8, seed=0)
-    sampled = TorchEngine(policy, 64).generate([[5, 6, 7], [8, 9]], 3, sampling)
+    sampled = TorchEngine(policy, 64).generate(Request([[5, 6, 7], [8, 9]], 3, sampling))
     assert not counters["frames"]
-    assert sampled == TorchEngine(plain, 64).generate([[5, 6, 7], [8, 9]], 3, sampling)
+    assert sampled == TorchEngine(plain, 64).generate(Request([[5, 6, 7], [8, 9]], 3, sampling))
     batch = make_batch(prompts=5)
     assert_same(loss_and_gradient(policy, batch, 10**6), loss_and_gradient(plain, batch, 10**6))
     assert counters["frames"]["ok"] > 0

@@ -1,14 +1,15 @@
 """The minibatch gradient: whatever the split, the padding and the shortcuts, the same."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
 from sspo_cli.config import LearningOptions
-from sspo_cli.objectives import build_objective
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, reward_metrics
+from sspo_cli.objectives import build_objective, weight_histogram
+from sspo_cli.policy.learner import StepResult, accumulate_gradient, fill_old_logprobs, reward_metrics, step_metrics
 
 
 def stale(policy, batch):
@@ -24,11 +25,11 @@ def stale(policy, batch):
 def gradient(policy, batch, method, on_policy=False, **options):
     policy.model.zero_grad()
     objective = build_objective(**method)
-    learned = accumulate_gradient(policy, objective, batch, LearningOptions(**options), 1.0, on_policy)
+    result = accumulate_gradient(policy, objective, batch, LearningOptions(**options), 1.0, on_policy)
     return (
         torch.cat([parameter.grad.flatten() for parameter in policy.parameters]),
-        learned.metrics,
-        learned.old_logprobs,
+        step_metrics(batch, result),
+        result.old_logprobs,
     )
 
 
@@ -55,12 +56,31 @@ def test_token_weights_and_their_histogram_do_not_depend_on_the_split(policy, ma
     expected = objective.token_weights(log_ratio, batch.advantages, batch.mask)
     assert (expected - 1).abs().max() > 0.01
     for budget in (10**6, 40):
-        learned = accumulate_gradient(policy, objective, batch, LearningOptions(token_budget=budget), 1.0, False)
-        torch.testing.assert_close(learned.token_weights, expected, atol=1e-4, rtol=1e-4)
+        result = accumulate_gradient(policy, objective, batch, LearningOptions(token_budget=budget), 1.0, False)
+        torch.testing.assert_close(result.token_weights, expected, atol=1e-4, rtol=1e-4)
+        histogram = weight_histogram(result.token_weights, result.advantages, batch.mask)
         for name, sign in (("positive", 1), ("negative", -1)):
-            of_sign = learned.token_weights[(batch.advantages.sign() == sign)[:, None] & batch.mask]
+            of_sign = result.token_weights[(batch.advantages.sign() == sign)[:, None] & batch.mask]
             counts, _ = np.histogram(of_sign.double().round(decimals=6), [*(k / 20 for k in range(24)), np.inf])
-            assert learned.histogram[name] == counts.tolist()
+            assert histogram[name] == counts.tolist()
+
+
+def test_metrics_of_rows_from_two_halves_are_those_of_the_minibatch(policy, make_batch):
+    """Rows do not depend on their neighbours, so that several processes can put theirs together."""
+    batch, objective = stale(policy, make_batch()), build_objective(method="sspo")
+    options = LearningOptions(token_budget=60, importance_cap=2.0)
+    whole = accumulate_gradient(policy, objective, batch, options, 1.0, False)
+    gathered = StepResult(*(torch.zeros_like(getattr(whole, field.name)) for field in fields(StepResult)))
+    for rows in (torch.arange(5), torch.arange(5, len(batch))):
+        half = accumulate_gradient(policy, objective, batch.select(rows), options, 1.0, False)
+        for field in fields(StepResult):
+            part, target = getattr(half, field.name), getattr(gathered, field.name)
+            target[(rows, slice(part.shape[1])) if part.ndim == 2 else rows] = part
+    assert step_metrics(batch, gathered) == pytest.approx(step_metrics(batch, whole), rel=1e-4, abs=1e-6)
+    log_ratio = (policy.logprobs(batch, 1.0)[0].detach() - batch.old_logprobs) * batch.mask
+    torch.testing.assert_close(whole.log_ratio, log_ratio, atol=1e-5, rtol=1e-4)
+    weights = objective.weights(log_ratio, whole.advantages, batch.mask)
+    torch.testing.assert_close(whole.objective, weights * whole.advantages, atol=1e-5, rtol=1e-4)
 
 
 def test_the_gradient_is_that_of_the_equation(policy, make_batch):
@@ -116,14 +136,52 @@ def test_masked_truncated_completions_add_nothing_but_count_in_the_mean(policy, 
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_importance_cap_weighs_each_completion_by_its_truncated_ratio_to_the_sampler(policy, make_batch):
-    batch = stale(policy, make_batch())
-    mismatch = ((batch.old_logprobs - batch.sampling_logprobs) * batch.mask).sum(dim=1)
-    factors = mismatch.exp().clamp(max=2.0)
-    assert (factors == 2.0).any() or (factors < 1).any()
-    expected, _, _ = gradient(policy, replace(batch, advantages=batch.advantages * factors), {"method": "grpo"})
-    ours, _, _ = gradient(policy, batch, {"method": "grpo"}, importance_cap=2.0)
-    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+RATIOS_TO_THE_SAMPLER = (0.25, 0.8, 1.0, 1.5, 3.0, 1e6)  # of six completions
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+@pytest.mark.parametrize(
+    ("cap", "factors"),
+    [
+        (None, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+        (1.0, (0.25, 0.8, 1.0, 1.0, 1.0, 1.0)),
+        (2.0, (0.25, 0.8, 1.0, 1.5, 2.0, 2.0)),
+        (1e9, RATIOS_TO_THE_SAMPLER),
+    ],
+)
+def test_importance_cap_weighs_each_completion_by_its_truncated_ratio_to_the_sampler(
+    policy, make_batch, cap, factors, on_policy
+):
+    """GRPO, eq. (2), row by row from full logits, with factors by hand."""
+    batch = stale(policy, make_batch(prompts=3, group_size=2))
+    rows = [
+        slice(int(start), int(start + length))
+        for start, length in zip(batch.prompt_lengths, batch.lengths, strict=True)
+    ]
+    current = []
+    for ids, own in zip(batch.tokens, rows, strict=True):
+        logits = policy.model(input_ids=ids[None, : own.stop]).logits[0, own.start - 1 : -1]
+        current.append(logits.log_softmax(-1).gather(-1, ids[own, None])[:, 0])
+    old = [c.detach() if on_policy else o[: len(c)].clone() for c, o in zip(current, batch.old_logprobs, strict=True)]
+    batch.sampling_logprobs.fill_(torch.nan)  # what is not sampled does not count
+    for sampling, values, ratio in zip(batch.sampling_logprobs, old, RATIOS_TO_THE_SAMPLER, strict=True):
+        sampling[: len(values)] = values - math.log(ratio) / len(values)
+    total = torch.zeros(())
+    for c, o, advantage, factor in zip(current, old, batch.advantages, factors, strict=True):
+        ratio = (c - o).exp()
+        clipped = ratio.clamp(max=1.2) if advantage > 0 else ratio.clamp(min=0.8)
+        total = total + clipped.mean() * factor * advantage
+    loss = -total / 6
+    policy.model.zero_grad()
+    loss.backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+    ours, metrics, _ = gradient(policy, batch, {"method": "grpo"}, on_policy, importance_cap=cap, token_budget=40)
+    assert metrics["policy/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert (ours - expected).norm() <= 1e-4 * expected.norm()
+    distances = [abs(math.log(r)) / len(o) for r, o in zip(RATIOS_TO_THE_SAMPLER, old, strict=True)]
+    assert metrics["sampler/mismatch_max"] == pytest.approx(max(distances), rel=1e-4)
+    tokens = sum(abs(math.log(r)) for r in RATIOS_TO_THE_SAMPLER) / int(batch.mask.sum())
+    assert metrics["sampler/mismatch_mean"] == pytest.approx(tokens, rel=1e-4)
 
 
 def test_reward_metrics_are_of_the_minibatch(make_batch):
@@ -136,3 +194,4 @@ def test_reward_metrics_are_of_the_minibatch(make_batch):
     assert metrics["groups/equal_reward"] == pytest.approx(1 / 3)
     assert metrics["reward/std"] == pytest.approx(2 * (1 / 3) ** 0.5 / 3)
     assert metrics["completions/length"] == pytest.approx(batch.lengths.float().mean().item())
+    assert metrics["completions/truncated"] == pytest.approx(2 / 12)

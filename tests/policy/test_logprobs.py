@@ -85,6 +85,28 @@ def test_logprobs_are_exact_for_extreme_logits_a_bias_and_words_of_every_block(m
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("level", [-100.0, -1e4, 1e4])
+@pytest.mark.parametrize("words", [23, 5], ids=["one block", "blocks"])
+def test_logits_that_are_all_very_low_or_high_give_the_same_as_near_zero(monkeypatch, level, words):
+    """e^-88 is the smallest normal number in float32; against the same logits without the level, in float64."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(9, 4, generator=draw), torch.randn(23, 4, generator=draw)
+    hidden, weight = hidden.mul(8).round() / 8, weight.mul(8).round() / 8  # exact in float32, with the level too
+    targets, given = torch.arange(9) * 2, torch.randn(9, generator=draw)
+    monkeypatch.setitem(logprobs_module.BLOCK_ELEMENTS, "cpu", 9 * words)
+    ours = [x.clone().requires_grad_() for x in (hidden, weight)]
+    logprobs, entropy = token_logprobs(ours[0], targets, ours[1], torch.full((23,), level), 1.0)
+    (logprobs * given).sum().backward()
+    exact = [x.double().requires_grad_() for x in (hidden, weight)]
+    distribution = torch.distributions.Categorical(logits=exact[0] @ exact[1].T)
+    (distribution.log_prob(targets) * given).sum().backward()
+    rounding = 3e-7 * abs(level) + 1e-5
+    torch.testing.assert_close(logprobs.double(), distribution.log_prob(targets), rtol=1e-5, atol=rounding)
+    torch.testing.assert_close(entropy.double(), distribution.entropy(), rtol=1e-4, atol=rounding)
+    for mine, theirs in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-3, atol=10 * rounding)
+
+
 def test_no_token_is_more_than_certain():
     """The target's logit and the sum over all words are of the same product, whatever that rounds to."""
     draw = torch.Generator().manual_seed(0)

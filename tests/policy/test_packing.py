@@ -4,11 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs
+from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, step_metrics
 from sspo_cli.policy.model import Policy, load_policy
 from sspo_cli.policy.packing import pack
 from sspo_cli.policy.tiny import tiny_tokenizer
@@ -41,8 +49,10 @@ def learn(policy: Policy, batch, budget: int):
     """Loss and gradient of a stale minibatch; nothing is shared where the attention is plain."""
     policy.model.zero_grad()
     objective, options = build_objective(method="sspo"), LearningOptions(token_budget=budget)
-    learned = accumulate_gradient(policy, objective, batch, options, 0.7, on_policy=False)
-    return learned.metrics["policy/loss"], torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+    result = accumulate_gradient(policy, objective, batch, options, 0.7, on_policy=False)
+    return step_metrics(batch, result)["policy/loss"], torch.cat(
+        [parameter.grad.flatten() for parameter in policy.parameters]
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
@@ -113,3 +123,21 @@ def test_where_attention_is_not_sdpa_or_not_full_prompts_are_not_shared(tiny, ma
     expected = logits.log_softmax(-1).gather(1, row[0, int(batch.prompt_lengths[0]) :, None])[:, 0]
     ours = sliding.logprobs(batch, 1.0)[0][0, : int(batch.lengths[0])]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [["full", "sliding"], ["sliding", "full"], ["sliding", "sliding"]], ids="-".join)
+def test_a_model_with_any_layer_of_sliding_attention_shares_no_prompts(make_batch, tmp_path, layers):
+    """Against the model's own logits, row by row; a window of 4 is shorter than the prompts."""
+    torch.manual_seed(0)
+    windows = {"use_sliding_window": True, "sliding_window": 4, "layer_types": [f"{kind}_attention" for kind in layers]}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}
+    mixed = saved(Qwen2ForCausalLM(Qwen2Config(**SHAPE, **heads, **windows)), tmp_path)
+    policy, batch = load_policy(ModelOptions(name=mixed), CPU), make_batch()
+    assert not policy.shares_prompts
+    ours = policy.logprobs(batch, 0.7)[0]
+    for row in range(len(batch)):
+        start, length = int(batch.prompt_lengths[row]), int(batch.lengths[row])
+        ids = batch.tokens[row, : start + length]
+        logits = policy.model(input_ids=ids[None]).logits[0, start - 1 : -1]
+        expected = (logits / 0.7).log_softmax(-1).gather(1, ids[start:, None])[:, 0]
+        torch.testing.assert_close(ours[row, :length], expected, atol=1e-4, rtol=1e-4)

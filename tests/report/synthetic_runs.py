@@ -1,16 +1,21 @@
 """Plausible runs, written as the loop and `sspo eval` write them; by default as older versions did, without the answers to
 each problem, without kept completions and weights."""
 
+import functools
 import math
 import random
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from sspo_cli.config_files import load_config
+from sspo_cli.config import load_config
 from sspo_cli.tracking.files import write_json_atomic, write_jsonl_atomic
 from sspo_cli.tracking.jsonl import JsonlSink
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.tracker import Tracker
+
+VERSIONS = functools.cache(metadata.version)  # reading those of all packages takes most of the time of writing a run
 
 
 def evaluation(step: int, correct: int, n: int = 200, benchmark: str = "arithmetic", **changes: Any) -> dict[str, Any]:
@@ -147,7 +152,11 @@ def write_run(
     """
     options = load_config(overrides=[f"steps={steps}", *overrides])
     noise = random.Random(f"{options.seed} {options.objective.method} {options.objective.gate}")
-    with RunFolder.create(path, options, ["sspo", "train"]) as run:
+    with (
+        mock.patch("importlib.metadata.version", VERSIONS),
+        mock.patch("os.fsync"),
+        RunFolder.create(path, options, ["sspo", "train"]) as run,
+    ):
         tracker = Tracker([JsonlSink(run)])
         tracker.start(steps)
         for step in range(1, (steps if last is None else last) + 1):

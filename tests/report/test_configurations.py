@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from synthetic_runs import evaluation, validation, write_run
 
-from sspo_cli.report.configurations import configurations_table
-from sspo_cli.report.measurements import best_configurations
-from sspo_cli.report.runs import collect
+from sspo_cli.report.choices import best_configurations
+from sspo_cli.report.collect import collect
 from sspo_cli.report.table import Table
+from sspo_cli.report.tables.configurations import configurations_table
 
 
 def tried(path: Path, *overrides: str, held_out: int, test: int = 100) -> None:
@@ -19,7 +19,7 @@ def tried(path: Path, *overrides: str, held_out: int, test: int = 100) -> None:
 def table_of(path: Path) -> Table | None:
     collection = collect([path])
     chosen, _ = best_configurations(collection.groups, "last")
-    return configurations_table(collection, chosen, "last")
+    return configurations_table(collection, chosen)
 
 
 def test_every_configuration_is_there_and_the_chosen_ones_say_so(tmp_path: Path) -> None:

@@ -11,17 +11,19 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_runs import evaluation, validation
 
-from sspo_cli.config_files import load_config
+from sspo_cli.config import load_config
+from sspo_cli.report.collect import Collection
 from sspo_cli.report.figures import best_of_each, figures, save
 from sspo_cli.report.figures.curves import by_method_figure, cost_figure, grid_figure, smoothed_figure
 from sspo_cli.report.figures.gates import gates_figure
 from sspo_cli.report.figures.scores import final_figure, scores_by_step_figure
-from sspo_cli.report.figures.sensitivity import names_of, sensitivity_figure
+from sspo_cli.report.figures.sensitivity import sensitivity_figure, tick_labels
 from sspo_cli.report.figures.staleness import series_of, staleness_figure
-from sspo_cli.report.figures.style import lines_of
+from sspo_cli.report.figures.style import line_styles
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.report.figures.weights import weights_figure
-from sspo_cli.report.runs import MEASUREMENT, BareModel, Collection, Group, Run, told
+from sspo_cli.report.groups import RunGroup, listed
+from sspo_cli.report.records import MEASUREMENT, BareModel, RunRecord
 from sspo_cli.statistics import wilson
 from sspo_cli.tracking.jsonl import append_jsonl
 
@@ -45,7 +47,7 @@ def a_run(
     path: Path = Path("run"),
     evaluations: list[dict] | None = None,
     **columns: list[float],
-) -> Run:
+) -> RunRecord:
     noise = np.random.default_rng(seed)
     last = last or steps
     metrics = {
@@ -56,7 +58,7 @@ def a_run(
         "minibatch": np.resize([1.0, 2.0], last),
         "weights/attenuated": noise.uniform(0, 0.1, last),
     }
-    return Run(
+    return RunRecord(
         path=path,
         options=load_config(overrides=[f"steps={steps}", f"seed={seed}", *overrides]),
         state="finished" if last == steps else "killed",
@@ -70,11 +72,20 @@ def a_run(
     )
 
 
-def a_group(*runs: Run, method: str = "sspo", gate: str = "atanlog", details: str = "", **about: str) -> Group:
+def a_group(*runs: RunRecord, method: str = "sspo", gate: str = "atanlog", details: str = "", **about: str) -> RunGroup:
     model, setting = about.get("model", "M"), about.get("setting", "M, arithmetic")
     differs = dict(option.split(" ", 1) for option in details.split(", ")) if details else {}
-    label = f"{method.upper()} {gate}" + (f" ({told(differs)})" if details else "")
-    return Group(model, about.get("start", setting), setting, label, method, gate, differs, list(runs or [a_run()]))
+    label = f"{method.upper()} {gate}" + (f" ({listed(differs)})" if details else "")
+    return RunGroup(model, about.get("start", setting), setting, label, method, gate, differs, list(runs or [a_run()]))
+
+
+def framed(groups: list[RunGroup]) -> tuple[pd.DataFrame, list[RunGroup]]:
+    """The frame of their evaluations, and the groups."""
+    return Collection(groups).frame, groups
+
+
+def of_one(group: RunGroup) -> tuple[pd.DataFrame, RunGroup]:
+    return Collection([group]).frame, group
 
 
 def texts(figure: Figure) -> list[str]:
@@ -152,7 +163,7 @@ def test_each_method_has_a_panel_with_its_configurations_and_the_range_of_the_ot
 
 
 def test_the_best_configuration_is_that_of_table_1_and_without_a_validation_that_of_the_last_rewards() -> None:
-    def tried(details: str, validated: list[int], rewards: list[float]) -> Group:
+    def tried(details: str, validated: list[int], rewards: list[float]) -> RunGroup:
         rows = [validation(step, correct) for step, correct in zip((0, 4, 8), validated, strict=False)]
         return a_group(a_run(evaluations=rows, **{"reward/mean": rewards}), details=details)
 
@@ -197,14 +208,14 @@ def test_the_distribution_of_weights_is_by_phase_and_sign_over_all_steps_and_see
 
 def test_pass_at_1_by_step_is_drawn_with_its_interval() -> None:
     rows = [evaluation(0, 60), evaluation(8, 121), evaluation(8, 3, n=30, benchmark="aime25")]
-    figure = scores_by_step_figure([a_group(a_run(evaluations=rows))])
+    figure = scores_by_step_figure(*framed([a_group(a_run(evaluations=rows))]))
     (ax,) = figure.axes  # one evaluation is no curve
     assert ax.get_title() == "arithmetic, n = 200"
     (bars,) = ax.containers
     line, _, (segments,) = bars.lines
     assert np.allclose(line.get_xydata(), [[0, 30], [8, 60.5]])
     assert np.allclose([s[:, 1] for s in segments.get_segments()], 100 * np.array([wilson(60, 200), wilson(121, 200)]))
-    assert scores_by_step_figure([a_group(a_run(evaluations=rows[:1]))]) is None
+    assert scores_by_step_figure(*framed([a_group(a_run(evaluations=rows[:1]))])) is None
 
 
 def test_the_final_scores_are_of_the_selected_step_with_the_bases_first() -> None:
@@ -215,9 +226,10 @@ def test_the_final_scores_are_of_the_selected_step_with_the_bases_first() -> Non
     runs = [a_run(seed, evaluations=rows(seed)) for seed in (0, 1)]
     bare = BareModel(Path("bare"), "M", measured([evaluation(0, 40)]))
     unmeasured = a_group(a_run(0, evaluations=[]), method="grpo", gate="clip")
-    collection = Collection(groups=[unmeasured, a_group(*runs)], bare_models=[bare])
+    groups = [unmeasured, a_group(*runs)]
     for select, (low, mean, high) in {"last": (60, 65, 70), "best": (75, 77.5, 80)}.items():
-        (ax,) = final_figure(collection, select).axes  # what selects is not shown as a result
+        frame = Collection(groups, [bare], select=select).frame
+        (ax,) = final_figure(frame, groups).axes  # what selects is not shown as a result
         assert [label.get_text() for label in ax.get_yticklabels()] == ["base", "M by sspo eval", "SSPO atanlog"]
         assert [text.get_text() for text in ax.texts] == ["30.0", "20.0", f"{mean:.1f}"]
         dots = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
@@ -226,12 +238,12 @@ def test_the_final_scores_are_of_the_selected_step_with_the_bases_first() -> Non
         assert np.allclose(interval.get_xdata(), 100 * np.array(wilson(round(2 * mean), 200)))
         assert np.allclose(seeds.get_xdata(), [low, high])
         assert to_hex(dot.get_color()) == "#d55e00"
-    assert final_figure(Collection(groups=[unmeasured]), "last") is None
+    assert final_figure(*framed([unmeasured])) is None
 
 
 def test_attenuation_is_that_of_the_stalest_minibatch_and_empty_curves_are_in_no_legend() -> None:
     run = a_run(**{"weights/positive_attenuated": [0.1 * step for step in range(8)]})
-    figure = training_figure(a_group(run))
+    figure = training_figure(*of_one(a_group(run)))
     reward, _, attenuated, scores = figure.axes
     assert [text.get_text() for text in attenuated.get_legend().get_texts()] == ["all", "Â > 0"]
     line = attenuated.get_lines()[1]
@@ -239,14 +251,14 @@ def test_attenuation_is_that_of_the_stalest_minibatch_and_empty_curves_are_in_no
     assert [text.get_text() for text in reward.get_legend().get_texts()] == ["mean"]
     assert scores.get_legend().get_texts()[0].get_text() == "arithmetic, n = 200"
     old = replace(run, metrics=run.metrics.drop(columns="minibatch"))
-    assert len(training_figure(a_group(old)).axes[2].get_lines()[1].get_xdata()) == 8
+    assert len(training_figure(*of_one(a_group(old))).axes[2].get_lines()[1].get_xdata()) == 8
 
 
 def test_a_long_name_of_a_benchmark_takes_no_room_from_the_panels(tmp_path: Path) -> None:
     ways = [
         evaluation(8, 3, samples=n, temperature=0.5 * n, max_new_tokens=1000 * n, prompt="p" * n) for n in (1, 4, 8)
     ]
-    figure = training_figure(a_group(a_run(evaluations=ways)))
+    figure = training_figure(*of_one(a_group(a_run(evaluations=ways))))
     save(figure, tmp_path, "training")
     assert all(ax.get_position().width > 0.35 for ax in figure.axes)
 
@@ -283,15 +295,15 @@ def test_a_method_has_one_colour_everywhere() -> None:
     first, second = a_group(details="τ 1"), a_group(details="τ 2")
     elsewhere = replace(first, setting="M, gsm8k")
     free = a_group(method="sequence")
-    lines = lines_of([first, second, elsewhere, free])
+    lines = line_styles([first, second, elsewhere, free])
     assert to_hex(lines[0][0]) == to_hex(lines[1][0]) == "#d55e00"
     assert lines[0][1] != lines[1][1]  # configurations of one method by their dashes
     assert lines[2] == lines[0]  # the same configuration on other data
-    assert lines_of([free]) == [lines[3]]
+    assert line_styles([free]) == [lines[3]]
 
 
 def test_every_collection_gives_figures_that_say_over_how_many_seeds(tmp_path: Path) -> None:
-    def drawn(*groups: Group) -> dict[str, str]:
+    def drawn(*groups: RunGroup) -> dict[str, str]:
         return {drawing.name: drawing.caption for drawing in figures(Collection(groups=list(groups)))}
 
     one = drawn(a_group(a_run(path=tmp_path)))
@@ -322,7 +334,7 @@ def test_the_same_figure_gives_the_same_files_with_text_as_text(tmp_path: Path) 
 
 
 def test_sensitivity_shows_every_configuration_with_its_seeds_and_marks_the_chosen() -> None:
-    def tried(details: str, validated: int, reward: float, **about: str) -> Group:
+    def tried(details: str, validated: int, reward: float, **about: str) -> RunGroup:
         runs = [
             a_run(
                 seed, evaluations=[validation(8, validated + seed), evaluation(8, 100)], **{"reward/mean": [reward] * 8}
@@ -336,7 +348,7 @@ def test_sensitivity_shows_every_configuration_with_its_seeds_and_marks_the_chos
         for neg, pos, validated, reward in (("0.3", "0.2", 50, 1.0), ("0.6", "0.5", 60, 1.5))
     ]
     clipped = tried("", 40, 1.2, method="grpo", gate="clip")
-    figure = sensitivity_figure([clipped, *tuned], [clipped, tuned[1]], "last")
+    figure = sensitivity_figure(*framed([clipped, *tuned]), [clipped, tuned[1]])
     panels = figure.subfigs[0].axes if figure.subfigs else figure.axes
     assert len(panels) == 2 * 3  # validation, which chooses, then the benchmark, then the reward
     assert [ax.get_ylabel() for ax in panels[::2]] == [
@@ -356,12 +368,12 @@ def test_sensitivity_shows_every_configuration_with_its_seeds_and_marks_the_chos
 
 def test_options_that_go_together_are_named_once() -> None:
     both = [a_group(details=f"objective.eps_low {eps}, objective.eps_high {eps}") for eps in ("0.1", "0.2")]
-    assert names_of(both) == ("ε", ["0.1", "0.2"])
-    assert names_of([a_group()]) == ("", [""])
+    assert tick_labels(both) == ("ε", ["0.1", "0.2"])
+    assert tick_labels([a_group()]) == ("", [""])
 
 
 def test_staleness_is_drawn_by_mu_with_the_seeds_range() -> None:
-    def at(mu: int, *correct: int) -> Group:
+    def at(mu: int, *correct: int) -> RunGroup:
         shares = [0.1, 0.5] * 4  # of attenuated tokens: of the last minibatch where μ = 2
         runs = [
             a_run(seed, f"learning.mu={mu}", evaluations=[evaluation(8, c)], **{"weights/attenuated": shares})
@@ -372,7 +384,7 @@ def test_staleness_is_drawn_by_mu_with_the_seeds_range() -> None:
     groups = [at(2, 100, 120), at(8, 40, 60)]
     assert series_of(groups) == [groups]
     assert series_of(groups[:1]) == []
-    figure = staleness_figure(groups, "last")
+    figure = staleness_figure(*framed(groups))
     labels = [ax.get_ylabel() for ax in figure.axes]
     assert labels == [
         "arithmetic, Pass@1 (%)",
@@ -390,7 +402,7 @@ def test_staleness_is_drawn_by_mu_with_the_seeds_range() -> None:
 
 
 def test_series_by_mu_do_not_mix_what_else_differs() -> None:
-    def at(mu: int, prompts: int) -> Group:
+    def at(mu: int, prompts: int) -> RunGroup:
         run = a_run(0, f"learning.mu={mu}", f"rollout.prompts={prompts}")
         return a_group(run, start="M, arithmetic", setting=f"M, arithmetic (mu {mu}, prompts {prompts})")
 

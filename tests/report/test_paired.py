@@ -1,14 +1,10 @@
-import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy.stats import binomtest, permutation_test
 from synthetic_runs import answer, evaluation, write_bare_model, write_run
 
-from sspo_cli.report.paired import holm, sign_flip
-from sspo_cli.report.runs import collect
+from sspo_cli.report.collect import collect
 from sspo_cli.report.table import Table
 from sspo_cli.report.tables import tables
 from sspo_cli.tracking.files import read_jsonl, write_jsonl_atomic
@@ -23,24 +19,6 @@ def solve(run: Path, row: dict[str, Any], solved: list[set[int]]) -> None:
     """Writes the run's answers: for each sample the problems that it solves."""
     rows = [answer(row, n, n in of_sample, sample) for sample, of_sample in enumerate(solved) for n in range(row["n"])]
     write_jsonl_atomic(run / "eval" / f"{row['benchmark']}.jsonl", rows)
-
-
-def test_holm_by_hand() -> None:
-    # sorted .01 .02 .03 .04: times 4, 3, 2, 1 gives .04 .06 .06 .04, which may not fall
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_the_sign_flip_p_is_that_of_all_flips() -> None:
-    differences = [3, 0, -1, 2, 2, -1, 4]
-    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=7)]
-    assert sign_flip(differences) == pytest.approx(np.mean([s >= 9 for s in sums]))
-    p = permutation_test(([3, -1, 2, 2, -1, 4],), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
-    assert sign_flip(differences) == pytest.approx(p)
-    assert sign_flip([1] * 9 + [-1] * 2 + [0] * 5) == pytest.approx(binomtest(9, 11).pvalue)  # McNemar's
-    assert sign_flip([0, 0]) == 1.0
-    assert sign_flip([1] * 60) == pytest.approx(2 * 0.5**60)
 
 
 def test_a_single_seed_is_compared_by_mcnemar(tmp_path: Path) -> None:

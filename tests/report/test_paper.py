@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from synthetic_runs import evaluation, write_run
 
-from sspo_cli.report.paper import PAPER, attainability, paper_tables, printed
-from sspo_cli.report.runs import Collection, collect
+from sspo_cli.report.collect import Collection, collect
 from sspo_cli.report.tables import tables
+from sspo_cli.report.tables.paper import PAPER, attainability, paper_tables, printed
 
 
 def test_the_printed_gain_of_siglog_alone_does_not_follow_from_its_cells() -> None:

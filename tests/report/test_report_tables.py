@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from synthetic_runs import evaluation, validation, write_bare_model, write_run
 
-from sspo_cli.report.measurements import gain, mean_over_seeds
-from sspo_cli.report.runs import collect
-from sspo_cli.report.table import BASELINE, BEST, SECOND, Cell, Table, escape_latex, marks_of
+from sspo_cli.report.collect import collect
+from sspo_cli.report.frame import gain
+from sspo_cli.report.groups import mean_over_seeds
+from sspo_cli.report.table import BASELINE, BEST, SECOND, Cell, Table, escape_latex, ranks_and_marks
 from sspo_cli.report.tables import tables
 
 
@@ -25,12 +26,12 @@ def wilson_by_hand(correct: int, n: int) -> tuple[float, float]:
 
 
 def table_of(path: Path, name: str = "table1", **how: Any) -> Table:
-    (table,) = (table for table in tables(collect([path]), **how) if table.name == name)
+    (table,) = (table for table in tables(collect([path], **how)) if table.name == name)
     return table
 
 
 def names_of(path: Path, **how: Any) -> list[str]:
-    return [table.name for table in tables(collect([path]), **how)]
+    return [table.name for table in tables(collect([path], **how))]
 
 
 def numbers(table: Table, **which: Any) -> dict[str, Any]:
@@ -132,10 +133,13 @@ def test_a_benchmark_that_is_missing_leaves_no_gain_and_one_without_a_base_no_pa
 
 
 def test_marks_are_shared_and_go_by_what_is_printed() -> None:
-    marked = marks_of([16.7, 16.6667, None, 20.0, 13.3, 13.25], [False, False, True, False, True, True])
+    marked = ranks_and_marks([16.7, 16.6667, None, 20.0, 13.3, 13.25], [False, False, True, False, True, True])
     assert [rank for rank, _ in marked] == [2, 2, None, 1, 3, 4]
     assert [set(marks) for _, marks in marked] == [{SECOND}, {SECOND}, set(), {BEST}, {BASELINE}, set()]
-    assert marks_of([None, 5.0], [False, True]) == [(None, frozenset()), (1, frozenset())]  # nothing to compare it with
+    assert ranks_and_marks([None, 5.0], [False, True]) == [
+        (None, frozenset()),
+        (1, frozenset()),
+    ]  # nothing to compare it with
 
 
 def test_a_best_baseline_is_bold_and_italic_in_every_form() -> None:

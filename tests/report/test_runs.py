@@ -5,8 +5,9 @@ import pytest
 from synthetic_runs import evaluation, validation, write_bare_model, write_run
 
 from sspo_cli.errors import UserError
+from sspo_cli.report.collect import collect
 from sspo_cli.report.missing import missing
-from sspo_cli.report.runs import answers, collect, find_runs
+from sspo_cli.report.records import answers, find_runs
 from sspo_cli.tracking.run_folder import RunFolder
 
 
@@ -177,7 +178,7 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         f"`{tmp_path}/grpo4` (seed 4) has no validation to choose a checkpoint by, so that it is in no table; train with "
         "`evaluation.validation`, or report with `--select last`."
     )
-    assert no_validation in missing(collect([tmp_path]), "best")
+    assert no_validation in missing(collect([tmp_path], "best"))
 
 
 def test_seeds_that_are_of_different_configurations_are_told(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_seeds_that_are_of_different_configurations_are_told(tmp_path: Path) -> 
 
 def test_a_best_step_without_a_test_is_told(tmp_path: Path) -> None:
     write_run(tmp_path / "a", evaluations=[evaluation(0, 9), evaluation(12, 20), validation(4, 60), validation(12, 50)])
-    assert missing(collect([tmp_path]), "best") == [
+    assert missing(collect([tmp_path], "best")) == [
         f"`{tmp_path}/a` (seed 0) was not evaluated at step 4, its best by validation; "
         f"`sspo eval {tmp_path}/a --checkpoint best` does it."
     ]

@@ -7,10 +7,11 @@ import pytest
 from scipy.stats import ttest_rel
 from synthetic_runs import evaluation, write_run
 
-from sspo_cli.report.runs import collect
-from sspo_cli.report.seeds import against_noise
+from sspo_cli.report.collect import collect
+from sspo_cli.report.frame import rows_of
 from sspo_cli.report.table import Table
 from sspo_cli.report.tables import tables
+from sspo_cli.report.tables.seeds import against_noise
 
 
 def trained(path: Path, scores: dict[str, list[int]], *overrides: str) -> None:
@@ -59,8 +60,9 @@ def test_the_correction_is_for_one_setting_and_quantity(tmp_path: Path) -> None:
     scores = {"clip": [100, 101, 103], "atanlog": [150, 152, 151], "siglog": [120, 118, 125]}
     trained(tmp_path, scores)
     trained(tmp_path, {"clip": [90, 91, 80], "atanlog": [150, 150, 149]}, "learning.mu=4")
-    groups = collect([tmp_path]).groups
-    rows = [row for row in against_noise(groups, "last") if row["quantity"] == "arithmetic"]
+    collection = collect([tmp_path])
+    noise = against_noise(rows_of(collection.frame, collection.groups), collection.groups)
+    rows = [row for row in noise.to_dict("records") if row["quantity"] == "arithmetic"]
     mu2, mu4 = ([row for row in rows if row["setting"].endswith(f"(mu {mu})")] for mu in (2, 4))
     assert [(row["configuration"], row["against"]) for row in mu2] == [
         ("SSPO siglog", "SSPO atanlog"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sspo_cli.recorded import grade_file
+from sspo_cli.evaluation.recorded import grade_file
 from sspo_cli.rewards import grade
 from sspo_cli.tasks import load_problems
 

@@ -8,8 +8,7 @@ import torch
 from commands import assert_told, sspo
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from sspo_cli.config import RolloutOptions, VllmOptions
-from sspo_cli.config_files import load_config, validate
+from sspo_cli.config import RolloutOptions, VllmOptions, load_config, validate
 from sspo_cli.errors import UserError
 from sspo_cli.rollout import open_engine, vllm_engine
 from sspo_cli.rollout.torch_engine import TorchEngine

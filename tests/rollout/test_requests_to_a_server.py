@@ -10,7 +10,7 @@ import pytest
 
 from sspo_cli.config import VllmOptions
 from sspo_cli.errors import UserError
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.vllm_server import VllmServer
 
 SERVED = {"data": [{"id": "served", "max_model_len": 100}]}
@@ -40,7 +40,7 @@ def test_after_a_failure_no_further_request_is_made(connect):
 
     engine = connect(answer)
     with pytest.raises(UserError, match=r"http://node:8000 answers 500 to /v1/completions \(out of memory\)"):
-        engine.generate([[2, 10]] * 1000, 4, Sampling(1.0, 8, 1))
+        engine.generate(Request([[2, 10]] * 1000, 4, Sampling(1.0, 8, 1)))
     assert 0 < len(asked) < 500
 
 
@@ -59,7 +59,7 @@ def test_a_server_too_old_to_send_token_ids_is_told(connect):
     choice = {"index": 0, "text": "x", "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
     answers = {"/v1/completions": httpx.Response(200, json={"choices": [choice]})}
     with pytest.raises(UserError, match=r"answers /v1/completions otherwise than vLLM 0.24 and newer do"):
-        connect(lambda path: answers.get(path, MODELS)).generate([[2, 10]], 1, Sampling(1.0, 8, 1))
+        connect(lambda path: answers.get(path, MODELS)).generate(Request([[2, 10]], 1, Sampling(1.0, 8, 1)))
 
 
 def test_a_server_that_is_not_in_dev_mode_is_told_at_once_what_to_set(connect):
@@ -95,9 +95,9 @@ def test_a_server_that_is_still_sampling_keeps_what_the_weights_before_gave_and_
 
 def test_sequences_longer_than_the_server_takes_are_told_before_any_is_asked_for(connect):
     engine = connect(lambda path: MODELS)
-    engine.check_room(100)
+    engine.check_capacity(100)
     with pytest.raises(UserError, match=r"takes sequences of 100 tokens, and 101 may be needed; start it with --max-m"):
-        engine.check_room(101)
+        engine.check_capacity(101)
 
 
 def test_as_many_requests_go_out_at_a_time_as_there_are_rows_for(policy, tmp_path):
@@ -132,6 +132,8 @@ def test_as_many_requests_go_out_at_a_time_as_there_are_rows_for(policy, tmp_pat
     with Server(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         options = VllmOptions(server=f"http://127.0.0.1:{server.server_port}", exchange=str(tmp_path))
-        groups = VllmServer(policy, options, prompts, 1.0).generate([[2, 10]] * prompts, 1, Sampling(1.0, 1, 1))
+        groups = VllmServer(policy, options, prompts, 1.0).generate(
+            Request([[2, 10]] * prompts, 1, Sampling(1.0, 1, 1))
+        )
         server.shutdown()
     assert [len(group) for group in groups] == [1] * prompts

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel, Qwen2ForCausalLM
 
 from sspo_cli.config import ModelOptions
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.model import load_policy
+from sspo_cli.policy.tiny import tiny_tokenizer
 from sspo_cli.rollout import torch_engine
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Group, Problem, Prompt, Reward
 
@@ -16,7 +18,7 @@ PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
 
 def sample(policy, prompts=PROMPTS, group_size=4, max_rows=100, **options):
     sampling = Sampling(**{"temperature": 1.0, "max_new_tokens": 12, "seed": 1, **options})
-    return TorchEngine(policy, max_rows).generate(prompts, group_size, sampling)
+    return TorchEngine(policy, max_rows).generate(Request(prompts, group_size, sampling))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -106,13 +108,34 @@ def test_more_prompts_than_fit_at_a_time_come_back_in_order(policy):
     assert [c.token_ids for group in together for c in group] == [c.token_ids for group in apart for c in group]
 
 
+@pytest.mark.parametrize(("max_rows", "at_a_time"), [(12, 12), (11, 8), (4, 4), (1, 4)])
+def test_no_more_rows_than_allowed_are_sampled_at_a_time_but_a_whole_group(policy, max_rows, at_a_time):
+    rows = []
+    policy.decoder.register_forward_hook(
+        lambda module, inputs, options, output: rows.append(len(options["input_ids"])), with_kwargs=True
+    )
+    sample(policy, max_rows=max_rows)
+    assert max(rows) == at_a_time
+
+
+def test_after_a_sync_the_engine_samples_from_that_policy(policy, tiny):
+    untouched = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
+    sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
+    engine = TorchEngine(untouched, 100)
+    before = engine.generate(Request(PROMPTS, 4, sampling))
+    assert engine.sync(policy) == {}
+    assert engine.generate(Request(PROMPTS, 4, sampling)) == sample(policy) != before
+
+
 def test_completions_are_told_as_they_end_while_others_go_on(policy):
     """Each once, with the index of its prompt, also when several chunks of prompts are sampled one after the other."""
     policy.model.generation_config.eos_token_id = list(range(4, 60))
     steps, told = [], []
     policy.decoder.register_forward_hook(lambda *_: steps.append(None))
     sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
-    groups = TorchEngine(policy, 8).generate(PROMPTS, 4, sampling, lambda i, c: told.append((i, c, len(steps))))
+    groups = TorchEngine(policy, 8).generate(
+        Request(PROMPTS, 4, sampling), lambda i, c: told.append((i, c, len(steps)))
+    )
     for index, group in enumerate(groups):
         assert sorted(id(c) for i, c, _ in told if i == index) == sorted(id(c) for c in group)
     first_chunk = [(c, at) for i, c, at in told if i < 2]
@@ -125,7 +148,7 @@ def test_finished_rows_leave_the_batch_and_the_cache_has_room_for_whole_blocks(p
     shapes = []
     policy.decoder.register_forward_hook(
         lambda module, inputs, options, output: shapes.append(
-            (len(options["input_ids"]), *(room.shape[2] for room in options["past_key_values"].layers[0]._rooms))
+            (len(options["input_ids"]), *(room.shape[2] for room in options["past_key_values"].layers[0]._buffers))
         ),
         with_kwargs=True,
     )
@@ -133,7 +156,7 @@ def test_finished_rows_leave_the_batch_and_the_cache_has_room_for_whole_blocks(p
     sampled, rows = sum(len(c.token_ids) for c in completions), [rows for rows, *_ in shapes[1:]]
     assert sorted(rows, reverse=True) == rows
     assert sampled <= len(PROMPTS) * 32 + sum(rows) <= 1.25 * sampled
-    assert max(room for _, *rooms in shapes for room in rooms) <= 150 + 6 + torch_engine.ROOM
+    assert max(room for _, *rooms in shapes for room in rooms) <= 150 + 6 + torch_engine.GROWTH
     assert len({rooms[0] for _, *rooms in shapes}) < len(shapes)
 
 
@@ -162,3 +185,57 @@ def test_in_bfloat16_sampler_and_policy_agree_and_the_weights_stay_float32(tiny)
     assert 0 < (logprobs - exact.logprobs(batch, 1.0)[0]).abs().max() < 0.2
     logprobs.sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in policy.parameters)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_samples_in_evaluation_mode_and_is_left_in_the_mode_that_it_had(policy, training):
+    """Gradient checkpointing needs training mode in the next learning phase; also where a callback fails."""
+    modes = []
+    policy.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
+    policy.model.train(training)
+    sample(policy)
+    assert set(modes) == {False}
+    assert {module.training for module in policy.model.modules()} == {training}
+
+    def fail(index, completion):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        TorchEngine(policy, 100).generate(Request(PROMPTS, 4, Sampling(1.0, 4, seed=1)), fail)
+    assert {module.training for module in policy.model.modules()} == {training}
+
+
+SHAPE = {"vocab_size": 270, "initializer_range": 0.3}
+QWEN2 = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, **SHAPE}
+SLIDING = {"num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 4}
+MODELS = {
+    "full and sliding": (
+        Qwen2ForCausalLM,
+        {**SLIDING, **QWEN2, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "sliding and full": (
+        Qwen2ForCausalLM,
+        {**SLIDING, **QWEN2, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "learned positions": (GPT2LMHeadModel, {"n_embd": 32, "n_layer": 2, "n_head": 2, **SHAPE}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_kinds_of_models_sample_from_themselves(tmp_path, name):
+    """With a window of 4 tokens, or positions that are not relative: the model's own logits of each completion, without
+    cache and padding."""
+    kind, shape = MODELS[name]
+    torch.manual_seed(0)
+    kind(kind.config_class(**shape)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    policy = load_policy(ModelOptions(name=str(tmp_path)), torch.device("cpu"))
+    policy.model.generation_config.eos_token_id = list(range(4, 40))  # rows leave at different steps
+    groups = sample(policy)
+    assert len({len(c.token_ids) for group in groups for c in group}) > 2
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            ids = torch.tensor([[*prompt, *completion.token_ids]])
+            logits = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            expected = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(completion.sampling_logprobs), expected, atol=1e-4, rtol=1e-4)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sspo_cli.config import RunOptions
-from sspo_cli.config_files import load_config
+from sspo_cli.config import RunOptions, load_config
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.files import append_jsonl, write_json_atomic
 from sspo_cli.tracking.run_folder import RunFolder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sspo_cli.config_files import load_config
+from sspo_cli.config import load_config
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import open_tracker

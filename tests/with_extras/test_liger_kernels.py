@@ -13,7 +13,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.policy.kernels import use_liger
 from sspo_cli.policy.model import Policy, load_policy
 from sspo_cli.policy.tiny import tiny_tokenizer
-from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 
 pytest.importorskip(
@@ -72,13 +72,13 @@ def test_fused_layers_give_the_same_loss_gradient_and_samples(tiny, tmp_path, ma
     plain, sampling = load_policy(ModelOptions(**model, **options), CPU), Sampling(1.0, max_new_tokens=6, seed=0)
     batch = make_batch(prompts=2)
     expected = loss_and_gradient(plain, batch, 10**6)
-    (expected_sample,) = TorchEngine(plain, 64).generate([[5, 6, 7]], 3, sampling)
+    (expected_sample,) = TorchEngine(plain, 64).generate(Request([[5, 6, 7]], 3, sampling))
     policy = load_policy(ModelOptions(**model, kernels="liger", **options), CPU)
     assert {"LigerRMSNorm", "LigerSwiGLUMLP"} <= kinds(policy)
     assert not {"LigerRMSNorm", "LigerSwiGLUMLP"} & kinds(plain)
     policy.check_logits()
     assert_same(loss_and_gradient(policy, batch, 10**6), expected)
-    (sample,) = TorchEngine(policy, 64).generate([[5, 6, 7]], 3, sampling)
+    (sample,) = TorchEngine(policy, 64).generate(Request([[5, 6, 7]], 3, sampling))
     for ours, theirs in zip(sample, expected_sample, strict=True):
         assert ours.token_ids == theirs.token_ids
         assert ours.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)

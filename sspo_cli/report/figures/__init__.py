@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from sspo_cli.report.choices import best_configurations
+from sspo_cli.report.collect import Collection
 from sspo_cli.report.figures.curves import ALPHA, by_method_figure, cost_figure, grid_figure, smoothed_figure
 from sspo_cli.report.figures.gates import CAPTION, gates_figure
 from sspo_cli.report.figures.scores import final_figure, scores_by_step_figure
@@ -16,8 +18,8 @@ from sspo_cli.report.figures.staleness import by_mu_figure, series_of, staleness
 from sspo_cli.report.figures.style import save
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.report.figures.weights import weights_figure
-from sspo_cli.report.measurements import best_configurations, by, final
-from sspo_cli.report.runs import Collection, Group, Select, short_settings
+from sspo_cli.report.groups import RunGroup, grouped, short_settings
+from sspo_cli.report.records import Select
 
 __all__ = ["Drawing", "best_of_each", "figures", "save"]
 
@@ -37,65 +39,42 @@ class Drawing(NamedTuple):
     figure: Figure
 
 
-def figures(collection: Collection, select: Select = "last") -> Iterator[Drawing]:
-    """Every figure that the runs have something for; each is drawn when its turn comes. Of more than five configurations, none
-    has a figure of its own.
+def figures(collection: Collection) -> Iterator[Drawing]:
+    """Draw every figure that the runs have something for, each when its turn comes.
 
-    Raises UserError where a file of a run is damaged.
+    Of more than five configurations, none has a figure of its own. Raises UserError for a damaged file of a run.
     """
     groups = [group for group in collection.groups if any(len(run.metrics) for run in group.runs)]
-    chosen, how = best_of_each(groups, select)
+    chosen, how = best_of_each(groups, collection.select)
     best = [replace(group, label=group.variant, differs={}) for group in chosen]  # one of each needs no longer name
     series = series_of(best)
     if groups:
         yield from _training_curves(groups, best, how)
-    for name, same in _apart("staleness", series, lambda same: same[0].start):
-        caption = (
-            f"By μ: Pass@1 {SELECTED[select]}; reward and entropy, the means of the last tenth of the steps; the share of "
-            f"tokens with w < 0.5 in the last minibatch of each rollout batch, over all steps. Means over {_seeds(same)}, bars "
-            f"from the lowest seed to the highest. {how}"
-        )
-        yield Drawing(name, "What staleness does", caption.rstrip(), staleness_figure(same, select))
-    if final_scores := final_figure(collection, select):
-        caption = f"Pass@1 {SELECTED[select]}; ticks: lowest and highest seed; grey: before RL."
-        yield Drawing("pass-at-1", "Pass@1", f"{caption} {INTERVALS}", final_scores)
-    if by_step := scores_by_step_figure(best):
-        caption = f"Pass@1 of finished runs during training, means over {_seeds(best)}, side by side around each step."
-        yield Drawing("pass-at-1-by-step", "Pass@1 by step", f"{caption} {INTERVALS}", by_step)
-    grids = [same for same in _by_setting(groups) if any(group.differs for group in same)]
-    for name, same in _apart("sensitivity", grids, _settings(grids)):
-        caption = (
-            f"Every configuration of each method and gate, with its {_seeds(same)}: Pass@1 {SELECTED[select]}, and the mean "
-            f"reward of the last tenth of the steps. On grey, where there are several: the chosen one. {how}"
-        )
-        title = _titled("Sensitivity to the hyperparameters", same, groups)
-        yield Drawing(name, title, caption.rstrip(), sensitivity_figure(same, chosen, select))
+    yield from _scores(collection, groups, chosen, best, series, how)
     yield from _curves_in_detail(groups, best, series, how)
-    for name, same in _apart("weights", settings := _by_setting(best), _settings(settings)):
-        if measured := weights_figure(same):
+    for name, members in _named("weights", settings := _by_setting(best), _setting_names(settings)):
+        if measured := weights_figure(members):
             caption = (
-                f"Measured distribution of the token weights w(ρ) over all steps and {_seeds(same)}, by the sign of Â, in bins "
-                "of 0.05, the last one open; the darker, the staler the minibatch. In the first minibatch of a rollout, ρ = 1."
+                f"Measured distribution of the token weights w(ρ) over all steps and {_seeds(members)}, by the sign of Â, "
+                "in bins of 0.05, the last one open; the darker, the staler the minibatch. In the first minibatch of a "
+                "rollout, ρ = 1."
             )
-            yield Drawing(name, _titled("Token weights in training", same, groups), caption, measured)
+            yield Drawing(name, _titled("Token weights in training", members, groups), caption, measured)
     yield Drawing("gates", "The gates against clip", CAPTION, gates_figure())
-    for name, (group,) in _apart(
-        "training",
-        [[group] for group in groups] if len(groups) <= CROWDED else [],
-        lambda same: f"{same[0].setting} {same[0].label}",
-    ):
+    each = [[group] for group in groups] if len(groups) <= CROWDED else []
+    for name, (group,) in _named("training", each, lambda members: f"{members[0].setting} {members[0].label}"):
         caption = f"{_curves_caption([group])} Attenuated: w < 0.5, in the last minibatch of each rollout. {INTERVALS}"
-        yield Drawing(name, f"{group.label}, {group.setting}", caption, training_figure(group))
+        yield Drawing(name, f"{group.label}, {group.setting}", caption, training_figure(collection.frame, group))
 
 
-def best_of_each(groups: Sequence[Group], select: Select) -> tuple[list[Group], str]:
-    """Of each method and gate in each setting the best configuration, and a sentence on how it was found.
+def best_of_each(groups: Sequence[RunGroup], select: Select) -> tuple[list[RunGroup], str]:
+    """Choose of each method and gate in each setting the best configuration, with a sentence on how it was chosen.
 
-    That of table 1, by validation; where there is no common validation, by the mean reward of the last tenth of the steps.
+    That of table 1, by validation; without a common validation, by the mean reward of the last tenth of the steps.
     """
     validated, _ = best_configurations(groups, select)
-    variants = by(validated, lambda group: (group.setting, group.method, group.gate))
-    best = [max(same, key=_final_reward) for same in variants.values()]
+    variants = grouped(validated, lambda group: (group.setting, group.method, group.gate))
+    best = [max(candidates, key=_final_reward) for candidates in variants.values()]
     if len(best) == len(groups):
         return best, ""
     how = "validation Pass@1, as in table 1"
@@ -104,13 +83,13 @@ def best_of_each(groups: Sequence[Group], select: Select) -> tuple[list[Group], 
     return best, f"Of several configurations of a method, the best by {how}."
 
 
-def _final_reward(group: Group) -> float:
-    rewards = [reward for run in group.counted if (reward := final(run, "reward/mean")) is not None]
+def _final_reward(group: RunGroup) -> float:
+    rewards = group.final("reward/mean")
     return fmean(rewards) if rewards else float("-inf")
 
 
-def _training_curves(groups: Sequence[Group], best: Sequence[Group], how: str) -> Iterator[Drawing]:
-    crowded = max(map(len, by(groups, lambda group: group.setting).values())) > CROWDED
+def _training_curves(groups: Sequence[RunGroup], best: Sequence[RunGroup], how: str) -> Iterator[Drawing]:
+    crowded = max(map(len, _by_setting(groups))) > CROWDED
     for name, metric in CURVES.items():
         drawn = best if crowded else groups
         caption = f"{_curves_caption(drawn)} {how if crowded else ''}".rstrip()
@@ -123,42 +102,74 @@ def _training_curves(groups: Sequence[Group], best: Sequence[Group], how: str) -
         yield Drawing("cost", "Reward by wall time and by sampled tokens", caption, cost_figure(timed))
 
 
-def _curves_in_detail(
-    groups: Sequence[Group], best: Sequence[Group], series: Sequence[list[Group]], how: str
+def _scores(
+    collection: Collection,
+    groups: Sequence[RunGroup],
+    chosen: Sequence[RunGroup],
+    best: Sequence[RunGroup],
+    series: Sequence[list[RunGroup]],
+    how: str,
 ) -> Iterator[Drawing]:
-    """A panel for each method and gate: of those that were run at several μ, by μ; and of each crowded setting."""
-    for name, metric in CURVES.items():
-        for file, same in _apart(f"{name}-by-mu", series, lambda same: same[0].start):
-            caption = f"{_curves_caption(same)} The darker, the larger μ. {how}".rstrip()
-            yield Drawing(file, f"{NAMES[name]} by μ", caption, by_mu_figure(same, metric))
-    by_mu = {group.setting for same in series for group in same}
+    """Draw Pass@1: by staleness, of the selected checkpoints, by step, and by hyperparameters."""
+    frame, when = collection.frame, SELECTED[collection.select]
+    for name, members in _named("staleness", series, lambda members: members[0].start):
+        caption = (
+            f"By μ: Pass@1 {when}; reward and entropy, the means of the last tenth of the steps; the share of tokens with "
+            f"w < 0.5 in the last minibatch of each rollout batch, over all steps. Means over {_seeds(members)}, bars from the "
+            f"lowest seed to the highest. {how}"
+        )
+        yield Drawing(name, "What staleness does", caption.rstrip(), staleness_figure(frame, members))
+    if final_scores := final_figure(frame, collection.groups):
+        caption = f"Pass@1 {when}; ticks: lowest and highest seed; grey: before RL."
+        yield Drawing("pass-at-1", "Pass@1", f"{caption} {INTERVALS}", final_scores)
+    if by_step := scores_by_step_figure(frame, best):
+        caption = f"Pass@1 of finished runs during training, means over {_seeds(best)}, side by side around each step."
+        yield Drawing("pass-at-1-by-step", "Pass@1 by step", f"{caption} {INTERVALS}", by_step)
+    grids = [members for members in _by_setting(groups) if any(group.differs for group in members)]
+    for name, members in _named("sensitivity", grids, _setting_names(grids)):
+        caption = (
+            f"Every configuration of each method and gate, with its {_seeds(members)}: Pass@1 {when}, and the mean "
+            f"reward of the last tenth of the steps. On grey, where there are several: the chosen one. {how}"
+        )
+        title = _titled("Sensitivity to the hyperparameters", members, groups)
+        yield Drawing(name, title, caption.rstrip(), sensitivity_figure(frame, members, chosen))
+
+
+def _curves_in_detail(
+    groups: Sequence[RunGroup], best: Sequence[RunGroup], series: Sequence[list[RunGroup]], how: str
+) -> Iterator[Drawing]:
+    """Draw a panel for each method and gate: of those that were run at several μ, by μ; and of each crowded setting."""
+    for curve, metric in CURVES.items():
+        for name, members in _named(f"{curve}-by-mu", series, lambda members: members[0].start):
+            caption = f"{_curves_caption(members)} The darker, the larger μ. {how}".rstrip()
+            yield Drawing(name, f"{NAMES[curve]} by μ", caption, by_mu_figure(members, metric))
+    by_mu = {group.setting for members in series for group in members}
     crowded = [
-        same
-        for same in _by_setting(groups)
-        if len(same) > CROWDED and (same[0].setting not in by_mu or any(group.differs for group in same))
+        members
+        for members in _by_setting(groups)
+        if len(members) > CROWDED and (members[0].setting not in by_mu or any(group.differs for group in members))
     ]
-    for name, metric in CURVES.items():
-        for file, same in _apart(f"{name}-by-method", crowded, _settings(crowded)):
-            caption = f"{_curves_caption(same)} A panel for each method; grey: the range of the means of the others."
-            title = _titled(f"{NAMES[name]}, method by method", same, groups)
-            yield Drawing(file, title, caption, by_method_figure(same, metric))
+    for curve, metric in CURVES.items():
+        for name, members in _named(f"{curve}-by-method", crowded, _setting_names(crowded)):
+            caption = f"{_curves_caption(members)} A panel for each method; grey: the range of the means of the others."
+            title = _titled(f"{NAMES[curve]}, method by method", members, groups)
+            yield Drawing(name, title, caption, by_method_figure(members, metric))
 
 
-def _by_setting(groups: Sequence[Group]) -> list[list[Group]]:
-    return list(by(groups, lambda group: group.setting).values())
+def _by_setting(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
+    return list(grouped(groups, lambda group: group.setting).values())
 
 
-def _settings(each: Sequence[list[Group]]) -> Callable[[list[Group]], str]:
-    """Tells them apart by their settings."""
-    names = short_settings(group for same in each for group in same)
-    return lambda same: names[same[0].setting]
+def _setting_names(settings: Sequence[list[RunGroup]]) -> Callable[[list[RunGroup]], str]:
+    names = short_settings(group for members in settings for group in members)
+    return lambda members: names[members[0].setting]
 
 
-def _titled(title: str, same: Sequence[Group], groups: Sequence[Group]) -> str:
-    return f"{title}: {same[0].setting}" if len({group.setting for group in groups}) > 1 else title
+def _titled(title: str, members: Sequence[RunGroup], groups: Sequence[RunGroup]) -> str:
+    return f"{title}: {members[0].setting}" if len({group.setting for group in groups}) > 1 else title
 
 
-def _curves_caption(groups: Sequence[Group]) -> str:
+def _curves_caption(groups: Sequence[RunGroup]) -> str:
     if max(len(group.runs) for group in groups) == 1:
         return "One seed; no smoothing."
     return (
@@ -166,15 +177,17 @@ def _curves_caption(groups: Sequence[Group]) -> str:
     )
 
 
-def _seeds(groups: Sequence[Group]) -> str:
+def _seeds(groups: Sequence[RunGroup]) -> str:
     numbers = sorted({len(group.counted) for group in groups})
     if len(numbers) == 1:
         return f"{numbers[0]} seed{'s' * (numbers[0] > 1)}"
     return f"{numbers[0]} to {numbers[-1]} seeds"
 
 
-def _apart(name: str, each: Sequence[list[Group]], told: Callable[[list[Group]], str]) -> list[tuple[str, list[Group]]]:
-    """With the name of a figure of its own: `name` where there is one, else `name` with what is told of it."""
-    if len(each) == 1:
-        return [(name, each[0])]
-    return [(re.sub(r"[^a-z0-9.]+", "-", f"{name}-{told(same)}".lower()).strip("-"), same) for same in each]
+def _named(
+    name: str, parts: Sequence[list[RunGroup]], detail: Callable[[list[RunGroup]], str]
+) -> list[tuple[str, list[RunGroup]]]:
+    """Name a figure of each part: `name` if there is one, else `name` with the part's detail."""
+    if len(parts) == 1:
+        return [(name, parts[0])]
+    return [(re.sub(r"[^a-z0-9.]+", "-", f"{name}-{detail(part)}".lower()).strip("-"), part) for part in parts]

@@ -18,25 +18,24 @@ from sspo_cli.report.figures.style import (
     grid,
     inches_wide,
     legend_below,
-    lines_of,
+    line_styles,
     shades,
     wrapped,
 )
-from sspo_cli.report.measurements import by, mean_over_seeds
-from sspo_cli.report.runs import Group, short_settings
+from sspo_cli.report.groups import RunGroup, grouped, mean_over_seeds, short_settings
 
 ALPHA = 0.02
 LABELS = {"reward/mean": "reward", "policy/entropy": "token entropy (nats)"}
 STEP, TOKENS, SMOOTHED = "optimizer step", "tokens sampled", f"smoothed, α = {ALPHA}"
-Curve = Callable[[Group], pd.Series]
+Curve = Callable[[RunGroup], pd.Series]
 
 
-def grid_figure(groups: Sequence[Group], metric: str) -> Figure:
-    """A panel for each model and training data; models side by side where there are several of both."""
+def grid_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
+    """Draw a panel for each model and training data; models side by side if there are several of both."""
     with rc_context(STYLE):
         figure, panels = _panels(groups, 2.3)
         handles: dict[str, Any] = {}
-        for group, (colour, dashes) in zip(groups, lines_of(groups), strict=True):
+        for group, (colour, dashes) in zip(groups, line_styles(groups), strict=True):
             ax = panels[group.setting]
             line = draw(ax, group, metric, color=colour, linestyle=dashes)
             handles.setdefault(group.label, line)
@@ -46,28 +45,28 @@ def grid_figure(groups: Sequence[Group], metric: str) -> Figure:
     return figure
 
 
-def by_method_figure(groups: Sequence[Group], metric: str) -> Figure:
-    """Of one setting, a panel for each method and gate: its configurations in shades, the range of the others' means in grey."""
-    variants = by(groups, lambda group: (group.method, group.gate))
+def by_method_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
+    """Draw a panel for each method and gate of a setting: its configurations in shades, the others' range of means in grey."""
+    variants = grouped(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
         legend = max(map(len, variants.values())) if any(group.differs for group in groups) else 0
         figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=True)
-        for ax, ((method, gate), own) in zip(axes, variants.items(), strict=True):
-            if others := [group for group in groups if (group.method, group.gate) != (method, gate)]:
-                means = pd.concat([mean_over_seeds(group.counted, metric) for group in others], axis=1)
+        for ax, ((method, gate), members) in zip(axes, variants.items(), strict=True):
+            if rivals := [group for group in groups if (group.method, group.gate) != (method, gate)]:
+                means = pd.concat([mean_over_seeds(group.counted, metric) for group in rivals], axis=1)
                 ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=RANGE, linewidth=0)
-            for group, shade in zip(own, shades(colour_of(method, gate)[0], len(own)), strict=True):
+            for group, shade in zip(members, shades(colour_of(method, gate)[0], len(members)), strict=True):
                 draw(ax, group, metric, color=shade, linestyle="-", label=wrapped(group.details, 1.3 * inches_wide(ax)))
-            ax.set_title(wrapped(own[0].variant, inches_wide(ax)))
-            if len(own) > 1:
+            ax.set_title(wrapped(members[0].variant, inches_wide(ax)))
+            if len(members) > 1:
                 ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, handlelength=1.5)
         figure.supxlabel(STEP, fontsize=8)
         figure.supylabel(LABELS[metric], fontsize=8)
     return figure
 
 
-def smoothed_figure(groups: Sequence[Group]) -> Figure:
-    """Reward and entropy of each setting, side by side, smoothed."""
+def smoothed_figure(groups: Sequence[RunGroup]) -> Figure:
+    """Draw reward and entropy of each setting, side by side, smoothed."""
 
     def mean(metric: str) -> Curve:
         return lambda group: smoothed(mean_over_seeds(group.counted, metric))
@@ -75,42 +74,42 @@ def smoothed_figure(groups: Sequence[Group]) -> Figure:
     return _pairs(groups, [(STEP, f"{label}\n{SMOOTHED}", mean(metric)) for metric, label in LABELS.items()])
 
 
-def cost_figure(groups: Sequence[Group]) -> Figure:
-    """Reward by what it cost: wall time of the optimizer steps, and sampled tokens; smoothed."""
-    spent = {id(group): mean_over_seeds(group.counted, "time/step").cumsum() for group in groups}
+def cost_figure(groups: Sequence[RunGroup]) -> Figure:
+    """Draw the smoothed reward by what it cost: wall time of the optimizer steps, and sampled tokens."""
+    spent = {group: mean_over_seeds(group.counted, "time/step").cumsum() for group in groups}
     longest = max(seconds.max() for seconds in spent.values())
     unit, length = next((u for u in (("hours", 3600), ("minutes", 60)) if longest > 2 * u[1]), ("seconds", 1))
     reward = f"reward\n{SMOOTHED}"
     return _pairs(
         groups,
         [
-            (f"{unit} of optimizer steps", reward, lambda group: reward_by(group, spent[id(group)] / length)),
+            (f"{unit} of optimizer steps", reward, lambda group: reward_by(group, spent[group] / length)),
             (TOKENS, reward, lambda group: reward_by(group, mean_over_seeds(group.counted, "tokens"))),
         ],
     )
 
 
 def smoothed(values: pd.Series) -> pd.Series:
-    """The exponential moving average, bias-corrected: y_t = Σ_s (1 − α)^(t−s) x_s / Σ_s (1 − α)^(t−s) over s ≤ t."""
+    """Compute the bias-corrected exponential moving average: y_t = Σ_s (1 − α)^(t−s) x_s / Σ_s (1 − α)^(t−s) over s ≤ t."""
     return values.ewm(alpha=ALPHA, adjust=True).mean()
 
 
-def reward_by(group: Group, cost: pd.Series) -> pd.Series:
-    """The smoothed mean reward at each mean cost, both over the seeds; of equal costs the last one's."""
+def reward_by(group: RunGroup, cost: pd.Series) -> pd.Series:
+    """Return the smoothed mean reward at each mean cost, both over the seeds; of equal costs the last one's."""
     reward = smoothed(mean_over_seeds(group.counted, "reward/mean"))
     cost = cost[cost.index.isin(reward.index)].drop_duplicates(keep="last")
     return reward.loc[cost.index].set_axis(cost.to_numpy())
 
 
-def _pairs(groups: Sequence[Group], curves: Sequence[tuple[str, str, Curve]]) -> Figure:
-    """Two panels for each setting, given by the labels of their axes and what they draw of a group."""
+def _pairs(groups: Sequence[RunGroup], curves: Sequence[tuple[str, str, Curve]]) -> Figure:
+    """Draw two panels for each setting, given by the labels of their axes and what they draw of a group."""
     settings = list(dict.fromkeys(group.setting for group in groups))
     with rc_context(STYLE):
         shared = "col" if len({group.start for group in groups}) == 1 else False
         figure, axes = grid(2 * len(settings), 2.5, columns=2, foot=0.3, sharey=shared)
         handles: dict[str, Any] = {}
         names = short_settings(groups)
-        for group, (colour, dashes) in zip(groups, lines_of(groups), strict=True):
+        for group, (colour, dashes) in zip(groups, line_styles(groups), strict=True):
             row = 2 * settings.index(group.setting)
             for ax, (_, _, curve) in zip(axes[row : row + 2], curves, strict=True):
                 (line,) = ax.plot(curve(group), color=colour, linestyle=dashes)
@@ -125,8 +124,8 @@ def _pairs(groups: Sequence[Group], curves: Sequence[tuple[str, str, Curve]]) ->
     return figure
 
 
-def _panels(groups: Sequence[Group], height: float) -> tuple[Figure, dict[str, Axes]]:
-    """By setting; as rows of training data and columns of models where there are several of both."""
+def _panels(groups: Sequence[RunGroup], height: float) -> tuple[Figure, dict[str, Axes]]:
+    """Make a panel by setting; as rows of training data and columns of models if there are several of both."""
     settings = {(_data(group), group.model): group.setting for group in groups}
     data, models = (list(dict.fromkeys(names)) for names in zip(*settings, strict=True))
     if min(len(data), len(models)) > 1:
@@ -146,12 +145,12 @@ def _panels(groups: Sequence[Group], height: float) -> tuple[Figure, dict[str, A
     return figure, panels
 
 
-def _data(group: Group) -> str:
+def _data(group: RunGroup) -> str:
     return group.setting.removeprefix(f"{group.model}, ")
 
 
-def draw(ax: Axes, group: Group, metric: str, **line: Any) -> Line2D:
-    """Thin: every seed, unfinished ones too; thick: the mean of those that count, which is returned. No smoothing."""
+def draw(ax: Axes, group: RunGroup, metric: str, **line: Any) -> Line2D:
+    """Draw every seed thin, unfinished ones too, and thick the mean of those that count, which is returned. No smoothing."""
     if len(group.runs) > 1:
         for run in group.runs:
             if metric in run.metrics:

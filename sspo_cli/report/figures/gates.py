@@ -29,7 +29,7 @@ CAPTION = (
 
 
 def gates_figure() -> Figure:
-    """A pair of panels for each gate: f(ρ) above, w(ρ) under it; a line for each setting of its grid and sign of Â."""
+    """Draw a pair of panels for each gate: f(ρ) above, w(ρ) under it; a line for each setting of its grid and sign of Â."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 7.6))
         panels = figure.subplots(4, 4, sharex=True)

@@ -3,26 +3,30 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from sspo_cli.config import VALIDATION
 from sspo_cli.report.figures.style import RANGE, STYLE, WIDTH, colour_of
-from sspo_cli.report.measurements import VALIDATION, by, final, selected
-from sspo_cli.report.runs import Group, Select
+from sspo_cli.report.frame import rows_of
+from sspo_cli.report.groups import RunGroup, grouped
 
 PLACES = 34  # for configurations, side by side in a row
 GAP = 0.7  # of a place, between the panels of two methods
 SYMBOLS = {"tau_neg": "τ_neg", "tau_pos": "τ_pos", "eps_low": "ε_low", "eps_high": "ε_high"}
-Scores = dict[str, dict[int, list[float]]]  # by what was measured and the group's place, a number for each seed
+Scores = dict[str, dict[RunGroup, list[float]]]  # by what was measured and the group, a number for each seed
 
 
-def sensitivity_figure(groups: Sequence[Group], chosen: Sequence[Group], select: Select) -> Figure:
-    """Of one setting: a panel for each method and gate, above one another for Pass@1 and the final reward; in it each
-    configuration with its seeds, and the chosen one on grey."""
-    scores = _scores(groups, select)
+def sensitivity_figure(frame: pd.DataFrame, groups: Sequence[RunGroup], chosen: Sequence[RunGroup]) -> Figure:
+    """Draw of one setting a panel for each method and gate, above one another for Pass@1 and the final reward.
+
+    In it is each configuration with its seeds, and the chosen one on grey.
+    """
+    scores = _scores(frame, groups)
     rows = _rows(groups)
     foot = 0.75  # inches, for the names of the configurations
     heights = [0.35 + 1.05 * len(scores) + foot for _ in rows]
@@ -30,7 +34,7 @@ def sensitivity_figure(groups: Sequence[Group], chosen: Sequence[Group], select:
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.2))
         shared: dict[str, Axes] = {}
         for part, variants in zip(figure.subfigures(len(rows), 1, squeeze=False).flat, rows, strict=True):
-            widths = [len(places) + GAP for places in variants]
+            widths = [len(members) + GAP for members in variants]
             spare = PLACES - sum(widths) if len(rows) > 1 else 0
             panels = part.subplots(
                 len(scores), len(widths) + (spare > 0), squeeze=False, width_ratios=[*widths, *[spare] * (spare > 0)]
@@ -38,20 +42,19 @@ def sensitivity_figure(groups: Sequence[Group], chosen: Sequence[Group], select:
             for ax in panels[:, len(widths) :].flat:
                 ax.set_axis_off()
             for line, (name, measured) in zip(panels, scores.items(), strict=True):
-                for ax, places in zip(line, variants, strict=False):
+                for ax, members in zip(line, variants, strict=False):
                     if name in shared:
                         ax.sharey(shared[name])
                     shared.setdefault(name, ax)
-                    _draw(ax, [(groups[place], measured.get(place, [])) for place in places], chosen)
+                    _draw(ax, [(group, measured.get(group, [])) for group in members], chosen)
                     ax.tick_params(labelleft=ax is line[0])
                 line[0].set_ylabel(name.replace(" ", "\n", 1), fontsize=7)
-            for column, places in enumerate(variants):
-                own = [groups[place] for place in places]
-                panels[0, column].set_title(own[0].variant.replace(" ", "\n"), fontsize=7)
-                keys, labels = names_of(own)
+            for column, members in enumerate(variants):
+                panels[0, column].set_title(members[0].variant.replace(" ", "\n"), fontsize=7)
+                keys, labels = tick_labels(members)
                 for ax in panels[:-1, column]:
-                    ax.set_xticks(range(len(own)), [])
-                panels[-1, column].set_xticks(range(len(own)), labels, rotation=90, fontsize=6.5)
+                    ax.set_xticks(range(len(members)), [])
+                panels[-1, column].set_xticks(range(len(members)), labels, rotation=90, fontsize=6.5)
                 panels[-1, column].set_xlabel(keys, fontsize=6.5)
         key = {
             "mean over seeds": Line2D([], [], color="black", marker="o", linestyle="", markersize=4),
@@ -62,8 +65,8 @@ def sensitivity_figure(groups: Sequence[Group], chosen: Sequence[Group], select:
     return figure
 
 
-def names_of(groups: Sequence[Group]) -> tuple[str, list[str]]:
-    """What the configurations of a method differ in, and the values in each: `τ_neg/τ_pos` and `0.3/0.2`."""
+def tick_labels(groups: Sequence[RunGroup]) -> tuple[str, list[str]]:
+    """Return what the configurations of a method differ in, and the values in each: `τ_neg/τ_pos` and `0.3/0.2`."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for key in dict.fromkeys(key for group in groups for key in group.differs):
         values = tuple(_short(group.differs.get(key)) for group in groups)
@@ -76,40 +79,36 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _scores(groups: Sequence[Group], select: Select) -> Scores:
-    """Validation first, which chooses; then the benchmarks; the reward last."""
+def _scores(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Scores:
+    """Collect the numbers: validation first, which chooses; then the benchmarks; the reward last."""
+    rows = rows_of(frame, groups)
+    rows = rows[rows["selected"]]
     scores: Scores = {}
-    rows = selected(groups, select)
     for column in sorted(rows["column"].unique(), key=lambda column: not column.startswith(VALIDATION)):
-        same = rows[rows["column"] == column]
-        shares = (100 * same["correct"] / (same["n"] * same["samples"])).groupby(same["group"])
-        scores[f"{column} Pass@1 (%)"] = {int(place): list(own) for place, own in shares}
-    rewards = {
-        place: [reward for run in group.counted if (reward := final(run, "reward/mean")) is not None]
-        for place, group in enumerate(groups)
-    }
-    return {**scores, "final reward": rewards}
+        percents = rows[rows["column"] == column].groupby("group", sort=False)["percent"]
+        scores[f"{column} Pass@1 (%)"] = {group: list(values) for group, values in percents}
+    return {**scores, "final reward": {group: group.final("reward/mean") for group in groups}}
 
 
-def _rows(groups: Sequence[Group]) -> list[list[list[int]]]:
-    """Places of the groups by method and gate, in as many rows as they need."""
-    rows: list[list[list[int]]] = []
-    room = 0.0
-    for places in by(range(len(groups)), lambda place: (groups[place].method, groups[place].gate)).values():
-        wanted = len(places) + GAP
-        if not rows or wanted > room:
+def _rows(groups: Sequence[RunGroup]) -> list[list[list[RunGroup]]]:
+    """Sort the groups by method and gate into as many rows as they need."""
+    rows: list[list[list[RunGroup]]] = []
+    free = 0.0
+    for members in grouped(groups, lambda group: (group.method, group.gate)).values():
+        wanted = len(members) + GAP
+        if not rows or wanted > free:
             rows.append([])
-            room = PLACES
-        rows[-1].append(places)
-        room -= wanted
+            free = PLACES
+        rows[-1].append(members)
+        free -= wanted
     return rows
 
 
-def _draw(ax: Axes, tried: Sequence[tuple[Group, list[float]]], chosen: Sequence[Group]) -> None:
+def _draw(ax: Axes, tried: Sequence[tuple[RunGroup, list[float]]], chosen: Sequence[RunGroup]) -> None:
     rivals = len(tried) > 1
     for place, (group, values) in enumerate(tried):
         colour, _ = colour_of(group.method, group.gate)
-        if rivals and any(group is one for one in chosen):
+        if rivals and group in chosen:
             ax.axvspan(place - 0.45, place + 0.45, color=RANGE, linewidth=0, zorder=0)
         ax.plot([place] * len(values), values, linestyle="", marker="_", color=colour, alpha=0.6, markersize=6)
         if values:

@@ -4,48 +4,52 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from sspo_cli.config_files import flatten
+from sspo_cli.config import VALIDATION, flatten
 from sspo_cli.report.figures.curves import LABELS, STEP, draw
 from sspo_cli.report.figures.style import STYLE, colour_of, grid, legend_below, shades
-from sspo_cli.report.measurements import VALIDATION, by, final, selected
-from sspo_cli.report.runs import REGIME, Group, Run, Select
+from sspo_cli.report.frame import rows_of
+from sspo_cli.report.groups import REGIME, RunGroup, grouped
+from sspo_cli.report.records import RunRecord
 
 MU = "μ, optimizer steps of a rollout batch"
 
 
-def series_of(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups whose settings differ in μ and, where μ alone does not tell them apart, in nothing else."""
-    found: list[list[Group]] = []
-    for same in by(groups, lambda group: group.start).values():
-        settings = {group.setting: mu_of(group) for group in same}
+def series_of(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
+    """Find groups whose settings differ in μ and, if μ alone does not tell them apart, in nothing else."""
+    series: list[list[RunGroup]] = []
+    for members in grouped(groups, lambda group: group.start).values():
+        settings = {group.setting: mu_of(group) for group in members}
         apart = len(set(settings.values())) == len(settings)
-        found += [same] if apart else by(same, _regime_but_mu).values()
-    return [same for same in found if len({mu_of(group) for group in same}) > 1]
+        series += [members] if apart else grouped(members, _regime_but_mu).values()
+    return [members for members in series if len({mu_of(group) for group in members}) > 1]
 
 
-def mu_of(group: Group) -> int:
+def mu_of(group: RunGroup) -> int:
     return group.options.learning.mu
 
 
-def staleness_figure(groups: Sequence[Group], select: Select) -> Figure:
-    """A panel for Pass@1 on each benchmark, for the final reward, the final entropy and the attenuated share: a line for each
-    method and gate by μ, with the lowest and the highest seed."""
-    panels = _panels(groups, select)
-    variants = by(groups, lambda group: group.variant)
+def staleness_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure:
+    """Draw a panel for Pass@1 on each benchmark, for the final reward, the final entropy and the attenuated share.
+
+    In it is a line for each method and gate by μ, with the lowest and the highest seed.
+    """
+    panels = _panels(frame, groups)
+    variants = grouped(groups, lambda group: group.variant)
     mus = sorted({mu_of(group) for group in groups})
     with rc_context(STYLE):
         figure, axes = grid(len(panels), 2.3, columns=2, foot=0.3)
         handles: dict[str, Any] = {}
         for ax, (label, values_of) in zip(axes, panels.items(), strict=True):
-            for place, (variant, same) in enumerate(variants.items()):
+            for place, (variant, members) in enumerate(variants.items()):
                 beside = 1.025 ** (place - (len(variants) - 1) / 2)  # so that ranges do not hide one another
-                colour, dashes = colour_of(same[0].method, same[0].gate)
-                points = sorted((mu_of(group), values) for group in same if (values := values_of(group)))
+                colour, dashes = colour_of(members[0].method, members[0].gate)
+                points = sorted((mu_of(group), values) for group in members if (values := values_of(group)))
                 if points:
                     handle = _draw(ax, points, beside, color=colour, linestyle=dashes)
                     handles.setdefault(variant, handle)
@@ -59,15 +63,15 @@ def staleness_figure(groups: Sequence[Group], select: Select) -> Figure:
     return figure
 
 
-def by_mu_figure(groups: Sequence[Group], metric: str) -> Figure:
-    """A panel for each method and gate, a line for each μ, the darker the staler; on one scale."""
-    variants = by(groups, lambda group: group.variant)
+def by_mu_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
+    """Draw a panel for each method and gate, a line for each μ, the darker the staler; on one scale."""
+    variants = grouped(groups, lambda group: group.variant)
     mus = sorted({mu_of(group) for group in groups})
     with rc_context(STYLE):
         figure, axes = grid(len(variants), 1.6, foot=0.3, sharex=True, sharey=True)
-        for ax, (variant, same) in zip(axes, variants.items(), strict=True):
-            colours = dict(zip(mus, shades(colour_of(same[0].method, same[0].gate)[0], len(mus)), strict=True))
-            for group in sorted(same, key=mu_of):
+        for ax, (variant, members) in zip(axes, variants.items(), strict=True):
+            colours = dict(zip(mus, shades(colour_of(members[0].method, members[0].gate)[0], len(mus)), strict=True))
+            for group in sorted(members, key=mu_of):
                 draw(ax, group, metric, color=colours[mu_of(group)], linewidth=1.2)
             ax.set_title(variant)
         for ax in axes[-3:]:
@@ -78,8 +82,8 @@ def by_mu_figure(groups: Sequence[Group], metric: str) -> Figure:
     return figure
 
 
-def attenuated(run: Run) -> float | None:
-    """The share of tokens with w < 0.5 in the last minibatch of each rollout batch, the mean over the steps."""
+def attenuated(run: RunRecord) -> float | None:
+    """Return the share of tokens with w < 0.5 in the last minibatch of each rollout batch, the mean over the steps."""
     metrics = run.metrics
     if not {"minibatch", "weights/attenuated"} <= set(metrics):
         return None
@@ -87,27 +91,24 @@ def attenuated(run: Run) -> float | None:
     return float(shares.mean()) if len(shares) else None
 
 
-def _panels(groups: Sequence[Group], select: Select) -> dict[str, Callable[[Group], list[float]]]:
-    """By their labels, what they show of each seed of a group."""
-    rows = selected(groups, select)
-    rows = rows[rows["benchmark"] != VALIDATION]
-    places = {id(group): place for place, group in enumerate(groups)}
+def _panels(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> dict[str, Callable[[RunGroup], list[float]]]:
+    """Return by their labels what panels show of each seed of a group."""
+    rows = rows_of(frame, groups)
+    rows = rows[rows["selected"] & (rows["benchmark"] != VALIDATION)]
 
-    def shares(column: str) -> Callable[[Group], list[float]]:
-        own = rows[rows["column"] == column]
-        percent = 100 * own["correct"] / (own["n"] * own["samples"])
-        return lambda group: list(percent[own["group"] == places[id(group)]])
+    def percents(column: str) -> Callable[[RunGroup], list[float]]:
+        measured = rows[rows["column"] == column]
+        return lambda group: list(measured.loc[measured["group"] == group, "percent"])
 
-    def over_runs(of: Callable[[Run], float | None]) -> Callable[[Group], list[float]]:
-        return lambda group: [value for run in group.counted if (value := of(run)) is not None]
-
-    panels = {f"{column}, Pass@1 (%)": shares(column) for column in rows["column"].unique()}
+    panels = {f"{column}, Pass@1 (%)": percents(column) for column in rows["column"].unique()}
     panels |= {
-        "final reward": over_runs(lambda run: final(run, "reward/mean")),
-        "final token entropy (nats)": over_runs(lambda run: final(run, "policy/entropy")),
-        "stalest tokens with w < 0.5": over_runs(attenuated),
+        "final reward": lambda group: group.final("reward/mean"),
+        "final token entropy (nats)": lambda group: group.final("policy/entropy"),
+        "stalest tokens with w < 0.5": lambda group: [
+            share for run in group.counted if (share := attenuated(run)) is not None
+        ],
     }
-    return {label: of for label, of in panels.items() if any(map(of, groups))}
+    return {label: values_of for label, values_of in panels.items() if any(map(values_of, groups))}
 
 
 def _draw(ax: Axes, points: Sequence[tuple[int, list[float]]], beside: float, **line: Any) -> Any:
@@ -118,6 +119,6 @@ def _draw(ax: Axes, points: Sequence[tuple[int, list[float]]], beside: float, **
     return ax.errorbar([mu * beside for mu, _ in points], means, [below, above], **style, **line)
 
 
-def _regime_but_mu(group: Group) -> tuple[Any, ...]:
+def _regime_but_mu(group: RunGroup) -> tuple[Any, ...]:
     options = dict(flatten(group.options.model_dump(mode="json")))
     return tuple(options[key] for key in REGIME if key != "learning.mu")

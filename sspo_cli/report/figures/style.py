@@ -15,8 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sspo_cli.report.runs import Group
-from sspo_cli.report.svg import small_svg
+from sspo_cli.report.groups import RunGroup
 from sspo_cli.tracking.files import write_bytes_atomic
 
 STYLE: dict[Any, Any] = {
@@ -64,24 +63,25 @@ RANGE = "#e4e4e4"  # of an area behind lines, some of them grey
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
-    """As SVG, PDF and PNG, each as small as it can be without looking worse, and without a date in any of them."""
-    undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    smaller = {"svg": small_svg, "png": _in_256_colours}
+    """Write SVG, PDF and PNG, without a date in any of them: the same figure gives the same files."""
+    nothing_about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    metadata_of: dict[str, dict[str, Any]] = {"svg": nothing_about, "pdf": {"CreationDate": None}, "png": {}}
     paths = []
     with rc_context(STYLE):
         if layout := figure.get_layout_engine():
             layout.execute(figure)
             figure.set_layout_engine("none")  # once is enough for three files
-        for kind, metadata in undated.items():
+        for kind, metadata in metadata_of.items():
             drawn = BytesIO()
             figure.savefig(drawn, format=kind, metadata=metadata)
             paths.append(out / f"{name}.{kind}")
-            write_bytes_atomic(paths[-1], smaller.get(kind, bytes)(drawn.getvalue()))
+            content = drawn.getvalue()
+            write_bytes_atomic(paths[-1], _in_256_colours(content) if kind == "png" else content)
     return paths
 
 
 def _in_256_colours(png: bytes) -> bytes:
-    """A third of the bytes."""
+    """Reduce a picture's colours, for a third of the bytes."""
     small = BytesIO()
     with Image.open(BytesIO(png)) as image:
         image.convert("RGB").quantize(dither=Image.Dither.NONE).save(small, "png", optimize=True)
@@ -89,7 +89,7 @@ def _in_256_colours(png: bytes) -> bytes:
 
 
 def colour_of(method: str, gate: str) -> tuple[str, Any]:
-    """Colour and dashes. A method and gate have the same ones in every report.
+    """Return colour and dashes, the same ones in every report.
 
     A free cell or a gate of the user's own takes any colour, but always the same one, and dots.
     """
@@ -97,29 +97,29 @@ def colour_of(method: str, gate: str) -> tuple[str, Any]:
     return LINES.get((method, gate), (colours[zlib.crc32(repr((method, gate)).encode()) % len(colours)], DOTS))
 
 
-def lines_of(groups: Sequence[Group]) -> list[tuple[str, Any]]:
-    """Colours and dashes: further configurations of one method and gate have its colour and other dashes."""
+def line_styles(groups: Sequence[RunGroup]) -> list[tuple[str, Any]]:
+    """Return colours and dashes: further configurations of one method and gate have its colour and other dashes."""
     configurations: dict[tuple[str, str], list[str]] = defaultdict(list)
-    lines = []
+    styles = []
     for group in groups:
         seen = configurations[group.method, group.gate]
         if group.details not in seen:
             seen.append(group.details)
         colour, dashes = colour_of(group.method, group.gate)
         place = seen.index(group.details)
-        lines.append((colour, MORE_DASHES[(place - 1) % len(MORE_DASHES)] if place else dashes))
-    return lines
+        styles.append((colour, MORE_DASHES[(place - 1) % len(MORE_DASHES)] if place else dashes))
+    return styles
 
 
 def shades(colour: str, number: int) -> list[tuple[float, float, float]]:
-    """From a light one of that colour to the colour itself."""
+    """Return shades, from a light one of that colour to the colour itself."""
     lightness = [0.0] if number == 1 else [0.62 * (1 - place / (number - 1)) for place in range(number)]
     red, green, blue = to_rgb(colour)
     return [(red + (1 - red) * t, green + (1 - green) * t, blue + (1 - blue) * t) for t in lightness]
 
 
 def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, each `height` inches high, and the panels row by row; `foot` inches are for the legend."""
+    """Make a figure of so many panels, row by row, each `height` inches high; `foot` inches are for the legend."""
     columns = 2 if (columns, count) == (3, 4) else min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH if columns > 1 else 5.2, rows * height + foot))
@@ -132,26 +132,25 @@ def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **optio
 
 
 def wrapped(text: str, inches: float) -> str:
-    """Broken into lines that fit."""
+    """Break text into lines that fit."""
     width = max(12, int(inches * LETTERS_AN_INCH))
     return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in text.splitlines())
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """A legend under all panels; the figure grows by its lines."""
+    """Draw a legend below all panels; the figure grows by its lines."""
     width = figure.get_figwidth()
     labels = [wrapped(label, width - 0.8) for label in handles]
     longest = max((len(line) for label in labels for line in label.splitlines()), default=1)
-    columns = max(
-        1, min(len(labels), int(width * (LETTERS_AN_INCH + 1) / (longest + 6)))
-    )  # 6 letters for the line and gaps
+    fitting = int(width * (LETTERS_AN_INCH + 1) / (longest + 6))  # 6 letters for the line and gaps
+    columns = max(1, min(len(labels), fitting))
     lines = sum(1 + label.count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(lines / columns))
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns)
 
 
 def inches_wide(ax: Axes) -> float:
-    """About what a panel has for its title."""
+    """Estimate what a panel has for its title."""
     figure, spec = ax.get_figure(), ax.get_subplotspec()
     assert isinstance(figure, Figure)
     assert spec is not None

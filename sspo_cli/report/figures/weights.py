@@ -10,15 +10,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from sspo_cli.report.figures.style import STYLE, colour_of, grid, inches_wide, legend_below, shades, wrapped
-from sspo_cli.report.runs import Group
+from sspo_cli.report.groups import RunGroup
 
 Phase = tuple[int, int]
 Shares = dict[Phase, np.ndarray]  # of tokens, by bin
 MOST_PHASES = 4
 
 
-def weights_figure(groups: Sequence[Group]) -> Figure | None:
-    """A pair of panels for each configuration: Â > 0 and Â < 0; a line for each staleness phase. None without a histogram."""
+def weights_figure(groups: Sequence[RunGroup]) -> Figure | None:
+    """Draw two panels for each configuration, Â > 0 and Â < 0, with a line for each staleness phase; None without a histogram."""
     measured = [(group, signs) for group in groups if (signs := shares_by_phase(group))]
     if not measured:
         return None
@@ -31,9 +31,8 @@ def weights_figure(groups: Sequence[Group]) -> Figure | None:
             label = f"{group.label}, {group.setting}" if several else group.label
             axes[2 * number].set_title(wrapped(label, 2 * inches_wide(axes[2 * number]) + 0.5), loc="left", fontsize=7)
             for ax, shares, sign in zip(axes[2 * number :], (positive, negative), (">", "<"), strict=False):
-                for phase, shade in zip(
-                    phases, shades(colour_of(group.method, group.gate)[0], len(phases)), strict=True
-                ):
+                colours = shades(colour_of(group.method, group.gate)[0], len(phases))
+                for phase, shade in zip(phases, colours, strict=True):
                     if phase in shares:
                         edges = width * np.arange(len(shares[phase]) + 1)
                         ax.stairs(shares[phase], edges, baseline=None, color=shade, linewidth=1.2)
@@ -56,10 +55,10 @@ def weights_figure(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
-def shares_by_phase(group: Group) -> tuple[float, Shares, Shares] | None:
-    """The bins' width, and the share of tokens in each bin by (epoch, minibatch) for Â > 0 and for Â < 0.
+def shares_by_phase(group: RunGroup) -> tuple[float, Shares, Shares] | None:
+    """Return the bins' width, and the share of tokens in each bin by (epoch, minibatch) for Â > 0 and for Â < 0.
 
-    Over all steps of the seeds that count. None where no run has a histogram. Raises UserError where a file is damaged.
+    Over all steps of the seeds that count. None if no run has a histogram. Raises UserError for a damaged file.
     """
     rows = [row for run in group.counted for row in run.weights()]
     if not rows:
@@ -74,7 +73,7 @@ def shares_by_phase(group: Group) -> tuple[float, Shares, Shares] | None:
 
 
 def _spread(phases: list[Phase]) -> list[Phase]:
-    """The first, the last and some between them."""
+    """Pick the first, the last and some between them."""
     if len(phases) <= MOST_PHASES:
         return phases
     return [phases[round(place)] for place in np.linspace(0, len(phases) - 1, MOST_PHASES)]

@@ -1,0 +1,367 @@
+"""Every option, as frozen pydantic models. The ways in, YAML files and dotted overrides, are in `files.py`.
+
+An option is documented where it is declared. Sections that a run does not need stay at their defaults; an option that
+the chosen method does not have is refused, never ignored.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+    model_validator,
+)
+
+from sspo_cli.objectives import DEFAULT_METHOD, METHODS, OPTIONS, SSPO_GATES, resolve_options
+
+
+class Options(BaseModel):
+    """A section: unknown keys are errors, values cannot change after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+AGGREGATIONS = [name for name, method in METHODS.items() if method.default is None]
+NAMED_METHODS = [name for name in METHODS if name not in AGGREGATIONS]
+
+
+class MethodOptions(Options):
+    """The method and its gate."""
+
+    method: str = Field(
+        DEFAULT_METHOD,
+        description=f"name of the method: {', '.join(NAMED_METHODS)}; or an aggregation: {', '.join(AGGREGATIONS)}",
+    )
+    gate: str | None = Field(
+        None,
+        description=f"for sspo: {', '.join(SSPO_GATES)}; for aggregations any gate; or your own as module:function",
+    )
+
+
+# A field for each option that the gates declare, see `sspo_cli/objectives/gates.py`.
+GATE_FIELDS: dict[str, Any] = {
+    name: (
+        (Literal[option.choices] if option.choices else PositiveFloat) | None,
+        Field(None, description=option.description),
+    )
+    for name, option in OPTIONS.items()
+}
+GateOptions: Any = create_model("GateOptions", __base__=MethodOptions, **GATE_FIELDS)
+
+
+class ObjectiveOptions(GateOptions):
+    """The method and its own hyperparameters; those that it does not have are refused (see `sspo_cli.objectives`)."""
+
+    allow_any_gate: bool = Field(False, description="run a gate of your own although it breaks the paper's conditions")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Replace what is not given by the method's defaults, so that a run folder says what was run."""
+        if not isinstance(values, dict) or not values.keys() <= cls.model_fields.keys():
+            return values  # the field validation says what is wrong
+        return resolve_options(**{"method": DEFAULT_METHOD, **values})
+
+    @model_serializer
+    def _only_what_applies(self) -> dict[str, Any]:
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+class TinyModelOptions(Options):
+    """A Qwen2-shaped model built from scratch with the embedded character tokenizer; used where `model.name` is null."""
+
+    hidden_size: PositiveInt = 64
+    layers: PositiveInt = 3
+    heads: PositiveInt = 2
+    intermediate_size: PositiveInt = 192
+    seed: int = Field(0, description="of the initial weights; not the run's seed, so that all seeds share a cold start")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"model.tiny.hidden_size = {self.hidden_size} cannot be split into model.tiny.heads = {self.heads} heads of "
+                "even width"
+            )
+        return self
+
+
+class LoraOptions(Options):
+    """Low-rank adapters by peft instead of training every weight."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    seed: int = Field(0, description="of the adapters' initial weights")
+
+
+class ModelOptions(Options):
+    name: str | None = Field(None, description="a Hugging Face causal LM by name or folder; null builds the tiny one")
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the computation; auto is bfloat16 where the GPU has it"
+    )
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of a model that is trained in full, and of its gradients; bfloat16 takes half the memory and needs "
+        "optimizer.eight_bit",
+    )
+    kernels: Literal["torch", "liger", "compiled"] = Field(
+        "torch",
+        description="of the layers: torch's; liger-kernel's fused ones, on a GPU; or torch.compile's, when learning. "
+        "The results are the same to rounding, those of a compiled run that was resumed too",
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    lora: LoraOptions | None = None
+    tiny: TinyModelOptions = TinyModelOptions()
+
+    @model_validator(mode="after")
+    def _weights_fit_the_computation(self) -> Self:
+        if self.weights == "bfloat16" and self.dtype == "float32":
+            raise ValueError(
+                "model.weights = bfloat16 cannot be computed with in model.dtype = float32; leave that out"
+            )
+        if self.weights == "bfloat16" and self.lora:
+            raise ValueError(
+                "model.weights does not apply with model.lora: the frozen weights have model.dtype, the adapters are float32"
+            )
+        return self
+
+
+TaskName = Literal["arithmetic", "gsm8k", "deepmath", "dapo", "math500", "aime24", "aime25", "file"]
+
+
+class TaskOptions(Options):
+    """One data set. Several of them are mixed by weight."""
+
+    name: TaskName = "arithmetic"
+    path: str | None = Field(None, description="hub name or local folder or file instead of the published one")
+    split: str = Field("train", description="train or test, as the data set names it")
+    weight: PositiveFloat = 1.0
+    limit: PositiveInt | None = Field(None, description="only the first so many problems")
+
+    @property
+    def label(self) -> str:
+        """What results are filed under: the name, or a local file's stem."""
+        return Path(self.path).stem if self.name == "file" and self.path else self.name
+
+
+class VllmOptions(Options):
+    """The vLLM engine: in this process beside the learner or, with `server`, in one of its own that was started before."""
+
+    # A card of 139 GiB has room for 0.3 beside a 7B policy and its Adam, 85 GiB; not for 0.4.
+    gpu_memory_utilization: float = Field(0.3, gt=0, le=1, description="share of the GPU for its weights and its cache")
+    kv_cache_gib: PositiveFloat | None = Field(
+        None, description="for keys and values; null: what the share above leaves, and 1 on the CPU"
+    )
+    enforce_eager: bool = Field(
+        False, description="without CUDA graphs: starts sooner, samples slower; always on the CPU"
+    )
+    sleep: bool = Field(True, description="leave the GPU's memory to the learner while it learns")
+    tolerance: PositiveFloat | None = Field(
+        None,
+        description="mean difference from the policy's log-probabilities that stops the run; null: 0.1, or 0.001 in float32",
+    )
+    server: str | None = Field(None, description="address of a `vllm serve`, e.g. http://node7:8000")
+    exchange: str | None = Field(None, description="folder through which the server gets the weights; both must see it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_kind(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("server"):
+            if not values.get("exchange"):
+                raise ValueError("rollout.vllm.server needs rollout.vllm.exchange, a folder that the server sees too")
+            if own := [name for name in OF_THE_PROCESS if name in values]:
+                raise ValueError(
+                    f"rollout.vllm.{own[0]} does not apply with rollout.vllm.server; give it to `vllm serve`"
+                )
+        elif values.get("exchange"):
+            raise ValueError("rollout.vllm.exchange is for rollout.vllm.server, which is not given")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _only_what_applies(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = OF_THE_PROCESS if self.server else ("server", "exchange")
+        return {name: value for name, value in write(self).items() if name not in left_out}
+
+
+OF_THE_PROCESS = ("gpu_memory_utilization", "kv_cache_gib", "enforce_eager", "sleep")
+
+
+class RolloutOptions(Options):
+    """The sampling phase. Truncated sampling (top-k, top-p) does not exist here: the objectives assume the full softmax."""
+
+    engine: Literal["auto", "torch", "vllm"] = Field(
+        "auto",
+        description="auto is vllm for a named model on a GPU, where vLLM is installed and has the model; else torch",
+    )
+    prompts: PositiveInt = Field(16, description="P, prompts in a rollout batch")
+    group_size: int = Field(8, ge=2, description="G, completions of each prompt")
+    max_new_tokens: PositiveInt = 64
+    temperature: PositiveFloat = Field(
+        1.0, description="applied by the sampler and by the policy's log-probabilities alike"
+    )
+    max_rows: PositiveInt = Field(1024, description="completions sampled at a time")
+    vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
+
+    @model_validator(mode="after")
+    def _options_of_the_engine(self) -> Self:
+        if self.vllm is not None and self.engine == "torch":
+            raise ValueError(
+                "rollout.vllm is given, but rollout.engine = torch; set rollout.engine=vllm or leave it out"
+            )
+        return self
+
+
+class LearningOptions(Options):
+    mu: PositiveInt = Field(2, description="disjoint minibatches of a rollout batch, one optimizer step each")
+    epochs: PositiveInt = Field(1, description="passes over the same rollout batch")
+    std: Literal["sample", "population", "none"] = Field(
+        "sample", description="by which group advantages are divided (eq. 4)"
+    )
+    token_budget: PositiveInt = Field(16384, description="tokens in a micro-batch, prompts and padding included")
+    mask_truncated: bool = Field(False, description="leave completions that hit the token limit out of the loss")
+    importance_cap: PositiveFloat | None = Field(
+        None, description="weigh each completion by its ratio to the sampler, at most this much; null: not at all"
+    )
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+LARGEST_BETA2_IN_BFLOAT16 = 0.995  # it is rounded to the nearest of steps of 1/256 or 1/128
+
+
+class OptimizerOptions(Options):
+    learning_rate: PositiveFloat = 2e-4
+    warmup_steps: NonNegativeInt = 10
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
+    eight_bit: bool = Field(
+        False,
+        description="AdamW's moments in 8 bits (torchao), but for those of small tensors; in the cold start too",
+    )
+
+
+class ColdStartOptions(Options):
+    """The supervised stage that teaches the format before RL; `steps: 0` leaves it out."""
+
+    steps: NonNegativeInt = 700
+    batch_size: PositiveInt = 48
+    learning_rate: PositiveFloat = 3e-3
+    warmup_steps: NonNegativeInt = 50
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    tasks: list[TaskOptions] = Field([], description="whose worked demonstrations to learn from; none: the run's own")
+    checkpoint_every: PositiveInt = 200
+    seed: int = Field(
+        0, description="of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
+    )
+
+
+VALIDATION = "validation"  # what the problems held out of the training tasks are filed under
+
+
+class EvaluationOptions(Options):
+    """Pass@1 during training, before the first step and after the last, and every so many between; greedy, the paper's."""
+
+    benchmarks: list[TaskOptions] = [TaskOptions(name="arithmetic", split="test", limit=512)]
+    every: PositiveInt | None = 40
+    max_new_tokens: PositiveInt | None = Field(None, description="null: as in the rollout")
+    samples: PositiveInt = Field(1, description="completions of each problem; Pass@1 is their mean (avg@n)")
+    temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
+    validation: NonNegativeInt = Field(
+        0, description="problems held out of the training tasks; by them the best checkpoint is chosen and kept"
+    )
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        labels = [benchmark.label for benchmark in self.benchmarks]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"evaluation.benchmarks names {twice[0]} twice; their results would overwrite each other")
+        if VALIDATION in labels:
+            raise ValueError(
+                f"evaluation.benchmarks names one {VALIDATION}, which stands for problems held out of the training tasks; "
+                "rename the file"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(
+                f"evaluation.samples = {self.samples} greedy completions would all be the same; set evaluation.temperature, "
+                "such as 0.6"
+            )
+        return self
+
+
+class CheckpointOptions(Options):
+    every: PositiveInt = 20
+    keep: PositiveInt = Field(2, description="the last so many stay")
+
+
+class WandbOptions(Options):
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "sspo"
+    entity: str | None = None
+    group: str | None = Field(None, description="null: method and gate")
+    tags: list[str] = []
+
+
+class RunOptions(Options):
+    """A whole run: what `config.json` in its folder holds."""
+
+    seed: NonNegativeInt = 0
+    steps: PositiveInt = Field(160, description="optimizer steps")
+    threads: PositiveInt = Field(1, description="OpenMP threads of the process; one is fastest for tiny models")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    prompt: str = Field("plain", description="name of the prompt template")
+    answer_timeout: PositiveFloat = Field(3.0, description="seconds that the check of one answer may take")
+    objective: ObjectiveOptions = ObjectiveOptions()
+    model: ModelOptions = ModelOptions()
+    tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1)
+    rollout: RolloutOptions = RolloutOptions()
+    learning: LearningOptions = LearningOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    cold_start: ColdStartOptions = ColdStartOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    wandb: WandbOptions = WandbOptions()
+
+    @model_validator(mode="after")
+    def _minibatches_are_equal(self) -> Self:
+        if self.rollout.prompts % self.learning.mu:
+            raise ValueError(
+                f"rollout.prompts = {self.rollout.prompts} cannot be split into learning.mu = {self.learning.mu} equal "
+                "minibatches; choose a multiple of mu"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bfloat16_weights_are_rounded_stochastically(self) -> Self:
+        if self.model.weights == "bfloat16" and not self.optimizer.eight_bit:
+            raise ValueError(
+                "model.weights = bfloat16 needs optimizer.eight_bit = true, which rounds them stochastically: rounded to the "
+                "nearest, most updates would be lost"
+            )
+        if self.model.weights == "bfloat16" and self.optimizer.betas[1] > LARGEST_BETA2_IN_BFLOAT16:
+            raise ValueError(
+                f"optimizer.betas = {list(self.optimizer.betas)}: with model.weights = bfloat16 some second moments are bfloat16 "
+                f"too, and above {LARGEST_BETA2_IN_BFLOAT16} they would never fall; use 0.99"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Measuring: models and checkpoints on benchmarks, outputs recorded elsewhere, and how results differ."""

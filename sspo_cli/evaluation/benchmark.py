@@ -1,0 +1,270 @@
+"""Pass@1 of a policy on a benchmark, avg@n and pass@k: the prompt, the extraction and the check of training.
+
+A benchmark is sampled chunk by chunk. The chunks that are done are kept in `partial/`, so that a stopped one continues there.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import xxhash
+from filelock import FileLock
+
+from sspo_cli.config import RunOptions
+from sspo_cli.errors import UserError
+from sspo_cli.locks import take_lock
+from sspo_cli.rewards import AnswerChecker, grade
+from sspo_cli.rollout.engine import Engine, Request, Sampling
+from sspo_cli.seeds import derive_seed
+from sspo_cli.statistics import pass_at_k, wilson
+from sspo_cli.tracking.files import (
+    append_jsonl,
+    explain_os_errors,
+    read_json,
+    read_jsonl,
+    truncate_jsonl,
+    write_json_atomic,
+    write_jsonl_atomic,
+)
+from sspo_cli.types import Completion, Group, Prompt
+
+CHUNK = 256  # problems at most between two signs of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Problems to measure on, rendered. `name` is the task's, or a local file's stem."""
+
+    name: str
+    split: str
+    prompts: Sequence[Prompt]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How a benchmark is measured.
+
+    samples      completions of each problem
+    temperature  0 is greedy
+    prompt       name of the template
+    seed         of the sampling
+    max_rows     completions sampled at a time
+    """
+
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    prompt: str
+    seed: int
+    max_rows: int
+
+    @classmethod
+    def of(cls, options: RunOptions) -> Self:
+        """Return those of a run. The seed is not the run's, so that all runs are measured alike."""
+        evaluation = options.evaluation
+        return cls(
+            samples=evaluation.samples,
+            temperature=evaluation.temperature,
+            max_new_tokens=evaluation.max_new_tokens or options.rollout.max_new_tokens,
+            prompt=options.prompt,
+            seed=0,
+            max_rows=options.rollout.max_rows,
+        )
+
+    @property
+    def chunk(self) -> int:
+        """Problems sampled at a time."""
+        return max(1, min(CHUNK, self.max_rows // self.samples))
+
+    def matches(self, row: dict[str, Any], template: str) -> bool:
+        """Decide whether a row was measured so; `template` is its key of the template. Rows of older versions do not say all."""
+        return (
+            row.get("samples", 1) == self.samples
+            and row.get("temperature", 0.0) == self.temperature
+            and row.get("max_new_tokens", self.max_new_tokens) == self.max_new_tokens
+            and row.get(template, self.prompt) == self.prompt
+        )
+
+
+def evaluate(
+    engine: Engine,
+    benchmark: Benchmark,
+    checker: AnswerChecker,
+    conditions: Conditions,
+    progress: Callable[[int], None],
+    partial: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Sample and grade a benchmark: a row for each problem and sample, as in `<benchmark>.jsonl` except for the step.
+
+    `progress(n)` is called when n more problems are done. With a `partial` file (see `partial_path`), what it holds is not
+    done again, and new chunks are appended; the caller removes it. Raises UserError if another process writes it.
+    """
+    with _chunks_done(partial) as chunks:
+        for chunk in chunks:
+            progress(len(chunk) // conditions.samples)
+        for groups in _graded_chunks(engine, benchmark, checker, conditions, first=len(chunks)):
+            chunks.append([row for group in groups for row in _rows(group, conditions)])
+            if partial:
+                append_jsonl(partial, {"rows": chunks[-1]})
+            progress(len(groups))
+    return [row for chunk in chunks for row in chunk]
+
+
+def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, model: str) -> Path:
+    """Return where chunks that are done are kept: a name of its own for everything that determines the completions.
+
+    `model` is the policy's fingerprint, so that no other model continues with this one's completions.
+    """
+    problems = [(p.problem.id, p.problem.answer, p.opening, p.token_ids) for p in benchmark.prompts]
+    key = xxhash.xxh3_64_hexdigest(json.dumps([model, asdict(conditions), benchmark.split, problems]).encode())
+    return folder / "partial" / f"{benchmark.name}-{key}.jsonl"
+
+
+def grade_groups(
+    prompts: Sequence[Prompt], completions: Sequence[list[Completion]], checker: AnswerChecker
+) -> list[Group]:
+    """Grade sampled completions; what the chat template opened counts as part of the text."""
+    texts = [p.opening + c.text for p, group in zip(prompts, completions, strict=True) for c in group]
+    golds = [p.problem.answer for p, group in zip(prompts, completions, strict=True) for _ in group]
+    rewards = iter(grade(texts, golds, checker))
+    return [Group(p, group, [next(rewards) for _ in group]) for p, group in zip(prompts, completions, strict=True)]
+
+
+def summarize(rows: Sequence[dict[str, Any]], benchmark: Benchmark, conditions: Conditions) -> dict[str, Any]:
+    """Summarize rows as in `summary.json`, except for step and checkpoint.
+
+    pass_at_1  share of all samples that are right
+    low, high  its 95 % Wilson interval over the problems, as many solved as on average over the samples
+    tokens     mean of a completion
+    """
+    samples, n = conditions.samples, len(benchmark.prompts)
+    solved = [sum(row["correct"] for row in rows[i : i + samples]) for i in range(0, len(rows), samples)]
+    correct = sum(solved)
+    low, high = wilson(round(correct / samples), n)
+    tries = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    return {
+        "benchmark": benchmark.name,
+        "split": benchmark.split,
+        "n": n,
+        "samples": samples,
+        "temperature": conditions.temperature,
+        "max_new_tokens": conditions.max_new_tokens,
+        "prompt": conditions.prompt,
+        "seed": conditions.seed,
+        "correct": correct,
+        "pass_at_1": correct / len(rows),
+        "low": low,
+        "high": high,
+        "pass_at_k": {str(k): math.fsum(pass_at_k(c, samples, k) for c in solved) / n for k in tries},
+        "format": math.fsum(row["format"] for row in rows) / len(rows),
+        "truncated": sum(row["finish"] == "length" for row in rows),
+        "timeouts": sum(row["status"] == "timeout" for row in rows),
+        "tokens": sum(row["tokens"] for row in rows) / len(rows),
+    }
+
+
+def record(
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    benchmark: Benchmark,
+    conditions: Conditions,
+    step: int,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Write `<benchmark>.jsonl` and `summary.json` in `folder`; returns the summary.
+
+    Earlier rows of this step under the same conditions are replaced in both, so that every summary has its problems.
+    """
+    summary = {"step": step, **summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
+    details, summaries = folder / f"{benchmark.name}.jsonl", folder / "summary.json"
+
+    def is_replaced(row: dict[str, Any], template: str) -> bool:
+        return row["step"] == step and conditions.matches(row, template)
+
+    with explain_os_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # an `sspo eval` may measure a run that is still training
+        kept = [row for row in read_jsonl(details) if not is_replaced(row, "template")]
+        write_jsonl_atomic(details, [*kept, *({"step": step, **row} for row in rows)])
+        kept = read_json(summaries) if summaries.exists() else []
+        kept = [row for row in kept if row["benchmark"] != benchmark.name or not is_replaced(row, "prompt")]
+        write_json_atomic(summaries, [*kept, summary])
+    return summary
+
+
+@contextmanager
+def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
+    """Yield the rows of each whole chunk in the file, which no other process may write meanwhile."""
+    if partial is None:
+        yield []
+        return
+    lock = FileLock(partial.with_name(f".{partial.name}.lock"))
+    with explain_os_errors("write", partial):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        taken = take_lock(lock)
+    if not taken:
+        raise UserError(
+            f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
+            f"(its work is {partial}); wait for it"
+        )
+    try:
+        truncate_jsonl(partial, lambda chunk: True)  # a chunk that a kill has torn would run into the next one
+        yield [chunk["rows"] for chunk in read_jsonl(partial)]
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _graded_chunks(
+    engine: Engine, benchmark: Benchmark, checker: AnswerChecker, conditions: Conditions, first: int
+) -> Iterator[list[Group]]:
+    """Yield the chunks from number `first` on. The answers of a chunk are checked while the next one is sampled.
+
+    Each chunk has a seed of its own: what is sampled depends neither on interruptions nor on what else is measured.
+    """
+    with ThreadPoolExecutor(1) as background:
+        checking = None
+        for number in range(first, math.ceil(len(benchmark.prompts) / conditions.chunk)):
+            prompts = benchmark.prompts[number * conditions.chunk :][: conditions.chunk]
+            sampling = Sampling(
+                temperature=conditions.temperature,
+                max_new_tokens=conditions.max_new_tokens,
+                seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}", number),
+            )
+            completions = engine.generate(
+                Request([prompt.token_ids for prompt in prompts], conditions.samples, sampling)
+            )
+            checked, checking = checking, background.submit(grade_groups, prompts, completions, checker)
+            if checked:
+                yield checked.result()
+        if checking:
+            yield checking.result()
+
+
+def _rows(group: Group, conditions: Conditions) -> list[dict[str, Any]]:
+    """Return a graded problem as objects for `<benchmark>.jsonl`, one for each sample."""
+    return [
+        {
+            "samples": conditions.samples,
+            "temperature": conditions.temperature,
+            "max_new_tokens": conditions.max_new_tokens,
+            "template": conditions.prompt,
+            "sample": sample,
+            "id": group.prompt.problem.id,
+            "prompt": group.prompt.text,
+            "completion": group.prompt.opening + completion.text,
+            "extracted": reward.extracted,
+            "gold": group.prompt.problem.answer,
+            "correct": reward.answer == 1.0,
+            "format": reward.format,
+            "tokens": len(completion.token_ids),
+            "finish": "length" if completion.truncated else "stop",
+            "status": reward.status,
+        }
+        for sample, (completion, reward) in enumerate(zip(group.completions, group.rewards, strict=True))
+    ]

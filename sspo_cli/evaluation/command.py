@@ -1,0 +1,150 @@
+"""`sspo eval`: targets on benchmarks, one model after the other."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sspo_cli.config import RunOptions, TaskOptions
+from sspo_cli.errors import UserError
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
+from sspo_cli.evaluation.comparison import EvalResult, print_comparison
+from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
+from sspo_cli.interruption import Interrupted
+from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
+from sspo_cli.preflight import check_lengths
+from sspo_cli.rewards import AnswerChecker
+from sspo_cli.rollout import open_engine
+from sspo_cli.tasks import load_problems
+from sspo_cli.tasks.prompts import render
+from sspo_cli.tracking.files import write_json_atomic
+from sspo_cli.tracking.text import pass_at_1
+from sspo_cli.types import Problem
+
+
+def measure(
+    names: Sequence[str],
+    benchmarks: Sequence[str],
+    changes: Mapping[str, Any],
+    checkpoint: str | None,
+    limit: int | None,
+    given: RunOptions | None,
+    runs_dir: Path,
+    engine: Literal["auto", "torch", "vllm"] | None = None,
+) -> None:
+    """Measure each target on each benchmark, and prints Pass@1 and how the targets differ from the first one.
+
+    A run is measured under its own options' conditions, other models under those `given`; `changes` replaces some of them,
+    `engine` the sampler. Without `benchmarks`, those of the options. What is measured with a `limit` is printed, not recorded.
+    What is done before a kill is not done again by the same command.
+
+    Raises UserError for what cannot be found or measured, mostly before the first model is loaded; Interrupted when stopped.
+    """
+    targets = [find_target(name, checkpoint, given, runs_dir) for name in names]
+    if engine:
+        targets = [sampled_by(target, engine) for target in targets]
+    for number, target in enumerate(targets):
+        for earlier in targets[:number]:
+            if earlier.model == target.model:
+                raise UserError(f"{earlier.name} and {target.name} are the same; name it once")
+            if (earlier.folder, earlier.step) == (target.folder, target.step):
+                raise UserError(
+                    f"the results of {earlier.name} and {target.name} would both be filed in {target.folder}"
+                )
+    if given and all(target.checkpoint for target in targets):
+        raise UserError(f"run {targets[0].folder} is measured with its own options; leave out -c and -s")
+    plans = [(target, conditions_of(target, changes), tasks_of(target, benchmarks)) for target in targets]
+
+    terminal = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    results: list[EvalResult] = []
+    try:
+        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
+            all_tasks = dict.fromkeys(task for _, _, tasks in plans for task in tasks)
+            problems = {task: _read(task, limit, bars) for task in all_tasks}
+            for target, conditions, tasks in plans:
+                of_target = {task: problems[task] for task in tasks}
+                results += _measure_target(target, conditions, of_target, not limit, bars)
+    except torch.OutOfMemoryError:
+        raise UserError("the GPU's memory is full; lower rollout.max_rows, of a run in its config.json") from None
+    except KeyboardInterrupt:
+        kept = "nothing is recorded" if limit else "what is done is kept, and the same command goes on from it"
+        raise Interrupted(f"stopped; {kept}") from None
+    print_comparison(results)
+    if not limit:
+        print(
+            "every problem with its completions:",
+            ", ".join(dict.fromkeys(str(target.folder / "eval") for target in targets)),
+        )
+    for result in results:  # not before: a command that is stopped and started again does nothing twice
+        if result.partial:
+            result.partial.unlink(missing_ok=True)
+
+
+def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]:
+    bar = bars.add_task(f"reading {task.label}", total=None)
+    problems = load_problems(task.name, path=task.path, split=task.split, limit=limit or task.limit)
+    bars.remove_task(bar)
+    return problems
+
+
+def _measure_target(
+    target: Target,
+    conditions: Conditions,
+    problems: Mapping[TaskOptions, Sequence[Problem]],
+    to_record: bool,
+    bars: Progress,
+) -> list[EvalResult]:
+    """Measure a target on each benchmark."""
+    torch.set_num_threads(target.options.threads)
+    policy = _load(target)
+    benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
+    needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
+    folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
+    engine = open_engine(target.options.rollout, policy, named=True, learns=False)
+    engine.check_capacity(max(needed))
+    if to_record and not target.checkpoint:
+        content = {"model": target.model, "options": target.options.model_dump(mode="json")}
+        target.folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(target.folder / MODEL, content)
+    model = f"{fingerprint(policy)} by {engine.name}"
+    engine.sync(policy)
+    results = []
+    with AnswerChecker(timeout=target.options.answer_timeout) as checker:
+        for benchmark in benchmarks:
+            bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
+            path = partial_path(folder, benchmark, conditions, model) if to_record else None
+            rows = evaluate(engine, benchmark, checker, conditions, partial(bars.advance, bar), path)
+            if to_record:
+                summary = record(folder, rows, benchmark, conditions, target.step, checkpoint)
+            else:
+                summary = {**summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
+            bars.remove_task(bar)
+            bars.console.print(f"{target.name}: {benchmark.name} Pass@1 {pass_at_1(summary)}", soft_wrap=True)
+            results.append(EvalResult(target.name, summary, rows, path))
+    return results
+
+
+def _load(target: Target) -> Policy:
+    """Load a target. Raises UserError if it cannot be; a mistyped run's name looks like a model's, so the message names both."""
+    gc.collect()  # the model before this one
+    torch.cuda.empty_cache()
+    options = target.options
+    model = options.model.model_copy(update={"kernels": "torch"})  # others are for learning, and not on every machine
+    try:
+        return load_policy(model, resolve_device(options.device), target.checkpoint)
+    except UserError as error:
+        if target.checkpoint:
+            raise
+        raise UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}") from None
+
+
+def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:
+    with_progress = bars.track(problems, description=f"rendering {task.label}")
+    prompts = [render(problem, template, policy.tokenizer) for problem in with_progress]
+    return Benchmark(task.label, task.split, prompts)

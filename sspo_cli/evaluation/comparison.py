@@ -1,0 +1,117 @@
+"""What `sspo eval` prints: targets × benchmarks, how the targets differ from the first one, and how it was measured."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sspo_cli.statistics import mcnemar, paired_bootstrap
+
+WIDE = 240  # characters, where no terminal says how many it has
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """A target on a benchmark.
+
+    summary  as in `summary.json`
+    rows     one for each problem and sample, as in `<benchmark>.jsonl`
+    partial  the file of what was done, to be removed; None if nothing is recorded
+    """
+
+    target: str
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+    partial: Path | None
+
+    @property
+    def benchmark(self) -> str:
+        return self.summary["benchmark"]
+
+    def shares(self) -> dict[tuple[str, str], float]:
+        """Return the share of right samples by problem, its id and gold: two files may give other problems the same ids."""
+        correct: dict[tuple[str, str], list[bool]] = defaultdict(list)
+        for row in self.rows:
+            correct[row["id"], row["gold"]].append(row["correct"])
+        return {problem: sum(samples) / len(samples) for problem, samples in correct.items()}
+
+
+def print_comparison(results: Sequence[EvalResult]) -> None:
+    """Print tables and their conditions on standard output."""
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
+    benchmarks = list(dict.fromkeys(result.benchmark for result in results))
+    console.print("Pass@1 in % [95 % interval]")
+    console.print(_pass_at_1(results, benchmarks))
+    for benchmark in benchmarks:
+        of_benchmark = [result for result in results if result.benchmark == benchmark]
+        first = of_benchmark[0]
+        if any(result.summary["samples"] > 1 for result in of_benchmark):
+            console.print(f"{benchmark}: unbiased pass@k in %")
+            console.print(_pass_at_k(of_benchmark))
+        if len(of_benchmark) > 1:
+            console.print(f"{benchmark}: points more than {first.target} [95 %, paired bootstrap]", soft_wrap=True)
+            console.print(_differences(of_benchmark))
+    for result in results:
+        console.print(_conditions(result), soft_wrap=True)
+        if result.summary["truncated"] > len(result.rows) / 2:
+            console.print(
+                f"  most completions were cut at {result.summary['max_new_tokens']} tokens; raise --max-new-tokens"
+            )
+
+
+def _pass_at_1(results: Sequence[EvalResult], benchmarks: Sequence[str]) -> Table:
+    cells = {(result.target, result.benchmark): _share(result.summary) for result in results}
+    table = Table("", *benchmarks)
+    for target in dict.fromkeys(result.target for result in results):
+        table.add_row(target, *(cells.get((target, benchmark), "–") for benchmark in benchmarks))
+    return table
+
+
+def _pass_at_k(results: Sequence[EvalResult]) -> Table:
+    tries = sorted({int(k) for result in results for k in result.summary["pass_at_k"]})
+    table = Table("k", *map(str, tries))
+    for result in results:
+        shares = (result.summary["pass_at_k"].get(str(k)) for k in tries)
+        table.add_row(result.target, *("–" if share is None else f"{100 * share:.1f}" for share in shares))
+    return table
+
+
+def _differences(results: Sequence[EvalResult]) -> Table:
+    """Compare each target with the first one, problem by problem; by McNemar's test too if a problem is solved or not."""
+    first, *later = results
+    base = first.shares()
+    table = Table("", "points", "exact paired p")
+    for result in later:
+        shares = result.shares()
+        if shares.keys() != base.keys():
+            table.add_row(result.target, "measured on other problems", "–")
+            continue
+        a, b = [shares[problem] for problem in base], list(base.values())
+        difference, low, high = (100 * value for value in paired_bootstrap(a, b))
+        once = first.summary["samples"] == result.summary["samples"] == 1
+        p = f"{mcnemar([share == 1 for share in a], [share == 1 for share in b]):.2g}" if once else "–"
+        table.add_row(result.target, f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", p)
+    return table
+
+
+def _share(summary: dict[str, Any]) -> str:
+    pass_at_1, low, high = (100 * summary[key] for key in ("pass_at_1", "low", "high"))
+    return f"{pass_at_1:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _conditions(result: EvalResult) -> str:
+    """Describe a measurement: `one, arithmetic (test): 512 problems, greedy, at most 64 tokens, prompt plain, checkpoint …`."""
+    summary = result.summary
+    how = "greedy"
+    if summary["temperature"]:
+        samples = "1 sample" if summary["samples"] == 1 else f"{summary['samples']} samples"
+        how = f"{samples} at temperature {summary['temperature']:g}, seed {summary['seed']}"
+    return (
+        f"{result.target}, {result.benchmark} ({summary['split']}): {summary['n']} problems, {how}, at most "
+        f"{summary['max_new_tokens']} tokens, prompt {summary['prompt']}, checkpoint {summary['checkpoint']}"
+    )

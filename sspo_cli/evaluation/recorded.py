@@ -1,0 +1,147 @@
+"""Recorded outputs of any model, graded without one: `sspo eval --completions`."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from sspo_cli.errors import UserError
+from sspo_cli.rewards import AnswerChecker, Verdict, format_reward
+from sspo_cli.rewards.reading import Reading, read_answer, read_gold
+from sspo_cli.tracking.files import explain_os_errors, finite, write_jsonl_atomic
+
+NO_GOLD = Verdict(False, "no gold")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A row of the file: its fields, the recorded text, and the golds, any of which is right."""
+
+    fields: dict[str, Any]
+    text: str
+    golds: list[str]
+
+
+def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> None:
+    """Grade the rows of a JSON-lines file, writes them to `out`, and prints a summary. Loads no torch.
+
+    A row has a `gold`, and the model's text in `completion` or `prediction`. It is written back, in its place and with all
+    of its fields, with
+
+    extracted  the answer that was read, or null
+    reader     what it was read from: "tags", "boxed" (the last box), "formula" (the last one), "number" (the last one), "text"
+               (words behind `answer is`, or nothing but the gold's words), or null where there is no answer
+    verdict    "correct" or "wrong", and r_answer, the same as 1.0 or 0.0
+    r_format   by the paper's appendix A, literally
+    status     of the check: "ok", "timeout", "error", "no answer", or "no gold" where the row's gold is null or empty
+
+    A gold may be a number, a worked solution that ends in `#### 72` or `\\boxed{72}`, or a list, any of which is right.
+
+    out      default: next to the file, as <stem>.graded.jsonl
+    timeout  seconds for each check
+
+    Raises UserError for a file that cannot be read, a row without gold or text (by its line), and an `out` that is the file
+    itself or in no folder. Nothing is written then.
+    """
+    out = out or path.with_name(f"{path.stem}.graded.jsonl")
+    rows = _read(path)
+    if out.exists() and out.samefile(path):
+        raise UserError(f"{out} is what is to be graded; name another file with --out")
+    if not out.parent.is_dir():
+        raise UserError(f"{out} cannot be written: there is no folder {out.parent}")
+    terminal = Console(stderr=True)
+    progress = Progress(console=terminal, transient=True, disable=not terminal.is_terminal)
+    with AnswerChecker(timeout=timeout) as checker, progress as bars:
+        readings = [read_answer(row.text, row.golds) for row in rows]
+        checks = [_submit(reading, row.golds, checker) for reading, row in zip(readings, rows, strict=True)]
+        verdicts = [_best(check) for check in bars.track(checks, description="grading")]
+    graded = [
+        {
+            **row.fields,
+            "extracted": reading.answer,
+            "reader": reading.reader,
+            "verdict": "correct" if verdict.equal else "wrong",
+            "r_answer": float(verdict.equal),
+            "r_format": format_reward(row.text),
+            "status": verdict.status,
+        }
+        for row, reading, verdict in zip(rows, readings, verdicts, strict=True)
+    ]
+    write_jsonl_atomic(out, graded)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for line in summary(graded):
+        console.print(line)
+    console.print(f"every row with its verdict: {out}")
+
+
+def summary(graded: Sequence[dict[str, Any]]) -> list[str]:
+    """Summarize graded rows, a line each: the correct share with its 95 % interval, the readers, what went wrong."""
+    from sspo_cli.statistics import wilson  # scipy loads longer than a small file takes to grade
+
+    correct = sum(row["verdict"] == "correct" for row in graded)
+    low, high = wilson(correct, len(graded))
+    lines = [f"{correct} of {len(graded)} correct: {correct / len(graded):.1%} [{low:.1%}, {high:.1%}]"]
+    readers = Counter(row["reader"] or "nothing" for row in graded)
+    right = Counter(row["reader"] for row in graded if row["verdict"] == "correct")
+    lines.append("read from " + ", ".join(f"{name} {n} ({right[name]} correct)" for name, n in readers.most_common()))
+    statuses = Counter(row["status"] for row in graded if row["status"] != "ok")
+    if statuses:
+        lines.append("counted as wrong: " + ", ".join(f"{name} {n}" for name, n in statuses.most_common()))
+    return lines
+
+
+def _read(path: Path) -> list[Recorded]:
+    with explain_os_errors("read", path):
+        content = path.read_bytes()
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise UserError(f"{path} has no rows; each line is an object with `gold` and `completion`")
+    return rows
+
+
+def _row(line: str, where: str) -> Recorded:
+    try:
+        fields = finite(json.loads(line))  # NaN is how other programs mark a missing value
+    except ValueError:
+        raise UserError(f"{where} is not valid JSON") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} must be an object with `gold` and `completion`, not {json.dumps(fields)[:40]}")
+    names = ", ".join(fields) or "none"
+    if "gold" not in fields:
+        raise UserError(f"{where} has no `gold`; its fields are {names}")
+    gold = fields["gold"]
+    golds = [] if gold is None else gold if isinstance(gold, list) else [gold]
+    if not all(map(_is_text, golds)):
+        raise UserError(
+            f"{where} has a `gold` that is neither text nor a number nor a list of these: {json.dumps(gold)[:40]}"
+        )
+    texts = [fields[name] for name in ("completion", "prediction") if _is_text(fields.get(name))]
+    if not texts:
+        raise UserError(f"{where} has no text in `completion` or `prediction`; its fields are {names}")
+    return Recorded(fields, str(texts[0]), [str(gold) for gold in golds if str(gold).strip()])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _submit(reading: Reading, golds: Sequence[str], checker: AnswerChecker) -> list[Future[Verdict]]:
+    return [checker.submit(reading.answer, read_gold(gold)) for gold in golds]
+
+
+def _best(checks: Sequence[Future[Verdict]]) -> Verdict:
+    """Return the verdict by whichever gold is right; else the first that is not plainly wrong, such as a time-out."""
+    verdicts = [check.result() for check in checks]
+    return max(verdicts, key=lambda verdict: (verdict.equal, verdict.status != "ok"), default=NO_GOLD)

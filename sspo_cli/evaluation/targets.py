@@ -1,0 +1,156 @@
+"""What `sspo eval` measures: a run, a checkpoint or a model, under its conditions, on its benchmarks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from sspo_cli.config import VALIDATION, RunOptions, TaskName, TaskOptions
+from sspo_cli.errors import UserError
+from sspo_cli.evaluation.benchmark import Conditions
+from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
+from sspo_cli.tracking.files import read_json
+from sspo_cli.tracking.run_folder import RunFolder
+
+MODEL = "model.json"  # in the folder of a model that no run has made: which one it is
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is measured.
+
+    name        as the user wrote it
+    folder      of the run, or `model-NAME` beside the runs
+    checkpoint  of the run; None where `name` is a model
+    """
+
+    name: str
+    options: RunOptions
+    folder: Path
+    checkpoint: Path | None
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint.name.removeprefix("step-")) if self.checkpoint else 0
+
+    @property
+    def model(self) -> str:
+        """Whole path of the weights, or their name on the hub."""
+        local = self.checkpoint or Path(self.name)
+        return str(local.resolve()) if local.exists() else self.name
+
+
+def find_target(name: str, checkpoint: str | None, given: RunOptions | None, runs_dir: Path) -> Target:
+    """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
+
+    The options `given` are a model's; a run has its own. Raises UserError for a checkpoint that a run does not have, and for
+    a model if a checkpoint is asked for.
+    """
+    if not name:
+        raise UserError("a run or model to measure has an empty name")
+    for path in (Path(name), runs_dir / name):
+        of_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file()
+        if (path / "checkpoints").is_dir():
+            run = RunFolder.open(path)
+            folder = _checkpoint_of(run, checkpoint or "last")
+        elif of_a_run and path.is_dir() and NAME.fullmatch(path.name):
+            if checkpoint:
+                raise UserError(f"{path} is a checkpoint already; leave out --checkpoint or name the run")
+            run, folder = RunFolder.open(path.parent.parent), _whole(path)
+        else:
+            continue
+        return Target(name, run.config, run.path, folder)
+    if checkpoint:
+        raise UserError(
+            f"there is no run {name} in {runs_dir}, and a model has no checkpoints; leave out --checkpoint or correct the name"
+        )
+    given = given or RunOptions()
+    options = given.model_copy(update={"model": given.model.model_copy(update={"name": name})})
+    target = Target(name, options, runs_dir / f"model-{name.strip('/').replace('/', '-')}", None)
+    path = target.folder / MODEL
+    if path.exists() and (earlier := read_json(path)["model"]) != target.model:
+        raise UserError(f"{target.folder} holds the results of another model, {earlier}; choose another --runs-dir")
+    return target
+
+
+def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
+    """Return the target, sampled by `engine`: a run that vLLM sampled for can be measured without vLLM, for example."""
+    options, rollout = target.options, target.options.rollout
+    vllm = None if engine == "torch" else rollout.vllm
+    rollout = rollout.model_copy(update={"engine": engine, "vllm": vllm})
+    return replace(target, options=options.model_copy(update={"rollout": rollout}))
+
+
+def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
+    """Return its options' conditions with `changes`. Raises UserError for several greedy samples and an infinite temperature."""
+    conditions = replace(Conditions.of(target.options), **changes)
+    if not math.isfinite(conditions.temperature):
+        raise UserError("--temperature inf would sample every token alike; give a number, such as 0.6")
+    if conditions.samples > 1 and not conditions.temperature:
+        raise UserError(
+            f"{conditions.samples} greedy completions would all be the same; add --temperature, such as 0.6, or --samples 1"
+        )
+    return conditions
+
+
+def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[TaskOptions]:
+    """Return the benchmarks to measure it on. Raises UserError if two have the same name, if one is unknown, and for none."""
+    options = target.options
+    tasks = [_benchmark(name, options) for name in benchmarks] or options.evaluation.benchmarks
+    if len({task.label for task in tasks}) < len(tasks):
+        raise UserError("two of the benchmarks have the same name; their results would overwrite each other")
+    if not tasks:
+        raise UserError(f"the options of {target.name} name no benchmark; add -b")
+    return tasks
+
+
+def _checkpoint_of(run: RunFolder, which: str) -> Path:
+    if which == "last":
+        newest, _ = latest_whole(run.checkpoints)
+        if newest is None:
+            raise UserError(f"run {run.path} has no whole checkpoint to measure")
+        return newest
+    if which == "best":
+        if not run.best_path.exists():
+            raise UserError(
+                f"run {run.path} has chosen no best checkpoint; it would need evaluation.validation, problems held out for that"
+            )
+        which = str(read_json(run.best_path)["step"])
+    folder = run.checkpoints / f"step-{which}"
+    if not folder.is_dir():
+        steps = ", ".join(path.name.removeprefix("step-") for path in checkpoint_folders(run.checkpoints))
+        raise UserError(
+            f"run {run.path} has no checkpoint {which}; use last, best or one of its steps: {steps or 'none'}"
+        )
+    return _whole(folder)
+
+
+def _whole(checkpoint: Path) -> Path:
+    if not is_whole(checkpoint):
+        raise UserError(f"checkpoint {checkpoint} is damaged")
+    return checkpoint
+
+
+def _benchmark(name: str, options: RunOptions) -> TaskOptions:
+    """Find a benchmark of the options by its name, another one as published or from a path, or a local file."""
+    for benchmark in options.evaluation.benchmarks:
+        if benchmark.label == name:
+            return benchmark
+    task, equals, path = name.partition("=")
+    if equals and not path:
+        raise UserError(f"benchmark {name} names no path; write {name}PATH, or {task} for the published one")
+    if task in get_args(TaskName) and not Path(name).exists():
+        return TaskOptions(name=cast(TaskName, task), path=path or None, split="test")
+    if name and Path(name).exists():
+        file = TaskOptions(name="file", path=name, split="test")
+        labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
+        if file.label in (*get_args(TaskName), VALIDATION, *labels):
+            raise UserError(
+                f"the results of {name} would be filed under {file.label}, another benchmark's name; rename the file"
+            )
+        return file
+    known = ", ".join(task for task in get_args(TaskName) if task != "file")
+    raise UserError(
+        f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH, or an existing file"
+    )

@@ -1,0 +1,76 @@
+"""Which configuration stands for a method, and which results the others are compared with."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any, TypeVar
+
+from sspo_cli.report.groups import BASELINES, RunGroup, grouped, method_name
+from sspo_cli.report.records import Select, measurement_of
+
+T = TypeVar("T")
+
+
+def best_configurations(
+    groups: Sequence[RunGroup],
+    select: Select,
+    key: Callable[[RunGroup], Any] = lambda group: (group.setting, group.method, group.gate),
+) -> tuple[list[RunGroup], list[str]]:
+    """Choose of the groups that share a key the one with the best mean validation Pass@1 over its seeds; never by a test score.
+
+    All of them if one that has a finished run has no validation, or another one. Also returns a sentence for each choice,
+    and for each that could not be made.
+    """
+    chosen: list[RunGroup] = []
+    notes = []
+    for rivals in grouped(groups, key).values():
+        candidates = [group for group in rivals if group.finished] or rivals
+        if len(candidates) == 1:
+            chosen += candidates
+            continue
+        name, setting = method_name(rivals[0].method), rivals[0].setting
+        scores = [_validation_score(group, select) for group in candidates]
+        if None in scores or len({measurement for measurement, _ in filter(None, scores)}) > 1:
+            chosen += candidates
+            notes.append(
+                f"{name} in {setting}: all {len(candidates)} configurations are shown, because they have no common validation "
+                "to choose by (`evaluation.validation`), and a test score must not choose."
+            )
+            continue
+        ranked = sorted(zip(filter(None, scores), candidates, strict=True), key=lambda pair: -pair[0][1])
+        ((_, score), best), *others = ranked
+        chosen.append(best)
+        not_shown = ", ".join(f"{group.label} {100 * score:.1f}" for (_, score), group in others)
+        notes.append(
+            f"{best.label} in {setting} is shown for its mean validation Pass@1 of {100 * score:.1f} %; not shown: {not_shown}."
+        )
+    return [group for group in groups if group in chosen], notes
+
+
+def against_best_and_baseline(
+    results: Sequence[T], score: Callable[[T], float], method_of: Callable[[T], str]
+) -> list[tuple[T, T, str]]:
+    """Pair every result with the best of the trained ones, and with the strongest baseline if that is another; none twice.
+
+    Each pair comes with the role of its second. `method_of` a result that was not trained is empty.
+    """
+    trained = [result for result in results if method_of(result)]
+    if not trained:
+        return []
+    best = max(trained, key=score)
+    baseline = max((result for result in trained if method_of(result) in BASELINES), key=score, default=best)
+    if baseline is best:
+        role = "best, strongest baseline" if method_of(best) in BASELINES else "best"
+        return [(result, best, role) for result in results if result is not best]
+    return [
+        *((result, best, "best") for result in results if result is not best and result is not baseline),
+        *((result, baseline, "strongest baseline") for result in results if result is not baseline),
+    ]
+
+
+def _validation_score(group: RunGroup, select: Select) -> tuple[tuple[Any, ...], float] | None:
+    """Return how validation was measured, and its mean over the finished runs at the selected step; None if a run has none."""
+    rows = [row for run in group.finished for row in run.validations if row["step"] == run.selected_step(select)]
+    measurements = {measurement_of(row) for row in rows}
+    if not rows or len(rows) < len(group.finished) or len(measurements) > 1:
+        return None
+    return measurements.pop(), fmean(row["pass_at_1"] for row in rows)

@@ -1,0 +1,69 @@
+"""Everything that a report is about: the groups of runs, the measured models, and one frame of all their evaluations."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sspo_cli.errors import UserError
+from sspo_cli.report.frame import evaluation_frame
+from sspo_cli.report.groups import RunGroup, group_runs, options_with_effect
+from sspo_cli.report.records import BareModel, RunRecord, Select, find_runs, read_record
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was read, and which checkpoint of a run is shown; `left_out` says in a sentence each what is not in it, and why."""
+
+    groups: list[RunGroup] = field(default_factory=list)
+    bare_models: list[BareModel] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    select: Select = "last"
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def settings(self) -> list[str]:
+        return list(dict.fromkeys(group.setting for group in self.groups))
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The evaluations, as by `evaluation_frame`: what every table and figure of scores is made from."""
+        return evaluation_frame(self.groups, self.bare_models, self.select)
+
+
+def collect(paths: Sequence[Path], select: Select = "last") -> Collection:
+    """Read every run and every measured model in those folders and below them, and group the runs.
+
+    There may be models and no run, so no group. Raises UserError if there is neither.
+    """
+    bare_models: list[BareModel] = []
+    left_out: list[str] = []
+    by_options: dict[Any, dict[int, RunRecord]] = defaultdict(dict)
+    for path in find_runs(paths):
+        try:
+            record = read_record(path)
+        except UserError as error:  # a damaged folder does not keep the others from being read
+            left_out.append(f"`{path}`: {error}")
+            continue
+        if isinstance(record, BareModel):
+            bare_models.append(record)
+            continue
+        effects = options_with_effect(record.options)
+        seeds = by_options[tuple(sorted((key, str(value)) for key, value in effects.items()))]
+        if rival := seeds.get(record.seed):
+            # The finished or the longer one counts, the first of equal ones.
+            record, worse = sorted((rival, record), key=lambda run: (run.finished, run.step), reverse=True)
+            left_out.append(f"`{worse.path}`: the same options and seed as `{record.path}`")
+        seeds[record.seed] = record
+    if not by_options and not bare_models:
+        looked = ", ".join(map(str, paths))
+        raise UserError("; ".join([f"no readable runs in {looked}", *left_out]))
+    groups = group_runs([[runs[seed] for seed in sorted(runs)] for runs in by_options.values()])
+    return Collection(groups, bare_models, left_out, select)

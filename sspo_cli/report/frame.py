@@ -1,0 +1,177 @@
+"""The evaluations of a report in one frame, and the views that tables and figures take of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sspo_cli.config import VALIDATION
+from sspo_cli.report.groups import RunGroup, distinguish, grouped
+from sspo_cli.report.records import MEASUREMENT, BareModel, RunRecord, Select, measurement_of
+from sspo_cli.statistics import wilson
+
+BASE, BARE, TRAINED = "base", "bare model", "trained"
+
+NUMBERS = ("n", "samples", "temperature", "max_new_tokens")  # of MEASUREMENT
+SHARES = ("pass_at_1", "sd", "low", "high", "lowest_seed", "highest_seed")
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A line of the tables. Each is equal to itself only, and can be a key.
+
+    kind           BASE (before RL, after the cold start), BARE (a model that `sspo eval` measured) or TRAINED
+    configuration  the group's hyperparameters
+    group          of a trained line
+    """
+
+    setting: str
+    model: str
+    kind: str
+    label: str
+    method: str = ""
+    gate: str = ""
+    configuration: str = ""
+    group: RunGroup | None = None
+
+
+def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel], select: Select) -> pd.DataFrame:
+    """Build a row for each line and evaluation: by setting its base, its bare models and its groups.
+
+    line       the Line, with its `kind` and `setting` in columns of their own
+    source     the RunRecord or BareModel, with the run's `seed`
+    selected   whether the evaluation is of the run's selected step; always, of a base and a bare model
+    pass_at_1  as the evaluation says
+    percent    the same in %, from `correct`
+
+    MEASUREMENT, step and correct are those of the evaluation. Bare models of no setting come last, with their name for a
+    setting; of a base and of bare models, validation is left out.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def add(line: Line, source: RunRecord | BareModel, evaluation: dict[str, Any], selected: bool) -> None:
+        seed = (
+            source.seed if isinstance(source, RunRecord) else None
+        )  # the run's; the evaluation's is that of its sampling
+        columns = {"line": line, "kind": line.kind, "setting": line.setting, "source": source, "seed": seed}
+        rows.append({**evaluation, **columns, "selected": selected})
+
+    def add_bare(setting: str, model: BareModel) -> None:
+        line = Line(setting, model.name, BARE, f"{model.name} by sspo eval")
+        for evaluation in model.evaluations:
+            if evaluation["benchmark"] != VALIDATION:
+                add(line, model, evaluation, True)
+
+    for setting, members in grouped(groups, lambda group: group.setting).items():
+        model = members[0].model
+        base = Line(setting, model, BASE, BASE)
+        for run, evaluation in _before_training(members):
+            add(base, run, evaluation, True)
+        for bare in bare_models:
+            if bare.name == model:
+                add_bare(setting, bare)
+        for group in members:
+            line = Line(setting, model, TRAINED, group.label, group.method, group.gate, group.configuration, group)
+            for run in group.runs:
+                step = run.selected_step(select)
+                for evaluation in run.evaluations:
+                    add(line, run, evaluation, evaluation["step"] == step)
+    models = {group.model for group in groups}
+    for bare in bare_models:
+        if bare.name not in models:
+            add_bare(bare.name, bare)
+    return _frame(rows)
+
+
+def table_rows(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
+    """Select what tables show: bases, bare models and `groups`, at the selected step and without validation."""
+    shown = np.array([line.group is None or line.group in groups for line in frame["line"]], dtype=bool)
+    return with_headings(frame[shown & frame["selected"] & (frame["benchmark"] != VALIDATION)])
+
+
+def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
+    """Select all evaluations of the groups' finished runs, validation included, by group and step; `group` is the group.
+
+    The groups need not be those that the frame was built from, but their runs are.
+    """
+    places = {run: place for place, group in enumerate(groups) for run in group.finished}
+    rows = frame[(frame["kind"] == TRAINED) & frame["source"].isin(list(places))]
+    rows = rows.assign(place=rows["source"].map(places)).sort_values(
+        ["place", "step"], kind="stable", ignore_index=True
+    )
+    return with_headings(rows.assign(group=[groups[place] for place in rows["place"]]))
+
+
+def with_headings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add `column`, a heading: the benchmark, and what tells its measurements in `rows` apart if it has several."""
+    keys = _numeric(rows)[[*MEASUREMENT]]
+    measurements = keys.drop_duplicates()
+    names = list(measurements["benchmark"])
+    details = distinguish(names, measurements.to_dict("records"))
+    headings = [f"{name} ({detail})" if detail else name for name, detail in zip(names, details, strict=True)]
+    column = keys.merge(measurements.assign(column=headings), on=[*MEASUREMENT], how="left")["column"]
+    return rows.assign(column=column.to_numpy())
+
+
+def split(rows: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """Split rows by their values in some columns, in the order of the first of each; yields those values and the rows."""
+    yield from rows.groupby(columns[0] if len(columns) == 1 else [*columns], sort=False, dropna=False)
+
+
+def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Summarize Pass@1 over the seeds: mean, standard deviation, the mean's 95 % interval, the lowest and the highest seed.
+
+    A row for each value of the columns `by` and measurement. The interval is Wilson's for the n problems and the mean number
+    solved, rounded. It is not for n times seeds: the seeds answer the same problems, and before training they may even be
+    the same model. The deviation is that of a sample, and NaN for one seed.
+    """
+    key = [*by, *MEASUREMENT, "column"]
+    summaries = []
+    for values, alike in split(_numeric(rows), *key):
+        n, samples = int(alike["n"].iloc[0]), int(alike["samples"].iloc[0])
+        shares = alike["correct"] / (n * samples)
+        low, high = wilson(round(alike["correct"].mean() / samples), n)
+        seeds = ", ".join(map(str, sorted(alike["seed"].dropna().astype(int).unique())))
+        summaries.append([*values, seeds, shares.mean(), shares.std(), low, high, shares.min(), shares.max()])
+    return pd.DataFrame(summaries, columns=[*key, "seeds", *SHARES])
+
+
+def gain(cells: Mapping[str, float], base: Mapping[str, float]) -> float | None:
+    """Compute Δ Avg in points: the mean over the base's columns of cell − base.
+
+    Of the numbers as printed (one decimal), so that a reader can check it. None if one of the cells, or the base, is missing.
+    """
+    if not base or not base.keys() <= cells.keys():
+        return None
+    return round(fmean(round(cells[column], 1) - round(base[column], 1) for column in base), 9)
+
+
+def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[str, Any]]]:
+    """Return the tests before the first step.
+
+    The runs of a setting start from the same model, so one of those that agree stands for all; all of them if they differ.
+    """
+    tests = [
+        (run, evaluation)
+        for group in groups
+        for run in group.runs
+        for evaluation in run.evaluations
+        if evaluation["step"] == 0 and evaluation["benchmark"] != VALIDATION
+    ]
+    alike = grouped(tests, lambda test: measurement_of(test[1])).values()
+    return [test for same in alike for test in (same if len({row["correct"] for _, row in same}) > 1 else same[:1])]
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    columns = ["line", "kind", "setting", "source", "seed", "selected", *MEASUREMENT, "step", "correct", "pass_at_1"]
+    # As objects: a column of whole numbers would turn into floats if one row, of an older version, has none.
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    frame = frame.astype({"selected": bool, "step": int, "correct": float, "pass_at_1": float})
+    return frame.assign(percent=(100 * frame["correct"] / (frame["n"] * frame["samples"])).astype(float))
+
+
+def _numeric(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(**{name: pd.to_numeric(rows[name]) for name in NUMBERS})

@@ -1,0 +1,230 @@
+"""Runs that differ in nothing but the seed, as groups, and what tells groups apart."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from sspo_cli.config import RunOptions, flatten
+from sspo_cli.objectives import METHODS, OPTIONS
+from sspo_cli.report.records import RunRecord
+
+T = TypeVar("T")
+
+BASELINES = ("grpo", "gspo", "gmpo", "sapo")  # the methods that SSPO is compared with
+
+# Options that do not change what is learned, next to the seed; runs that differ in them are comparable.
+WITHOUT_EFFECT = (
+    "seed",
+    "threads",
+    "device",
+    "answer_timeout",
+    "rollout.max_rows",
+    "learning.token_budget",
+    "objective.allow_any_gate",
+    "cold_start.checkpoint_every",
+    "model.gradient_checkpointing",
+    "evaluation.benchmarks",
+    "evaluation.every",
+    "evaluation.max_new_tokens",
+    "evaluation.samples",
+    "evaluation.temperature",
+    "checkpoint.",
+    "wandb.",
+)
+
+# Options that make the model that RL starts from; runs that differ in them are compared in no table.
+START = ("model.", "cold_start.", "tasks", "prompt")
+
+# Options that make the regime that methods are compared in: how stale minibatches get, and how much is sampled. Runs that
+# differ in them are no rival configurations of a method either, and have a block of their own in each table.
+REGIME = (
+    "steps",
+    "learning.mu",
+    "learning.epochs",
+    "rollout.prompts",
+    "rollout.group_size",
+    "rollout.max_new_tokens",
+    "rollout.temperature",
+)
+
+HYPERPARAMETERS = [name for name, option in OPTIONS.items() if not option.choices]  # the numbers among them
+
+
+@dataclass(frozen=True, eq=False)
+class RunGroup:
+    """Runs of one configuration, one for each seed. Each is equal to itself only, and can be a key.
+
+    model    its name
+    start    model and training data, and what else makes the model that RL starts from where groups differ in it
+    setting  its start, and the regime where groups of that start differ in it; only groups of one setting are comparable
+    label    method and gate, with the options that tell it from others of the same
+    differs  those options, by dotted name
+    """
+
+    model: str
+    start: str
+    setting: str
+    label: str
+    method: str
+    gate: str
+    differs: dict[str, Any]
+    runs: list[RunRecord]
+
+    @property
+    def finished(self) -> list[RunRecord]:
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def counted(self) -> list[RunRecord]:
+        """The runs that means are taken over: finished ones, or all of them before one has."""
+        return self.finished or self.runs
+
+    @property
+    def options(self) -> RunOptions:
+        """Of one of its runs."""
+        return self.runs[0].options
+
+    @property
+    def variant(self) -> str:
+        """The label without the options: method and gate."""
+        return self.label.removesuffix(f" ({self.details})")
+
+    @property
+    def details(self) -> str:
+        """The options that tell it from others of its method and gate."""
+        return listed(self.differs)
+
+    @property
+    def configuration(self) -> str:
+        """The method's hyperparameters, whether others differ in them or not, and the details."""
+        objective = self.options.objective.model_dump()
+        own = {f"objective.{key}": objective[key] for key in HYPERPARAMETERS if key in objective}
+        return listed(own | self.differs)
+
+    def final(self, metric: str) -> list[float]:
+        """Return the final value of a metric in each counted run that has one."""
+        return [value for run in self.counted if (value := run.final(metric)) is not None]
+
+
+def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
+    """Name the groups by what they differ in; sorted by setting, method and label."""
+    options = [runs[0].options for runs in configurations]
+    effects = [options_with_effect(o) for o in options]
+    starts = [{key: value for key, value in effect.items() if key.startswith(START)} for effect in effects]
+    models = [_model_name(o) for o in options]
+    data = [f"{model}, {' + '.join(task.name for task in o.tasks)}" for model, o in zip(models, options, strict=True)]
+    begun = [_named(name, detail) for name, detail in zip(data, distinguish(data, starts), strict=True)]
+    regimes = [{key.rpartition(".")[2]: effect[key] for key in REGIME} for effect in effects]
+    settings = [_named(name, detail) for name, detail in zip(begun, distinguish(begun, regimes), strict=True)]
+    variants = [_method_and_gate(o) for o in options]
+    names = [f"{setting} {variant}" for setting, variant in zip(settings, variants, strict=True)]
+    groups = [
+        RunGroup(
+            model=model,
+            start=start,
+            setting=setting,
+            label=_named(variant, listed(differs)),
+            method=o.objective.method,
+            gate=str(o.objective.gate),
+            differs=differs,
+            runs=runs,
+        )
+        for model, start, setting, variant, differs, o, runs in zip(
+            models, begun, settings, variants, differences(names, effects), options, configurations, strict=True
+        )
+    ]
+    order = list(METHODS)
+    return sorted(groups, key=lambda group: (_natural(group.setting), order.index(group.method), _natural(group.label)))
+
+
+def options_with_effect(options: RunOptions) -> dict[str, Any]:
+    """Return the options that change what is learned, by dotted name; the seed is not among them."""
+    return {
+        key: value
+        for key, value in flatten(options.model_dump(mode="json"))
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in WITHOUT_EFFECT)
+    }
+
+
+def mean_over_seeds(runs: Sequence[RunRecord], metric: str) -> pd.Series:
+    """Average a metric by step, at the steps that every run has: a mean over changing seeds would jump where one ends."""
+    columns = [run.metrics[metric] for run in runs if metric in run.metrics]
+    return pd.concat(columns, axis=1).mean(axis=1, skipna=False).dropna() if columns else pd.Series(dtype=float)
+
+
+def distinguish(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """List for each name that others share the details in which those differ, such as `tau_neg 0.3, tau_pos 0.2`."""
+    return [listed(differing) for differing in differences(names, details)]
+
+
+def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
+    """Return for each name that others share the details in which those differ."""
+    sharing: dict[str, list[Mapping[Any, Any]]] = defaultdict(list)
+    for name, detail in zip(names, details, strict=True):
+        sharing[name].append(detail)
+    differing = {
+        name: {
+            key
+            for key in dict.fromkeys(key for detail in alike for key in detail)
+            if len({str(detail.get(key)) for detail in alike}) > 1
+        }
+        for name, alike in sharing.items()
+    }
+    return [
+        {key: value for key, value in detail.items() if key in differing[name]}
+        for name, detail in zip(names, details, strict=True)
+    ]
+
+
+def listed(details: Mapping[Any, Any]) -> str:
+    """Write details as text: `tau_neg 0.3, tau_pos 0.2`."""
+    return ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in details.items())
+
+
+def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:
+    """Return by setting its name where others are near: of several with one start, the regime alone."""
+    starts = {group.setting: group.start for group in groups}
+    if len(starts) == 1 or len(set(starts.values())) > 1:
+        return {setting: setting for setting in starts}
+    return {setting: setting.removeprefix(f"{start} (").removesuffix(")") for setting, start in starts.items()}
+
+
+def method_name(method: str) -> str:
+    """Write a method's name as the papers do."""
+    return method if method in ("arithmetic", "geometric", "sequence") else method.upper()
+
+
+def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Collect items by their key, in the order of the first of each."""
+    groups: dict[Any, list[T]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
+
+def _natural(text: str) -> list[str | float]:
+    """Return a key to sort by in which numbers count by value, so that 8B comes before 14B."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def _named(name: str, details: str) -> str:
+    return f"{name} ({details})" if details else name
+
+
+def _method_and_gate(options: RunOptions) -> str:
+    method, gate = options.objective.method, options.objective.gate
+    only_gate = METHODS[method].gates == (gate,)
+    return method_name(method) if only_gate else f"{method_name(method)} {gate}"
+
+
+def _model_name(options: RunOptions) -> str:
+    model = options.model
+    return (
+        Path(model.name).name if model.name else f"tiny model ({model.tiny.layers} layers of {model.tiny.hidden_size})"
+    )

@@ -1,0 +1,237 @@
+"""Tables 1 and 2: Pass@1 by setting, method, gate and benchmark."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sspo_cli.report.collect import Collection
+from sspo_cli.report.frame import BASE, MEASUREMENT, TRAINED, Line, gain, over_seeds, split
+from sspo_cli.report.groups import BASELINES, grouped, method_name
+from sspo_cli.report.records import short_names
+from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
+from sspo_cli.report.tables.paper import printed
+
+GAIN = "Δ Avg"
+PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed")
+ABOUT = ("setting", "model", "kind", "method", "gate", "configuration")  # a line, in the files
+Record = dict[Hashable, Any]
+Lead = Mapping[str, Callable[[Line], str]]  # by its heading, a column of text about the line
+
+
+def variant_table(
+    collection: Collection, rows: pd.DataFrame, compared: Sequence[str], notes: Sequence[str], paper: bool
+) -> Table:
+    """Make table 1, of `table_rows`: a line for each method and gate, with intervals and the mean gain over the base."""
+    cells = _cells(rows, paper)
+    cells = _marked(pd.concat([cells, _gains(cells)], ignore_index=True))
+    lead: dict[str, Callable[[Line], str]] = {
+        "Method": lambda line: method_name(line.method) if line.kind == TRAINED else line.label,
+        "Gate": lambda line: line.gate,
+        "Configuration": lambda line: line.configuration,
+        "Seeds": _seeds_by_line(rows).__getitem__,
+    }
+    if not any(group.differs for group in collection.groups):
+        del lead["Configuration"]
+    settings = rows["setting"].unique()
+    title = "Pass@1 (%) by method and gate" + (f": {settings[0]}" if len(settings) == 1 else "")
+    explained = [
+        *compared,
+        "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). In brackets "
+        "the 95 % Wilson interval for the benchmark's n problems and the mean number solved; it is not narrowed by the number "
+        "of seeds, which answered the same problems.",
+        f"{GAIN} is the mean over the benchmarks of cell − base, in points, computed from the cells as printed.",
+        *_missing_gains(cells),
+    ]
+    return _grid("table1", title, cells, lead, True, [*explained, *_explained(collection, rows, cells), *notes])
+
+
+def method_table(collection: Collection, rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table:
+    """Make table 2, of `table_rows`: a line for each method, a block for each setting."""
+    cells = _marked(_cells(rows, paper))
+    explained = [
+        "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). The 95 % "
+        "Wilson intervals are in table 1 and in the CSV.",
+    ]
+    models = len({line.model for line in rows["line"]})
+    title = f"Pass@1 (%) by {'model' if models > 1 else 'setting'} and method"
+    lead: Lead = {"Method": lambda line: line.label}
+    return _grid("table2", title, cells, lead, False, [*explained, *_explained(collection, rows, cells), *notes])
+
+
+def _cells(rows: pd.DataFrame, paper: bool) -> pd.DataFrame:
+    """Return a row for each line and benchmark that it was measured on, in %; `paper` is what the paper prints there."""
+    cells = over_seeds(rows, by=["line", "setting"])
+    cells["value"] = 100 * cells.pop("pass_at_1")
+    cells[[*PERCENT]] *= 100
+    cells["paper"] = [
+        printed(line.model, line.method, line.gate, benchmark) if paper else None
+        for line, benchmark in zip(cells["line"], cells["benchmark"], strict=True)
+    ]
+    return cells.astype({"paper": float})
+
+
+def _gains(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of Δ Avg, for each trained line and bare model that has a cell wherever its base has one."""
+    rows = []
+    for setting, base, lines in _with_base(cells):
+        for line in lines:
+            ours, papers = (
+                gain(_numbers(cells, line, name), _numbers(cells, base, name)) for name in ("value", "paper")
+            )
+            rows.append({"line": line, "setting": setting, "column": GAIN, "value": ours, "paper": papers})
+    gains = pd.DataFrame(rows, columns=["line", "setting", "column", "value", "paper"])
+    return gains.astype({"value": float, "paper": float}).dropna(subset="value")
+
+
+def _missing_gains(cells: pd.DataFrame) -> list[str]:
+    """Say what Δ Avg leaves out, and which lines have none."""
+    notes = []
+    columns = {line: set(of_line["column"]) for line, of_line in split(cells, "line")}
+    for setting, base, lines in _with_base(cells):
+        everywhere = columns[base].union(*(columns[line] for line in lines)) - {GAIN}
+        if unknown := sorted(everywhere - columns[base]):
+            notes.append(f"{GAIN} leaves out {', '.join(unknown)}, on which the base of {setting} was not measured.")
+        for line in lines:
+            if lacking := sorted(columns[base] - columns[line]):
+                notes.append(f"{line.label} in {setting} has no {GAIN}: it lacks {', '.join(lacking)}.")
+    return notes
+
+
+def _with_base(cells: pd.DataFrame) -> Iterable[tuple[str, Line, list[Line]]]:
+    """Yield each setting whose base was measured, with the base and the other lines."""
+    for setting, lines in grouped(cells["line"].unique(), lambda line: line.setting).items():
+        if base := next((line for line in lines if line.kind == BASE), None):
+            yield setting, base, [line for line in lines if line is not base]
+
+
+def _numbers(cells: pd.DataFrame, line: Line, name: str) -> dict[str, float]:
+    """Return a line's numbers by column, where it has them."""
+    of_line = cells[(cells["line"] == line) & cells[name].notna()]
+    return dict(zip(of_line["column"], of_line[name], strict=True))
+
+
+def _marked(cells: pd.DataFrame) -> pd.DataFrame:
+    """Add rank and marks, within setting and column."""
+    ranks: dict[Any, int | None] = {}
+    marks: dict[Any, frozenset[str]] = {}
+    for _, column in split(cells, "setting", "column"):
+        baselines = [line.method in BASELINES for line in column["line"]]
+        for index, ranked in zip(column.index, ranks_and_marks(list(column["value"]), baselines), strict=True):
+            ranks[index], marks[index] = ranked
+    return cells.assign(rank=cells.index.map(ranks.get), mark=cells.index.map(marks.get))
+
+
+def _grid(name: str, title: str, cells: pd.DataFrame, lead: Lead, intervals: bool, notes: list[str]) -> Table:
+    """Set lines by columns, with a block for each setting, after the columns of text."""
+    columns = list(cells["column"].unique())
+    with_paper = set(cells.loc[cells["paper"].notna(), "column"])
+    records = {(row["line"], row["column"]): row for row in cells.to_dict("records")}
+    blocks = grouped(cells["line"].unique(), lambda line: line.setting)
+    headings = [*lead]
+    for column in columns:
+        headings += [column, f"paper: {column}"] if column in with_paper else [column]
+    body: list[list[Cell] | str] = []
+    for setting, lines in blocks.items():
+        body += [setting] if len(blocks) > 1 else []
+        for line in lines:
+            row = [Cell(text(line)) for text in lead.values()]
+            for column in columns:
+                record = records.get((line, column))
+                row += (
+                    [_cell(record, intervals), _paper_cell(record)]
+                    if column in with_paper
+                    else [_cell(record, intervals)]
+                )
+            body.append(row)
+    if with_paper:
+        note = "Columns `paper`: what the paper prints for that model, method and gate; a reference, not a target."
+        notes = [*notes, note]
+    return Table(name, title, _for_file(cells, bool(with_paper)), headings, body, notes)
+
+
+def _cell(record: Record | None, interval: bool) -> Cell:
+    if record is None:
+        return Cell(NOTHING)
+    value, marks = record["value"], record["mark"]
+    if record["column"] == GAIN:
+        return Cell(f"{round(value, 1) + 0.0:+.1f}", marks=marks, number=value)  # + 0.0: no minus before a zero
+    deviation = f" ± {record['sd']:.1f}" if record["sd"] >= 0 else ""  # NaN for one seed
+    extra = f"[{record['low']:.1f}, {record['high']:.1f}]" if interval else ""
+    return Cell(f"{value:.1f}{deviation}", extra, marks, value)
+
+
+def _paper_cell(record: Record | None) -> Cell:
+    if record is None or pd.isna(record["paper"]):
+        return Cell(NOTHING)
+    sign = "+" if record["column"] == GAIN else ""
+    return Cell(f"{record['paper']:{sign}.1f}", number=record["paper"])
+
+
+def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
+    about = pd.DataFrame([[getattr(line, name) for name in ABOUT] for line in cells["line"]], columns=[*ABOUT])
+    numbers = cells.assign(mark=[", ".join(sorted(marks)) for marks in cells["mark"]])
+    numbers = numbers.astype(dict.fromkeys(("n", "samples", "max_new_tokens", "rank"), "Int64"))
+    names = ["column", *MEASUREMENT, "seeds", "value", *PERCENT, "rank", "mark", *(["paper"] if paper else [])]
+    return pd.concat([about, numbers[names].reset_index(drop=True)], axis=1)
+
+
+def _explained(collection: Collection, rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """Say what the base is, what the marks mean, what every column was measured with, and which runs are in it."""
+    notes = [
+        "Best cell bold, second best underlined, strongest baseline (of GRPO, GSPO, GMPO, SAPO) italic; cells that print alike "
+        "share a mark.",
+    ]
+    kinds = set(rows["kind"])
+    if BASE in kinds:
+        settings = grouped(collection.groups, lambda group: group.setting).values()
+        steps = sorted({groups[0].options.cold_start.steps for groups in settings})
+        after = " or ".join(f"{n} supervised steps" if n else "no cold start" for n in steps)
+        notes.append(f"base: the evaluation before the first step of RL and after the cold start ({after}).")
+    if kinds - {BASE, TRAINED}:
+        notes.append("Rows `by sspo eval`: that model as it is, without a cold start and without RL.")
+    return [*notes, *_conditions(cells), _which_runs(rows), *_fewer_seeds(rows, cells)]
+
+
+def _conditions(cells: pd.DataFrame) -> list[str]:
+    """Say what every column was measured with, in a sentence each."""
+    sentences = []
+    for row in cells[cells["column"] != GAIN].drop_duplicates("column").to_dict("records"):
+        decoding = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']}"
+        samples = "1 sample" if row["samples"] == 1 else f"mean of {int(row['samples'])} samples"
+        limit = "an unknown number of" if pd.isna(row["max_new_tokens"]) else str(int(row["max_new_tokens"]))
+        sentences.append(
+            f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, "
+            f"at most {limit} new tokens, prompt `{row['prompt']}`."
+        )
+    return sentences
+
+
+def _which_runs(rows: pd.DataFrame) -> str:
+    """Name the seeds and the folders of each line."""
+    sources = {line: [source.path for source in of_line["source"].unique()] for line, of_line in split(rows, "line")}
+    folder, short = short_names([path for paths in sources.values() for path in paths])
+    sentences = []
+    for line, seeds in _seeds_by_line(rows).items():
+        names = ", ".join(f"`{short[path]}`" for path in sources[line])
+        prefix = f"seed{'s' if ',' in seeds else ''} {seeds}: " if seeds else ""
+        sentences.append(f"{line.label}: {prefix}{names}")
+    return f"Runs below `{folder}`: {'; '.join(sentences)}."
+
+
+def _fewer_seeds(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """Name the cells that are not over all seeds of their line."""
+    seeds = _seeds_by_line(rows)
+    return [
+        f"{line.label} in {line.setting}: {row['column']} is of seed {row['seeds']} only."
+        for row in cells[cells["column"] != GAIN].to_dict("records")
+        if (line := row["line"]).kind == TRAINED and row["seeds"] != seeds[line]
+    ]
+
+
+def _seeds_by_line(rows: pd.DataFrame) -> dict[Line, str]:
+    """List the seeds of trained lines; a base is the same for all seeds, so it has none."""
+    return {
+        line: ", ".join(map(str, sorted(set(of_line["seed"])))) if line.kind == TRAINED else ""
+        for line, of_line in split(rows, "line")
+    }

@@ -1,0 +1,61 @@
+"""Which completions of a rollout batch go into `completions.jsonl`, and as what."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sspo_cli.config import RunOptions
+from sspo_cli.policy.pieces import token_pieces
+from sspo_cli.types import Group
+
+
+def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
+    """Choose of a minibatch's rows those that are kept: the first group of the first minibatch and of the last, the stalest.
+
+    If these are the same minibatch, two groups of it.
+    """
+    groups = (minibatch == 0) + (minibatch == options.learning.mu - 1)
+    return rows[: groups * options.rollout.group_size].tolist()
+
+
+def kept_completions(
+    groups: Sequence[Group], advantages: Tensor, plan: Sequence[Tensor], options: RunOptions, tokenizer: Any
+) -> dict[int, dict[str, Any]]:
+    """Describe the completions that any minibatch of the plan keeps, by their row in the rollout batch.
+
+    advantages [P, G]
+    """
+    rows = {row for place, rows in enumerate(plan) for row in kept_rows(rows, place % options.learning.mu, options)}
+    return {row: _describe(groups, advantages, row, tokenizer) for row in sorted(rows)}
+
+
+def with_weights(completions: Sequence[dict[str, Any]], token_weights: Tensor) -> list[dict[str, Any]]:
+    """Add to each completion the weights of its tokens, which are the first rows of token_weights [B, T]."""
+    return [
+        {**completion, "weights": [round(weight, 3) for weight in weights[: completion["tokens"]].tolist()]}
+        for completion, weights in zip(completions, token_weights, strict=False)
+    ]
+
+
+def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: Any) -> dict[str, Any]:
+    """Describe a graded completion of the rollout batch, by its row there, for `completions.jsonl`."""
+    place, number = divmod(row, advantages.shape[1])
+    group = groups[place]
+    completion, reward = group.completions[number], group.rewards[number]
+    written = completion.token_ids if completion.truncated else completion.token_ids[:-1]
+    pieces = token_pieces(tokenizer, written) + ([] if completion.truncated else [""])  # the end is no text
+    return {
+        "problem": group.prompt.problem.id,
+        "prompt": group.prompt.text,
+        "gold": group.prompt.problem.answer,
+        "completion": group.prompt.opening + completion.text,
+        "extracted": reward.extracted,
+        "r_answer": reward.answer,
+        "r_format": reward.format,
+        "advantage": round(advantages[place, number].item(), 6),
+        "tokens": len(completion.token_ids),
+        "truncated": completion.truncated,
+        "status": reward.status,
+        "pieces": pieces,
+    }

@@ -1,0 +1,75 @@
+"""What the loop works with, and where it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sspo_cli.config import RunOptions
+from sspo_cli.evaluation.benchmark import Benchmark
+from sspo_cli.interruption import Interruption
+from sspo_cli.objectives import Objective
+from sspo_cli.policy.batch import Batch
+from sspo_cli.policy.model import Policy
+from sspo_cli.rewards import AnswerChecker
+from sspo_cli.rollout.engine import Engine
+from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.tracker import Tracker
+from sspo_cli.types import Prompt
+
+
+@dataclass
+class RunState:
+    """Where a run is: next to the weights and the optimizer, all that a resumed one needs to continue as if never stopped.
+
+    step       optimizer steps done, skipped ones included
+    rollout    rollout batches used up
+    position   minibatches of the current rollout batch that are used up
+    batch      the current rollout batch; None until it is sampled
+    kept       by their row in it, the completions that go into `completions.jsonl` once they are learned from
+    tokens     sampled so far
+    timeouts   answer checks that ran out of time so far
+    skipped    steps left out for a NaN loss or gradient so far
+    bad_steps  how many of them in a row, just now
+    """
+
+    step: int = 0
+    rollout: int = 0
+    position: int = 0
+    batch: Batch | None = None
+    kept: dict[int, dict[str, Any]] = field(default_factory=dict)
+    tokens: int = 0
+    timeouts: int = 0
+    skipped: int = 0
+    bad_steps: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values for a checkpoint."""
+        return {**vars(self), "batch": self.batch and self.batch.state_dict()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
+        """Restore the state that a checkpoint holds."""
+        return cls(**{**state, "batch": state["batch"] and Batch(**state["batch"])})
+
+
+@dataclass
+class Run:
+    """What the loop works with.
+
+    prompts  of each task
+    """
+
+    options: RunOptions
+    folder: RunFolder
+    policy: Policy
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    engine: Engine
+    prompts: Sequence[Sequence[Prompt]]
+    benchmarks: Sequence[Benchmark]
+    checker: AnswerChecker
+    tracker: Tracker
+    interruption: Interruption
+    state: RunState = field(default_factory=RunState)

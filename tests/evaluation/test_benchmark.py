@@ -1,0 +1,192 @@
+"""A measurement: its numbers, its chunks, and how a stopped one goes on."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import combinations
+from random import Random
+from threading import Event
+
+import pytest
+import torch
+from filelock import FileLock
+
+from sspo_cli.errors import UserError
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
+from sspo_cli.policy.model import fingerprint
+from sspo_cli.rewards import AnswerChecker, Verdict
+from sspo_cli.rollout.engine import Request, Sampling
+from sspo_cli.statistics import wilson
+from sspo_cli.types import Completion, Problem, Prompt
+
+GREEDY = Conditions(samples=1, temperature=0.0, max_new_tokens=8, prompt="plain", seed=0, max_rows=4)
+SAMPLED = replace(GREEDY, samples=3, temperature=0.7, max_rows=6)
+
+
+class Guessing:
+    """Answers the sum of a prompt's tokens, or something else, by the seed of the call; stops at call number `stop_at`."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.calls: list[tuple[int, Sampling]] = []
+        self._stop_at = stop_at
+
+    def sync(self, policy: object) -> None: ...
+
+    def generate(self, request: Request) -> list[list[Completion]]:
+        prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
+        if len(self.calls) == self._stop_at:
+            raise KeyboardInterrupt
+        self.calls.append((len(prompts) * group_size, sampling))
+        draw = Random(sampling.seed)
+        return [
+            [self._completion(sum(prompt) + draw.randint(0, 1), draw) for _ in range(group_size)] for prompt in prompts
+        ]
+
+    def _completion(self, answer: int, draw: Random) -> Completion:
+        length = draw.randint(1, 8)
+        return Completion([1] * length, [0.0] * length, f"<answer>{answer}</answer>", truncated=length == 8)
+
+
+def benchmark(n: int = 10) -> Benchmark:
+    problems = [Problem(str(i), f"1+{i}", str(1 + i), "sums") for i in range(n)]
+    return Benchmark("sums", "test", [Prompt(p, p.question, [1, int(p.id)]) for p in problems])
+
+
+@pytest.fixture
+def checker():
+    with AnswerChecker() as checker:
+        yield checker
+
+
+def measure(engine, checker, conditions, partial=None, of=None):
+    return evaluate(engine, of or benchmark(), checker, conditions, lambda n: None, partial)
+
+
+def test_a_row_for_each_problem_and_sample_and_a_summary_that_counts_them(checker):
+    rows = measure(Guessing(), checker, SAMPLED)
+    assert [(row["id"], row["sample"]) for row in rows] == [(str(i), sample) for i in range(10) for sample in range(3)]
+    right = [row["completion"] == f"<answer>{row['gold']}</answer>" for row in rows]
+    assert [row["correct"] for row in rows] == right
+    assert 5 < sum(right) < 25
+    summary = summarize(rows, benchmark(), SAMPLED)
+    assert (summary["n"], summary["samples"], summary["correct"]) == (10, 3, sum(right))
+    assert summary["pass_at_1"] == sum(right) / 30
+    assert (summary["low"], summary["high"]) == wilson(round(sum(right) / 3), 10)
+    by_problem = [right[i : i + 3] for i in range(0, 30, 3)]
+    for k in (1, 2, 3):
+        solved = [sum(map(any, combinations(samples, k))) / math.comb(3, k) for samples in by_problem]
+        assert summary["pass_at_k"][str(k)] == pytest.approx(sum(solved) / 10)
+    assert list(summary["pass_at_k"]) == ["1", "2", "3"]
+    assert (
+        summary["truncated"]
+        == sum(row["tokens"] == 8 for row in rows)
+        == sum(row["finish"] == "length" for row in rows)
+    )
+    assert summary["tokens"] == pytest.approx(sum(row["tokens"] for row in rows) / 30)
+    assert summary["format"] == pytest.approx(0.25)  # `</answer>` at the end, and nothing before `<answer>`
+
+
+def test_chunks_hold_at_most_max_rows_completions_and_each_has_its_own_seed(checker):
+    engine = Guessing()
+    done = []
+    evaluate(engine, benchmark(), checker, SAMPLED, done.append)
+    assert [rows for rows, _ in engine.calls] == [6] * 5
+    assert done == [2] * 5
+    assert len({sampling.seed for _, sampling in engine.calls}) == 5
+    assert {(sampling.temperature, sampling.max_new_tokens) for _, sampling in engine.calls} == {(0.7, 8)}
+    other = Guessing()
+    measure(other, checker, replace(SAMPLED, seed=1))
+    assert not {s.seed for _, s in other.calls} & {s.seed for _, s in engine.calls}
+
+
+@pytest.mark.parametrize("torn", [0, 40])
+def test_a_stopped_measurement_goes_on_where_it_was(checker, tmp_path, torn):
+    whole = measure(Guessing(), checker, SAMPLED)
+    partial = partial_path(tmp_path, benchmark(), SAMPLED, "model")
+    with pytest.raises(KeyboardInterrupt):
+        measure(Guessing(stop_at=4), checker, SAMPLED, partial)
+    kept = partial.read_bytes()
+    assert kept.count(b"\n") == 3  # the fourth chunk was sampled, and being checked
+    partial.write_bytes(kept[: len(kept) - torn])
+    engine = Guessing()
+    assert measure(engine, checker, SAMPLED, partial) == whole
+    assert len(engine.calls) == (3 if torn else 2)
+    again = Guessing()
+    assert measure(again, checker, SAMPLED, partial) == whole
+    assert not again.calls
+
+
+def test_what_another_model_or_other_conditions_did_is_not_gone_on_with(tmp_path):
+    def path(conditions=SAMPLED, model="model", of=None):
+        return partial_path(tmp_path, of or benchmark(), conditions, model)
+
+    changed = Benchmark("sums", "test", [*benchmark(9).prompts, Prompt(Problem("9", "", "77", "sums"), "", [1, 9])])
+    others = [
+        path(model="another"),
+        path(of=benchmark(9)),
+        path(of=changed),
+        path(replace(SAMPLED, samples=2)),
+        path(replace(SAMPLED, temperature=0.8)),
+        path(replace(SAMPLED, max_new_tokens=9)),
+        path(replace(SAMPLED, seed=1)),
+        path(replace(SAMPLED, max_rows=3)),
+    ]
+    assert len({path(), *others}) == 9
+    assert path() == path()
+
+
+def test_a_model_s_fingerprint_changes_with_one_weight(policy):
+    before = fingerprint(policy)
+    assert fingerprint(policy) == before
+    with torch.no_grad():
+        policy.parameters[0].view(-1)[3] += 1e-6
+    assert fingerprint(policy) != before
+
+
+def test_two_processes_do_not_measure_the_same_at_once(checker, tmp_path):
+    partial = partial_path(tmp_path, benchmark(), GREEDY, "model")
+    partial.parent.mkdir()
+    with (
+        FileLock(partial.with_name(f".{partial.name}.lock")),
+        pytest.raises(UserError, match="sums is being measured by another process"),
+    ):
+        measure(Guessing(), checker, GREEDY, partial)
+    measure(Guessing(), checker, GREEDY, partial)
+    assert [path.name for path in partial.parent.iterdir()] == [partial.name]
+
+
+def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
+    sampled_on = Event()
+
+    class Engine(Guessing):
+        def generate(self, request):
+            if self.calls:
+                sampled_on.set()
+            return super().generate(request)
+
+    class Slow(AnswerChecker):
+        def check(self, pairs):
+            assert sampled_on.wait(timeout=10)
+            return [Verdict(True, "ok") for _ in pairs]
+
+    with Slow() as checker:
+        assert len(measure(Engine(), checker, GREEDY)) == 10
+
+
+def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp_path):
+    old = {"step": 3, "id": "0", "prompt": "1+0", "correct": True}  # as older versions wrote it
+    (tmp_path / "sums.jsonl").write_text(json.dumps(old) + "\n" + json.dumps({**old, "step": 2}) + "\n")
+    summaries = [
+        {"step": 3, "benchmark": "sums", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},
+        {"step": 3, "benchmark": "sums", "temperature": 0.0, "max_new_tokens": 9, "prompt": "plain", "correct": 1},
+        {"step": 2, "benchmark": "sums", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},
+        {"step": 3, "benchmark": "others", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},
+    ]
+    (tmp_path / "summary.json").write_text(json.dumps(summaries))
+    greedy, sampled = measure(Guessing(), checker, GREEDY), measure(Guessing(), checker, SAMPLED)
+    for _ in range(2):
+        first = record(tmp_path, greedy, benchmark(), GREEDY, 3, "step-3")
+        second = record(tmp_path, sampled, benchmark(), SAMPLED, 3, "step-3")
+    assert json.loads((tmp_path / "summary.json").read_text()) == [*summaries[1:], first, second]
+    rows = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
+    assert rows == [{**old, "step": 2}, *({"step": 3, **row} for row in [*greedy, *sampled])]

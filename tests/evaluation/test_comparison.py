@@ -1,0 +1,231 @@
+"""What `sspo eval` prints of different targets: which is better, by how much, and how sure that is.
+
+The models are real, saved and loaded; which problems each of them solves is set, so that every number is known.
+"""
+
+import gc
+import itertools
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import Outcome, sspo
+
+from sspo_cli.config import ModelOptions, TinyModelOptions, load_config
+from sspo_cli.policy.checkpoint import save_checkpoint
+from sspo_cli.policy.model import Policy, load_policy
+from sspo_cli.rollout.engine import Request
+from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.types import Completion
+
+TINY = {"hidden_size": 32, "heads": 1, "layers": 1, "intermediate_size": 48}
+Solved = Sequence[set[int]]  # for each sample the problems that it solves
+
+
+def policy_of(seed: int) -> Policy:
+    return load_policy(ModelOptions(tiny=TinyModelOptions(**TINY, seed=seed)), torch.device("cpu"))
+
+
+def mark_of(policy: Policy) -> float:
+    """What tells the weights of one model from another's."""
+    return float(policy.parameters[0].detach().double().abs().sum())
+
+
+class Targets:
+    """Models and runs in a folder, and the problems that each of them solves: problem n asks `n+1`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.solved: dict[float, Solved] = {}
+
+    def problems(self, name: str, numbers: Sequence[int], wrong_golds: Sequence[int] = ()) -> Path:
+        """A file of problems, in which those of `wrong_golds` have another answer."""
+        rows = [{"id": n, "question": f"{n}+1", "answer": str(n + 1 + 50 * (n in wrong_golds))} for n in numbers]
+        file = self.path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
+    def model(self, name: str, solved: Solved) -> None:
+        policy = policy_of(seed=len(self.solved))
+        policy.save(self.path / name)
+        self.solved[mark_of(policy)] = solved
+
+    def run(self, name: str, solved: Solved, *overrides: str) -> None:
+        policy = policy_of(seed=len(self.solved))
+        tiny = [f"model.tiny.{key}={value}" for key, value in TINY.items()]
+        options = load_config(overrides=["steps=3", *tiny, *overrides])
+        with RunFolder.create(self.path / name, options, ["sspo", "train"]) as folder:
+            save_checkpoint(folder.checkpoints / "step-3", policy, {})
+        self.solved[mark_of(policy)] = solved
+
+    def generate(self, policy: Policy, prompts: Sequence[list[int]], samples: int) -> list[list[Completion]]:
+        solved = self.solved[mark_of(policy)]
+        completions = []
+        for prompt in prompts:
+            (number,) = map(int, re.findall(r"(\d+)\+1", policy.tokenizer.decode(prompt)))
+            answers = [number + (1 if number in solved[sample] else 2) for sample in range(samples)]
+            completions.append([Completion([1], [0.0], f"<answer>{a}</answer>", truncated=False) for a in answers])
+        return completions
+
+
+@pytest.fixture
+def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Targets:
+    known = Targets(tmp_path)
+
+    def generate(engine: TorchEngine, request: Request, *_: object) -> list[list[Completion]]:
+        return known.generate(engine.policy, request.prompts, request.group_size)
+
+    monkeypatch.setattr(TorchEngine, "generate", generate)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # before each model: of all that a test process holds, half a second
+    monkeypatch.chdir(tmp_path)
+    return known
+
+
+def measure(*arguments: object) -> str:
+    done: Outcome = sspo("eval", "--runs-dir", ".", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def of_file(path: Path) -> str:
+    return f"evaluation.benchmarks=[{{name: file, path: {path}, split: test}}]"
+
+
+def table(text: str, heading: str) -> dict[str, list[str]]:
+    """By their first cell, the rows of the table under that heading."""
+    rows: dict[str, list[str]] = {}
+    lines = iter(text.split(heading, 1)[1].splitlines()[1:])
+    for line in itertools.takewhile(lambda line: line.startswith(("┏", "┃", "┡", "│", "└", "├")), lines):
+        if line.startswith("│"):
+            name, *cells = (cell.strip() for cell in line.strip("│").split("│"))
+            rows[name] = cells
+    return rows
+
+
+def interval_of(differences: Sequence[float]) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of the mean of a resample, exactly: by convolving the draws' distribution.
+
+    Asserts that neither is near a step of it, where a finite number of resamples might take the next value.
+    """
+    unit = min((abs(d) for d in differences if d), default=1.0)
+    steps = [round(d / unit) for d in differences]
+    assert np.allclose(np.array(steps) * unit, differences)
+    lowest = min(steps)
+    one = np.bincount([step - lowest for step in steps]) / len(steps)
+    total = np.ones(1)
+    for _ in steps:
+        total = np.convolve(total, one)
+    below = np.cumsum(total)
+    ends = [int(np.searchsorted(below, share)) for share in (0.025, 0.975)]
+    for end, share in zip(ends, (0.025, 0.975), strict=True):
+        error = 4 * math.sqrt(share * (1 - share) / 9_999)
+        assert below[end] - share > error
+        assert share - (below[end - 1] if end else 0.0) > error
+    low, high = ((end + lowest * len(steps)) * unit / len(steps) for end in ends)
+    return low, high
+
+
+def cell(percent: float, low: float, high: float, form: str = "+.1f") -> str:
+    return f"{percent:{form}} [{low:{form}}, {high:{form}}]"
+
+
+N = 15
+WEAK, STRONG = set(range(4)), set(range(2, 9))  # 2 that only the weak one solves, 5 that only the strong one does
+MCNEMAR = 2 * sum(math.comb(7, k) for k in range(3)) / 2**7  # 0.453
+DIFFERENCES = [(n in STRONG) - (n in WEAK) for n in range(N)]
+
+
+def test_a_difference_is_that_target_minus_the_first_with_mcnemar_s_p(targets: Targets) -> None:
+    targets.problems("mine.jsonl", range(N))
+    targets.model("weak", [WEAK])
+    targets.model("strong", [STRONG])
+    low, high = (100 * end for end in interval_of(DIFFERENCES))
+    assert f"{MCNEMAR:.2g}" == "0.45"
+
+    said = measure("weak", "strong", "-b", "mine.jsonl")
+    assert table(said, "mine: points more than weak") == {"strong": [cell(20, low, high), "0.45"]}
+    shares = {name: cells[0].split()[0] for name, cells in table(said, "Pass@1 in %").items()}
+    assert shares == {"weak": "26.7", "strong": "46.7"}
+
+    said = measure("strong", "weak", "-b", "mine.jsonl")
+    assert table(said, "mine: points more than strong") == {"weak": [cell(-20, -high, -low), "0.45"]}
+    for name, solved in (("weak", WEAK), ("strong", STRONG)):
+        rows = [json.loads(line) for line in (targets.path / f"model-{name}" / "eval" / "mine.jsonl").open()]
+        assert {int(row["id"]) for row in rows if row["correct"]} == solved
+        (summary,) = json.loads((targets.path / f"model-{name}" / "eval" / "summary.json").read_text())
+        assert (summary["correct"], summary["n"]) == (len(solved), N)
+
+
+def test_every_target_is_compared_with_the_first_on_each_benchmark(targets: Targets) -> None:
+    targets.problems("mine.jsonl", range(N))
+    targets.problems("late.jsonl", range(6, 16))
+    targets.model("weak", [WEAK])
+    targets.model("strong", [STRONG])
+    targets.model("best", [set(range(15))])
+    said = measure("weak", "strong", "best", "-b", "mine.jsonl", "-b", "late.jsonl")
+    points = {
+        benchmark: {
+            name: (cells[0].split()[0], cells[1]) for name, cells in table(said, f"{benchmark}: points").items()
+        }
+        for benchmark in ("mine", "late")
+    }
+    # The best one solves 11 more of the first file; of the second, the others solve 3 and 9 more than the weak one.
+    assert points["mine"] == {"strong": ("+20.0", "0.45"), "best": ("+73.3", f"{2**-10:.2g}")}
+    assert points["late"] == {"strong": ("+30.0", f"{2**-2:.2g}"), "best": ("+90.0", f"{2**-8:.2g}")}
+    assert [cells.split()[0] for cells in table(said, "Pass@1 in %")["best"]] == ["100.0", "90.0"]
+
+
+def test_several_samples_are_shares_and_have_no_mcnemar_p(targets: Targets) -> None:
+    weak, strong = [1, 4, 2, 1, 1, 3], [2, 3, 4, 3, 1, 2]  # of four samples, how many solve each problem
+    targets.problems("mine.jsonl", range(6))
+    for name, counts in (("weak", weak), ("strong", strong)):
+        targets.model(name, [{n for n, right in enumerate(counts) if sample < right} for sample in range(4)])
+    low, high = (100 * end for end in interval_of([(b - a) / 4 for a, b in zip(weak, strong, strict=True)]))
+    said = measure("weak", "strong", "-b", "mine.jsonl", "--samples", 4, "--temperature", 1)
+    assert table(said, "mine: points more than weak") == {"strong": [cell(100 * 3 / 24, low, high), "–"]}
+    by_k = {
+        name: [sum(1 - math.comb(4 - right, k) / math.comb(4, k) for right in counts) / 6 for k in (1, 2, 4)]
+        for name, counts in (("weak", weak), ("strong", strong))
+    }
+    assert table(said, "mine: unbiased pass@k in %") == {
+        name: [f"{100 * share:.1f}" for share in shares] for name, shares in by_k.items()
+    }
+
+
+def test_one_sample_against_several_has_no_mcnemar_p(targets: Targets) -> None:
+    benchmarks = of_file(targets.problems("mine.jsonl", range(5)))
+    targets.run("once", [{0, 1}], benchmarks)
+    targets.run("twice", [{0, 1, 2}, {0, 2, 3}], benchmarks, "evaluation.samples=2", "evaluation.temperature=1")
+    (cells,) = table(measure("twice", "once"), "mine: points more than twice").values()
+    assert (cells[0].split()[0], cells[1]) == ("-20.0", "–")
+
+
+@pytest.mark.parametrize("others", [range(2, 8), range(5)], ids=["as many", "fewer"])
+def test_targets_that_answered_other_problems_are_not_compared(targets: Targets, others: range) -> None:
+    targets.run("one", [WEAK], of_file(targets.problems("a/mine.jsonl", range(6))))
+    targets.run("other", [STRONG], of_file(targets.problems("b/mine.jsonl", others)))
+    said = measure("one", "other")
+    assert table(said, "mine: points more than one") == {"other": ["measured on other problems", "–"]}
+    assert table(said, "Pass@1 in %")["other"][0].split()[0] == f"{100 * len(STRONG & set(others)) / len(others):.1f}"
+
+
+def test_the_order_of_the_problems_does_not_matter(targets: Targets) -> None:
+    targets.run("one", [WEAK], of_file(targets.problems("a/mine.jsonl", range(N))))
+    targets.run("other", [STRONG], of_file(targets.problems("b/mine.jsonl", range(N - 1, -1, -1))))
+    low, high = (100 * end for end in interval_of(DIFFERENCES))
+    assert table(measure("one", "other"), "mine: points more than one") == {"other": [cell(20, low, high), "0.45"]}
+
+
+def test_equal_ids_of_files_with_other_answers_are_other_problems(targets: Targets) -> None:
+    targets.run("one", [WEAK], of_file(targets.problems("a/mine.jsonl", range(6))))
+    targets.run("other", [STRONG], of_file(targets.problems("b/mine.jsonl", range(6), wrong_golds=[4])))
+    assert table(measure("one", "other"), "mine: points more than one") == {
+        "other": ["measured on other problems", "–"]
+    }

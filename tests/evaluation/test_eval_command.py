@@ -1,0 +1,302 @@
+"""`sspo eval` as a user types it, on a small run, its checkpoints and a model folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from commands import Outcome, assert_told, sspo
+
+from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.statistics import mcnemar, paired_bootstrap, wilson
+
+SMALL = {
+    "steps": 2,
+    "model__tiny__hidden_size": 32,
+    "model__tiny__heads": 1,
+    "model__tiny__layers": 1,
+    "rollout__prompts": 4,
+    "rollout__group_size": 4,
+    "rollout__max_new_tokens": 48,
+    "cold_start__steps": 150,
+    "cold_start__learning_rate": 1e-2,
+    "checkpoint__every": 1,
+    "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 30}]",
+}
+MODELS = {"rollout__max_new_tokens": 48, "evaluation__benchmarks": SMALL["evaluation__benchmarks"]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with the run `one`, a model folder, and a file of which the run answers every other question."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = sspo("train", "--runs-dir", runs, "--run", "one", **SMALL)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(runs / "one" / "checkpoints" / "step-1", runs / "models" / "before")
+    answered = [row for row in rows(runs / "one" / "eval" / "arithmetic.jsonl") if row["step"] == 2]
+    answered = [row for row in answered if row["extracted"] and row["extracted"].strip().isdigit()]
+    assert len(answered) >= 6
+    problems = [
+        {
+            "id": row["id"],
+            "question": row["prompt"].split("user\n")[1].split("<|im_end|>")[0],
+            "answer": str(int(row["extracted"]) + number % 2),
+        }
+        for number, row in enumerate(answered)
+    ]
+    (runs / "mine.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    return runs
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, and the place where the commands are started."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def measure(*arguments: object, **options: object) -> Outcome:
+    done = sspo("eval", "--runs-dir", ".", *arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summaries(folder: Path) -> list[dict]:
+    return json.loads((folder / "eval" / "summary.json").read_text())
+
+
+def test_a_run_its_folder_its_checkpoint_and_a_model_folder_agree_with_what_training_measured(runs):
+    before = (runs / "one" / "eval" / "summary.json").read_bytes()
+    for target in ("one", runs / "one", runs / "one" / "checkpoints" / "step-2"):
+        measure(target)
+        assert (runs / "one" / "eval" / "summary.json").read_bytes() == before
+    shutil.copytree(runs / "one" / "checkpoints" / "step-2", runs / "models" / "after")
+    measure("models/after", **MODELS)
+    ours, training = summaries(runs / "model-models-after")[-1], summaries(runs / "one")[-1]
+    assert {**ours, "step": 2, "checkpoint": "step-2"} == training
+    assert (training["low"], training["high"]) == wilson(training["correct"], 30)
+    about = json.loads((runs / "model-models-after" / "model.json").read_text())
+    assert about["model"] == str(runs / "models" / "after")
+    assert about["options"]["rollout"]["max_new_tokens"] == 48
+
+
+def test_what_is_right_is_counted(runs):
+    said = measure("one", "-b", "mine.jsonl").stdout
+    n = len(rows(runs / "mine.jsonl"))
+    right = (n + 1) // 2
+    low, high = wilson(right, n)
+    assert f"{100 * right / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in said
+    assert f"one, mine (test): {n} problems, greedy, at most 48 tokens, prompt plain, checkpoint step-2" in said
+
+
+def test_several_targets_on_several_benchmarks_are_compared_problem_by_problem(runs):
+    done = measure("one", "models/before", "-b", "arithmetic", "-b", "mine.jsonl", **MODELS)
+    folders = {"one": runs / "one", "models/before": runs / "model-models-before"}
+    for benchmark in ("arithmetic", "mine"):
+        right = {}
+        for name, folder in folders.items():
+            newest = rows(folder / "eval" / f"{benchmark}.jsonl")[-30 if benchmark == "arithmetic" else 0 :]
+            right[name] = {row["id"]: row["correct"] for row in newest}
+        ids = list(right["one"])
+        a, b = ([right[name][problem] for problem in ids] for name in ("models/before", "one"))
+        difference, low, high = (100 * value for value in paired_bootstrap(a, b))
+        line = next(
+            line
+            for line in done.stdout.split(f"{benchmark}: points more than one")[1].splitlines()
+            if "models/before" in line
+        )
+        assert f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]" in line
+        assert f" {mcnemar(a, b):.2g} " in line
+    assert done.stdout.count("models/before, ") == 2
+
+
+def test_samples_at_a_temperature_do_not_depend_on_what_else_is_measured(runs):
+    sampled = ("--samples", 3, "--temperature", 1, "--seed", 5)
+    measure("one", "-b", "mine.jsonl", *sampled)
+    alone = (runs / "one" / "eval" / "mine.jsonl").read_bytes()
+    shutil.rmtree(runs / "one" / "eval")
+    said = measure("one", "-b", "arithmetic", "-b", "mine.jsonl", *sampled).stdout
+    assert (runs / "one" / "eval" / "mine.jsonl").read_bytes() == alone
+    answers = rows(runs / "one" / "eval" / "mine.jsonl")
+    assert len({(row["id"], row["sample"]) for row in answers}) == len(answers) == 3 * len(rows(runs / "mine.jsonl"))
+    assert len({row["completion"] for row in answers}) > len(answers) / 3
+    summary = summaries(runs / "one")[-1]
+    assert (summary["benchmark"], summary["samples"], summary["temperature"], summary["seed"]) == ("mine", 3, 1.0, 5)
+    assert summary["correct"] == sum(row["correct"] for row in answers)
+    assert "3 samples at temperature 1, seed 5" in said
+    assert "mine: unbiased pass@k" in said
+
+
+def test_measurements_under_other_conditions_stand_side_by_side(runs):
+    measure("one", "--temperature", 1)
+    measure("one", "--max-new-tokens", 8)
+    at_the_end = [row for row in summaries(runs / "one") if row["step"] == 2]
+    conditions = [(row["temperature"], row["max_new_tokens"]) for row in at_the_end]
+    assert conditions == [(0.0, 48), (1.0, 48), (0.0, 8)]
+    assert len(rows(runs / "one" / "eval" / "arithmetic.jsonl")) == 4 * 30
+
+
+def test_a_killed_evaluation_ends_byte_for_byte_the_same(runs):
+    command = ["eval", "models/before", "--runs-dir", ".", "--samples", "2", "--temperature", "1", "-b", "arithmetic"]
+    command += ["-b", "mine.jsonl", "-s", "rollout.max_rows=16", "-s", "evaluation.max_new_tokens=16"]
+    command += ["-s", f"evaluation.benchmarks={SMALL['evaluation__benchmarks']}"]
+    assert sspo(*command).returncode == 0
+    folder = runs / "model-models-before" / "eval"
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.json*")}
+    assert {"arithmetic.jsonl", "mine.jsonl", "summary.json"} <= whole.keys()
+    shutil.rmtree(runs / "model-models-before")
+
+    killed = f"""
+import os, signal, sys
+from sspo_cli.evaluation import benchmark
+append, chunks = benchmark.append_jsonl, 0
+def fatal(path, row):
+    global chunks
+    append(path, row)
+    chunks += 1
+    if chunks == 3:
+        with open(path, "ab") as file:
+            file.write(b'{{"rows": [{{"id": "torn')
+        os.kill(os.getpid(), signal.SIGKILL)
+benchmark.append_jsonl = fatal
+sys.argv = ["sspo", *{command!r}]
+from sspo_cli.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", killed], capture_output=True, check=False, env={**os.environ})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (folder / "summary.json").exists()
+    assert sspo(*command).returncode == 0
+    assert {path.name: path.read_bytes() for path in folder.glob("*.json*")} == whole
+    assert not list((folder / "partial").glob("*"))
+
+
+def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
+    calls, generate = [], TorchEngine.generate
+
+    def counted(stop_at: int) -> Callable:
+        def interrupted(self, request):
+            calls.append(request.sampling.seed)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            return generate(self, request)
+
+        calls.clear()
+        return interrupted
+
+    command = ("eval", "one", "models/before", "--runs-dir", ".", "-b", "mine.jsonl")
+    monkeypatch.setattr(TorchEngine, "generate", counted(2))
+    done = sspo(*command)
+    assert done.returncode == 130
+    assert "stopped; what is done is kept, and the same command goes on from it" in done.stderr
+    monkeypatch.setattr(TorchEngine, "generate", counted(0))
+    assert sspo(*command).returncode == 0
+    assert len(calls) == 1  # that of the second model; the run was measured before
+    assert sspo(*command).returncode == 0
+    assert len(calls) == 3  # a finished command begins anew
+
+
+def test_which_checkpoint_of_a_run(runs):
+    assert "checkpoint step-1" in measure("one", "--checkpoint", 1).stdout
+    assert [row["step"] for row in summaries(runs / "one")] == [0, 2, 1]
+    assert_told(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", "best"), "has chosen no best checkpoint")
+    best = {"step": 1, "pass_at_1": 0.5, "n": 8}
+    (runs / "one" / "checkpoints" / "best.json").write_text(json.dumps(best))
+    assert "checkpoint step-1" in measure("one", "--checkpoint", "best").stdout
+    assert "checkpoint step-2" in measure("one").stdout
+    assert_told(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", 7), "or one of its steps: 1, 2")
+    told = sspo("eval", "models/before", "--runs-dir", ".", "--checkpoint", 1)
+    assert_told(told, "a model has no checkpoints")
+    assert_told(sspo("eval", "one/checkpoints/step-1", "--runs-dir", ".", "--checkpoint", 1), "is a checkpoint already")
+
+
+def test_a_run_that_vllm_sampled_for_is_measured_without_vllm(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    config = runs / "one" / "config.json"
+    about = json.loads(config.read_text())
+    about["options"]["rollout"]["engine"] = "vllm"
+    config.write_text(json.dumps(about))
+    before = summaries(runs / "one")
+    assert_told(sspo("eval", "--runs-dir", ".", "one"), "vLLM is not installed")
+    measure("one", "--engine", "torch")
+    assert summaries(runs / "one") == before
+    assert_told(sspo("eval", "--runs-dir", ".", "one", "--engine", "vllm"), "vLLM is not installed")
+
+
+def test_completions_longer_than_a_vllm_server_takes_are_told_and_nothing_is_sampled(runs, monkeypatch):
+    asked = []
+
+    def answer(client, method, path, json=None):
+        asked.append(path)
+        return httpx.Response(200, json={"data": [{"id": "served", "max_model_len": 60}]})
+
+    monkeypatch.setattr(httpx.Client, "request", answer)
+    before = sorted(runs.rglob("*"))
+    server = {"rollout__vllm__server": "http://node:8000", "rollout__vllm__exchange": runs}
+    told = sspo("eval", "--runs-dir", ".", "models/before", **MODELS, **server)
+    assert_told(told, "takes sequences of 60 tokens, and ")
+    assert "/v1/completions" not in asked
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
+    before = sorted(runs.rglob("*"))
+    said = measure("one", "models/before", "--limit", 5, **MODELS).stdout
+    assert said.count("arithmetic (test): 5 problems") == 2
+    assert sorted(runs.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "there is no run nothing in"),
+        ([], "name what to measure"),
+        (["one", "--completions", "mine.jsonl"], "name what to measure"),
+        (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are graded as they are"),
+        ([""], "has an empty name"),
+        (["one", "-b", ""], "unknown benchmark ''"),
+        (["one", "-b", "gsm8k="], "names no path"),
+        (["one", "--temperature", "inf"], "--temperature inf would"),
+        (["one", "--out", "graded.jsonl"], "--out is for --completions"),
+        (["one", "-b", "gsm9k"], "unknown benchmark gsm9k; use arithmetic, gsm8k"),
+        (["one", "-b", "mine.jsonl", "-b", "./mine.jsonl"], "two of the benchmarks have the same name"),
+        (["one", "-b", "models/arithmetic.jsonl"], "would be filed under arithmetic"),
+        (["one", "-b", "models/validation.jsonl"], "would be filed under validation"),
+        (["one", "-b", "gsm8k=nowhere.jsonl"], "data file nowhere.jsonl does not exist"),
+        (["one", "--samples", "4"], "4 greedy completions would all be the same; add --temperature"),
+        (["one", "./one"], "one and ./one are the same"),
+        (["one", "--max-new-tokens", "5000"], "5000 for the completion, but the model's context is"),
+        (["one", "-s", "seed=1"], "is measured with its own options; leave out -c and -s"),
+    ],
+)
+def test_wrong_input_is_told_in_a_sentence(runs, arguments, said):
+    for name in ("arithmetic", "validation"):
+        (runs / "models" / f"{name}.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    before = sorted(runs.rglob("*"))
+    assert_told(sspo("eval", "--runs-dir", ".", *arguments), said)
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_the_results_of_two_models_do_not_mix(runs):
+    measure("models/before", "-b", "mine.jsonl")
+    shutil.copytree(runs / "models" / "before", runs / "models-before")
+    assert_told(sspo("eval", "models-before", "--runs-dir", "."), "holds the results of another model")
+
+
+def test_a_run_is_measured_where_the_kernels_that_it_learned_with_are_not(runs: Path):
+    config = runs / "one" / "config.json"
+    about = json.loads(config.read_text())
+    about["options"]["model"]["kernels"] = "liger"
+    config.write_text(json.dumps(about))
+    assert "30 problems" in measure("one", "--limit", 30).stdout

@@ -1,0 +1,107 @@
+"""Recorded outputs, graded without a model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sspo_cli.errors import UserError
+from sspo_cli.evaluation.recorded import grade_file
+from sspo_cli.statistics import wilson
+
+GRADED = ("extracted", "reader", "verdict", "r_answer", "r_format", "status")
+CASES = [
+    ({"gold": "42", "completion": "<think>a</think><answer>42</answer>"}, ("42", "tags", "correct", 1.0, 1.0, "ok")),
+    ({"gold": 42, "completion": r"So \boxed{41}, no: \boxed{42}", "id": 7}, ("42", "boxed", "correct", 1.0, 0.0, "ok")),
+    ({"gold": "#### 1,072", "prediction": "A: 1072"}, ("1072", "number", "correct", 1.0, 0.0, "ok")),
+    ({"gold": r"$\frac12$", "prediction": "It is 0.5."}, ("0.5", "number", "correct", 1.0, 0.0, "ok")),
+    ({"gold": "1/2", "completion": r"It is $\frac{1}{2}$."}, (r"\frac{1}{2}", "formula", "correct", 1.0, 0.0, "ok")),
+    ({"gold": "paris", "completion": "<think>a</think>Paris"}, ("Paris", "text", "correct", 1.0, 0.25, "ok")),
+    ({"gold": ["6", "7"], "completion": "7"}, ("7", "number", "correct", 1.0, 0.0, "ok")),
+    ({"gold": ["9^{9^{9^{9}}}", "5"], "completion": "5"}, ("5", "number", "correct", 1.0, 0.0, "ok")),
+    ({"gold": "6", "completion": "3+5-2"}, ("3+5-2", "formula", "wrong", 0.0, 0.0, "ok")),
+    ({"gold": "6", "completion": ""}, (None, None, "wrong", 0.0, 0.0, "no answer")),
+    ({"gold": None, "completion": "6", "note": None}, ("6", "number", "wrong", 0.0, 0.0, "no gold")),
+    ({"gold": "", "completion": "6"}, ("6", "number", "wrong", 0.0, 0.0, "no gold")),
+    ({"gold": "6.5", "completion": r"\boxed{9^{9^{9^{9}}}}"}, ("9^{9^{9^{9}}}", "boxed", "wrong", 0.0, 0.0, "timeout")),
+]
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_come_back_in_order_with_their_fields_and_the_verdict(tmp_path, capsys):
+    file = written(tmp_path / "outputs.jsonl", [row for row, _ in CASES])
+    grade_file(file, None, timeout=2.0)
+    graded = [json.loads(line) for line in (tmp_path / "outputs.graded.jsonl").read_text().splitlines()]
+    assert graded == [row | dict(zip(GRADED, verdict, strict=True)) for row, verdict in CASES]
+    low, high = wilson(8, 13)
+    said = capsys.readouterr().out
+    assert f"8 of 13 correct: 61.5% [{low:.1%}, {high:.1%}]" in said
+    assert "number 6 (4 correct)" in said
+    assert "timeout 1" in said
+    assert str(tmp_path / "outputs.graded.jsonl") in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2 is not valid JSON"),
+        ("[1]", "line 2 must be an object"),
+        ('{"completion": "5"}', "line 2 has no `gold`; its fields are completion"),
+        ('{"gold": "5", "text": "5"}', "line 2 has no text in `completion` or `prediction`; its fields are gold, text"),
+        ('{"gold": "5", "completion": null}', "line 2 has no text in `completion`"),
+        ('{"gold": {"a": 1}, "completion": "5"}', "line 2 has a `gold` that is neither text nor a number"),
+        ('{"gold": "5", "completion": NaN}', "line 2 has no text in `completion`"),
+        (f'{{"gold": "5", "completion": "5", "more": {"[" * 2000 + "]" * 2000}}}', "line 2 is nested too deeply"),
+        ('{"gold": true, "completion": "5"}', "line 2 has a `gold` that is neither text nor a number"),
+    ],
+)
+def test_a_bad_row_is_told_by_its_line_and_nothing_is_written(tmp_path, line, said):
+    file = tmp_path / "outputs.jsonl"
+    file.write_text('{"gold": "5", "completion": "5"}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"^[^\n]*$") as told:
+        grade_file(file)
+    assert said in str(told.value)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_gold_that_is_not_a_number_is_none(tmp_path):
+    file = tmp_path / "outputs.jsonl"
+    file.write_text('{"gold": NaN, "completion": "5"}\n')
+    grade_file(file)
+    assert json.loads((tmp_path / "outputs.graded.jsonl").read_text())["status"] == "no gold"
+
+
+def test_the_file_itself_is_never_overwritten(tmp_path):
+    file = written(tmp_path / "outputs.jsonl", [{"gold": "5", "completion": "5"}])
+    before = file.read_bytes()
+    for out in (file, tmp_path / "." / "outputs.jsonl"):
+        with pytest.raises(UserError, match="is what is to be graded"):
+            grade_file(file, out)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\n\n", "has no rows"), (b"\xff\xfe{", "is not UTF-8 text"), (None, "cannot read")]
+)
+def test_unreadable_files(tmp_path, content, said):
+    file = tmp_path / "outputs.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        grade_file(file)
+
+
+def test_an_output_in_no_folder_is_told_before_anything_is_graded(tmp_path):
+    file = written(tmp_path / "outputs.jsonl", [{"gold": "5", "completion": "5"}])
+    with pytest.raises(UserError, match="there is no folder"):
+        grade_file(file, tmp_path / "none" / "graded.jsonl")
+
+
+def test_grading_needs_no_torch():
+    code = "import sspo_cli.evaluation.recorded, sys; sys.exit(any(name in sys.modules for name in ('torch', 'sympy', 'scipy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

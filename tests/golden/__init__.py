@@ -1,0 +1,1 @@
+"""The golden run: small runs of every method, recorded once and compared in CI."""

@@ -1,0 +1,152 @@
+"""Run the golden cases, and renew what is recorded of them: `python -m tests.golden.record [--out FOLDER] [CASE]...`
+
+A change that means to change numbers renews `recorded/` in a commit of its own that says why. The product is reached by its
+command line and the run folder alone, so that moving and renaming modules changes nothing here but an import.
+"""
+
+import os
+
+# Kernels that compute alike on every x86-64 machine: a last digit that differs grows in training.
+os.environ.update({"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"})
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+
+from sspo_cli.cli import main
+
+from .cases import BASE, CASES, COLD_START, COLD_STARTED, COLD_STEPS, ENVIRONMENT, RECORDED, SSPO, WALL_TIMES
+
+
+def record(folder: Path, names: list[str]) -> None:
+    """Run the cases of those names, or all and what they share, and write what they leave behind to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = Path(temporary)
+        shared = {COLD_START: run_cold_start(runs), ENVIRONMENT: environment(runs)}
+        for name, values in shared.items():
+            if not names:
+                write(folder / f"{name}.json", values)
+        for name in names or CASES:
+            write(folder / f"{name}.json", run_case(name, runs))
+
+
+def run_cold_start(runs: Path) -> dict[str, Any]:
+    """Train the cold start that the cases share, in an empty folder `runs`, by a run of one step."""
+    printed = train(runs, COLD_START, {**SSPO, "steps": 1})
+    line = next(line for line in printed.splitlines() if line.startswith("cold start: ") and "loss" in line)
+    return {"loss": float(line.rpartition("loss ")[2]), "weights": norms(cold_started(runs))}
+
+
+def run_case(name: str, runs: Path) -> dict[str, Any]:
+    """Train a case in the folder `runs`, where it shares the cold start with the others, and return what it left behind."""
+    train(runs, name, CASES[name])
+    folder = runs / name
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    for row in metrics:
+        for wall_time in WALL_TIMES:
+            assert row.pop(wall_time) >= 0, wall_time
+    return {
+        "options": CASES[name],
+        "metrics": {key: [row.get(key) for row in metrics] for key in sorted({key for row in metrics for key in row})},
+        "completions": read_jsonl(folder / "completions.jsonl"),
+        "summary": json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8")),
+        "evaluations": [
+            {"benchmark": path.stem, **row}
+            for path in sorted((folder / "eval").glob("*.jsonl"))
+            for row in read_jsonl(path)
+        ],
+        "weights": norms(folder / "checkpoints" / "step-10"),
+    }
+
+
+def train(runs: Path, name: str, options: Mapping[str, Any]) -> str:
+    """Run `sspo train` in this process and return what it printed."""
+    values = {**BASE, **options}
+    if values.get("model.name") == COLD_STARTED:
+        values["model.name"] = cold_started(runs)
+    sets = [part for key, value in values.items() for part in ("-s", f"{key}={value}")]
+    arguments = ["sspo", "train", "--runs-dir", str(runs), "--run", name, *sets]
+    printed = io.StringIO()
+    with mock.patch.object(sys, "argv", arguments), contextlib.redirect_stdout(printed):
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise
+    return printed.getvalue()
+
+
+def cold_started(runs: Path) -> Path:
+    (checkpoint,) = (runs / "cold-starts").glob(f"*/step-{COLD_STEPS}")
+    return checkpoint
+
+
+def norms(checkpoint: Path) -> dict[str, float]:
+    """The norm of each weight tensor of a checkpoint."""
+    (file,) = checkpoint.glob("*.safetensors")
+    return {name: tensor.double().norm().item() for name, tensor in sorted(load_file(file).items())}
+
+
+def environment(runs: Path) -> dict[str, Any]:
+    """What floats depend on next to the code: the package versions, by a run's own record, and the machine."""
+    packages = json.loads((runs / COLD_START / "config.json").read_text(encoding="utf-8"))["packages"]
+    del packages["sspo"]
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return {
+        "packages": packages,
+        "machine": platform.machine(),
+        "kernels": kernels,
+        "libc": " ".join(platform.libc_ver()),
+    }
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, values: Mapping[str, Any]) -> None:
+    """As JSON with a line for each metric, completion and answer, floats to nine digits."""
+    path.write_text(in_lines(rounded(values)) + "\n", encoding="utf-8")
+
+
+def rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.9g}")
+        case dict():
+            return {key: rounded(item) for key, item in value.items()}
+        case list():
+            return [rounded(item) for item in value]
+    return value
+
+
+def in_lines(value: Any, depth: int = 0) -> str:
+    """JSON whose two outer levels are indented and whose inner ones are on one line."""
+    if depth == 2 or not value or not isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    pairs = value.items() if isinstance(value, dict) else (("", item) for item in value)
+    lines = [(f"{json.dumps(key)}: " if key else "") + in_lines(item, depth + 1) for key, item in pairs]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    indent = "\n" + "  " * (depth + 1)
+    return opening + indent + f",{indent}".join(lines) + "\n" + "  " * depth + closing
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=RECORDED)
+    parser.add_argument("case", nargs="*", choices=[*CASES, []])
+    given = parser.parse_args()
+    record(given.out, given.case)

@@ -1,0 +1,265 @@
+"""What a written report says of its runs: which differences count, which configuration was chosen, which runs are in it."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import ttest_rel
+from synthetic_runs import answer, evaluation, validation, write_run
+from written_reports import Report
+
+from sspo_cli.report.collect import collect
+from sspo_cli.report.figures.scores import scores_by_step_figure
+from sspo_cli.report.figures.training import training_figure
+from sspo_cli.tracking.files import write_jsonl_atomic
+
+GRPO, ATANLOG, SIGLOG = ("objective.method=grpo",), ("objective.gate=atanlog",), ("objective.gate=siglog",)
+
+
+def write_seeds(path: Path, overrides: Sequence[str], correct: Mapping[int, int]) -> None:
+    """A run for each seed, which solves so many of 200 problems after training."""
+    for seed, solved in correct.items():
+        rows = [evaluation(0, 60), evaluation(12, solved)]
+        write_run(path / f"{'-'.join(overrides)}-{seed}", *overrides, f"seed={seed}", evaluations=rows)
+
+
+def seed_by_seed(correct: Sequence[int]) -> dict[int, int]:
+    return dict(enumerate(correct))
+
+
+# Of 200 problems, by seed; the paired t-tests' p, smallest first; how many of the three are below 0.05 by Holm, which
+# multiplies them by 3, 2 and 1 and lets none be below the one before.
+FAMILIES = [
+    # p 0.0009, 0.032, 0.046 become 0.003, 0.064, 0.064: all three are below 0.05 unadjusted
+    ([101, 104, 98, 105], [145, 137, 137, 152], [119, 134, 104, 129], "1 of 3, SSPO atanlog − GRPO (+20.4)"),
+    # p 0.0021, 0.020, 0.047 become 0.006, 0.039, 0.047: three times 0.020 is above 0.05
+    (
+        [101, 103, 105, 99],
+        [157, 138, 147, 149],
+        [125, 135, 120, 111],
+        "3 of 3, SSPO siglog − SSPO atanlog (-12.5), SSPO atanlog − GRPO (+22.9), SSPO siglog − GRPO (+10.4)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("grpo", "atanlog", "siglog", "said"), FAMILIES)
+def test_the_verdict_is_by_holm_s_p(
+    tmp_path: Path, grpo: list[int], atanlog: list[int], siglog: list[int], said: str
+) -> None:
+    for overrides, correct in ((GRPO, grpo), (ATANLOG, atanlog), (SIGLOG, siglog)):
+        write_seeds(tmp_path / "runs", overrides, seed_by_seed(correct))
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    assert report.verdict("arithmetic") == said
+    p = [float(ttest_rel(a, b).pvalue) for a, b in ((siglog, atanlog), (atanlog, grpo), (siglog, grpo))]
+    assert max(p) < 0.05
+    first, second, third = sorted(p)
+    by_holm = {first: 3 * first, second: max(3 * first, 2 * second), third: max(3 * first, 2 * second, third)}
+    rows = [row for row in report.rows("seeds") if row["quantity"] == "arithmetic"]
+    assert [float(row["p_t"]) for row in rows] == pytest.approx(p)
+    assert [float(row["p_t_holm"]) for row in rows] == pytest.approx([by_holm[value] for value in p])
+    assert [float(row["p_exact"]) for row in rows] == [1 / 8] * 3  # all four differences have one sign: 2 of 16 flips
+    assert [float(row["p_exact_holm"]) for row in rows] == [3 / 8] * 3
+    assert [int(row["above"]) for row in rows] == [0, 4, 4]
+    beyond = [value for value in p if by_holm[value] < 0.05]
+    assert said.startswith(f"{len(beyond)} of 3")
+
+
+def test_a_difference_within_the_noise_of_seeds_is_not_reported_as_one(tmp_path: Path) -> None:
+    write_seeds(tmp_path / "runs", GRPO, seed_by_seed([100, 110, 90]))
+    write_seeds(tmp_path / "runs", ATANLOG, seed_by_seed([120, 112, 95]))
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    assert report.verdict("arithmetic") == "none of 1"
+    assert "noise of seeds, by a paired t-test over seeds with Holm's correction" in report.text
+
+
+def test_seeds_are_paired_by_number_and_those_without_a_partner_are_left_out(tmp_path: Path) -> None:
+    grpo, atanlog = {0: 100, 1: 120, 2: 90, 3: 111}, {1: 130, 2: 104, 3: 117, 5: 60}
+    write_seeds(tmp_path / "runs", GRPO, grpo)
+    write_seeds(tmp_path / "runs", ATANLOG, atanlog)
+    (row,) = (row for row in Report(tmp_path / "runs", tmp_path / "out").rows("seeds") if row["quantity"] != "reward")
+    # GRPO has the better mean over all of its seeds, so that SSPO is compared with it
+    assert (row["configuration"], row["against"]) == ("SSPO atanlog", "GRPO")
+    differences = [(atanlog[seed] - grpo[seed]) / 2 for seed in (1, 2, 3)]
+    assert differences == [5, 7, 3]
+    assert (row["seeds"], row["n"], float(row["difference"])) == ("1, 2, 3", "3", 5.0)
+    assert float(row["sd"]) == 2.0
+    assert float(row["p_exact"]) == 2 / 8
+    test = ttest_rel([130, 104, 117], [120, 90, 111])
+    assert float(row["p_t"]) == pytest.approx(test.pvalue)
+    interval = [end / 2 for end in test.confidence_interval()]
+    assert (float(row["low"]), float(row["high"])) == pytest.approx(interval)
+
+
+# ---- problem by problem
+
+
+def write_answered(path: Path, overrides: Sequence[str], seeds: Sequence[Sequence[set[int]]], n: int) -> None:
+    """A run for each seed, with the problems of n that each of its samples solves."""
+    for seed, samples in enumerate(seeds):
+        how = {"samples": len(samples), "temperature": 1.0} if len(samples) > 1 else {}
+        row = evaluation(12, sum(map(len, samples)), n=n, **how)
+        run = write_run(path / f"{'-'.join(overrides)}-{seed}", *overrides, f"seed={seed}", evaluations=[row])
+        rows = [
+            answer(row, problem, problem in own, sample) for sample, own in enumerate(samples) for problem in range(n)
+        ]
+        write_jsonl_atomic(run / "eval" / "arithmetic.jsonl", rows)
+
+
+def all_flips(differences: Sequence[Fraction]) -> float:
+    """The two-sided p of a sign-flip test, by every flip of every sign."""
+    flips = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    return sum(flip >= abs(sum(differences)) for flip in flips) / len(flips)
+
+
+def share(seeds: Sequence[Sequence[set[int]]], problem: int) -> Fraction:
+    answers = [problem in sample for seed in seeds for sample in seed]
+    return Fraction(sum(answers), len(answers))
+
+
+@pytest.mark.parametrize(
+    ("grpo", "sspo"),
+    [
+        # two seeds against three: the differences are sixths
+        ([[{0, 1, 5}], [{0, 6}]], [[{0, 1, 2, 3}], [{0, 2, 4, 7}], [{1, 3, 4}]]),
+        ([[{0, 1, 5}], [{0, 6}], [{3, 5}]], [[{0, 1, 2, 3, 4, 7}], [{0, 2, 4, 7, 8}]]),
+        # one seed against three, and one against two
+        ([[{0, 1, 5}]], [[{0, 1, 2, 3}], [{0, 2, 4, 7}], [{1, 3, 4, 6}]]),
+        ([[{0, 1, 5}], [{0, 2}]], [[{0, 1, 2, 3}]]),
+        # two samples each, of two seeds and of three
+        ([[{0, 1}, {0, 2}], [{1}, {5}]], [[{0, 1, 2}, {2, 3}], [{2, 3, 4}, {0, 4}], [{6, 7}, {1, 2, 6}]]),
+    ],
+)
+def test_the_p_of_unequal_numbers_of_seeds_is_that_of_all_flips(
+    tmp_path: Path, grpo: list[list[set[int]]], sspo: list[list[set[int]]]
+) -> None:
+    n = 9
+    write_answered(tmp_path / "runs", GRPO, grpo, n)
+    write_answered(tmp_path / "runs", ATANLOG, sspo, n)
+    (row,) = Report(tmp_path / "runs", tmp_path / "out").rows("paired")
+    differences = [share(sspo, problem) - share(grpo, problem) for problem in range(n)]
+    assert (row["configuration"], row["against"]) == ("SSPO atanlog", "GRPO")
+    assert float(row["difference"]) == pytest.approx(float(100 * sum(differences) / n))
+    assert float(row["p"]) == pytest.approx(all_flips(differences))
+    assert (int(row["seeds"]), int(row["seeds_against"])) == (len(sspo), len(grpo))
+    assert float(row["value"]) == pytest.approx(float(100 * sum(share(sspo, problem) for problem in range(n)) / n))
+
+
+def test_holm_s_correction_of_paired_p_is_for_the_whole_table(tmp_path: Path) -> None:
+    """SSPO solves 9 problems that GRPO does not, and siglog 6: by McNemar's test 2/2^9 and 2/2^6, and 2/2^3 between them."""
+    for overrides, solved in ((GRPO, 1), (ATANLOG, 10), (SIGLOG, 7)):
+        write_answered(tmp_path / "runs", overrides, [[set(range(solved))]], 20)
+    rows = Report(tmp_path / "runs", tmp_path / "out").rows("paired")
+    found = {(row["configuration"], row["against"]): (float(row["p"]), float(row["p_holm"])) for row in rows}
+    assert found == {
+        ("SSPO atanlog", "GRPO"): pytest.approx((2**-8, 3 * 2**-8)),
+        ("SSPO siglog", "GRPO"): pytest.approx((2**-5, 2 * 2**-5)),
+        ("SSPO siglog", "SSPO atanlog"): pytest.approx((2**-2, 2**-2)),
+    }
+
+
+# ---- which configuration
+
+
+def write_tried(path: Path, tau: float, held_out: Sequence[Mapping[int, int]], tests: Mapping[int, int]) -> None:
+    """A run for each seed of SSPO with one tau_pos: correct answers to 100 validation and to 200 test problems, by step."""
+    for seed, by_step in enumerate(held_out):
+        rows: list[dict[str, Any]] = [evaluation(step, correct) for step, correct in tests.items()]
+        rows += [validation(step, correct) for step, correct in by_step.items()]
+        write_run(path / f"{tau}-{seed}", f"objective.tau_pos={tau}", f"seed={seed}", evaluations=rows)
+
+
+def test_a_configuration_is_chosen_at_the_step_that_is_reported(tmp_path: Path) -> None:
+    """tau_pos 0.5 is better at its best step, and tau_pos 0.2 after the last one."""
+    write_tried(tmp_path / "runs", 0.5, [{4: 90, 12: 40}] * 2, {0: 60, 4: 180, 12: 80})
+    write_tried(tmp_path / "runs", 0.2, [{4: 50, 12: 60}] * 2, {0: 60, 4: 90, 12: 100})
+    last = Report(tmp_path / "runs", tmp_path / "last")
+    best = Report(tmp_path / "runs", tmp_path / "best", select="best")
+    assert [row["configuration"][-3:] for row in last.rows("table1") if row["kind"] == "trained"] == ["0.2"] * 2
+    assert [row["configuration"][-3:] for row in best.rows("table1") if row["kind"] == "trained"] == ["0.5"] * 2
+    assert (last.trained(), best.trained()) == ({"0, 1": 50.0}, {"0, 1": 90.0})
+    assert "is shown for its mean validation Pass@1 of 60.0 %; not shown: SSPO atanlog (tau_pos 0.5) 40.0." in last.text
+    assert "is shown for its mean validation Pass@1 of 90.0 %; not shown: SSPO atanlog (tau_pos 0.2) 60.0." in best.text
+    for report, chosen in ((last, "0.2"), (best, "0.5")):
+        rows = report.rows("configurations")
+        assert [row["configuration"][-3:] for row in rows if row["chosen"] == "True"] == [chosen]
+        assert [row["configuration"][-3:] for row in rows] == ["0.2", "0.5"]
+    assert [float(row["validation"]) for row in last.rows("configurations")] == [60.0, 40.0]
+    assert [float(row["validation"]) for row in best.rows("configurations")] == [60.0, 90.0]
+    assert [float(row["arithmetic"]) for row in best.rows("configurations")] == [50.0, 90.0]
+
+
+@pytest.mark.parametrize("validated", [1, 2])
+def test_a_configuration_is_not_chosen_by_a_part_of_its_seeds(tmp_path: Path, validated: int) -> None:
+    write_tried(tmp_path / "runs", 0.5, [{12: 90}] * validated + [{}] * (3 - validated), {0: 60, 12: 80})
+    write_tried(tmp_path / "runs", 0.2, [{12: 60}] * 3, {0: 60, 12: 100})
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    trained = [row for row in report.rows("table1") if (row["kind"], row["column"]) == ("trained", "arithmetic")]
+    assert [(row["configuration"][-3:], row["seeds"]) for row in trained] == [("0.2", "0, 1, 2"), ("0.5", "0, 1, 2")]
+    assert "all 2 configurations are shown, because they have no common validation to choose by" in report.text
+    assert {row["chosen"] for row in report.rows("configurations")} == {"True"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([{"n": 100}] * 2, [{"n": 50}] * 2),  # each configuration on its own problems
+        ([{"n": 100}, {"n": 50}], [{"n": 100}, {"n": 50}]),  # each seed of both
+        ([{"max_new_tokens": 48}, {"max_new_tokens": 96}], [{"max_new_tokens": 48}, {"max_new_tokens": 96}]),
+    ],
+)
+def test_validations_that_are_not_alike_choose_nothing(
+    tmp_path: Path, first: list[dict[str, int]], second: list[dict[str, int]]
+) -> None:
+    for tau, seeds in ((0.5, first), (0.2, second)):
+        for seed, how in enumerate(seeds):
+            rows = [evaluation(0, 60), evaluation(12, 100), validation(12, 40, **{"n": 100, **how})]
+            overrides = (f"objective.tau_pos={tau}", f"seed={seed}")
+            write_run(tmp_path / "runs" / f"{tau}-{seed}", *overrides, evaluations=rows)
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    assert "all 2 configurations are shown, because they have no common validation to choose by" in report.text
+
+
+# ---- which runs
+
+
+def test_what_an_unfinished_run_measured_is_in_no_number(tmp_path: Path) -> None:
+    """Each of the three stopped after its last step, with evaluations of every step; only its state says that it did."""
+    runs = tmp_path / "runs"
+    rows = [evaluation(step, correct) for step, correct in ((0, 60), (4, 80), (12, 120))]
+    held_out = [validation(step, correct) for step, correct in ((4, 30), (12, 50))]
+    write_run(runs / "finished", *ATANLOG, evaluations=[*rows, *held_out])
+    high = [evaluation(0, 60), evaluation(4, 200), evaluation(12, 200), validation(4, 99), validation(12, 99)]
+    for seed, state in enumerate(("failed", "interrupted", "running"), start=1):
+        write_run(runs / state, *ATANLOG, f"seed={seed}", state=state, evaluations=high)
+    for overrides, state in ((GRPO, "finished"), (SIGLOG, "failed")):
+        for seed in (0, 1):
+            write_run(runs / f"{overrides[0]}-{seed}", *overrides, f"seed={seed}", state=state, evaluations=high)
+    for select in ("last", "best"):
+        report = Report(runs, tmp_path / select, select=select)
+        assert report.trained() == {"0": 60.0, "0, 1": 100.0}
+        assert not (report.out / "seeds.csv").exists()  # no two of them share two finished seeds
+    stopped = [line for line in report.text.splitlines() if "its evaluations are not counted" in line]
+    assert len(stopped) == 5
+    measured = {row["run"].rpartition("/")[2]: (row["arithmetic"], row["validation"]) for row in report.rows("runs")}
+    assert measured["finished"] == ("60.0", "50.0")
+    assert {measured[name] for name in ("failed", "interrupted", "running")} == {("", "")}
+
+
+def test_what_an_unfinished_run_measured_is_in_no_figure(tmp_path: Path) -> None:
+    rows = [evaluation(step, correct) for step, correct in ((0, 60), (4, 80), (12, 120))]
+    write_run(tmp_path / "a", evaluations=rows)
+    write_run(tmp_path / "b", "seed=1", evaluations=[{**row, "correct": 200} for row in rows], state="failed", last=12)
+    collection = collect([tmp_path])
+    frame, groups = collection.frame, collection.groups
+    by_step = scores_by_step_figure(frame, groups)
+    assert by_step is not None
+    for axes in (by_step.axes[0], training_figure(frame, groups[0]).axes[3]):
+        drawn = [list(line.get_ydata()) for line in axes.get_lines()]
+        assert [30, 40, 60] in drawn
+        assert max(map(max, drawn)) < 70  # where the interval of 60 % ends

@@ -1,0 +1,57 @@
+"""Paired tests, intervals and corrections, against closed forms and enumeration."""
+
+import itertools
+import math
+from random import Random
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, permutation_test
+
+from sspo_cli.statistics import holm, mcnemar, paired_bootstrap, sign_flip
+
+
+def test_the_exact_paired_p_is_the_binomial_tail_of_the_discordant_pairs():
+    a = [True] * 10 + [False] * 2 + [True] * 30 + [False] * 8
+    b = [False] * 10 + [True] * 2 + [True] * 30 + [False] * 8
+    tail = sum(math.comb(12, k) for k in range(3)) / 2**12
+    assert mcnemar(a, b) == pytest.approx(2 * tail)
+    assert mcnemar(b, a) == pytest.approx(2 * tail)
+    assert mcnemar(a, a) == 1.0
+
+
+def test_the_bootstrap_interval_is_that_of_the_paired_differences():
+    draw = Random(0)
+    b = [float(draw.random() < 0.4) for _ in range(800)]
+    a = [float(draw.random() < 0.9) if solved else float(draw.random() < 0.15) for solved in b]
+    difference, low, high = paired_bootstrap(a, b)
+    deltas = [x - y for x, y in zip(a, b, strict=True)]
+    mean = sum(deltas) / len(deltas)
+    error = math.sqrt(sum((delta - mean) ** 2 for delta in deltas)) / len(deltas)
+    assert difference == pytest.approx(mean)
+    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.1 * error)
+    assert paired_bootstrap(a, b) == (difference, low, high)
+    assert paired_bootstrap(b, a)[0] == -difference
+    assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)
+
+
+def test_one_problem_says_nothing_about_others():
+    assert paired_bootstrap([1.0], [0.0]) == (1.0, -1.0, 1.0)
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 .02 .03 .04: times 4, 3, 2, 1 gives .04 .06 .06 .04, which may not fall
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_sign_flip_p_is_that_of_all_flips() -> None:
+    differences = [3, 0, -1, 2, 2, -1, 4]
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=7)]
+    assert sign_flip(differences) == pytest.approx(np.mean([s >= 9 for s in sums]))
+    p = permutation_test(([3, -1, 2, 2, -1, 4],), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flip(differences) == pytest.approx(p)
+    assert sign_flip([1] * 9 + [-1] * 2 + [0] * 5) == pytest.approx(binomtest(9, 11).pvalue)  # McNemar's
+    assert sign_flip([0, 0]) == 1.0
+    assert sign_flip([1] * 60) == pytest.approx(2 * 0.5**60)
