@@ -18,7 +18,6 @@ from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import write_weights
-from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
 # Its logits in float32, as the policy's: in bfloat16 they would be rounded to steps of a hundredth.
@@ -107,7 +106,7 @@ class VllmServer:
             "n": group_size,
             "temperature": sampling.temperature,
             "max_tokens": sampling.max_new_tokens,
-            "seed": derive_seed(sampling.seed, "prompt", index),
+            "seed": sampling.seed_of(index),
             "logprobs": 0,  # of the chosen token alone
             "stop_token_ids": self.policy.end_ids,
             "return_token_ids": True,
