@@ -223,18 +223,20 @@ def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
 def _graded_chunks(
     engine: Engine, benchmark: Benchmark, checker: AnswerChecker, conditions: Conditions, first: int
 ) -> Iterator[list[Group]]:
-    """Yield the chunks from number `first` on. The answers of a chunk are checked while the next one is sampled.
+    """Yield the graded chunks from number `first` on. The answers of a chunk are checked while the next one is sampled.
 
-    Each chunk has a seed of its own: what is sampled depends neither on interruptions nor on what else is measured.
+    A problem's draws depend on its place in the benchmark alone, not on interruptions, `max_rows` or other benchmarks.
     """
     with ThreadPoolExecutor(1) as background:
         checking = None
         for number in range(first, math.ceil(len(benchmark.prompts) / conditions.chunk)):
-            prompts = benchmark.prompts[number * conditions.chunk :][: conditions.chunk]
+            start = number * conditions.chunk
+            prompts = benchmark.prompts[start : start + conditions.chunk]
             sampling = Sampling(
                 temperature=conditions.temperature,
                 max_new_tokens=conditions.max_new_tokens,
-                seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}", number),
+                seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
+                first=start,
             )
             completions = engine.generate(
                 Request([prompt.token_ids for prompt in prompts], conditions.samples, sampling)

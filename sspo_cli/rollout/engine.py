@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sspo_cli.policy.model import Policy
+from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
 
@@ -15,11 +16,20 @@ class Sampling:
     temperature     0 is greedy
     max_new_tokens  a completion without an end-of-sequence token by then is truncated
     seed            the same seed, weights and prompts give the same completions
+    first           place of the call's first prompt among all prompts that share the seed
+
+    A prompt's draws depend on the seed and its own place alone. How many prompts are sampled together, and in how many
+    calls, changes nothing but the rounding of the logits.
     """
 
     temperature: float
     max_new_tokens: int
     seed: int
+    first: int = 0
+
+    def seed_of(self, index: int) -> int:
+        """Return the seed of the draws of a call's prompt."""
+        return derive_seed(self.seed, "prompt", self.first + index)
 
 
 @dataclass(frozen=True, slots=True)

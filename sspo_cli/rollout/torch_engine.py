@@ -1,8 +1,10 @@
 """Sampling with the policy's own model: each prompt is prefilled once for its whole group, finished rows leave the batch."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -14,6 +16,7 @@ from sspo_cli.types import Completion
 
 GROWTH = 32  # tokens by which the cache grows at a time
 BLOCK = 64  # words that are drawn from together
+STEPS = 64  # tokens whose random numbers are drawn together
 LEAVING = 1 / 8  # share of finished rows at which they leave the batch, which copies the cache of the others
 
 
@@ -40,7 +43,6 @@ class TorchEngine:
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
         """Sample as many prompts at a time as have `max_rows` completions, at least one."""
         prompts, group_size = request.prompts, request.group_size
-        generator = torch.Generator(self.policy.device).manual_seed(request.sampling.seed)
         at_a_time = max(1, self.max_rows // group_size)
         completions: dict[int, Completion] = {}
         training = self.policy.model.training
@@ -49,8 +51,9 @@ class TorchEngine:
             # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
             with torch.inference_mode(), self.policy.autocast(), self.policy.uncompiled():
                 for start in range(0, len(prompts), at_a_time):
-                    chunk = Request(prompts[start : start + at_a_time], group_size, request.sampling)
-                    for row, completion in self._sample_rows(chunk, generator):
+                    sampling = replace(request.sampling, first=request.sampling.first + start)
+                    chunk = Request(prompts[start : start + at_a_time], group_size, sampling)
+                    for row, completion in self._sample_rows(chunk):
                         completions[start * group_size + row] = completion
                         if on_completion:
                             on_completion(start + row // group_size, completion)
@@ -60,7 +63,7 @@ class TorchEngine:
             [completions[index * group_size + member] for member in range(group_size)] for index in range(len(prompts))
         ]
 
-    def _sample_rows(self, request: Request, generator: torch.Generator) -> Iterator[tuple[int, Completion]]:
+    def _sample_rows(self, request: Request) -> Iterator[tuple[int, Completion]]:
         """Yield (row, completion) when it is done; the rows r of prompt p are those with r // group_size = p."""
         prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         policy, device = self.policy, self.policy.device
@@ -73,6 +76,8 @@ class TorchEngine:
         cache = _growing_cache(policy)
         rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, not all of them still sampling
         going_on = torch.ones_like(rows, dtype=torch.bool)
+        seeds = [sampling.seed_of(index) for index in range(len(prompts))]
+        uniforms = _uniforms(seeds, group_size, device) if sampling.temperature else None
         written = torch.full((len(rows), sampling.max_new_tokens), policy.pad_id, device=device)
         logprobs = torch.zeros(len(rows), sampling.max_new_tokens, device=device)
 
@@ -93,7 +98,8 @@ class TorchEngine:
                 logits, positions, attention = (
                     x.repeat_interleave(group_size, 0) for x in (logits, positions, attention)
                 )
-            chosen, chosen_logprobs = _sample(logits, sampling.temperature, generator)
+            uniform = next(uniforms)[rows] if uniforms else None
+            chosen, chosen_logprobs = _sample(logits, sampling.temperature, uniform)
             written[rows, step], logprobs[rows, step] = chosen, chosen_logprobs
             ending = going_on & torch.isin(chosen, ends)
             if ending.any():
@@ -165,15 +171,31 @@ def _growing_cache(policy: Policy) -> DynamicCache:
     return cache
 
 
-def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a token: logits [R, V] -> token [R], its log-probability [R] at the temperature (greedy: at temperature 1)."""
+def _uniforms(seeds: Sequence[int], group_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield for each token the random numbers in [0, 1) of all rows, [P·G, 2].
+
+    Each prompt has a generator of its own, on the CPU, so that its completions depend neither on the prompts that are
+    sampled with it nor on the device.
+    """
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    while True:
+        drawn = np.stack([generator.random((STEPS, group_size, 2)) for generator in generators], axis=1)
+        yield from torch.from_numpy(drawn).flatten(1, 2).to(device)
+
+
+def _sample(logits: Tensor, temperature: float, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Choose a token for each row and return it with its log-probability at the temperature (greedy: at temperature 1).
+
+    logits   [R, V]
+    uniform  [R, 2] in [0, 1), float64; None for the most probable token
+    returns  [R], [R]
+    """
     probabilities = (logits / (temperature or 1.0)).softmax(dim=-1)
-    if temperature == 0:
+    if uniform is None:
         chosen = probabilities.argmax(dim=-1, keepdim=True)
     else:
         # First a block of words, then a word in it: torch.multinomial draws a number for each word of the vocabulary, which
         # takes longer than the projection on it.
-        uniform = torch.rand(len(logits), 2, dtype=torch.float64, device=logits.device, generator=generator)
         blocks = nn.functional.pad(probabilities, (0, -logits.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
         block = _draw(blocks.sum(dim=2), uniform[:, :1])
         word = _draw(blocks.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1), uniform[:, 1:])

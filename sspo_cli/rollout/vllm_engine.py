@@ -17,7 +17,6 @@ from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import checkpoint_weights
-from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
 CPU_CACHE_GIB = 1.0
@@ -110,7 +109,7 @@ class VllmEngine:
                     n=request.group_size,
                     temperature=sampling.temperature,
                     max_tokens=sampling.max_new_tokens,
-                    seed=derive_seed(sampling.seed, "prompt", index),
+                    seed=sampling.seed_of(index),
                     logprobs=0,  # of the chosen token alone
                     stop_token_ids=self.policy.end_ids,
                     detokenize=False,

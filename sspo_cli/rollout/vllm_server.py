@@ -18,7 +18,6 @@ from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import write_weights
-from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion
 
 # Its logits in float32, as the policy's: in bfloat16 they would be rounded to steps of a hundredth.
@@ -101,7 +100,7 @@ class VllmServer:
             "n": request.group_size,
             "temperature": request.sampling.temperature,
             "max_tokens": request.sampling.max_new_tokens,
-            "seed": derive_seed(request.sampling.seed, "prompt", index),
+            "seed": request.sampling.seed_of(index),
             "logprobs": 0,  # of the chosen token alone
             "stop_token_ids": self.policy.end_ids,
             "return_token_ids": True,

@@ -24,7 +24,7 @@ SAMPLED = replace(GREEDY, samples=3, temperature=0.7, max_rows=6)
 
 
 class Guessing:
-    """Answers the sum of a prompt's tokens, or something else, by the seed of the call; stops at call number `stop_at`."""
+    """Answers the sum of a prompt's tokens, or something else, by the prompt's seed; stops at call number `stop_at`."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.calls: list[tuple[int, Sampling]] = []
@@ -37,9 +37,10 @@ class Guessing:
         if len(self.calls) == self._stop_at:
             raise KeyboardInterrupt
         self.calls.append((len(prompts) * group_size, sampling))
-        draw = Random(sampling.seed)
+        draws = [Random(sampling.seed_of(index)) for index in range(len(prompts))]
         return [
-            [self._completion(sum(prompt) + draw.randint(0, 1), draw) for _ in range(group_size)] for prompt in prompts
+            [self._completion(sum(prompt) + draw.randint(0, 1), draw) for _ in range(group_size)]
+            for prompt, draw in zip(prompts, draws, strict=True)
         ]
 
     def _completion(self, answer: int, draw: Random) -> Completion:
@@ -86,17 +87,19 @@ def test_a_row_for_each_problem_and_sample_and_a_summary_that_counts_them(checke
     assert summary["format"] == pytest.approx(0.25)  # `</answer>` at the end, and nothing before `<answer>`
 
 
-def test_chunks_hold_at_most_max_rows_completions_and_each_has_its_own_seed(checker):
+def test_chunks_hold_at_most_max_rows_completions_and_each_problem_has_its_own_seed(checker):
     engine = Guessing()
     done = []
     evaluate(engine, benchmark(), checker, SAMPLED, done.append)
     assert [rows for rows, _ in engine.calls] == [6] * 5
     assert done == [2] * 5
-    assert len({sampling.seed for _, sampling in engine.calls}) == 5
+    seeds = {sampling.seed_of(index) for rows, sampling in engine.calls for index in range(rows // 3)}
+    assert len(seeds) == 10
     assert {(sampling.temperature, sampling.max_new_tokens) for _, sampling in engine.calls} == {(0.7, 8)}
     other = Guessing()
     measure(other, checker, replace(SAMPLED, seed=1))
-    assert not {s.seed for _, s in other.calls} & {s.seed for _, s in engine.calls}
+    assert not seeds & {sampling.seed_of(index) for _, sampling in other.calls for index in range(2)}
+    assert measure(Guessing(), checker, replace(SAMPLED, max_rows=30)) == measure(Guessing(), checker, SAMPLED)
 
 
 @pytest.mark.parametrize("torn", [0, 40])

@@ -94,7 +94,8 @@ def test_words_without_probability_are_never_drawn_and_the_others_as_often_as_th
     logits = torch.full((20_000, 3 * torch_engine.BLOCK + 5), -torch.inf)
     words = torch.tensor([0, 1, 63, 130, 190, 191, 192, 196])
     logits[:, words] = torch.tensor([0.1, 2.0, 1.0, 0.5, -1.0, 1.5, 0.3, 1.2])
-    chosen, logprobs = torch_engine._sample(logits, 1.0, torch.Generator().manual_seed(0))
+    uniform = torch.rand(len(logits), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chosen, logprobs = torch_engine._sample(logits, 1.0, uniform)
     observed = torch.bincount(chosen, minlength=logits.shape[1])
     expected = logits[0].double().softmax(0) * len(logits)
     assert observed.sum() == observed[words].sum()
@@ -125,6 +126,30 @@ def test_after_a_sync_the_engine_samples_from_that_policy(policy, tiny):
     before = engine.generate(Request(PROMPTS, 4, sampling))
     assert engine.sync(policy) == {}
     assert engine.generate(Request(PROMPTS, 4, sampling)) == sample(policy) != before
+
+
+def test_a_prompt_s_completions_depend_on_its_place_and_not_on_what_is_sampled_with_it(policy):
+    """Not on `max_rows`, the number of calls, or the other prompts; with more tokens than one block of draws holds."""
+    policy.model.generation_config.eos_token_id = list(range(4, 6))
+    prompts = [[2, 10 + i] for i in range(8)]
+    tokens = torch_engine.STEPS + 16
+
+    def ids(groups):
+        return [c.token_ids for group in groups for c in group]
+
+    expected = ids(sample(policy, prompts, max_new_tokens=tokens))
+    assert len({tuple(completion) for completion in expected}) == len(expected)
+    for max_rows in (1, 8, 12):
+        assert ids(sample(policy, prompts, max_rows=max_rows, max_new_tokens=tokens)) == expected
+    halves = [sample(policy, prompts[at : at + 4], first=at, max_new_tokens=tokens) for at in (0, 4)]
+    assert ids(halves[0]) + ids(halves[1]) == expected
+    others = [[2, 80, 81, 82]] * 7
+    assert ids(sample(policy, [*others, prompts[7]], max_new_tokens=tokens))[-4:] == expected[-4:]
+
+
+def test_equal_prompts_of_one_batch_are_drawn_independently(policy):
+    first, second = sample(policy, [[2, 10, 11]] * 2)
+    assert [c.token_ids for c in first] != [c.token_ids for c in second]
 
 
 def test_completions_are_told_as_they_end_while_others_go_on(policy):
