@@ -97,6 +97,11 @@ def test_on_policy_nothing_is_attenuated():
     assert all(values[key] == (key in means) for key in values)
 
 
+def test_a_weight_of_a_half_is_not_attenuated():
+    weights, mask = torch.tensor([[0.0, 0.4999, 0.5, 0.5001]]), torch.ones(1, 4)
+    assert summary((torch.zeros(1, 4), torch.tensor([1.0]), mask, weights))["weights/attenuated"] == 0.5
+
+
 def histogram(*parts):
     _, advantages, mask, weights = gathered(*parts)
     return weight_histogram(weights, advantages, mask)

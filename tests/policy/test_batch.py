@@ -58,3 +58,5 @@ def test_minibatches_are_disjoint_whole_groups_that_cover_the_batch_in_every_epo
     assert [rows.tolist() for rows in plan[:3]] != [rows.tolist() for rows in plan[3:]]
     again = minibatch_rows(prompts=6, group_size=4, mu=3, epochs=2, seed=1)
     assert all((a == b).all() for a, b in zip(plan, again, strict=True))
+    other = minibatch_rows(prompts=6, group_size=4, mu=3, epochs=2, seed=2)
+    assert [rows.tolist() for rows in plan] != [rows.tolist() for rows in other]

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -330,3 +331,17 @@ def test_waiting_for_another_run_is_told_and_can_be_interrupted(policy, tmp_path
         cold_start(policy, demonstrations(policy), options, tmp_path, interruption, print, notes.append)
     assert notes == [f"another run is at the same cold start, {folder}; waiting for it"]
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_whoever_waited_long_enough_takes_what_is_there_then(policy, tmp_path):
+    options, notes = options_of(), []
+    folder = place_of(policy, options, tmp_path)
+    folder.mkdir()
+    busy = FileLock(folder / ".lock", thread_local=False)
+    busy.acquire()
+    release = threading.Timer(1.3, busy.release)  # longer than one look at the lock
+    release.start()
+    cold_start(policy, demonstrations(policy), options, tmp_path, Interruption(), lambda *_, **__: None, notes.append)
+    release.join()
+    assert len(notes) == 1
+    assert (folder / "step-3").is_dir()

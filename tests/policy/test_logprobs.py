@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import PhiConfig, PhiForCausalLM
 
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy import logprobs as logprobs_module
 from sspo_cli.policy.logprobs import token_logprobs
 from sspo_cli.policy.model import load_policy
+from sspo_cli.policy.tiny import tiny_tokenizer
 
 
 def plain(policy, batch, temperature):
@@ -32,6 +34,24 @@ def test_logprobs_and_entropy_are_those_of_the_model_at_the_temperature(policy, 
     assert theirs.std() > 1  # the distributions are not trivial
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, their_entropy, atol=1e-5, rtol=1e-5)
+
+
+def test_a_bias_of_the_projection_counts_and_dropout_does_not(make_batch, tmp_path):
+    """Phi has both; in training mode, as gradient checkpointing leaves it, against the model's own evaluation mode."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5}
+    model = PhiForCausalLM(PhiConfig(**shape, **dropout, num_attention_heads=2, initializer_range=0.2))
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    options = ModelOptions(name=str(tmp_path), gradient_checkpointing=True)
+    policy, batch = load_policy(options, torch.device("cpu")), make_batch()
+    assert policy.model.training
+    with torch.no_grad():
+        ours = policy.logprobs(batch, 0.7)[0]
+        policy.model.eval()
+        torch.testing.assert_close(ours, plain(policy, batch, 0.7)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_blocks_of_the_vocabulary_change_neither_values_nor_gradients(policy, make_batch, monkeypatch):

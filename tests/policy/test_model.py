@@ -68,6 +68,19 @@ def test_a_lora_checkpoint_is_an_adapter_that_trains_on(tiny, tmp_path, make_bat
     assert len(again.parameters) == len(policy.parameters) > 0
 
 
+def test_adapters_begin_by_their_own_seed_whatever_was_drawn_before(tiny):
+    def start(seed):
+        torch.rand(3)
+        return load_policy(ModelOptions(tiny=tiny, lora=LoraOptions(rank=4, seed=seed)), CPU).parameters
+
+    first, again, other = start(0), start(0), start(1)
+    drawn = [parameter.std() > 0 for parameter in first]  # A of each pair; B begins at 0
+    assert sum(drawn) == len(first) // 2
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)
+    assert [not torch.equal(a, b) for a, b in zip(first, other, strict=True)] == drawn
+
+
 def test_an_adapter_on_the_vocabulary_projection_is_refused(tiny):
     policy = load_policy(ModelOptions(tiny=tiny, lora=LoraOptions(targets=["q_proj", "lm_head"])), CPU)
     with pytest.raises(UserError, match="would not be trained"):
