@@ -1,7 +1,11 @@
 """The scheduler of a sweep and the places where trials run, without a trial's long work."""
 
 import json
+import multiprocessing
 import os
+import signal
+import sys
+import time
 from collections import defaultdict
 from io import StringIO
 from pathlib import Path
@@ -11,9 +15,11 @@ from rich.console import Console
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
+from sspo_cli.interruption import Interrupted
 from sspo_cli.sweep import run_sweep
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
+from sspo_cli.sweep.place import spawn
 from sspo_cli.sweep.view import TrialsView
 from sspo_cli.tracking.files import append_jsonl, last_jsonl_rows
 from sspo_cli.tracking.run_folder import RunFolder
@@ -59,6 +65,107 @@ class ScriptedTrial:
     def stop(self) -> None: ...
 
     def wait(self) -> None: ...
+
+
+class Endless(Scripted):
+    """The same, where trials end when they are stopped, a moment after that; `log` says what is done to them."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room, defaultdict(lambda: [0]))
+        self.log: list[str] = []
+
+    def start(self, trial: Trial, folder: Path):
+        if super().start(trial, folder) is None:
+            return None
+        return EndlessTrial(trial.name, self.log)
+
+
+class EndlessTrial:
+    slot = "somewhere"
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def poll(self) -> int | None:
+        return None
+
+    def stop(self) -> None:
+        self.log.append(f"stop {self.name}")
+
+    def wait(self) -> None:
+        self.log.append(f"wait {self.name}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_trials_at_once_and_waits_for_each(tmp_path, capsys, monkeypatch, number):
+    refresh = TrialsView.refresh
+    monkeypatch.setattr(TrialsView, "refresh", lambda self: (refresh(self), signal.raise_signal(number)))
+    place = Endless(2)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        run_sweep(trials("a", "b", "c"), tmp_path, place, retries=1)
+    assert place.log == ["stop a", "stop b", "wait a", "wait b"]
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-2:]] == [
+        ["stopped", "a"],
+        ["stopped", "b"],
+    ]
+
+
+def test_a_trial_that_cannot_be_started_leaves_no_other_one_running(tmp_path):
+    class Broken(Endless):
+        def start(self, trial, folder):
+            if trial.name == "b":
+                raise UserError("no more processes")
+            return super().start(trial, folder)
+
+    place = Broken(2)
+    with pytest.raises(UserError, match="no more processes"):
+        run_sweep(trials("a", "b"), tmp_path, place, retries=0)
+    assert place.log == ["stop a", "wait a"]
+
+
+@pytest.mark.parametrize("outcome", ["finished", "interrupted"])
+def test_a_trial_that_a_killed_sweep_left_running_is_waited_for(tmp_path, capsys, outcome):
+    """Its turn comes when its process has ended; where that has finished it, there is nothing left to start."""
+    orphan = RunFolder.create(tmp_path / "a", RunOptions(threads=8), [])
+
+    class Place(Scripted):
+        def start(self, trial, folder):
+            started = super().start(trial, folder)
+            if started is not None and trial.name == "c":  # by now `a` was passed over more than once
+                orphan.write_status(outcome, 160, 160)
+                orphan.close()
+            return started
+
+    place = Place(1, {"a": [0], "b": [0], "c": [0]})
+    run_sweep(trials("a", "b", "c"), tmp_path, place, retries=0)
+    assert place.order == {"finished": ["b", "c"], "interrupted": ["b", "c", "a"]}[outcome]
+    assert capsys.readouterr().out.count("finished      a (") == 1
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere a trial outlives its sweep, and the next sweep waits for it"
+)
+def test_a_trial_gets_a_sigterm_when_its_sweep_is_killed(tmp_path):
+    script = (
+        "import pathlib, signal, sys, time; folder = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'saved').touch() or sys.exit())\n"
+        "(folder / 'started').touch(); time.sleep(60)"
+    )
+
+    def sweep() -> None:
+        spawn([sys.executable, "-c", script, str(tmp_path)], {}, tmp_path / "log")
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = multiprocessing.get_context("fork").Process(target=sweep)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "saved").exists():
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.01)
 
 
 def test_a_failed_trial_is_tried_again_after_the_others(tmp_path, capsys):
