@@ -1,7 +1,7 @@
 """Small models and batches that several test files use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,7 +21,9 @@ from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 torch.set_num_threads(1)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # behind all that pytest itself says
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    yield
     if line := skipped_line(terminalreporter.stats.get("skipped", [])):
         terminalreporter.write_line(line, yellow=True)
 
