@@ -16,10 +16,10 @@ from rich.console import Console
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
-from sspo_cli.sweep import run_sweep
+from sspo_cli.sweep import place_for, run_sweep
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
-from sspo_cli.sweep.place import spawn
+from sspo_cli.sweep.place import command_of, spawn
 from sspo_cli.sweep.view import TrialsView
 from sspo_cli.tracking.files import append_jsonl, last_jsonl_rows
 from sspo_cli.tracking.run_folder import RunFolder
@@ -212,6 +212,28 @@ def test_a_trial_that_was_begun_with_other_options_is_told(tmp_path):
     assert place.order == []
 
 
+def test_a_finished_trial_is_neither_started_nor_reported_again(tmp_path, capsys):
+    with RunFolder.create(tmp_path / "a", RunOptions(threads=8), []) as run:
+        run.write_status("finished", 160, 160)
+    place = Scripted(1, {"b": [0]})
+    run_sweep(trials("a", "b"), tmp_path, place, retries=0)
+    assert place.order == ["b"]
+    said = capsys.readouterr().out
+    assert "2 trials in" in said.splitlines()[0]
+    assert "1 finished before" in said.splitlines()[0]
+    assert "finished      a" not in said
+
+
+def test_a_trial_that_waits_for_room_is_not_overtaken_by_smaller_ones(tmp_path):
+    class Sized(Scripted):
+        def start(self, trial, folder):
+            return None if trial.name == "big" and self.now else super().start(trial, folder)
+
+    place = Sized(2, {"a": [0], "big": [0], "c": [0]})
+    run_sweep(trials("a", "big", "c"), tmp_path, place, retries=0)
+    assert place.order == ["a", "big", "c"]
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*/file/sweep: Not a directory"):
@@ -263,15 +285,61 @@ def test_without_a_gpu_trials_share_the_cores_and_see_no_change_of_devices(tmp_p
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["", "", ""]
 
 
+def test_a_slot_is_free_once_however_often_its_trial_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda trial, folder: ["true"])
+    machine = Machine(1, [])
+    ended = machine.start(trials("a")[0], tmp_path)
+    ended.wait()
+    assert [ended.poll(), ended.poll()] == [0, 0]
+    assert machine.start(trials("b")[0], tmp_path) is not None
+    assert machine.start(trials("c")[0], tmp_path) is None
+
+
+@pytest.mark.parametrize(("devices", "slot"), [(["cpu", "cpu"], "slot 1"), (["cpu", "auto"], "GPU 4")])
+def test_trials_that_want_no_gpu_take_none(tmp_path, monkeypatch, devices, slot):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda trial, folder: ["true"])
+    of_devices = [Trial(f"{n}", {}, RunOptions(device=device)) for n, device in enumerate(devices)]
+    with place_for(of_devices, 1, None) as place:
+        started = place.start(of_devices[0], tmp_path)
+        assert started.slot == slot
+        started.wait()
+
+
+def test_a_trial_is_begun_with_its_options_and_then_resumed(tmp_path):
+    (trial,) = trials("a")
+    begun = command_of(trial, tmp_path)
+    assert begun[:5] == [sys.executable, "-m", "sspo_cli", "train", "--runs-dir"]
+    assert begun[5:] == [str(tmp_path), "--run", "a", "-c", str(tmp_path / "a.json")]
+    assert RunOptions.model_validate_json((tmp_path / "a.json").read_text()) == trial.options
+    RunFolder.create(tmp_path / "a", trial.options, []).close()
+    assert command_of(trial, tmp_path)[5:] == [str(tmp_path), "--run", "a", "--resume"]
+
+
+def test_a_trial_reads_nothing_is_apart_from_the_terminal_and_its_log_keeps_every_attempt(tmp_path):
+    script = (
+        "import os, sys; print(sys.stdin.read(), os.getsid(0) == os.getpid(), sys.argv[1], flush=True)\n"
+        "sys.exit(sys.argv[1])"  # on standard error
+    )
+    for attempt in ("one", "two"):
+        spawn([sys.executable, "-c", script, attempt], {}, tmp_path / "log").wait()
+    assert (tmp_path / "log").read_text().split() == ["True", "one", "one", "True", "two", "two"]
+
+
 def test_the_gpus_are_those_that_are_visible(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert visible_gpus() == ["2", "3"]
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert visible_gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == ["0", "1"]
+    driver.write_text("#!/bin/sh\necho has failed\nexit 9\n")
+    assert visible_gpus() == []
     driver.unlink()
     assert visible_gpus() == []
 

@@ -1,6 +1,8 @@
 """Checkpoints are complete or absent."""
 
 import errno
+import os
+import pickle
 import shutil
 
 import pytest
@@ -68,6 +70,43 @@ def test_damage_is_seen_and_the_one_before_serves(policy, tmp_path, damage):
         case "no manifest":
             (tmp_path / "step-10" / "manifest.json").unlink()
     assert latest_whole(tmp_path) == (tmp_path / "step-2", [tmp_path / "step-10"])
+
+
+def test_damage_to_any_file_is_seen(policy, tmp_path):
+    folder = tmp_path / "step-1"
+    save_checkpoint(folder, policy, STATE)
+    names = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert {"model.safetensors", "trainer.pt", "config.json", "tokenizer.json"} <= names
+    for path in map(folder.joinpath, names):
+        content = path.read_bytes()
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        assert not is_whole(folder), path.name
+        path.write_bytes(content)
+    assert is_whole(folder)
+
+
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(policy, tmp_path, monkeypatch):
+    calls = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append("rename"), rename(a, b)))
+    save_checkpoint(tmp_path / "step-1", policy, STATE)
+    at = calls.index("rename")
+    folder = tmp_path / "step-1"
+    assert {path.stat().st_ino for path in (folder, *folder.iterdir())} <= set(calls[:at])
+    assert tmp_path.stat().st_ino in calls[at:]  # and then the new name
+
+
+def test_a_state_that_holds_code_is_not_run(policy, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (tmp_path.joinpath("executed").touch, ())
+
+    save_checkpoint(tmp_path / "step-1", policy, STATE)
+    torch.save({"run": Code()}, tmp_path / "step-1" / "trainer.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path / "step-1")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(

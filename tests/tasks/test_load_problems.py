@@ -53,6 +53,7 @@ def test_deepmath_parquet_shards_in_order(tmp_path):
 def test_dapo_of_verl_is_stripped_and_each_question_kept_once(tmp_path, write):
     rows = [dapo_row(1, "What is $1+1$?", "2"), dapo_row(2, "What is 2+2?", "4")] * 3
     rows += [dapo_row(3, "What is 2+2?", "-1")]  # the same question under another index
+    rows += [dapo_row(1, "What is the sum of 1 and 1?", "2")]  # another wording under the same index
     file = write(tmp_path / f"train.{'jsonl' if write is write_jsonl else 'parquet'}", rows)
     problems = load_problems("dapo", path=str(file), split="train")
     assert [(p.id, p.question, p.answer) for p in problems] == [
@@ -71,6 +72,8 @@ def test_benchmarks_keep_their_ids(tmp_path):
     math = write_jsonl(tmp_path / "math.jsonl", [{"problem": "p", "answer": "\\pi", "unique_id": "test/a/1.json"}])
     aime = write_jsonl(tmp_path / "aime.jsonl", [{"id": 60, "problem": "p", "answer": "025", "solution": "…"}])
     assert load_problems("math500", path=str(math), split="test")[0].id == "test/a/1.json"
+    math = write_jsonl(tmp_path / "copy.jsonl", [{"problem": "p", "answer": "1"}, {"problem": "q", "answer": "2"}])
+    assert [p.id for p in load_problems("math500", path=str(math), split="test")] == ["test-0", "test-1"]
     (problem,) = load_problems("aime24", path=str(aime), split="test")
     assert (problem.id, problem.answer, problem.task) == ("60", "025", "aime24")
 
@@ -180,6 +183,20 @@ def test_file_takes_ids_and_demonstrations(tmp_path):
     assert (second.id, second.demonstration) == ("u", None)
 
 
+def test_an_id_of_0_is_one(tmp_path):
+    rows = [{"id": 0, "unique_id": "u", **QUESTIONS[0]}]
+    (problem,) = load_problems("file", path=str(write_jsonl(tmp_path / "x.jsonl", rows)), split="train")
+    assert problem.id == "0"
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "mine" / "x.jsonl", QUESTIONS)
+    assert len(load_problems("file", path="~/mine/x.jsonl", split="train")) == 2
+    with pytest.raises(UserError, match=r"~/mine/absent does not exist"):
+        load_problems("gsm8k", path="~/mine/absent", split="train")
+
+
 def test_json_array_and_parquet_say_the_same(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(QUESTIONS))
     write_parquet(tmp_path / "b.parquet", QUESTIONS)
@@ -257,6 +274,8 @@ def test_bad_parquet_rows_and_files_are_named(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.jsonl does not exist"):
         load_problems("file", path=str(tmp_path / "absent.jsonl"), split="train")
+    with pytest.raises(UserError, match=r"absent does not exist"):  # an absolute path is no name on the hub
+        load_problems("gsm8k", path=str(tmp_path / "absent"), split="train")
     (tmp_path / "x.csv").write_text("question,answer\n")
     with pytest.raises(UserError, match=r"x\.csv has an unknown type; use \.jsonl, \.json, \.parquet"):
         load_problems("file", path=str(tmp_path / "x.csv"), split="train")

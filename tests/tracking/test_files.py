@@ -73,9 +73,16 @@ def test_rows_come_back_as_they_were_appended(tmp_path: Path) -> None:
 
 def test_what_json_has_no_word_for_is_null_and_half_a_surrogate_is_no_exception(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    append_jsonl(path, {"loss": float("nan"), "list": [float("inf"), 1.0], "text": "\ud83d"})
+    append_jsonl(
+        path, {"loss": float("nan"), "list": [float("inf"), 1.0], "pair": (1, {"x": float("-inf")}), "text": "\ud83d"}
+    )
     (line,) = path.read_text(encoding="utf-8").splitlines()
-    assert json.loads(line, parse_constant=pytest.fail) == {"loss": None, "list": [None, 1.0], "text": "?"}
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "loss": None,
+        "list": [None, 1.0],
+        "pair": [1, {"x": None}],
+        "text": "?",
+    }
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
