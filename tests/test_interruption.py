@@ -13,6 +13,8 @@ from sspo_cli.interruption import Interruption
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tracking.tracker import Tracker
 
+BOTH = (signal.SIGINT, signal.SIGTERM)
+
 
 def interrupt(
     monkeypatch: pytest.MonkeyPatch, method: str, when: Callable[..., bool], number: int = 1
@@ -54,14 +56,14 @@ def assert_interrupted(done: Outcome, run_folder: Path, step: int) -> None:
 def kept_handlers() -> Iterator[list[int]]:
     """Signals that reach the handlers that were there before, which end no process."""
     received: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in Interruption.SIGNALS}
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in BOTH}
     yield received
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", BOTH)
+@pytest.mark.parametrize("second", BOTH)
 def test_the_first_signal_is_a_request_and_the_second_one_acts_as_it_would_without(
     kept_handlers: list[int], capfd: pytest.CaptureFixture[str], first: signal.Signals, second: signal.Signals
 ) -> None:
@@ -80,9 +82,9 @@ def test_the_first_signal_is_a_request_and_the_second_one_acts_as_it_would_witho
 def test_after_quiet_work_the_handlers_are_those_from_before(kept_handlers: list[int]) -> None:
     with Interruption() as interruption:
         pass
-    for number in Interruption.SIGNALS:
+    for number in BOTH:
         signal.raise_signal(number)
-    assert kept_handlers == list(Interruption.SIGNALS)
+    assert kept_handlers == list(BOTH)
     assert not interruption.requested
 
 
