@@ -68,7 +68,7 @@ class ScriptedTrial:
 
 
 class Endless(Scripted):
-    """The same, where trials end when they are stopped, a moment after that; `log` says what is done to them."""
+    """The same, but trials go on until they are stopped, when `b` takes its last step; `log` says what is done to them."""
 
     def __init__(self, room: int) -> None:
         super().__init__(room, defaultdict(lambda: [0]))
@@ -77,14 +77,14 @@ class Endless(Scripted):
     def start(self, trial: Trial, folder: Path):
         if super().start(trial, folder) is None:
             return None
-        return EndlessTrial(trial.name, self.log)
+        return EndlessTrial(trial.name, folder, self.log)
 
 
 class EndlessTrial:
     slot = "somewhere"
 
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self.log = name, log
+    def __init__(self, name: str, folder: Path, log: list[str]) -> None:
+        self.name, self.folder, self.log = name, folder, log
 
     def poll(self) -> int | None:
         return None
@@ -94,6 +94,8 @@ class EndlessTrial:
 
     def wait(self) -> None:
         self.log.append(f"wait {self.name}")
+        with RunFolder.create(self.folder / self.name, RunOptions(threads=8), []) as run:
+            run.write_status("finished" if self.name == "b" else "interrupted", 160, 160)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -106,7 +108,7 @@ def test_a_signal_stops_all_trials_at_once_and_waits_for_each(tmp_path, capsys, 
     assert place.log == ["stop a", "stop b", "wait a", "wait b"]
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-2:]] == [
         ["stopped", "a"],
-        ["stopped", "b"],
+        ["finished", "b"],
     ]
 
 

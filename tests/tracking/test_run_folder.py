@@ -38,12 +38,23 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, RunOptions(), [])
 
 
-@pytest.mark.parametrize(("state", "replaced"), [("failed", True), ("interrupted", False), ("running", False)])
+@pytest.mark.parametrize(
+    ("state", "step", "metrics", "replaced"),
+    [
+        ("failed", 0, False, True),
+        ("failed", 0, True, False),  # killed before its status was written again, and then not resumed
+        ("failed", 3, False, False),
+        ("interrupted", 0, False, False),
+        ("running", 0, False, False),
+    ],
+)
 def test_only_a_run_that_failed_before_its_first_step_gives_up_its_name(
-    tmp_path: Path, state: State, replaced: bool
+    tmp_path: Path, state: State, step: int, metrics: bool, replaced: bool
 ) -> None:
     with RunFolder.create(tmp_path / "a", RunOptions(), []) as run:
-        run.write_status(state, 0, 120)
+        run.write_status(state, step, 120)
+        if metrics:
+            append_jsonl(run.metrics_path, {"step": 1})
     if replaced:
         RunFolder.create(tmp_path / "a", RunOptions(seed=1), []).close()
     else:
