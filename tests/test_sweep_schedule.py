@@ -287,6 +287,16 @@ def test_without_a_gpu_trials_share_the_cores_and_see_no_change_of_devices(tmp_p
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["", "", ""]
 
 
+def test_a_trial_gets_no_more_threads_than_it_asks_for(tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(
+        "sspo_cli.sweep.machine.command_of", lambda trial, _: threads.append(trial.options.threads) or ["true"]
+    )
+    Machine(1, []).start(Trial("a", {}, RunOptions(threads=2)), tmp_path).wait()
+    assert threads == [2]
+
+
 def test_a_slot_is_free_once_however_often_its_trial_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda trial, folder: ["true"])
     machine = Machine(1, [])
@@ -320,12 +330,38 @@ def test_a_trial_is_begun_with_its_options_and_then_resumed(tmp_path):
 
 def test_a_trial_reads_nothing_is_apart_from_the_terminal_and_its_log_keeps_every_attempt(tmp_path):
     script = (
-        "import os, sys; print(sys.stdin.read(), os.getsid(0) == os.getpid(), sys.argv[1], flush=True)\n"
+        "import os, sys; print(os.read(0, 9) == b'', os.getsid(0) == os.getpid(), sys.argv[1], flush=True)\n"
         "sys.exit(sys.argv[1])"  # on standard error
     )
-    for attempt in ("one", "two"):
-        spawn([sys.executable, "-c", script, attempt], {}, tmp_path / "log").wait()
-    assert (tmp_path / "log").read_text().split() == ["True", "one", "one", "True", "two", "two"]
+    (tmp_path / "typed").write_text("typed")
+    terminal = os.dup(0)
+    try:
+        with (tmp_path / "typed").open() as typed:
+            os.dup2(typed.fileno(), 0)
+        for attempt in ("one", "two"):
+            spawn([sys.executable, "-c", script, attempt], {}, tmp_path / "log").wait()
+    finally:
+        os.dup2(terminal, 0)
+        os.close(terminal)
+    assert (tmp_path / "log").read_text().split() == ["True", "True", "one", "one", "True", "True", "two", "two"]
+
+
+def test_a_trial_that_is_asked_to_stop_can_save_its_state(tmp_path, monkeypatch):
+    script = (
+        "import pathlib, signal, sys, time; folder = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'saved').touch() or sys.exit(130))\n"
+        "(folder / 'started').touch(); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda trial, folder: command)
+    running = Machine(1, []).start(trials("a")[0], tmp_path)
+    while not (tmp_path / "started").exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.stop()
+    running.wait()
+    assert running.poll() == 130
+    assert (tmp_path / "saved").exists()
 
 
 def test_the_gpus_are_those_that_are_visible(tmp_path, monkeypatch):
@@ -355,6 +391,13 @@ def test_the_last_rows_of_a_long_file_are_whole(tmp_path):
         file.write(b'{"step": 50, "pad')
     assert [row["step"] for row in last_jsonl_rows(path, 3)] == [47, 48, 49]
     assert [row["step"] for row in last_jsonl_rows(path, 100)] == list(range(50))
+
+
+def test_of_rows_longer_than_expected_only_whole_ones_come_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in range(10):
+        append_jsonl(path, {"step": step, "padding": "x" * 5000})
+    assert [row["step"] for row in last_jsonl_rows(path, 3)] == [8, 9]
 
 
 def test_the_view_of_a_terminal_shows_state_step_reward_and_time_left(tmp_path):

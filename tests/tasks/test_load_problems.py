@@ -76,6 +76,8 @@ def test_benchmarks_keep_their_ids(tmp_path):
     assert [p.id for p in load_problems("math500", path=str(math), split="test")] == ["test-0", "test-1"]
     (problem,) = load_problems("aime24", path=str(aime), split="test")
     assert (problem.id, problem.answer, problem.task) == ("60", "025", "aime24")
+    write_jsonl(aime, [{"id": number, "problem": "p", "answer": "1"} for number in (1, 0)])
+    assert [p.id for p in load_problems("aime24", path=str(aime), split="test")] == ["1", "0"]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,18 @@ def test_the_new_file_is_on_disk_before_it_takes_the_old_ones_place(
     assert calls == [4, "replace"]
 
 
+def test_two_processes_that_write_a_file_do_not_write_into_each_other_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (sources.append(a), replace(a, b)))
+    write_text_atomic(tmp_path / "a", "one")
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    write_text_atomic(tmp_path / "a", "two")
+    assert len(set(sources)) == 2
+
+
 @pytest.mark.parametrize(
     ("number", "said"), [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")]
 )
