@@ -1,7 +1,7 @@
 """Small models and batches that several test files use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from shared_data import NO_SHARED_DATA, SHARED_DATA, skipped_line
+from small_rows import write_small_data
 from small_runs import run
 
 from sspo_cli.config import ModelOptions, TinyModelOptions
@@ -18,7 +20,26 @@ from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 torch.set_num_threads(1)
 
-SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # behind all that pytest itself says
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    yield
+    if line := skipped_line(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line, yellow=True)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The published data sets; the test is skipped without them."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{NO_SHARED_DATA} next to the project")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up data sets in the layouts of the published ones."""
+    return write_small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from sspo_cli.config import TinyModelOptions
 from sspo_cli.objectives import Objective
+from sspo_cli.policy.model import Policy
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
+from sspo_cli.tracking.tracker import Tracker
 
 QUICK = {
     "steps": 6,
@@ -58,6 +61,40 @@ def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_with_its_state_s
     assert [row["policy/skipped"] for row in rows] == [0, 0, 1, 2]
     assert json.loads((tmp_path / "bad" / "status.json").read_text())["state"] == "failed"
     assert (tmp_path / "bad" / "checkpoints" / "step-4" / "manifest.json").exists()
+
+
+def test_bad_steps_between_good_ones_are_skipped_and_stop_nothing(train, tmp_path, monkeypatch):
+    break_weights(monkeypatch, lambda call: call % 2 == 0)
+    done = train(optimizer__max_bad_steps=2)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["policy/skipped"] for row in rows] == [0, 1, 1, 2, 2, 3]
+
+
+def test_bad_steps_before_and_after_a_stop_are_in_a_row(train, tmp_path, monkeypatch):
+    log = Tracker.log
+    monkeypatch.setattr(Tracker, "log", lambda *args: (log(*args), signal.raise_signal(signal.SIGINT)))
+    break_weights(monkeypatch, lambda call: True)
+    assert train(optimizer__max_bad_steps=2).returncode == 130
+    assert_told(train("--resume", optimizer__max_bad_steps=2), "was not finite in 2 steps in a row, at step 2")
+
+
+@pytest.mark.parametrize(("bad", "said"), [({2, 4}, None), ({2, 3}, "in 2 steps in a row, at step 3")])
+def test_bad_steps_of_the_cold_start_count_in_a_row_too(train, monkeypatch, bad, said):
+    logprobs, calls = Policy.logprobs, 0
+
+    def broken(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        logprobs_now, entropy = logprobs(self, *args, **kwargs)
+        return logprobs_now * (float("nan") if calls in bad else 1.0), entropy
+
+    monkeypatch.setattr(Policy, "logprobs", broken)
+    done = train(steps=1, cold_start__steps=4, optimizer__max_bad_steps=2)
+    if said:
+        assert_told(done, said)
+    else:
+        assert done.returncode == 0, done.stderr
 
 
 def test_one_bad_step_changes_no_weight_and_does_not_stop_the_run(train, tmp_path, monkeypatch):

@@ -124,12 +124,12 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sspo", "gspo"])
-def test_table_1_runs_on_a_small_qwen2_and_the_real_rows(qwen2_folder: Path, tmp_path: Path, method: str):
+@pytest.mark.parametrize(("method", "rows"), [("sspo", "shared_data"), ("gspo", "small_data")])
+def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
+    qwen2_folder: Path, tmp_path: Path, request: pytest.FixtureRequest, method: str, rows: str
+):
     """Unchanged but for the model, the data's paths and, for the machine's sake, the numbers of steps, rows and tokens."""
-    data = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not data.is_dir():
-        pytest.skip(f"the real rows are not here: {data}")
+    data: Path = request.getfixturevalue(rows)
     tasks = [{"name": name, "path": str(data / name), "limit": 200} for name in ("gsm8k", "deepmath")]
     tasks[1]["path"] = str(data / "deepmath" / "sample.jsonl")
     benchmarks = [

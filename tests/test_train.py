@@ -109,7 +109,7 @@ VALIDATED = [
 ] + ["-s", "checkpoint.keep=1"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def validated(undisturbed: Path) -> Path:
     run(undisturbed.parent, "--run", "validated", *VALIDATED)
     return undisturbed.parent / "validated"

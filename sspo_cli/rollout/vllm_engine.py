@@ -167,6 +167,8 @@ def _undisturbed() -> Iterator[None]:
         os.environ.update(environment | written)
 
 
+# Dynamo stays disabled for an engine that is started, not for a question: another engine's learner may compile.
+@torch._dynamo.config.patch(disable=torch._dynamo.config.disable)
 @_undisturbed()
 def why_not(policy: Policy) -> str | None:
     """Say what keeps vLLM from sampling for this policy on this machine, or None."""

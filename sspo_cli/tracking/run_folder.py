@@ -132,7 +132,7 @@ class RunFolder:
         about["options"] = config.model_dump(mode="json")
         about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
         write_json_atomic(self.config_path, about)
-        del self.config  # read anew
+        vars(self).pop("config", None)  # to be read anew
 
     @property
     def status(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Checkpoints are complete or absent."""
 
 import errno
+import os
+import pickle
 import shutil
 
 import pytest
@@ -28,6 +30,30 @@ def test_state_comes_back_as_it_was(policy, tmp_path):
     assert is_whole(tmp_path / "step-3")
 
 
+def test_a_checkpoint_of_the_same_step_is_replaced_whole(policy, tmp_path):
+    save_checkpoint(tmp_path / "step-3", policy, STATE)
+    (tmp_path / "step-3" / "left.txt").write_text("of the old one")
+    before = (tmp_path / "step-3" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        policy.parameters[0].add_(1.0)
+    save_checkpoint(tmp_path / "step-3", policy, {"run": {"step": 3, "batch": "another"}})
+    assert load_state(tmp_path / "step-3") == {"run": {"step": 3, "batch": "another"}}
+    assert (tmp_path / "step-3" / "model.safetensors").read_bytes() != before
+    assert is_whole(tmp_path / "step-3")
+    assert not (tmp_path / "step-3" / "left.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(policy, tmp_path):
+    for name in (".step-2.partial", ".step-4.partial"):  # of the step itself, and of one that is not written again
+        (tmp_path / name / "deeper").mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    assert latest_whole(tmp_path) == (None, [])
+    save_checkpoint(tmp_path / "step-2", policy, STATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+    assert is_whole(tmp_path / "step-2")
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "no manifest"])
 def test_damage_is_seen_and_the_one_before_serves(policy, tmp_path, damage):
     for step in (2, 10):  # in the order of numbers, not of names
@@ -44,6 +70,43 @@ def test_damage_is_seen_and_the_one_before_serves(policy, tmp_path, damage):
         case "no manifest":
             (tmp_path / "step-10" / "manifest.json").unlink()
     assert latest_whole(tmp_path) == (tmp_path / "step-2", [tmp_path / "step-10"])
+
+
+def test_damage_to_any_file_is_seen(policy, tmp_path):
+    folder = tmp_path / "step-1"
+    save_checkpoint(folder, policy, STATE)
+    names = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert {"model.safetensors", "trainer.pt", "config.json", "tokenizer.json"} <= names
+    for path in map(folder.joinpath, names):
+        content = path.read_bytes()
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        assert not is_whole(folder), path.name
+        path.write_bytes(content)
+    assert is_whole(folder)
+
+
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(policy, tmp_path, monkeypatch):
+    calls = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append("rename"), rename(a, b)))
+    save_checkpoint(tmp_path / "step-1", policy, STATE)
+    at = calls.index("rename")
+    folder = tmp_path / "step-1"
+    assert {path.stat().st_ino for path in (folder, *folder.iterdir())} <= set(calls[:at])
+    assert tmp_path.stat().st_ino in calls[at:]  # and then the new name
+
+
+def test_a_state_that_holds_code_is_not_run(policy, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (tmp_path.joinpath("executed").touch, ())
+
+    save_checkpoint(tmp_path / "step-1", policy, STATE)
+    torch.save({"run": Code()}, tmp_path / "step-1" / "trainer.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path / "step-1")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +164,15 @@ def test_damaged_ones_are_set_aside_and_do_not_count_among_those_to_keep(policy,
     assert set_damaged_aside(tmp_path) == (tmp_path / "step-1", [tmp_path / "damaged-step-2"])
     keep_last(tmp_path, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-2", "step-1"]
+
+
+def test_a_step_that_is_damaged_again_takes_the_place_of_the_one_set_aside(policy, tmp_path):
+    save_checkpoint(tmp_path / "step-1", policy, STATE)
+    for number in (1, 2):
+        save_checkpoint(tmp_path / "step-2", policy, STATE)
+        (tmp_path / "step-2" / "manifest.json").write_text(f'{{"absent {number}": ""}}')
+        assert set_damaged_aside(tmp_path) == (tmp_path / "step-1", [tmp_path / "damaged-step-2"])
+    assert "absent 2" in (tmp_path / "damaged-step-2" / "manifest.json").read_text()
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(policy, tmp_path, monkeypatch):

@@ -2,15 +2,12 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sspo_cli.rewards import format_reward
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 @pytest.mark.parametrize(
@@ -39,10 +36,8 @@ def test_cases(text, reward):
     assert format_reward(text) == reward
 
 
-def test_agrees_with_the_shared_cases():
-    file = SHARED / "outputs" / "format_cases.jsonl"
-    if not file.exists():
-        pytest.skip("no shared data beside the project")
+def test_agrees_with_the_shared_cases(shared_data):
+    file = shared_data / "outputs" / "format_cases.jsonl"
     cases = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(cases) == 13
     assert [format_reward(case["text"]) for case in cases] == [case["paper_r_format_literal"] for case in cases]

@@ -25,6 +25,7 @@ def test_vllm_that_is_not_installed_is_told(policy, monkeypatch):
         UserError, match=r"vLLM is not installed \(`pip install 'sspo\[vllm\]'`.* set rollout.engine=torch"
     ):
         open_engine(RolloutOptions(engine="vllm"), policy, named=False)
+    assert not torch._dynamo.config.disable  # else model.kernels=compiled would compile nothing from here on
 
 
 def test_a_server_that_does_not_answer_is_told_with_how_to_start_one(policy, tmp_path):

@@ -1,43 +1,15 @@
 """Every data set in the layouts that it is published in, and the sentence for each thing that can be wrong with a file."""
 
 import json
-from pathlib import Path
 from typing import get_args
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 import pytest
+from small_rows import DAPO, DEEPMATH, dapo_row, write_jsonl, write_parquet
 
 from sspo_cli.config import TaskName
 from sspo_cli.errors import UserError
 from sspo_cli.tasks import TASKS, load_problems
-from sspo_cli.tasks.dapo import INSTRUCTION_AFTER, INSTRUCTION_BEFORE
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
-
-def write_jsonl(path: Path, rows: list) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def write_parquet(path: Path, rows: list) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
-def verl_row(question: str, gold: str, index: str) -> dict:
-    content = f"{INSTRUCTION_BEFORE}\n\n{question}\n\n{INSTRUCTION_AFTER}"
-    return {
-        "data_source": "math_dapo",
-        "prompt": [{"content": content, "role": "user"}],
-        "reward_model": {"ground_truth": gold, "style": "rule-lighteval/MATH_v2"},
-        "extra_info": {"index": index},
-    }
-
 
 QUESTIONS = [{"question": "1+1?", "answer": "2"}, {"question": "2+2?", "answer": "4"}]
 
@@ -79,13 +51,14 @@ def test_deepmath_parquet_shards_in_order(tmp_path):
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
 def test_dapo_of_verl_is_stripped_and_each_question_kept_once(tmp_path, write):
-    rows = [verl_row("What is $1+1$?", "2", "a"), verl_row("What is 2+2?", "4", "b")] * 3
-    rows += [verl_row("What is 2+2?", "-1", "c")]  # the same question under another index
+    rows = [dapo_row(1, "What is $1+1$?", "2"), dapo_row(2, "What is 2+2?", "4")] * 3
+    rows += [dapo_row(3, "What is 2+2?", "-1")]  # the same question under another index
+    rows += [dapo_row(1, "What is the sum of 1 and 1?", "2")]  # another wording under the same index
     file = write(tmp_path / f"train.{'jsonl' if write is write_jsonl else 'parquet'}", rows)
     problems = load_problems("dapo", path=str(file), split="train")
     assert [(p.id, p.question, p.answer) for p in problems] == [
-        ("a", "What is $1+1$?", "2"),
-        ("b", "What is 2+2?", "4"),
+        ("00000000-0000-4000-8000-000000000001", "What is $1+1$?", "2"),
+        ("00000000-0000-4000-8000-000000000002", "What is 2+2?", "4"),
     ]
 
 
@@ -99,8 +72,12 @@ def test_benchmarks_keep_their_ids(tmp_path):
     math = write_jsonl(tmp_path / "math.jsonl", [{"problem": "p", "answer": "\\pi", "unique_id": "test/a/1.json"}])
     aime = write_jsonl(tmp_path / "aime.jsonl", [{"id": 60, "problem": "p", "answer": "025", "solution": "…"}])
     assert load_problems("math500", path=str(math), split="test")[0].id == "test/a/1.json"
+    math = write_jsonl(tmp_path / "copy.jsonl", [{"problem": "p", "answer": "1"}, {"problem": "q", "answer": "2"}])
+    assert [p.id for p in load_problems("math500", path=str(math), split="test")] == ["test-0", "test-1"]
     (problem,) = load_problems("aime24", path=str(aime), split="test")
     assert (problem.id, problem.answer, problem.task) == ("60", "025", "aime24")
+    write_jsonl(aime, [{"id": number, "problem": "p", "answer": "1"} for number in (1, 0)])
+    assert [p.id for p in load_problems("aime24", path=str(aime), split="test")] == ["1", "0"]
 
 
 @pytest.mark.parametrize(
@@ -114,24 +91,65 @@ def test_benchmarks_keep_their_ids(tmp_path):
         ("aime25", "test", 30),
     ],
 )
-def test_shared_copies_load_whole(task, split, count):
-    if not (SHARED / task).exists():
-        pytest.skip("no shared data beside the project")
-    problems = load_problems(task, path=str(SHARED / task), split=split)
+def test_shared_copies_load_whole(shared_data, task, split, count):
+    problems = load_problems(task, path=str(shared_data / task), split=split)
     assert len(problems) == count
     assert not any("####" in p.answer or not p.answer.strip() for p in problems)
 
 
-def test_shared_dapo_has_no_instructions_left():
-    if not (SHARED / "dapo").exists():
-        pytest.skip("no shared data beside the project")
+def test_shared_dapo_has_no_instructions_left(shared_data):
     verl, cleaned = (
-        load_problems("dapo", path=str(SHARED / "dapo" / f"{name}.jsonl"), split="train", limit=14)
+        load_problems("dapo", path=str(shared_data / "dapo" / f"{name}.jsonl"), split="train", limit=14)
         for name in ("sample", "processed_sample")
     )
     assert verl == cleaned
-    whole = load_problems("dapo", path=str(SHARED / "dapo" / "sample.jsonl"), split="train")
+    whole = load_problems("dapo", path=str(shared_data / "dapo" / "sample.jsonl"), split="train")
     assert not any("Answer:" in p.question for p in whole)
+
+
+# --- made-up rows in those layouts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["gsm8k", "gsm8k-hub"])
+def test_gsm8k_rows_of_a_folder(small_data, folder):
+    train = load_problems("gsm8k", path=str(small_data / folder), split="train")
+    assert [p.id for p in train] == [f"train-{n}" for n in range(24)]
+    assert [p.answer for p in train] == [str((40 + n) * (30 + 2 * n) - 8) for n in range(24)]
+    assert train[0].question.startswith("Noor packs 40 boxes with 30 lamps in each of them.")
+    assert train[0].demonstration == (
+        "<think>\nNoor packs 40*30=1200 lamps.\nThen 1200-8=1,192 are left.\n</think>\n<answer>1192</answer>"
+    )
+    test = load_problems("gsm8k", path=str(small_data / folder), split="test", limit=2)
+    assert [(p.id, p.answer) for p in test] == [("test-0", str(64 * 78 - 8)), ("test-1", str(65 * 80 - 8))]
+
+
+def test_benchmark_rows_of_a_folder(small_data):
+    math = load_problems("math500", path=str(small_data / "math500"), split="test")
+    assert [p.id for p in math] == [f"test/algebra/{n}.json" for n in range(6)]
+    assert (math[1].question, math[1].answer, math[1].task) == ("Solve $4x = 6$.", r"\frac{3}{2}", "math500")
+    assert all(p.demonstration is None for p in math)
+    aime = load_problems("aime24", path=str(small_data / "aime24"), split="test")
+    assert [(p.id, p.answer) for p in aime] == [("60", "025"), ("61", "907"), ("62", "004")]
+    aime = load_problems("aime25", path=str(small_data / "aime25"), split="test")
+    assert [(p.id, p.question) for p in aime] == [
+        ("0", "Find the area."),
+        ("1", "Find the angle in degrees."),
+        ("2", "Find the sum."),
+        ("3", "Find $a$."),
+    ]
+
+
+def test_training_rows_of_a_file(small_data):
+    verl, cleaned = (
+        load_problems("dapo", path=str(small_data / "dapo" / f"{name}.jsonl"), split="train")
+        for name in ("sample", "processed_sample")
+    )
+    assert verl == cleaned
+    assert [(p.question, p.answer, p.task) for p in verl] == [(*row, "dapo") for row in DAPO]
+    deepmath = load_problems("deepmath", path=str(small_data / "deepmath" / "sample.jsonl"), split="train")
+    assert [(p.question, p.answer) for p in deepmath] == DEEPMATH
+    assert [p.id for p in deepmath] == [f"train-{n}" for n in range(10)]
+    assert all(p.demonstration is None for p in deepmath)  # thousands of tokens each
 
 
 # --- files of the user's own -----------------------------------------------------------------------------------------
@@ -165,6 +183,20 @@ def test_file_takes_ids_and_demonstrations(tmp_path):
     first, second = load_problems("file", path=str(write_jsonl(tmp_path / "x.jsonl", rows)), split="train")
     assert (first.id, first.demonstration) == ("7", "<think>…</think>")
     assert (second.id, second.demonstration) == ("u", None)
+
+
+def test_an_id_of_0_is_one(tmp_path):
+    rows = [{"id": 0, "unique_id": "u", **QUESTIONS[0]}]
+    (problem,) = load_problems("file", path=str(write_jsonl(tmp_path / "x.jsonl", rows)), split="train")
+    assert problem.id == "0"
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "mine" / "x.jsonl", QUESTIONS)
+    assert len(load_problems("file", path="~/mine/x.jsonl", split="train")) == 2
+    with pytest.raises(UserError, match=r"~/mine/absent does not exist"):
+        load_problems("gsm8k", path="~/mine/absent", split="train")
 
 
 def test_json_array_and_parquet_say_the_same(tmp_path):
@@ -244,6 +276,8 @@ def test_bad_parquet_rows_and_files_are_named(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.jsonl does not exist"):
         load_problems("file", path=str(tmp_path / "absent.jsonl"), split="train")
+    with pytest.raises(UserError, match=r"absent does not exist"):  # an absolute path is no name on the hub
+        load_problems("gsm8k", path=str(tmp_path / "absent"), split="train")
     (tmp_path / "x.csv").write_text("question,answer\n")
     with pytest.raises(UserError, match=r"x\.csv has an unknown type; use \.jsonl, \.json, \.parquet"):
         load_problems("file", path=str(tmp_path / "x.csv"), split="train")

@@ -44,6 +44,18 @@ def test_the_new_file_is_on_disk_before_it_takes_the_old_ones_place(
     assert calls == [4, "replace"]
 
 
+def test_two_processes_that_write_a_file_do_not_write_into_each_other_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (sources.append(a), replace(a, b)))
+    write_text_atomic(tmp_path / "a", "one")
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    write_text_atomic(tmp_path / "a", "two")
+    assert len(set(sources)) == 2
+
+
 @pytest.mark.parametrize(
     ("number", "said"), [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")]
 )
@@ -73,9 +85,16 @@ def test_rows_come_back_as_they_were_appended(tmp_path: Path) -> None:
 
 def test_what_json_has_no_word_for_is_null_and_half_a_surrogate_is_no_exception(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    append_jsonl(path, {"loss": float("nan"), "list": [float("inf"), 1.0], "text": "\ud83d"})
+    append_jsonl(
+        path, {"loss": float("nan"), "list": [float("inf"), 1.0], "pair": (1, {"x": float("-inf")}), "text": "\ud83d"}
+    )
     (line,) = path.read_text(encoding="utf-8").splitlines()
-    assert json.loads(line, parse_constant=pytest.fail) == {"loss": None, "list": [None, 1.0], "text": "?"}
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "loss": None,
+        "list": [None, 1.0],
+        "pair": [1, {"x": None}],
+        "text": "?",
+    }
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from sspo_cli.config import RunOptions, load_config
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.files import append_jsonl, write_json_atomic
-from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.run_folder import RunFolder, State
 
 
 def test_a_new_run_says_what_is_run(tmp_path: Path) -> None:
@@ -36,6 +37,45 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, RunOptions(), [])
 
 
+@pytest.mark.parametrize(
+    ("state", "step", "metrics", "replaced"),
+    [
+        ("failed", 0, False, True),
+        ("failed", 0, True, False),  # killed before its status was written again, and then not resumed
+        ("failed", 3, False, False),
+        ("interrupted", 0, False, False),
+        ("running", 0, False, False),
+    ],
+)
+def test_only_a_run_that_failed_before_its_first_step_gives_up_its_name(
+    tmp_path: Path, state: State, step: int, metrics: bool, replaced: bool
+) -> None:
+    with RunFolder.create(tmp_path / "a", RunOptions(), []) as run:
+        run.write_status(state, step, 120)
+        if metrics:
+            append_jsonl(run.metrics_path, {"step": 1})
+    if replaced:
+        RunFolder.create(tmp_path / "a", RunOptions(seed=1), []).close()
+    else:
+        with pytest.raises(UserError, match="exists"):
+            RunFolder.create(tmp_path / "a", RunOptions(seed=1), [])
+    assert RunFolder.open(tmp_path / "a").config.seed == replaced
+
+
+def test_a_run_goes_on_with_other_options_and_remembers_each_change(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "a", RunOptions(), ["sspo", "train"]) as run:
+        for threads, after in ((2, None), (3, "step-9")):
+            run.change(RunOptions(threads=threads), after, [f"threads: {threads - 1} -> {threads}"])
+            assert run.config.threads == threads
+    about = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert about["options"]["threads"] == 3
+    assert about["command"] == ["sspo", "train"]
+    assert about["changes"] == [
+        {"after": None, "changed": ["threads: 1 -> 2"]},
+        {"after": "step-9", "changed": ["threads: 2 -> 3"]},
+    ]
+
+
 def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no run"):
         RunFolder.open(tmp_path)
@@ -57,6 +97,7 @@ def test_status_keeps_the_first_start(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr("sspo_cli.tracking.run_folder._now", lambda: "later")
         run.write_status("failed", 7, 120, "no space")
         assert run.status["started"] == started
+        assert run.status["pid"] == os.getpid()
         assert run.status["updated"] == "later"
         assert {k: run.status[k] for k in ("state", "step", "steps", "reason")} == {
             "state": "failed",

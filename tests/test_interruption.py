@@ -1,0 +1,166 @@
+"""Signals at every kind of place: what is saved, what the run folder says, and that a resumed run repeats nothing."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from commands import Outcome, sspo
+from small_runs import arguments, rows, run, weights, without_times
+
+from sspo_cli.interruption import Interruption
+from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.tracking.tracker import Tracker
+
+BOTH = (signal.SIGINT, signal.SIGTERM)
+
+
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, method: str, when: Callable[..., bool], number: int = 1
+) -> list[tuple[object, ...]]:
+    """A Ctrl-C after call `number` of those to one of the tracker's methods whose arguments fulfil `when`; returns these
+    calls, later ones included."""
+    original = getattr(Tracker, method)
+    calls: list[tuple[object, ...]] = []
+
+    def interrupted(self: Tracker, *args: object, **kwargs: object) -> object:
+        result = original(self, *args, **kwargs)
+        if when(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == number:
+                signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(Tracker, method, interrupted)
+    return calls
+
+
+def status(run_folder: Path) -> tuple[str, int]:
+    said = json.loads((run_folder / "status.json").read_text())
+    return said["state"], said["step"]
+
+
+def checkpoints(run_folder: Path) -> list[str]:
+    return sorted(path.name for path in (run_folder / "checkpoints").glob("step-*"))
+
+
+def assert_interrupted(done: Outcome, run_folder: Path, step: int) -> None:
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert "--resume" in done.stderr
+    assert status(run_folder) == ("interrupted", step)
+    assert f"step-{step}" in checkpoints(run_folder)
+
+
+@pytest.fixture
+def kept_handlers() -> Iterator[list[int]]:
+    """Signals that reach the handlers that were there before, which end no process."""
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in BOTH}
+    yield received
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("first", BOTH)
+@pytest.mark.parametrize("second", BOTH)
+def test_the_first_signal_is_a_request_and_the_second_one_acts_as_it_would_without(
+    kept_handlers: list[int], capfd: pytest.CaptureFixture[str], first: signal.Signals, second: signal.Signals
+) -> None:
+    with Interruption() as interruption:
+        assert not interruption.requested
+        signal.raise_signal(first)
+        assert interruption.requested
+        assert kept_handlers == []
+        assert "stopping at the next safe point" in capfd.readouterr().err
+        signal.raise_signal(second)
+        assert kept_handlers == [second]
+    signal.raise_signal(first)
+    assert kept_handlers == [second, first]
+
+
+def test_after_quiet_work_the_handlers_are_those_from_before(kept_handlers: list[int]) -> None:
+    with Interruption() as interruption:
+        pass
+    for number in BOTH:
+        signal.raise_signal(number)
+    assert kept_handlers == list(BOTH)
+    assert not interruption.requested
+
+
+def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 4, which has no checkpoint of its own, and at step 10 after the last step."""
+    generate, measured = TorchEngine.generate, []
+
+    def noted(self, prompts, group_size, sampling, finished=None):
+        if sampling.temperature == 0:
+            measured.append(len(prompts))
+        return generate(self, prompts, group_size, sampling, finished)
+
+    monkeypatch.setattr(TorchEngine, "generate", noted)
+    (tmp_path / "cold-starts").symlink_to(undisturbed.parent / "cold-starts")
+    stopped, partial = tmp_path / "stopped", tmp_path / "stopped" / "eval" / "partial"
+    for step, evaluation, more in ((4, 2, []), (10, 3, ["--resume"])):  # of those at 0 and 4, and at 4, 8 and 10
+        with monkeypatch.context() as patches:
+            interrupt(patches, "stage", lambda name, _: name.startswith("evaluating"), evaluation)
+            done = sspo(*arguments(tmp_path, "--run", "stopped", *more))
+        assert_interrupted(done, stopped, step)
+        assert [row["step"] for row in rows(stopped / "metrics.jsonl")] == list(range(1, step + 1))
+        assert len(list(partial.iterdir())) == 1
+    run(tmp_path, "--run", "stopped", "--resume")
+    assert measured == [20] * 4  # at 0, 4, 8 and 10, each once
+    assert list(partial.iterdir()) == []
+    assert status(stopped) == ("finished", 10)
+    assert without_times(stopped) == without_times(undisturbed)
+    assert weights(stopped) == weights(undisturbed)
+    for name in ("completions.jsonl", "weights.jsonl", "eval/summary.json", "eval/arithmetic.jsonl"):
+        assert (stopped / name).read_text() == (undisturbed / name).read_text(), name
+
+
+QUICK = {
+    "steps": 3,
+    "model__tiny__hidden_size": 32,
+    "model__tiny__heads": 1,
+    "model__tiny__layers": 1,
+    "rollout__prompts": 2,
+    "rollout__group_size": 2,
+    "rollout__max_new_tokens": 4,
+    "learning__mu": 1,
+    "cold_start__steps": 0,
+    "tasks": "[{name: arithmetic, limit: 50}]",
+    "evaluation__benchmarks": "[]",
+}
+
+
+def test_a_signal_in_the_very_last_step_finishes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, "log", lambda step, _: step == 3)
+    done = sspo("train", "--runs-dir", tmp_path, "--run", "a", **QUICK)
+    assert done.returncode == 0, done.stderr
+    assert status(tmp_path / "a") == ("finished", 3)
+    assert checkpoints(tmp_path / "a") == ["step-3"]
+
+
+def test_a_signal_in_a_step_stops_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, "log", lambda step, _: step == 2)
+    assert_interrupted(sspo("train", "--runs-dir", tmp_path, "--run", "a", **QUICK), tmp_path / "a", 2)
+    assert len(rows(tmp_path / "a" / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_goes_on_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Between its own checkpoints, and in its very last step."""
+    options = {**QUICK, "steps": 1, "cold_start__steps": 4, "cold_start__checkpoint_every": 100}
+    steps = interrupt(monkeypatch, "advance", lambda _=1, **values: "loss" in values, number=step)
+    done = sspo("train", "--runs-dir", tmp_path, "--run", "a", **options)
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert status(tmp_path / "a") == ("interrupted", 0)
+    (cache,) = (tmp_path / "cold-starts").iterdir()
+    assert [path.name for path in cache.glob("step-*")] == [f"step-{step}"]
+    assert len(steps) == step
+    assert sspo("train", "--runs-dir", tmp_path, "--run", "a", "--resume").returncode == 0
+    assert [path.name for path in cache.glob("step-*")] == ["step-4"]
+    assert len(steps) == 4  # none is repeated
