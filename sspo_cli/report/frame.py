@@ -88,8 +88,8 @@ def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel
 
 def table_rows(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
     """Select what tables show: bases, bare models and `groups`, at the selected step and without validation."""
-    shown = np.array([line.group is None or line.group in groups for line in frame["line"]], dtype=bool)
-    return with_headings(frame[shown & frame["selected"] & (frame["benchmark"] != VALIDATION)])
+    is_shown = np.array([line.group is None or line.group in groups for line in frame["line"]], dtype=bool)
+    return with_headings(frame[is_shown & frame["selected"] & (frame["benchmark"] != VALIDATION)])
 
 
 def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
@@ -162,7 +162,11 @@ def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[s
         if evaluation["step"] == 0 and evaluation["benchmark"] != VALIDATION
     ]
     alike = grouped(tests, lambda test: measurement_of(test[1])).values()
-    return [test for same in alike for test in (same if len({row["correct"] for _, row in same}) > 1 else same[:1])]
+    return [
+        test
+        for measured in alike
+        for test in (measured if len({row["correct"] for _, row in measured}) > 1 else measured[:1])
+    ]
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
