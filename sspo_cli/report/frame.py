@@ -15,7 +15,6 @@ from sspo_cli.statistics import wilson
 
 BASE, BARE, TRAINED = "base", "bare model", "trained"
 
-NUMBERS = ("n", "samples", "temperature", "max_new_tokens")  # of MEASUREMENT
 SHARES = ("pass_at_1", "sd", "low", "high", "lowest_seed", "highest_seed")
 
 
@@ -107,7 +106,7 @@ def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
 
 def with_headings(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `column`, a heading: the benchmark, and what tells its measurements in `rows` apart if it has several."""
-    keys = _numeric(rows)[[*MEASUREMENT]]
+    keys = _typed(rows)[[*MEASUREMENT]]
     measurements = keys.drop_duplicates()
     names = list(measurements["benchmark"])
     details = distinguish(names, measurements.to_dict("records"))
@@ -130,7 +129,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     key = [*by, *MEASUREMENT, "column"]
     summaries = []
-    for values, alike in split(_numeric(rows), *key):
+    for values, alike in split(_typed(rows), *key):
         n, samples = int(alike["n"].iloc[0]), int(alike["samples"].iloc[0])
         shares = alike["correct"] / (n * samples)
         low, high = wilson(round(alike["correct"].mean() / samples), n)
@@ -177,5 +176,6 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.assign(percent=(100 * frame["correct"] / (frame["n"] * frame["samples"])).astype(float))
 
 
-def _numeric(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(**{name: pd.to_numeric(rows[name]) for name in NUMBERS})
+def _typed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give each column of the measurement the type of the values that these rows have."""
+    return rows.assign(**{name: pd.Series(rows[name].tolist(), rows.index) for name in MEASUREMENT})
