@@ -33,12 +33,12 @@ def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list
     _, short = short_names([run.path for _, run in runs])
     sampled = []
     for group, run in runs:
-        about = {"path": str(run.path), "name": short[run.path], "label": group.label, "seed": run.seed}
+        header = {"path": str(run.path), "name": short[run.path], "label": group.label, "seed": run.seed}
         try:
             kept, complete = _sample(run, budget // len(runs))
-            sampled.append({**about, "complete": complete, "damage": None, "groups": kept})
+            sampled.append({**header, "complete": complete, "damage": None, "groups": kept})
         except UserError as error:  # named on the page; the other runs are read
-            sampled.append({**about, "complete": False, "damage": str(error), "groups": []})
+            sampled.append({**header, "complete": False, "damage": str(error), "groups": []})
     return sampled
 
 

@@ -15,7 +15,6 @@ from sspo_cli.statistics import wilson
 
 BASE, BARE, TRAINED = "base", "bare model", "trained"
 
-NUMBERS = ("n", "samples", "temperature", "max_new_tokens")  # of MEASUREMENT
 SHARES = ("pass_at_1", "sd", "low", "high", "lowest_seed", "highest_seed")
 
 
@@ -88,8 +87,8 @@ def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel
 
 def table_rows(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
     """Select what tables show: bases, bare models and `groups`, at the selected step and without validation."""
-    shown = np.array([line.group is None or line.group in groups for line in frame["line"]], dtype=bool)
-    return with_headings(frame[shown & frame["selected"] & (frame["benchmark"] != VALIDATION)])
+    is_shown = np.array([line.group is None or line.group in groups for line in frame["line"]], dtype=bool)
+    return with_headings(frame[is_shown & frame["selected"] & (frame["benchmark"] != VALIDATION)])
 
 
 def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
@@ -107,7 +106,7 @@ def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
 
 def with_headings(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `column`, a heading: the benchmark, and what tells its measurements in `rows` apart if it has several."""
-    keys = _numeric(rows)[[*MEASUREMENT]]
+    keys = _typed(rows)[[*MEASUREMENT]]
     measurements = keys.drop_duplicates()
     names = list(measurements["benchmark"])
     details = distinguish(names, measurements.to_dict("records"))
@@ -130,7 +129,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     key = [*by, *MEASUREMENT, "column"]
     summaries = []
-    for values, alike in split(_numeric(rows), *key):
+    for values, alike in split(_typed(rows), *key):
         n, samples = int(alike["n"].iloc[0]), int(alike["samples"].iloc[0])
         shares = alike["correct"] / (n * samples)
         low, high = wilson(round(alike["correct"].mean() / samples), n)
@@ -162,7 +161,11 @@ def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[s
         if evaluation["step"] == 0 and evaluation["benchmark"] != VALIDATION
     ]
     alike = grouped(tests, lambda test: measurement_of(test[1])).values()
-    return [test for same in alike for test in (same if len({row["correct"] for _, row in same}) > 1 else same[:1])]
+    return [
+        test
+        for measured in alike
+        for test in (measured if len({row["correct"] for _, row in measured}) > 1 else measured[:1])
+    ]
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -173,5 +176,6 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.assign(percent=(100 * frame["correct"] / (frame["n"] * frame["samples"])).astype(float))
 
 
-def _numeric(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(**{name: pd.to_numeric(rows[name]) for name in NUMBERS})
+def _typed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give each column of the measurement the type of the values that these rows have."""
+    return rows.assign(**{name: pd.Series(rows[name].tolist(), rows.index) for name in MEASUREMENT})

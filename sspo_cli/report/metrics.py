@@ -25,7 +25,7 @@ def metrics_parquet(collection: Collection) -> bytes:
         if len(run.metrics)
     ]
     frame = pd.concat(parts, ignore_index=True)
-    about = ["setting", "method", "gate", "configuration", "seed", "run"]
+    labels = ["setting", "method", "gate", "configuration", "seed", "run"]
     file = BytesIO()
-    frame[[*about, *frame.columns.difference(about, sort=False)]].to_parquet(file, index=False, compression="zstd")
+    frame[[*labels, *frame.columns.difference(labels, sort=False)]].to_parquet(file, index=False, compression="zstd")
     return file.getvalue()

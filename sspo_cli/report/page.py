@@ -52,8 +52,8 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
             files = save(figure.figure, out, figure.name)
             written += files
             (svg,) = (path.read_bytes() for path in files if path.suffix == ".svg")
-            about = {"name": figure.name, "title": figure.title, "caption": figure.caption}
-            drawn.append({**about, "svg": inline_svg(svg, figure.name, figure.title)})
+            texts = {"name": figure.name, "title": figure.title, "caption": figure.caption}
+            drawn.append({**texts, "svg": inline_svg(svg, figure.name, figure.title)})
 
         status.update("writing pages")
         parts = {

@@ -54,8 +54,8 @@ class Table:
     def to_json(self) -> str:
         """Write an object of name, title, notes and rows, those of the frame; what is missing is null."""
         rows = json.loads(self.frame.to_json(orient="records", double_precision=15))
-        about = {"name": self.name, "title": self.title, "notes": self.notes, "rows": rows}
-        return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        content = {"name": self.name, "title": self.title, "notes": self.notes, "rows": rows}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
         """Write the title, the table in bold, <u> and italic, and the notes."""

@@ -58,10 +58,10 @@ def final_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure | No
 
     None without a number.
     """
-    shown = table_rows(frame, groups)
-    if shown.empty:
+    lines = table_rows(frame, groups)
+    if lines.empty:
         return None
-    scores = over_seeds(shown, by=["line", "setting"])
+    scores = over_seeds(lines, by=["line", "setting"])
     blocks = [block for _, block in split(scores, "setting")]
     rows = [
         (block, list(block["column"].unique()[start : start + 3]))

@@ -29,7 +29,7 @@ def configurations_table(collection: Collection, chosen: Sequence[RunGroup]) -> 
     for setting, members in grouped(groups, lambda group: group.setting).items():
         body += [setting] if len(collection.settings) > 1 else []
         for group in members:
-            about = {
+            fields = {
                 "setting": setting,
                 "method": group.method,
                 "gate": group.gate,
@@ -46,9 +46,9 @@ def configurations_table(collection: Collection, chosen: Sequence[RunGroup]) -> 
                 }
             rewards = pd.Series(group.final("reward/mean"), dtype=float)
             numbers |= {REWARD: rewards.mean(), f"{REWARD} sd": rewards.std()}
-            lines.append(about | numbers)
-            cells = [method_name(group.method), group.gate, about["configuration"] or NOTHING]
-            cells += ["yes" if about["chosen"] else "", about["seeds"]]
+            lines.append(fields | numbers)
+            cells = [method_name(group.method), group.gate, fields["configuration"] or NOTHING]
+            cells += ["yes" if fields["chosen"] else "", fields["seeds"]]
             means = [*(_mean(numbers, column, 1) for column in columns), _mean(numbers, REWARD, 2)]
             body.append([*map(Cell, cells), *means])
     headings = ["Method", "Gate", "Configuration", "Chosen", "Seeds", *columns, "Reward"]

@@ -57,8 +57,8 @@ def paired_table(table_rows: pd.DataFrame, notes: Sequence[str]) -> Table | None
                 names = f"{result.line.label} and {reference.line.label} in {setting}"
                 not_compared.append(f"{names} are not compared on {column}: they answered different problems.")
                 continue
-            about = {"setting": setting, "column": column, **labels, **measurement}
-            rows.append({**about, **_compare(result, reference)})
+            compared = {**labels, **measurement, **_compare(result, reference)}
+            rows.append({"setting": setting, "column": column, **compared})
     if not rows:
         return None
     frame = pd.DataFrame(rows).assign(p_holm=holm([row["p"] for row in rows]))

@@ -95,8 +95,8 @@ def _table(table_rows: list[PaperRow]) -> Table:
                 cell, numbers = _cell(row, name, value, marks)
                 line.append(cell)
                 if value is not None:
-                    about = {"model": model, "method": row.method, "gate": row.gate, "column": name, "value": value}
-                    records.append({**about, **numbers, "rank": rank, "mark": ", ".join(sorted(marks))})
+                    fields = {"model": model, "method": row.method, "gate": row.gate, "column": name, "value": value}
+                    records.append({**fields, **numbers, "rank": rank, "mark": ", ".join(sorted(marks))})
             if with_printed:
                 line.append(Cell(NOTHING if row.printed_gain is None else f"{row.printed_gain:+.1f}"))
             body.append(line)

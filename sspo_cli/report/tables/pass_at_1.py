@@ -169,11 +169,11 @@ def _paper_cell(record: Record | None) -> Cell:
 
 
 def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
-    about = pd.DataFrame([[getattr(line, name) for name in ABOUT] for line in cells["line"]], columns=[*ABOUT])
+    line_columns = pd.DataFrame([[getattr(line, name) for name in ABOUT] for line in cells["line"]], columns=[*ABOUT])
     numbers = cells.assign(mark=[", ".join(sorted(marks)) for marks in cells["mark"]])
     numbers = numbers.astype(dict.fromkeys(("n", "samples", "max_new_tokens", "rank"), "Int64"))
     names = ["column", *MEASUREMENT, "seeds", "value", *PERCENT, "rank", "mark", *(["paper"] if paper else [])]
-    return pd.concat([about, numbers[names].reset_index(drop=True)], axis=1)
+    return pd.concat([line_columns, numbers[names].reset_index(drop=True)], axis=1)
 
 
 def _explained(collection: Collection, rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:

@@ -36,7 +36,7 @@ def runs_table(collection: Collection) -> Table:
     body: list[list[Cell] | str] = []
     for (group, run), differs in zip(members, differing, strict=True):
         numbers = _numbers(run, collection.select) | {column: scores[run].get(column) for column in columns}
-        rows.append({**_about(group, run, differs), **numbers})
+        rows.append({**_fields(group, run, differs), **numbers})
         names = [settings[group.setting]] if several else []
         names += [method_name(group.method), group.gate, differs or NOTHING]
         body.append(
@@ -55,10 +55,10 @@ def runs_table(collection: Collection) -> Table:
     return Table("runs", "Every run", pd.DataFrame(rows), headings, body, _notes(collection, folder))
 
 
-def _about(group: RunGroup, run: RunRecord, differs: str) -> dict[str, Any]:
-    about = {"run": str(run.path), "setting": group.setting, "method": group.method, "gate": group.gate}
+def _fields(group: RunGroup, run: RunRecord, differs: str) -> dict[str, Any]:
+    names = {"run": str(run.path), "setting": group.setting, "method": group.method, "gate": group.gate}
     state = {"state": run.state, "reason": run.reason, "step": run.step, "steps": run.options.steps}
-    return {**about, "differences": differs, "seed": run.seed, **state}
+    return {**names, "differences": differs, "seed": run.seed, **state}
 
 
 def _numbers(run: RunRecord, select: Select) -> dict[str, float | None]:
