@@ -35,6 +35,16 @@ def test_the_bootstrap_interval_is_that_of_the_paired_differences():
     assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)
 
 
+def test_the_bootstrap_interval_of_few_problems_is_that_of_all_resamples():
+    b, a = [0.25, 1.0, 0.5, 0.25, 0.25, 0.75], [0.5, 0.75, 1.0, 0.75, 0.25, 0.5]
+    means = np.sort(np.mean(list(itertools.product(np.subtract(a, b), repeat=6)), axis=1))
+    low, high = (means[int(share * len(means))] for share in (0.025, 0.975))
+    for share in (0.015, 0.035):  # far from a step, which a finite number of resamples might take
+        assert (means[int(share * len(means))], means[int((1 - share) * len(means))]) == (low, high)
+    assert paired_bootstrap(a, b) == pytest.approx((0.125, low, high))
+    assert paired_bootstrap(b, a) == pytest.approx((-0.125, -high, -low))
+
+
 def test_one_problem_says_nothing_about_others():
     assert paired_bootstrap([1.0], [0.0]) == (1.0, -1.0, 1.0)
 
