@@ -87,6 +87,17 @@ def test_a_row_for_each_problem_and_sample_and_a_summary_that_counts_them(checke
     assert summary["format"] == pytest.approx(0.25)  # `</answer>` at the end, and nothing before `<answer>`
 
 
+def test_a_summary_counts_what_was_cut_and_what_ran_out_of_time(checker):
+    rows = measure(Guessing(), checker, GREEDY)
+    for row in rows:
+        row.update(finish="stop", status="ok")
+    rows[0].update(finish="length", status="timeout")
+    rows[4]["finish"], rows[5]["status"], rows[6]["status"] = "length", "error", "timeout"
+    rows[7].update(finish="length", status="no answer")
+    summary = summarize(rows, benchmark(), GREEDY)
+    assert (summary["truncated"], summary["timeouts"]) == (3, 2)
+
+
 def test_chunks_hold_at_most_max_rows_completions_and_each_problem_has_its_own_seed(checker):
     engine = Guessing()
     done = []

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ class Targets:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.solved: dict[float, Solved] = {}
+        self.cut: set[int] = set()  # problems whose completions end at the token limit
 
     def problems(self, name: str, numbers: Sequence[int], wrong_golds: Sequence[int] = ()) -> Path:
         """A file of problems, in which those of `wrong_golds` have another answer."""
@@ -71,7 +73,9 @@ class Targets:
         for prompt in prompts:
             (number,) = map(int, re.findall(r"(\d+)\+1", policy.tokenizer.decode(prompt)))
             answers = [number + (1 if number in solved[sample] else 2) for sample in range(samples)]
-            completions.append([Completion([1], [0.0], f"<answer>{a}</answer>", truncated=False) for a in answers])
+            completions.append(
+                [Completion([1], [0.0], f"<answer>{a}</answer>", truncated=number in self.cut) for a in answers]
+            )
         return completions
 
 
@@ -202,10 +206,14 @@ def test_several_samples_are_shares_and_have_no_mcnemar_p(targets: Targets) -> N
 @pytest.mark.parametrize(("first", "other", "points"), [("once", "twice", "+20.0"), ("twice", "once", "-20.0")])
 def test_one_sample_against_several_has_no_mcnemar_p(targets: Targets, first: str, other: str, points: str) -> None:
     benchmarks = of_file(targets.problems("mine.jsonl", range(5)))
-    targets.run("once", [{0, 1}], benchmarks)
+    targets.run("once", [{0, 1}], benchmarks, "evaluation.max_new_tokens=7")
     targets.run("twice", [{0, 1, 2}, {0, 2, 3}], benchmarks, "evaluation.samples=2", "evaluation.temperature=1")
-    (cells,) = table(measure(first, other), f"mine: points more than {first}").values()
+    said = measure(first, other)
+    (cells,) = table(said, f"mine: points more than {first}").values()
     assert (cells[0].split()[0], cells[1]) == (points, "–")
+    assert table(said, "mine: unbiased pass@k in %") == {"once": ["40.0", "–"], "twice": ["60.0", "80.0"]}
+    assert "once, mine (test): 5 problems, greedy, at most 7 tokens, prompt plain, checkpoint step-3" in said
+    assert "twice, mine (test): 5 problems, 2 samples at temperature 1, seed 0, at most 64 tokens" in said
 
 
 def test_targets_that_answered_other_problems_are_not_compared(targets: Targets) -> None:
@@ -232,3 +240,41 @@ def test_equal_ids_of_files_with_other_answers_are_other_problems(targets: Targe
     assert table(measure("one", "other"), "mine: points more than one") == {
         "other": ["measured on other problems", "–"]
     }
+
+
+def test_a_benchmark_most_of_whose_completions_were_cut_says_so(targets: Targets) -> None:
+    targets.cut = {0, 1, 2}
+    targets.model("weak", [WEAK])
+    for name, n in (("half", 6), ("most", 5)):
+        targets.problems(f"{name}.jsonl", range(n))
+    said = measure("weak", "-b", "half.jsonl", "-b", "most.jsonl", "--max-new-tokens", 9).splitlines()
+    (place,) = (place for place, line in enumerate(said) if "most completions were cut at 9 tokens" in line)
+    assert said[place - 1].startswith("weak, most (test): 5 problems, greedy, at most 9 tokens")
+
+
+def test_a_published_benchmark_from_a_path_is_its_test_split(targets: Targets) -> None:
+    targets.model("weak", [WEAK])
+    rows = [{"question": f"{n}+1", "answer": f"#### {n + 1}"} for n in range(6)]
+    (targets.path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = measure("weak", "-b", "gsm8k=rows.jsonl")
+    assert "weak, gsm8k (test): 6 problems" in said
+    assert table(said, "Pass@1 in %")["weak"][0].startswith("66.7 ")
+
+
+def test_what_was_done_of_other_weights_in_the_same_folder_is_not_gone_on_with(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets.problems("mine.jsonl", range(6))
+    targets.model("model", [WEAK])
+    command = ("model", "-b", "mine.jsonl", "-s", "rollout.max_rows=2")
+    generate, calls = targets.generate, itertools.count(1)
+
+    def interrupted(*asked: Any) -> list[list[Completion]]:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*asked)
+
+    monkeypatch.setattr(targets, "generate", interrupted)
+    assert sspo("eval", "--runs-dir", ".", *command).returncode == 130
+    targets.model("model", [{5}])
+    assert table(measure(*command), "Pass@1 in %")["model"][0].startswith("16.7 ")

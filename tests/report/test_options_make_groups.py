@@ -139,6 +139,22 @@ WITHOUT_EFFECT = {
     "wandb.tags",
 }
 
+# Those that make the model that RL starts from, or the regime in which methods are compared: runs that differ in them are
+# no rivals, and are in different blocks of a table. Of sections all options.
+OF_THE_SETTING = (
+    "model.",
+    "cold_start.",
+    "tasks.",
+    "prompt",
+    "steps",
+    "learning.mu",
+    "learning.epochs",
+    "rollout.prompts",
+    "rollout.group_size",
+    "rollout.max_new_tokens",
+    "rollout.temperature",
+)
+
 
 def options_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every option by its dotted name; a section that may be absent is an option too."""
@@ -175,6 +191,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tup
 
 @pytest.mark.parametrize("option", OTHER_VALUES)
 def test_runs_that_differ_in_it(option: str, lines: dict[tuple[str, ...], tuple[str, ...]]) -> None:
-    """Are two lines with names of their own; one line where the option has no effect on what is learned."""
-    other = OTHER_VALUES[option]
-    assert (lines[other] == lines[other[:-1]]) == (option in WITHOUT_EFFECT)
+    """Are two lines with names of their own, in two blocks if it makes the setting; one line if it has no effect."""
+    line, own = lines[OTHER_VALUES[option][:-1]], lines[OTHER_VALUES[option]]
+    assert (line == own) == (option in WITHOUT_EFFECT)
+    makes_the_setting = option.startswith(OF_THE_SETTING) and option not in WITHOUT_EFFECT
+    assert (line[0] != own[0]) == makes_the_setting

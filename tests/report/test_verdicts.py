@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from written_reports import Report
 from sspo_cli.report.collect import collect
 from sspo_cli.report.figures.scores import scores_by_step_figure
 from sspo_cli.report.figures.training import training_figure
-from sspo_cli.tracking.files import write_jsonl_atomic
+from sspo_cli.tracking.files import read_jsonl, write_jsonl_atomic
 
 GRPO, ATANLOG, SIGLOG = ("objective.method=grpo",), ("objective.gate=atanlog",), ("objective.gate=siglog",)
 
@@ -22,7 +23,7 @@ GRPO, ATANLOG, SIGLOG = ("objective.method=grpo",), ("objective.gate=atanlog",),
 def write_seeds(path: Path, overrides: Sequence[str], correct: Mapping[int, int]) -> None:
     """A run for each seed, which solves so many of 200 problems after training."""
     for seed, solved in correct.items():
-        rows = [evaluation(0, 60), evaluation(12, solved)]
+        rows = [evaluation(0, 60), evaluation(12, solved), validation(12, 50)]
         write_run(path / f"{'-'.join(overrides)}-{seed}", *overrides, f"seed={seed}", evaluations=rows)
 
 
@@ -67,27 +68,47 @@ def test_the_verdict_is_by_holm_s_p(
     assert said.startswith(f"{len(beyond)} of 3")
 
 
-def test_a_difference_within_the_noise_of_seeds_is_not_reported_as_one(tmp_path: Path) -> None:
-    write_seeds(tmp_path / "runs", GRPO, seed_by_seed([100, 110, 90]))
-    write_seeds(tmp_path / "runs", ATANLOG, seed_by_seed([120, 112, 95]))
+def test_differences_within_the_noise_of_seeds_are_not_reported_as_beyond_it(tmp_path: Path) -> None:
+    """Of 200 problems with two samples each; one configuration has two seeds, the others three."""
+    correct = {GRPO: [100, 110, 90], ATANLOG: [120, 110, 95], SIGLOG: [119, 90]}
+    for overrides, seeds in correct.items():
+        for seed, solved in enumerate(seeds):
+            rows = [evaluation(12, solved, samples=2, temperature=1.0)]
+            write_run(tmp_path / "runs" / f"{overrides[0]}-{seed}", *overrides, f"seed={seed}", evaluations=rows)
     report = Report(tmp_path / "runs", tmp_path / "out")
-    assert report.verdict("arithmetic") == "none of 1"
+    assert report.verdict("arithmetic") == "none of 3"
     assert "noise of seeds, by a paired t-test over seeds with Holm's correction" in report.text
+    found = {
+        (row["configuration"], row["against"]): (float(row["difference"]), int(row["above"]), int(row["n"]))
+        for row in report.rows("seeds")
+        if row["quantity"] == "arithmetic"
+    }
+    assert found == {
+        ("SSPO atanlog", "GRPO"): (pytest.approx(100 * 25 / 1200), 2, 3),  # equal in one seed, which is not above
+        ("SSPO siglog", "GRPO"): (pytest.approx(-100 * 1 / 800), 1, 2),
+        ("SSPO siglog", "SSPO atanlog"): (pytest.approx(-100 * 21 / 800), 0, 2),
+    }
+    assert "It cannot be below 0.5 with 2 seeds and 0.25 with 3 seeds;" in "\n".join(report.notes("seeds"))
 
 
-def test_seeds_are_paired_by_number_and_those_without_a_partner_are_left_out(tmp_path: Path) -> None:
-    grpo, atanlog = {0: 100, 1: 120, 2: 90, 3: 111}, {1: 130, 2: 104, 3: 117, 5: 60}
-    write_seeds(tmp_path / "runs", GRPO, grpo)
-    write_seeds(tmp_path / "runs", ATANLOG, atanlog)
-    (row,) = (row for row in Report(tmp_path / "runs", tmp_path / "out").rows("seeds") if row["quantity"] != "reward")
-    # GRPO has the better mean over all of its seeds, so that SSPO is compared with it
-    assert (row["configuration"], row["against"]) == ("SSPO atanlog", "GRPO")
-    differences = [(atanlog[seed] - grpo[seed]) / 2 for seed in (1, 2, 3)]
-    assert differences == [5, 7, 3]
-    assert (row["seeds"], row["n"], float(row["difference"])) == ("1, 2, 3", "3", 5.0)
-    assert float(row["sd"]) == 2.0
-    assert float(row["p_exact"]) == 2 / 8
-    test = ttest_rel([130, 104, 117], [120, 90, 111])
+@pytest.mark.parametrize("common", [(1, 2, 3), (1, 3)])
+def test_seeds_are_paired_by_number_and_those_without_a_partner_are_left_out(
+    tmp_path: Path, common: tuple[int, ...]
+) -> None:
+    """GRPO has the better mean over all of its seeds, so that SSPO is compared with it."""
+    grpo, atanlog = {1: 120, 2: 90, 3: 111}, {1: 130, 2: 104, 3: 117}
+    write_seeds(tmp_path / "runs", GRPO, {0: 180} | {seed: grpo[seed] for seed in common})
+    write_seeds(tmp_path / "runs", ATANLOG, {seed: atanlog[seed] for seed in common} | {5: 60})
+    rows = Report(tmp_path / "runs", tmp_path / "out").rows("seeds")
+    assert [row["quantity"] for row in rows] == ["arithmetic", "reward"]  # validation chooses, and is no result
+    row = rows[0]
+    assert (row["configuration"], row["against"], row["n"]) == ("SSPO atanlog", "GRPO", str(len(common)))
+    assert row["seeds"] == ", ".join(map(str, common))
+    differences = [(atanlog[seed] - grpo[seed]) / 2 for seed in common]  # 5, 7 and 3 points
+    assert float(row["difference"]) == fmean(differences)
+    assert float(row["sd"]) == pytest.approx(stdev(differences))
+    assert float(row["p_exact"]) == 2 / 2 ** len(common)
+    test = ttest_rel([atanlog[seed] for seed in common], [grpo[seed] for seed in common])
     assert float(row["p_t"]) == pytest.approx(test.pvalue)
     interval = [end / 2 for end in test.confidence_interval()]
     assert (float(row["low"]), float(row["high"])) == pytest.approx(interval)
@@ -151,16 +172,33 @@ def test_the_p_of_unequal_numbers_of_seeds_is_that_of_all_flips(
 
 
 def test_holm_s_correction_of_paired_p_is_for_the_whole_table(tmp_path: Path) -> None:
-    """SSPO solves 9 problems that GRPO does not, and siglog 6: by McNemar's test 2/2^9 and 2/2^6, and 2/2^3 between them."""
-    for overrides, solved in ((GRPO, 1), (ATANLOG, 10), (SIGLOG, 7)):
+    """Each solves what the one before solves, and 7 and 5 problems more: McNemar's p is 2 / 2^7, 2 / 2^5 and 2 / 2^12."""
+    for overrides, solved in ((GRPO, 1), (SIGLOG, 8), (ATANLOG, 13)):
         write_answered(tmp_path / "runs", overrides, [[set(range(solved))]], 20)
-    rows = Report(tmp_path / "runs", tmp_path / "out").rows("paired")
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    rows = report.rows("paired")
     found = {(row["configuration"], row["against"]): (float(row["p"]), float(row["p_holm"])) for row in rows}
     assert found == {
-        ("SSPO atanlog", "GRPO"): pytest.approx((2**-8, 3 * 2**-8)),
-        ("SSPO siglog", "GRPO"): pytest.approx((2**-5, 2 * 2**-5)),
-        ("SSPO siglog", "SSPO atanlog"): pytest.approx((2**-2, 2**-2)),
+        ("SSPO atanlog", "GRPO"): pytest.approx((2**-11, 3 * 2**-11)),
+        ("SSPO siglog", "GRPO"): pytest.approx((2**-6, 2 * 2**-6)),
+        ("SSPO siglog", "SSPO atanlog"): pytest.approx((2**-4, 2**-4)),
     }
+    paired = report.text[report.text.index("**Paired comparisons") :]
+    printed = [
+        tuple(cell.strip() for cell in line.split("|")[-3:-1]) for line in paired.splitlines() if "| 20 " in line
+    ]
+    assert set(printed) == {("< 0.001", "0.001"), ("0.016", "0.031"), ("0.062", "0.062")}
+
+
+def test_seeds_that_answered_other_problems_are_no_mean(tmp_path: Path) -> None:
+    write_answered(tmp_path / "runs", GRPO, [[{0}], [{0}]], 9)
+    for method in (ATANLOG, SIGLOG):
+        write_answered(tmp_path / "runs", method, [[{0, 1}], [{0, 2}]], 9)
+    answers = tmp_path / "runs" / f"{SIGLOG[0]}-1" / "eval" / "arithmetic.jsonl"
+    write_jsonl_atomic(answers, [{**row, "id": f"{row['id']}-of-another"} for row in read_jsonl(answers)])
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    assert [row["configuration"] for row in report.rows("paired")] == ["SSPO atanlog"]
+    assert "is not compared on arithmetic: its seeds answered different problems." in "\n".join(report.notes("paired"))
 
 
 # ---- which configuration
@@ -175,14 +213,19 @@ def write_tried(path: Path, tau: float, held_out: Sequence[Mapping[int, int]], t
 
 
 def test_a_configuration_is_chosen_at_the_step_that_is_reported(tmp_path: Path) -> None:
-    """tau_pos 0.5 is better at its best step, and tau_pos 0.2 after the last one."""
+    """tau_pos 0.5 is better at its best step, and tau_pos 0.2 after the last one; tau_pos 0.7 has not come to its end."""
     write_tried(tmp_path / "runs", 0.5, [{4: 90, 12: 40}] * 2, {0: 60, 4: 180, 12: 80})
     write_tried(tmp_path / "runs", 0.2, [{4: 50, 12: 60}] * 2, {0: 60, 4: 90, 12: 100})
+    write_run(
+        tmp_path / "runs" / "0.7", "objective.tau_pos=0.7", state="failed", last=3, evaluations=[evaluation(0, 60)]
+    )
     last = Report(tmp_path / "runs", tmp_path / "last")
     best = Report(tmp_path / "runs", tmp_path / "best", select="best")
     assert [row["configuration"][-3:] for row in last.rows("table1") if row["kind"] == "trained"] == ["0.2"] * 2
     assert [row["configuration"][-3:] for row in best.rows("table1") if row["kind"] == "trained"] == ["0.5"] * 2
     assert (last.trained(), best.trained()) == ({"0, 1": 50.0}, {"0, 1": 90.0})
+    for report in (last, best):
+        assert [float(row["value"]) for row in report.rows("table1") if row["kind"] == "base"] == [30.0]
     assert "is shown for its mean validation Pass@1 of 60.0 %; not shown: SSPO atanlog (tau_pos 0.5) 40.0." in last.text
     assert "is shown for its mean validation Pass@1 of 90.0 %; not shown: SSPO atanlog (tau_pos 0.2) 60.0." in best.text
     for report, chosen in ((last, "0.2"), (best, "0.5")):
