@@ -71,7 +71,8 @@ class Clock:
 class ScriptedEngine:
     """Gives `TEXTS`. A rollout takes 2 s, an evaluation 5 s, grading 0.5 s and a forward pass 0.25 s.
 
-    Its log-probabilities are the policy's at the rollout's temperature, less 0.5 for a first token and 0.1 for the others.
+    Its log-probabilities are the policy's at the rollout's temperature, plus 0.5 for a first token and minus 0.1 for the
+    others.
 
     stop_at_rollout  the rollout, counted from 1, in which Ctrl-C is pressed
     broken_rollout   the rollout whose log-probabilities are NaN
@@ -126,7 +127,7 @@ class ScriptedEngine:
         with torch.no_grad():
             logits = self.policy.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
         logprobs = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0] - 0.1
-        logprobs[0] -= math.nan if len(self.rollouts) == self.broken_rollout else 0.4
+        logprobs[0] += math.nan if len(self.rollouts) == self.broken_rollout else 0.6
         return Completion(ids, logprobs.tolist(), text, truncated)
 
 
@@ -260,6 +261,11 @@ def test_tokens_and_timeouts_are_counted_over_the_whole_run(played: Played) -> N
     assert played["tokens"] == [n for n in (first, first + second, first + second + third) for _ in range(2)]
     assert by_rollout(played["completions/length"]) == pytest.approx([n / 16 for n in (first, second, third)])
     assert played["grading/timeouts"] == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_truncated_completion_that_is_left_out_of_the_loss_counts_in_the_length(varied: Played) -> None:
+    lengths = [sampled_tokens(varied, rollout) / 16 for rollout in range(2)]
+    assert by_rollout(varied["completions/length"]) == pytest.approx(lengths)
 
 
 def test_the_mismatch_is_the_sampler_s_distance_from_the_policy_at_the_rollout_s_temperature(played: Played) -> None:
