@@ -1,6 +1,7 @@
 """The loop does what its options say, seen from a sampler whose completions, and a clock whose times, are known."""
 
 import json
+import math
 import re
 import signal
 import statistics
@@ -16,10 +17,13 @@ from small_runs import rows
 
 from sspo_cli import session
 from sspo_cli.config import load_config
+from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
+from sspo_cli.policy import tiny
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
+from sspo_cli.tasks import load_problems
 from sspo_cli.types import Completion
 
 # By the prompt's place in the rollout, modulo 4, the G = 4 completions, and their rewards r_answer and r_format. {gold} is
@@ -27,7 +31,7 @@ from sspo_cli.types import Completion
 TEXTS = [
     ["<think>a</think><answer>{gold}</answer>", "<think>a</think><answer>{wrong}</answer>", "hello", "<think>a…"],
     ["b<answer>{gold}</answer>b", *["<think></think><answer>{wrong}</answer>"] * 3],
-    ["<think>c</think><answer>never</answer>", "hello", "<think>…", "<think></think><answer>{wrong}</answer>"],
+    ["<think>c</think><answer>never</answer>", "hello", "<think>e…", "<think></think><answer>{wrong}</answer>"],
     ["<think></think><answer>{wrong}</answer>", "d", "d", "<think></think><answer>{wrong}</answer>"],
 ]
 ANSWERS = [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
@@ -36,12 +40,19 @@ REWARDS = [[a + f for a, f in zip(*pair, strict=True)] for pair in zip(ANSWERS, 
 
 OPTIONS = {
     "steps": 6,
+    "threads": 2,
+    "answer_timeout": 7.5,
     "model.tiny": "{hidden_size: 16, layers: 1, heads: 1, intermediate_size: 16}",
     "tasks": "[{name: arithmetic, limit: 40}]",
     "rollout.prompts": 4,
     "rollout.group_size": 4,
     "rollout.temperature": 0.7,
     "learning.mu": 2,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.warmup_steps": 2,
+    "optimizer.betas": "[0.8, 0.97]",
+    "optimizer.weight_decay": 0.03,
+    "optimizer.max_grad_norm": 0.25,
     "cold_start.steps": 0,
     "evaluation.benchmarks": "[{name: arithmetic, split: test, limit: 8}]",
     "evaluation.every": 2,
@@ -60,13 +71,21 @@ class Clock:
 class ScriptedEngine:
     """Gives `TEXTS`. A rollout takes 2 s, an evaluation 5 s, grading 0.5 s and a forward pass 0.25 s.
 
-    Its log-probabilities are the policy's at the rollout's temperature, less 0.5 for a first token and 0.1 for the others.
+    Its log-probabilities are the policy's at the rollout's temperature, plus 0.5 for a first token and minus 0.1 for the
+    others.
+
+    stop_at_rollout  the rollout, counted from 1, in which Ctrl-C is pressed
+    broken_rollout   the rollout whose log-probabilities are NaN
+    opening          what the chat template has written of each completion
     """
 
     policy: Policy
     clock: Clock
     calls: list[tuple[list[str], int, Sampling]] = field(default_factory=list)
     stop_at_rollout: int | None = None
+    broken_rollout: int | None = None
+    opening: str = ""
+    capacity: int = 0
     name = "scripted"
 
     @property
@@ -77,7 +96,8 @@ class ScriptedEngine:
     def evaluations(self) -> list[tuple[list[str], int, Sampling]]:
         return [call for call in self.calls if call[2].temperature == 0]
 
-    def check_capacity(self, tokens: int) -> None: ...
+    def check_capacity(self, tokens: int) -> None:
+        self.capacity = tokens
 
     def sleep(self) -> None: ...
 
@@ -100,21 +120,28 @@ class ScriptedEngine:
     def _completion(self, prompt: list[int], question: str, text: str) -> Completion:
         gold = sum(map(int, re.findall(r"[+-]?\d+", question)))
         truncated, text = text.endswith("…"), text.rstrip("…").format(gold=gold, wrong=gold + 1)
+        text = text.removeprefix(self.opening)
         tokenizer = self.policy.tokenizer
         ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] * (not truncated)
         with torch.no_grad():
             logits = self.policy.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
         logprobs = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0] - 0.1
-        logprobs[0] -= 0.4
+        logprobs[0] += math.nan if len(self.rollouts) == self.broken_rollout else 0.6
         return Completion(ids, logprobs.tolist(), text, truncated)
 
 
 @dataclass
 class Played:
-    """A finished run: its folder, its engines (a second one after an interruption), its metrics by name."""
+    """A finished run: its folder, its engines (a second one after an interruption), its metrics by name.
+
+    updates  what AdamW was given in each step that was taken: learning rate, betas, weight decay, largest norm
+    process  seconds of the checks of answers, and the threads
+    """
 
     folder: Path
     engines: list[ScriptedEngine]
+    updates: list[tuple[float, tuple[float, float], float, float]]
+    process: dict[str, float]
 
     def __getitem__(self, name: str) -> list[Any]:
         return [row.get(name) for row in rows(self.folder / "metrics.jsonl")]
@@ -129,13 +156,31 @@ class Played:
             yield row, questions.index(row["problem"]), number % group_size
 
 
-def play(runs: Path, name: str, stop_at_rollout: int | None = None, **options: Any) -> Played:
-    """Train with the scripted engine; interrupted in a rollout, the run is resumed."""
-    clock, engines = Clock(), []
+def play(runs: Path, name: str, script: dict[str, Any] | None = None, **options: Any) -> Played:
+    """Train with the scripted engine, `script` being what is special about it. A run that was interrupted is resumed."""
+    clock, engines, updates, norms = Clock(), [], [], []
 
     def open_engine(rollout: Any, policy: Policy, named: bool) -> ScriptedEngine:
-        engines.append(ScriptedEngine(policy, clock, stop_at_rollout=None if engines else stop_at_rollout))
+        engines.append(ScriptedEngine(policy, clock, **({} if engines else script or {})))
         return engines[-1]
+
+    step, clip = torch.optim.AdamW.step, torch.nn.utils.clip_grads_with_norm_
+
+    def noted_clip(parameters: Any, max_norm: float, *arguments: Any) -> None:
+        norms.append(max_norm)
+        clip(parameters, max_norm, *arguments)
+
+    def noted_step(self: torch.optim.AdamW) -> None:
+        matrices = self.param_groups[0]
+        updates.append((matrices["lr"], matrices["betas"], matrices["weight_decay"], norms[-1]))
+        step(self)
+
+    process: dict[str, float] = {}
+    open_checker = AnswerChecker.__init__
+
+    def noted_checker(self: AnswerChecker, *, timeout: float) -> None:
+        process["timeout"] = timeout
+        open_checker(self, timeout=timeout)
 
     submit, check, logprobs = AnswerChecker.submit, AnswerChecker.check, Policy.logprobs
 
@@ -158,6 +203,10 @@ def play(runs: Path, name: str, stop_at_rollout: int | None = None, **options: A
     config = load_config(overrides=[f"{key}={value}" for key, value in values.items()])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "open_engine", open_engine)
+        patch.setattr(torch.optim.AdamW, "step", noted_step)
+        patch.setattr(torch.nn.utils, "clip_grads_with_norm_", noted_clip)
+        patch.setattr(torch, "set_num_threads", lambda threads: process.update(threads=threads))
+        patch.setattr(AnswerChecker, "__init__", noted_checker)
         patch.setattr(AnswerChecker, "submit", submit_or_time_out)
         patch.setattr(AnswerChecker, "check", slow_check)
         patch.setattr(Policy, "logprobs", slow_logprobs)
@@ -166,7 +215,7 @@ def play(runs: Path, name: str, stop_at_rollout: int | None = None, **options: A
             session.start_run(config, runs / name, [])
         except Interrupted:
             session.resume_run(runs / name, None)
-    return Played(runs / name, engines)
+    return Played(runs / name, engines, updates, process)
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +262,11 @@ def test_tokens_and_timeouts_are_counted_over_the_whole_run(played: Played) -> N
     assert played["grading/timeouts"] == [1, 1, 2, 2, 3, 3]
 
 
+def test_a_truncated_completion_that_is_left_out_of_the_loss_counts_in_the_length(varied: Played) -> None:
+    lengths = [sampled_tokens(varied, rollout) / 16 for rollout in range(2)]
+    assert by_rollout(varied["completions/length"]) == pytest.approx(lengths)
+
+
 def test_the_mismatch_is_the_sampler_s_distance_from_the_policy_at_the_rollout_s_temperature(played: Played) -> None:
     assert played["sampler/mismatch_max"] == pytest.approx([0.5] * 6, abs=1e-5)
     assert played["sampler/mismatch_mean"] == pytest.approx(
@@ -233,8 +287,12 @@ def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Pl
     )
 
 
-def test_a_resumed_part_has_a_time_and_a_speed_of_its_own(tmp_path: Path) -> None:
-    resumed = play(tmp_path, "resumed", stop_at_rollout=2, evaluation__every="null")
+def test_a_resumed_part_has_a_time_and_a_speed_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resumed = play(tmp_path, "resumed", {"stop_at_rollout": 2}, evaluation__every="null")
+    assert [row["step"] for row in resumed.summary()] == [
+        0,
+        6,
+    ]  # an evaluation before the first step and after the last
     assert len(resumed.engines) == 2
     assert [len(engine.rollouts) for engine in resumed.engines] == [2, 1]  # interrupted after step 3
     before = resumed["tokens"][3]
@@ -243,6 +301,8 @@ def test_a_resumed_part_has_a_time_and_a_speed_of_its_own(tmp_path: Path) -> Non
     new = [tokens - before for tokens in resumed["tokens"][3:]]
     assert new[0] == 0 < new[1]
     assert resumed["time/tokens_per_second"][3:] == pytest.approx([0.0, new[1] / 3.25, new[2] / 3.5])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 5/6"))
+    assert line.endswith("0:00:02 left")  # half of the 3.25 s that this part's two steps have taken
 
 
 def test_advantages_are_divided_by_what_the_options_say(played: Played, varied: Played) -> None:
@@ -287,11 +347,23 @@ def test_every_evaluation_is_made_under_the_options_conditions_whatever_the_run_
     assert (len(first[0]), first[1]) == (8, 1)
     assert (first[2].temperature, first[2].max_new_tokens) == (0.0, 9)
     assert all(call == first for call in [*others, *of_varied])
+    assert not list((played.folder / "eval" / "partial").iterdir())  # nothing is left of what was done of them
     summaries = [row for run in (played, varied) for row in run.summary()]
     assert [row["step"] for row in summaries] == [0, 2, 4, 6, 0, 2, 4]
     for row in summaries:
         assert (row["correct"], row["n"], row["timeouts"], row["truncated"]) == (4, 8, 2, 0)
         assert (row["format"], row["seed"], row["max_new_tokens"]) == (0.75, 0, 9)
+
+
+def test_the_sampler_is_checked_for_the_capacity_of_the_longest_prompt_and_completion(played: Played) -> None:
+    longest = max(len(problem.question) for problem in load_problems("arithmetic", split="train", limit=40))
+    around = len(["<|im_start|>", "user", "\n", "<|im_end|>", "\n", "<|im_start|>", "assistant", "\n"])
+    assert played.engines[0].capacity == around + longest + 64
+
+
+def test_an_evaluation_longer_than_the_context_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"and 1020 for the completion, but the model's context is 1024"):
+        play(tmp_path, "long", evaluation__max_new_tokens=1020)
 
 
 def test_without_a_limit_of_its_own_an_evaluation_has_the_rollout_s(tmp_path: Path) -> None:
@@ -306,10 +378,49 @@ def test_tasks_are_drawn_by_their_weights_and_each_rollout_is_split_anew(tmp_pat
         (tmp_path / f"{task}.jsonl").write_text("".join(lines))
     tasks = f"[{{name: file, path: {tmp_path}/1.jsonl}}, {{name: file, path: {tmp_path}/2.jsonl, weight: 3}}]"
     sizes = {"rollout__prompts": 24, "rollout__group_size": 2, "learning__mu": 1, "steps": 3}
-    run = play(tmp_path, "weighted", tasks=tasks, evaluation__every="null", **sizes)
+    run = play(tmp_path, "weighted", tasks=tasks, evaluation__every="null", evaluation__validation=8, **sizes)
+    held_out = {row["id"] for row in rows(run.folder / "eval" / "validation.jsonl")}
+    assert sorted(id_.rpartition("+")[2] for id_ in held_out) == ["1"] * 2 + ["2"] * 6
     drawn = [question for questions, _, _ in run.engines[0].rollouts for question in questions]
     assert len(drawn) == 72
     assert 43 <= sum(question.endswith("+2") for question in drawn) <= 65  # 54, give or take three standard deviations
     first_places = [place for row, place, member in run.kept() if member == 0][::2]
     assert len(first_places) == 3
     assert len(set(first_places)) > 1
+
+
+def test_the_optimizer_is_the_one_of_the_options(played: Played) -> None:
+    rates = [0.5e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3]  # two steps of warm-up, then linear to 0 after the sixth
+    assert played["optimizer/learning_rate"] == pytest.approx(rates)
+    assert [rate for rate, *_ in played.updates] == pytest.approx(rates)
+    assert {tuple(rest) for _, *rest in played.updates} == {((0.8, 0.97), 0.03, 0.25)}
+
+
+def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
+    run = play(tmp_path, "broken", {"broken_rollout": 2}, learning__importance_cap=2, evaluation__every="null")
+    assert run["policy/skipped"] == [0, 0, 1, 2, 2, 2]
+    assert [loss is None for loss in run["policy/loss"]] == [False, False, True, True, False, False]
+    assert len(run.updates) == 4
+
+
+def test_what_the_chat_template_opened_counts_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = tiny.CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think>")
+    assert opened != tiny.CHAT_TEMPLATE
+    monkeypatch.setattr(tiny, "CHAT_TEMPLATE", opened)
+    run = play(tmp_path, "opened", {"opening": "<think>"}, steps=2)
+    # Those that would not have begun with `<think>` by themselves do now, too.
+    formats = [[1, 1, 0.25, 0.25], [0.25, 1, 1, 1], [1, 0.25, 0.25, 1], [1, 0.25, 0.25, 1]]
+    for row, place, member in run.kept():
+        assert row["completion"].startswith("<think>")
+        assert "<think>" not in row["pieces"]
+        assert (row["r_answer"], row["r_format"]) == (ANSWERS[place][member], formats[place][member])
+    assert by_rollout(run["reward/format"]) == pytest.approx(
+        [statistics.mean(share for group in formats for share in group)]
+    )
+    answers = rows(run.folder / "eval" / "arithmetic.jsonl")
+    assert [row["format"] for row in answers] == [formats[place % 4][0] for place in range(8)] * 2
+    assert all(row["completion"].startswith("<think>") for row in answers)
+
+
+def test_threads_and_the_time_limit_of_a_check_are_those_of_the_options(played: Played) -> None:
+    assert played.process == {"threads": 2, "timeout": 7.5}

@@ -113,6 +113,28 @@ def test_chunks_hold_at_most_max_rows_completions_and_each_problem_has_its_own_s
     assert measure(Guessing(), checker, replace(SAMPLED, max_rows=30)) == measure(Guessing(), checker, SAMPLED)
 
 
+def test_every_benchmark_is_sampled_with_seeds_of_its_own(checker):
+    engines = Guessing(), Guessing()
+    for engine, name in zip(engines, ("sums", "more sums"), strict=True):
+        measure(engine, checker, SAMPLED, of=replace(benchmark(), name=name))
+    first, second = ({sampling.seed for _, sampling in engine.calls} for engine in engines)
+    assert not first & second
+
+
+def test_a_chunk_is_at_least_one_problem_and_at_most_256():
+    for max_rows, chunk in ((2, 1), (3, 1), (100, 33), (10_000, 256)):
+        assert replace(SAMPLED, max_rows=max_rows).chunk == chunk
+
+
+def test_conditions_hold_for_a_row_only_if_all_of_them_do():
+    row = {"samples": 3, "temperature": 0.7, "max_new_tokens": 8, "template": "plain"}
+    assert SAMPLED.hold_for(row, "template")
+    for key, value in {"samples": 1, "temperature": 0.8, "max_new_tokens": 9, "template": "think-answer"}.items():
+        assert not SAMPLED.hold_for({**row, key: value}, "template")
+    assert not SAMPLED.hold_for({**row, "prompt": "think-answer"}, "prompt")
+    assert GREEDY.hold_for({}, "template")  # an older row: greedy, the only way that there was
+
+
 @pytest.mark.parametrize("torn", [0, 40])
 def test_a_stopped_measurement_goes_on_where_it_was(checker, tmp_path, torn):
     whole = measure(Guessing(), checker, SAMPLED)
@@ -154,7 +176,9 @@ def test_a_model_s_fingerprint_changes_with_one_weight(policy):
     assert fingerprint(policy) == before
     with torch.no_grad():
         policy.parameters[0].view(-1)[3] += 1e-6
-    assert fingerprint(policy) != before
+    changed = fingerprint(policy)
+    assert changed != before
+    assert fingerprint(replace(policy, dtype=torch.bfloat16)) != changed  # its completions would be others
 
 
 def test_two_processes_do_not_measure_the_same_at_once(checker, tmp_path):

@@ -184,6 +184,17 @@ def test_importance_cap_weighs_each_completion_by_its_truncated_ratio_to_the_sam
     assert metrics["sampler/mismatch_mean"] == pytest.approx(tokens, rel=1e-4)
 
 
+def test_what_the_sampler_says_of_masked_tokens_does_not_weigh_a_completion(policy, make_batch):
+    batch = stale(policy, make_batch(mask_truncated=True))
+    assert not batch.mask.any(dim=1).all()
+    unlikely = torch.where(batch.mask, batch.sampling_logprobs, -50.0)
+    losses = [
+        gradient(policy, replace(batch, sampling_logprobs=sampling), {"method": "sspo"}, importance_cap=1e6)[1]
+        for sampling in (batch.sampling_logprobs, unlikely)
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_reward_metrics_are_of_the_minibatch(make_batch):
     batch = make_batch()
     batch.answer_rewards[:4] = 1.0

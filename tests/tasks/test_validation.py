@@ -44,6 +44,12 @@ def test_a_question_that_stands_elsewhere_too_goes_from_there_as_well():
     assert [problem.question for problem in without(two, one[:1])] == ["e", "f", "c", "d"]
 
 
+def test_ids_of_two_tasks_of_one_name_are_made_distinct():
+    one, two = problems("file", "a", "b", "c"), problems("file", "d", "e", "f")  # both have the ids train-0 to train-2
+    _, held_out = hold_out([one, two], [1.0, 1.0], 4)
+    assert len({problem.id for problem in held_out}) == 4
+
+
 def test_each_task_gives_by_its_weight():
     assert shares([1.0, 1.0], 256) == [128, 128]
     assert shares([3.0, 1.0], 10) == [8, 2]  # 7.5 and 2.5: of equal remainders the first
