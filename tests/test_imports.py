@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 ORDER = [
     {"errors", "statistics", "seeds", "types"},
     {"objectives", "tasks", "rewards"},
+    {"environments"},
     {"config"},
     {"config_files"},
     {"interruption"},

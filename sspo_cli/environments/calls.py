@@ -32,7 +32,11 @@ class SandboxFailure(Exception):
 
 
 class SetupFailed(Exception):
-    """A problem's setup raised or did not end."""
+    """The setup of `interpreter` raised or did not end; the message says how."""
+
+    def __init__(self, interpreter: "Interpreter", message: str) -> None:
+        super().__init__(message)
+        self.interpreter = interpreter
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,9 @@ class Call:
     ) -> None:
         self.interpreter = interpreter
         self.result: Result | None = None
+        self.deadline = 0.0  # when `check_deadline` has something to do
+        self._ending: str | None = None  # why the process ends
+        self._interrupted = self._killed = False
         self._code, self._limits, self._server, self._next_number = code, limits, server, next_number
         self._note, interpreter.note = interpreter.note, None
         if interpreter.process is None:
@@ -180,7 +187,7 @@ class Call:
             raise SandboxFailure(f"an interpreter could not be confined: {self._text() or wait_status}")
         if self._is_setup:
             failed = os.WIFEXITED(wait_status) and os.WEXITSTATUS(wait_status) == SETUP_FAILED
-            raise SetupFailed(self._text() if failed else self._reason(wait_status)[1])
+            raise SetupFailed(self.interpreter, self._text() if failed else self._reason(wait_status)[1])
         status, said = self._reason(wait_status)
         self.interpreter.cells.clear()
         if self._pending:  # an earlier cell that was run again: this call's own has yet to come
@@ -208,8 +215,7 @@ class Call:
     def _begin(self, token: bytes, message: bytes, seconds: float, is_setup: bool = False) -> None:
         self._token, self._tokens, self._unsent, self._is_setup = token, b"", message, is_setup
         self._said, self._amount = b"", 0
-        self._ending: str | None = None
-        self._interrupted = self._killed = False
+        self._ending, self._interrupted, self._killed = None, False, False
         self._started = time.monotonic()
         self.deadline = self._started + seconds
 

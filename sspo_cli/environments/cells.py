@@ -86,13 +86,13 @@ def _described(error: BaseException) -> Iterator[str]:
     yield "-" * WIDTH
     yield kind + "Traceback (most recent call last)".rjust(WIDTH - len(kind))
     frames = [place for place in traceback.walk_tb(error.__traceback__) if place[0].f_code.co_filename not in HIDDEN]
-    own = [(frame, line) for frame, line in frames if frame.f_code.co_filename.startswith("<cell ")]
-    for frame, line in own if len(own) <= FRAMES else own[: FRAMES // 2]:
-        yield from _place(frame, line)
+    own = [(frame, number) for frame, number in frames if frame.f_code.co_filename.startswith("<cell ")]
+    for frame, number in own if len(own) <= FRAMES else own[: FRAMES // 2]:
+        yield from _place(frame, number)
     if len(own) > FRAMES:
         yield f"    [... {len(own) - FRAMES} frames are left out ...]\n"
-        for frame, line in own[-FRAMES // 2 :]:
-            yield from _place(frame, line)
+        for frame, number in own[-FRAMES // 2 :]:
+            yield from _place(frame, number)
     if frames and frames[-1] not in own:  # where in a library it failed; the frames between are left out
         yield from _place(*frames[-1])
     yield traceback.format_exception_only(error)[-1].rstrip("\n")

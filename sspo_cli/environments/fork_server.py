@@ -25,7 +25,18 @@ REQUIRED = ("numpy", "sympy", "pandas")
 # Loaded once here, so that no program waits for them.
 PRELOADED = (
     *REQUIRED,
-    *("sqlite3", "math", "cmath", "random", "itertools", "functools", "collections", "fractions", "decimal", "datetime"),
+    *(
+        "sqlite3",
+        "math",
+        "cmath",
+        "random",
+        "itertools",
+        "functools",
+        "collections",
+        "fractions",
+        "decimal",
+        "datetime",
+    ),
     *("re", "string", "json", "statistics", "heapq", "bisect", "operator", "calendar", "typing", "dataclasses", "time"),
 )
 ORDER = struct.Struct("=cQQ")  # what, the interpreter's number, a seed
@@ -52,10 +63,12 @@ def serve(descriptor: int, parent: int) -> None:
 
 
 def _prepare(confinement: Confinement) -> Confiner:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # so that a child has few descriptors to close
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)
+    )  # so that a child has few descriptors to close
     for name in PRELOADED:
         importlib.import_module(name)
-    import sympy
+    sympy = importlib.import_module("sympy")
 
     x = sympy.Symbol("x")  # what sympy builds at first use
     sympy.simplify(sympy.solve(x**2 - 3 * x + 2, x)[0] + sympy.sqrt(8) + sympy.Rational(1, 3))

@@ -45,7 +45,7 @@ class ServerLink:
 
     def __init__(self, confinement: Confinement) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
         root = str(Path(__file__).parents[2])
         with theirs:
             self._process = subprocess.Popen(
@@ -149,5 +149,3 @@ def readable_paths() -> tuple[str, ...]:
     python = {sysconfig.get_path(name) for name in names} | {os.path.join(sys.base_prefix, "lib")}
     system = {"/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"}
     return tuple(sorted(python | system | {"/dev/null", "/dev/urandom"}))
-
-
