@@ -73,15 +73,19 @@ def _shown(value: object) -> str:
     return repr(value)
 
 
-def _described(error: BaseException) -> Iterator[str]:
+def _described(error: BaseException, with_earlier: bool = True) -> Iterator[str]:
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if earlier is not None and with_earlier:
+        yield from _described(earlier, with_earlier=False)
+        yield (
+            "\nThe above exception was the direct cause of the following exception:\n"
+            if error.__cause__
+            else ("\nDuring handling of the above exception, another exception occurred:\n")
+        )
     if isinstance(error, SyntaxError):
         for line in traceback.format_exception_only(error):
             yield line.rstrip("\n").replace('File "<cell ', "Cell In[").replace('>", line', "], line")
         return
-    if (earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
-        yield from _described(earlier)
-        how = "was the direct cause of the following exception" if error.__cause__ else "occurred before this one"
-        yield f"\nThe above exception {how}:\n"
     kind = type(error).__name__
     yield "-" * WIDTH
     yield kind + "Traceback (most recent call last)".rjust(WIDTH - len(kind))
@@ -95,7 +99,8 @@ def _described(error: BaseException) -> Iterator[str]:
             yield from _place(frame, number)
     if frames and frames[-1] not in own:  # where in a library it failed; the frames between are left out
         yield from _place(*frames[-1])
-    yield traceback.format_exception_only(error)[-1].rstrip("\n")
+    message = str(error)
+    yield f"{kind}: {message}" if message else kind
 
 
 def _place(frame: types.FrameType, number: int) -> Iterator[str]:

@@ -70,7 +70,7 @@ class CodeActEnvironment(ActingEnvironment):
             raise
 
     def _answer(self, episode: Episode, turn: Turn, output: str) -> str:
-        said = {CALL: output or _NO_OUTPUT, PROPOSAL: _WRONG}.get(turn.action, _NO_ACTION)
+        said = {CALL: output.strip() or _NO_OUTPUT, PROPOSAL: _WRONG}.get(turn.action, _NO_ACTION)
         left = (
             f"You have {episode.turns_left} steps left and {episode.proposals_left} chances to propose solution left."
         )

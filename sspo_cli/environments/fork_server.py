@@ -18,7 +18,14 @@ import struct
 import sys
 from collections import deque
 
-from sspo_cli.environments.confinement import CannotConfine, Confinement, Confiner, die_with_parent, hide_memory
+from sspo_cli.environments.confinement import (
+    CannotConfine,
+    Confinement,
+    Confiner,
+    die_with_parent,
+    hide_memory,
+    landlock_version,
+)
 from sspo_cli.environments.interpreter import CALLS, CallLoop
 
 REQUIRED = ("numpy", "sympy", "pandas")
@@ -63,9 +70,8 @@ def serve(descriptor: int, parent: int) -> None:
 
 
 def _prepare(confinement: Confinement) -> Confiner:
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)
-    )  # so that a child has few descriptors to close
+    landlock_version()  # before anything slow
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # a child closes them all
     for name in PRELOADED:
         importlib.import_module(name)
     sympy = importlib.import_module("sympy")

@@ -69,7 +69,7 @@ class CallLoop:
         """The deadline. Ignored where the cell has just ended."""
         if self._running:
             self._running = False
-            raise cells.TimeoutError(f"Timed out after {self._seconds:g} seconds.")
+            raise cells.TimeoutError(f"Timed out after {self._seconds:g} seconds.") from None
 
 
 def _standard_output() -> io.TextIOWrapper:
