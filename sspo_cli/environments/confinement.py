@@ -14,8 +14,6 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sspo_cli.environments.syscalls import filter_program
-
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _SECCOMP_MODE_FILTER = 2
@@ -40,12 +38,14 @@ class Confinement:
     """What the children of one server are confined by; made once, before any of them.
 
     machine      of `syscalls.ARCHITECTURES`
+    filter       of system calls, as `syscalls.filter_program` compiles it, in hexadecimal
     readable     files and folders that may be read, with all below them
     memory       bytes of address space, in addition to what the server has
     cpu_seconds  of one interpreter, should nobody be left to end it
     """
 
     machine: str
+    filter: str
     readable: tuple[str, ...]
     memory: int
     cpu_seconds: int
@@ -56,7 +56,7 @@ class Confiner:
 
     def __init__(self, confinement: Confinement) -> None:
         self._confinement = confinement
-        self._filter = filter_program(confinement.machine)
+        self._filter = bytes.fromhex(confinement.filter)
         rules = _landlock_rules(confinement.readable)
         # Out of the way of the descriptors that a child gets.
         self._rules = fcntl.fcntl(rules, fcntl.F_DUPFD_CLOEXEC, 64)

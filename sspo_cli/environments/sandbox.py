@@ -99,8 +99,8 @@ class Sandbox:
             self._restart_server()
             try:
                 self._run_remaining(calls, results)
-            except ServerLost:
-                self._restart_server()
+            except ServerLost:  # the next run starts it anew
+                self._forget_all()
                 raise SandboxFailure("the sandbox's fork server ended twice within one turn") from None
         return [results[index] for index in range(len(calls))]
 

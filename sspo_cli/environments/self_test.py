@@ -39,7 +39,7 @@ attempts = {{
     "change a file's mode": lambda: os.chmod({secret}, 0o644),
     "open a network socket": lambda: socket.socket(),
     "open a local socket": lambda: socket.socket(socket.AF_UNIX),
-    "fork": os.fork,
+    "fork": lambda: os.fork() or os._exit(0),
     "start a program": lambda: subprocess.run(["/bin/true"]),
     "start a thread": lambda: threading.Thread(target=int).start(),
     "replace itself": lambda: os.execv("/bin/true", ["true"]),

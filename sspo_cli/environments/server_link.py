@@ -16,7 +16,7 @@ from typing import IO
 
 from sspo_cli.environments import fork_server
 from sspo_cli.environments.confinement import Confinement
-from sspo_cli.environments.syscalls import ARCHITECTURES
+from sspo_cli.environments.syscalls import ARCHITECTURES, filter_program
 from sspo_cli.errors import UserError
 
 STARTING = 120.0  # seconds in which the server must have loaded its packages
@@ -140,7 +140,8 @@ def confinement_of_this_machine(memory: int, cpu_seconds: int) -> Confinement:
             f"the sandbox confines programs on 64-bit Linux on {' or '.join(ARCHITECTURES)}, not on "
             f"{platform.system()} on {platform.machine()}; {ADVICE}"
         )
-    return Confinement(platform.machine(), readable_paths(), memory, cpu_seconds)
+    machine = platform.machine()
+    return Confinement(machine, filter_program(machine).hex(), readable_paths(), memory, cpu_seconds)
 
 
 def readable_paths() -> tuple[str, ...]:

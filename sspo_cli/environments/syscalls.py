@@ -101,8 +101,9 @@ REQUESTS = {
 }
 # The C library falls back on older calls after ENOSYS, but not after EPERM.
 ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
-# O_TMPFILE includes O_DIRECTORY, which reading a folder needs; it works only together with O_WRONLY or O_RDWR.
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# O_TMPFILE includes O_DIRECTORY, which reading a folder needs; it works only together with O_WRONLY or O_RDWR. Landlock
+# does not restrict O_PATH.
+NOT_READING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_PATH
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 X32 = 0x40000000  # bit of the numbers of x86_64's second ABI
@@ -152,7 +153,7 @@ def _argument(index: int, half: int = 0) -> bytes:
 def _reads_only(flags: int) -> list[bytes]:
     return [
         _argument(flags),
-        _instruction(_ANY_BIT, WRITING, skip_false=1),
+        _instruction(_ANY_BIT, NOT_READING, skip_false=1),
         _instruction(_RETURN, _FAIL | errno.EROFS),
         _instruction(_RETURN, _ALLOW),
     ]
