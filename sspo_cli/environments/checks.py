@@ -23,7 +23,9 @@ _NUMBER = re.compile(
     r"[-+−]?\$?\s*(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:\s*(?:/\s*\d+(?:\.\d+)?|[eE][-+]?\d+))?"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}")
-_LETTER = re.compile(r"(?:option|choice|answer(?: is)?:?)?\s*\(?([A-Za-z])\s*(?:[).:].*)?", re.IGNORECASE | re.DOTALL)
+_LETTER = re.compile(
+    r"(?:option|choice|(?:the )?answer(?: is)?:?)?\s*\(?([A-Za-z])\s*(?:[).:].*)?", re.IGNORECASE | re.DOTALL
+)
 _TRUTH = {"true": "true", "yes": "true", "false": "false", "no": "false"}
 
 

@@ -35,6 +35,8 @@ def _latex(node: ast.expr) -> str:
             return rf"\frac{{{_latex(left)}}}{{{_latex(right)}}}"
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             return f"{_group(left)}^{{{_latex(right)}}}"
+        case ast.BinOp(left=ast.Constant() as left, op=ast.Mult(), right=ast.Name() | ast.Call() as right):
+            return _latex(left) + _latex(right)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATIONS:
             product = isinstance(op, ast.Mult)
             return _OPERATIONS[type(op)].format(*(_group(side) if product else _latex(side) for side in (left, right)))

@@ -4,11 +4,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from sandbox_cases import TIMEOUT
 
 from sspo_cli.environments.sandbox import Sandbox, SandboxLimits
 from sspo_cli.errors import UserError
-
-TIMEOUT = 4.0  # seconds; the machines that run this are slow and shared
 
 
 @pytest.fixture(scope="session")

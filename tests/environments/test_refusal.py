@@ -73,7 +73,10 @@ def test_a_filter_that_the_kernel_refuses(monkeypatch):
 def test_its_own_look_finds_what_landlock_and_seccomp_let_through(monkeypatch):
     allow_all = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
     said = refusal_of(monkeypatch, filter=allow_all.hex())
-    assert "its self-test could change a file's mode, open a network socket, open a local socket, fork, start a thread" in said
+    assert (
+        "its self-test could change a file's mode, open a network socket, open a local socket, fork, start a thread"
+        in said
+    )
     assert "read a file" not in said  # Landlock's part still holds
     said = refusal_of(monkeypatch, readable=("/",))
     assert (

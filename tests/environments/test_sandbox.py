@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from conftest import TIMEOUT
+from sandbox_cases import TIMEOUT
 
 from sspo_cli.environments.calls import MOST_OUTPUT
 from sspo_cli.environments.memory import private_bytes
