@@ -5,9 +5,9 @@ import operator
 from collections.abc import Callable, Sequence
 
 from sspo_cli.environments.actions import CALL
-from sspo_cli.environments.calls import Result
 from sspo_cli.environments.environment import ActingEnvironment
 from sspo_cli.environments.episode import Episode, EpisodeLimits, Turn
+from sspo_cli.environments.result import Result
 from sspo_cli.rewards import AnswerChecker
 
 LONGEST = 64  # characters of an expression

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sspo_cli.environments import fork_server
+from sspo_cli.environments import messages
 from sspo_cli.environments.interpreter import HEADER, READY, SETUP_FAILED
+from sspo_cli.environments.result import Result
 from sspo_cli.environments.server_link import ServerLink
 
 STARTING = 60.0  # seconds in which an interpreter must be confined
@@ -55,21 +56,6 @@ class SandboxLimits:
     output_chars: int = 2000
     parallel: int | None = None
     total_mib: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a call printed, notes of the sandbox included, and how it ended.
-
-    status   "ok" (exceptions of the program included), "timeout", "memory" or "crashed"; after the last two, and after a
-             timeout whose `variables_lost` is true, the interpreter starts anew at its next call
-    seconds  of wall time, without waiting for other interpreters
-    """
-
-    text: str
-    status: str
-    seconds: float
-    variables_lost: bool = False
 
 
 @dataclass(slots=True)
@@ -130,7 +116,7 @@ class Call:
         if interpreter.process is None:
             self._start_process()
         else:
-            self._server.order(fork_server.RESUME, interpreter.process.number)
+            self._server.order(messages.RESUME, interpreter.process.number)
             self._pending = deque([(code, False)])
             self._calls_closed = self._output_closed = False
             self._send_next()
@@ -171,13 +157,13 @@ class Call:
         else:
             self._interrupted = True
             self.deadline = now + GRACE
-            self._server.order(fork_server.INTERRUPT, self.process.number)
+            self._server.order(messages.INTERRUPT, self.process.number)
 
     def kill(self, reason: str) -> None:
         """End the process; the call is over when its wait status arrives."""
         self._ending, self._killed = self._ending or reason, True
         self.deadline = time.monotonic() + ENDING
-        self._server.order(fork_server.KILL, self.process.number)
+        self._server.order(messages.KILL, self.process.number)
 
     def process_ended(self, wait_status: int) -> None:
         """The wait status has arrived. Raises SandboxFailure and SetupFailed."""
@@ -197,8 +183,13 @@ class Call:
             self.result = Result(self._with_notes(self._text(), said), status, self._seconds(), variables_lost=True)
 
     def _start_process(self) -> None:
-        calls, theirs = socket.socketpair()
-        output, written = os.pipe()
+        try:
+            calls, theirs = socket.socketpair()
+            output, written = os.pipe()
+        except OSError as error:
+            raise SandboxFailure(
+                f"no interpreter could be opened: {error.strerror}; `ulimit -n` may be too low"
+            ) from None
         for descriptor in (calls.fileno(), output):
             os.set_blocking(descriptor, False)
         self.interpreter.process = Process(self._next_number(), calls, output)
@@ -269,7 +260,7 @@ class Call:
         if self._pending:
             self._send_next()
             return
-        self._server.order(fork_server.PAUSE, self.process.number)  # nothing of an episode runs between its calls
+        self._server.order(messages.PAUSE, self.process.number)  # nothing of an episode runs between its calls
         self.interpreter.cells.append(self._code)
         status = "timeout" if self._interrupted else "ok"
         self.result = Result(self._with_notes(self._text()), status, self._seconds())

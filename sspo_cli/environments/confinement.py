@@ -12,7 +12,8 @@ import os
 import resource
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from sspo_cli.environments.messages import Confinement
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
@@ -31,24 +32,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class CannotConfine(Exception):
     """This machine lacks what confinement needs; the message names it and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Confinement:
-    """What the children of one server are confined by; made once, before any of them.
-
-    machine      of `syscalls.ARCHITECTURES`
-    filter       of system calls, as `syscalls.filter_program` compiles it, in hexadecimal
-    readable     files and folders that may be read, with all below them
-    memory       bytes of address space, in addition to what the server has
-    cpu_seconds  of one interpreter, should nobody be left to end it
-    """
-
-    machine: str
-    filter: str
-    readable: tuple[str, ...]
-    memory: int
-    cpu_seconds: int
 
 
 class Confiner:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from sspo_cli.environments.actions import CALL, NOTHING, PROPOSAL, STOP, Action, read_action
-from sspo_cli.environments.calls import Result
 from sspo_cli.environments.checks import check_proposals
 from sspo_cli.environments.episode import Episode, EpisodeLimits, Turn
+from sspo_cli.environments.result import Result
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Problem

@@ -14,19 +14,33 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 from collections import deque
 
 from sspo_cli.environments.confinement import (
     CannotConfine,
-    Confinement,
     Confiner,
     die_with_parent,
     hide_memory,
     landlock_version,
 )
 from sspo_cli.environments.interpreter import CALLS, CallLoop
+from sspo_cli.environments.messages import (
+    ENDED,
+    INTERRUPT,
+    KILL,
+    MESSAGE,
+    NOT_STARTED,
+    NOTICE,
+    OPEN,
+    ORDER,
+    PAUSE,
+    READY,
+    REFUSED,
+    RESUME,
+    STARTED,
+    Confinement,
+)
 
 REQUIRED = ("numpy", "sympy", "pandas")
 # Loaded once here, so that no program waits for them.
@@ -46,13 +60,8 @@ PRELOADED = (
     ),
     *("re", "string", "json", "statistics", "heapq", "bisect", "operator", "calendar", "typing", "dataclasses", "time"),
 )
-ORDER = struct.Struct("=cQQ")  # what, the interpreter's number, a seed
-OPEN, INTERRUPT, PAUSE, RESUME, KILL = b"o", b"i", b"p", b"r", b"k"
-SIGNALS = {INTERRUPT: signal.SIGINT, PAUSE: signal.SIGSTOP, RESUME: signal.SIGCONT, KILL: signal.SIGKILL}
-NOTICE = struct.Struct("=cQq")  # what, the interpreter's number, process id, errno or wait status
-READY, REFUSED, STARTED, NOT_STARTED, ENDED = b"r", b"f", b"s", b"n", b"e"
 DESCRIPTORS = 256  # the server has a dozen open
-MESSAGE = 1 << 16  # bytes; a configuration is the longest
+SIGNALS = {INTERRUPT: signal.SIGINT, PAUSE: signal.SIGSTOP, RESUME: signal.SIGCONT, KILL: signal.SIGKILL}
 
 
 def serve(descriptor: int, parent: int) -> None:

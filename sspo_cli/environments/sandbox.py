@@ -20,14 +20,16 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-from sspo_cli.environments import fork_server
-from sspo_cli.environments.calls import GONE, Call, Interpreter, Result, SandboxFailure, SandboxLimits, SetupFailed
+from sspo_cli.environments import messages
+from sspo_cli.environments.calls import GONE, Call, Interpreter, SandboxFailure, SandboxLimits, SetupFailed
 from sspo_cli.environments.memory import available_bytes, private_bytes
+from sspo_cli.environments.result import Result
 from sspo_cli.environments.self_test import check_confinement
 from sspo_cli.environments.server_link import ServerLink, ServerLost, confinement_of_this_machine
 
 __all__ = ["Interpreter", "Result", "Sandbox", "SandboxFailure", "SandboxLimits", "SetupFailed"]
 
+DESCRIPTORS = 8192  # for 4,000 live interpreters
 MEMORY_EVERY = 0.1  # seconds between two looks at how much memory the running interpreters have
 
 
@@ -52,6 +54,7 @@ class Sandbox:
         self._parallel = limits.parallel or len(os.sched_getaffinity(0))
         one_each = self._parallel * limits.memory_mib << 20
         self._budget = limits.total_mib << 20 if limits.total_mib else max(available_bytes() // 2, one_each)
+        _allow_descriptors()
         self._start_server()
         try:
             check_confinement(self, self._confinement.machine, os.getpid())
@@ -83,19 +86,19 @@ class Sandbox:
                 number = interpreter.process.number
                 self._forget(number)
                 with contextlib.suppress(ServerLost):  # then it has ended as well
-                    self._server.order(fork_server.KILL, number)
+                    self._server.order(messages.KILL, number)
 
     def run(self, calls: Sequence[tuple[Interpreter, str]]) -> list[Result]:
         """Run one cell in each of these interpreters, at most `parallel` at a time, and return their results in order.
 
-        An interpreter may occur once. If the fork server is lost, it is started anew once, and what had not ended runs
-        again, each interpreter's earlier cells first. Raises SandboxFailure if it is lost again, SetupFailed for a setup
-        that raises.
+        An interpreter may occur once. If the fork server is lost or cannot start an interpreter, it is started anew once,
+        and what had not ended runs again, each interpreter's earlier cells first. Raises SandboxFailure if that fails as
+        well, SetupFailed for a setup that raises.
         """
         results: dict[int, Result] = {}
         try:
             self._run_remaining(calls, results)
-        except ServerLost:
+        except (ServerLost, SandboxFailure):
             self._restart_server()
             try:
                 self._run_remaining(calls, results)
@@ -151,11 +154,11 @@ class Sandbox:
             call = next((call for call in running if call.interpreter is interpreter), None) if interpreter else None
             if interpreter is None:
                 continue  # closed in the meantime
-            if kind == fork_server.STARTED and interpreter.process:
+            if kind == messages.STARTED and interpreter.process:
                 interpreter.process.process_id = value
-            elif kind == fork_server.NOT_STARTED:
+            elif kind == messages.NOT_STARTED:
                 raise SandboxFailure(f"no interpreter could be forked: {os.strerror(value)}")
-            elif kind == fork_server.ENDED:
+            elif kind == messages.ENDED:
                 del self._live[number]
                 self._memory.pop(number, None)
                 if call and call.result is None:
@@ -200,3 +203,13 @@ class Sandbox:
     def _forget_all(self) -> None:
         for number in list(self._live):
             self._forget(number)
+
+
+def _allow_descriptors() -> None:
+    """Raise this process's own limit where it may: it needs two descriptors for each live interpreter."""
+    import resource  # does not exist on Windows, where entering the sandbox has been refused before
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from sspo_cli.environments import fork_server
-from sspo_cli.environments.confinement import Confinement
+from sspo_cli.environments import messages
+from sspo_cli.environments.messages import Confinement
 from sspo_cli.environments.syscalls import ARCHITECTURES, filter_program
 from sspo_cli.errors import UserError
 
@@ -76,12 +76,12 @@ class ServerLink:
 
     def open(self, number: int, seed: int, calls: socket.socket, output: int) -> None:
         """Have an interpreter forked that answers calls on one descriptor and prints to the other."""
-        order = fork_server.ORDER.pack(fork_server.OPEN, number, seed)
+        order = messages.ORDER.pack(messages.OPEN, number, seed)
         self._send(lambda: socket.send_fds(self._control, [order], [calls.fileno(), output]))
 
     def order(self, what: bytes, number: int) -> None:
         """Send an interpreter a signal; nothing happens where it has ended. Raises ServerLost."""
-        order = fork_server.ORDER.pack(what, number, 0)
+        order = messages.ORDER.pack(what, number, 0)
         self._send(lambda: self._control.send(order))
 
     def notices(self) -> list[tuple[bytes, int, int]]:
@@ -89,14 +89,14 @@ class ServerLink:
         arrived: list[tuple[bytes, int, int]] = []
         while True:
             try:
-                notice = self._control.recv(fork_server.NOTICE.size)
+                notice = self._control.recv(messages.NOTICE.size)
             except BlockingIOError:
                 return arrived
             except OSError as error:
                 raise ServerLost from error
             if not notice:
                 raise ServerLost
-            arrived.append(fork_server.NOTICE.unpack(notice))
+            arrived.append(messages.NOTICE.unpack(notice))
 
     def close(self) -> None:
         """End the server and with it all interpreters."""
@@ -119,15 +119,15 @@ class ServerLink:
 
     def _await_ready(self) -> None:
         try:
-            notice = self._control.recv(fork_server.MESSAGE)
+            notice = self._control.recv(messages.MESSAGE)
         except TimeoutError:
             raise UserError(f"the sandbox's fork server did not start within {STARTING:g} s") from None
         except OSError:
             notice = b""
-        kind, reason = notice[:1], notice[fork_server.NOTICE.size :].decode(errors="replace")
-        if kind == fork_server.REFUSED:
+        kind, reason = notice[:1], notice[messages.NOTICE.size :].decode(errors="replace")
+        if kind == messages.REFUSED:
             raise UserError(f"the sandbox cannot confine programs here: {reason}; {ADVICE}")
-        if kind != fork_server.READY:
+        if kind != messages.READY:
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").strip().splitlines()
             raise UserError(f"the sandbox's fork server did not start: {said[-1] if said else 'it ended at once'}")

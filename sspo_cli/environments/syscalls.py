@@ -5,10 +5,7 @@ and no kernel facility is reached that was added after the list was written.
 """
 
 import errno
-import fcntl
-import os
 import struct
-import termios
 
 # Each name with its number on x86_64 and on aarch64; None: the architecture does not have it.
 ALLOWED = {
@@ -94,16 +91,18 @@ ALLOWED = {
 # Allowed for some arguments: numbers, index of the argument, and what it may be.
 OPEN = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
 IOCTL, FCNTL, PRLIMIT64 = (16, 29), (72, 25), (302, 261)
+# Linux's numbers of requests and flags, whatever system imports this.
 REQUESTS = {
-    IOCTL: (termios.TCGETS, termios.TIOCGWINSZ, termios.FIONREAD, termios.FIOCLEX),
-    # Not F_SETOWN and F_SETLEASE, which send signals, nor F_SETPIPE_SZ, which takes kernel memory.
-    FCNTL: (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL),
+    IOCTL: (0x5401, 0x5413, 0x541B, 0x5451),  # TCGETS, TIOCGWINSZ, FIONREAD, FIOCLEX
+    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. Not F_SETOWN and F_SETLEASE, which send signals, nor
+    # F_SETPIPE_SZ, which takes kernel memory.
+    FCNTL: (0, 1, 2, 3, 1030),
 }
 # The C library falls back on older calls after ENOSYS, but not after EPERM.
 ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
 # O_TMPFILE includes O_DIRECTORY, which reading a folder needs; it works only together with O_WRONLY or O_RDWR. Landlock
 # does not restrict O_PATH.
-NOT_READING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_PATH
+NOT_READING = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o10000000  # O_WRONLY, _RDWR, _CREAT, _TRUNC, _APPEND, _PATH
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 X32 = 0x40000000  # bit of the numbers of x86_64's second ABI

@@ -8,6 +8,7 @@ from sandbox_cases import TIMEOUT
 
 from sspo_cli.environments.sandbox import Sandbox, SandboxLimits
 from sspo_cli.errors import UserError
+from sspo_cli.rewards import AnswerChecker
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,9 @@ def sandbox() -> Iterator[Sandbox]:
         pytest.skip(str(error))
     yield sandbox
     sandbox.__exit__()
+
+
+@pytest.fixture(scope="session")
+def checker() -> Iterator[AnswerChecker]:
+    with AnswerChecker(workers=1, timeout=30.0) as checker:
+        yield checker

@@ -1,7 +1,5 @@
 """Solved or not, by every rule; what looks alike is not taken for equal."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from sspo_cli.environments.checks import check_proposals
@@ -9,12 +7,6 @@ from sspo_cli.environments.denotations import joined, split
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Problem
-
-
-@pytest.fixture(scope="module")
-def checker() -> Iterator[AnswerChecker]:
-    with AnswerChecker(workers=1, timeout=30.0) as checker:
-        yield checker
 
 
 def solved(checker: AnswerChecker, rule: str, solution: str, gold: str) -> bool:

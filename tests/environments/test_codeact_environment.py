@@ -1,9 +1,6 @@
 """Code-acting episodes: the observations' wording, proposals, failures, and continuing after every turn."""
 
 import json
-import os
-import signal
-from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
@@ -12,16 +9,14 @@ from sspo_cli.environments.calls import SandboxFailure
 from sspo_cli.environments.codeact import CodeActEnvironment
 from sspo_cli.environments.episode import EpisodeLimits, Turn
 from sspo_cli.errors import UserError
-from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Problem
 
 PROBLEM = Problem("1", "Task:\nWhat is 6*7?", "42", "codeact", environment="codeact")
 
 
 @pytest.fixture(scope="module")
-def environment(sandbox) -> Iterator[CodeActEnvironment]:
-    with AnswerChecker(workers=1, timeout=30.0) as checker:
-        yield CodeActEnvironment(sandbox, checker)
+def environment(sandbox, checker) -> CodeActEnvironment:
+    return CodeActEnvironment(sandbox, checker)
 
 
 def play(environment: CodeActEnvironment, *turns: str, problem: Problem = PROBLEM) -> tuple:
@@ -73,7 +68,7 @@ def test_a_program_that_prints_a_solution_has_not_proposed_it(environment):
 def test_time_outs_and_crashes_are_observations_and_counted(environment):
     crash = "<execute>kept = 1\nimport os\nos._exit(0)</execute>"
     episode, answers = play(environment, "<execute>while True: pass</execute>", crash, "<execute>kept</execute>")
-    assert "TimeoutError: Timed out after 4 seconds." in answers[0]
+    assert "TimeoutError: Timed out after 3 seconds." in answers[0]
     assert "exit status 0): the interpreter was ended and its variables are gone." in answers[1]
     assert "NameError: name 'kept' is not defined" in answers[2]
     assert (episode.outcome.calls, episode.outcome.timeouts, episode.outcome.crashes) == (3, 1, 1)
@@ -98,17 +93,6 @@ def test_continued_after_every_turn_it_ends_the_same(environment):
             environment.step([(continued, move)])
         assert continued.turns == whole.turns
         assert continued.outcome == whole.outcome
-
-
-def test_the_server_is_killed_in_a_rollout_and_nothing_changes(environment, sandbox):
-    moves = ["<execute>x = 1</execute>", "<execute>x += 1\nx</execute>", "<execute>x * 2</execute>"]
-    episodes = [environment.open(PROBLEM, n) for n in range(6)]
-    for number, move in enumerate(moves):
-        if number == 2:
-            os.kill(sandbox.server_process_id, signal.SIGKILL)
-        answers = environment.step([(episode, move) for episode in episodes])
-    assert {answer.splitlines()[1] for answer in answers} == {"Out[3]: 4"}
-    environment.close(episodes)
 
 
 def test_a_lost_sandbox_is_one_sentence_and_no_turn(environment, sandbox, monkeypatch):
@@ -138,8 +122,8 @@ def test_a_setup_that_does_not_run_names_its_problem(environment):
         play(environment, "<execute>1</execute>", problem=problem)
 
 
-def test_limits_are_named_and_kept(sandbox, environment):
-    brief = CodeActEnvironment(sandbox, environment._checker, EpisodeLimits(turns=3, proposals=1))
+def test_limits_are_named_and_kept(sandbox, checker):
+    brief = CodeActEnvironment(sandbox, checker, EpisodeLimits(turns=3, proposals=1))
     assert "You have 3 chances" in brief.system_prompt
     episode, answers = play(brief, "hm", "<solution>1</solution>")
     assert answers[0].endswith("You have 2 steps left and 1 chances to propose solution left.")

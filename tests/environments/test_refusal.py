@@ -47,6 +47,23 @@ def test_a_kernel_without_landlock(error, said):
     assert result.stdout == f"the sandbox cannot confine programs here: {said}; {server_link.ADVICE}\n"
 
 
+def test_windows_plays_the_calculator_and_refuses_code():
+    """Modules that Windows lacks are missing: everything is imported, the calculator plays, the sandbox says why not."""
+    program = (
+        "import sys\nfor name in ('fcntl', 'resource', 'termios'): sys.modules[name] = None\n"
+        "import sspo_cli.environments.codeact\n"
+        "from sspo_cli.environments.calculator import CalculatorEnvironment\n"
+        "from sspo_cli.environments.sandbox import Sandbox\n"
+        "from sspo_cli.errors import UserError\nfrom sspo_cli.rewards import AnswerChecker\nfrom sspo_cli.types import Problem\n"
+        "environment = CalculatorEnvironment(AnswerChecker())\n"
+        "episode = environment.open(Problem('1', '', '6', 'calculator'), 0)\n"
+        "print(environment.step([(episode, '<execute>2*3</execute>')]))\n"
+        "sys.platform = 'win32'\ntry: Sandbox().__enter__()\nexcept UserError as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("['6']\nthe sandbox confines programs on 64-bit Linux")
+
+
 @pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("win32", "AMD64"), ("linux", "riscv64")])
 def test_another_system(monkeypatch, system, machine):
     monkeypatch.setattr(sys, "platform", system)
