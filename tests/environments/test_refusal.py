@@ -9,9 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from sspo_cli.environments import confinement, sandbox, server_link
+from sspo_cli.environments import confinement, server_link
+from sspo_cli.environments import sandbox as sandbox_module
 from sspo_cli.environments.sandbox import Sandbox
 from sspo_cli.errors import UserError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="system calls are Linux's")
 
 # A process whose kernel seems to lack a system call: every later one of that number fails.
 WITHOUT = """
@@ -75,19 +78,21 @@ def test_another_system(monkeypatch, system, machine):
 def refusal_of(monkeypatch: pytest.MonkeyPatch, **changed: object) -> str:
     """Start a sandbox whose confinement differs, and return what it says."""
     original = server_link.confinement_of_this_machine
-    monkeypatch.setattr(sandbox, "confinement_of_this_machine", lambda *limits: replace(original(*limits), **changed))
+    monkeypatch.setattr(
+        sandbox_module, "confinement_of_this_machine", lambda *limits: replace(original(*limits), **changed)
+    )
     with pytest.raises(UserError) as error:
         Sandbox().__enter__()
     return str(error.value)
 
 
-def test_a_filter_that_the_kernel_refuses(monkeypatch):
+def test_a_filter_that_the_kernel_refuses(sandbox, monkeypatch):
     """As if it had no seccomp: the interpreter ends before it has read any code."""
     said = refusal_of(monkeypatch, filter="ff" * 8)
     assert "cannot confine programs here: an interpreter could not be confined: OSError: [Errno 22] prctl 22" in said
 
 
-def test_its_own_look_finds_what_landlock_and_seccomp_let_through(monkeypatch):
+def test_its_own_look_finds_what_landlock_and_seccomp_let_through(sandbox, monkeypatch):
     allow_all = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
     said = refusal_of(monkeypatch, filter=allow_all.hex())
     assert (
@@ -102,7 +107,7 @@ def test_its_own_look_finds_what_landlock_and_seccomp_let_through(monkeypatch):
     assert "fork" not in said  # and here seccomp's
 
 
-def test_a_server_that_cannot_start(monkeypatch):
+def test_a_server_that_cannot_start(sandbox, monkeypatch):
     monkeypatch.setattr(server_link, "PROGRAM", "import no_such_package")
     with pytest.raises(
         UserError, match="fork server did not start: ModuleNotFoundError: No module named 'no_such_package'"

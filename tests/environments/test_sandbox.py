@@ -269,7 +269,7 @@ class TestServerLost:
         assert [result.text for result in results] == [f"Out[2]: {10 + n}" for n in range(4)]
         sandbox.close(interpreters)
 
-    def test_no_process_is_left_when_the_trainer_is_killed(self):
+    def test_no_process_is_left_when_the_trainer_is_killed(self, sandbox):
         program = (
             "import sys, time\nfrom sspo_cli.environments.sandbox import Sandbox\n"
             "with Sandbox() as sandbox:\n    interpreter = sandbox.open(None, 0)\n    sandbox.run([(interpreter, '1')])\n"

@@ -4,11 +4,14 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 import termios
 
 import pytest
 
 from sspo_cli.environments.syscalls import ABSENT, ALLOWED, ARCHITECTURES, filter_program
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="system calls are Linux's")
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 COLUMNS = {"x86_64": 0, "aarch64": 1}
