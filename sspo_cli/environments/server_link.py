@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import selectors
+import site
 import socket
 import subprocess
 import sys
@@ -148,5 +149,6 @@ def readable_paths() -> tuple[str, ...]:
     """Python's own files and packages, the system's libraries, and nothing that a user or an experiment has written."""
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     python = {sysconfig.get_path(name) for name in names} | {os.path.join(sys.base_prefix, "lib")}
+    python |= set(site.getsitepackages())  # elsewhere on Debian's Python
     system = {"/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"}
     return tuple(sorted(python | system | {"/dev/null", "/dev/urandom"}))
