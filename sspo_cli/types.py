@@ -12,6 +12,10 @@ class Problem:
     answer         the gold answer, bare: no `####`, no `\\boxed{}`, no tags
     task           name of the task that it came from
     demonstration  a worked completion for the cold start, tags included, or None
+    environment    name of the environment that its episodes are played in; None: one turn, no calls
+    setup          code that prepares an episode's variables, without the gold answer, or None
+    check          name of the rule by which a proposal is compared with the gold answer (`environments.checks`)
+    episode        a worked episode for the cold start: the policy's turns and the observations alternate; empty: none
     """
 
     id: str
@@ -19,6 +23,10 @@ class Problem:
     answer: str
     task: str
     demonstration: str | None = None
+    environment: str | None = None
+    setup: str | None = None
+    check: str = "math"
+    episode: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,48 @@
+"""What a turn of the policy does: run code, propose a solution, or neither."""
+
+import re
+from dataclasses import dataclass
+
+CALL, PROPOSAL, NOTHING = "call", "proposal", "nothing"
+STOP = ("</execute>", "</solution>")  # a turn ends behind the first of them
+_TAGS = re.compile(r"</?(?:think|execute|solution)>")
+_KINDS = {"<execute>": CALL, "<solution>": PROPOSAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a turn does.
+
+    kind         CALL, PROPOSAL or NOTHING
+    content      the code or the solution, without the tags
+    well_formed  the turn is exactly one action and ends with it: counts for r_format
+    """
+
+    kind: str
+    content: str
+    well_formed: bool
+
+
+def read_action(turn: str) -> Action:
+    """Read one turn of the policy, with what the chat template opened of it.
+
+    A proposal wins over code, and several blocks of one kind are joined by newlines, as in MINT. What a thought contains is
+    no action, whether the thought is closed or not. Inside a block, other tags are part of its content.
+    """
+    blocks: dict[str, list[str]] = {CALL: [], PROPOSAL: []}
+    inside: re.Match[str] | None = None  # the tag that is open
+    end = 0
+    for tag in _TAGS.finditer(turn):
+        if inside is None:
+            inside = tag if not tag[0].startswith("</") else None
+        elif tag[0] == "</" + inside[0][1:]:
+            if kind := _KINDS.get(inside[0]):
+                blocks[kind].append(turn[inside.end() : tag.start()])
+                end = tag.end()
+            inside = None
+    count = len(blocks[CALL]) + len(blocks[PROPOSAL])
+    well_formed = count == 1 and inside is None and not turn[end:].strip()
+    for kind in (PROPOSAL, CALL):
+        if blocks[kind]:
+            return Action(kind, "\n".join(blocks[kind]).strip("\n"), well_formed)
+    return Action(NOTHING, "", False)

@@ -1,0 +1,152 @@
+"""A Python session of numbered cells that shows values and errors as IPython does, in which CodeActInstruct was recorded.
+
+It runs inside a confined process, next to the program that it runs: nothing that it writes is more than text.
+"""
+
+import ast
+import linecache
+import pprint
+import sys
+import sysconfig
+import traceback
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+WIDTH = 75  # of the line above an error and of its title
+CONTEXT = 2  # statements shown before and after the one that failed
+LONGEST_STATEMENT = 6  # lines; a longer one is shown by its first three and its last two
+HIDDEN = {__file__, str(Path(__file__).with_name("interpreter.py"))}  # whose frames no error shows
+FRAMES = 4  # of the program's own that an error shows
+
+
+class TimeoutError(BaseException):
+    """Raised in the program at its deadline. No subclass of Exception, which programs catch."""
+
+    __module__ = "builtins"  # for its name in tracebacks
+
+
+class Session:
+    """Variables and the number of the last cell. `run` writes to standard output and never raises."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._module = types.ModuleType("__main__")
+        sys.modules["__main__"] = self._module
+
+    def set_up(self, code: str) -> None:
+        """Run code that is no cell. Its exceptions are not caught."""
+        exec(compile(code, "<setup>", "exec"), self._module.__dict__)
+
+    def run(self, code: str) -> None:
+        """Run a cell: write what it prints, `Out[n]: …` for the value of a last expression, or its error."""
+        self._number += 1
+        name = f"<cell {self._number}>"
+        lines = code.splitlines(keepends=True)
+        linecache.cache[name] = (len(code), None, lines, name)  # for tracebacks and inspect.getsource
+        try:
+            self._execute(ast.parse(code, name), code.rstrip().endswith(";"))
+        except SystemExit as error:  # the session continues, as IPython's does
+            print(f"SystemExit: {error}")
+        except BaseException as error:
+            print("\n".join(_described(error)))
+
+    def _execute(self, tree: ast.Module, silent: bool) -> None:
+        namespace = self._module.__dict__
+        name = f"<cell {self._number}>"
+        last = tree.body[-1] if tree.body else None
+        if not isinstance(last, ast.Expr) or silent:
+            exec(compile(tree, name, "exec"), namespace)
+            return
+        exec(compile(ast.Module(tree.body[:-1], []), name, "exec"), namespace)
+        value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+        if value is not None:
+            namespace["_"] = value
+            shown = _shown(value)
+            print(f"Out[{self._number}]: " + ("\n" if "\n" in shown else "") + shown)
+
+
+def _shown(value: object) -> str:
+    """Its repr; of a container that is wider than a line, one element a line."""
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        return pprint.pformat(value, width=79, sort_dicts=False)
+    return repr(value)
+
+
+def _described(error: BaseException, with_earlier: bool = True) -> Iterator[str]:
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if earlier is not None and with_earlier:
+        yield from _described(earlier, with_earlier=False)
+        yield (
+            "\nThe above exception was the direct cause of the following exception:\n"
+            if error.__cause__
+            else ("\nDuring handling of the above exception, another exception occurred:\n")
+        )
+    if isinstance(error, SyntaxError):
+        for line in traceback.format_exception_only(error):
+            yield line.rstrip("\n").replace('File "<cell ', "Cell In[").replace('>", line', "], line")
+        return
+    kind = type(error).__name__
+    yield "-" * WIDTH
+    yield kind + "Traceback (most recent call last)".rjust(WIDTH - len(kind))
+    frames = [place for place in traceback.walk_tb(error.__traceback__) if place[0].f_code.co_filename not in HIDDEN]
+    own = [(frame, number) for frame, number in frames if frame.f_code.co_filename.startswith("<cell ")]
+    for frame, number in own if len(own) <= FRAMES else own[: FRAMES // 2]:
+        yield from _place(frame, number)
+    if len(own) > FRAMES:
+        yield f"    [... {len(own) - FRAMES} frames are left out ...]\n"
+        for frame, number in own[-FRAMES // 2 :]:
+            yield from _place(frame, number)
+    if frames and frames[-1] not in own:  # where in a library it failed; the frames between are left out
+        yield from _place(*frames[-1])
+    message = str(error)
+    yield f"{kind}: {message}" if message else kind
+
+
+def _place(frame: types.FrameType, number: int) -> Iterator[str]:
+    """The line that failed, marked, with the statements around it."""
+    name, function = frame.f_code.co_filename, frame.f_code.co_qualname
+    if name.startswith("<cell "):
+        place = f"Cell In[{name[6:-1]}], line {number}"
+        yield place if function == "<module>" else f"{place}, in {function}"
+    else:
+        yield f"File {_within_library(name)}:{number}, in {function}"
+    lines = linecache.getlines(name)
+    pieces = _pieces(lines)
+    here = next((i for i, piece in enumerate(pieces) if number in piece), None)
+    if here is not None:
+        for piece in pieces[max(0, here - CONTEXT) : here + CONTEXT + 1]:
+            shown: list[int | None] = list(piece)
+            if len(shown) > LONGEST_STATEMENT:
+                shown[3:-2] = [None]
+            for line in shown:
+                if line is None:
+                    yield "   (...)"
+                else:
+                    mark = f"----> {line} " if line == number else f"{line:>7} "
+                    yield (mark[-8:] if line < 100 else mark) + lines[line - 1].rstrip("\n")
+    yield ""
+
+
+def _within_library(path: str) -> str:
+    """A module's path as every machine has it."""
+    for folder in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")):
+        path = path.removeprefix(folder + "/")
+    return path
+
+
+def _pieces(lines: list[str]) -> list[range]:
+    """Line numbers of each statement, of a compound one only those of its head, and of each comment; none of blank lines."""
+    try:
+        tree = ast.parse("".join(lines))
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    pieces = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt | ast.ExceptHandler):
+            body = getattr(node, "body", None)
+            end = body[0].lineno - 1 if isinstance(body, list) and body else node.end_lineno or node.lineno
+            pieces.append(range(node.lineno, max(end, node.lineno) + 1))
+    covered = {line for piece in pieces for line in piece}
+    pieces += [range(n, n + 1) for n, line in enumerate(lines, start=1) if n not in covered and line.strip()]
+    return sorted({piece.start: piece for piece in pieces}.values(), key=lambda piece: piece.start)

@@ -1,0 +1,110 @@
+"""What is common to the environments: reading the policy's turns, checking its proposals, keeping the record."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from sspo_cli.environments.actions import CALL, NOTHING, PROPOSAL, STOP, Action, read_action
+from sspo_cli.environments.checks import check_proposals
+from sspo_cli.environments.episode import Episode, EpisodeLimits, Turn
+from sspo_cli.environments.result import Result
+from sspo_cli.errors import UserError
+from sspo_cli.rewards import AnswerChecker
+from sspo_cli.types import Problem
+
+
+class Environment(Protocol):
+    """What rollout asks of an environment. Text in, text out; `sspo_cli.environments` says how it is driven."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end a turn of the policy, and belong to it."""
+        ...
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The system turn of its problems; it names the limits."""
+        ...
+
+    def open(self, problem: Problem, seed: int, turns: Sequence[Turn] = ()) -> Episode:
+        """Begin an episode, or continue one from the record of its turns."""
+        ...
+
+    def step(self, moves: Sequence[tuple[Episode, str]]) -> list[str | None]:
+        """Take one turn in each of these episodes and return what each policy reads next; None: the episode is over."""
+        ...
+
+    def close(self, episodes: Iterable[Episode]) -> None:
+        """Free what episodes hold; those that are over have been freed."""
+        ...
+
+
+class ActingEnvironment:
+    """An environment in which turns run code or propose solutions. Subclasses run the code and word the answers."""
+
+    stop = STOP
+    system_prompt: str | None = None
+
+    def __init__(self, checker: AnswerChecker, limits: EpisodeLimits) -> None:
+        self._checker, self.limits = checker, limits
+
+    def open(self, problem: Problem, seed: int, turns: Sequence[Turn] = ()) -> Episode:
+        """Begin an episode; with `turns`, continue one that has taken them.
+
+        What was answered then stands, whatever the same code would do now; only the variables are made again, at the next
+        call. Raises UserError for a record of an episode with more turns or proposals than the limits allow.
+        """
+        episode = Episode(problem, seed, self.limits, list(turns))
+        if episode.turns_left < 0 or episode.proposals_left < 0:
+            raise UserError(
+                f"the recorded episode of problem {problem.id} has {episode.outcome.turns} turns and "
+                f"{episode.outcome.proposals} proposals, more than episode.turns={self.limits.turns} and "
+                f"episode.proposals={self.limits.proposals} allow; continue it with the options that it began with"
+            )
+        self._begin(episode)
+        return episode
+
+    def step(self, moves: Sequence[tuple[Episode, str]]) -> list[str | None]:
+        """Take one turn in each of these episodes: all code runs at once, all proposals are checked at once.
+
+        Returns what each policy reads next, or None where its episode is over. If it raises, no episode has taken its turn.
+        """
+        actions = [read_action(text) for _, text in moves]
+        calls = [i for i, action in enumerate(actions) if action.kind == CALL]
+        proposals = [i for i, action in enumerate(actions) if action.kind == PROPOSAL]
+        verdicts = check_proposals([(actions[i].content, moves[i][0].problem) for i in proposals], self._checker)
+        statuses = {
+            i: "solved" if verdict.equal else "wrong" if verdict.status in ("ok", "no answer") else verdict.status
+            for i, verdict in zip(proposals, verdicts, strict=True)
+        }
+        ran = self._run([(moves[i][0], actions[i].content) for i in calls])
+        results = dict(zip(calls, ran, strict=True))
+        answers = []
+        for i, (episode, text) in enumerate(moves):
+            self._record(episode, text, actions[i], results.get(i), statuses.get(i, NOTHING))
+            answers.append(episode.turns[-1].answer)
+        self.close(episode for episode, _ in moves if episode.over)
+        return answers
+
+    def close(self, episodes: Iterable[Episode]) -> None:
+        """Free what episodes hold. The calculator's hold nothing."""
+
+    def _record(self, episode: Episode, text: str, action: Action, result: Result | None, status: str) -> None:
+        lost = result is not None and result.variables_lost
+        status = result.status if result else status
+        turn = Turn(text, action.kind, action.content, action.well_formed, status, answer=None, variables_lost=lost)
+        episode.turns.append(turn)
+        if not episode.over:
+            answer = self._answer(episode, turn, result.text if result else "")
+            episode.turns[-1] = replace(turn, answer=answer)
+
+    def _begin(self, episode: Episode) -> None:
+        """Prepare an episode that may have taken turns."""
+
+    def _run(self, calls: Sequence[tuple[Episode, str]]) -> list[Result]:
+        """Run code in these episodes."""
+        raise NotImplementedError
+
+    def _answer(self, episode: Episode, turn: Turn, output: str) -> str:
+        """Word what the policy reads after this turn, which is not the last."""
+        raise NotImplementedError

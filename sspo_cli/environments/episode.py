@@ -1,0 +1,133 @@
+"""An episode: the record of its turns, from which everything else about it follows."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sspo_cli.environments.actions import CALL, PROPOSAL
+from sspo_cli.types import Problem, Reward
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """How many turns an episode has, and how many of them may propose a solution."""
+
+    turns: int = 5
+    proposals: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of the policy and the environment's answer. Plain values, so it is stored as JSON.
+
+    text            the policy's own, with what the chat template opened of it
+    action          `actions.CALL`, PROPOSAL or NOTHING
+    content         the code or the solution
+    well_formed     exactly one action, at the end
+    status          of a call "ok", "timeout", "memory" or "crashed"; of a proposal "solved", "wrong" or, where the check did
+                    not end, "timeout" or "error"; else "nothing"
+    answer          what the policy reads next; None: the episode is over
+    variables_lost  the interpreter was ended, and its next cell finds no variables of earlier ones
+    """
+
+    text: str
+    action: str
+    content: str
+    well_formed: bool
+    status: str
+    answer: str | None
+    variables_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an episode.
+
+    solved     a proposal was accepted; `proposals` says which
+    proposals  of the policy, accepted or not
+    turns      of the policy
+    calls      of them that ran code
+    timeouts   calls that ran out of time
+    crashes    calls that ended their interpreter by other means, memory included
+    ended      "solved", "proposals", "turns", or "tokens" (out of tokens: the completion is truncated)
+    """
+
+    solved: bool
+    proposals: int
+    turns: int
+    calls: int
+    timeouts: int
+    crashes: int
+    ended: str
+
+
+@dataclass(slots=True, eq=False)
+class Episode:
+    """One problem being worked on. `session` is the environment's own, such as an interpreter."""
+
+    problem: Problem
+    seed: int
+    limits: EpisodeLimits
+    turns: list[Turn] = field(default_factory=list)
+    session: Any = None
+
+    @property
+    def turns_left(self) -> int:
+        return self.limits.turns - len(self.turns)
+
+    @property
+    def proposals_left(self) -> int:
+        return self.limits.proposals - self._count(PROPOSAL)
+
+    @property
+    def solved(self) -> bool:
+        return bool(self.turns) and self.turns[-1].status == "solved"
+
+    @property
+    def over(self) -> bool:
+        return self.solved or self.turns_left <= 0 or self.proposals_left <= 0
+
+    @property
+    def outcome(self) -> Outcome:
+        """Read it when the episode is over, or when no tokens are left for another turn."""
+        calls = [turn for turn in self.turns if turn.action == CALL]
+        if self.solved:
+            ended = "solved"
+        elif self.proposals_left <= 0:
+            ended = "proposals"
+        else:
+            ended = "turns" if self.turns_left <= 0 else "tokens"
+        return Outcome(
+            solved=self.solved,
+            proposals=self._count(PROPOSAL),
+            turns=len(self.turns),
+            calls=len(calls),
+            timeouts=sum(turn.status == "timeout" for turn in calls),
+            crashes=sum(turn.status in ("memory", "crashed") for turn in calls),
+            ended=ended,
+        )
+
+    @property
+    def reward(self) -> Reward:
+        """r_answer: a proposal was accepted. r_format: the share of turns that are exactly one action and end with it; 0
+        without a proposal. Only the policy's own turns count, never what it was answered."""
+        proposals = [turn for turn in self.turns if turn.action == PROPOSAL]
+        if not proposals:
+            return Reward(0.0, 0.0, None, "no answer")
+        share = sum(turn.well_formed for turn in self.turns) / len(self.turns)
+        last = proposals[-1]
+        status = last.status if last.status in ("timeout", "error") else "ok"
+        return Reward(float(self.solved), share, last.content.strip(), status)
+
+    @property
+    def cells(self) -> list[str]:
+        """The code that the interpreter's variables come from."""
+        cells: list[str] = []
+        for turn in self.turns:
+            if turn.variables_lost:
+                cells.clear()
+            elif turn.action == CALL:
+                cells.append(turn.content)
+        return cells
+
+    def _count(self, action: str) -> int:
+        return sum(turn.action == action for turn in self.turns)

@@ -1,0 +1,34 @@
+"""How much memory there is, and how much of it a process has of its own. Linux only."""
+
+from pathlib import Path
+
+# A container's limit and what it uses, of cgroup v2 and v1. What the page cache could give back counts as used.
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+_OWN = ("RssAnon", "RssShmem", "VmSwap")
+
+
+def available_bytes() -> int:
+    """What can be allocated without swapping, within the limits of this container."""
+    available = _kilobytes(Path("/proc/meminfo"), ("MemAvailable",)) << 10
+    for limit, usage in _CGROUPS:
+        try:
+            available = min(available, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):  # another version of cgroups, or `max`
+            continue
+    return max(0, available)
+
+
+def private_bytes(process_id: int) -> int:
+    """What a process does not share with files, swapped out or not; pages shared since a fork included. 0 after its end."""
+    try:
+        return _kilobytes(Path(f"/proc/{process_id}/status"), _OWN) << 10
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _kilobytes(file: Path, names: tuple[str, ...]) -> int:
+    fields = dict(line.split(":", 1) for line in file.read_text().splitlines())
+    return sum(int(fields[name].split()[0]) for name in names if name in fields)

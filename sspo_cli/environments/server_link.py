@@ -1,0 +1,154 @@
+"""The trainer's end of the fork server: starts it, sends it orders, reads its notices."""
+
+import json
+import os
+import platform
+import selectors
+import site
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from sspo_cli.environments import messages
+from sspo_cli.environments.messages import Confinement
+from sspo_cli.environments.syscalls import ARCHITECTURES, filter_program
+from sspo_cli.errors import UserError
+
+STARTING = 120.0  # seconds in which the server must have loaded its packages
+PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from sspo_cli.environments.fork_server import serve; "
+    "del sys.path[0]; serve(int(sys.argv[2]), int(sys.argv[3]))"
+)
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+ADVICE = "code-acting tasks need a Linux machine that can confine programs; the calculator task runs anywhere"
+
+
+class ServerLost(Exception):
+    """The fork server ended by itself."""
+
+
+class ServerLink:
+    """A running fork server. Raises UserError where it cannot be started or cannot confine."""
+
+    def __init__(self, confinement: Confinement) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
+        root = str(Path(__file__).parents[2])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-B", "-c", PROGRAM, root, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is the trainer's
+            )
+        try:
+            self._control.settimeout(STARTING)
+            self._control.send(json.dumps(asdict(confinement)).encode())
+            self._await_ready()
+        except BaseException:
+            self.close()
+            raise
+        self._control.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._control.fileno()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def open(self, number: int, seed: int, calls: socket.socket, output: int) -> None:
+        """Have an interpreter forked that answers calls on one descriptor and prints to the other."""
+        order = messages.ORDER.pack(messages.OPEN, number, seed)
+        self._send(lambda: socket.send_fds(self._control, [order], [calls.fileno(), output]))
+
+    def order(self, what: bytes, number: int) -> None:
+        """Send an interpreter a signal; nothing happens where it has ended. Raises ServerLost."""
+        order = messages.ORDER.pack(what, number, 0)
+        self._send(lambda: self._control.send(order))
+
+    def notices(self) -> list[tuple[bytes, int, int]]:
+        """Return what has arrived: the kind, the interpreter's number, a process id, errno or wait status."""
+        arrived: list[tuple[bytes, int, int]] = []
+        while True:
+            try:
+                notice = self._control.recv(messages.NOTICE.size)
+            except BlockingIOError:
+                return arrived
+            except OSError as error:
+                raise ServerLost from error
+            if not notice:
+                raise ServerLost
+            arrived.append(messages.NOTICE.unpack(notice))
+
+    def close(self) -> None:
+        """End the server and with it all interpreters."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+
+    def _send(self, send: Callable[[], object]) -> None:
+        while True:
+            try:
+                send()
+                return
+            except BlockingIOError:  # it is forking; its own notices never make it wait
+                with selectors.DefaultSelector() as selector:
+                    selector.register(self._control, selectors.EVENT_WRITE)
+                    selector.select(timeout=1.0)
+            except OSError as error:
+                raise ServerLost from error
+
+    def _await_ready(self) -> None:
+        try:
+            notice = self._control.recv(messages.MESSAGE)
+        except TimeoutError:
+            raise UserError(f"the sandbox's fork server did not start within {STARTING:g} s") from None
+        except OSError:
+            notice = b""
+        kind, reason = notice[:1], notice[messages.NOTICE.size :].decode(errors="replace")
+        if kind == messages.REFUSED:
+            raise UserError(f"the sandbox cannot confine programs here: {reason}; {ADVICE}")
+        if kind != messages.READY:
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise UserError(f"the sandbox's fork server did not start: {said[-1] if said else 'it ended at once'}")
+
+
+def confinement_of_this_machine(memory: int, cpu_seconds: int) -> Confinement:
+    """What programs may do here. Raises UserError where no confinement is known."""
+    if sys.platform != "linux" or platform.machine() not in ARCHITECTURES or sys.maxsize < 1 << 32:
+        raise UserError(
+            f"the sandbox confines programs on 64-bit Linux on {' or '.join(ARCHITECTURES)}, not on "
+            f"{platform.system()} on {platform.machine()}; {ADVICE}"
+        )
+    machine = platform.machine()
+    return Confinement(machine, filter_program(machine).hex(), readable_paths(), memory, cpu_seconds)
+
+
+def readable_paths() -> tuple[str, ...]:
+    """Python's own files and packages, the system's libraries, and nothing that a user or an experiment has written."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    python = {sysconfig.get_path(name) for name in names} | {os.path.join(sys.base_prefix, "lib")}
+    python |= set(site.getsitepackages())  # elsewhere on Debian's Python
+    system = {"/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"}
+    return tuple(sorted(python | system | {"/dev/null", "/dev/urandom"}))

@@ -1,0 +1,280 @@
+"""Code-acting: the rows of CodeActInstruct whose answers can be checked, and the benchmarks MINT and WikiTableQuestions.
+
+CodeActInstruct has conversations and no gold answers, so a folder holds, in any number of JSON-lines or Parquet files:
+
+    {id, conversations}                                    CodeActInstruct; read from the hub if the folder has none
+    {task_id, prompt or problem, reference or solution}    MATH's training problems, joined by the problem's text
+    {id, gold}                                             the gold of one row of CodeActInstruct
+    {task_id: nt-…, prompt, reference_list, table_id, columns, rows, split}    WikiTableQuestions with its tables
+    {task_name, task_id, prompt, reference, extra}         MINT-Bench
+
+Rows without a gold answer or without what their programs need (HotpotQA's Wikipedia, ALFWorld's simulator, APPS' and
+HumanEval's tests) are left out and counted in a warning.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from sspo_cli.errors import UserError
+from sspo_cli.tasks.rows import Published, Row, read_rows
+from sspo_cli.types import Problem
+
+PUBLISHED = Published(
+    "xingyaoww/code-act", splits={"train": "codeact", "test": "codeact"}, columns=("id", "conversations")
+)
+SPLITS = ("train", "test")
+ENVIRONMENT = "codeact"
+MATH = (
+    *("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra"),
+    "precalculus",
+)
+TABLES = "wiki_table_questions"
+# MINT's types that are decided by comparing text, with the rule of each.
+MINT = {"math": "within-5", "gsm8k": "within-5", "theoremqa": "theoremqa", "mmlu": "choice"}
+UNSEEN_TABLES = "pristine-unseen-tables"  # WikiTableQuestions' official test split
+
+_STOP = re.compile(r"</(?:execute|solution)>")
+_ACTION = re.compile(r"<(execute|solution)>.*?</\1>", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+_TOOLS = re.compile(r"\bwikipedia_search\s*\(")  # in the recorded system prompt; the tool is not here
+# An object of strings is a column of numbers whose decimals were read as text; mixed columns stay as they are.
+_FRAME = """\
+import json
+import pandas as pd
+df = pd.DataFrame(json.loads({rows!r}), columns=json.loads({columns!r}))
+for _column in range(df.shape[1]):
+    try:
+        df.isetitem(_column, pd.to_numeric(df.iloc[:, _column]))
+    except (ValueError, TypeError):
+        pass
+"""
+_DATABASE = """\
+import sqlite3
+conn = sqlite3.connect(":memory:")
+df.to_sql("data_table", conn, index=False)
+del df, json, pd, sqlite3, _column
+"""
+_FRAME_ALONE = "del json, pd, _column\n"
+
+log = logging.getLogger(__name__)
+
+
+def problems(path: str | None, split: str) -> Iterator[Problem]:
+    """The rows of CodeActInstruct with a gold answer, a teacher's episode with each that can be learnt from.
+
+    Train and test share no task: an eighth of the tasks, of tables all questions together, is test. There every task occurs
+    once; in train once for each teacher that solved it. Problems of MINT that are in the same folder are not trained on.
+    Raises UserError as `read_rows` does, without a path, and for an unknown split.
+    """
+    rows = _folder(path, split, "codeact")
+    conversations = [row for row in rows if row.get("conversations") is not None]
+    conversations = conversations or list(read_rows(None, split, PUBLISHED))
+    golds = _Golds(rows)
+    skipped: Counter[str] = Counter()
+    tasks: set[str] = set()
+    for row in conversations:
+        problem, key = _from_conversation(row, golds, skipped)
+        if problem is None or split_of(key) != split:
+            continue
+        if split == "test" and problem.question in tasks:
+            continue
+        tasks.add(problem.question)
+        if split == "test" or plain(problem.question) not in golds.benchmark:
+            yield problem
+    _report("codeact", skipped)
+
+
+def more_problems(path: str | None, split: str) -> Iterator[Problem]:
+    """The tasks that CodeActInstruct was made from, whether or not a teacher solved them: MATH and WikiTableQuestions'
+    training questions of a folder, without teachers' episodes, split as `problems` is."""
+    rows = _folder(path, split, "codeact-tasks")
+    golds = _Golds(rows)
+    for row in rows:
+        problem, key = golds.task(row)
+        if problem and split_of(key) == split and plain(problem.question) not in golds.benchmark:
+            yield replace(problem, task="codeact-tasks")
+
+
+def mint_problems(path: str | None, split: str) -> Iterator[Problem]:
+    """MINT-Bench's math, gsm8k, theoremqa and mmlu; `id` begins with the type. The others are counted as absent."""
+    skipped: Counter[str] = Counter()
+    for row in _folder(path, split, "mint"):
+        name = str(row.get("task_name"))
+        if not _is_mint(row):
+            continue
+        if name not in MINT:
+            skipped[name] += 1
+            continue
+        question, answer = f"Task:\n{row.text('prompt').strip()}", _reference(row)
+        yield Problem(
+            f"{name}/{row.get('task_id')}", question, answer, "mint", environment=ENVIRONMENT, check=MINT[name]
+        )
+    _report("mint", skipped)
+
+
+def wtq_problems(path: str | None, split: str) -> Iterator[Problem]:
+    """WikiTableQuestions' official test questions, on tables that no training question is about."""
+    for row in _folder(path, split, "wtq"):
+        if row.get("task_name") == TABLES and row.get("split") == UNSEEN_TABLES:
+            yield _table_problem(row, "wtq")
+
+
+def split_of(key: str) -> str:
+    """By a hash of the task's own name or table, so that no order or selection of rows can leak a test task."""
+    return "test" if hashlib.sha256(key.encode()).digest()[0] % 8 == 0 else "train"
+
+
+def plain(question: str) -> str:
+    """A question as it is compared: without the words in front of it and with single spaces."""
+    return " ".join(question.removeprefix("Task:").split())
+
+
+class _Golds:
+    """The gold answers of a folder, by what rows are joined on.
+
+    benchmark  MINT's questions, as `plain`
+    """
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.maths: dict[str, str] = {}
+        self.by_row: dict[str, str] = {}
+        self.tables: dict[str, Row] = {}
+        self.benchmark: set[str] = set()
+        for row in rows:
+            if _is_mint(row):
+                self.benchmark.add(plain(row.text("prompt")))
+            elif row.get("rows") is not None and row.get("split") != UNSEEN_TABLES:
+                self.tables.setdefault(row.text("task_id"), row)
+            elif isinstance(row.get("gold"), str):
+                self.by_row.setdefault(row.text("id"), row.text("gold"))
+            elif row.get("conversations") is None and (gold := _reference(row)):
+                self.maths.setdefault(plain(str(row.get("prompt") or row.get("problem"))), gold)
+
+    def task(self, row: Row) -> tuple[Problem | None, str]:
+        """The problem that a row of golds states, and the key of its split."""
+        if row.get("rows") is not None and row.get("split") != UNSEEN_TABLES:
+            return _table_problem(row, "codeact"), row.text("table_id")
+        question = row.get("prompt") or row.get("problem")
+        if row.get("conversations") is not None or _is_mint(row) or not question or row.get("rows") is not None:
+            return None, ""
+        gold = self.maths.get(plain(str(question)))
+        name = (
+            f"{row.get('task_type') or 'reasoning'}/{row.get('task_name') or 'math'}/{row.get('task_id') or row.number}"
+        )
+        text = f"Task:\n{str(question).removeprefix('Task:').strip()}"
+        return (Problem(name, text, gold, "codeact", environment=ENVIRONMENT) if gold else None), name
+
+
+def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[Problem | None, str]:
+    """The problem of a teacher's row, and the key of its split: `<task_type>/<task_name>/<task_id>`, or the table."""
+    identity = row.text("id")
+    parts = identity.split("/")
+    turns = row.get("conversations")
+    if len(parts) < 6 or not isinstance(turns, list) or len(turns) < 3:
+        raise UserError(
+            f"{row.where} is no row of CodeActInstruct: it needs an id of six parts and a system, a user and other turns"
+        )
+    kind, name, task = parts[1], parts[2], "/".join(parts[3:-2])
+    texts = [str(turn.get("content", "")) for turn in turns if isinstance(turn, dict)]
+    question, episode = texts[1], _episode(texts[2:])
+    if name == TABLES and (table := golds.tables.get(task)):
+        problem = replace(_table_problem(table, "codeact"), id=identity, question=question, episode=episode)
+        return problem, table.text("table_id")
+    if name in MATH and (gold := golds.maths.get(plain(question)) or golds.by_row.get(identity)):
+        return Problem(
+            identity, question, gold, "codeact", environment=ENVIRONMENT, episode=episode
+        ), f"{kind}/{name}/{task}"
+    skipped[name if kind != "decision_making" else name.partition("/")[0]] += 1
+    return None, ""
+
+
+def _episode(texts: list[str]) -> tuple[str, ...]:
+    """A teacher's turns, each cut where a policy's ends, and what they were answered.
+
+    Empty where it cannot be learnt from: a turn with two actions, of which the teacher's environment read the later
+    one, the use of a tool that is not here, or an end without a solution.
+    """
+    turns = []
+    for text in texts[::2]:
+        if len(_ACTION.findall(text)) > 1 or _TOOLS.search(text):
+            return ()
+        stop = _STOP.search(text)
+        turns.append(text[: stop.end()] if stop else text)
+    if len(texts) % 2 == 0 or not turns or not turns[-1].endswith("</solution>"):
+        return ()
+    return tuple(turns[n // 2] if n % 2 == 0 else texts[n] for n in range(len(texts)))
+
+
+def _table_problem(row: Row, task: str) -> Problem:
+    """A question about a table. The setup makes `df` or `conn`, as the prompt promises; the gold is not in it."""
+    values, columns, rows = row.get("reference_list"), row.get("columns"), row.get("rows")
+    if not (isinstance(values, list) and values and isinstance(columns, list) and isinstance(rows, list)):
+        raise UserError(f"{row.where} has no reference_list, columns and rows of a table")
+    setup = _FRAME.format(rows=_compact(rows), columns=_compact(columns))
+    setup += _DATABASE if "`conn`" in row.text("prompt") else _FRAME_ALONE
+    escaped = (str(value).replace("\\", "\\\\").replace("|", "\\p").replace("\n", "\\n") for value in values)
+    return Problem(
+        row.text("task_id"),
+        str(row.get("prompt")),
+        "|".join(escaped),
+        task,
+        environment=ENVIRONMENT,
+        setup=setup,
+        check="denotation",
+    )
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _reference(row: Row) -> str:
+    """The gold of a row: bare, or in the last box of a worked solution."""
+    gold = row.get("reference")
+    if gold is None:
+        gold = row.get("answer")
+    if gold is None:
+        return _last_box(str(row.get("solution") or ""))
+    return gold if isinstance(gold, str) else json.dumps(gold) if isinstance(gold, list) else str(gold)
+
+
+def _last_box(solution: str) -> str:
+    """What the last `\\boxed{…}` holds, by counting braces; empty without one."""
+    boxes = list(_BOX.finditer(solution))
+    if not boxes:
+        return ""
+    start = boxes[-1].end()
+    depth = 0
+    for place in range(start, len(solution)):
+        depth += {"{": 1, "}": -1}.get(solution[place], 0)
+        if depth == 0:
+            return solution[start + 1 : place]
+    return ""
+
+
+def _is_mint(row: Row) -> bool:
+    return isinstance(row.get("extra"), dict) and row.get("task_name") is not None
+
+
+def _folder(path: str | None, split: str, task: str) -> list[Row]:
+    if path is None:
+        raise UserError(f"task {task} needs path=…, a folder with gold answers; `sspo_cli.tasks.codeact` says which")
+    if split not in SPLITS:
+        raise UserError(f"task {task} has no split {split}; it has {', '.join(SPLITS)}")
+    return list(read_rows(path, split, PUBLISHED))
+
+
+def _report(task: str, skipped: Counter[str]) -> None:
+    if skipped:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(skipped.items()))
+        log.warning(
+            "task %s leaves out what has no gold answer or needs what is not here: %s; none of it counts as unsolved",
+            task,
+            counts,
+        )

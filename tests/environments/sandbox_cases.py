@@ -1,0 +1,6 @@
+"""What several tests of the sandbox share."""
+
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "codeact"
+TIMEOUT = 3.0  # seconds of a call; the machines that run this are slow and shared
