@@ -135,7 +135,7 @@ class Call:
             selector.register(self.process.output, selectors.EVENT_READ, self)
 
     def handle(self, descriptor: int, events: int) -> None:
-        """A descriptor is ready."""
+        """Handle a descriptor that is ready."""
         if descriptor == self.process.output:
             self._read_output()
         else:
@@ -166,7 +166,7 @@ class Call:
         self._server.order(messages.KILL, self.process.number)
 
     def process_ended(self, wait_status: int) -> None:
-        """The wait status has arrived. Raises SandboxFailure and SetupFailed."""
+        """Handle a wait status. Raises SandboxFailure and SetupFailed."""
         self._read_output()
         self.interpreter.forget()
         if self._token == READY:
@@ -256,7 +256,7 @@ class Call:
                 self._step_done()
 
     def _step_done(self) -> None:
-        """The process is confined, set up, or has run a cell."""
+        """Handle the byte that says the process is confined, is set up, or has run a cell."""
         if self._pending:
             self._send_next()
             return
@@ -271,7 +271,7 @@ class Call:
             self.kill("output")
 
     def _reason(self, wait_status: int) -> tuple[str, str]:
-        """The status, and what the observation says."""
+        """Return the status and what the observation says."""
         limit = f"{self._limits.call_timeout:g}"
         ending = self._ending
         by_signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None

@@ -104,7 +104,7 @@ def _described(error: BaseException, with_earlier: bool = True) -> Iterator[str]
 
 
 def _place(frame: types.FrameType, number: int) -> Iterator[str]:
-    """The line that failed, marked, with the statements around it."""
+    """Return the line that failed, marked, with the statements around it."""
     name, function = frame.f_code.co_filename, frame.f_code.co_qualname
     if name.startswith("<cell "):
         place = f"Cell In[{name[6:-1]}], line {number}"
@@ -129,7 +129,7 @@ def _place(frame: types.FrameType, number: int) -> Iterator[str]:
 
 
 def _within_library(path: str) -> str:
-    """A module's path as every machine has it."""
+    """Return a module's path as every machine has it."""
     for folder in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")):
         path = path.removeprefix(folder + "/")
     return path

@@ -1,5 +1,6 @@
-"""Whether a proposed solution solves its problem, by the rule that the problem names. Decided by the trainer, never by code
-that a policy wrote.
+"""Whether a proposed solution solves its problem, by the rule that the problem names.
+
+The trainer decides, never code that a policy wrote.
 
 math        equal in value, by the checker of all mathematical tasks; Python's notation of the answer counts as well
 denotation  the same set of values, as WikiTableQuestions compares: numbers, dates, normalized text
@@ -30,7 +31,7 @@ _TRUTH = {"true": "true", "yes": "true", "false": "false", "no": "false"}
 
 
 def check_proposals(proposals: Sequence[tuple[str, Problem]], checker: AnswerChecker) -> list[Verdict]:
-    """A verdict for each proposal. Raises UserError for a problem with an unknown rule."""
+    """Return a verdict for each proposal. Raises UserError for a problem with an unknown rule."""
     for _, problem in proposals:
         if problem.check != "math" and problem.check not in RULES:
             known = ("math", *RULES)
@@ -48,7 +49,7 @@ def check_proposals(proposals: Sequence[tuple[str, Problem]], checker: AnswerChe
 
 
 def unquoted(solution: str) -> str:
-    """A solution without white space and one pair of quotation marks around it."""
+    """Strip white space and one pair of quotation marks around a solution."""
     solution = solution.strip()
     quoted = _QUOTED.fullmatch(solution)
     return quoted["inside"].strip() if quoted else solution
@@ -83,7 +84,7 @@ def same_choice(solution: str, gold: str) -> bool:
 
 
 def number_of(text: str) -> float | None:
-    """The one number of a text, with a unit or words around it; None where it has none or several."""
+    """Return the only number of a text, which may have a unit or words around it; None if it has none or several."""
     text = _FRACTION.sub(r"\1/\2", text.replace("\\,", ""))
     numbers = [match[0] for match in _NUMBER.finditer(text)]
     if len(numbers) != 1:

@@ -12,7 +12,7 @@ _DETAIL = re.compile(r"(?<!^)\s*\([^)]*\)$")
 
 
 def split(gold: str) -> list[str]:
-    """The values of a gold answer, which bars separate; `\\p` is a bar, as in the data set's own files."""
+    """Split a gold answer into its values, which bars separate; `\\p` is a bar, as in the data set's own files."""
     return [_ESCAPED.sub(lambda escape: _ESCAPES[escape[1]], value) for value in gold.split("|")]
 
 
@@ -28,7 +28,7 @@ def same_denotation(solution: str, gold: str) -> bool:
 
 
 def _readings(solution: str) -> Iterator[list[str]]:
-    """The whole as one value; a Python list; parts between bars, lines, semicolons or commas."""
+    """List the readings: the whole as one value; a Python list; parts between bars, lines, semicolons or commas."""
     yield [solution]
     try:
         value = ast.literal_eval(solution)

@@ -108,8 +108,11 @@ class Episode:
 
     @property
     def reward(self) -> Reward:
-        """r_answer: a proposal was accepted. r_format: the share of turns that are exactly one action and end with it; 0
-        without a proposal. Only the policy's own turns count, never what it was answered."""
+        """The reward of the episode, from the policy's own turns alone, never from what it was answered.
+
+        r_answer  1 if a proposal was accepted
+        r_format  the share of turns that are exactly one action and end with it; 0 without a proposal
+        """
         proposals = [turn for turn in self.turns if turn.action == PROPOSAL]
         if not proposals:
             return Reward(0.0, 0.0, None, "no answer")

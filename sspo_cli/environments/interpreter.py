@@ -66,14 +66,14 @@ class CallLoop:
             os.write(1, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
 
     def _interrupt(self, number: int, frame: types.FrameType | None) -> None:
-        """The deadline. Ignored where the cell has just ended."""
+        """Interrupt the cell at its deadline; ignored if it has just ended."""
         if self._running:
             self._running = False
             raise cells.TimeoutError(f"Timed out after {self._seconds:g} seconds.") from None
 
 
 def _standard_output() -> io.TextIOWrapper:
-    """A stream to descriptor 1, whatever programs have done to those before it."""
+    """Open a stream to descriptor 1, whatever programs have done to earlier ones."""
     return io.TextIOWrapper(
         io.FileIO(1, "w", closefd=False), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )

@@ -11,7 +11,7 @@ _OWN = ("RssAnon", "RssShmem", "VmSwap")
 
 
 def available_bytes() -> int:
-    """What can be allocated without swapping, within the limits of this container."""
+    """Return the bytes that can be allocated without swapping, within the limits of this container."""
     available = _kilobytes(Path("/proc/meminfo"), ("MemAvailable",)) << 10
     for limit, usage in _CGROUPS:
         try:
@@ -22,7 +22,10 @@ def available_bytes() -> int:
 
 
 def private_bytes(process_id: int) -> int:
-    """What a process does not share with files, swapped out or not; pages shared since a fork included. 0 after its end."""
+    """Return what a process does not share with files, in bytes: swapped out or not, pages shared since a fork included.
+
+    0 after its end.
+    """
     try:
         return _kilobytes(Path(f"/proc/{process_id}/status"), _OWN) << 10
     except (FileNotFoundError, ProcessLookupError):

@@ -63,7 +63,7 @@ NUMBERS = {"x86_64": {"ptrace": 101, "unshare": 272}, "aarch64": {"ptrace": 117,
 
 
 def check_confinement(sandbox: "Sandbox", machine: str, parent: int) -> None:
-    """Raises UserError unless an interpreter is confined and its memory can be watched."""
+    """Check that an interpreter is confined and its memory can be watched. Raises UserError otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         secret = Path(folder) / "secret"
         secret.write_text(SECRET, encoding="utf-8")

@@ -135,7 +135,7 @@ class ServerLink:
 
 
 def confinement_of_this_machine(memory: int, cpu_seconds: int) -> Confinement:
-    """What programs may do here. Raises UserError where no confinement is known."""
+    """Return what programs may do on this system. Raises UserError if no confinement is known for it."""
     if sys.platform != "linux" or platform.machine() not in ARCHITECTURES or sys.maxsize < 1 << 32:
         raise UserError(
             f"the sandbox confines programs on 64-bit Linux on {' or '.join(ARCHITECTURES)}, not on "

@@ -140,7 +140,7 @@ def _instruction(code: int, value: int, *, skip_true: int = 0, skip_false: int =
 
 
 def _rule(number: int | None, verdict: list[bytes]) -> list[bytes]:
-    """What decides a call of that number; every path through `verdict` returns."""
+    """Return the instructions that decide a call of that number; every path through `verdict` returns."""
     return [] if number is None else [_instruction(_EQUAL, number, skip_false=len(verdict)), *verdict]
 
 
@@ -159,7 +159,7 @@ def _reads_only(flags: int) -> list[bytes]:
 
 
 def _one_of(argument: int, requests: tuple[int, ...]) -> list[bytes]:
-    """The kernel reads ioctl's and fcntl's request as 32 bits."""
+    """Compare 32 bits, as which the kernel reads ioctl's and fcntl's request."""
     program = [_argument(argument)]
     for request in requests:
         program += [_instruction(_EQUAL, request, skip_false=1), _instruction(_RETURN, _ALLOW)]

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(text: str) -> list[dict[str, Any]]:
-    """Raises UserError for anything but episodes."""
+    """Read the episodes. Raises UserError for anything else."""
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:

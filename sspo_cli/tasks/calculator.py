@@ -24,7 +24,7 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def problems_of_two_calls(path: str | None, split: str) -> Iterator[Problem]:
-    """The same for questions that need two calls, the second with the first one's result."""
+    """Return problems that need two calls, the second with the first one's result."""
     return _problems("calculator-two", _two_calls, path, split)
 
 
@@ -76,7 +76,7 @@ def _two_calls(random: Random) -> tuple[str, list[tuple[str, int]]]:
 
 
 def _wrong_guess(random: Random, answer: int) -> int:
-    """A number of the right size."""
+    """Draw a number of the right size."""
     guess = answer
     while guess == answer:
         guess = random.randint(answer // 2, 2 * answer) if answer > 0 else random.randint(-999, 999)

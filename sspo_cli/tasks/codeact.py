@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """The rows of CodeActInstruct with a gold answer, a teacher's episode with each that can be learnt from.
+    """Load the rows of CodeActInstruct with a gold answer, a teacher's episode with each that can be learnt from.
 
     Train and test share no task: an eighth of the tasks, of tables all questions together, is test. There every task occurs
     once; in train once for each teacher that solved it. Problems of MINT that are in the same folder are not trained on.
@@ -91,8 +91,10 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def more_problems(path: str | None, split: str) -> Iterator[Problem]:
-    """The tasks that CodeActInstruct was made from, whether or not a teacher solved them: MATH and WikiTableQuestions'
-    training questions of a folder, without teachers' episodes, split as `problems` is."""
+    """Load the tasks that CodeActInstruct was made from, whether or not a teacher solved them.
+
+    They are MATH and WikiTableQuestions' training questions of a folder, without teachers' episodes, split as `problems` is.
+    """
     rows = _folder(path, split, "codeact-tasks")
     golds = _Golds(rows)
     for row in rows:
@@ -131,7 +133,7 @@ def split_of(key: str) -> str:
 
 
 def plain(question: str) -> str:
-    """A question as it is compared: without the words in front of it and with single spaces."""
+    """Return a question as it is compared: without the words in front of it and with single spaces."""
     return " ".join(question.removeprefix("Task:").split())
 
 
@@ -157,7 +159,7 @@ class _Golds:
                 self.maths.setdefault(plain(str(row.get("prompt") or row.get("problem"))), gold)
 
     def task(self, row: Row) -> tuple[Problem | None, str]:
-        """The problem that a row of golds states, and the key of its split."""
+        """Return the problem that a row of golds states, and the key of its split."""
         if row.get("rows") is not None and row.get("split") != UNSEEN_TABLES:
             return _table_problem(row, "codeact"), row.text("table_id")
         question = row.get("prompt") or row.get("problem")
@@ -172,7 +174,7 @@ class _Golds:
 
 
 def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[Problem | None, str]:
-    """The problem of a teacher's row, and the key of its split: `<task_type>/<task_name>/<task_id>`, or the table."""
+    """Return the problem of a teacher's row, and the key of its split: `<task_type>/<task_name>/<task_id>`, or the table."""
     identity = row.text("id")
     parts = identity.split("/")
     turns = row.get("conversations")
@@ -195,7 +197,7 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
 
 
 def _episode(texts: list[str]) -> tuple[str, ...]:
-    """A teacher's turns, each cut where a policy's ends, and what they were answered.
+    """Return a teacher's turns, each cut where a policy's ends, and what they were answered.
 
     Empty where it cannot be learnt from: a turn with two actions, of which the teacher's environment read the later
     one, the use of a tool that is not here, or an end without a solution.
@@ -212,7 +214,7 @@ def _episode(texts: list[str]) -> tuple[str, ...]:
 
 
 def _table_problem(row: Row, task: str) -> Problem:
-    """A question about a table. The setup makes `df` or `conn`, as the prompt promises; the gold is not in it."""
+    """Make a question about a table. The setup makes `df` or `conn`, as the prompt promises; the gold is not in it."""
     values, columns, rows = row.get("reference_list"), row.get("columns"), row.get("rows")
     if not (isinstance(values, list) and values and isinstance(columns, list) and isinstance(rows, list)):
         raise UserError(f"{row.where} has no reference_list, columns and rows of a table")
@@ -235,7 +237,7 @@ def _compact(value: Any) -> str:
 
 
 def _reference(row: Row) -> str:
-    """The gold of a row: bare, or in the last box of a worked solution."""
+    """Return the gold of a row: bare, or in the last box of a worked solution."""
     gold = row.get("reference")
     if gold is None:
         gold = row.get("answer")
@@ -245,7 +247,7 @@ def _reference(row: Row) -> str:
 
 
 def _last_box(solution: str) -> str:
-    """What the last `\\boxed{…}` holds, by counting braces; empty without one."""
+    """Return what the last `\\boxed{…}` holds, by counting braces; empty without one."""
     boxes = list(_BOX.finditer(solution))
     if not boxes:
         return ""
