@@ -153,6 +153,13 @@ def test_a_model_s_fingerprint_changes_with_one_weight(policy):
     assert fingerprint(policy) != before
 
 
+def test_a_model_s_fingerprint_says_how_it_is_computed_with(policy):
+    before = fingerprint(policy)
+    assert fingerprint(replace(policy, dtype=torch.bfloat16)) != before
+    policy.model.generation_config.eos_token_id = [0, 1]
+    assert fingerprint(policy) != before
+
+
 def test_two_processes_do_not_measure_the_same_at_once(checker, tmp_path):
     partial = partial_path(tmp_path, benchmark(), GREEDY, "model")
     partial.parent.mkdir()

@@ -159,6 +159,8 @@ def test_without_a_gpu_trials_share_the_cores_and_see_no_change_of_devices(tmp_p
 def test_the_gpus_are_those_that_are_visible(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert visible_gpus() == ["2", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert visible_gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")

@@ -268,6 +268,36 @@ def test_validations_that_are_not_alike_choose_nothing(
     assert "all 2 configurations are shown, because they have no common validation to choose by" in report.text
 
 
+def test_each_setting_has_its_own_choice(tmp_path: Path) -> None:
+    for mu, held_out in ((2, {0.5: 90, 0.2: 60}), (4, {0.5: 30, 0.2: 60})):
+        for tau, correct in held_out.items():
+            rows = [evaluation(0, 60), evaluation(12, 100), validation(12, correct)]
+            overrides = (f"objective.tau_pos={tau}", f"learning.mu={mu}")
+            write_run(tmp_path / "runs" / f"{mu}-{tau}", *overrides, evaluations=rows)
+    rows = Report(tmp_path / "runs", tmp_path / "out").rows("configurations")
+    chosen = [(row["setting"][-6:], row["configuration"][-3:]) for row in rows if row["chosen"] == "True"]
+    assert chosen == [("(mu 2)", "0.5"), ("(mu 4)", "0.2")]
+
+
+def test_a_configuration_s_reward_is_the_mean_of_its_finished_seeds(tmp_path: Path) -> None:
+    """One of which has earned nothing, 0.0, which is a number too."""
+    write_run(tmp_path / "runs" / "rival", "objective.tau_pos=0.5")
+    for seed, reward, state in ((0, 0.0, "finished"), (1, 1.5, "finished"), (2, 2.0, "failed")):
+        run = write_run(tmp_path / "runs" / str(seed), f"seed={seed}", state=state)
+        rows = read_jsonl(run / "metrics.jsonl")
+        write_jsonl_atomic(run / "metrics.jsonl", [{**row, "reward/mean": reward} for row in rows])
+    row = Report(tmp_path / "runs", tmp_path / "out").rows("configurations")[0]
+    assert (row["configuration"][-3:], row["seeds"], float(row["reward"])) == ("0.2", "0, 1", 0.75)
+    assert float(row["reward sd"]) == pytest.approx(stdev([0.0, 1.5]))
+
+
+def test_a_single_configuration_is_compared_with_nothing(tmp_path: Path) -> None:
+    write_seeds(tmp_path / "runs", ATANLOG, seed_by_seed([100, 110]))
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    assert "noise of seeds" not in report.text
+    assert {path.name for path in report.out.glob("*.csv")} == {"table1.csv", "runs.csv"}
+
+
 # ---- which runs
 
 
