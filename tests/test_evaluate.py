@@ -190,6 +190,19 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
         assert len(measure(Engine(), checker, GREEDY)) == 10
 
 
+@pytest.mark.parametrize(
+    "change", [{"samples": 2}, {"temperature": 0.8}, {"max_new_tokens": 9}, {"prompt": "think-answer"}]
+)
+def test_a_record_under_other_conditions_stands_next_to_the_first(checker, tmp_path, change):
+    others = replace(SAMPLED, **change)
+    summaries = [
+        record(tmp_path, measure(Guessing(), checker, conditions), benchmark(), conditions, 3, "step-3")
+        for conditions in (SAMPLED, others)
+    ]
+    assert json.loads((tmp_path / "summary.json").read_text()) == summaries
+    assert len((tmp_path / "sums.jsonl").read_text().splitlines()) == 10 * (SAMPLED.samples + others.samples)
+
+
 def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp_path):
     old = {"step": 3, "id": "0", "prompt": "1+0", "correct": True}  # as older versions wrote it
     (tmp_path / "sums.jsonl").write_text(json.dumps(old) + "\n" + json.dumps({**old, "step": 2}) + "\n")

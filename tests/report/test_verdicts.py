@@ -13,6 +13,7 @@ from synthetic_runs import answer, evaluation, validation, write_run
 from written_reports import Report
 
 from sspo_cli.report.figures.scores import scores_by_step_figure
+from sspo_cli.report.figures.sensitivity import sensitivity_figure
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.report.runs import collect
 from sspo_cli.tracking.files import read_jsonl, write_jsonl_atomic
@@ -322,6 +323,17 @@ def test_what_an_unfinished_run_measured_is_in_no_number(tmp_path: Path) -> None
     measured = {row["run"].rpartition("/")[2]: (row["arithmetic"], row["validation"]) for row in report.rows("runs")}
     assert measured["finished"] == ("60.0", "50.0")
     assert {measured[name] for name in ("failed", "interrupted", "running")} == {("", "")}
+
+
+def test_the_sensitivity_figure_shows_shares_of_all_samples(tmp_path: Path) -> None:
+    for tau, seeds in ((0.2, (120, 140)), (0.5, (80, 100))):
+        for seed, correct in enumerate(seeds):
+            rows = [evaluation(12, correct, samples=2, temperature=1.0)]
+            write_run(tmp_path / f"{tau}-{seed}", f"objective.tau_pos={tau}", f"seed={seed}", evaluations=rows)
+    groups = collect([tmp_path]).groups
+    axes = sensitivity_figure(groups, groups, "last").subfigs[0].axes[0]
+    drawn = [list(line.get_ydata()) for line in axes.get_lines()]
+    assert drawn == [pytest.approx(values) for values in ([30, 35], [32.5], [20, 25], [22.5])]
 
 
 def test_what_an_unfinished_run_measured_is_in_no_figure(tmp_path: Path) -> None:
