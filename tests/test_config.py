@@ -2,7 +2,7 @@
 
 import pytest
 
-from sspo_cli.config import RunOptions, differences, load_config, to_yaml
+from sspo_cli.config import RunOptions, differences, flatten, load_config, may_change, to_yaml
 from sspo_cli.errors import UserError
 
 
@@ -26,10 +26,12 @@ def test_files_are_merged_in_order_and_overrides_win(tmp_path):
 
 
 def test_another_method_does_not_inherit_the_options_of_the_former(tmp_path):
-    (tmp_path / "a.yaml").write_text("objective: {method: sspo, gate: atanlog, tau_neg: 0.6, tau_pos: 0.5}\n")
-    objective = load_config([tmp_path / "a.yaml"], ["objective.method=gspo"]).objective.model_dump()
+    (tmp_path / "a.yaml").write_text("seed: 3\nobjective: {method: sspo, gate: atanlog, tau_neg: 0.6}\n")
+    options = load_config([tmp_path / "a.yaml"], ["objective.method=gspo"])
+    objective = options.objective.model_dump()
     assert objective["eps_high"] == 4e-4
     assert "tau_neg" not in objective
+    assert options.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,33 @@ def test_differences_name_the_dotted_option():
     }
 
 
+def test_options_that_only_one_of_two_methods_has_are_differences_too():
+    gspo = load_config([], ["objective.method=gspo"])
+    assert differences(load_config(), gspo) == {
+        "objective.eps_high": "objective.eps_high: None -> 0.0004",
+        "objective.eps_low": "objective.eps_low: None -> 0.0003",
+        "objective.gate": "objective.gate: atanlog -> clip",
+        "objective.method": "objective.method: sspo -> gspo",
+        "objective.tau_neg": "objective.tau_neg: 0.3 -> None",
+        "objective.tau_pos": "objective.tau_pos: 0.2 -> None",
+    }
+
+
+def test_what_a_resumed_run_may_change_is_how_it_is_computed():
+    whole = load_config([], ["model.lora={}", "rollout.vllm={server: a, exchange: b}"]).model_dump()
+    assert {key for key, _ in flatten(whole) if may_change(key)} == {
+        "threads",
+        "model.kernels",
+        "model.gradient_checkpointing",
+        "rollout.engine",
+        "rollout.max_rows",
+        "rollout.vllm.tolerance",
+        "rollout.vllm.server",
+        "rollout.vllm.exchange",
+        "learning.token_budget",
+    }
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -103,6 +132,7 @@ def test_differences_name_the_dotted_option():
         ("optimizer.betas=[0.9, 1.0]", r"`optimizer.betas.1` = 1.0 is not valid: .*less than 1"),
         ("optimizer.learning_rate=.inf", "finite"),
         ("model.tiny.heads=3", "model.tiny.heads = 3"),
+        ("model.tiny.heads=64", "model.tiny.heads = 64 heads of even width"),
         ("evaluation.benchmarks=[{name: gsm8k}, {name: gsm8k, split: test}]", "names gsm8k twice"),
         (
             "evaluation.benchmarks=[{name: file, path: my/validation.jsonl}]",

@@ -63,6 +63,21 @@ blocks:
     assert len(trials) == len({t.name for t in trials}) == 12
 
 
+def test_a_block_is_over_the_sweep_and_the_sweep_over_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("steps: 3\nlearning: {mu: 4, epochs: 2}\n")
+    text = """
+base: [base.yaml]
+options: {learning.mu: 8, rollout.group_size: 4}
+blocks:
+  - options: {rollout.group_size: 2}
+  - grid: {rollout.group_size: [5, 6]}
+  - {}
+"""
+    trials = load(tmp_path, text)
+    assert [t.options.rollout.group_size for t in trials] == [2, 5, 6, 4]
+    assert {(t.options.steps, t.options.learning.mu, t.options.learning.epochs) for t in trials} == {(3, 8, 2)}
+
+
 def test_an_override_of_what_varies_leaves_one_trial_with_a_true_name(tmp_path):
     text = "zip: [{objective.tau_neg: [0.3, 0.6], objective.tau_pos: [0.2, 0.5]}]\n"
     trials = load(tmp_path, text, "objective.tau_neg=1", "objective.tau_pos=1")

@@ -1,5 +1,6 @@
 """A sweep that goes on with what did best in an earlier one."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,14 @@ def runs(tmp_path: Path) -> Path:
 
 
 def finish(runs: Path, *benchmarks: str) -> None:
-    """As if BEFORE had run; whatever is not validation has it the other way round."""
+    """As if BEFORE had run; whatever is not validation after the last step has it the other way round."""
     for trial in load_sweep(runs.parent / "before.yaml", [], runs):
         objective, step = trial.options.objective, trial.options.steps
         solved = SOLVED[objective.method, objective.eps_low][trial.options.seed]
         rows = []
-        for benchmark in benchmarks:
-            correct = solved if benchmark == "validation" else PROBLEMS - solved
-            row = {"step": step, "benchmark": benchmark, "split": "", "n": PROBLEMS, "samples": 1, "temperature": 0.0}
+        for benchmark, at in itertools.product(benchmarks, (1, step)):
+            correct = solved if (benchmark, at) == ("validation", step) else PROBLEMS - solved
+            row = {"step": at, "benchmark": benchmark, "split": "", "n": PROBLEMS, "samples": 1, "temperature": 0.0}
             row |= {"max_new_tokens": 64, "prompt": "plain", "checkpoint": f"step-{step}", "truncated": 0}
             rows.append({**row, "correct": correct, "pass_at_1": correct / PROBLEMS})
         with RunFolder.create(runs / "before" / trial.name, trial.options, []) as run:
@@ -52,6 +53,15 @@ def test_the_best_of_each_variant_is_taken_by_validation_over_all_seeds(runs):
     }
     assert found == {(method, eps, mu, 5) for method, eps in (("grpo", 0.2), ("sspo", None)) for mu in (4, 8)}
     assert len(trials) == 4
+
+
+def test_a_method_that_the_earlier_sweep_did_not_vary_is_taken_too(runs):
+    (runs.parent / "before.yaml").write_text(
+        "options: {objective.method: grpo}\ngrid: {objective.eps_low: [0.1, 0.2]}\n"
+    )
+    finish(runs, "validation")
+    trials = load_sweep(runs.parent / "after.yaml", [], runs)
+    assert {(t.options.objective.method, t.options.objective.eps_low) for t in trials} == {("grpo", 0.1)}
 
 
 def test_nothing_is_chosen_by_a_test_score(runs):

@@ -181,6 +181,13 @@ def test_a_model_s_fingerprint_changes_with_one_weight(policy):
     assert fingerprint(replace(policy, dtype=torch.bfloat16)) != changed  # its completions would be others
 
 
+def test_a_model_s_fingerprint_says_how_it_is_computed_with(policy):
+    before = fingerprint(policy)
+    assert fingerprint(replace(policy, dtype=torch.bfloat16)) != before
+    policy.model.generation_config.eos_token_id = [0, 1]
+    assert fingerprint(policy) != before
+
+
 def test_two_processes_do_not_measure_the_same_at_once(checker, tmp_path):
     partial = partial_path(tmp_path, benchmark(), GREEDY, "model")
     partial.parent.mkdir()
@@ -209,6 +216,19 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
 
     with Slow() as checker:
         assert len(measure(Engine(), checker, GREEDY)) == 10
+
+
+@pytest.mark.parametrize(
+    "change", [{"samples": 2}, {"temperature": 0.8}, {"max_new_tokens": 9}, {"prompt": "think-answer"}]
+)
+def test_a_record_under_other_conditions_stands_next_to_the_first(checker, tmp_path, change):
+    others = replace(SAMPLED, **change)
+    summaries = [
+        record(tmp_path, measure(Guessing(), checker, conditions), benchmark(), conditions, 3, "step-3")
+        for conditions in (SAMPLED, others)
+    ]
+    assert json.loads((tmp_path / "summary.json").read_text()) == summaries
+    assert len((tmp_path / "sums.jsonl").read_text().splitlines()) == 10 * (SAMPLED.samples + others.samples)
 
 
 def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp_path):

@@ -73,9 +73,8 @@ class Targets:
         for prompt in prompts:
             (number,) = map(int, re.findall(r"(\d+)\+1", policy.tokenizer.decode(prompt)))
             answers = [number + (1 if number in solved[sample] else 2) for sample in range(samples)]
-            completions.append(
-                [Completion([1], [0.0], f"<answer>{a}</answer>", truncated=number in self.cut) for a in answers]
-            )
+            texts = [f"<think>{number}+1</think><answer>{answer}</answer>" for answer in answers]  # of the right format
+            completions.append([Completion([1], [0.0], text, truncated=number in self.cut) for text in texts])
         return completions
 
 

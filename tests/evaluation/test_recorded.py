@@ -1,6 +1,7 @@
 """Recorded outputs, graded without a model."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -20,11 +21,13 @@ CASES = [
     ({"gold": "paris", "completion": "<think>a</think>Paris"}, ("Paris", "text", "correct", 1.0, 0.25, "ok")),
     ({"gold": ["6", "7"], "completion": "7"}, ("7", "number", "correct", 1.0, 0.0, "ok")),
     ({"gold": ["9^{9^{9^{9}}}", "5"], "completion": "5"}, ("5", "number", "correct", 1.0, 0.0, "ok")),
+    ({"gold": "6", "prediction": "7", "completion": "6"}, ("6", "number", "correct", 1.0, 0.0, "ok")),
     ({"gold": "6", "completion": "3+5-2"}, ("3+5-2", "formula", "wrong", 0.0, 0.0, "ok")),
     ({"gold": "6", "completion": ""}, (None, None, "wrong", 0.0, 0.0, "no answer")),
     ({"gold": None, "completion": "6", "note": None}, ("6", "number", "wrong", 0.0, 0.0, "no gold")),
     ({"gold": "", "completion": "6"}, ("6", "number", "wrong", 0.0, 0.0, "no gold")),
     ({"gold": "6.5", "completion": r"\boxed{9^{9^{9^{9}}}}"}, ("9^{9^{9^{9}}}", "boxed", "wrong", 0.0, 0.0, "timeout")),
+    ({"gold": ["6", "9^{9^{9^{9}}}"], "completion": "7.5"}, ("7.5", "number", "wrong", 0.0, 0.0, "timeout")),
 ]
 
 
@@ -38,11 +41,12 @@ def test_rows_come_back_in_order_with_their_fields_and_the_verdict(tmp_path, cap
     grade_file(file, None, timeout=2.0)
     graded = [json.loads(line) for line in (tmp_path / "outputs.graded.jsonl").read_text().splitlines()]
     assert graded == [row | dict(zip(GRADED, verdict, strict=True)) for row, verdict in CASES]
-    low, high = wilson(8, 13)
+    low, high = wilson(9, 15)
     said = capsys.readouterr().out
-    assert f"8 of 13 correct: 61.5% [{low:.1%}, {high:.1%}]" in said
-    assert "number 6 (4 correct)" in said
-    assert "timeout 1" in said
+    assert f"9 of 15 correct: 60.0% [{low:.1%}, {high:.1%}]" in said
+    assert "number 8 (5 correct)" in said
+    (counted,) = re.findall("counted as wrong: (.*)", said)
+    assert set(counted.split(", ")) == {"no gold 2", "timeout 2", "no answer 1"}
     assert str(tmp_path / "outputs.graded.jsonl") in said
 
 

@@ -14,6 +14,7 @@ from written_reports import Report
 
 from sspo_cli.report.collect import collect
 from sspo_cli.report.figures.scores import scores_by_step_figure
+from sspo_cli.report.figures.sensitivity import sensitivity_figure
 from sspo_cli.report.figures.training import training_figure
 from sspo_cli.tracking.files import read_jsonl, write_jsonl_atomic
 
@@ -268,6 +269,36 @@ def test_validations_that_are_not_alike_choose_nothing(
     assert "all 2 configurations are shown, because they have no common validation to choose by" in report.text
 
 
+def test_each_setting_has_its_own_choice(tmp_path: Path) -> None:
+    for mu, held_out in ((2, {0.5: 90, 0.2: 60}), (4, {0.5: 30, 0.2: 60})):
+        for tau, correct in held_out.items():
+            rows = [evaluation(0, 60), evaluation(12, 100), validation(12, correct)]
+            overrides = (f"objective.tau_pos={tau}", f"learning.mu={mu}")
+            write_run(tmp_path / "runs" / f"{mu}-{tau}", *overrides, evaluations=rows)
+    rows = Report(tmp_path / "runs", tmp_path / "out").rows("configurations")
+    chosen = [(row["setting"][-6:], row["configuration"][-3:]) for row in rows if row["chosen"] == "True"]
+    assert chosen == [("(mu 2)", "0.5"), ("(mu 4)", "0.2")]
+
+
+def test_a_configuration_s_reward_is_the_mean_of_its_finished_seeds(tmp_path: Path) -> None:
+    """One of which has earned nothing, 0.0, which is a number too."""
+    write_run(tmp_path / "runs" / "rival", "objective.tau_pos=0.5")
+    for seed, reward, state in ((0, 0.0, "finished"), (1, 1.5, "finished"), (2, 2.0, "failed")):
+        run = write_run(tmp_path / "runs" / str(seed), f"seed={seed}", state=state)
+        rows = read_jsonl(run / "metrics.jsonl")
+        write_jsonl_atomic(run / "metrics.jsonl", [{**row, "reward/mean": reward} for row in rows])
+    row = Report(tmp_path / "runs", tmp_path / "out").rows("configurations")[0]
+    assert (row["configuration"][-3:], row["seeds"], float(row["reward"])) == ("0.2", "0, 1", 0.75)
+    assert float(row["reward sd"]) == pytest.approx(stdev([0.0, 1.5]))
+
+
+def test_a_single_configuration_is_compared_with_nothing(tmp_path: Path) -> None:
+    write_seeds(tmp_path / "runs", ATANLOG, seed_by_seed([100, 110]))
+    report = Report(tmp_path / "runs", tmp_path / "out")
+    assert "noise of seeds" not in report.text
+    assert {path.name for path in report.out.glob("*.csv")} == {"table1.csv", "runs.csv"}
+
+
 # ---- which runs
 
 
@@ -292,6 +323,17 @@ def test_what_an_unfinished_run_measured_is_in_no_number(tmp_path: Path) -> None
     measured = {row["run"].rpartition("/")[2]: (row["arithmetic"], row["validation"]) for row in report.rows("runs")}
     assert measured["finished"] == ("60.0", "50.0")
     assert {measured[name] for name in ("failed", "interrupted", "running")} == {("", "")}
+
+
+def test_the_sensitivity_figure_shows_shares_of_all_samples(tmp_path: Path) -> None:
+    for tau, seeds in ((0.2, (120, 140)), (0.5, (80, 100))):
+        for seed, correct in enumerate(seeds):
+            rows = [evaluation(12, correct, samples=2, temperature=1.0)]
+            write_run(tmp_path / f"{tau}-{seed}", f"objective.tau_pos={tau}", f"seed={seed}", evaluations=rows)
+    groups = collect([tmp_path]).groups
+    axes = sensitivity_figure(groups, groups, "last").subfigs[0].axes[0]
+    drawn = [list(line.get_ydata()) for line in axes.get_lines()]
+    assert drawn == [pytest.approx(values) for values in ([30, 35], [32.5], [20, 25], [22.5])]
 
 
 def test_what_an_unfinished_run_measured_is_in_no_figure(tmp_path: Path) -> None:
