@@ -70,6 +70,15 @@ def test_elsewhere_than_on_a_terminal_a_step_is_one_line() -> None:
     assert lines[4:] == ["a [note]", "failed"]
 
 
+def test_a_stage_counts_what_was_done_in_all_its_parts() -> None:
+    sink, buffer = plain()
+    sink.begin_stage("rendering prompts", 600)
+    for part in (256, 256, 88):
+        sink.advance(part, {})
+    sink.end_stage()
+    assert buffer.getvalue().decode().startswith("rendering prompts: 600/600 in ")
+
+
 def test_plain_lines_survive_a_poor_encoding_and_a_reader_that_left() -> None:
     sink, buffer = plain("ascii")
     sink.note("ρ \x1b[31m \ud83d")

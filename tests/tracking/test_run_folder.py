@@ -26,6 +26,15 @@ def test_a_new_run_says_what_is_run(tmp_path: Path) -> None:
     assert RunFolder.open(tmp_path / "runs" / "a").config == options
 
 
+def test_changed_options_are_the_run_s_from_then_on(tmp_path: Path) -> None:
+    other = load_config(overrides=["learning.token_budget=99"])
+    with RunFolder.create(tmp_path / "a", RunOptions(), []) as run:
+        assert run.config == RunOptions()
+        run.change(other, "step-3", ["learning.token_budget: 16384 -> 99"])
+        assert run.config == other
+    assert RunFolder.open(tmp_path / "a").config == other
+
+
 def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "a", RunOptions(), []).close()
     before = (tmp_path / "a" / "config.json").read_text()

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from rich.console import Console
 
 from sspo_cli.config import load_config
 from sspo_cli.errors import UserError
-from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.tracker import open_tracker
 
 SUMMARY = {
@@ -84,6 +85,20 @@ def test_an_offline_run_needs_no_login_and_goes_on_under_the_same_id(
         row.get("name", row.get("glob_name")): row for row in recorded(Path(second.settings.sync_file), "metric", None)
     }
     assert metrics["*"]["step_metric"] == "step"
+
+
+@pytest.mark.parametrize(("state", "code"), [("finished", 0), ("failed", 1), ("interrupted", 1)])
+def test_wandb_hears_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, code: int) -> None:
+    import wandb
+
+    started = mock.MagicMock()
+    monkeypatch.setattr(wandb, "init", lambda **options: started)
+    with create(tmp_path / "a", "offline") as run:
+        tracker = open_tracker(run, Console(file=io.StringIO()))
+        tracker.start(4)
+        tracker.finish(state, "a reason")
+    started.summary.update.assert_called_once_with({"state": state, "reason": "a reason"})
+    started.finish.assert_called_once_with(exit_code=code)
 
 
 def test_online_without_a_login_is_one_sentence(tmp_path: Path) -> None:
