@@ -162,7 +162,8 @@ def test_a_trial_gets_a_sigterm_when_its_sweep_is_killed(tmp_path):
 
     killed = multiprocessing.get_context("fork").Process(target=sweep)
     killed.start()
-    killed.join()
+    killed.join(timeout=30)
+    killed.kill()  # where the trial has never begun
     assert killed.exitcode == -signal.SIGKILL
     deadline = time.monotonic() + 20
     while not (tmp_path / "saved").exists():
