@@ -3,7 +3,8 @@
 import pytest
 
 from sspo_cli.rewards import Verdict
-from sspo_cli.rewards.notation import in_latex, measured_as, with_both_signs
+from sspo_cli.rewards.notation import in_latex, with_both_signs
+from sspo_cli.rewards.quick import prepared
 
 RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
 
@@ -51,7 +52,7 @@ def test_one_notation(written, latex):
     ],
 )
 def test_letters_are_units_where_the_gold_has_no_variables(answer, gold, bare):
-    assert measured_as(answer, gold) == bare
+    assert prepared(answer, gold)[0] == bare
 
 
 def test_both_signs():
