@@ -39,8 +39,11 @@ class AnswerChecker:
     """
 
     def __init__(self, *, workers: int | None = None, timeout: float = 3.0) -> None:
-        """`timeout` in seconds of processor time, for each check, so that a busy machine changes no verdict. A check that takes
-        `WALL_CLOCK` times as long by the clock is ended too. By default as many workers as there are cores, but no more than four."""
+        """Start nothing yet; by default there will be as many workers as cores, but no more than four.
+
+        timeout  seconds of processor time for each check, so that a busy machine changes no verdict; a check that takes
+                 `WALL_CLOCK` times as long by the clock is ended too
+        """
         self.timeouts = 0
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._timeout = timeout

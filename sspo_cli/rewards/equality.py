@@ -1,13 +1,14 @@
 """What runs in a worker process: the symbolic comparison. The only module here that loads sympy."""
 
 import logging
+import re
 import resource
 import signal
 from fractions import Fraction
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, grader, parse, verify
-from sympy import Basic, Expr, Float, MatrixBase, MatrixExpr, Rational
+from sympy import Basic, Expr, Float, I, MatrixBase, MatrixExpr, Product, Rational, Sum, Symbol, expand_log
 
 from sspo_cli.rewards.notation import with_both_signs
 from sspo_cli.rewards.numbers import agree
@@ -24,6 +25,8 @@ READ_AS = (
 )
 MEMORY = 2 << 30  # bytes of address space that a worker may use
 PRECISION = 60  # digits to which exact numbers are evaluated; those that agree in ten fewer are equal
+
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 
 _library_numeric_eq = grader.sympy_numeric_eq
 
@@ -53,9 +56,19 @@ def equal(prediction: str, gold: str, limit: float) -> bool:
         expected = parse(f"${gold}$", READ_AS, parsing_timeout=None)
         multiples = [prediction if factor == 1 else _multiple(prediction, factor) for factor in factors]
         readings = [parse(f"\\boxed{{{multiple}}}", READ_AS, parsing_timeout=None) for multiple in multiples]
+        if _IMAGINARY.search(f"{prediction} {gold}"):
+            expected, *readings = ([_complex(part) for part in parts] for parts in (expected, *readings))
         return any(verify(expected, given, timeout_seconds=None, allow_set_relation_comp=True) for given in readings)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _complex(expression: Basic | MatrixBase | str) -> Basic | MatrixBase | str:
+    """With the imaginary unit for `i`, and symbols that may be complex: the library takes those of `4i` for real."""
+    if not isinstance(expression, Basic) or expression.has(Sum, Product):
+        return expression
+    symbols = {symbol: Symbol(symbol.name) if symbol.name != "i" else I for symbol in expression.free_symbols}
+    return expression.xreplace(symbols)
 
 
 def _multiple(answer: str, factor: Fraction) -> str:
@@ -76,14 +89,14 @@ def _numeric_eq(gold: Basic | MatrixBase, given: Basic | MatrixBase, *settings: 
     if gold == given:
         return True
     if gold.free_symbols or given.free_symbols:
-        return (gold - given).expand() == 0
+        return expand_log((gold - given).expand(), force=True).expand() == 0  # of positive arguments
     if not any(decimals) and not (gold.is_Rational and given.is_Rational):
         gold, given = gold.evalf(PRECISION), given.evalf(PRECISION)
         return bool(abs(gold - given) < Float(10, PRECISION) ** (10 - PRECISION) * abs(gold))
-    values = [_as_fraction(expression) for expression in (given, gold)]
-    if None in values:
+    value, expected = _as_fraction(given), _as_fraction(gold)
+    if value is None or expected is None:
         return False
-    return agree(*values, decimal=decimals[0], gold_decimal=decimals[1])
+    return agree(value, expected, decimal=decimals[0], gold_decimal=decimals[1])
 
 
 def _with_rationals(expression: Expr) -> Expr:
@@ -92,7 +105,7 @@ def _with_rationals(expression: Expr) -> Expr:
 
 def _as_fraction(expression: Expr) -> Fraction | None:
     value = expression if expression.is_Rational else expression.evalf(PRECISION)
-    return Fraction(str(value)) if value.is_Float or value.is_Rational and value.is_finite else None
+    return Fraction(str(value)) if value.is_Float or (value.is_Rational and value.is_finite) else None
 
 
 grader.sympy_numeric_eq = _numeric_eq

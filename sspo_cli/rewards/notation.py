@@ -70,6 +70,7 @@ _NUMERALS = ["", "", "two", "three", "four", "five", "six", "seven", "eight", "n
 _IN_BASE = re.compile(
     rf"(?<![\w.])([\dA-Fa-f]*\d[\dA-Fa-f]*)(?:[\s(,]|\\text|\{{)*(?:in\s+)?base[\s}}{{-]*(\d+|{'|'.join(_NUMERALS[2:])})[\s)}}]*$"
 )
+_NUMERAL_INDEX = re.compile(rf"(?<=\w)()_\{{?({'|'.join(_NUMERALS[2:])})(?![A-Za-z])\}}?")
 _SYNONYMS = (
     (re.compile(r"(?<=[\w)\]}])\*\*(?=[\w({-])"), "^"),
     (re.compile(r"(?<=\S)~(?=\S)"), " "),  # a space of TeX; in front of a number it says `about`
@@ -81,6 +82,8 @@ _SYNONYMS = (
     (re.compile(r"!=|=/=|\\not\s*="), r"\\ne "),
     (re.compile(r"\\lg(?![A-Za-z])"), r"\\log_{10}"),
     (re.compile(r"\\varphi(?![A-Za-z])"), r"\\phi "),
+    (re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![A-Za-z]))"), r"\\ln "),
+    (re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*([ie])\s*\}"), r" \1"),
     (re.compile(r"\+/?-"), r"\\pm "),
     (re.compile(r"\{:\}|\\!:\\!|(?<=\d)\\colon(?![A-Za-z])"), ":"),
     (re.compile(r"_\{?\\(?:text|mathrm)\s*\{\s*(\w+)\s*\}\}?|_\{\((\d+)\)\}|_\((\d+)\)"), r"_{\1\2\3}"),
@@ -117,7 +120,7 @@ def in_latex(answer: str) -> str:
     text = _in_ascii(answer)
     for written, read in _SYNONYMS:
         text = written.sub(read, text)
-    text = _IN_BASE.sub(_with_index, text)
+    text = _NUMERAL_INDEX.sub(_with_index, _IN_BASE.sub(_with_index, text))
     if not has_words(text):
         for written, read in _PLAIN:
             text = written.sub(read, text)

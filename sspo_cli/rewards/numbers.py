@@ -8,19 +8,19 @@ _COMMA = r"(?:,|,?\\[!,:; ] ?|\{,\}|[ \u00a0\u2009\u202f])"
 _GROUPED = rf"\d{{1,3}}(?:{_COMMA}\d{{3}}){{1,12}}|\d{{1,3}}(?:'\d{{3}}){{1,12}}|\d{{1,2}}(?:,\d\d){{1,6}},\d{{3}}"
 _POINTED = r"\d{1,3}(?:\.\d{3}){2,12}(?:,\d{1,40})?|\d{1,3}\.\d{3},\d{1,2}"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-])?(?:\\?[$€£¥₹])?(?:(?P<pointed>{_POINTED})|(?P<digits>{_GROUPED}|\d{{1,40}})?(?P<decimals>\.\d{{1,40}})?)"
+    rf"(?P<sign>[+-])?(?:(?P<pointed>{_POINTED})|(?P<digits>{_GROUPED}|\d{{1,40}})?(?P<decimals>\.\d{{1,40}})?)"
     r"(?:(?:[eE]|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?P<brace>\{)?)(?P<exponent>[+-]?\d{1,3})(?(brace)\}))?"
 )
 _RATIO = re.compile(
     r"(?P<sign>-?)(?:(?P<whole>\d{1,40})\s*(?:\s(?=\d)|(?=\\)))?"
-    r"(?:(\d{1,40})/(\d{1,40})|\\[dct]?frac\s*(?:(\d)|\{(\d{1,40})\})\s*(?:(\d)|\{(\d{1,40})\}))"
+    r"(?:(\d{1,40})/(\d{1,40})|\\[dct]?frac\s*(?:(\d)|\{(-?\d{1,40})\})\s*(?:(\d)|\{(\d{1,40})\}))"
 )
 _REPEATING = re.compile(r"(-?)(\d{0,40})\.(\d{0,40})\\(?:overline|bar)\s*\{(\d{1,40})\}")
 _DECIMAL_COMMA = re.compile(r"([+-]?\d{1,40}),(\d{1,2}|\d{4,40})")
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a plain number, with separators of thousands, a currency or an exponent of ten."""
+    """The value of a plain number, with separators of thousands or an exponent of ten."""
     match = _NUMBER.fullmatch(text)
     if not match or not (match["pointed"] or match["digits"] or match["decimals"]):
         return None

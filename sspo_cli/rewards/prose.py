@@ -4,6 +4,11 @@ import re
 
 from sspo_cli.rewards.notation import INVISIBLE, NAMES
 
+
+def _vocabulary(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 # Names of a unit, the first of which stands for the others. Plurals are understood.
 _UNITS = """
 m meter metre, cm centimeter centimetre, mm millimeter millimetre, km kilometer kilometre, in inch inche, ft foot feet, yd yard,
@@ -13,32 +18,34 @@ dollar usd buck $, cent ¢, euro € eur, yen jpy ¥, rupee inr ₹ rs, degree d
 kj, mol, unit, square sq, cubic cu, per /, am, pm
 """
 UNITS = {name: names.split()[0] for names in _UNITS.split(",") for name in names.split()}
-_WORDS_OF_TWO = frozenset("am an as at be by do go he if in is it me my of on so to up us we".split())
+_WORDS_OF_TWO = _vocabulary("am an as at be by do go he if in is it me my of on so to up us we")
 # A sentence with one of these states no plain value: it denies, doubts, bounds, scales or computes.
-_NO_PROSE = frozenset(
-    "not never no neither nor none either else wrong false incorrect cannot without except unless isn aren wasn doesn "
-    "or but if maybe perhaps possibly probably could might may about around approximately roughly nearly almost between "
-    "least most more less than fewer over under above below half third quarter twice thrice double triple minus negative "
-    "plus times divided multiplied squared cubed factorial choose root log logarithm mod modulo base divisible multiple "
-    "power inverse reciprocal opposite absolute zero one two three four five six seven eight nine ten eleven twelve "
-    "twenty thirty forty fifty sixty seventy eighty ninety dozen dozens hundred hundreds thousand thousands million "
-    "millions billion billions trillion trillions guess think doubt unsure sure exceeds beyond up".split()
+_NO_PROSE = _vocabulary(
+    """
+    not never no neither nor none either else wrong false incorrect cannot without except unless isn aren wasn doesn or
+    but if maybe perhaps possibly probably could might may about around approximately roughly nearly almost between least
+    most more less than fewer over under above below half third quarter twice thrice double triple minus negative plus
+    times divided multiplied squared cubed factorial choose root log logarithm mod modulo base divisible multiple power
+    inverse reciprocal opposite absolute zero one two three four five six seven eight nine ten eleven twelve twenty thirty
+    forty fifty sixty seventy eighty ninety dozen dozens hundred hundreds thousand thousands million millions billion
+    billions trillion trillions guess think doubt unsure sure exceeds beyond up
+    """
 )
 ANSWER = (
     r"(?:answer|option|choice|result|solution|Antwort|Lösung|Ergebnis|réponse|résultat|respuesta|resultado|resposta|risposta|risultato"
     r"|antwoord|odpowiedź|cevap|svar|ответ|jawaban|答案|答え|정답)"
 )
 IS = r"(?:is|are|equals|ist|lautet|beträgt|est|es|é|è|jest|wynosi|adalah|это|равен|是|为|は|은|는)"
-_STATING = frozenset(
-    "is are was were be equal equals becomes give gives get gets got has have had make makes made earn earns earned cost "
-    "costs need needs needed pay pays paid take takes took spend spends spent save saves saved sell sells sold buy buys "
-    "bought find found obtain yields weighs contains receives received owes use uses used total ist sind lautet beträgt "
-    "est sont es son é são è jest wynosi это равен adalah".split()
+_STATING = _vocabulary(
+    """
+    is are was were be equal equals becomes give gives get gets got has have had make makes made earn earns earned cost
+    costs need needs needed pay pays paid take takes took spend spends spent save saves saved sell sells sold buy buys
+    bought find found obtain yields weighs contains receives received owes use uses used total ist sind lautet beträgt est
+    sont es son é são è jest wynosi это равен adalah
+    """
 )
-_OPENING = frozenset(
-    "so thus hence therefore then and finally now ok okay well that this which it answer result".split()
-)
-_FILLING = frozenset("a an the just only simply exactly precisely then therefore thus indeed now to of".split())
+_OPENING = _vocabulary("so thus hence therefore then and finally now ok okay well that this which it answer result")
+_FILLING = _vocabulary("a an the just only simply exactly precisely then therefore thus indeed now to of")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _LEAD = re.compile(r"(?:[^\W\d_]|[\s.,;:=\"'’*_-])*")
 _TAIL = re.compile(r"(?:[^\W\d_]|[\s.,;:!?\"'’/°¢$€£¥²³-]|\*\*|\^\{?[23]\}?)*")
@@ -49,9 +56,11 @@ _TOKEN = (
     r"(?:\\(?:text\w*|mbox|math(?:rm|it|bf|sf))\s*\{[^{}\d$]*\}|[^\W\d_]|['’°¢²³/.,;$€£¥-]"
     r"|\^\s*\{?\s*(?:\\circ|[23])\s*\}?|\\(?:degrees?|\$|[,;:! ])|~|\s)"
 )
-_MEASURED = re.compile(rf"(?P<value>.*?(?:[\d)\]}}.]|\\pi))(?P<unit>{_TOKEN}+)", re.DOTALL)
-_CURRENCY = re.compile(r"(?P<sign>[+-]?)\s*\\?(?P<unit>[$€£¥₹])\s*(?P<value>[+-]?[\d.\\].*)")
-_IN_UNIT = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|[°¢$€£¥₹/²³]|\^\s*\{?\s*[23]")
+_MEASURED = re.compile(rf"(?P<value>.*?(?:[\d)\]}}.]|\\pi))(?P<unit>(?!-){_TOKEN}+)", re.DOTALL)
+_CURRENCY = re.compile(r"(?P<sign>(?:[^=]*=\s*)?[+-]?)\s*\\?(?P<unit>[$€£¥₹])\s*(?P<value>[+-]?[\d.\\].*)")
+_IN_UNIT = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|[°¢$€£¥₹/]|\^\s*\{?\s*[23]")
+_RAISED = str.maketrans({"²": "^2", "³": "^3"})
+_HALF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?")
 _NO_BRACES = str.maketrans("{}", "  ")
 _COMMAND = re.compile(r"\\(?:text\w*|mbox|math(?:rm|it|bf|sf))|\\[,;:! ]|\\|~")
 _NAMES_IN_LATEX = re.compile(r"\\(?:text\w*|mbox|math\w*|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
@@ -113,7 +122,7 @@ def states(lead: str) -> bool:
 def follows(tail: str) -> bool:
     """Whether what stands after a value is only its unit and prose: `apples`, `m^2`, `dollars a day`, or nothing."""
     words = _LETTERS.findall(tail)
-    if not _TAIL.fullmatch(tail) or not _NO_PROSE.isdisjoint(word.casefold() for word in words):
+    if not _TAIL.fullmatch(tail) or tail.startswith("-") or not _NO_PROSE.isdisjoint(word.casefold() for word in words):
         return False
     touching = words[0] if words and tail.startswith(words[0]) and tail.isascii() else ""
     glued = touching and (len(touching) == 1 or _unit(touching) not in UNITS.values())
@@ -125,7 +134,7 @@ def measured(answer: str, *, glued: bool = False) -> tuple[str, frozenset[str]]:
 
     A single letter that touches its number, as in `5m`, is a unit only if `glued`.
     """
-    answer = answer.translate(INVISIBLE).strip()
+    answer = _HALF_DAY.sub(r"\1m", answer.translate(INVISIBLE).translate(_RAISED)).strip()
     if currency := _CURRENCY.fullmatch(answer):
         value, unit = measured(currency["value"], glued=glued)
         return currency["sign"] + value, unit | {UNITS[currency["unit"]]}
@@ -134,7 +143,7 @@ def measured(answer: str, *, glued: bool = False) -> tuple[str, frozenset[str]]:
         return answer, frozenset()
     text = re.sub(r"\^\s*circ", "°", _COMMAND.sub(" ", match["unit"].translate(_NO_BRACES)))
     touching = re.match(r"[^\W\d_]+", match["unit"])
-    if touching and (_unit(touching[0]) not in UNITS.values() or len(touching[0]) == 1 and not glued):
+    if touching and (_unit(touching[0]) not in UNITS.values() or (len(touching[0]) == 1 and not glued)):
         return answer, frozenset()
     unit = unit_words(text) if follows(f" {text}") else frozenset()
     return (match["value"].rstrip(), unit) if unit - {"square", "cubic", "per"} else (answer, frozenset())
@@ -146,10 +155,8 @@ def names_a_variable(text: str) -> bool:
 
 def unit_words(text: str) -> frozenset[str]:
     """What a unit is made of, in one spelling: {cm, square} of `square centimeters` and of `cm^2`."""
-    tokens = _IN_UNIT.findall(
-        _AFTER_UNIT.split(text.replace("p.m.", "pm").replace("a.m.", "am"), maxsplit=1)[0] or text
-    )
-    raised = {"2": "square", "3": "cubic", "²": "square", "³": "cubic"}
+    tokens = _IN_UNIT.findall(_AFTER_UNIT.split(text, maxsplit=1)[0].strip() or text)
+    raised = {"2": "square", "3": "cubic"}
     words = [raised.get(token[-1]) or _unit(token) for token in tokens]
     return frozenset(word for word in words if word not in _FILLING)
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from sspo_cli.rewards.notation import in_latex, with_logarithms
 from sspo_cli.rewards.numbers import agree, number, value_of, with_decimal_comma
-from sspo_cli.rewards.prose import TEXT, measured, names_a_variable, said, same_unit, same_words
+from sspo_cli.rewards.prose import TEXT, measured, names_a_variable, said, same_unit, same_words, states
 from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
 
 _LITERAL = re.compile(  # except for exponents and indices
@@ -20,7 +20,7 @@ _POWER_OR_ROOT = re.compile(
 )
 _OPERATION = re.compile(r"[\w)\]}]\s*(?:[+*-]|\\(?:times|cdot|div|[bp]?mod)(?![A-Za-z]))")
 _FUNCTION = re.compile(
-    r"\\(?!(?:[dct]?frac|sqrt|left|right|text\w*|math\w*|circ|quad|degree)(?![A-Za-z]))[A-Za-z]{2,}|[!|]"
+    r"\\(?!(?:[dct]?frac|sqrt|left|right|text\w*|math\w*|circ|quad|degree|pi)(?![A-Za-z]))[A-Za-z]{2,}|[!|]"
 )
 _IN_BASE = re.compile(r"([\dA-Za-z]+)_\s*\{?\s*(\d+)\s*\}?")
 _SIDES = re.compile(r"=(?![^{}]*\})")  # not that of `\sum_{i=1}`
@@ -30,9 +30,11 @@ _UNDECIDED = re.compile(
 )
 _SEVERAL = re.compile(r"[,;<>]|\band\b|\\(?:cup|infty|in|begin)(?![A-Za-z])")
 _MODULUS = re.compile(r"(?:\s|\\[,;:! ])*(?:\\pmod(?![A-Za-z])|\(\s*(?:\\text\s*\{\s*)?\\?mod\b).*$")
-_LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
+_CHOICE = r"(?P<lead>[\w ,]*?\b(?:answer|option|choice)(?:\s+is)?(?:\s+(?:option|choice))?[\s:*]+)?"
+_LETTER = re.compile(rf"{_CHOICE}\(?(?P<letter>[A-J])\)?[.*]*", re.IGNORECASE)
 _OPTION = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?(?:\(([A-J])\)|([A-J])\s*[).:])\s+(?=[\w$\\(-])(.+)", re.DOTALL | re.IGNORECASE
+    rf"{_CHOICE}(?:\((?P<enclosed>[A-J])\)|(?P<marked>[A-J])\s*[).:])\s+(?=[\w$\\(-])(?P<text>.+)",
+    re.DOTALL | re.IGNORECASE,
 )
 
 
@@ -119,17 +121,22 @@ def _is_finished(answer: str, expected: Fraction) -> bool:
 
 def _chosen(prediction: str, gold: str) -> bool | None:
     """The verdict on the letters of multiple choice, with the text of the option or without; None if there are none."""
-    given, expected = (TEXT.sub(r"\1", text).replace("\\ ", " ").strip() for text in (prediction, gold))
-    letter, option = _LETTER.fullmatch(given), _OPTION.fullmatch(given)
-    if gold_letter := _LETTER.fullmatch(expected):
-        if not (letter or option):
-            return None
-        return (letter[1] if letter else option[1] or option[2]).casefold() == gold_letter[1].casefold()
-    if gold_option := _OPTION.fullmatch(expected):
-        name = (gold_option[1] or gold_option[2]).casefold()
-        if letter:
-            return letter[1].casefold() == name
-        if option and (option[1] or option[2]).casefold() != name:
-            return False
-        return quick_verdict(option[3] if option else given, gold_option[3])
-    return quick_verdict(option[3], expected) or None if option else None
+    (letter, text), (gold_letter, gold_text) = _option(prediction), _option(gold)
+    if not letter:
+        return quick_verdict(prediction, gold_text) if gold_text else None
+    if not gold_letter:
+        return (text and quick_verdict(text, gold)) or None
+    if letter != gold_letter:
+        return False
+    return quick_verdict(text, gold_text) if text and gold_text else True
+
+
+def _option(answer: str) -> tuple[str | None, str | None]:
+    """The letter and the text of an option such as `B`, `(B)`, `option B` or `B. 12`."""
+    answer = TEXT.sub(r"\1", answer).replace("\\ ", " ").strip()
+    for pattern in (_LETTER, _OPTION):
+        if (match := pattern.fullmatch(answer)) and (not match["lead"] or states(f"{match['lead']} is")):
+            parts = match.groupdict()
+            letters = (parts.get(name) for name in ("letter", "enclosed", "marked"))
+            return next(letter.upper() for letter in letters if letter), parts.get("text")
+    return None, None

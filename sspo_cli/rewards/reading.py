@@ -12,7 +12,7 @@ END = 10_000  # characters in which the last number or formula is looked for fir
 LABELS = 10  # the last ones that are tried
 MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
 
-_CURRENCY = r"(?:[€£]|euros?|EUR|dollars?|pesos?|reais|rubl\w*|рубл\w*|kr|zł)"
+_CURRENCY = r"(?:[€£]|[Ee]uros?|EUR|dollars?|pesos?|reais|rubl\w*|рубл\w*|kr|zł)"
 _NUMBER = (
     r"(?:\d{1,3}(?:(?:,|,?\\[!,]|[\u00a0\u2009\u202f'])\d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)|\d{1,3}(?: \d{3}){2,}(?!\d)"
     rf"|\d{{1,3}} \d{{3}}(?= ?{_CURRENCY})|\d{{1,3}}(?:\.\d{{3}}){{2,}}(?![\d.])(?:,\d+)?|\d{{1,3}}\.\d{{3}},\d{{1,2}}(?!\d)"
@@ -41,8 +41,8 @@ _PLAIN_NUMBER = re.compile(rf"{_SIGNED}{_PERCENT}?")
 _ASSIGNMENT = re.compile(rf"[A-Za-z]\s*=\s*({_SIGNED}{_PERCENT}?)|[A-Za-z]\s*:\s*(.*)", re.DOTALL)
 # What follows one of these, up to the end of its sentence, is the answer itself, unless it is taken back.
 _LABEL = re.compile(
-    rf"(?:^[ \t>*_#-]*(?:(?:the|final|correct)[ \t]+){{0,3}}{ANSWER}[ \t*_]*[:：]|^[ \t]*####"
-    rf"|(?<![A-Za-z]){ANSWER}(?:[ \t]+(?:must|should|would|will)[ \t]+be|[ \t]*{IS})(?![A-Za-z]))[ \t:*_\"]*",
+    rf"(?:(?:^|[.!?;] )[ \t>*_#-]*(?:(?:the|final|correct)[ \t]+){{0,3}}{ANSWER}[ \t*_]*[:：]|^[ \t]*####"
+    rf"|(?<![A-Za-z]){ANSWER}s?(?:[ \t]+(?:must|should|would|will)[ \t]+be|[ \t]*{IS})(?![A-Za-z]))[ \t:：*_\"]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _ENGLISH = re.compile(r"####|answer|option|choice|result|solution", re.IGNORECASE)
@@ -51,7 +51,7 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?:\$[^$\n]+\$|\\\([^\n]+?\\\)|[^.!?\n。]|[.!?](?![\s*\"')]|$))+")
-_OPTION = re.compile(r"(?:\([A-HJ]\)|[A-HJ](?=[).:]|\s*$))[).:]?(?:\s+[^\n]{1,80})?")
+_OPTION = re.compile(r"(?:\([A-HJ]\)|[A-HJ](?=[).:,]|\s*$))[).:]?(?:\s+[^\n]{1,80})?")
 _ASIDE = re.compile(
     r",\s+(?!and\b|or\b)[a-z]{2,}|\s(?:for|in|over|after|at|because|since|as|when|with|where|which)\s|\s\(|[;:]\s"
 )
@@ -189,7 +189,7 @@ def _stated(text: str, golds: Sequence[str]) -> Reading | None:
     """What the last `Answer: …`, `#### …` or `answer is …` gives, unless it is taken back later; None if that is no value."""
     taken_back = max((match.start() for match in _TAKEN_BACK.finditer(text)), default=-1)
     for label in reversed(list(_LABEL.finditer(text))[-LABELS:]):
-        line = text[label.end() : label.end() + 200].partition("\n")[0].strip(" \t*_")
+        line = text[label.end() : label.end() + 200].lstrip().partition("\n")[0].strip(" \t*_")
         sentence = _SENTENCE.match(line)
         if taken_back >= label.end():
             return None
@@ -204,9 +204,8 @@ def _stated(text: str, golds: Sequence[str]) -> Reading | None:
 def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
     """The value that a sentence without its subject consists of or begins with, or the words of a gold."""
     value = _without_words(sentence, golds)
-    if choice := _CHOICE.match(value):
-        if choice[0].casefold() in ("yes", "no", "true", "false") or choice.end() == len(value):
-            return Reading(choice[0], "text")
+    if (choice := _CHOICE.match(value)) and (len(choice[0].strip("()")) > 1 or choice.end() == len(value)):
+        return Reading(choice[0], "text")
     if any(said(sentence, gold) for gold in golds):
         return Reading(sentence, "text")
     if not is_bare(value) and (piece := _PIECES.match(value)):

@@ -130,9 +130,53 @@ def test_a_worker_left_behind_ends_by_itself():
     )
     orphan = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert orphan.stdout == "True\n"
-    assert orphan.returncode == -signal.SIGALRM
+    assert orphan.returncode == -signal.SIGPROF
     equal("1/2", "0.5", 60.0)
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # a finished check leaves no alarm to kill an idle worker
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)  # a finished check leaves no alarm to kill an idle worker
+
+
+def test_a_machine_that_stops_a_worker_for_longer_than_the_limit_changes_no_verdict():
+    with AnswerChecker(workers=1, timeout=2.0) as checker:
+        checker.check([("1/2 x", r"\frac{x}{2}")])
+        worker = checker._pool.schedule(os.getpid).result(timeout=60.0)
+        os.kill(worker, signal.SIGSTOP)
+        pending = checker.submit("2 sin(x) cos(x)", r"\sin 2x")
+        with pytest.raises(TimeoutError):
+            pending.result(timeout=3.0)
+        os.kill(worker, signal.SIGCONT)
+        assert pending.result(timeout=60.0) == RIGHT
+        assert checker.check([("1/3 x", r"\frac{x}{3}")]) == [RIGHT]
+        assert checker._pool.schedule(os.getpid).result(timeout=60.0) == worker
+
+
+def test_the_wall_clock_ends_what_uses_no_processor_time(monkeypatch):
+    monkeypatch.setattr("sspo_cli.rewards.answer.WALL_CLOCK", 1.5)
+    with AnswerChecker(workers=1, timeout=2.0) as checker:
+        checker.check([("1/2 x", r"\frac{x}{2}")])
+        os.kill(checker._pool.schedule(os.getpid).result(timeout=60.0), signal.SIGSTOP)
+        assert checker.submit("2 sin(x) cos(x)", r"\sin 2x").result(timeout=60.0) == Verdict(False, "timeout")
+        assert checker.timeouts == 1
+
+
+HOSTILE_ANSWERS = [
+    *(
+        '__import__("os").system("touch hacked")',
+        "exec(1)",
+        "x.__class__",
+        r"\operatorname{eye}(10^9)",
+        "9^{9^{9^{9}}}",
+    ),
+    *("100000000!", r"\sum_{i=1}^{10^{9}} i", "{" * 900, "(" * 900, r"\sqrt{" * 150, r"\frac{1}{" * 100, "-" * 900),
+    *("pi(" * 300, "sqrt(" * 190, "2^" * 400, "x" * 10_000, "1" * 10_000, "pi " * 300),
+]
+
+
+def test_no_answer_is_run_or_holds_the_checker_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with AnswerChecker(workers=2, timeout=0.5) as checker:
+        verdicts = checker.check([(answer, gold) for answer in HOSTILE_ANSWERS for gold in ("7.5", r"\pi")])
+    assert not any(verdict.equal for verdict in verdicts)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_are_light_limited_and_replaced_when_they_die(checker):
