@@ -9,6 +9,7 @@ from sspo_cli.rewards.numbers import agree, number, value_of, with_decimal_comma
 from sspo_cli.rewards.prose import TEXT, measured, names_a_variable, said, same_unit, same_words, states
 from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
 
+_PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\d+/\d+|\\frac\{\d+\}\{\d+\})")
 _LITERAL = re.compile(  # except for exponents and indices
     r"(?:(?<![\w)\]}%])[+-])?(?<![\d.])(?<![\^_])(?<![\^_]\{)"
     r"(?:(?:\d{1,3}(?:(?:,|,?\\[!,] ?|\{,\}|[ \u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -43,6 +44,8 @@ def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
     gold = peel(gold)
     if not prediction or len(prediction := peel(prediction)) > MAX_LENGTH:
         return prediction, in_latex(gold)
+    if prediction == gold or (_PLAIN.fullmatch(prediction) and _PLAIN.fullmatch(gold)):
+        return prediction, gold
     expected, unit = measured(gold)
     given, given_unit = measured(prediction, glued=bool(unit))
     letters = not unit and names_a_variable(gold)
@@ -62,6 +65,8 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
     """
     if prediction == gold:
         return True
+    if (expected := value_of(gold)) is not None and (given := value_of(prediction)) is not None:
+        return agree(given, expected, decimal="." in prediction, gold_decimal="." in gold)
     if len(prediction) > MAX_LENGTH or "\\boxed" in prediction:  # what peeling has left is denied, or never ends
         return False
     if same_words(prediction, gold) or said(prediction, gold):

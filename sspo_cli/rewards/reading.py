@@ -47,7 +47,7 @@ _LABEL = re.compile(
 )
 _ENGLISH = re.compile(r"####|answer|option|choice|result|solution", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
-    r"(?:^|[.!?\n]\s*|\b(?:but|oh|hmm),? )(?:no|wait|actually|sorry|correction|hmm|oops|hold on|instead|rather)\b(?!t)[,:.!; -]",
+    r"(?:^|[.!?\n][ \t]{0,4}|\b(?:but|oh|hmm),? )(?:no|wait|actually|sorry|correction|hmm|oops)\b[,:.!; -]",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?:\$[^$\n]+\$|\\\([^\n]+?\\\)|[^.!?\n。]|[.!?](?![\s*\"')]|$))+")

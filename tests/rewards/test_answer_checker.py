@@ -90,9 +90,9 @@ def test_a_hostile_answer_among_normal_ones_costs_its_limit():
         elapsed = time.perf_counter() - start
         assert verdicts == [*[RIGHT] * 10, Verdict(False, "timeout"), *[RIGHT] * 10]
         assert checker.timeouts == 1
-        assert 1.5 <= elapsed < 5.0  # the rest is a new worker, on a slow machine
+        assert 1.5 <= elapsed < 31.0  # the limit is of processor time, 30 s by the clock; the rest is a new worker
         assert checker.check([(HOSTILE, "7.5")])[0].status == "timeout"
-        assert time.perf_counter() - start < elapsed + 1.0  # known by now
+        assert time.perf_counter() - start < elapsed + 1.4  # known by now
     assert time.perf_counter() - start < elapsed + 3.0  # and leaving waits for nobody
 
 
@@ -135,26 +135,23 @@ def test_a_worker_left_behind_ends_by_itself():
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)  # a finished check leaves no alarm to kill an idle worker
 
 
-def test_a_machine_that_stops_a_worker_for_longer_than_the_limit_changes_no_verdict():
-    with AnswerChecker(workers=1, timeout=2.0) as checker:
+def test_time_in_which_a_worker_does_not_run_does_not_count():
+    with AnswerChecker(workers=1, timeout=1.0) as checker:
         checker.check([("1/2 x", r"\frac{x}{2}")])
         worker = checker._pool.schedule(os.getpid).result(timeout=60.0)
+        pending = checker.submit(HOSTILE, "7.5")
+        time.sleep(0.3)
         os.kill(worker, signal.SIGSTOP)
-        pending = checker.submit("2 sin(x) cos(x)", r"\sin 2x")
-        with pytest.raises(TimeoutError):
-            pending.result(timeout=3.0)
+        time.sleep(1.5)
+        assert not pending.done()
         os.kill(worker, signal.SIGCONT)
-        assert pending.result(timeout=60.0) == RIGHT
-        assert checker.check([("1/3 x", r"\frac{x}{3}")]) == [RIGHT]
-        assert checker._pool.schedule(os.getpid).result(timeout=60.0) == worker
+        assert pending.result(timeout=60.0).status == "timeout"
 
 
-def test_the_wall_clock_ends_what_uses_no_processor_time(monkeypatch):
-    monkeypatch.setattr("sspo_cli.rewards.answer.WALL_CLOCK", 1.5)
-    with AnswerChecker(workers=1, timeout=2.0) as checker:
-        checker.check([("1/2 x", r"\frac{x}{2}")])
-        os.kill(checker._pool.schedule(os.getpid).result(timeout=60.0), signal.SIGSTOP)
-        assert checker.submit("2 sin(x) cos(x)", r"\sin 2x").result(timeout=60.0) == Verdict(False, "timeout")
+def test_the_wall_clock_is_a_backstop(monkeypatch):
+    monkeypatch.setattr("sspo_cli.rewards.answer.WALL_CLOCK", 0.01)
+    with AnswerChecker(workers=1, timeout=100.0) as checker:
+        assert checker.submit(HOSTILE, "7.5").result(timeout=60.0) == Verdict(False, "timeout")
         assert checker.timeouts == 1
 
 
@@ -173,8 +170,8 @@ HOSTILE_ANSWERS = [
 
 def test_no_answer_is_run_or_holds_the_checker_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with AnswerChecker(workers=2, timeout=0.5) as checker:
-        verdicts = checker.check([(answer, gold) for answer in HOSTILE_ANSWERS for gold in ("7.5", r"\pi")])
+    with AnswerChecker(workers=2, timeout=0.3) as checker:
+        verdicts = checker.check([(answer, "7.5") for answer in HOSTILE_ANSWERS])
     assert not any(verdict.equal for verdict in verdicts)
     assert list(tmp_path.iterdir()) == []
 

@@ -33,7 +33,7 @@ def spellings(value: Fraction) -> list[str]:
 SPELLINGS = st.sampled_from(VALUES).flatmap(lambda value: st.sampled_from(spellings(value)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(SPELLINGS, SPELLINGS)
 def test_quick_and_slow_agree_on_numbers(prediction, gold):
     prediction, gold = prepared(prediction, gold)
@@ -42,7 +42,7 @@ def test_quick_and_slow_agree_on_numbers(prediction, gold):
     assert equal(prediction, gold, limit=60.0) is verdict
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(VALUES).flatmap(lambda value: st.tuples(*[st.sampled_from(spellings(value))] * 2)))
 def test_exact_spellings_of_a_value_are_equal_both_ways(pair):
     if not any("." in text for text in pair):
