@@ -1,11 +1,18 @@
 """What runs in a worker process: the symbolic comparison. The only module here that loads sympy."""
 
 import logging
+import re
 import resource
 import signal
+from fractions import Fraction
 
 from latex2sympy2_extended import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, grader, parse, verify
+from sympy import Basic, Expr, Float, I, MatrixBase, MatrixExpr, Product, Rational, Sum, Symbol, expand_log
+
+from sspo_cli.rewards.notation import with_both_signs
+from sspo_cli.rewards.numbers import agree
+from sspo_cli.rewards.quick import without_percent
 
 # Units stay: `t`, `d` and `m` are in its list of them, and `3t` would be 3. LaTeX alone is read: of other text it would take
 # the last number, the 2 of `2^{\\aleph_0}`.
@@ -17,11 +24,17 @@ READ_AS = (
     ),
 )
 MEMORY = 2 << 30  # bytes of address space that a worker may use
+PRECISION = 60  # digits to which exact numbers are evaluated; those that agree in ten fewer are equal
+
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
+
+_library_numeric_eq = grader.sympy_numeric_eq
 
 
 def prepare_worker() -> None:
     """Makes a worker safe to kill and unable to take the machine, and loads what sympy loads at first use."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait for the end of a long multiplication
+    for ending in (signal.SIGTERM, signal.SIGPROF):
+        signal.signal(ending, signal.SIG_DFL)  # a handler in Python would wait for the end of a long multiplication
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -30,14 +43,69 @@ def prepare_worker() -> None:
 
 
 def equal(prediction: str, gold: str, limit: float) -> bool:
-    """Whether math-verify finds both the same. Its own time limits are signals that overshoot; the caller kills instead.
+    """Whether math-verify finds both the same, by our comparison of numbers. `limit` is in seconds of processor time.
 
-    After `limit` seconds the process ends by itself, should its caller have been killed and left it behind.
+    At the limit the kernel ends this process by SIGPROF, even in the middle of a long multiplication; math-verify's own
+    limits are signals that Python handles, and overshoot.
     """
-    signal.setitimer(signal.ITIMER_REAL, limit)
+    signal.setitimer(signal.ITIMER_PROF, limit)
     try:
+        prediction, gold, factors = without_percent(prediction, gold)
+        if ("\\pm" in prediction) != ("\\pm" in gold):
+            prediction, gold = with_both_signs(prediction), with_both_signs(gold)
         expected = parse(f"${gold}$", READ_AS, parsing_timeout=None)
-        given = parse(f"\\boxed{{{prediction}}}", READ_AS, parsing_timeout=None)
-        return verify(expected, given, timeout_seconds=None, allow_set_relation_comp=True)
+        multiples = [prediction if factor == 1 else _multiple(prediction, factor) for factor in factors]
+        readings = [parse(f"\\boxed{{{multiple}}}", READ_AS, parsing_timeout=None) for multiple in multiples]
+        if _IMAGINARY.search(f"{prediction} {gold}"):
+            expected, *readings = ([_complex(part) for part in parts] for parts in (expected, *readings))
+        return any(verify(expected, given, timeout_seconds=None, allow_set_relation_comp=True) for given in readings)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _complex(expression: Basic | MatrixBase | str) -> Basic | MatrixBase | str:
+    """With the imaginary unit for `i`, and symbols that may be complex: the library takes those of `4i` for real."""
+    if not isinstance(expression, Basic) or expression.has(Sum, Product):
+        return expression
+    symbols = {symbol: Symbol(symbol.name) if symbol.name != "i" else I for symbol in expression.free_symbols}
+    return expression.xreplace(symbols)
+
+
+def _multiple(answer: str, factor: Fraction) -> str:
+    return rf"\frac{{{factor.numerator}}}{{{factor.denominator}}} \cdot ({answer})"
+
+
+def _numeric_eq(gold: Basic | MatrixBase, given: Basic | MatrixBase, *settings: int) -> bool:
+    """Compare numbers exactly or by the digits of their decimals, in place of math-verify's absolute tolerances.
+
+    By these `3.4 \\cdot 10^{-31}` is equal to `7 \\cdot 10^{-20}`. Matrices come back here by their elements.
+    """
+    if isinstance(gold, MatrixBase | MatrixExpr) or isinstance(given, MatrixBase | MatrixExpr):
+        return _library_numeric_eq(gold, given, *settings)
+    if not (isinstance(gold, Expr) and isinstance(given, Expr)):
+        return False
+    decimals = [expression.has(Float) for expression in (given, gold)]
+    given, gold = (_with_rationals(grader.safe_sympy_doit(expression)) for expression in (given, gold))
+    if gold == given:
+        return True
+    if gold.free_symbols or given.free_symbols:
+        return expand_log((gold - given).expand(), force=True).expand() == 0  # of positive arguments
+    if not any(decimals) and not (gold.is_Rational and given.is_Rational):
+        gold, given = gold.evalf(PRECISION), given.evalf(PRECISION)
+        return bool(abs(gold - given) < Float(10, PRECISION) ** (10 - PRECISION) * abs(gold))
+    value, expected = _as_fraction(given), _as_fraction(gold)
+    if value is None or expected is None:
+        return False
+    return agree(value, expected, decimal=decimals[0], gold_decimal=decimals[1])
+
+
+def _with_rationals(expression: Expr) -> Expr:
+    return expression.replace(lambda part: part.is_Float, lambda part: Rational(str(part)))
+
+
+def _as_fraction(expression: Expr) -> Fraction | None:
+    value = expression if expression.is_Rational else expression.evalf(PRECISION)
+    return Fraction(str(value)) if value.is_Float or (value.is_Rational and value.is_finite) else None
+
+
+grader.sympy_numeric_eq = _numeric_eq

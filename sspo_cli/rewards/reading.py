@@ -5,11 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from sspo_cli.rewards.notation import INVISIBLE, command
+from sspo_cli.rewards.prose import ANSWER, IS, TEXT, follows, measured, said, same_words, states
+
 END = 10_000  # characters in which the last number or formula is looked for first
+LABELS = 10  # the last ones that are tried
 MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
 
+_CURRENCY = r"(?:[€£]|[Ee]uros?|EUR|dollars?|pesos?|reais|rubl\w*|рубл\w*|kr|zł)"
 _NUMBER = (
-    r"(?:\d{1,3}(?:(?:,|,?\\[!,]|[\u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+(?![^\W_]))?|\.\d+"
+    r"(?:\d{1,3}(?:(?:,|,?\\[!,]|[\u00a0\u2009\u202f'])\d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)|\d{1,3}(?: \d{3}){2,}(?!\d)"
+    rf"|\d{{1,3}} \d{{3}}(?= ?{_CURRENCY})|\d{{1,3}}(?:\.\d{{3}}){{2,}}(?![\d.])(?:,\d+)?|\d{{1,3}}\.\d{{3}},\d{{1,2}}(?!\d)"
+    r"|\d+,\d{1,2}(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+(?![^\W_]))?|\.\d+"
 )
 # Letters in front make a name of it (`x2`), but not those of a script that puts no spaces between words.
 _SIGNED = rf"(?:(?<![A-Za-z\d_)\]}}%.])[+\u2212-])?(?:\\?[$€£¥₹])?(?<![A-Za-z\d])(?<!\^)(?<!\^\{{)(?:{_NUMBER})"
@@ -32,17 +39,24 @@ _PIECES = re.compile(
 )
 _PLAIN_NUMBER = re.compile(rf"{_SIGNED}{_PERCENT}?")
 _ASSIGNMENT = re.compile(rf"[A-Za-z]\s*=\s*({_SIGNED}{_PERCENT}?)|[A-Za-z]\s*:\s*(.*)", re.DOTALL)
-_STATED = re.compile(
-    r"\b(?:answer|option|choice)(?: +is\b:?|:)[ *]*(\w.{0,80}?|\(\w\))[ *.!]*$", re.IGNORECASE | re.MULTILINE
-)
-# A line of its own, wherever it stands, and the end of the last sentence: what follows them is the answer itself.
-_LABELLED = re.compile(
-    r"^[ \t>*_#-]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_]*:[ \t*_]*(.{1,200}?)[ \t*_]*$|^[ \t]*####[ \t]*(.{1,200}?)[ \t]*$",
+# What follows one of these, up to the end of its sentence, is the answer itself, unless it is taken back.
+_LABEL = re.compile(
+    rf"(?:(?:^|[.!?;] )[ \t>*_#-]*(?:(?:the|final|correct)[ \t]+){{0,3}}{ANSWER}[ \t*_]*[:：]|^[ \t]*####"
+    rf"|(?<![A-Za-z]){ANSWER}s?(?:[ \t]+(?:must|should|would|will)[ \t]+be|[ \t]*{IS})(?![A-Za-z]))[ \t:：*_\"]*",
     re.IGNORECASE | re.MULTILINE,
 )
-_CONCLUDED = re.compile(r"\banswer[ \t]+is[: \t]+([^\n$]{1,200})\Z", re.IGNORECASE)
-_CHOICE = re.compile(r"\(?[A-Z]\)?|yes|no|true|false", re.IGNORECASE)
-_BETWEEN = re.compile(r"\s*(?:[,;]|[,;]?\s*(?:and|or)\b)\s*")  # what joins the members of a list
+_ENGLISH = re.compile(r"####|answer|option|choice|result|solution", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"(?:^|[.!?\n][ \t]{0,4}|\b(?:but|oh|hmm),? )(?:no|wait|actually|sorry|correction|hmm|oops)\b[,:.!; -]",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?:\$[^$\n]+\$|\\\([^\n]+?\\\)|[^.!?\n。]|[.!?](?![\s*\"')]|$))+")
+_OPTION = re.compile(r"(?:\([A-HJ]\)|[A-HJ](?=[).:,]|\s*$))[).:]?(?:\s+[^\n]{1,80})?")
+_ASIDE = re.compile(
+    r",\s+(?!and\b|or\b)[a-z]{2,}|\s(?:for|in|over|after|at|because|since|as|when|with|where|which)\s|\s\(|[;:]\s"
+)
+_CHOICE = re.compile(r"\(?[A-Z]\)?|(?:yes|no|true|false)(?=$|\W)", re.IGNORECASE)
+_BETWEEN = re.compile(r"\s*(?:[^\W\d_]+\s+){0,2}(?:[,;]|[,;]?\s*(?:and|or)\b)\s*")  # what joins the members of a list
 
 _MARKS = re.compile(
     r"(?P<box>\\{1,4}(?:boxed|fbox|framebox)\s*\{)|\\{1,4}boxed[ \t]+(?P<token>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
@@ -63,29 +77,13 @@ _DELIMITERS = (
 )
 _HEADING = re.compile(r"^(?:#{1,6}|[*•])\s+|^####")
 _BETWEEN_BOXES = re.compile(r"\\(?:text|mbox)\s*\{([^{}]*)\}|\$|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])")
-_TEXT = re.compile(r"\\(?:text\w*|mbox|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
-_NOT_IN_SENTENCES = re.compile(r"[^\w\s.,;:!?'’]|[\d_]")
-_PUNCTUATION = str.maketrans("", "", ".,;:!?'’")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2})")
 _NO_WORDS = re.compile(r"\\(?:text\w*|math\w*|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
-_WORD = re.compile(
-    r"(?<![^\W\d_])(?!(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|inf|mod|max|min|gcd|lcm|percent|pct)(?![A-Za-z]))[^\W\d_]{2,}"
-)
-
+_WORD = re.compile(r"[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7af]")
 _DENIAL = re.compile(
     r"\b(?:not|never|no|neither|nor|either|else|wrong|false|incorrect|cannot|without|except|unless)\b|n['’]t\b",
     re.IGNORECASE,
 )
-_DOUBT = re.compile(
-    r"\b(?:or|but|if|maybe|perhaps|possibly|probably|could|might|may|about|around|approximately|roughly|nearly|almost"
-    r"|between|up to|least|most|more|less|than|fewer|over|under|above|below|any|some|such|half|twice|double|triple"
-    r"|minus|negative|plus|times|divided|squared|cubed|factorial|zero|one|two|three|four|five|six|seven|eight|nine|ten"
-    r"|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|dozens?|hundreds?|thousands?|[mbtr]illions?"
-    r"|guess|think|doubt|unsure|sure)\b",
-    re.IGNORECASE,
-)
-_OPERAND = re.compile(r"\w\s*[*/-]\s*$")  # `xy - 1` is no sentence about 1
-_PLAIN_WORDS = re.compile(r"(?:[^\W\d_]|[\s.,:;'’*/°²³$-]|\b[A-Za-z]\s*=|\^\d)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +102,26 @@ class Reading:
 def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
     """The answer of a completion, tagged or not. What it thinks aloud (`<think>`) is no answer.
 
-    Of words it keeps what is a gold's very text: nothing else says which of them are the answer.
+    Of words it keeps what states a gold: nothing else says which of them are the answer.
     """
     if (tagged := extract_answer(text, golds)) is not None:
         return Reading(tagged, "tags")
-    said = outside_thoughts(text)
-    if boxed := _last_boxed(said):
+    text = outside_thoughts(text.translate(INVISIBLE))
+    if boxed := _last_boxed(text):
         return Reading(_without_words(boxed, golds), "boxed")
-    if is_bare(said):
-        return _as_number_or_formula(peel(said))
-    if any(same_words(peel(said), peel(gold)) for gold in golds):
-        return Reading(peel(said), "text")
-    if labelled := _after_label(said):
-        return labelled
-    if piece := _last_piece(_end(said)) or _last_piece(said):
+    if is_bare(text):
+        return _as_number_or_formula(peel(text))
+    if any(same_words(peel(text), peel(gold)) for gold in golds):
+        return Reading(peel(text), "text")
+    if stated := _stated(text, golds):
+        return stated
+    if (sentence := _in_words(text, golds)) is not None:
+        return Reading(sentence, "text")
+    if piece := _last_piece(_end(text)) or _last_piece(text):
         return _as_number_or_formula(piece)
-    if stated := _STATED.findall(said):
-        return Reading(stated[-1], "text")
-    return Reading(None, None)
+    labels = list(_LABEL.finditer(text))
+    words = labels and _SENTENCE.match(text, labels[-1].end(), labels[-1].end() + END)
+    return Reading(words[0].strip(" *_"), "text") if words else Reading(None, None)
 
 
 def read_gold(gold: str) -> str:
@@ -148,39 +148,27 @@ def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
 
 
 def _without_words(answer: str, golds: Sequence[str] = ()) -> str:
-    """The one number or formula of a sentence that plainly states it. A sentence with several or with none, or one that
-    denies, bounds, scales or doubts it (`not 42`, `at least 42`), stays whole: it names no answer."""
+    """The number or formula of a sentence that plainly states it, with its unit if a gold has one. Any other sentence stays
+    whole: it names no answer."""
     peeled = peel(answer)
     if len(peeled) > MAX_LENGTH or is_bare(peeled) or any(_spelt(peeled) == _spelt(peel(gold)) for gold in golds):
         return peeled
     pieces = list(_PIECES.finditer(peeled))
-    values = {_content(piece) for piece in pieces}
-    if len(values) != 1 or any(_OPERAND.search(peeled[: piece.start()]) for piece in pieces):
+    if len({_content(piece) for piece in pieces}) != 1:
         return peeled
-    words = _PIECES.sub(" ", peeled)
-    plain = _PLAIN_WORDS.fullmatch(words) and not _DENIAL.search(words) and not _DOUBT.search(words)
-    return peel(values.pop()) if plain else peeled
+    ends = [0, *(piece.end() for piece in pieces)]
+    if not all(states(peeled[end : piece.start()]) for end, piece in zip(ends, pieces, strict=False)):
+        return peeled
+    tail = peeled[ends[-1] :]
+    return _with_unit(peel(_content(pieces[0])), tail, golds) if follows(tail) else peeled
 
 
-def same_words(text: str, other: str) -> bool:
-    """Whether both are the same text, in `\\text{}` or not; of words alone whatever their case, punctuation and leading article.
-    Never so of single letters, digits and signs, which mathematics reads more strictly."""
-    if " ".join(_TEXT.sub(r"\1", text).split()) == " ".join(_TEXT.sub(r"\1", other).split()):
-        return True
-    return (words := _words(text)) is not None and words == _words(other)
-
-
-def _words(text: str) -> list[str] | None:
-    text = _TEXT.sub(r"\1", text)
-    if _NOT_IN_SENTENCES.search(text):
-        return None
-    words = text.casefold().translate(_PUNCTUATION).split()
-    words = words[words[:1] in (["a"], ["an"], ["the"]) :]
-    return words if any(len(word) > 1 for word in words) else None
+def _with_unit(value: str, tail: str, golds: Sequence[str]) -> str:
+    return value + tail.rstrip(" .!") if any(measured(peel(gold))[1] for gold in golds) else value
 
 
 def _spelt(text: str) -> str:
-    return "".join(_TEXT.sub(r"\1", text).split())
+    return "".join(TEXT.sub(r"\1", text).split())
 
 
 def outside_thoughts(text: str) -> str:
@@ -193,20 +181,47 @@ def is_bare(text: str) -> bool:
     text = text.strip()
     if len(text) > MAX_LENGTH or re.search(r"[\n#]", text) or not re.search(r"\w", text):
         return False
-    return not _WORD.search(_NO_WORDS.sub(" ", text))
+    words = _WORD.findall(_NO_WORDS.sub(" ", text))
+    return all(command(word) or word in ("and", "or", "mod", "percent", "pct") for word in words)
 
 
-def _after_label(text: str) -> Reading | None:
-    """What the last line `Answer: …` or `#### …` gives, else what the text ends on after `answer is`; None: no value."""
-    labels = [label[1] or label[2] for label in _LABELLED.finditer(text)]
-    if not labels and (concluded := _CONCLUDED.search(text)):
-        labels.append(concluded[1])
-    value = _without_words(labels[-1].lstrip("*_ ").rstrip("*_ .!\n")) if labels else ""
-    if _CHOICE.fullmatch(value):
-        return Reading(value, "text")
-    if not is_bare(value) or "boxed" in value:
+def _stated(text: str, golds: Sequence[str]) -> Reading | None:
+    """What the last `Answer: …`, `#### …` or `answer is …` gives, unless it is taken back later; None if that is no value."""
+    taken_back = max((match.start() for match in _TAKEN_BACK.finditer(text)), default=-1)
+    for label in reversed(list(_LABEL.finditer(text))[-LABELS:]):
+        line = text[label.end() : label.end() + 200].lstrip().partition("\n")[0].strip(" \t*_")
+        sentence = _SENTENCE.match(line)
+        if taken_back >= label.end():
+            return None
+        if option := _OPTION.match(line):
+            return Reading(option[0].rstrip(" .*_"), "text")
+        if sentence and (reading := _value_in(sentence[0].strip(' *_"'), golds)):
+            comma = not _ENGLISH.search(label[0]) and re.fullmatch(r"([+-]?\d+),(\d+)", reading.answer or "")
+            return Reading(f"{comma[1]}.{comma[2]}", "number") if comma else reading
+    return None
+
+
+def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
+    """The value that a sentence without its subject consists of or begins with, or the words of a gold."""
+    value = _without_words(sentence, golds)
+    if (choice := _CHOICE.match(value)) and (len(choice[0].strip("()")) > 1 or choice.end() == len(value)):
+        return Reading(choice[0], "text")
+    if any(said(sentence, gold) for gold in golds):
+        return Reading(sentence, "text")
+    if not is_bare(value) and (piece := _PIECES.match(value)):
+        tail = _ASIDE.split(value[piece.end() :], maxsplit=1)[0]
+        if not follows(tail):
+            return None
+        value = _with_unit(peel(_content(piece)), tail, golds)
+    elif not is_bare(value) or "boxed" in value or not re.search(r"[\d\\^+*/=]", value):
         return None
-    return _as_number_or_formula(value) if re.search(r"[\d\\^+*/=]", value) else None
+    return _as_number_or_formula(value)
+
+
+def _in_words(text: str, golds: Sequence[str]) -> str | None:
+    """The text itself or its last sentence, whichever states a gold of words."""
+    sentences = [text.strip(), *(_SENTENCE.findall(_end(text).strip())[-1:])]
+    return next((sentence.strip() for sentence in sentences if any(said(sentence, peel(gold)) for gold in golds)), None)
 
 
 def _as_number_or_formula(answer: str) -> Reading:

@@ -3,7 +3,9 @@
 import pytest
 
 from sspo_cli.rewards import Verdict
-from sspo_cli.rewards.notation import in_latex, measured_as, with_both_signs
+from sspo_cli.rewards.notation import in_latex, with_both_signs
+from sspo_cli.rewards.prose import measured
+from sspo_cli.rewards.quick import prepared
 
 RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
 
@@ -11,6 +13,21 @@ RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
 @pytest.mark.parametrize(
     ("written", "latex"),
     [
+        ("2pi/3", r"2\pi /3"),
+        ("70 sqrt(x+1)", r"70 \sqrt{x+1}"),
+        ("sqrt(sqrt(2)+1)", r"\sqrt{\sqrt{2}+1}"),
+        ("e^(-x/2) + 10^-3", "e^{-x/2} + 10^{-3}"),
+        ("arctan(2)", r"\arctan(2)"),
+        ("n choose 2", r"\binom{n}{2}"),
+        ("52 (base 8)", "52_{8}"),
+        ("1011 in base two", "1011_{2}"),
+        ("12.5 percent", r"12.5\%"),
+        ("⅜", r"\frac{3}{8}"),
+        ("2½", r"2\frac{1}{2}"),
+        ("x₁⩽３", r"x_1\le 3"),
+        ("4\u200b2", "42"),
+        ("the sine of pi", "the sine of pi"),
+        ("sqrt(2", r"\sqrt(2"),
         ("2√3", r"2\sqrt{3}"),
         ("√(x+1)", r"\sqrt{x+1}"),
         ("90°", r"90^\circ"),
@@ -20,13 +37,9 @@ RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
         ("- 5", "-5"),
         ("3 - 5", "3 - 5"),
         ("= 5", "5"),
-        (r"60~\text{mph}", "60"),
         ("~60", "~60"),
-        (r"5\text{ cm}^2", "5"),
-        (r"\frac{270}7\text{ degrees}", r"\frac{270}7"),
-        (r"x = 5 \mathrm{~cm}", "x = 5"),
         (r"\text{Evelyn}", r"\text{Evelyn}"),
-        (r"2\mathrm{i}", r"2\mathrm{i}"),
+        (r"2\mathrm{i}", "2 i"),
         (r"n \text{ is odd}", r"n \text{ is odd}"),
         (r"5\text{ or 6}", r"5\text{ or 6}"),
         (r"5 \text{ is wrong}", r"5 \text{ is wrong}"),
@@ -37,6 +50,29 @@ RIGHT, WRONG = Verdict(True, "ok"), Verdict(False, "ok")
 )
 def test_one_notation(written, latex):
     assert in_latex(written) == latex
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "unit"),
+    [
+        (r"60~\text{mph}", "60", {"mph"}),
+        (r"5\text{ cm}^2", "5", {"cm", "square"}),
+        ("5 square centimetres", "5", {"cm", "square"}),
+        (r"\frac{270}7\text{ degrees}", r"\frac{270}7", {"degree"}),
+        ("90°", "90", {"degree"}),
+        (r"x = 5 \mathrm{~cm}", "x = 5", {"cm"}),
+        ("-$5.40", "-5.40", {"dollar"}),
+        ("8:34 a.m.", "8:34", {"am"}),
+        ("5km", "5", {"km"}),
+        ("5m", "5m", set()),
+        ("3 dx", "3 dx", set()),
+        ("10^3", "10^3", set()),
+        (r"n \text{ is odd}", r"n \text{ is odd}", set()),
+        (r"5 \text{ is wrong}", r"5 \text{ is wrong}", set()),
+    ],
+)
+def test_a_value_and_its_unit(answer, value, unit):
+    assert measured(answer) == (value, unit)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +87,7 @@ def test_one_notation(written, latex):
     ],
 )
 def test_letters_are_units_where_the_gold_has_no_variables(answer, gold, bare):
-    assert measured_as(answer, gold) == bare
+    assert prepared(answer, gold)[0] == bare
 
 
 def test_both_signs():

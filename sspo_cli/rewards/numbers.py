@@ -1,0 +1,76 @@
+"""Numbers exactly as they are written: integers, decimals, fractions, mixed and repeating numbers."""
+
+import re
+from fractions import Fraction
+
+# Groups of three digits. A point needs two groups or decimals behind a comma, since `1.234` is a decimal.
+_COMMA = r"(?:,|,?\\[!,:; ] ?|\{,\}|[ \u00a0\u2009\u202f])"
+_GROUPED = rf"\d{{1,3}}(?:{_COMMA}\d{{3}}){{1,12}}|\d{{1,3}}(?:'\d{{3}}){{1,12}}|\d{{1,2}}(?:,\d\d){{1,6}},\d{{3}}"
+_POINTED = r"\d{1,3}(?:\.\d{3}){2,12}(?:,\d{1,40})?|\d{1,3}\.\d{3},\d{1,2}"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-])?(?:(?P<pointed>{_POINTED})|(?P<digits>{_GROUPED}|\d{{1,40}})?(?P<decimals>\.\d{{1,40}})?)"
+    r"(?:(?:[eE]|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?P<brace>\{)?)(?P<exponent>[+-]?\d{1,3})(?(brace)\}))?"
+)
+_RATIO = re.compile(
+    r"(?P<sign>-?)(?:(?P<whole>\d{1,40})\s*(?:\s(?=\d)|(?=\\)))?"
+    r"(?:(\d{1,40})/(\d{1,40})|\\[dct]?frac\s*(?:(\d)|\{(-?\d{1,40})\})\s*(?:(\d)|\{(\d{1,40})\}))"
+)
+_REPEATING = re.compile(r"(-?)(\d{0,40})\.(\d{0,40})\\(?:overline|bar)\s*\{(\d{1,40})\}")
+_DECIMAL_COMMA = re.compile(r"([+-]?\d{1,40}),(\d{1,2}|\d{4,40})")
+
+
+def number(text: str) -> Fraction | None:
+    """The value of a plain number, with separators of thousands or an exponent of ten."""
+    match = _NUMBER.fullmatch(text)
+    if not match or not (match["pointed"] or match["digits"] or match["decimals"]):
+        return None
+    if match["pointed"]:
+        digits = match["pointed"].replace(".", "").replace(",", ".")
+    else:
+        digits = "".join(filter(str.isdecimal, match["digits"] or "")) + (match["decimals"] or "")
+    value = Fraction(digits) * Fraction(10) ** int(match["exponent"] or 0)
+    return -value if match["sign"] == "-" else value
+
+
+def value_of(text: str) -> Fraction | None:
+    """The value of a plain or repeating number, of a mixed number (`2 1/2`) or a ratio of integers that is itself no integer."""
+    if repeating := _REPEATING.fullmatch(text):
+        sign, whole, once, again = repeating.groups()
+        rest = Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1))
+        return (Fraction(f"{whole or 0}.{once or 0}") + rest) * (-1 if sign else 1)
+    if not (ratio := _RATIO.fullmatch(text)):
+        return number(text)
+    numerator, denominator = (int(digits) for digits in ratio.groups()[2:] if digits)
+    if not denominator or numerator % denominator == 0:
+        return None
+    return (int(ratio["whole"] or 0) + Fraction(numerator, denominator)) * (-1 if ratio["sign"] else 1)
+
+
+def with_decimal_comma(text: str) -> Fraction | None:
+    """The value of `1,5` read as 1.5."""
+    match = _DECIMAL_COMMA.fullmatch(text)
+    return Fraction(f"{match[1]}.{match[2]}") if match else None
+
+
+def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: bool) -> bool:
+    """Whether two numbers are equal: exactly, or as decimals, relative to their size and to the digits that the gold gives.
+
+    A decimal stands for an exact value that agrees with it to six digits. An answer with more digits than a gold decimal must
+    round to it and be within one percent of it, so that 0.24 is no 0.2.
+
+    decimal       whether the answer is written as a decimal
+    gold_decimal  whether the gold is
+    """
+    difference = abs(given - expected)
+    if not difference or not (decimal or gold_decimal):
+        return not difference
+    if difference <= min(Fraction(1, 2_000_000), abs(expected) / 200_000):
+        return True
+    if not gold_decimal or expected.denominator == 1:
+        return False
+    return difference <= abs(given) / 100 and 2 * difference <= Fraction(1, 10 ** _decimal_places(expected))
+
+
+def _decimal_places(value: Fraction) -> int:
+    """The decimals that it takes to write a value out; 400, more than any number here has, if it never ends."""
+    return next((places for places in range(400) if 10**places % value.denominator == 0), 400)
