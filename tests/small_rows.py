@@ -5,9 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -18,6 +15,8 @@ def write_jsonl(path: Path, rows: Rows) -> Path:
 
 
 def write_parquet(path: Path, rows: Rows) -> Path:
+    import pyarrow.parquet  # the tests on vLLM have none
+
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
     return path

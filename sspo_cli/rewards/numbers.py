@@ -20,7 +20,7 @@ _DECIMAL_COMMA = re.compile(r"([+-]?\d{1,40}),(\d{1,2}|\d{4,40})")
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a plain number, with separators of thousands or an exponent of ten."""
+    """Return the value of a plain number, with separators of thousands or an exponent of ten."""
     match = _NUMBER.fullmatch(text)
     if not match or not (match["pointed"] or match["digits"] or match["decimals"]):
         return None
@@ -33,7 +33,7 @@ def number(text: str) -> Fraction | None:
 
 
 def value_of(text: str) -> Fraction | None:
-    """The value of a plain or repeating number, of a mixed number (`2 1/2`) or a ratio of integers that is itself no integer."""
+    """Return the value of a plain or repeating number, a mixed number (`2 1/2`) or a ratio that is no integer."""
     if repeating := _REPEATING.fullmatch(text):
         sign, whole, once, again = repeating.groups()
         rest = Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1))
@@ -47,7 +47,7 @@ def value_of(text: str) -> Fraction | None:
 
 
 def with_decimal_comma(text: str) -> Fraction | None:
-    """The value of `1,5` read as 1.5."""
+    """Return the value of `1,5` read as 1.5."""
     match = _DECIMAL_COMMA.fullmatch(text)
     return Fraction(f"{match[1]}.{match[2]}") if match else None
 
@@ -72,5 +72,5 @@ def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: b
 
 
 def _decimal_places(value: Fraction) -> int:
-    """The decimals that it takes to write a value out; 400, more than any number here has, if it never ends."""
+    """Count the decimals that it takes to write a value out; 400, more than any number here has, if it never ends."""
     return next((places for places in range(400) if 10**places % value.denominator == 0), 400)

@@ -78,8 +78,11 @@ _CONTRARY = {"no": "yes", "true": "false", "false": "true"}  # every `no` in a s
 
 
 def same_words(text: str, other: str) -> bool:
-    """Whether both are the same text, in `\\text{}` or not; of words alone whatever their case, punctuation and leading article.
-    Never so of single letters, digits and signs, which mathematics reads more strictly."""
+    """Compare two texts, in `\\text{}` or not.
+
+    Of words alone case, punctuation and a leading article are ignored, but never of single letters, digits and signs, which
+    mathematics reads more strictly.
+    """
     if " ".join(TEXT.sub(r"\1", text).split()) == " ".join(TEXT.sub(r"\1", other).split()):
         return True
     return (words := _words(text)) is not None and words == _words(other)
@@ -130,7 +133,7 @@ def follows(tail: str) -> bool:
 
 
 def measured(answer: str, *, glued: bool = False) -> tuple[str, frozenset[str]]:
-    """The value of an answer and the words of its unit, none where it has none: (`5.4`, {cent}) of `5.4 \\text{ cents}`.
+    """Split an answer into its value and the words of its unit, none if it has none: (`5.4`, {cent}) of `5.4 \\text{ cents}`.
 
     A single letter that touches its number, as in `5m`, is a unit only if `glued`.
     """
@@ -154,7 +157,7 @@ def names_a_variable(text: str) -> bool:
 
 
 def unit_words(text: str) -> frozenset[str]:
-    """What a unit is made of, in one spelling: {cm, square} of `square centimeters` and of `cm^2`."""
+    """Return what a unit is made of, in one spelling: {cm, square} of `square centimeters` and of `cm^2`."""
     tokens = _IN_UNIT.findall(_AFTER_UNIT.split(text, maxsplit=1)[0].strip() or text)
     raised = {"2": "square", "3": "cubic"}
     words = [raised.get(token[-1]) or _unit(token) for token in tokens]

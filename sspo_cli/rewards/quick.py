@@ -58,7 +58,7 @@ def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
 
 
 def quick_verdict(prediction: str, gold: str) -> bool | None:
-    """The verdict on answers as `prepared` that needs no computer algebra; None if it does.
+    """Return the verdict on answers as `prepared` that needs no computer algebra; None if it does.
 
     If the gold is a number, an expression in its place is wrong even if its value is right: `3+5-2` or `\\binom{10}{3}`
     repeats the question, and would earn the reward without an answer. So is `41 or 42` for a single value.
@@ -125,7 +125,7 @@ def _is_finished(answer: str, expected: Fraction) -> bool:
 
 
 def _chosen(prediction: str, gold: str) -> bool | None:
-    """The verdict on the letters of multiple choice, with the text of the option or without; None if there are none."""
+    """Return the verdict on the letters of multiple choice, with the text of the option or without; None if there are none."""
     (letter, text), (gold_letter, gold_text) = _option(prediction), _option(gold)
     if not letter:
         return quick_verdict(prediction, gold_text) if gold_text else None
@@ -137,7 +137,7 @@ def _chosen(prediction: str, gold: str) -> bool | None:
 
 
 def _option(answer: str) -> tuple[str | None, str | None]:
-    """The letter and the text of an option such as `B`, `(B)`, `option B` or `B. 12`."""
+    """Split an option into its letter and its text: `B`, `(B)`, `option B` or `B. 12`."""
     answer = TEXT.sub(r"\1", answer).replace("\\ ", " ").strip()
     for pattern in (_LETTER, _OPTION):
         if (match := pattern.fullmatch(answer)) and (not match["lead"] or states(f"{match['lead']} is")):
