@@ -1,5 +1,7 @@
 """The scheduler of a sweep: starts trials where there is room, retries what failed, and ends so that it can go on."""
 
+import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,12 +32,26 @@ def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> It
         on_gpus = any(trial.options.device != "cpu" for trial in trials)
         yield Machine(jobs, visible_gpus() if on_gpus else [])
         return
+    if ray_address == "local":
+        _keep_local_ray_private()
     try:
         from sspo_cli.sweep.on_ray import RayCluster  # an extra
     except ImportError:
         raise UserError("--ray needs the extra `ray`: pip install 'sspo[ray]'") from None
     with RayCluster(ray_address, trials, jobs) as cluster:
         yield cluster
+
+
+def _keep_local_ray_private() -> None:
+    """Set what makes a Ray cluster of this process listen on the loopback interface alone, and to those who know a secret.
+
+    Ray reads the variables once, when it is imported; every process of the cluster inherits them.
+    """
+    os.environ.update(
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # no cluster of several machines, whatever the system: 127.0.0.1 for an address
+        RAY_AUTH_MODE="token",  # other users of this machine reach the loopback interface too
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+    )
 
 
 def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int) -> None:
