@@ -1,5 +1,7 @@
-"""Run trials on a Ray cluster. Its nodes must see the folder of runs, and the one that the sweep is started in, under the
-same paths."""
+"""Run trials on a Ray cluster.
+
+Its nodes must see the folder of runs, and the one that the sweep is started in, under the same paths.
+"""
 
 import logging
 import signal
@@ -16,7 +18,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from sspo_cli.errors import UserError, first_line
 from sspo_cli.sweep.grid import Trial
-from sspo_cli.sweep.place import command_of, log_of, spawn
+from sspo_cli.sweep.place import PlaceLost, command_of, log_of, spawn
 from sspo_cli.tracking.run_folder import RunFolder
 
 CONNECT_SECONDS = 10.0
@@ -50,19 +52,20 @@ class RayCluster:
             raise UserError(f"no Ray cluster can be reached at {address}: {first_line(error)}") from None
         self._jobs = jobs
         self._started: list[RunningTask] = []
-        nodes = alive_nodes()
+        nodes = _alive_nodes()
         self._has_gpus = any(node.get("GPU") for node in nodes)
         if jobs > 1 and not self._has_gpus:
             ray.shutdown()
             raise UserError(
                 "--jobs shares GPUs out, and the Ray cluster has none; as many trials run as its CPUs can hold, `threads` each"
             )
-        try:
-            for trial in trials:
-                self._check_fits(trial, nodes)
-        except UserError:
-            ray.shutdown()
-            raise
+        for wanted in map(self._wanted, trials):
+            if not any(_fits(wanted, node) for node in nodes):
+                ray.shutdown()
+                raise UserError(
+                    f"a trial takes {_amounts(wanted)}, and no node of the Ray cluster has as much; the nodes have "
+                    f"{', '.join(map(_amounts, nodes))}; lower `threads` in the sweep's options"
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -75,13 +78,13 @@ class RayCluster:
     def start(self, trial: Trial, folder: Path) -> "RunningTask | None":
         """Submit a trial if the cluster has room for it.
 
-        Raises UserError if nothing runs and none of the nodes that are left can hold it.
+        Raises PlaceLost if nothing runs and none of the nodes that are left can hold it.
         """
         wanted = self._wanted(trial)
         # Ray would queue it, and not say that it waits. What it reports as free lags behind, so count here.
         self._started = [task for task in self._started if task.poll() is None]
-        if not self._started:
-            self._check_fits(trial, alive_nodes())
+        if not self._started and not _can_hold(wanted):
+            raise PlaceLost(f"no node that is left in the Ray cluster has the {_amounts(wanted)} that a trial takes")
         taken = {name: sum(task.takes[name] for task in self._started) for name in wanted}
         if any(
             taken[name] + wanted[name] > amount for name, amount in ray.cluster_resources().items() if name in taken
@@ -94,15 +97,6 @@ class RayCluster:
         )
         self._started.append(RunningTask(task, wanted, log, RunFolder(folder / trial.name)))
         return self._started[-1]
-
-    def _check_fits(self, trial: Trial, nodes: Sequence[Mapping[str, float]]) -> None:
-        """Raise UserError if none of the nodes can ever hold a trial; Ray would let it wait without an end."""
-        wanted = self._wanted(trial)
-        if not any(_fits(wanted, node) for node in nodes):
-            raise UserError(
-                f"a trial takes {_amounts(wanted)}, and no node of the Ray cluster has as much; the nodes have "
-                f"{', '.join(map(_amounts, nodes)) or 'left'}; lower `threads` in the sweep's options"
-            )
 
     def _wanted(self, trial: Trial) -> dict[str, float]:
         on_gpu = self._has_gpus and trial.options.device != "cpu"
@@ -130,7 +124,7 @@ class RunningTask:
                 self._code = ray.get(self._task)
             except RayError as error:
                 self._lose(error)
-        elif self._code is None and not any(_fits(self.takes, node) for node in alive_nodes()):
+        elif self._code is None and not _can_hold(self.takes):
             ray.cancel(self._task)  # it was queued for a node that is gone, and would wait without an end
             self._lose("no node that is left can hold it")
         return self._code
@@ -178,9 +172,14 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd:
         signal.signal(signal.SIGINT, previous)
 
 
-def alive_nodes() -> list[dict[str, float]]:
+def _alive_nodes() -> list[dict[str, float]]:
     """Return what each node of the cluster has in total, used or not."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _can_hold(wanted: Mapping[str, float]) -> bool:
+    """Return whether a node of the cluster has as much in total; Ray lets what never fits wait without an end."""
+    return any(_fits(wanted, node) for node in _alive_nodes())
 
 
 @contextmanager
