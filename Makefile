@@ -5,7 +5,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm test-extras lint setup benchmark study clean
+.PHONY: demo test test-vllm test-extras test-long lint setup benchmark study clean
 
 setup: .venv/.done
 
@@ -26,6 +26,10 @@ lint: setup
 
 test: setup lint
 	.venv/bin/pytest -n 2
+
+# Minutes: faults, kills and signals at many moments.
+test-long: setup
+	.venv/bin/pytest -m long
 
 # Rollouts on real vLLM, on the CPU, in an environment of its own: vLLM pins torch and transformers. Bytecode is written even
 # where the environment says otherwise: vLLM's import takes twenty seconds without it, eight with it, in every process.

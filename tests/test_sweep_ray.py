@@ -1,15 +1,25 @@
 """Trials on a real Ray cluster: two nodes' worth of raylets on this machine."""
 
+import contextlib
+import ipaddress
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from test_sweep import SWEEP, states, sweep
 
+from sspo_cli.interruption import Interruption
+
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+ENDLESS = 10_000  # steps, more than any test waits for
+TWO_ENDLESS = SWEEP.replace("steps: 4", f"steps: {ENDLESS}").replace("seeds: [0, 1]", "seeds: [0]")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +29,7 @@ def cluster():
     nodes = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
     cluster.add_node(**nodes)
-    yield cluster.address
+    yield cluster
     cluster.shutdown()
 
 
@@ -29,15 +39,33 @@ def learned(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
+def wait_for_trials(process: subprocess.Popen, folder: Path, count: int) -> list[Path]:
+    """Wait until so many trials have made an optimizer step; returns their run folders."""
+    while len(begun := sorted(path.parent for path in folder.glob("*/metrics.jsonl"))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return begun
+
+
+def processes_of(trials: list[Path]) -> list[psutil.Process]:
+    return [psutil.Process(json.loads((trial / "status.json").read_text())["pid"]) for trial in trials]
+
+
+def assert_saved(trials: list[Path]) -> None:
+    """Each trial was stopped long before its end, at a step whose checkpoint it has."""
+    for trial in trials:
+        status = json.loads((trial / "status.json").read_text())
+        assert status["state"] == "interrupted"
+        assert 0 < status["step"] < ENDLESS
+        assert (trial / "checkpoints" / f"step-{status['step']}").is_dir()
+
+
 @pytest.mark.slow
 def test_a_sweep_on_ray_outlives_a_killed_worker_and_learns_the_same(tmp_path, cluster):
     text = SWEEP.replace("steps: 4", "steps: 40").replace("seeds: [0, 1]", "seeds: [0]")
-    process = sweep(tmp_path, "--ray", cluster, text=text)
+    process = sweep(tmp_path, "--ray", cluster.address, text=text)
     folder = tmp_path / "small"
-    while not (begun := sorted(folder.glob("*/metrics.jsonl"))):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    killed = begun[0].parent
+    killed, *_ = wait_for_trials(process, folder, 1)
     trial = json.loads((killed / "status.json").read_text())["pid"]
     worker = int(Path(f"/proc/{trial}/stat").read_text().rpartition(")")[2].split()[1])
     assert "ray::" in Path(f"/proc/{worker}/cmdline").read_text()
@@ -57,7 +85,7 @@ def test_a_sweep_on_ray_outlives_a_killed_worker_and_learns_the_same(tmp_path, c
 
 
 def test_a_trial_that_no_node_can_hold_is_told_before_the_start(tmp_path, cluster):
-    process = sweep(tmp_path, "--ray", cluster, "-s", "threads=4")
+    process = sweep(tmp_path, "--ray", cluster.address, "-s", "threads=4")
     said, _ = process.communicate()
     assert process.returncode == 1
     assert said.splitlines()[-1] == (
@@ -73,3 +101,68 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path):
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("sspo: no Ray cluster can be reached at 127.0.0.1:1")
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", Interruption.SIGNALS)
+def test_a_signal_to_the_sweep_stops_its_trials_on_ray(tmp_path, cluster, number):
+    process = sweep(tmp_path, "--ray", cluster.address, text=TWO_ENDLESS)
+    trials = wait_for_trials(process, tmp_path / "small", 2)
+    running = processes_of(trials)
+    process.send_signal(number)
+    said, _ = process.communicate()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "sspo: stopped; the trials have saved their state, and the same command goes on"
+    assert not any(trial.is_running() for trial in running)
+    assert_saved(trials)
+
+
+@pytest.mark.slow
+def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what a user has for another cluster does not count
+    process = sweep(tmp_path, "--ray", "local", text=TWO_ENDLESS)
+    trials = wait_for_trials(process, tmp_path / "small", 1)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    listening = {
+        (each.name(), connection.laddr)
+        for each in family
+        for connection in each.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or not connection.raddr
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert any(name.startswith("ray::") for name, _ in listening)  # the workers
+    open_to_all = {
+        (name, ip, port)
+        for name, (ip, port) in listening
+        if not ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback
+    }
+    assert not open_to_all
+
+    (port,) = {address.port for name, address in listening if name == "gcs_server"}
+    knock = f"import ray; ray.init('127.0.0.1:{port}', log_to_driver=False)"
+    stranger = subprocess.run([sys.executable, "-c", knock], capture_output=True, text=True)
+    assert stranger.returncode != 0
+    assert "AuthenticationError" in stranger.stderr
+
+    for each in family:  # the cluster's own processes too, as when Slurm ends a job
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(each.pid) == os.getpgid(process.pid):
+                each.terminate()
+    said, _ = process.communicate()
+    assert process.returncode == 130, said
+    assert_saved(trials)
+    assert not any(each.is_running() for each in family)
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_lost_node_go_on_where_there_is_room(tmp_path, cluster):
+    node = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    text = SWEEP.replace("steps: 4", "steps: 24")
+    process = sweep(tmp_path, "--ray", cluster.address, text=text)
+    wait_for_trials(process, tmp_path / "small", 4)
+    raylet = node.all_processes["raylet"][0].process
+    raylet.kill()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "to be retried" in said
+    assert list(states(tmp_path).values()) == ["finished"] * 4

@@ -181,7 +181,7 @@ def test_a_failed_trial_is_tried_again_after_the_others(tmp_path, capsys):
 
 def test_a_trial_that_goes_on_failing_is_named_after_its_last_try(tmp_path):
     place = Scripted(1, {"a": [1, -9, 1], "b": [0]})
-    with pytest.raises(UserError, match=r"^1 of 2 trials failed: a; their output is in .*<trial>.log$"):
+    with pytest.raises(UserError, match=r"^1 of 2 trials failed: a; their output is in .*<trial>.log, and the same"):
         run_sweep(trials("a", "b"), tmp_path, place, retries=2)
     assert place.order == ["a", "b", "a", "a"]
 

@@ -1,11 +1,16 @@
-"""A Ray cluster as a place for trials. Its nodes must see the folder of runs, and the one that the sweep is started in, under
-the same paths."""
+"""Run trials on a Ray cluster.
+
+Its nodes must see the folder of runs, and the one that the sweep is started in, under the same paths.
+"""
 
 import logging
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import ray
@@ -13,35 +18,41 @@ from ray.exceptions import AuthenticationError, RayError
 
 from sspo_cli.errors import UserError, first_line
 from sspo_cli.sweep.grid import Trial
-from sspo_cli.sweep.place import command_of, log_of, spawn
+from sspo_cli.sweep.place import PlaceLost, command_of, log_of, spawn
+from sspo_cli.tracking.run_folder import RunFolder
 
 CONNECT_SECONDS = 10.0
+POLL_SECONDS = 0.2
+SAVING_SECONDS = 120.0  # for a trial whose worker is gone, to save its state
 GPU_UNITS = 10_000  # Ray divides a GPU no finer
 LOST = -1  # the exit code of a trial that went down with its worker or its node
 
 
 class RayCluster:
-    """A context manager. Each trial is a task that takes a CPU for each of its threads, and its share of a GPU."""
+    """Run each trial as a task that takes a CPU for each of its threads, and its share of a GPU; a context manager."""
 
     def __init__(self, address: str, trials: Sequence[Trial], jobs: int) -> None:
-        """`address`: `local` starts a cluster on this machine for as long as the sweep runs, `auto` finds the one that this
+        """Connect to a cluster.
+
+        `address`: `local` starts a cluster on this machine for as long as the sweep runs, `auto` finds the one that this
         machine belongs to, and anything else is a cluster's address. `jobs` trials share a GPU.
 
-        Raises UserError where the cluster cannot be reached, or where none of its nodes can ever hold a trial.
+        Raises UserError if the cluster cannot be reached, or if none of its nodes can ever hold a trial.
         """
         _check_answers(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _ignored(signal.SIGHUP):  # a closed terminal must not take a local cluster away under its trials
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except AuthenticationError:
             raise UserError(
-                f"the Ray cluster at {address} refuses this process; set RAY_AUTH_MODE, and where that is `token` also "
+                f"the Ray cluster at {address} refuses this process; set RAY_AUTH_MODE, and if that is `token` also "
                 "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as they are set on its nodes"
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster can be reached at {address}: {first_line(error)}") from None
         self._jobs = jobs
         self._started: list[RunningTask] = []
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = _alive_nodes()
         self._has_gpus = any(node.get("GPU") for node in nodes)
         if jobs > 1 and not self._has_gpus:
             ray.shutdown()
@@ -65,9 +76,15 @@ class RayCluster:
         ray.shutdown()
 
     def start(self, trial: Trial, folder: Path) -> "RunningTask | None":
+        """Submit a trial if the cluster has room for it.
+
+        Raises PlaceLost if nothing runs and none of the nodes that are left can hold it.
+        """
         wanted = self._wanted(trial)
         # Ray would queue it, and not say that it waits. What it reports as free lags behind, so count here.
         self._started = [task for task in self._started if task.poll() is None]
+        if not self._started and not _can_hold(wanted):
+            raise PlaceLost(f"no node that is left in the Ray cluster has the {_amounts(wanted)} that a trial takes")
         taken = {name: sum(task.takes[name] for task in self._started) for name in wanted}
         if any(
             taken[name] + wanted[name] > amount for name, amount in ray.cluster_resources().items() if name in taken
@@ -78,7 +95,7 @@ class RayCluster:
         task = _run.options(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], name=trial.name).remote(
             command_of(trial, folder), {"OMP_NUM_THREADS": str(trial.options.threads)}, log, Path.cwd()
         )
-        self._started.append(RunningTask(task, wanted, log))
+        self._started.append(RunningTask(task, wanted, log, RunFolder(folder / trial.name)))
         return self._started[-1]
 
     def _wanted(self, trial: Trial) -> dict[str, float]:
@@ -88,50 +105,95 @@ class RayCluster:
 
 
 class RunningTask:
-    def __init__(self, task: Any, takes: Mapping[str, float], log: Path) -> None:
-        self._task = task
-        self._log = log
+    """A trial that was submitted to the cluster."""
+
+    def __init__(self, task: Any, takes: Mapping[str, float], log: Path, run: RunFolder) -> None:
+        self._task, self._log, self._run = task, log, run
         self._code: int | None = None
         self.takes = takes
 
     @property
     def slot(self) -> str:
+        """What the trial takes of the cluster."""
         return _amounts(self.takes)
 
     def poll(self) -> int | None:
-        ended, _ = ray.wait([self._task], timeout=0)
-        if ended and self._code is None:
+        """Return the trial's exit code, LOST if its worker or node is gone or is not set up, None while it runs."""
+        if self._code is None and ray.wait([self._task], timeout=0)[0]:
             try:
                 self._code = ray.get(self._task)
-            except (
-                RayError
-            ) as error:  # its worker or node is gone, or is not set up; it goes on from its last checkpoint
-                self._code = LOST
-                with self._log.open("a", encoding="utf-8") as log:
-                    log.write(f"\nlost by Ray: {error}\n")
+            except RayError as error:
+                self._lose(error)
+        elif self._code is None and not _can_hold(self.takes):
+            ray.cancel(self._task)  # it was queued for a node that is gone, and would wait without an end
+            self._lose("no node that is left can hold it")
         return self._code
 
     def stop(self) -> None:
+        """Cancel the task, which stops its trial."""
         ray.cancel(self._task)
 
     def wait(self) -> None:
+        """Wait until the trial has ended, also if its worker or its node has ended before it."""
         ray.wait([self._task])
+        deadline = time.monotonic() + SAVING_SECONDS
+        while self._run.is_being_written() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def _lose(self, reason: object) -> None:
+        self._code = LOST
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(f"\nlost by Ray: {reason}\n")
 
 
 @ray.remote(max_retries=0)  # the sweep itself tries again, and counts
 def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> int:
-    """Runs on a node: a trial's process, which ends with this worker."""
-    process = spawn(command, environment, log, cwd)
+    """Run a trial's process on a node and return its exit code; stop the process if the task is cancelled.
+
+    Ray cancels a task by a SIGINT that only Python knows of: its handler runs between two instructions of the main thread,
+    and does not interrupt a blocking call. Ray repeats it until the task has ended, so the handler raises nothing.
+    """
+    is_cancelled = False
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        nonlocal is_cancelled
+        is_cancelled = True
+
+    previous = signal.signal(signal.SIGINT, cancel)
     try:
+        process = spawn(command, environment, log, cwd)
+        while process.poll() is None:
+            if is_cancelled:
+                process.terminate()  # it saves its state
+                break
+            time.sleep(POLL_SECONDS)
         return process.wait()
-    except KeyboardInterrupt:  # how Ray cancels a task
-        process.terminate()
-        process.wait()
-        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _alive_nodes() -> list[dict[str, float]]:
+    """Return what each node of the cluster has in total, used or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _can_hold(wanted: Mapping[str, float]) -> bool:
+    """Return whether a node of the cluster has as much in total; Ray lets what never fits wait without an end."""
+    return any(_fits(wanted, node) for node in _alive_nodes())
+
+
+@contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    """Ignore a signal here, and in every process that is started meanwhile for as long as it lives."""
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
 
 
 def _check_answers(address: str) -> None:
-    """Raises UserError where nothing listens at `host:port`; Ray itself would try for minutes."""
+    """Raise UserError if nothing listens at `host:port`; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
@@ -146,7 +208,7 @@ def _fits(wanted: Mapping[str, float], available: Mapping[str, float]) -> bool:
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    """`2 CPUs and 0.5 GPUs`."""
+    """Return amounts for people: `2 CPUs and 0.5 GPUs`."""
     amounts = [f"{resources.get('CPU', 0.0):g} CPUs"]
     if resources.get("GPU"):
         amounts.append(f"{resources['GPU']:g} GPUs")

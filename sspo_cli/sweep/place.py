@@ -1,4 +1,4 @@
-"""Where trials run: what the scheduler asks of a machine or a cluster, and how a trial's process is made."""
+"""Say what the scheduler asks of a machine or a cluster, and make a trial's process."""
 
 import ctypes
 import os
@@ -15,30 +15,39 @@ from sspo_cli.tracking.files import write_text_atomic
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
+class PlaceLost(Exception):
+    """Says that a place can run no more trials, and why; those that are not finished can be continued later."""
+
+
 class Running(Protocol):
-    """A trial that was started."""
+    """Represent a trial that was started."""
 
     @property
     def slot(self) -> str:
-        """Where it runs, for people: `GPU 1`, `slot 2`."""
+        """Return where it runs, for people: `GPU 1`, `slot 2`."""
 
     def poll(self) -> int | None:
-        """Its exit code, or None while it runs. What was lost with its worker counts as failed."""
+        """Return its exit code, or None while it runs; a trial that was lost with its worker counts as failed."""
 
     def stop(self) -> None:
-        """Asks it to save its state and end, without waiting for that."""
+        """Ask it to save its state and end, without waiting for that."""
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Wait until it has ended."""
 
 
 class Place(Protocol):
+    """Hold running trials."""
+
     def start(self, trial: Trial, folder: Path) -> Running | None:
-        """None where nothing is free just now. Starts the trial, or resumes it where it has a run folder."""
+        """Start the trial, or resume it if it has a run folder; returns None if nothing is free now.
+
+        Raises PlaceLost if nothing can be free again.
+        """
 
 
 def command_of(trial: Trial, folder: Path) -> list[str]:
-    """What runs a trial in `folder`/its name, from the start or from its last checkpoint."""
+    """Return the command that runs a trial in `folder`/its name, from the start or from its last checkpoint."""
     command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
     if (folder / trial.name / "config.json").exists():
         return [*command, "--resume"]
@@ -48,15 +57,17 @@ def command_of(trial: Trial, folder: Path) -> list[str]:
 
 
 def log_of(trial: Trial, folder: Path) -> Path:
-    """What the trial prints, over all of its attempts."""
+    """Return the file of what the trial prints, over all of its attempts."""
     return folder / f"{trial.name}.log"
 
 
 def spawn(
     command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts a trial's process, with `environment` over this one's, in the folder `cwd`, by default this one's. It gets a
-    SIGTERM when the process that calls dies."""
+    """Start a trial's process, with `environment` over this one's, in the folder `cwd`, by default this one's.
+
+    It gets a SIGTERM when the process that calls dies.
+    """
     with log.open("ab") as out:
         return subprocess.Popen(
             command,
@@ -71,7 +82,7 @@ def spawn(
 
 
 def _end_with_parent() -> None:
-    """A trial whose sweep is killed gets a SIGTERM, saves its state and ends."""
+    """Have a trial get a SIGTERM if its sweep is killed, so that it saves its state and ends."""
     sweep = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != sweep:  # killed between the two lines

@@ -1,5 +1,7 @@
-"""The scheduler of a sweep: starts trials where there is room, retries what failed, and ends so that it can go on."""
+"""Schedule a sweep: start trials where there is room, retry what failed, and end so that it can be continued."""
 
+import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,22 +16,27 @@ from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
-from sspo_cli.sweep.place import Place, Running
+from sspo_cli.sweep.place import Place, PlaceLost, Running
 from sspo_cli.sweep.view import TrialsView
 from sspo_cli.tracking.files import explain_os_errors
 from sspo_cli.tracking.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
+NAMED = 10  # trials in a message
 
 
 @contextmanager
 def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> Iterator[Place]:
-    """This machine, or the Ray cluster at an address; `jobs` as in Machine and RayCluster. Raises UserError like RayCluster,
-    and where Ray is not installed."""
+    """Provide this machine, or the Ray cluster at an address; `jobs` as in Machine and RayCluster.
+
+    Raises UserError like RayCluster, and if Ray is not installed.
+    """
     if ray_address is None:
         on_gpus = any(trial.options.device != "cpu" for trial in trials)
         yield Machine(jobs, visible_gpus() if on_gpus else [])
         return
+    if ray_address == "local":
+        _keep_local_ray_private()
     try:
         from sspo_cli.sweep.on_ray import RayCluster  # an extra
     except ImportError:
@@ -38,12 +45,24 @@ def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> It
         yield cluster
 
 
+def _keep_local_ray_private() -> None:
+    """Set what makes a Ray cluster of this process listen on the loopback interface alone, and to those who know a secret.
+
+    Ray reads the variables once, when it is imported; every process of the cluster inherits them.
+    """
+    os.environ.update(
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # no cluster of several machines, whatever the system: 127.0.0.1 for an address
+        RAY_AUTH_MODE="token",  # other users of this machine reach the loopback interface too
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+    )
+
+
 def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int) -> None:
-    """Runs every trial that is not finished, each in `folder`/its name, and shows how they get on.
+    """Run every trial that is not finished, each in `folder`/its name, and show their progress.
 
     A trial that fails is tried again, from its last checkpoint, up to `retries` times after the others. Raises UserError
-    where trials failed for good, where another process runs this sweep, or where the folder cannot be written or holds a trial
-    with other options; Interrupted when stopped: the trials have saved their state then.
+    if trials failed for good, if the place was lost, if another process runs this sweep, or if the folder cannot be written
+    or holds a trial with other options; Interrupted if stopped: the trials have saved their state then.
     """
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,10 +74,18 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
     with lock:
         _check_options(trials, folder)
         with Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
-            failed = _run_all(trials, folder, place, retries, view, interruption)
+            try:
+                failed = _run_all(trials, folder, place, retries, view, interruption)
+            except PlaceLost as error:
+                left = [trial.name for trial in trials if not _is_finished(folder / trial.name)]
+                raise UserError(
+                    f"{error}; {len(left)} of {len(trials)} trials did not finish: {_listed(left)}; the same command continues "
+                    "them"
+                ) from None
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(trials)} trials failed: {', '.join(failed)}; their output is in {folder}/<trial>.log"
+            f"{len(failed)} of {len(trials)} trials failed: {_listed(failed)}; their output is in {folder}/<trial>.log, and "
+            "the same command tries them again"
         )
 
 
@@ -70,7 +97,7 @@ def _run_all(
     view: TrialsView,
     interruption: Interruption,
 ) -> list[str]:
-    """The names of the trials that failed."""
+    """Return the names of the trials that failed."""
     running: dict[str, Running] = {}
     failures: Counter[str] = Counter()
     queue = [trial for trial in trials if not _is_finished(folder / trial.name)]
@@ -116,8 +143,10 @@ def _run_all(
 
 
 def _check_options(trials: Sequence[Trial], folder: Path) -> None:
-    """Raises UserError where a trial was begun with other options than it has now. Its name stays the same where the default
-    of an option has changed since."""
+    """Raise UserError if a trial was begun with other options than it has now.
+
+    Its name stays the same if the default of an option has changed since.
+    """
     for trial in trials:
         run = RunFolder(folder / trial.name)
         if not run.config_path.exists():
@@ -128,6 +157,12 @@ def _check_options(trials: Sequence[Trial], folder: Path) -> None:
                 f"{run.path} was begun with other options ({'; '.join(changed)}); give the sweep another --name, or set them "
                 "as they were"
             )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the names for a message, of many the first."""
+    more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *more])
 
 
 def _is_finished(run: Path) -> bool:
