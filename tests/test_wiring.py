@@ -165,7 +165,7 @@ def play(runs: Path, name: str, stop_at_rollout: int | None = None, **options: A
         try:
             session.start_run(config, runs / name, [])
         except Interrupted:
-            session.resume_run(runs / name, None)
+            session.resume_run(runs / name, None, [])
     return Played(runs / name, engines)
 
 
