@@ -3,14 +3,16 @@
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
+from sspo_cli.redaction import redacted
 
 app = typer.Typer(
     help="Soft Sequence Policy Optimization: train, evaluate, sweep and report on the GRPO family on equal terms.",
@@ -53,11 +55,20 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"sspo: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(str(error), 1)
     except Interrupted as error:
-        print(f"sspo: {error}", file=sys.stderr)
-        sys.exit(130)
+        _end(str(error), 130)
+    except Exception as error:
+        if not says_memory_is_full(error):
+            raise
+        reason = first_line(error)[:200]
+        _end(f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows", 1)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    with suppress(OSError):  # the terminal may be closed
+        print(f"sspo: {redacted(sentence)}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 @app.command("train", cls=ObjectiveCommand)
@@ -86,14 +97,14 @@ def train_command(
 
     options = load_config(config or [], overrides)
     if dry_run:
-        print(to_yaml(options), end="")
+        print(redacted(to_yaml(options)), end="")
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
 
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
-        resume_run(runs_dir / str(run), options if config or overrides else None)
+        resume_run(runs_dir / str(run), options if config or overrides else None, sys.argv)
     else:
         start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv)
 

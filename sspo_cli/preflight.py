@@ -1,12 +1,50 @@
-"""Checks before anything is spent: a perfect answer can earn the full reward, and every problem fits the model."""
+"""Checks before anything is spent: sizes fit the machine, a perfect answer earns the full reward, problems fit the model."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.types import Prompt
+
+# Bytes that are needed at least, so that only what can never fit is refused.
+PER_COMPLETION = 512  # its token ids, text and reward as Python objects
+PER_TOKEN = 12  # while it is sampled: its id and its log-probability
+PER_INDEX = 8
+PER_WEIGHT = 16  # itself, its gradient and two moments
+PER_LAYER = 16384  # of a model, its modules as Python objects
+
+
+def check_sizes(options: RunOptions) -> None:
+    """Raise UserError if a part of the run needs more memory than the machine has.
+
+    The system grants more memory than there is and later kills who uses it, so absurd sizes are not left to it.
+    """
+    rollout, learning, evaluation, tiny = options.rollout, options.learning, options.evaluation, options.model.tiny
+    completions = rollout.prompts * rollout.group_size
+    together = max(rollout.group_size, min(rollout.max_rows, completions))
+    measured = max(evaluation.samples, rollout.max_rows if evaluation.benchmarks else 0)
+    measured_tokens = evaluation.max_new_tokens or rollout.max_new_tokens
+    layer = 4 * tiny.hidden_size**2 + 3 * tiny.hidden_size * tiny.intermediate_size
+    needs = {
+        "rollout.prompts x rollout.group_size": completions * PER_COMPLETION,
+        "rollout.max_new_tokens": together * rollout.max_new_tokens * PER_TOKEN,
+        "evaluation.samples": evaluation.samples * PER_COMPLETION,
+        "evaluation.max_new_tokens": min(measured, together) * measured_tokens * PER_TOKEN,
+        "learning.epochs": learning.epochs * completions * PER_INDEX,
+        "cold_start.batch_size": options.cold_start.batch_size * PER_INDEX if options.cold_start.steps else 0,
+        "model.tiny": 0 if options.model.name else tiny.layers * (PER_LAYER + PER_WEIGHT * layer),
+    }
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for names, needed in needs.items():
+        if needed > room:
+            raise UserError(
+                f"{names}: at least {needed / 2**30:,.0f} GiB of memory are needed, and this machine has "
+                f"{room / 2**30:,.0f}; choose a smaller size"
+            )
 
 
 def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: Callable[[str], None]) -> None:

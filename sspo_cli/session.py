@@ -19,10 +19,11 @@ from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw, adamw_8bit
-from sspo_cli.preflight import check_lengths, check_rewards
+from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
 from sspo_cli.rollout.engine import Engine
+from sspo_cli.run.failures import explained_full_disk, explained_full_memory
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
@@ -46,7 +47,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
         _run(folder, options)
 
 
-def resume_run(path: Path, given: RunOptions | None) -> None:
+def resume_run(path: Path, given: RunOptions | None, command: Sequence[str]) -> None:
     """Continue a run from its last whole checkpoint, or from the start if there is none.
 
     Raises UserError if there is no such run, if it is finished, or if `given` differs from what it was started with in what
@@ -62,7 +63,7 @@ def resume_run(path: Path, given: RunOptions | None) -> None:
             )
         if folder.status.get("state") == "finished":
             raise UserError(f"run {path} is finished; start a new one, or measure it with `sspo eval {path}`")
-        _run(folder, options)
+        _run(folder, options, command)
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
@@ -73,20 +74,14 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
     return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
 
-def _run(folder: RunFolder, options: RunOptions) -> None:
-    with ExitStack() as stack:
+def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | None = None) -> None:
+    """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
+    with explained_full_disk(folder), ExitStack() as stack:
         tracker = stack.enter_context(open_tracker(folder))
         interruption = stack.enter_context(Interruption())
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
-        try:
-            with explained_compiler_errors():
-                train(prepare(folder, options, tracker, interruption, checker))
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"the GPU's memory is full; repeat the command with --run {folder.path.name} --resume and a lower "
-                "learning.token_budget or rollout.max_rows, or model.gradient_checkpointing=true; or start anew with "
-                "model.lora={rank: 16}, or with model.weights=bfloat16 and optimizer.eight_bit=true"
-            ) from None
+        with explained_full_memory(folder), explained_compiler_errors():
+            train(prepare(folder, options, tracker, interruption, checker, resumed_by))
         tracker.note(
             f"run folder: {folder.path}; `sspo report {folder.path}` draws it, `sspo eval {folder.path}` measures it"
         )
@@ -121,20 +116,32 @@ class Rendered:
 
 
 def prepare(
-    folder: RunFolder, options: RunOptions, tracker: Tracker, interruption: Interruption, checker: AnswerChecker
+    folder: RunFolder,
+    options: RunOptions,
+    tracker: Tracker,
+    interruption: Interruption,
+    checker: AnswerChecker,
+    resumed_by: Sequence[str] | None = None,
 ) -> Run:
     """Load or resumes everything; runs the cold start if it is not done yet.
 
     `options` are the folder's, or a resumed run's that differ from them in how it is computed: the folder keeps them.
     """
+    check_sizes(options)
     torch.set_num_threads(options.threads)
     loaded = _load(folder, options, tracker)
     policy = loaded.policy
     state = RunState.from_state_dict(loaded.saved["run"]) if loaded.saved else RunState()
-    folder.truncate(state.step)
+    lost = folder.truncate(state.step, loaded.saved.get("files") if loaded.saved else None)
     tracker.start(options.steps, state.step)
     if loaded.checkpoint:
         tracker.note(f"resuming from {loaded.checkpoint}")
+    for sentence in lost:
+        tracker.note(sentence)
+    if resumed_by is not None:
+        checkpoint = loaded.checkpoint.name if loaded.checkpoint else None
+        if moved := folder.note_resume(resumed_by, checkpoint, lost):
+            tracker.note(f"the program is not that of the start before, so the end may differ: {'; '.join(moved)}")
     rendered = _render(options, policy, tracker)
     needs_cold_start = loaded.checkpoint is None and options.cold_start.steps > 0
     engine = _check(options, policy, rendered, checker, tracker, needs_cold_start)

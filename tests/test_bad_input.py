@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from sspo_cli.config import TinyModelOptions
 from sspo_cli.objectives import Objective
+from sspo_cli.policy.checkpoint import is_whole
 from sspo_cli.policy.model import Policy
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 from sspo_cli.tracking.tracker import Tracker
@@ -53,14 +54,44 @@ def break_weights(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) 
     monkeypatch.setattr(Objective, "weights", broken)
 
 
-def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_with_its_state_saved(train, tmp_path, monkeypatch):
+def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_at_its_last_good_checkpoint(
+    train, tmp_path, monkeypatch
+):
     break_weights(monkeypatch, lambda call: call >= 3)
-    done = train(optimizer__max_bad_steps=2)
-    assert_told(done, "was not finite in 2 steps in a row, at step 4; the state is saved")
+    done = train(optimizer__max_bad_steps=2, checkpoint__every=1, checkpoint__keep=1)
+    said = "was not finite in 2 steps in a row, at step 4; the last good checkpoint is bad/checkpoints/step-2; lower"
+    assert_told(done, said)
     rows = [json.loads(line) for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy/skipped"] for row in rows] == [0, 0, 1, 2]
     assert json.loads((tmp_path / "bad" / "status.json").read_text())["state"] == "failed"
-    assert (tmp_path / "bad" / "checkpoints" / "step-4" / "manifest.json").exists()
+    assert [path.name for path in (tmp_path / "bad" / "checkpoints").glob("step-*")] == ["step-2"]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["at a step between", "at the last step"])
+def test_weights_that_are_not_finite_push_no_good_checkpoint_out(train, tmp_path, monkeypatch, last):
+    """The step that overflows has a finite loss and gradient itself."""
+    step, steps = torch.optim.AdamW.step, 0
+
+    def overflow(self, *args, **kwargs):
+        nonlocal steps
+        steps += 1
+        step(self, *args, **kwargs)
+        if steps == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][-1][0, 0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+    done = train(steps=4 if last else 6, checkpoint__every=1, checkpoint__keep=1)
+    said = "the weights are not finite, so bad/checkpoints/step-4 is not written; the last good checkpoint is"
+    assert_told(done, f"{said} bad/checkpoints/step-3")
+    assert [path.name for path in (tmp_path / "bad" / "checkpoints").glob("step-*")] == ["step-3"]
+    assert is_whole(tmp_path / "bad" / "checkpoints" / "step-3")
+
+
+def test_a_bad_last_step_is_saved_next_to_the_last_good_one(train, tmp_path, monkeypatch):
+    break_weights(monkeypatch, lambda call: call >= 5)
+    assert train(checkpoint__every=1, checkpoint__keep=1).returncode == 0  # at steps 5 and 6
+    assert sorted(path.name for path in (tmp_path / "bad" / "checkpoints").glob("step-*")) == ["step-4", "step-6"]
 
 
 def test_bad_steps_between_good_ones_are_skipped_and_stop_nothing(train, tmp_path, monkeypatch):

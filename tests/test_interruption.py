@@ -1,6 +1,7 @@
 """Signals at every kind of place: what is saved, what the run folder says, and that a resumed run repeats nothing."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,16 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tracking.tracker import Tracker
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = (*BOTH, signal.SIGHUP)
 
 
 def interrupt(
-    monkeypatch: pytest.MonkeyPatch, method: str, when: Callable[..., bool], number: int = 1
+    monkeypatch: pytest.MonkeyPatch, method: str, when: Callable[..., bool], number: int = 1, kind: int = signal.SIGINT
 ) -> list[tuple[object, ...]]:
-    """A Ctrl-C after call `number` of those to one of the tracker's methods whose arguments fulfil `when`; returns these
-    calls, later ones included."""
+    """A signal after call `number` of those to one of the tracker's methods whose arguments fulfil `when`.
+
+    Returns these calls, later ones included.
+    """
     original = getattr(Tracker, method)
     calls: list[tuple[object, ...]] = []
 
@@ -29,7 +33,7 @@ def interrupt(
         if when(*args, **kwargs):
             calls.append(args)
             if len(calls) == number:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(kind)
         return result
 
     monkeypatch.setattr(Tracker, method, interrupted)
@@ -56,13 +60,13 @@ def assert_interrupted(done: Outcome, run_folder: Path, step: int) -> None:
 def kept_handlers() -> Iterator[list[int]]:
     """Signals that reach the handlers that were there before, which end no process."""
     received: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in BOTH}
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in ALL}
     yield received
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("first", BOTH)
+@pytest.mark.parametrize("first", ALL)
 @pytest.mark.parametrize("second", BOTH)
 def test_the_first_signal_is_a_request_and_the_second_one_acts_as_it_would_without(
     kept_handlers: list[int], capfd: pytest.CaptureFixture[str], first: signal.Signals, second: signal.Signals
@@ -82,10 +86,33 @@ def test_the_first_signal_is_a_request_and_the_second_one_acts_as_it_would_witho
 def test_after_quiet_work_the_handlers_are_those_from_before(kept_handlers: list[int]) -> None:
     with Interruption() as interruption:
         pass
-    for number in BOTH:
+    for number in ALL:
         signal.raise_signal(number)
-    assert kept_handlers == list(BOTH)
+    assert kept_handlers == list(ALL)
     assert not interruption.requested
+
+
+def test_a_closed_terminal_that_hangs_up_twice_is_one_request(kept_handlers: list[int]) -> None:
+    """And what cannot be said to it stops nothing."""
+    stderr = os.dup(2)
+    os.close(2)
+    try:
+        with Interruption() as interruption:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGHUP)
+            assert interruption.requested
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    assert kept_handlers == []
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_so(kept_handlers: list[int]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGHUP)
+        assert not interruption.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
@@ -142,8 +169,11 @@ def test_a_signal_in_the_very_last_step_finishes_the_run(tmp_path: Path, monkeyp
     assert checkpoints(tmp_path / "a") == ["step-3"]
 
 
-def test_a_signal_in_a_step_stops_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(monkeypatch, "log", lambda step, _: step == 2)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_in_a_step_stops_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    interrupt(monkeypatch, "log", lambda step, _: step == 2, kind=number)
     assert_interrupted(sspo("train", "--runs-dir", tmp_path, "--run", "a", **QUICK), tmp_path / "a", 2)
     assert len(rows(tmp_path / "a" / "metrics.jsonl")) == 2
 

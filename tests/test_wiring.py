@@ -214,7 +214,7 @@ def play(runs: Path, name: str, script: dict[str, Any] | None = None, **options:
         try:
             session.start_run(config, runs / name, [])
         except Interrupted:
-            session.resume_run(runs / name, None)
+            session.resume_run(runs / name, None, [])
     return Played(runs / name, engines, updates, process)
 
 

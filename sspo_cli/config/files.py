@@ -12,6 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from sspo_cli.config.explain import explain
 from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
 from sspo_cli.errors import UserError
+from sspo_cli.redaction import redacted
 
 MAY_CHANGE = {
     "learning.token_budget",
@@ -107,8 +108,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
-    """Describe by its dotted name each option that differs: `optimizer.learning_rate: 0.001 -> 0.0005`."""
-    a, b = dict(flatten(left.model_dump(mode="json"))), dict(flatten(right.model_dump(mode="json")))
+    """Describe by its dotted name each option that differs: `optimizer.learning_rate: 0.001 -> 0.0005`.
+
+    Credentials in addresses are left out: they are not kept, so they cannot be compared.
+    """
+    a, b = (dict(flatten(redacted(options.model_dump(mode="json")))) for options in (left, right))
     changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     return {key: f"{key}: {a.get(key)} -> {b.get(key)}" for key in changed}
 

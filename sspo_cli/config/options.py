@@ -172,7 +172,10 @@ class VllmOptions(Options):
         None,
         description="mean difference from the policy's log-probabilities that stops the run; null: 0.1, or 0.001 in float32",
     )
-    server: str | None = Field(None, description="address of a `vllm serve`, e.g. http://node7:8000")
+    server: str | None = Field(
+        None,
+        description="address of a `vllm serve`, e.g. http://node7:8000; credentials are best left to SSPO_VLLM_CREDENTIALS",
+    )
     exchange: str | None = Field(None, description="folder through which the server gets the weights; both must see it")
 
     @model_validator(mode="before")

@@ -18,6 +18,7 @@ from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_targe
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
 from sspo_cli.preflight import check_lengths
+from sspo_cli.redaction import redacted
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
 from sspo_cli.tasks import load_problems
@@ -111,7 +112,7 @@ def _measure_target(
     if to_record and not target.checkpoint:
         content = {"model": target.model, "options": target.options.model_dump(mode="json")}
         target.folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(target.folder / MODEL, content)
+        write_json_atomic(target.folder / MODEL, redacted(content))
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)
     results = []

@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 import xxhash
@@ -26,24 +28,94 @@ NAME = re.compile(r"step-\d+")
 def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None:
     """Write the model (Hugging Face format) and `state` (tensors and plain values) to `folder`, atomically.
 
-    Raises UserError if the disk is full or not writable; nothing is left behind then.
+    A checkpoint that is there already is deleted once its successor is whole.
+
+    Raises UserError if a weight is not finite, or if the disk is full or not writable; nothing is left behind then.
     """
+    if not all(torch.isfinite(parameter).all() for parameter in policy.parameters):
+        raise UserError(f"the weights are not finite, so {folder} is not written; {describe_last_good(folder.parent)}")
     partial = folder.with_name(f".{folder.name}.partial")
+    written = None
     try:
         for left in folder.parent.glob(".step-*.partial"):  # by a process that was killed in the middle of it
             shutil.rmtree(left)
         partial.mkdir(parents=True)
         policy.save(partial)
-        torch.save(state, partial / STATE)
+        with (partial / STATE).open("wb") as file:
+            written = _Writer(file)
+            torch.save(state, cast(BinaryIO, written))
         (partial / MANIFEST).write_text(json.dumps(_checksums(partial), indent=1))
+        follow_umask(partial)
         for path in (*partial.iterdir(), partial):
             _flush(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(partial, folder)
+        _put_in_place(partial, folder)
         _flush(folder.parent)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # of Python, torch, transformers, safetensors
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"the checkpoint {folder} cannot be written: {first_line(error)}") from None
+        cause = written.error if written and written.error else error
+        raise UserError(f"the checkpoint {folder} cannot be written: {first_line(cause)}") from cause
+
+
+class _Writer:
+    """A file that remembers why it could not be written, which torch's own message does not say."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def follow_umask(folder: Path) -> None:
+    """Give the files in a folder the mode of new files: those of safetensors are for their owner alone."""
+    probe = folder / ".mode"  # the umask itself can only be read by changing it for all threads
+    probe.touch(mode=0o666)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.iterdir():
+        path.chmod(mode)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Rename a whole checkpoint into its place. One that is there makes room first; `latest_whole` finds it after a kill."""
+    replaced = _replaced(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, replaced)
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _recover(parent: Path) -> None:
+    """Put back what a process that was killed between two renames had moved away."""
+    for replaced in parent.glob(".step-*.replaced"):
+        folder = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
+        if not folder.exists():
+            with suppress(OSError):  # of a reader who may not write here
+                os.rename(replaced, folder)
+
+
+def describe_last_good(parent: Path) -> str:
+    """Say which checkpoint to continue from, as the end of a sentence."""
+    whole, _ = latest_whole(parent)
+    return f"the last good checkpoint is {whole}" if whole else "there is no checkpoint before it"
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -70,6 +142,7 @@ def checkpoint_folders(parent: Path) -> list[Path]:
 
 def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
     """Find the newest checkpoint that is whole, and the damaged ones that are newer."""
+    _recover(parent)
     damaged: list[Path] = []
     for folder in reversed(checkpoint_folders(parent)):
         if is_whole(folder):

@@ -1,17 +1,17 @@
 """r_answer: whether an answer equals the gold answer."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired
 
+from sspo_cli.errors import UserError
+from sspo_cli.rewards.pool import LastingPool
 from sspo_cli.rewards.quick import prepared, quick_verdict
 
 CACHE_SIZE = 1 << 16
@@ -47,7 +47,7 @@ class AnswerChecker:
         self.timeouts = 0
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._timeout = timeout
-        self._pool: ProcessPool | None = None
+        self._pool: LastingPool | None = None
         self._decide = lru_cache(CACHE_SIZE)(self._start)
 
     def __enter__(self) -> Self:
@@ -56,8 +56,7 @@ class AnswerChecker:
     def __exit__(self, *_: object) -> None:
         self._decide.cache_clear()
         if self._pool:
-            self._pool.stop()
-            self._pool.join()
+            self._pool.close()
             self._pool = None
 
     def check(self, pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
@@ -86,7 +85,7 @@ class AnswerChecker:
             self._fail(verdict, "timeout")
         except ProcessExpired as error:
             self._fail(verdict, "timeout" if error.exitcode == -signal.SIGPROF else "error")
-        except BrokenProcessPool as error:  # no fault of the answer: whoever waits for the verdict gets it
+        except UserError as error:  # no fault of the answer: whoever waits for the verdict gets it
             verdict.set_exception(error)
         except Exception:  # such as a MemoryError
             self._fail(verdict, "error")
@@ -99,10 +98,6 @@ class AnswerChecker:
         from sspo_cli.rewards import equality  # loads sympy, which many runs never need
 
         if self._pool is None:
-            # Forked from a small server that has loaded sympy: the parent has threads and torch, and a killed worker is
-            # replaced in half a second.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([equality.__name__])
-            self._pool = ProcessPool(self._workers, initializer=equality.prepare_worker, context=context)
+            self._pool = LastingPool(self._workers, initializer=equality.prepare_worker)
         arguments = (prediction, gold, self._timeout)
         return self._pool.schedule(equality.equal, arguments, timeout=WALL_CLOCK * self._timeout)

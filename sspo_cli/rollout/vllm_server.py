@@ -4,6 +4,7 @@ vLLM's own weight transfer (0.32) is for GPUs alone (NCCL, CUDA IPC). What it of
 from a folder, so they go through one that both sides see.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ import httpx
 from sspo_cli.config import VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
+from sspo_cli.redaction import HIDDEN, redacted
 from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import write_weights
@@ -26,6 +28,7 @@ HOW_TO_START = (
     """--hf-overrides '{"head_dtype": "float32"}'"""
 )
 IN_DEV_MODE = ("/collective_rpc", "/reset_prefix_cache")  # not there without VLLM_SERVER_DEV_MODE=1
+CREDENTIALS = "SSPO_VLLM_CREDENTIALS"  # user:password, in the environment
 FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so of a name that nothing else has
 # As many requests at a time as `max_rows` allows; none on a connection that the server, after five seconds, may be closing.
 LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
@@ -37,19 +40,40 @@ UNTRUNCATED = {
 }  # whatever the model's folder recommends
 
 
+def _connect(server: str) -> httpx.Client:
+    """Make the client of a server, with the credentials of its address or of the environment.
+
+    Raises UserError if the address has lost its credentials in a run folder, and the environment has none.
+    """
+    given = os.environ.get(CREDENTIALS)
+    if f"{HIDDEN}@" in server and not given:
+        raise UserError(
+            f"the credentials of rollout.vllm.server = {server} are not kept in the run folder; set {CREDENTIALS}=user:password, "
+            "or give the whole address again by -s rollout.vllm.server=..."
+        )
+    auth = None
+    if given and (f"{HIDDEN}@" in server or "@" not in server):
+        user, _, password = given.partition(":")
+        auth, server = httpx.BasicAuth(user, password), server.replace(f"{HIDDEN}@", "")
+    try:
+        return httpx.Client(base_url=server, timeout=None, limits=LIMITS, auth=auth)
+    except httpx.InvalidURL:
+        raise UserError(f"rollout.vllm.server = {redacted(server)} is no address, such as http://node7:8000") from None
+
+
 class VllmServer:
     """Its model must be the policy's, in the policy's dtype; it must not serve anyone else meanwhile."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
         """Connect; `temperature` is the probe's. Raises UserError if no server answers, or one that takes no weights."""
         assert options.exchange is not None
-        self.name = f"vLLM at {options.server}"
+        self.name = f"vLLM at {redacted(options.server)}"
         self.policy = policy
-        self.options = options
+        self.options = options.model_copy(update={"server": redacted(options.server)})  # as messages name it
         self.max_rows = max_rows
         self.temperature = temperature
         self.folder = Path(options.exchange).resolve() / FOLDER
-        self.client = httpx.Client(base_url=options.server or "", timeout=None, limits=LIMITS)
+        self.client = _connect(options.server or "")
         with self._understood("/v1/models"):
             served = self._ask("GET", "/v1/models")["data"][0]
             self.model, self.capacity = served["id"], served.get("max_model_len")

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from sspo_cli.errors import UserError
+from sspo_cli.policy.checkpoint import follow_umask
 from sspo_cli.policy.model import Policy
 
 SHARD_BYTES = 4 << 30
@@ -51,5 +52,6 @@ def write_weights(policy: Policy, folder: Path) -> None:
                 save_file(shard, folder / f"model-{written}.safetensors")
                 shard, written, size = {}, written + 1, 0
         save_file(shard, folder / f"model-{written}.safetensors")
+        follow_umask(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights for the vLLM server cannot be written to {folder}: {error}") from None

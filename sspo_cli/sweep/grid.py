@@ -17,6 +17,7 @@ from rich.table import Table
 
 from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.errors import UserError
+from sspo_cli.redaction import redacted
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
@@ -126,6 +127,7 @@ def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Tri
     for point in points:
         try:
             options = validate(merge_layers([base, nest(point), over]))
+            _refuse_credentials(options)
         except UserError as error:
             which = ", ".join(f"{key}={value}" for key, value in point.items() if key in keys)
             raise UserError(f"{file}{', the trial with ' if which else ''}{which}: {error}") from None
@@ -176,6 +178,16 @@ def _best_blocks(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[B
         objective = {"objective.method": trial.options.objective.method, "objective.gate": trial.options.objective.gate}
         blocks.append(Block(options=objective | {key: value for key, value in trial.varied.items() if key != "seed"}))
     return blocks
+
+
+def _refuse_credentials(options: RunOptions) -> None:
+    """Raises UserError for an address with credentials: trials get their options in files, and on Ray by the network."""
+    values = flatten(options.model_dump(mode="json"))
+    if named := [key for key, value in values if redacted(value) != value]:
+        raise UserError(
+            f"{named[0]} holds credentials, which a sweep would write to a file; leave them out and set them in the environment "
+            "as SSPO_VLLM_CREDENTIALS=user:password"
+        )
 
 
 def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:

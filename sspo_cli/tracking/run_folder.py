@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -16,7 +16,9 @@ from filelock import FileLock
 from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
 from sspo_cli.locks import take_lock
-from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, truncate_jsonl, write_json_atomic
+from sspo_cli.redaction import redacted
+from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, write_json_atomic
+from sspo_cli.tracking.records import flush_folder, record, restore
 
 State = Literal["running", "finished", "failed", "interrupted"]
 
@@ -77,11 +79,10 @@ class RunFolder:
             if any(not entry.name.startswith(".") for entry in path.iterdir()) and not run._came_to_nothing():
                 raise UserError(f"run {path} exists; choose another --run or add --resume")
             about = {
-                "options": config.model_dump(mode="json"),
-                "command": list(command),
+                "options": redacted(config.model_dump(mode="json")),
+                "command": redacted(list(command)),
                 "created": _now(),
-                "revision": _git_revision(),
-                "packages": _package_versions(),
+                **_program(),
             }
             write_json_atomic(run.config_path, about)
             run.write_status("running", 0, config.steps)
@@ -129,10 +130,26 @@ class RunFolder:
         Raises UserError where the disk refuses.
         """
         about = read_json(self.config_path)
-        about["options"] = config.model_dump(mode="json")
+        about["options"] = redacted(config.model_dump(mode="json"))
         about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
         write_json_atomic(self.config_path, about)
         vars(self).pop("config", None)  # to be read anew
+
+    def note_resume(self, command: Sequence[str], after: str | None, lost: Sequence[str]) -> list[str]:
+        """Add this start to the list `resumed` in `config.json`: when, by which command and program, after which checkpoint.
+
+        lost  sentences on what is missing of the files next to the checkpoint
+        Returns what differs in the program from the start before, such as `torch: 2.7.0 -> 2.8.0`. Raises UserError if the
+        disk refuses.
+        """
+        about, now = read_json(self.config_path), _program()
+        before = {"revision": None, "packages": {}, **about, **(about.get("resumed") or [{}])[-1]}
+        old, new = ({"revision": each["revision"], **each["packages"]} for each in (before, now))
+        changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+        start = {"at": _now(), "after": after, "command": redacted(list(command)), **now, "lost": list(lost)}
+        about.setdefault("resumed", []).append(start)
+        write_json_atomic(self.config_path, about)
+        return changed
 
     @property
     def status(self) -> dict[str, Any]:
@@ -147,7 +164,7 @@ class RunFolder:
             "state": state,
             "step": step,
             "steps": steps,
-            "reason": reason,
+            "reason": redacted(reason),
             "pid": os.getpid(),
             "started": self.status.get("started", now),
             "updated": now,
@@ -170,16 +187,67 @@ class RunFolder:
         """The rows of `eval/summary.json`; none before an evaluation. Raises UserError where it is unreadable."""
         return read_json(self.summary_path) if self.summary_path.exists() else []
 
-    def truncate(self, step: int) -> None:
-        """Drops metrics, completions, weights and evaluations of after `step`, for a resume from that step's checkpoint.
+    def record(self) -> dict[str, Any]:
+        """Flush all files to the disk and describe them for a checkpoint, by which `truncate` can tell whether they are whole.
 
-        Raises UserError where a file is damaged or cannot be written.
+        Raises UserError if the disk refuses.
         """
-        for path in (self.metrics_path, self.completions_path, self.weights_path):
-            truncate_jsonl(path, lambda row: row["step"] <= step)
-        if rows := self.evaluations():
-            write_json_atomic(self.summary_path, [row for row in rows if row["step"] <= step])
+        recorded = {"rows": record(self._growing), "evaluations": self.evaluations()}
+        for folder in (self.path, self.eval):
+            flush_folder(folder)
+        return recorded
+
+    def truncate(self, step: int, recorded: Mapping[str, Any] | None = None) -> list[str]:
+        """Drop metrics, completions, weights and evaluations of after `step`, for a resume from that step's checkpoint.
+
+        recorded  what the checkpoint says of the files; None if there is none, or it says nothing
+        Returns a sentence on each file that is not as recorded. What the checkpoint itself keeps of it is written again, and
+        a measurement of `step` whose problems are incomplete is dropped, so that it is made again. Raises UserError if a
+        file is damaged or cannot be written.
+        """
+        files = recorded["rows"] if recorded else {}
+        lost = [restore(path, files.get(path.name), step) for path in self._growing]
+        there = [row for row in self.evaluations() if row["step"] <= step]
+        rows = {_identity(row): row for row in there}
+        if recorded:
+            expected = {_identity(row): row for row in recorded["evaluations"]}
+            if missing := expected.keys() - rows.keys():
+                lost.append(f"{self.summary_path} lacked {len(missing)} measurements; they are written again")
+            if len(rows) < len(there):
+                lost.append(
+                    f"{self.summary_path} had {len(there) - len(rows)} measurements twice; they are there once now"
+                )
+            rows = expected | rows
+            for identity in expected:
+                if sentence := self._incomplete(rows[identity]):
+                    lost.append(sentence)
+                    if rows[identity]["step"] == step:
+                        del rows[identity]
+        if rows or self.summary_path.exists():
+            write_json_atomic(self.summary_path, list(rows.values()))
         self.choose_best()
+        return [sentence for sentence in lost if sentence]
+
+    def _incomplete(self, summary: Mapping[str, Any]) -> str | None:
+        """Report in a sentence whether the problems of a measurement are not all in its file, once each."""
+        path = self.eval / f"{summary['benchmark']}.jsonl"
+        named = {"benchmark": summary["benchmark"]}
+        rows = [
+            row
+            for row in read_jsonl(path)
+            if _identity({**row, **named, "prompt": row.get("template")}) == _identity(summary)
+        ]
+        distinct, expected = {(row.get("id"), row.get("sample")) for row in rows}, summary["n"] * summary["samples"]
+        if len(rows) == len(distinct) == expected:
+            return None
+        return (
+            f"{path} has {len(rows)} rows of step {summary['step']} instead of {expected}; `sspo eval {self.path} "
+            f"-b {summary['benchmark']} --checkpoint {summary['step']}` measures it again if that checkpoint is there"
+        )
+
+    @property
+    def _growing(self) -> list[Path]:
+        return [self.metrics_path, self.completions_path, self.weights_path]
 
     def choose_best(self) -> int | None:
         """Writes `checkpoints/best.json` anew: of the checkpoints that are here, the one with the highest Pass@1 on the
@@ -226,8 +294,19 @@ class RunFolder:
             raise UserError(f"run {self.path} is being written by another process; wait for it or choose another --run")
 
 
+def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a measurement is of, and how it was made."""
+    return tuple(
+        summary.get(name) for name in ("benchmark", "step", "samples", "temperature", "max_new_tokens", "prompt")
+    )
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _program() -> dict[str, Any]:
+    return {"revision": _git_revision(), "packages": _package_versions()}
 
 
 def _package_versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
+from sspo_cli.redaction import redacted
 from sspo_cli.tracking.console import console_sink
 from sspo_cli.tracking.jsonl import JsonlSink
 from sspo_cli.tracking.run_folder import RunFolder, State
@@ -92,15 +93,15 @@ class Tracker:
             sink.evaluation(step, benchmark, summary)
 
     def note(self, text: str) -> None:
-        """One line for the reader."""
+        """One line for the reader, without credentials."""
         for sink in self._sinks:
-            sink.note(text)
+            sink.note(redacted(text))
 
     def finish(self, state: State, reason: str | None = None) -> None:
         """Every sink is closed, even where another one fails."""
         with ExitStack() as closing:
             for sink in reversed(self._sinks):
-                closing.callback(sink.finish, state, reason)
+                closing.callback(sink.finish, state, redacted(reason))
 
     def __enter__(self) -> Self:
         return self

@@ -2,11 +2,13 @@
 
 import secrets
 import shlex
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sspo_cli.errors import UserError, first_line
+from sspo_cli.redaction import redacted
 from sspo_cli.tracking.files import write_text_atomic
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
@@ -47,7 +49,12 @@ class WandbSink(Sink):
                 dir=self._folder.path,
                 config=config.model_dump(mode="json"),
                 # Its console capture would wrap the live view, and its own lines would break it.
-                settings=wandb.Settings(console="off", silent=options.mode == "offline", quiet=True),
+                settings=wandb.Settings(
+                    console="off",
+                    silent=options.mode == "offline",
+                    quiet=True,
+                    x_disable_meta=redacted(sys.argv) != sys.argv,  # it holds the command line
+                ),
             )
         except (wandb.errors.Error, OSError) as error:
             reason = first_line(error).rstrip(".")

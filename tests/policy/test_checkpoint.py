@@ -54,6 +54,86 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(p
     assert is_whole(tmp_path / "step-2")
 
 
+@pytest.mark.parametrize("killed_before", [1, 2, 3], ids=["the first rename", "the second rename", "the deletion"])
+def test_killed_while_it_is_replaced_a_whole_checkpoint_is_left(policy, tmp_path, monkeypatch, killed_before):
+    save_checkpoint(tmp_path / "step-3", policy, STATE)
+    calls = 0
+
+    class Killed(BaseException):
+        """After which nothing is tidied up."""
+
+    def stops(original):
+        def call(path, *args, **kwargs):
+            nonlocal calls
+            calls += "step-3" in str(path) and os.path.exists(path)
+            if calls == killed_before:
+                raise Killed
+            return original(path, *args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patches:
+        patches.setattr(checkpoint.os, "rename", stops(os.rename))
+        patches.setattr(checkpoint.shutil, "rmtree", stops(shutil.rmtree))
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path / "step-3", policy, {"run": {"step": 3, "batch": "another"}})
+    assert latest_whole(tmp_path) == (tmp_path / "step-3", [])
+    assert load_state(tmp_path / "step-3")["run"]["batch"] == ("another" if killed_before == 3 else None)
+    save_checkpoint(tmp_path / "step-3", policy, STATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_written(policy, tmp_path, bad):
+    save_checkpoint(tmp_path / "step-1", policy, STATE)
+    with torch.no_grad():
+        policy.parameters[-1].view(-1)[-1] = bad
+    with pytest.raises(
+        UserError, match=r"not finite, so .*step-2 is not written; the last good checkpoint is .*step-1"
+    ):
+        save_checkpoint(tmp_path / "step-2", policy, STATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_every_file_follows_the_umask(policy, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_checkpoint(tmp_path / "step-1", policy, STATE)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "step-1").iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
+@pytest.mark.parametrize("room", [0, 100, 20_000], ids="{} bytes".format)
+def test_a_disk_that_is_full_for_torch_is_said_to_be_full(policy, tmp_path, monkeypatch, room):
+    """Wherever in the file of tensors that happens; torch's own message names neither file nor reason."""
+    state = {"weights": torch.arange(10_000.0)}
+    write, written = checkpoint._Writer.write, 0
+
+    class Full:
+        def write(self, content):
+            nonlocal written
+            written += len(content)
+            if written > room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return len(content)
+
+        def flush(self):
+            pass
+
+    def full(self, content):
+        self._file = Full()
+        return write(self, content)
+
+    monkeypatch.setattr(checkpoint._Writer, "write", full)
+    with pytest.raises(UserError, match=r"step-2 cannot be written: .*No space left on device$") as told:
+        save_checkpoint(tmp_path / "step-2", policy, state)
+    assert told.value.__cause__.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "no manifest"])
 def test_damage_is_seen_and_the_one_before_serves(policy, tmp_path, damage):
     for step in (2, 10):  # in the order of numbers, not of names

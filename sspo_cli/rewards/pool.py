@@ -1,0 +1,151 @@
+"""Worker processes that are killed at a limit of time, and replaced when they die."""
+
+import math
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from sspo_cli.errors import UserError
+
+REPLACEMENTS = 3  # pools in a row that may break without finishing a task before the tasks are given up
+ATTEMPTS = 2  # at a task whose worker is lost with the fork server
+LOST = 255  # multiprocessing's exit code of a process whose fork server has died
+POLL = 0.05  # seconds between two looks at the pool
+STALL = 60.0  # seconds beyond its limit of time after which a task that nothing finishes is taken for lost
+
+
+@dataclass(eq=False)
+class _Task:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    timeout: float | None
+    result: Future[Any] = field(default_factory=Future)
+    attempts: int = 0
+
+
+class LastingPool:
+    """A pebble process pool that is made anew when it breaks.
+
+    Workers are forked from a small server that has imported the initializer's module: the parent has threads and torch, and
+    a killed worker is replaced in half a second. A worker that dies without a task, as when the system is short of memory,
+    breaks pebble's pool for good; a thread then makes a new pool and schedules again what is not done.
+    """
+
+    def __init__(self, workers: int, initializer: Callable[[], None]) -> None:
+        """Start nothing yet; each worker calls `initializer`."""
+        self._workers = workers
+        self._initializer = initializer
+        self._tasks: set[_Task] = set()
+        self._lock = threading.RLock()
+        self._pool: ProcessPool | None = None
+        self._broken = 0  # pools in a row
+        self._progress = 0.0  # when a task last ended, or tasks were last scheduled where there was none
+        self._closing = threading.Event()
+
+    def schedule(
+        self, function: Callable[..., Any], args: tuple[Any, ...] = (), timeout: float | None = None
+    ) -> Future[Any]:
+        """Call a function in a worker, which is killed after `timeout` seconds.
+
+        The future raises TimeoutError then, ProcessExpired if the worker dies of the task, and UserError if
+        `REPLACEMENTS` pools in a row break.
+        """
+        task = _Task(function, args, timeout)
+        with self._lock:
+            if self._pool is None:
+                self._pool = self._new_pool()
+                threading.Thread(target=self._watch, daemon=True).start()
+            if not self._tasks:
+                self._progress = time.monotonic()
+            self._tasks.add(task)
+            self._hand_over(task)
+        return task.result
+
+    def close(self) -> None:
+        """End the workers; tasks that are not done stay so."""
+        self._closing.set()
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._tasks.clear()
+        if pool:
+            _end(pool)
+
+    def _new_pool(self) -> ProcessPool:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([self._initializer.__module__])
+        return ProcessPool(self._workers, initializer=self._initializer, context=context)
+
+    def _hand_over(self, task: _Task) -> None:
+        """Give a task to the pool. If that is broken, `_watch` does it again with the next one."""
+        task.attempts += 1
+        assert self._pool is not None
+        with suppress(RuntimeError, OSError):
+            future = self._pool.schedule(task.function, task.arguments, timeout=task.timeout)
+            future.add_done_callback(lambda done: self._settle(task, done))
+
+    def _settle(self, task: _Task, done: Future[Any]) -> None:
+        """Take over how a task has ended, unless no fault of its own ended it."""
+        error = done.exception()
+        if isinstance(error, BrokenProcessPool):
+            return
+        with self._lock:
+            if task not in self._tasks:  # a later pool has finished it, or all is closed
+                return
+            self._progress = time.monotonic()
+            if isinstance(error, ProcessExpired) and error.exitcode == LOST and task.attempts < ATTEMPTS:
+                self._hand_over(task)
+                return
+            self._tasks.remove(task)
+            self._broken = 0
+        if error:
+            task.result.set_exception(error)
+        else:
+            task.result.set_result(done.result())
+
+    def _watch(self) -> None:
+        """Replace the pool whenever it is broken or stuck while tasks are waiting."""
+        while not self._closing.wait(POLL):
+            with self._lock:
+                if self._pool is None or not self._tasks or not self._is_lost(self._pool):
+                    continue
+                self._broken += 1
+                # In a thread of its own: the end of a broken pool may take long.
+                threading.Thread(target=_end, args=(self._pool,), daemon=True).start()
+                self._pool = self._new_pool()
+                self._progress = time.monotonic()
+                if self._broken <= REPLACEMENTS:
+                    for task in self._tasks:
+                        task.attempts = 0
+                        self._hand_over(task)
+                    continue
+                given_up, self._tasks, self._broken = self._tasks, set(), 0
+            for task in given_up:
+                task.result.set_exception(
+                    UserError(
+                        f"the processes that check answers have died {REPLACEMENTS + 1} times in a row, perhaps for want of "
+                        "memory; free some, and start again"
+                    )
+                )
+
+    def _is_lost(self, pool: ProcessPool) -> bool:
+        limit = max(math.inf if task.timeout is None else task.timeout for task in self._tasks)
+        if time.monotonic() - self._progress > STALL + limit:
+            return True  # such as after the death of a worker that held the lock of the others
+        try:
+            return not pool.active
+        except (RuntimeError, OSError):  # it cannot even start
+            return True
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()
+    with suppress(RuntimeError, OSError):
+        pool.join()

@@ -1,0 +1,81 @@
+"""Whether the files next to a checkpoint still hold what they held when it was saved.
+
+A checkpoint keeps the size and the checksum of each file that grows with the run, and the rows of `eval/summary.json`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from sspo_cli.tracking.files import explain_os_errors, read_jsonl, write_jsonl_atomic
+
+BLOCK = 1 << 24  # bytes
+
+
+def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Flush files to the disk and describe them by name: `bytes`, `rows` and `checksum`. Those that do not exist are left out.
+
+    Raises UserError if the disk refuses.
+    """
+    described: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        if path.exists():
+            with explain_os_errors("flush", path), path.open("rb") as file:
+                os.fsync(file.fileno())
+            described[path.name] = _describe(path, os.path.getsize(path))
+    return described
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush all files of a folder, and their names. Raises UserError if the disk refuses."""
+    with explain_os_errors("flush", folder):
+        for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | None:
+    """Bring a file of rows back to what it held at `step`, and report in a sentence what of it is lost.
+
+    What was appended later goes. If what came before is not as recorded, every row up to `step` that is left stays, once.
+
+    Raises UserError if a line of the file is damaged, or the disk refuses.
+    """
+    if recorded is None:
+        _keep_rows(path, step)
+        return None
+    size = recorded["bytes"]
+    if path.exists() and os.path.getsize(path) >= size and _describe(path, size) == recorded:
+        with explain_os_errors("write", path):
+            os.truncate(path, size)
+        return None
+    _keep_rows(path, step)
+    left = len(read_jsonl(path))
+    return (
+        f"{path} is not what it was at step {step}: it has {left} of its {recorded['rows']} rows up to there; "
+        "the run continues without the others"
+    )
+
+
+def _keep_rows(path: Path, step: int) -> None:
+    """Keep the distinct rows up to a step."""
+    if path.exists():
+        rows = {str(row): row for row in read_jsonl(path) if row["step"] <= step}
+        write_jsonl_atomic(path, rows.values())
+
+
+def _describe(path: Path, size: int) -> dict[str, Any]:
+    """Describe the first `size` bytes of a file."""
+    digest, rows, left = xxhash.xxh3_64(), 0, size
+    with explain_os_errors("read", path), path.open("rb") as file:
+        while left and (block := file.read(min(BLOCK, left))):
+            digest.update(block)
+            rows += block.count(b"\n")
+            left -= len(block)
+    return {"bytes": size - left, "rows": rows, "checksum": digest.hexdigest()}

@@ -1,0 +1,93 @@
+"""Credentials in addresses are neither kept nor printed, and the run has them all the same."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from commands import assert_told, sspo
+
+from sspo_cli.config import VllmOptions
+from sspo_cli.errors import UserError
+from sspo_cli.redaction import redacted
+from sspo_cli.rollout.vllm_server import VllmServer
+
+ADDRESS = "http://user:SECRET@node:8000"
+KEPT = "http://***@node:8000"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("http://user:SECRET@host:8000/x", "http://***@host:8000/x"),
+        ("http://SECRET@host", "http://***@host"),
+        ("http://user:SECRET/SECRET@host", "http://***@host"),
+        ("http://user:SECRET@SECRET@host", "http://***@host"),
+        (
+            "'rollout.vllm.server=https://u:SECRET@h', and ftp://u:SECRET@h",
+            "'rollout.vllm.server=https://***@h', and ftp://***@h",
+        ),
+        ("http://host?api_key=SECRET&x=1", "http://host?api_key=***&x=1"),
+        ("http://host:8000/name@revision", "http://host:8000/name@revision"),
+        ("https://host/name@main", "https://host/name@main"),
+        ("user@host", "user@host"),
+        ({"a": [ADDRESS, 1, None]}, {"a": [KEPT, 1, None]}),
+    ],
+)
+def test_what_is_a_credential_and_what_is_not(text: object, said: object) -> None:
+    assert redacted(text) == said
+
+
+def test_a_run_keeps_and_prints_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that fails, whose messages name the server, in every file, and on a resume that asks for them."""
+    asked: list[str | None] = []
+
+    def refuse(self: httpx.Client, request: httpx.Request, **_: object) -> httpx.Response:
+        asked.append(request.headers.get("authorization"))
+        raise httpx.ConnectError("refused by http://user:SECRET@node:8000")
+
+    monkeypatch.setattr(httpx.Client, "_send_single_request", refuse)
+    monkeypatch.delenv("SSPO_VLLM_CREDENTIALS", raising=False)
+    options = {"cold_start__steps": 0, "evaluation__benchmarks": "[]", "rollout__vllm__server": ADDRESS}
+    command = ("train", "--runs-dir", tmp_path, "--run", "a")
+    done = sspo(*command, "-s", f"rollout.vllm.exchange={tmp_path}", **options)
+    assert_told(done, f"the vLLM server {KEPT} does not answer")
+    again = sspo(*command, "--resume")
+    assert_told(again, "set SSPO_VLLM_CREDENTIALS=user:password")
+    monkeypatch.setenv("SSPO_VLLM_CREDENTIALS", "user:SECRET")
+    third = sspo(*command, "--resume")
+    assert_told(third, "the vLLM server http://***@node:8000 does not answer")
+    assert asked[0] == httpx.BasicAuth("user", "SECRET")._auth_header
+    assert asked == [asked[0], asked[0]]  # by the address, and by the environment
+    dry = sspo("train", "--dry-run", "-s", f"rollout.vllm.exchange={tmp_path}", **options)
+    assert KEPT in dry.stdout
+    for said in (done, again, third, dry):
+        assert "SECRET" not in said.stdout + said.stderr
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"SECRET" not in path.read_bytes(), path
+    about = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert about["options"]["rollout"]["vllm"]["server"] == KEPT
+
+
+def test_the_same_address_is_no_other_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sspo_cli.config import differences, load_config
+
+    ours, theirs = (
+        load_config(overrides=[f"rollout.vllm={{server: '{server}', exchange: {tmp_path}}}"])
+        for server in (ADDRESS, KEPT)
+    )
+    assert differences(ours, theirs) == {}
+
+
+def test_a_sweep_writes_none_to_a_file(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"seeds: [0]\noptions: {{rollout.vllm.server: '{ADDRESS}', rollout.vllm.exchange: {tmp_path}}}\n")
+    done = sspo("sweep", "-c", sweep, "--runs-dir", tmp_path / "runs", "--dry-run")
+    assert_told(done, "rollout.vllm.server holds credentials")
+    assert "SECRET" not in done.stdout + done.stderr
+
+
+def test_an_address_that_is_none(policy, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no address, such as") as told:
+        VllmServer(policy, VllmOptions(server="http://host:SECRET", exchange=str(tmp_path)), 8, 1.0)
+    assert "Traceback" not in str(told.value)
