@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from sspo_cli.errors import UserError, first_line, says_memory_is_full
+from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
 from sspo_cli.redaction import redacted
 
@@ -89,13 +89,15 @@ def train_command(
     """Train a policy; with no options, the embedded task with SSPO-atanlog on this machine."""
     shortcuts: dict[str, Any] = {"objective.method": method, "objective.gate": gate, "seed": seed}
     shortcuts["objective.allow_any_gate"] = allow_any_gate or None
-    overrides = [*(f"{key}={value}" for key, value in shortcuts.items() if value is not None), *(set_ or [])]
+    flags = {key: value for key, value in shortcuts.items() if value is not None}
+    if run is not None:
+        check_name("--run", run)
     if resume and run is None:
         raise UserError("--resume needs the run's name: --run NAME")
 
     from sspo_cli.config import load_config, to_yaml
 
-    options = load_config(config or [], overrides)
+    options = load_config(config or [], set_ or [], flags)
     if dry_run:
         print(redacted(to_yaml(options)), end="")
         return
@@ -104,7 +106,7 @@ def train_command(
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
-        resume_run(runs_dir / str(run), options if config or overrides else None, sys.argv)
+        resume_run(runs_dir / str(run), options if config or set_ or flags else None, sys.argv)
     else:
         start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv)
 
@@ -123,14 +125,14 @@ def eval_command(
             "-b", "--benchmark", help="arithmetic, gsm8k, math500, aime24, aime25, or a file of {question, answer}."
         ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Of each problem: avg@n and pass@k.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Of the sampling; 0 is greedy.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of a completion.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=10**5, help="Of each problem: avg@n and pass@k.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=10**9, help="Of the sampling; 0 is greedy.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=10**7, help="Of a completion.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,
     engine: EngineName = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many problems; printed, not recorded.")
+        int | None, typer.Option(min=1, max=10**9, help="Only the first so many problems; printed, not recorded.")
     ] = None,
     completions: Annotated[
         Path | None, typer.Option(help="Grade recorded rows of {gold, completion} instead of a model.")
@@ -146,6 +148,8 @@ def eval_command(
     """
     if bool(target) == bool(completions):
         raise UserError("name what to measure: runs or models, or else --completions FILE with recorded outputs")
+    if checkpoint == "":
+        raise UserError("--checkpoint is empty; use last, best or a step")
     if out and not completions:
         raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
 
@@ -175,20 +179,26 @@ def sweep_command(
     config: Annotated[Path, typer.Option("-c", "--config", help="The sweep's YAML file.")],
     set_: Set = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Trials at a time: on each GPU, or on this machine where it has none.")
+        int, typer.Option(min=1, max=1024, help="Trials at a time: on each GPU, or on this machine where it has none.")
     ] = 1,
-    retries: Annotated[int, typer.Option(min=0, help="How often a failed trial is tried again.")] = 1,
+    retries: Annotated[int, typer.Option(min=0, max=1000, help="How often a failed trial is tried again.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="auto|local|ADDRESS", help="Run the trials on a Ray cluster.")
     ] = None,
+    max_trials: Annotated[int, typer.Option(min=1, help="More trials than this are refused.")] = 5000,
     name: Annotated[str | None, typer.Option(help="Of the sweep's folder; default: the file's name.")] = None,
     dry_run: DryRun = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Run a grid of trials in processes; a second call goes on where the first one stopped."""
+    if name is not None:
+        check_name("--name", name)
+    if ray == "":
+        raise UserError("--ray is empty; name auto, local or an address")
+
     from sspo_cli.sweep import load_sweep, place_for, print_trials, run_sweep
 
-    trials, folder = load_sweep(config, set_ or [], runs_dir), runs_dir / (name or config.stem)
+    trials, folder = load_sweep(config, set_ or [], runs_dir, max_trials), runs_dir / (name or config.stem)
     if dry_run:
         print_trials(trials, folder)
         return

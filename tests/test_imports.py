@@ -8,8 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 # A room may import those before it. Rooms on one line do not know one another.
 ORDER = [
-    {"types", "errors", "redaction"},
-    {"seeds", "plugins", "interruption", "locks", "statistics"},
+    {"types", "interruption"},
+    {"errors"},
+    {"redaction", "seeds", "plugins", "locks", "statistics"},
     {"objectives", "tasks", "rewards"},
     {"environments", "config"},
     {"policy", "tracking"},

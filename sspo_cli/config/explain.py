@@ -6,17 +6,23 @@ from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
+from sspo_cli.errors import shorten
+
+MOST_SENTENCES = 8
+LONGEST_VALUE = 120  # characters of a value that a sentence repeats
+
 
 def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
     """Yield a sentence for each wrong option of a config of type `root`, by its dotted path."""
-    for item in error.errors():
+    for item in error.errors(include_url=False)[:MOST_SENTENCES]:
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             yield f"unknown option `{path}`{_did_you_mean(item['loc'], root)}"
         elif item["type"] == "value_error":  # raised by our own validators, a sentence already
             yield str(item["ctx"]["error"])
         else:
-            yield f"`{path}` = {item['input']!r} is not valid: {item['msg'][0].lower()}{item['msg'][1:]}"
+            value, message = shorten(repr(item["input"]), LONGEST_VALUE), item["msg"]
+            yield f"`{path}` = {value} is not valid: {message[0].lower()}{message[1:]}"
 
 
 def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
@@ -26,7 +32,7 @@ def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str
     for part in location[:-1]:
         prefix.append(str(part))
         section = (_nested(section, part) or section) if isinstance(part, str) else section
-    name = str(location[-1])
+    name = str(location[-1])[:LONGEST_VALUE]
     here = {option: ".".join([*prefix, option]) for option in section.model_fields}
     everywhere: dict[str, str] = {}
     for option, path in _all_options(root):

@@ -1,16 +1,16 @@
 """From YAML files and dotted overrides to validated options, and a sentence for everything that is wrong in them."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sspo_cli.config.explain import explain
 from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
+from sspo_cli.config.parsing import parse_yaml, read_yaml
 from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
 
@@ -22,19 +22,27 @@ MAY_CHANGE = {
     "rollout.max_rows",
     "threads",
 }
+MOST_PARTS = 10  # of a dotted key; the options have four
+NULLS = ("null", "Null", "NULL", "~")
 
 
-def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> RunOptions:
-    """Read YAML files, later ones over earlier ones, then `dotted.key=value` overrides, and validate the result.
+def load_config(
+    files: Sequence[Path] = (), overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> RunOptions:
+    """Read YAML files, later ones over earlier ones, then `flags`, then `dotted.key=value` overrides, and validate the result.
+
+    `flags` are dotted keys with their values, which are taken literally.
 
     Raises UserError for an unreadable file, a malformed override and every option that does not validate.
     """
-    return validate(merge_config(files, overrides))
+    return validate(merge_config(files, overrides, flags))
 
 
-def merge_config(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
+def merge_config(
+    files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Merge them in the same way into plain nested dictionaries, before validation."""
-    over: dict[str, Any] = {}
+    over = nest(flags or {})
     for override in overrides:  # in whatever order they stand, all of them are meant together
         over = merge(over, _parse_override(override))
     return merge_layers([*map(read_yaml, files), over])
@@ -65,11 +73,14 @@ def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into nested dictionaries."""
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested dictionaries. Raises UserError for a key with more dots than any option has."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
-        for part in reversed(key.split(".")):
+        parts = key.split(".")
+        if len(parts) > MOST_PARTS:
+            raise UserError(f"unknown option `{key}`; no option has so many dots")
+        for part in reversed(parts):
             value = {part: value}
         nested = merge(nested, value)
     return nested
@@ -84,27 +95,6 @@ def validate(values: dict[str, Any]) -> RunOptions:
         return RunOptions.model_validate(values)
     except ValidationError as error:
         raise UserError("; ".join(explain(error, RunOptions))) from None
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Read YAML 1.2, in which `1e-6` is a number. Raises UserError for a missing, malformed or non-mapping file."""
-    try:
-        values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"config file {file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"config file {file} is not UTF-8 text") from None
-    except YAMLError as error:
-        where = (
-            f", line {error.problem_mark.line + 1}" if isinstance(error, MarkedYAMLError) and error.problem_mark else ""
-        )
-        problem = error.problem if isinstance(error, MarkedYAMLError) else str(error)
-        raise UserError(f"config file {file}{where} is not valid YAML: {problem}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"config file {file} must hold options as `key: value` lines, not a {type(values).__name__}")
-    return values
 
 
 def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
@@ -147,8 +137,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"`-s {text}` is not of the form section.option=value, e.g. -s optimizer.learning_rate=1e-4")
-    try:
-        parsed = YAML(typ="safe", pure=True).load(value)
-    except YAMLError:
-        raise UserError(f"the value in `-s {text}` is not valid YAML; quote it") from None
+    parsed = parse_yaml(value, f"the value in `-s {text}`")
+    if parsed is None and value.strip() not in NULLS:
+        raise UserError(f"`-s {text}` gives no value; write {key}=null if none is meant")
     return nest({key: parsed})

@@ -11,11 +11,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     SerializerFunctionWrapHandler,
+    Strict,
     create_model,
     model_serializer,
     model_validator,
@@ -23,11 +20,20 @@ from pydantic import (
 
 from sspo_cli.objectives import DEFAULT_METHOD, METHODS, OPTIONS, SSPO_GATES, resolve_options
 
+# Not pydantic's: nothing that a run can count or be scaled by is larger, and what is would hang or overflow.
+LARGEST = 10**9
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+TorchSeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
 
 class Options(BaseModel):
-    """A section: unknown keys are errors, values cannot change after validation."""
+    """A section: unknown keys are errors, a value has the type that is declared, and cannot change after validation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 AGGREGATIONS = [name for name, method in METHODS.items() if method.default is None]
@@ -69,6 +75,8 @@ class ObjectiveOptions(GateOptions):
         """Replace what is not given by the method's defaults, so that a run folder says what was run."""
         if not isinstance(values, dict) or not values.keys() <= cls.model_fields.keys():
             return values  # the field validation says what is wrong
+        if values.get("method", DEFAULT_METHOD) is None:
+            raise ValueError(f"objective.method = null names no method; choose from {', '.join(METHODS)}")
         return resolve_options(**{"method": DEFAULT_METHOD, **values})
 
     @model_serializer
@@ -79,11 +87,13 @@ class ObjectiveOptions(GateOptions):
 class TinyModelOptions(Options):
     """A Qwen2-shaped model built from scratch with the embedded character tokenizer; used where `model.name` is null."""
 
-    hidden_size: PositiveInt = 64
-    layers: PositiveInt = 3
-    heads: PositiveInt = 2
-    intermediate_size: PositiveInt = 192
-    seed: int = Field(0, description="of the initial weights; not the run's seed, so that all seeds share a cold start")
+    hidden_size: PositiveInt = Field(64, le=2**16)
+    layers: PositiveInt = Field(3, le=1000)
+    heads: PositiveInt = Field(2, le=2**12)
+    intermediate_size: PositiveInt = Field(192, le=2**20)
+    seed: TorchSeed = Field(
+        0, description="of the initial weights; not the run's seed, so that all seeds share a cold start"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -98,10 +108,10 @@ class TinyModelOptions(Options):
 class LoraOptions(Options):
     """Low-rank adapters by peft instead of training every weight."""
 
-    rank: PositiveInt = 16
+    rank: PositiveInt = Field(16, le=2**16)
     alpha: PositiveFloat = 32.0
     targets: list[str] | Literal["all-linear"] = "all-linear"
-    seed: int = Field(0, description="of the adapters' initial weights")
+    seed: TorchSeed = Field(0, description="of the adapters' initial weights")
 
 
 class ModelOptions(Options):
@@ -210,9 +220,9 @@ class RolloutOptions(Options):
         "auto",
         description="auto is vllm for a named model on a GPU, where vLLM is installed and has the model; else torch",
     )
-    prompts: PositiveInt = Field(16, description="P, prompts in a rollout batch")
-    group_size: int = Field(8, ge=2, description="G, completions of each prompt")
-    max_new_tokens: PositiveInt = 64
+    prompts: PositiveInt = Field(16, le=10**6, description="P, prompts in a rollout batch")
+    group_size: int = Field(8, ge=2, le=10**5, description="G, completions of each prompt")
+    max_new_tokens: PositiveInt = Field(64, le=10**7)
     temperature: PositiveFloat = Field(
         1.0, description="applied by the sampler and by the policy's log-probabilities alike"
     )
@@ -230,7 +240,7 @@ class RolloutOptions(Options):
 
 class LearningOptions(Options):
     mu: PositiveInt = Field(2, description="disjoint minibatches of a rollout batch, one optimizer step each")
-    epochs: PositiveInt = Field(1, description="passes over the same rollout batch")
+    epochs: PositiveInt = Field(1, le=1000, description="passes over the same rollout batch")
     std: Literal["sample", "population", "none"] = Field(
         "sample", description="by which group advantages are divided (eq. 4)"
     )
@@ -249,7 +259,7 @@ class OptimizerOptions(Options):
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 10
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
@@ -263,7 +273,7 @@ class ColdStartOptions(Options):
     """The supervised stage that teaches the format before RL; `steps: 0` leaves it out."""
 
     steps: NonNegativeInt = 700
-    batch_size: PositiveInt = 48
+    batch_size: PositiveInt = Field(48, le=10**6)
     learning_rate: PositiveFloat = 3e-3
     warmup_steps: NonNegativeInt = 50
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -271,7 +281,7 @@ class ColdStartOptions(Options):
     max_grad_norm: PositiveFloat = 1.0
     tasks: list[TaskOptions] = Field([], description="whose worked demonstrations to learn from; none: the run's own")
     checkpoint_every: PositiveInt = 200
-    seed: int = Field(
+    seed: TorchSeed = Field(
         0, description="of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
     )
 
@@ -284,8 +294,8 @@ class EvaluationOptions(Options):
 
     benchmarks: list[TaskOptions] = [TaskOptions(name="arithmetic", split="test", limit=512)]
     every: PositiveInt | None = 40
-    max_new_tokens: PositiveInt | None = Field(None, description="null: as in the rollout")
-    samples: PositiveInt = Field(1, description="completions of each problem; Pass@1 is their mean (avg@n)")
+    max_new_tokens: PositiveInt | None = Field(None, le=10**7, description="null: as in the rollout")
+    samples: PositiveInt = Field(1, le=10**5, description="completions of each problem; Pass@1 is their mean (avg@n)")
     temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
     validation: NonNegativeInt = Field(
         0, description="problems held out of the training tasks; by them the best checkpoint is chosen and kept"
@@ -329,12 +339,14 @@ class WandbOptions(Options):
 class RunOptions(Options):
     """A whole run: what `config.json` in its folder holds."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     steps: PositiveInt = Field(160, description="optimizer steps")
-    threads: PositiveInt = Field(1, description="OpenMP threads of the process; one is fastest for tiny models")
+    threads: PositiveInt = Field(
+        1, le=1024, description="OpenMP threads of the process; one is fastest for tiny models"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     prompt: str = Field("plain", description="name of the prompt template")
-    answer_timeout: PositiveFloat = Field(3.0, description="seconds that the check of one answer may take")
+    answer_timeout: PositiveFloat = Field(3.0, le=86_400, description="seconds that the check of one answer may take")
     objective: ObjectiveOptions = ObjectiveOptions()
     model: ModelOptions = ModelOptions()
     tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1)

@@ -118,12 +118,16 @@ BY_SIGN = {"tau": ("tau_neg", "tau_pos")}
 """Parameters of gates whose value depends on the sign of the advantage: (Â <= 0, Â > 0)."""
 
 
+LARGEST = 10**9
+"""Of a temperature or a clip range: at far less, a gate is the identity in float32."""
+
+
 def check_values(resolved: Mapping[str, Any]) -> None:
     """Check the range of every option; a number of a wrong type is left to the caller. Raises UserError."""
-    numbers = {name: float(value) for name, value in resolved.items() if isinstance(value, Real)}
+    numbers = {name: _as_float(value) for name, value in resolved.items() if _is_number(value)}
     for name, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} = {value} must be a positive number")
+        if not 0 < value <= LARGEST:
+            raise UserError(f"{name} = {value} must be a positive number of at most {LARGEST:,}")
     for name, value in resolved.items():
         if (choices := OPTIONS[name].choices) and value not in choices:
             raise UserError(f"{name} = {value!r} must be {' or '.join(choices)}")
@@ -132,3 +136,14 @@ def check_values(resolved: Mapping[str, Any]) -> None:
         raise UserError(
             f"eps_low = {numbers['eps_low']} leaves no lower bound 1 - eps_low > 0; choose one below 1{instead}"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf

@@ -2,21 +2,23 @@
 
 import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import xxhash
-from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, Strict, ValidationError, model_validator
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
-from sspo_cli.errors import UserError
+from sspo_cli.config.options import Seed
+from sspo_cli.errors import UserError, command
 from sspo_cli.redaction import redacted
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import collect
@@ -25,6 +27,9 @@ from sspo_cli.tracking.run_folder import RunFolder
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
 OF_THE_MACHINE = ("threads",)  # not in its key: how many threads a trial gets depends on how many run beside it
 WIDE = 240  # characters, where no terminal says how many it has
+MOST_TRIALS = 5000  # unless the user allows more
+
+FilePath = Annotated[Path, Strict(False)]  # text in YAML
 
 
 class Block(Options):
@@ -61,6 +66,11 @@ class Block(Options):
             raise ValueError(f"{twice[0]} is given twice, and one would win over the other")
         return self
 
+    def count(self) -> int:
+        """Return how many combinations there are."""
+        lists = [*self.grid.values(), *(next(iter(group.values())) for group in self.zip)]
+        return math.prod(map(len, lists))
+
     def points(self) -> Iterator[dict[str, Any]]:
         """Every combination, as dotted options."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
@@ -76,13 +86,13 @@ class SweepOptions(Block):
     """A sweep file: a base config, and what varies. Each of `blocks` (a method with its own grid, say) is crossed with
     the sweep's own grid and with `seeds`."""
 
-    base: list[Path] = Field([], description="config files, relative to the sweep file")
-    best_of: Path | None = Field(
+    base: list[FilePath] = Field([], description="config files, relative to the sweep file")
+    best_of: FilePath | None = Field(
         None,
         description="an earlier sweep's file, relative to this one: of each of its methods and gates the configuration with "
         "the best validation Pass@1 takes the place of `blocks`",
     )
-    seeds: list[NonNegativeInt] = Field([0], min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
     blocks: list[Block] = Field([Block()], min_length=1)
 
     @model_validator(mode="after")
@@ -105,16 +115,36 @@ class Trial:
         return self.name.rpartition("-")[2]
 
 
-def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Trial]:
+def load_sweep(
+    file: Path,
+    overrides: Sequence[str],
+    runs_dir: Path,
+    most: int = MOST_TRIALS,
+    asked_for_by: Sequence[Path] = (),
+) -> list[Trial]:
     """The trials of a sweep file, in its order, each distinct. `runs_dir` has the folder of the sweep that `best_of` names.
 
-    Raises UserError where the file or a trial does not validate, or where that sweep is not finished.
+    most          trials at most; more are a mistake, or meant
+    asked_for_by  sweep files that name this one, directly or not, as their `best_of`
+
+    Raises UserError where the file or a trial does not validate, where that sweep is not finished, where sweeps ask for each
+    other's best, and for too many trials.
     """
+    chain = [*asked_for_by, file]
+    if file.resolve() in {path.resolve() for path in asked_for_by}:
+        raise UserError(f"best_of leads back to where it began: {' -> '.join(map(str, chain))}")
     try:
         sweep = SweepOptions.model_validate(read_yaml(file))
     except ValidationError as error:
         raise UserError(f"{file}: {'; '.join(explain(error, SweepOptions))}") from None
-    blocks = sweep.blocks if sweep.best_of is None else _best_blocks(file.parent / sweep.best_of, overrides, runs_dir)
+    blocks = sweep.blocks
+    if sweep.best_of is not None:
+        blocks = _best_blocks(file.parent / sweep.best_of, overrides, runs_dir, most, chain)
+    count = sweep.count() * len(sweep.seeds) * sum(block.count() for block in blocks)
+    if count > most:
+        raise UserError(
+            f"{file} expands to {count:,} trials, more than {most:,}; shorten its lists, or allow it with --max-trials"
+        )
     base = merge_config([file.parent / path for path in sweep.base], [])
     over = merge_config([], overrides)
     points = [
@@ -122,24 +152,35 @@ def load_sweep(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Tri
         for shared, block, seed in itertools.product(sweep.points(), blocks, sweep.seeds)
         for point in block.points()
     ]
-    keys = {key for point in points for key in point if len({json.dumps(values.get(key)) for values in points}) > 1}
+    return _distinct_trials(file, points, base, over)
+
+
+def _distinct_trials(
+    file: Path, points: Sequence[dict[str, Any]], base: dict[str, Any], over: dict[str, Any]
+) -> list[Trial]:
+    """The trials of the points, dotted options each, over `base` and under `over`; one of those that are the same."""
+    varying = {key for key in dict.fromkeys(itertools.chain(*points)) if _varies(key, points)}
+    overridden = set(dict(flatten(over)))
     trials: dict[str, Trial] = {}
     for point in points:
         try:
             options = validate(merge_layers([base, nest(point), over]))
             _refuse_credentials(options)
         except UserError as error:
-            which = ", ".join(f"{key}={value}" for key, value in point.items() if key in keys)
+            which = ", ".join(f"{key}={value}" for key, value in point.items() if key in varying)
             raise UserError(f"{file}{', the trial with ' if which else ''}{which}: {error}") from None
         # An override may have won over what varies, or have chosen a method without it.
         resolved = dict(flatten(options.model_dump(mode="json")))
-        lost = set(dict(flatten(over))) | {
-            k for k in point if k.startswith("objective.") and resolved.get(k) != point[k]
-        }
-        varied = {key: value for key, value in point.items() if key in keys - lost}
+        lost = overridden | {k for k in point if k.startswith("objective.") and resolved.get(k) != point[k]}
+        varied = {key: value for key, value in point.items() if key in varying - lost}
         trial = Trial(_trial_name(varied, options), varied, options)
         trials.setdefault(trial.name, trial)
     return list(trials.values())
+
+
+def _varies(key: str, points: Sequence[dict[str, Any]]) -> bool:
+    first = json.dumps(points[0].get(key))
+    return any(json.dumps(point.get(key)) != first for point in points)
 
 
 def print_trials(trials: Sequence[Trial], folder: Path) -> None:
@@ -156,14 +197,16 @@ def print_trials(trials: Sequence[Trial], folder: Path) -> None:
     console.print(table)
 
 
-def _best_blocks(file: Path, overrides: Sequence[str], runs_dir: Path) -> list[Block]:
+def _best_blocks(
+    file: Path, overrides: Sequence[str], runs_dir: Path, most: int, asked_for_by: Sequence[Path]
+) -> list[Block]:
     """What the sweep in `file` varied, of each method and gate where it did best by validation, over its seeds."""
     folder = runs_dir / file.stem
-    trials = {trial.name: trial for trial in load_sweep(file, overrides, runs_dir)}
+    trials = {trial.name: trial for trial in load_sweep(file, overrides, runs_dir, most, asked_for_by)}
     if unfinished := [name for name in trials if RunFolder(folder / name).status.get("state") != "finished"]:
         raise UserError(
             f"{len(unfinished)} of {len(trials)} trials of {file}, whose best are asked for, are not finished in {folder}; "
-            f"first run `sspo sweep -c {file}`"
+            f"first run {command('sspo', 'sweep', '-c', file)}"
         )
     groups = collect([folder / name for name in trials]).groups
     chosen, _ = best_configurations(groups, "last")
