@@ -178,6 +178,8 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
     policy = load_policy(options.model, device, checkpoint)
+    for note in policy.notes:
+        tracker.note(note)
     if options.optimizer.eight_bit:
         adamw_8bit()  # reports at once that it is missing, and is needed to read its state
     return Loaded(policy, checkpoint, load_state(checkpoint) if checkpoint else None)

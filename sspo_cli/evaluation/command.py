@@ -104,6 +104,8 @@ def _measure_target(
     """Measure a target on each benchmark."""
     torch.set_num_threads(target.options.threads)
     policy = _load(target)
+    for note in policy.notes:
+        bars.console.print(f"{target.name}: {note}", soft_wrap=True)
     benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
     needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name

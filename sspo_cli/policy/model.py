@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError
+from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.kernels import compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
+from sspo_cli.policy.pretrained import load_pretrained, load_tokenizer
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
 # Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
@@ -40,6 +40,7 @@ class Policy:
     device     where the weights are
     dtype      of the forward pass; what is trained is in float32, or as `model.weights` says
     compiled   whether its layers are compiled by torch.compile
+    notes      what a user should know of how it was loaded
     """
 
     model: Any
@@ -47,6 +48,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype
     compiled: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -147,10 +149,6 @@ class Policy:
             ours = self.projection()(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = self.model(input_ids=ids, use_cache=False).logits.float()
         drift = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-        if not isinstance(self.head, nn.Linear):
-            raise UserError(
-                "an adapter on the vocabulary projection would not be trained; leave it out of model.lora.targets"
-            )
         if drift > (1e-4 if self.dtype == torch.float32 else 0.05):
             raise UserError(
                 f"the logits of {type(self.model).__name__} differ by {drift:.2g} of their size from a plain projection of its "
@@ -195,32 +193,29 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     """
     dtype = _compute_dtype(options, device)
     weights_dtype = dtype if options.lora else DTYPES[options.weights]
-    arguments = {"dtype": weights_dtype, "attn_implementation": options.attention, "trust_remote_code": False}
     adapter = folder if folder is not None and (folder / "adapter_config.json").is_file() else None
     source = str(folder) if folder is not None and adapter is None else options.name
-    try:
-        if source is None:
-            tokenizer = tiny_tokenizer()
-            model = tiny_model(options.tiny, tokenizer, weights_dtype)
-        else:
-            revision = options.revision if source == options.name else None
-            tokenizer = _load_tokenizer(source, revision)
-            model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"model.name = {source} cannot be loaded: {first_line(error)}") from None
+    notes: list[str] = []
+    if source is None:
+        tokenizer = tiny_tokenizer()
+        model = tiny_model(options.tiny, tokenizer, weights_dtype)
+    else:
+        revision = options.revision if source == options.name else None
+        tokenizer = load_tokenizer(source, revision)
+        model, notes = load_pretrained(source, revision, weights_dtype, options.attention)
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {source} has no chat template; use an instruction-tuned model or add one to it"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")
-    if options.attention == "sdpa" and can_share_prompts(model):
+    if options.attention == "sdpa" and model.config._attn_implementation == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
     _disable_dropout(model)
     if options.kernels == "liger":
         use_liger(model, device)
     if options.lora:
-        model = _with_lora(model, options, adapter)
+        model = add_adapters(model, options.lora, adapter)
     if options.gradient_checkpointing:
         _enable_gradient_checkpointing(model)
         if options.lora:
@@ -231,39 +226,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     # keeps. The setting is the process's, so a float32 policy after a bfloat16 one takes it back.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     model = model.to(device).train(options.gradient_checkpointing)
-    return Policy(model, tokenizer, device, dtype, compiled=options.kernels == "compiled")
-
-
-def _load_tokenizer(source: str, revision: str | None) -> Any:
-    if Path(source).is_dir():
-        names = {path.name for path in Path(source).iterdir()}
-        if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
-            raise UserError(f"the model folder {source} has no tokenizer; copy the tokenizer's files into it")
-        if "config.json" not in names:
-            raise UserError(f"the model folder {source} has no config.json, so it is not a Hugging Face model")
-        if not any(name.endswith((".safetensors", ".bin")) for name in names):
-            raise UserError(f"the model folder {source} has no weights (*.safetensors)")
-    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-
-
-def _with_lora(model: Any, options: ModelOptions, adapter: Path | None) -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise UserError("model.lora needs peft; install it with `pip install 'sspo[lora]'`") from None
-    if adapter is not None:
-        return peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-    assert options.lora
-    config = peft.LoraConfig(
-        r=options.lora.rank,
-        lora_alpha=options.lora.alpha,
-        lora_dropout=0.0,
-        target_modules=options.lora.targets,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.lora.seed)
-        return peft.get_peft_model(model, config)
+    return Policy(model, tokenizer, device, dtype, compiled=options.kernels == "compiled", notes=tuple(notes))
 
 
 def _enable_gradient_checkpointing(model: Any) -> None:

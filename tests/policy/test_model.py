@@ -81,12 +81,6 @@ def test_adapters_begin_by_their_own_seed_whatever_was_drawn_before(tiny):
     assert [not torch.equal(a, b) for a, b in zip(first, other, strict=True)] == drawn
 
 
-def test_an_adapter_on_the_vocabulary_projection_is_refused(tiny):
-    policy = load_policy(ModelOptions(tiny=tiny, lora=LoraOptions(targets=["q_proj", "lm_head"])), CPU)
-    with pytest.raises(UserError, match="would not be trained"):
-        policy.check_logits()
-
-
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
