@@ -7,7 +7,7 @@ import httpx
 import pytest
 from commands import assert_told, sspo
 
-from sspo_cli.config import VllmOptions
+from sspo_cli.config import VllmOptions, differences, load_config
 from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
 from sspo_cli.rollout.vllm_server import VllmServer
@@ -49,6 +49,7 @@ def test_a_run_keeps_and_prints_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(httpx.Client, "_send_single_request", refuse)
     monkeypatch.delenv("SSPO_VLLM_CREDENTIALS", raising=False)
     options = {"cold_start__steps": 0, "evaluation__benchmarks": "[]", "rollout__vllm__server": ADDRESS}
+    options["tasks"] = "[{name: arithmetic, limit: 50}]"
     command = ("train", "--runs-dir", tmp_path, "--run", "a")
     done = sspo(*command, "-s", f"rollout.vllm.exchange={tmp_path}", **options)
     assert_told(done, f"the vLLM server {KEPT} does not answer")
@@ -69,9 +70,7 @@ def test_a_run_keeps_and_prints_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert about["options"]["rollout"]["vllm"]["server"] == KEPT
 
 
-def test_the_same_address_is_no_other_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sspo_cli.config import differences, load_config
-
+def test_the_same_address_is_no_other_option(tmp_path: Path) -> None:
     ours, theirs = (
         load_config(overrides=[f"rollout.vllm={{server: '{server}', exchange: {tmp_path}}}"])
         for server in (ADDRESS, KEPT)
