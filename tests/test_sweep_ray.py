@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -138,11 +137,15 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
     }
     assert not open_to_all
 
-    (port,) = {address.port for name, address in listening if name == "gcs_server"}
-    knock = f"import ray; ray.init('127.0.0.1:{port}', log_to_driver=False)"
-    stranger = subprocess.run([sys.executable, "-c", knock], capture_output=True, text=True)
-    assert stranger.returncode != 0
-    assert "AuthenticationError" in stranger.stderr
+    token = (
+        psutil.Process(process.pid).environ().get("RAY_AUTH_TOKEN")
+    )  # as it was at the start: the sweep draws its own
+    servers = [each for each in family if each.name() in ("gcs_server", "raylet")]
+    assert all(server.environ()["RAY_AUTH_MODE"] == "token" for server in servers)
+    (drawn,) = {server.environ()["RAY_AUTH_TOKEN"] for server in servers}
+    assert len(drawn) == 64
+    assert drawn != token
+    assert not any(drawn in argument for each in family for argument in each.cmdline())
 
     for each in family:  # the cluster's own processes too, as when Slurm ends a job
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
