@@ -14,7 +14,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
-from sspo_cli.policy.checkpoint import load_state, set_damaged_aside
+from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
@@ -131,7 +131,10 @@ def prepare(
     torch.set_num_threads(options.threads)
     loaded = _load(folder, options, tracker)
     policy = loaded.policy
-    state = RunState.from_state_dict(loaded.saved["run"]) if loaded.saved else RunState()
+    state = RunState()
+    if loaded.checkpoint and loaded.saved:
+        with usable_state(loaded.checkpoint):
+            state = RunState.from_state_dict(loaded.saved["run"])
     lost = folder.truncate(state.step, loaded.saved.get("files") if loaded.saved else None)
     tracker.start(options.steps, state.step)
     if loaded.checkpoint:
@@ -153,8 +156,9 @@ def prepare(
     optimizer = adamw(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
-    if loaded.saved:
-        optimizer.load_state_dict(loaded.saved["optimizer"])
+    if loaded.checkpoint and loaded.saved:
+        with usable_state(loaded.checkpoint):
+            optimizer.load_state_dict(loaded.saved["optimizer"])
     return Run(
         options=options,
         folder=folder,

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.locks import take_lock
+from sspo_cli.locks import hold_lock, take_lock
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.seeds import derive_seed
@@ -31,6 +31,7 @@ from sspo_cli.tracking.files import (
     write_json_atomic,
     write_jsonl_atomic,
 )
+from sspo_cli.tracking.shapes import EVALUATIONS, PARTIAL_CHUNK
 from sspo_cli.types import Completion, Group, Prompt
 
 CHUNK = 256  # problems at most between two signs of progress
@@ -184,14 +185,14 @@ def record(
     details, summaries = folder / f"{benchmark.name}.jsonl", folder / "summary.json"
 
     def is_replaced(row: dict[str, Any], template: str) -> bool:
-        return row["step"] == step and conditions.matches(row, template)
+        return row.get("step") == step and conditions.matches(row, template)
 
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # an `sspo eval` may measure a run that is still training
+    with hold_lock(FileLock(folder / ".lock")):  # an `sspo eval` may measure a run that is still training
         kept = [row for row in read_jsonl(details) if not is_replaced(row, "template")]
         write_jsonl_atomic(details, [*kept, *({"step": step, **row} for row in rows)])
-        kept = read_json(summaries) if summaries.exists() else []
+        kept = read_json(summaries, EVALUATIONS) if summaries.exists() else []
         kept = [row for row in kept if row["benchmark"] != benchmark.name or not is_replaced(row, "prompt")]
         write_json_atomic(summaries, [*kept, summary])
     return summary
@@ -206,15 +207,14 @@ def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
     lock = FileLock(partial.with_name(f".{partial.name}.lock"))
     with explain_os_errors("write", partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
-        taken = take_lock(lock)
-    if not taken:
+    if not take_lock(lock):
         raise UserError(
             f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
             f"(its work is {partial}); wait for it"
         )
     try:
         truncate_jsonl(partial, lambda chunk: True)  # a chunk that a kill has torn would run into the next one
-        yield [chunk["rows"] for chunk in read_jsonl(partial)]
+        yield [chunk["rows"] for chunk in read_jsonl(partial, PARTIAL_CHUNK)]
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

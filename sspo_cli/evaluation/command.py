@@ -23,7 +23,7 @@ from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
-from sspo_cli.tracking.files import write_json_atomic
+from sspo_cli.tracking.files import explain_os_errors, write_json_atomic
 from sspo_cli.tracking.text import pass_at_1
 from sspo_cli.types import Problem
 
@@ -113,7 +113,8 @@ def _measure_target(
     engine.check_capacity(max(needed))
     if to_record and not target.checkpoint:
         content = {"model": target.model, "options": target.options.model_dump(mode="json")}
-        target.folder.mkdir(parents=True, exist_ok=True)
+        with explain_os_errors("create", target.folder):
+            target.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(target.folder / MODEL, redacted(content))
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from sspo_cli.config import VALIDATION, RunOptions, TaskName, TaskOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import LONGEST_PATH, UserError
 from sspo_cli.evaluation.benchmark import Conditions
 from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
 from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.shapes import BEST, MEASURED_MODEL
 
 MODEL = "model.json"  # in the folder of a model that no run has made: which one it is
 
@@ -49,6 +50,8 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
     """
     if not name:
         raise UserError("a run or model to measure has an empty name")
+    if len(name) > LONGEST_PATH or "\0" in name:
+        raise UserError(f"there is no run or model {name!r}")
     for path in (Path(name), runs_dir / name):
         of_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file()
         if (path / "checkpoints").is_dir():
@@ -69,7 +72,7 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
     options = given.model_copy(update={"model": given.model.model_copy(update={"name": name})})
     target = Target(name, options, runs_dir / f"model-{name.strip('/').replace('/', '-')}", None)
     path = target.folder / MODEL
-    if path.exists() and (earlier := read_json(path)["model"]) != target.model:
+    if path.exists() and (earlier := read_json(path, MEASURED_MODEL)["model"]) != target.model:
         raise UserError(f"{target.folder} holds the results of another model, {earlier}; choose another --runs-dir")
     return target
 
@@ -116,7 +119,7 @@ def _checkpoint_of(run: RunFolder, which: str) -> Path:
             raise UserError(
                 f"run {run.path} has chosen no best checkpoint; it would need evaluation.validation, problems held out for that"
             )
-        which = str(read_json(run.best_path)["step"])
+        which = str(read_json(run.best_path, BEST)["step"])
     folder = run.checkpoints / f"step-{which}"
     if not folder.is_dir():
         steps = ", ".join(path.name.removeprefix("step-") for path in checkpoint_folders(run.checkpoints))

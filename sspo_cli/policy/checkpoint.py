@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,7 +17,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, border, first_line
 from sspo_cli.policy.model import Policy
 
 MANIFEST = "manifest.json"
@@ -120,15 +120,26 @@ def describe_last_good(parent: Path) -> str:
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Read the `state` that `save_checkpoint` was given; the model is opened by `load_policy(..., folder=folder)`."""
-    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    with usable_state(folder):
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"{STATE} holds a {type(state).__name__}")
+    return state
+
+
+def usable_state(folder: Path) -> AbstractContextManager[None]:
+    """Make the border of a checkpoint's state: what cannot be loaded, or does not fit the run, is a UserError."""
+    return border(f"the state of checkpoint {folder} cannot be used; delete that folder, and an earlier one serves")
 
 
 def is_whole(folder: Path) -> bool:
     """Report whether every file of the manifest is there with its checksum. Raises UserError if a file cannot be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if not isinstance(manifest, dict) or STATE not in manifest:
+            return False
         return all(_checksum(folder / name) == digest for name, digest in manifest.items())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
         return False
     except OSError as error:  # the file may be whole: nothing is passed over for it
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from None

@@ -18,11 +18,11 @@ from filelock import FileLock
 
 from sspo_cli import __version__
 from sspo_cli.config import RunOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, border
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.locks import take_lock
 from sspo_cli.policy.batch import collate
-from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside
+from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside, usable_state
 from sspo_cli.policy.model import Policy, fingerprint, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
@@ -65,7 +65,8 @@ def cold_start(
             "{question, answer, demonstration} rows, or set cold_start.steps=0"
         )
     folder = cache / _key(policy, demonstrations, options)
-    folder.mkdir(parents=True, exist_ok=True)
+    with border(f"the cold start cannot be kept in {cache}"):
+        folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / ".lock", interruption, note):
         start, _ = set_damaged_aside(folder)
         done = int(start.name.removeprefix("step-")) if start else 0
@@ -75,7 +76,8 @@ def cold_start(
         if done < options.cold_start.steps:
             optimizer = adamw(policy.parameters, BETAS, options.cold_start.weight_decay, options.optimizer.eight_bit)
             if start:
-                optimizer.load_state_dict(load_state(start)["optimizer"])
+                with usable_state(start):
+                    optimizer.load_state_dict(load_state(start)["optimizer"])
             _train(policy, optimizer, demonstrations, options, folder, done, interruption, progress)
     return policy, folder / f"step-{options.cold_start.steps}"
 

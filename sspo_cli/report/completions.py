@@ -9,8 +9,9 @@ from typing import Any
 from sspo_cli.errors import UserError
 from sspo_cli.report.groups import RunGroup
 from sspo_cli.report.records import RunRecord, short_names
-from sspo_cli.tracking.files import explain_os_errors
+from sspo_cli.tracking.files import explain_os_errors, parse_json
 from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.shapes import COMPLETION, check_shape
 
 BUDGET = 2_400_000  # characters of JSON that the completions of all runs may take together
 SHORTEST_CUT = 300  # tokens; however many runs there are, no completion is cut to fewer
@@ -55,10 +56,8 @@ def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
     used = 0
 
     def row(number: int) -> dict[str, Any]:
-        try:
-            return json.loads(lines[number])
-        except ValueError:
-            raise UserError(f"{path}, line {number + 1} is not valid JSON") from None
+        where = f"{path}, line {number + 1}"
+        return check_shape(parse_json(lines[number], where), COMPLETION, where)
 
     for place in _coarse_to_fine(len(lines)):
         if place in seen:

@@ -13,6 +13,7 @@ from sspo_cli.config import VALIDATION, RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.files import read_json, read_jsonl
 from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.shapes import ANSWER, MEASURED_MODEL
 
 # Which checkpoint's numbers go into the tables: the one after the last step, or the best one by validation.
 Select = Literal["last", "best"]
@@ -105,7 +106,8 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     folders: dict[Path, Path] = {}
     for path in paths:
         for folder, below, files in os.walk(path):
-            if {"config.json", "status.json"} <= set(files) or ("model.json" in files and "eval" in below):
+            names = {*files, *below}  # a folder where a file should be is a damaged run, not none
+            if {"config.json", "status.json"} <= names or {"model.json", "eval"} <= names:
                 folders.setdefault(Path(folder).resolve(), Path(folder))
                 below.clear()
             below.sort()
@@ -121,6 +123,7 @@ def read_run(path: Path) -> RunRecord:
     """Read a run. Raises UserError for an unreadable or damaged file."""
     folder = RunFolder.open(path)
     status = folder.status
+    folder.weights()  # they are drawn later; a damaged file is reported while the run can still be left out
     state = status["state"]
     if state == "running" and not folder.is_being_written():
         state = "killed"
@@ -131,7 +134,7 @@ def read_run(path: Path) -> RunRecord:
         options=folder.config,
         state=state,
         step=status["step"],
-        reason=status["reason"],
+        reason=status.get("reason"),
         started=datetime.fromisoformat(status["started"]) if "started" in status else None,
         metrics=metrics.astype(float),
         evaluations=_evaluations(folder),
@@ -140,9 +143,7 @@ def read_run(path: Path) -> RunRecord:
 
 def read_bare_model(path: Path) -> BareModel:
     """Read what `sspo eval` left of a model. Raises UserError for an unreadable or damaged file."""
-    content = read_json(path / "model.json")
-    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
-        raise UserError(f"{path / 'model.json'} names no model")
+    content = read_json(path / "model.json", MEASURED_MODEL)
     return BareModel(path, Path(content["model"]).name, _evaluations(RunFolder(path)))
 
 
@@ -151,7 +152,7 @@ def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any
 
     Raises UserError for a damaged file.
     """
-    return read_jsonl(RunFolder(source.path).eval / f"{benchmark}.jsonl")
+    return read_jsonl(RunFolder(source.path).eval / f"{benchmark}.jsonl", ANSWER)
 
 
 def measurement_of(evaluation: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -169,4 +170,10 @@ def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
 
 def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
     """Read the evaluations, each with all of MEASUREMENT: older versions took one sample, and did not say so."""
-    return [{**dict.fromkeys(MEASUREMENT), "samples": 1, **row} for row in folder.evaluations()]
+    rows = folder.evaluations()
+    for row in rows:
+        if not {"n", "correct", "pass_at_1"} <= row.keys() or row["correct"] > row["n"] * row.get("samples", 1):
+            raise UserError(
+                f"{folder.summary_path} does not say of {row['benchmark']} how many of its problems are solved"
+            )
+    return [{**dict.fromkeys(MEASUREMENT), "samples": 1, **row} for row in rows]

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from rich.console import Console
 
 from sspo_cli.config import differences, may_change
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
+from sspo_cli.locks import take_lock
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.place import Place, PlaceLost, Running
@@ -66,11 +67,9 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
     """
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"sweep {folder} is being run by another process") from None
+    lock = FileLock(folder / ".lock")
+    if not take_lock(lock):
+        raise UserError(f"sweep {folder} is being run by another process")
     with lock:
         _check_options(trials, folder)
         with Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:

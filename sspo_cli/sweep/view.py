@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from sspo_cli.errors import UserError
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.tracking.files import last_jsonl_rows
 from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.shapes import METRICS, check_shape
 from sspo_cli.tracking.text import duration
 
 ORDER = ("running", "stopped", "failed", "to be retried", "waiting", "finished")  # from top to bottom
@@ -104,14 +106,22 @@ class TrialsView:
 
     def _progress(self, name: str) -> tuple[str, str, str]:
         """Step, reward and time left, by the last metrics that the trial wrote."""
-        rows = last_jsonl_rows(RunFolder(self._folder / name).metrics_path, RECENT)
+        rows = self._last_rows(name, RECENT)
         if not rows:
             return "", "", ""
         last, steps = rows[-1], self._options[name].steps
-        left = statistics.mean(row["time/step"] for row in rows) * (steps - last["step"])
-        return f"{last['step']}/{steps}", f"{last['reward/mean']:.2f}", duration(left) if left else ""
+        left = statistics.mean(row.get("time/step") or 0.0 for row in rows) * (steps - last["step"])
+        return f"{last['step']}/{steps}", f"{last.get('reward/mean') or 0.0:.2f}", duration(left) if left else ""
 
     def _step(self, name: str) -> int:
         """The last one that the trial took."""
-        rows = last_jsonl_rows(RunFolder(self._folder / name).metrics_path, 1)
+        rows = self._last_rows(name, 1)
         return rows[-1]["step"] if rows else 0
+
+    def _last_rows(self, name: str, count: int) -> list[dict[str, Any]]:
+        """The last metrics of a trial; none where they are damaged, which the trial itself reports."""
+        path = RunFolder(self._folder / name).metrics_path
+        try:
+            return [check_shape(row, METRICS, str(path)) for row in last_jsonl_rows(path, count)]
+        except UserError:
+            return []

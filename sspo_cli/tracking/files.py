@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from sspo_cli.errors import UserError
+from sspo_cli.tracking.shapes import ROW, check_shape
 
 LONGEST_ROW = 4096  # bytes; a row of metrics has some 1,300
 
@@ -42,14 +45,25 @@ def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text_atomic(path, "".join(map(_line, rows)))
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError for a missing, unreadable or malformed file."""
+def read_json(path: Path, shape: TypeAdapter[Any] | None = None) -> Any:
+    """Raises UserError for a missing, unreadable or malformed file, and for one that does not have the shape."""
     with explain_os_errors("read", path):
         text = path.read_bytes()
+    value = parse_json(text, str(path))
+    return check_shape(value, shape, str(path)) if shape else value
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """Raises UserError, which begins with `where`, for what is not valid JSON, is nested too deeply, or is no Unicode."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if b"\\ud" in text.lower():  # perhaps half a surrogate pair, which can be printed nowhere
+            json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
-        raise UserError(f"{path} is not valid JSON") from None
+        raise UserError(f"{where} is not valid JSON") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read") from None
+    return value
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
@@ -61,33 +75,31 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         file.write(_encode(_line(row)))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, shape: TypeAdapter[Any] = ROW) -> list[dict[str, Any]]:
     """Every whole row; none where the file does not exist. A last line that a crash has torn is dropped.
 
-    Raises UserError where the file cannot be read or a line before the last is damaged.
+    Raises UserError where the file cannot be read, or a line is damaged or does not have the shape.
     """
     if not path.exists():
         return []
     with explain_os_errors("read", path):
         *lines, _torn = path.read_bytes().split(b"\n")  # a whole row ends in a newline, so `_torn` is empty or torn
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise UserError(f"{path}, line {number} is not valid JSON") from None
-    return rows
+    places = (f"{path}, line {number}" for number in range(1, len(lines) + 1))
+    return [check_shape(parse_json(line, place), shape, place) for line, place in zip(lines, places, strict=True)]
 
 
 def last_jsonl_rows(path: Path, count: int) -> list[dict[str, Any]]:
-    """At most the last `count` whole rows, without reading the rest of a long file; none where it does not exist."""
+    """At most the last `count` whole rows, without reading the rest of a long file; none where it does not exist.
+
+    Raises UserError where the file cannot be read or one of them is damaged.
+    """
     if not path.exists():
         return []
     with explain_os_errors("read", path), open(path, "rb") as file:
         start = max(0, os.path.getsize(path) - count * LONGEST_ROW)
         file.seek(start)
         lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first may be cut, the last is torn or empty
-    return [json.loads(line) for line in lines[-count:]]
+    return [check_shape(parse_json(line, f"{path}, at its end"), ROW, str(path)) for line in lines[-count:]]
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -19,6 +20,7 @@ from sspo_cli.locks import take_lock
 from sspo_cli.redaction import redacted
 from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, write_json_atomic
 from sspo_cli.tracking.records import flush_folder, record, restore
+from sspo_cli.tracking.shapes import CONFIG, EVALUATIONS, METRICS, STATUS, WEIGHTS
 
 State = Literal["running", "finished", "failed", "interrupted"]
 
@@ -116,9 +118,7 @@ class RunFolder:
     @cached_property
     def config(self) -> RunOptions:
         """The options that were run. Raises UserError where `config.json` is unreadable or of another version."""
-        about = read_json(self.config_path)
-        if not isinstance(about, dict) or not isinstance(about.get("options"), dict):
-            raise UserError(f"{self.config_path} holds no options")
+        about = read_json(self.config_path, CONFIG)
         try:
             return validate(about["options"])
         except UserError as error:
@@ -129,7 +129,7 @@ class RunFolder:
 
         Raises UserError where the disk refuses.
         """
-        about = read_json(self.config_path)
+        about = read_json(self.config_path, CONFIG)
         about["options"] = redacted(config.model_dump(mode="json"))
         about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
         write_json_atomic(self.config_path, about)
@@ -142,7 +142,7 @@ class RunFolder:
         Returns what differs in the program from the start before, such as `torch: 2.7.0 -> 2.8.0`. Raises UserError if the
         disk refuses.
         """
-        about, now = read_json(self.config_path), _program()
+        about, now = read_json(self.config_path, CONFIG), _program()
         before = {"revision": None, "packages": {}, **about, **(about.get("resumed") or [{}])[-1]}
         old, new = ({"revision": each["revision"], **each["packages"]} for each in (before, now))
         changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -154,7 +154,7 @@ class RunFolder:
     @property
     def status(self) -> dict[str, Any]:
         """What `status.json` says; empty where there is none. Raises UserError where it is unreadable."""
-        return read_json(self.status_path) if self.status_path.exists() else {}
+        return read_json(self.status_path, STATUS) if self.status_path.exists() else {}
 
     def write_status(self, state: State, step: int, steps: int, reason: str | None = None) -> None:
         """Replaces `status.json`; `started` stays that of the first start. Raises UserError where the disk refuses."""
@@ -173,7 +173,11 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """One row for each optimizer step. Raises UserError where the file is damaged."""
-        return read_jsonl(self.metrics_path)
+        rows = read_jsonl(self.metrics_path, METRICS)
+        for before, row in pairwise(rows):
+            if row["step"] <= before["step"]:
+                raise UserError(f"{self.metrics_path} has step {row['step']} after step {before['step']}")
+        return rows
 
     def completions(self) -> list[dict[str, Any]]:
         """The sampled completions that were kept. Raises UserError where the file is damaged."""
@@ -181,11 +185,14 @@ class RunFolder:
 
     def weights(self) -> list[dict[str, Any]]:
         """One histogram of token weights for each optimizer step. Raises UserError where the file is damaged."""
-        return read_jsonl(self.weights_path)
+        rows = read_jsonl(self.weights_path, WEIGHTS)
+        if len({(row["width"], len(row["positive"]), len(row["negative"])) for row in rows}) > 1:
+            raise UserError(f"{self.weights_path} has rows with other bins than the ones before")
+        return rows
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The rows of `eval/summary.json`; none before an evaluation. Raises UserError where it is unreadable."""
-        return read_json(self.summary_path) if self.summary_path.exists() else []
+        return read_json(self.summary_path, EVALUATIONS) if self.summary_path.exists() else []
 
     def record(self) -> dict[str, Any]:
         """Flush all files to the disk and describe them for a checkpoint, by which `truncate` can tell whether they are whole.
@@ -255,7 +262,7 @@ class RunFolder:
 
         Raises UserError where the file cannot be written.
         """
-        measured = [row for row in self.evaluations() if row["benchmark"] == VALIDATION]
+        measured = [row for row in self.evaluations() if row["benchmark"] == VALIDATION and "pass_at_1" in row]
         present = [row for row in measured if (self.checkpoints / f"step-{row['step']}").is_dir()]
         if not present:
             self.best_path.unlink(missing_ok=True)

@@ -64,8 +64,35 @@ def test_refusals_are_sentences(tokenizer):
         render(PROBLEM, "think_answer", tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
     tokenizer.name_or_path = "some/model"
-    with pytest.raises(UserError, match="some/model refuses the prompt template think-answer: no system turn, please"):
+    with pytest.raises(
+        UserError, match="some/model refuses the prompt template think-answer: TemplateError: no system turn, please"
+    ):
         render(PROBLEM, "think-answer", tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="the tokenizer some/model has no chat template"):
         render(PROBLEM, "plain", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1/0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[7].content }}", "UndefinedError"),
+        ("{{ none + 1 }}", "TypeError"),
+        ("{{ messages | map('upper'", "TemplateSyntaxError"),
+        ("{{ [] | first | int(base=99) }}", ""),
+        ("{% for i in range(10**9) %}{{ i }}{% endfor %}", "OverflowError"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "has not ended"),
+        ("{{ 10**10**10 }}", "has not ended"),
+        ("{{ 'a' * 10**11 }}", "MiB of memory"),
+        ("{{ 'a' * 10**8 }}", "it writes 100,000,000 characters"),
+        ("", "has no chat template"),
+        ("{% if false %}x{% endif %}", "it writes nothing"),
+    ],
+)
+def test_a_chat_template_that_fails_in_any_way_is_one_sentence(tokenizer, monkeypatch, template, said):
+    monkeypatch.setattr("sspo_cli.tasks.prompts.SECONDS", 1.0)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=said) as told:
+        render(PROBLEM, "plain", tokenizer)
+    assert len(str(told.value)) < 400

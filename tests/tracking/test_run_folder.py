@@ -89,7 +89,7 @@ def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no run"):
         RunFolder.open(tmp_path)
     RunFolder.create(tmp_path / "a", RunOptions(), []).close()
-    for damaged, said in (('{"options": {', "is not valid JSON"), ("{}", "holds no options")):
+    for damaged, said in (('{"options": {', "is not valid JSON"), ("{}", "does not hold what sspo writes there")):
         (tmp_path / "a" / "config.json").write_text(damaged)
         with pytest.raises(UserError, match=said):
             RunFolder.open(tmp_path / "a")
@@ -121,7 +121,8 @@ def test_truncating_drops_what_came_after_the_step(tmp_path: Path) -> None:
         for step in range(1, 5):
             append_jsonl(run.metrics_path, {"step": step})
             append_jsonl(run.completions_path, {"step": step})
-            append_jsonl(run.weights_path, {"step": step})
+            bins = {"epoch": 1, "minibatch": 1, "width": 0.05, "positive": [0], "negative": [0]}
+            append_jsonl(run.weights_path, {"step": step, **bins})
         write_json_atomic(run.summary_path, [{"step": step, "benchmark": "gsm8k"} for step in (0, 2, 4)])
         run.truncate(2)
         for rows in (run.metrics(), run.completions(), run.weights()):

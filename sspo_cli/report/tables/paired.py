@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from sspo_cli.errors import UserError
 from sspo_cli.report.choices import against_best_and_baseline
 from sspo_cli.report.frame import Line, split
 from sspo_cli.report.groups import grouped
@@ -39,7 +40,7 @@ class SolvedShares:
 def paired_table(table_rows: pd.DataFrame, notes: Sequence[str]) -> Table | None:
     """Compare each line with the best configuration of its setting and with the strongest baseline, by benchmark.
 
-    `notes` come below its own. None if there are no two lines to compare. Raises UserError for a damaged file of answers.
+    `notes` come below its own. None if there are no two lines to compare. A line with a damaged file of answers is named there.
     """
     rows: list[dict[str, Any]] = []
     not_compared: list[str] = []
@@ -48,7 +49,7 @@ def paired_table(table_rows: pd.DataFrame, notes: Sequence[str]) -> Table | None
         for line, of_line in split(measured, "line"):
             try:
                 results.append(_solved_shares(line, of_line))
-            except LookupError as error:
+            except (LookupError, UserError) as error:
                 not_compared.append(f"{line.label} in {setting} is not compared on {column}: {error}.")
         measurement: dict[str, Any] = {name: measured[name].iloc[0] for name in MEASUREMENT}
         for result, reference, role in against_best_and_baseline(results, _share, lambda result: result.line.method):

@@ -1,0 +1,146 @@
+"""What the files of a run folder hold, as types that they are checked against when they are read.
+
+Files come from older versions, other programs and editors. What is named here has its type; a file may hold more.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from sspo_cli.errors import UserError, shorten
+
+T = TypeVar("T")
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = str | None
+exact = with_config(ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _is_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+def _has_step(row: Any) -> Any:
+    if isinstance(row, dict) and (type(row.get("step")) is not int or row["step"] < 0):
+        raise ValueError("a row without its step")
+    return row
+
+
+@exact
+class _Config(TypedDict):
+    options: dict[str, Any]
+    changes: NotRequired[list[dict[str, Any]]]
+
+
+@exact
+class _Status(TypedDict):
+    state: Literal["running", "finished", "failed", "interrupted"]
+    step: Count
+    reason: NotRequired[Text]
+    started: NotRequired[Annotated[str, AfterValidator(_is_time)]]
+
+
+@exact
+class _Evaluation(TypedDict):
+    step: Count
+    benchmark: str
+    pass_at_1: NotRequired[Share]
+    n: NotRequired[Annotated[int, Field(gt=0)]]
+    correct: NotRequired[Annotated[float, Field(ge=0)]]
+    split: NotRequired[Text]
+    samples: NotRequired[Annotated[int, Field(gt=0)]]
+    temperature: NotRequired[float]
+    max_new_tokens: NotRequired[int | None]
+    prompt: NotRequired[Text]
+
+
+@exact
+class _Answer(TypedDict):
+    id: str
+    gold: str
+    correct: bool
+    format: NotRequired[float]
+    tokens: NotRequired[int]
+    finish: NotRequired[str]
+    status: NotRequired[str]
+
+
+@exact
+class _StepAnswer(_Answer):
+    step: Count
+
+
+@exact
+class _Chunk(TypedDict):
+    rows: list[_Answer]
+
+
+@exact
+class _Weights(TypedDict):
+    step: Count
+    epoch: int
+    minibatch: int
+    width: Annotated[float, Field(gt=0)]
+    positive: Annotated[list[Count], Field(min_length=1)]
+    negative: Annotated[list[Count], Field(min_length=1)]
+
+
+@exact
+class _Completion(TypedDict):
+    step: Count
+    rollout: Count
+    problem: str
+    completion: str
+    extracted: Text
+    r_answer: float
+    r_format: float
+    advantage: float | None
+    tokens: Count
+    truncated: bool
+    pieces: NotRequired[list[str] | None]
+    weights: NotRequired[list[float | None] | None]
+
+
+@exact
+class _Model(TypedDict):
+    model: str
+
+
+@exact
+class _Best(TypedDict):
+    step: Count
+
+
+CONFIG: TypeAdapter[Any] = TypeAdapter(_Config)
+STATUS: TypeAdapter[Any] = TypeAdapter(_Status)
+EVALUATIONS: TypeAdapter[Any] = TypeAdapter(list[_Evaluation])
+METRICS: TypeAdapter[Any] = TypeAdapter(
+    Annotated[dict[str, float | None], BeforeValidator(_has_step)],
+    config=ConfigDict(strict=True, allow_inf_nan=False),
+)
+ROW: TypeAdapter[Any] = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
+WEIGHTS: TypeAdapter[Any] = TypeAdapter(_Weights)
+COMPLETION: TypeAdapter[Any] = TypeAdapter(_Completion)
+ANSWER: TypeAdapter[Any] = TypeAdapter(_StepAnswer)
+PARTIAL_CHUNK: TypeAdapter[Any] = TypeAdapter(_Chunk)
+MEASURED_MODEL: TypeAdapter[Any] = TypeAdapter(_Model)
+BEST: TypeAdapter[Any] = TypeAdapter(_Best)
+
+
+def check_shape(value: T, shape: TypeAdapter[Any], where: str) -> T:
+    """Return the value as it is. Raises UserError, which begins with `where`, if it does not have this shape."""
+    try:
+        shape.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(map(str, first["loc"]))
+        found = f"{f'`{path}`' if path else 'what is there'} = {shorten(repr(first['input']), 60)}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"{where} does not hold what sspo writes there, {found}: {message[0].lower()}{message[1:]}"
+        ) from None
+    return value
