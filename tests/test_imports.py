@@ -14,7 +14,7 @@ ORDER = [
     {"environments", "config"},
     {"policy", "tracking"},
     {"rollout"},
-    {"preflight"},
+    {"preflight", "model_check"},
     {"evaluation", "report"},
     {"sweep", "run"},
     {"train"},
