@@ -6,7 +6,7 @@ from typing import Any
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
-from sspo_cli.policy.model import Policy
+from sspo_cli.policy.model import Policy, check_ids
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.types import Prompt
 
@@ -80,10 +80,12 @@ def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: 
 def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> int:
     """Return how many tokens a prompt and its completion may have at most, over all of them.
 
-    Raises UserError for a prompt that leaves too little of the model's context for its completion.
+    Raises UserError for a prompt with tokens that the model does not have, and for one that leaves too little of the model's
+    context for its completion.
     """
     longest = 0
     for prompt in prompts:
+        check_ids(prompt.token_ids, policy, f"the prompt of problem {prompt.problem.id} of {prompt.problem.task}")
         needed = len(prompt.token_ids) + max_new_tokens
         longest = max(longest, needed)
         if policy.context is not None and needed > policy.context:

@@ -13,6 +13,7 @@ from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, ma
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
+from sspo_cli.model_check import check_model, check_structure
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
@@ -21,8 +22,9 @@ from sspo_cli.policy.model import Policy, load_policy, resolve_device
 from sspo_cli.policy.optimizer import adamw, adamw_8bit
 from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout import open_engine
+from sspo_cli.rollout import open_engine, samples_by_torch
 from sspo_cli.rollout.engine import Engine
+from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.run.failures import explained_full_disk, explained_full_memory
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
@@ -147,7 +149,7 @@ def prepare(
             tracker.note(f"the program is not that of the start before, so the end may differ: {'; '.join(moved)}")
     rendered = _render(options, policy, tracker)
     needs_cold_start = loaded.checkpoint is None and options.cold_start.steps > 0
-    engine = _check(options, policy, rendered, checker, tracker, needs_cold_start)
+    engine = _check(options, policy, rendered, checker, tracker, loaded.checkpoint, needs_cold_start)
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
         folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)
@@ -181,6 +183,10 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     checkpoint, damaged = set_damaged_aside(folder.checkpoints)
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
+    sampled = options.rollout.max_new_tokens  # at least so long are the texts; prompts are not rendered yet
+    check_structure(
+        options.model, sampled, tracker.note, samples=samples_by_torch(options.rollout, device), folder=checkpoint
+    )
     policy = load_policy(options.model, device, checkpoint)
     for note in policy.notes:
         tracker.note(note)
@@ -209,16 +215,19 @@ def _check(
     rendered: Rendered,
     checker: AnswerChecker,
     tracker: Tracker,
+    checkpoint: Path | None,
     needs_cold_start: bool,
 ) -> Engine:
-    """Open the engine. Raises UserError for what would fail later: lengths, logits, rewards, and the engine's limits."""
+    """Open the engine. Raises UserError for what would fail later: lengths, rewards, the model, and the engine's limits."""
     longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy)
     for benchmark in rendered.benchmarks:
         longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy))
-    policy.check_logits()
     check_rewards(policy.tokenizer, rendered.prompts[0][0], checker, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
+    by_torch = isinstance(engine, TorchEngine)
+    check_structure(options.model, longest, tracker.note, samples=by_torch, folder=checkpoint)
+    check_model(policy, samples=by_torch)
     if needs_cold_start:
         engine.sync(policy)  # whether weights arrive is known before the cold start, not after it
     engine.sleep()

@@ -15,7 +15,7 @@ ORDER = [
     {"environments", "config"},
     {"policy", "tracking"},
     {"rollout"},
-    {"preflight"},
+    {"preflight", "model_check"},
     {"evaluation", "report"},
     {"sweep", "run"},
     {"train"},

@@ -16,11 +16,13 @@ from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, parti
 from sspo_cli.evaluation.comparison import EvalResult, print_comparison
 from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
 from sspo_cli.interruption import Interrupted
+from sspo_cli.model_check import check_model, check_structure
 from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
 from sspo_cli.preflight import check_lengths
 from sspo_cli.redaction import redacted
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout import open_engine
+from sspo_cli.rollout import open_engine, samples_by_torch
+from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tracking.files import explain_os_errors, write_json_atomic
@@ -103,6 +105,10 @@ def _measure_target(
 ) -> list[EvalResult]:
     """Measure a target on each benchmark."""
     torch.set_num_threads(target.options.threads)
+    sampled = conditions.max_new_tokens
+    _check_structure(
+        target, sampled, samples_by_torch(target.options.rollout, resolve_device(target.options.device)), bars
+    )
     policy = _load(target)
     for note in policy.notes:
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
@@ -111,6 +117,9 @@ def _measure_target(
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
     engine = open_engine(target.options.rollout, policy, named=True, learns=False)
     engine.check_capacity(max(needed))
+    by_torch = isinstance(engine, TorchEngine)
+    _check_structure(target, max(needed), by_torch, bars)
+    check_model(policy, learns=False, samples=by_torch)
     if to_record and not target.checkpoint:
         content = {"model": target.model, "options": target.options.model_dump(mode="json")}
         with explain_os_errors("create", target.folder):
@@ -134,6 +143,16 @@ def _measure_target(
     return results
 
 
+def _check_structure(target: Target, reach: int, samples: bool, bars: Progress) -> None:
+    """Check the structure of a target's model, which only samples here."""
+    try:
+        check_structure(
+            target.options.model, reach, bars.console.print, learns=False, samples=samples, folder=target.checkpoint
+        )
+    except UserError as error:
+        raise _named(target, error) from None
+
+
 def _load(target: Target) -> Policy:
     """Load a target. Raises UserError if it cannot be; a mistyped run's name looks like a model's, so the message names both."""
     gc.collect()  # the model before this one
@@ -143,9 +162,14 @@ def _load(target: Target) -> Policy:
     try:
         return load_policy(model, resolve_device(options.device), target.checkpoint)
     except UserError as error:
-        if target.checkpoint:
-            raise
-        raise UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}") from None
+        raise _named(target, error) from None
+
+
+def _named(target: Target, error: UserError) -> UserError:
+    """Add to an error of a model that is not a run that there is no such run: its name may be mistyped."""
+    if target.checkpoint:
+        return error
+    return UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}")
 
 
 def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:

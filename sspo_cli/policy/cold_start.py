@@ -23,7 +23,7 @@ from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.locks import take_lock
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside, usable_state
-from sspo_cli.policy.model import Policy, fingerprint, load_policy
+from sspo_cli.policy.model import Policy, check_ids, fingerprint, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion, Group, Prompt, Reward
@@ -32,12 +32,17 @@ BETAS = (0.9, 0.95)
 
 
 def demonstrations_of(prompts: Sequence[Prompt], policy: Policy) -> list[Group]:
-    """Make a group of one completion, which ends the sequence, of each worked answer among the prompts' problems."""
+    """Make a group of one completion, which ends the sequence, of each worked answer among the prompts' problems.
+
+    Raises UserError for one with tokens that the model does not have.
+    """
     groups = []
     for prompt in prompts:
         if prompt.problem.demonstration is not None:
             text = prompt.problem.demonstration.removeprefix(prompt.opening)
             ids = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
+            check_ids(ids, policy, f"the demonstration of problem {prompt.problem.id} of {prompt.problem.task}")
+            check_ids(prompt.token_ids, policy, f"the prompt of problem {prompt.problem.id} of {prompt.problem.task}")
             completion = Completion(ids, [0.0] * len(ids), text, truncated=False)
             groups.append(Group(prompt, [completion], [Reward(0.0, 0.0, None, "ok")]))
     return groups

@@ -1,11 +1,13 @@
 """Other kernels for the layers of a model, with the same results to rounding."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli.errors import UserError, first_line
@@ -51,6 +53,41 @@ def compile_layers(model: Any) -> None:
     torch._dynamo.config.recompile_limit = GRAPHS
     for layer in layers:
         layer.compile(dynamic=True)
+
+
+def checkpoint_layers(model: Any, compiled: bool) -> None:
+    """Keep no activations within a layer: its forward pass is computed again in the backward pass.
+
+    transformers does so only for layers in training mode, where models draw at random (dropout, the jitter of routers). So
+    the layer's own flag alone says training, and not while it is computed, except in compiled layers, whose flag is part
+    of what is compiled. Raises UserError for a model that cannot do it.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"{type(model).__name__} has no layers that can be computed again; set model.gradient_checkpointing=false"
+        )
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+        if not compiled:
+            layer._gradient_checkpointing_func = partial(_checkpoint, layer, layer._gradient_checkpointing_func)
+
+
+def _checkpoint(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
+    """Compute a layer in evaluation mode by the `checkpoint` function, now and in the backward pass."""
+
+    def evaluate(*args: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*args)
+        finally:
+            layer.training = True
+
+    return checkpoint(evaluate, *args)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ read once in the forward pass and once in the backward pass, and what a block le
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,33 @@ from torch import Tensor
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 
 
+@dataclass(frozen=True, slots=True)
+class LogitTransform:
+    """What a model does to the product of its vocabulary projection: a scale (Granite, Cohere), then a soft cap (Gemma-2).
+
+    logits = cap · tanh(scale · product / cap), or scale · product without a cap.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, product: Tensor) -> Tensor:
+        logits = product if self.scale == 1.0 else product * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+IDENTITY = LogitTransform()
+
+
 def token_logprobs(
-    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    transform: LogitTransform = IDENTITY,
 ) -> tuple[Tensor, Tensor]:
-    """Compute log softmax((hidden · weightᵀ + bias) / temperature) at the targets, and the entropy of that distribution.
+    """Compute log softmax(transform(hidden · weightᵀ + bias) / temperature) at the targets, and the entropy there.
 
     hidden [N, H], targets [N], weight [V, H], bias [V] -> logprobs [N] float32, entropy [N] float32 without gradient (nats).
     In float32 whatever the inputs: rounded to bfloat16, logits would differ from one another by more than the policies that
@@ -28,22 +52,27 @@ def token_logprobs(
         if bias is not None:  # one more weight of each word, of a state that is always 1
             hidden = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
             weight = torch.cat([weight, bias.float().unsqueeze(1)], dim=1)
-        return _TokenLogprobs.apply(hidden / temperature, weight, targets)
+        if transform.cap is None:
+            return _TokenLogprobs.apply(hidden / (temperature / transform.scale), weight, targets, None)
+        hidden = hidden / (transform.cap / transform.scale)
+        return _TokenLogprobs.apply(hidden, weight, targets, transform.cap / temperature)
 
 
 class _TokenLogprobs(torch.autograd.Function):
     """Works by blocks of words, with a softmax that is scaled anew when a block has a higher logit.
 
-    The backward pass computes each block's probabilities again.
+    The logits are z = hidden · weightᵀ, or cap · tanh(z). The backward pass computes each block's probabilities again.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
         highest = hidden.new_full((len(hidden), 1), torch.finfo(hidden.dtype).min)
         total, moment = torch.zeros_like(highest), torch.zeros_like(highest)  # Σ e^x and Σ e^x x, x = logit - highest
         chosen = torch.zeros_like(highest)  # the targets' logits, of the same product: in TF32 another one would differ
         for start, block, logits in _blocks(hidden, weight):
             torch.mm(hidden, block.T, out=logits)
+            if cap is not None:
+                logits.tanh_().mul_(cap)
             columns, here = _columns(targets, start, len(block))
             chosen += logits.gather(1, columns) * here
             top = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
@@ -59,24 +88,33 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = (chosen - normalizer).squeeze(1)
         entropy = (total.log() - moment / total).squeeze(1)
         ctx.save_for_backward(hidden, weight, targets, normalizer)
+        ctx.cap = cap
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """d logprob / d logit = [word is the target] - probability."""
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """d logprob / d logit = [word is the target] - probability, and d logit / d z = cap · (1 - tanh²(z))."""
         hidden, weight, targets, normalizer = ctx.saved_tensors
         gradient = gradient.unsqueeze(1)
         of_hidden = torch.zeros_like(hidden)
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for start, block, logits in _blocks(hidden, weight):
-            of_logits = torch.mm(hidden, block.T, out=logits).sub_(normalizer).exp_().mul_(-gradient)
+            torch.mm(hidden, block.T, out=logits)
+            slope = None
+            if ctx.cap is not None:
+                logits.tanh_()
+                slope = ctx.cap * (1 - logits.square())
+                logits.mul_(ctx.cap)
+            of_logits = logits.sub_(normalizer).exp_().mul_(-gradient)
             columns, here = _columns(targets, start, len(block))
             of_logits.scatter_add_(1, columns, gradient * here)
+            if slope is not None:
+                of_logits.mul_(slope)
             of_hidden.addmm_(of_logits, block)
             if of_weight is not None:
                 torch.mm(of_logits.T, hidden, out=of_weight[start : start + len(block)])
-        return of_hidden, of_weight, None
+        return of_hidden, of_weight, None, None
 
 
 def _columns(targets: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The policy: a causal language model, its tokenizer, and its log-probabilities of sampled completions."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
-from sspo_cli.policy.kernels import compile_layers, use_liger
-from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
+from sspo_cli.policy.head import measure_transform
+from sspo_cli.policy.kernels import checkpoint_layers, compile_layers, use_liger
+from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.pretrained import load_pretrained, load_tokenizer
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
@@ -28,6 +29,7 @@ transformers_logging.set_verbosity_error()
 for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
     logging.getLogger(name).setLevel(logging.ERROR)
 
+CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -40,6 +42,7 @@ class Policy:
     device     where the weights are
     dtype      of the forward pass; what is trained is in float32, or as `model.weights` says
     compiled   whether its layers are compiled by torch.compile
+    transform  of the logits, after the vocabulary projection
     notes      what a user should know of how it was loaded
     """
 
@@ -48,6 +51,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype
     compiled: bool = False
+    transform: LogitTransform = IDENTITY
     notes: tuple[str, ...] = ()
 
     @property
@@ -63,7 +67,9 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_ids[0]
+        """The tokenizer's, or an end of the sequence if the embedding does not have it: what padding says is never read."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None and pad < self.vocabulary else self.end_ids[0]
 
     @property
     def decoder(self) -> nn.Module:
@@ -85,7 +91,7 @@ class Policy:
 
         def project(hidden: Tensor) -> Tensor:
             with torch.autocast(self.device.type, enabled=False):
-                return nn.functional.linear(hidden.float(), weight, bias)
+                return self.transform(nn.functional.linear(hidden.float(), weight, bias))
 
         return project
 
@@ -96,12 +102,17 @@ class Policy:
 
     @property
     def vocabulary(self) -> int:
-        return self.head.weight.shape[0]
+        """Token ids that the model can read and write: of the embedding's rows and the projection's, the fewer."""
+        return min(self.head.weight.shape[0], self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def context(self) -> int | None:
-        """Tokens that a prompt and its completion may have together; None where the model does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        """Tokens that a prompt and its completion may have together; None where the model does not say.
+
+        A multimodal model's number is in the config of its text part.
+        """
+        config = self.model.config.get_text_config(decoder=True)
+        return next((value for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -123,6 +134,7 @@ class Policy:
                 self.head.weight,
                 self.head.bias,
                 temperature,
+                self.transform,
             )
         empty = torch.zeros(batch.mask.shape, device=self.device)
         return empty.index_put((rows, steps), logprobs), empty.index_put((rows, steps), entropy)
@@ -142,18 +154,16 @@ class Policy:
         ).last_hidden_state
         return hidden[0, packing.before[rows, steps]]
 
-    def check_logits(self) -> None:
-        """Raise UserError if the model does more to its logits than a projection (soft caps, scales)."""
-        ids = (torch.arange(8, device=self.device) % self.vocabulary).unsqueeze(0)
-        with torch.no_grad(), self.autocast():
-            ours = self.projection()(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
-            theirs = self.model(input_ids=ids, use_cache=False).logits.float()
-        drift = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-        if drift > (1e-4 if self.dtype == torch.float32 else 0.05):
-            raise UserError(
-                f"the logits of {type(self.model).__name__} differ by {drift:.2g} of their size from a plain projection of its "
-                "last hidden state; sspo cannot train a model that transforms its logits"
-            )
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put every module in evaluation mode, and back in its own mode afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
@@ -168,6 +178,16 @@ def fingerprint(policy: Policy) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_ids(ids: Sequence[int], policy: Policy, what: str) -> None:
+    """Raise UserError if `what` has tokens that the tokenizer knows and the model has no weights for."""
+    if max(ids, default=0) >= policy.vocabulary:
+        token = max(ids)
+        raise UserError(
+            f"{what} has token {token} ({policy.tokenizer.decode([token])!r}), but the model has only {policy.vocabulary}: its "
+            "tokenizer was extended without it; resize the model's embeddings (resize_token_embeddings) and save it again"
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -209,41 +229,54 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")
+    return build_policy(model, tokenizer, options, device, dtype, adapter, notes)
+
+
+def build_policy(
+    model: Any,
+    tokenizer: Any,
+    options: ModelOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: Path | None = None,
+    notes: Sequence[str] = (),
+) -> Policy:
+    """Make a policy of a model: its kernels, its adapters and how it is computed, as the options say.
+
+    Raises UserError for options that the model cannot be computed with.
+    """
     if options.attention == "sdpa" and model.config._attn_implementation == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
-    _disable_dropout(model)
+    model.eval()  # also when it learns: whatever training mode draws at random, the first minibatch must have ρ = 1 exactly
+    transform = measure_transform(model)
     if options.kernels == "liger":
         use_liger(model, device)
     if options.lora:
         model = add_adapters(model, options.lora, adapter)
     if options.gradient_checkpointing:
-        _enable_gradient_checkpointing(model)
+        checkpoint_layers(model, compiled=options.kernels == "compiled")
         if options.lora:
             model.enable_input_require_grads()
     if options.kernels == "compiled":
         compile_layers(model)
+    notes = [*notes, *_of_experts(model, dtype)]
     # Beside bfloat16, the projection's float32 products in TF32: fifteen times faster, and with more digits than bfloat16
     # keeps. The setting is the process's, so a float32 policy after a bfloat16 one takes it back.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
-    model = model.to(device).train(options.gradient_checkpointing)
-    return Policy(model, tokenizer, device, dtype, compiled=options.kernels == "compiled", notes=tuple(notes))
+    compiled = options.kernels == "compiled"
+    return Policy(model.to(device), tokenizer, device, dtype, compiled, transform, tuple(notes))
 
 
-def _enable_gradient_checkpointing(model: Any) -> None:
-    arguments = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20
-        model.activation_checkpointing_enable(arguments)
-    else:
-        model.gradient_checkpointing_enable(arguments)
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    """Disable dropout: the first minibatch must have ρ = 1 exactly, also in training mode, as gradient checkpointing needs."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  a plain float, not a parameter or a submodule
+def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:
+    """Return a note if autocast leaves experts in float32: their grouped product is not among its operations."""
+    experts = [p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3 and p.requires_grad]
+    if not experts or experts[0].dtype == dtype:
+        return []
+    return [
+        f"the experts of {type(model).__name__} are computed in {experts[0].dtype}, not in {dtype}, as they are trained in "
+        "full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or model.lora "
+        "avoids it"
+    ]
 
 
 def _compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 import importlib.util
 
+import torch
+
 from sspo_cli.config import RolloutOptions, VllmOptions
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import Engine
@@ -27,6 +29,13 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
         vllm = vllm if learns else vllm.model_copy(update={"sleep": False})
         return VllmEngine(policy, vllm, options.max_rows, options.temperature)
     return TorchEngine(policy, options.max_rows)
+
+
+def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
+    """Report whether the torch engine is sure to sample, whatever the policy is."""
+    if options.engine == "auto" and options.vllm is None:
+        return device.type != "cuda" or importlib.util.find_spec("vllm") is None
+    return options.engine == "torch"
 
 
 def _vllm_fits(policy: Policy) -> bool:

@@ -1,6 +1,6 @@
 """Sampling with the policy's own model: each prompt is prefilled once for its whole group, finished rows leave the batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
@@ -45,20 +45,15 @@ class TorchEngine:
         prompts, group_size = request.prompts, request.group_size
         at_a_time = max(1, self.max_rows // group_size)
         completions: dict[int, Completion] = {}
-        training = self.policy.model.training
-        self.policy.model.eval()
-        try:
-            # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
-            with torch.inference_mode(), self.policy.autocast(), self.policy.uncompiled():
-                for start in range(0, len(prompts), at_a_time):
-                    sampling = replace(request.sampling, first=request.sampling.first + start)
-                    chunk = Request(prompts[start : start + at_a_time], group_size, sampling)
-                    for row, completion in self._sample_rows(chunk):
-                        completions[start * group_size + row] = completion
-                        if on_completion:
-                            on_completion(start + row // group_size, completion)
-        finally:
-            self.policy.model.train(training)
+        # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
+        with torch.inference_mode(), self.policy.evaluating(), self.policy.autocast(), self.policy.uncompiled():
+            for start in range(0, len(prompts), at_a_time):
+                sampling = replace(request.sampling, first=request.sampling.first + start)
+                chunk = Request(prompts[start : start + at_a_time], group_size, sampling)
+                for row, completion in self._sample_rows(chunk):
+                    completions[start * group_size + row] = completion
+                    if on_completion:
+                        on_completion(start + row // group_size, completion)
         return [
             [completions[index * group_size + member] for member in range(group_size)] for index in range(len(prompts))
         ]
@@ -94,7 +89,7 @@ class TorchEngine:
             logits = project(hidden)
             positions = positions[:, -1:] + 1
             if step == 0:  # from here on, one row for each completion
-                cache.batch_repeat_interleave(group_size)
+                _repeat(cache, group_size)
                 logits, positions, attention = (
                     x.repeat_interleave(group_size, 0) for x in (logits, positions, attention)
                 )
@@ -110,7 +105,7 @@ class TorchEngine:
                     return
                 if len(rows) - left >= LEAVING * len(rows):
                     kept = going_on.nonzero().squeeze(1)
-                    cache.batch_select_indices(kept)
+                    _select(cache, kept)
                     rows, chosen, positions, attention, going_on = (
                         x[kept] for x in (rows, chosen, positions, attention, going_on)
                     )
@@ -169,6 +164,29 @@ def _growing_cache(policy: Policy) -> DynamicCache:
     cache = DynamicCache(config=policy.model.config)
     cache.layers = [_GrowingLayer(policy.dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def _repeat(cache: DynamicCache, repeats: int) -> None:
+    """Repeat each row of the cache, states of recurrent layers included, which transformers' own method leaves out."""
+    for layer in cache.layers:
+        _map_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))
+        if hasattr(layer, "batch_repeat_interleave"):
+            layer.batch_repeat_interleave(repeats)
+
+
+def _select(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep those rows of the cache."""
+    for layer in cache.layers:
+        _map_states(layer, lambda state: state.index_select(0, rows))
+        if hasattr(layer, "batch_select_indices"):
+            layer.batch_select_indices(rows)
+
+
+def _map_states(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace the states of a recurrent or convolutional layer [rows, ...]; layers of attention have none."""
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        for states in (layer.conv_states, layer.recurrent_states):
+            states.update({number: change(state) for number, state in states.items() if state is not None})
 
 
 def _uniforms(seeds: Sequence[int], group_size: int, device: torch.device) -> Iterator[Tensor]:

@@ -40,7 +40,6 @@ def test_bfloat16_weights_are_computed_with_as_such_and_the_same_when_loaded(tin
     options = ModelOptions(tiny=tiny, weights="bfloat16")
     policy = load_policy(options, CPU)
     assert {parameter.dtype for parameter in policy.parameters} == {policy.dtype} == {torch.bfloat16}
-    policy.check_logits()
     policy.save(tmp_path)
     again = load_policy(options, CPU, tmp_path)
     assert {parameter.dtype for parameter in again.parameters} == {torch.bfloat16}

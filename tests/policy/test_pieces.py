@@ -1,6 +1,8 @@
 """The text of single tokens, where characters are split over several of them."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from sspo_cli.policy.pieces import token_pieces
 from sspo_cli.policy.tiny import tiny_tokenizer
@@ -37,7 +39,35 @@ def test_pieces_of_a_tokenizer_that_writes_spaces_before_words():
     class Words:
         words = ("▁the", "▁cat", "s", "▁sat")
 
+        def convert_ids_to_tokens(self, ids):
+            return [self.words[i] for i in ids]
+
         def decode(self, ids, skip_special_tokens):
             return "".join(self.words[i] for i in ids).replace("▁", " ").removeprefix(" ")
 
     assert token_pieces(Words(), [0, 1, 2, 3]) == ["the", " cat", "s", " sat"]
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1日2", "日本", "é🙂 the", "the é", b"\xe6\x97", b"\xe6\x97\xa5\xff", b"a\xff\xe6\x97\xa5b", b"\xff" * 40],
+    ids=str,
+)
+def test_pieces_of_a_byte_fallback_tokenizer_join_to_the_text(text):
+    """As Llama 2's and Mistral's: words of no other token are bytes, and one stray byte makes all bytes around it unreadable."""
+    words = ["<unk>", *BYTES, "▁", "▁the", "a", "b", "1", "2"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    data = text if isinstance(text, bytes) else text.encode()
+    ids = [vocabulary["▁the"]]
+    ids += [vocabulary[chr(byte)] if chr(byte) in "ab12" else vocabulary[BYTES[byte]] for byte in data]
+    for end in range(1, len(ids) + 1):
+        pieces = token_pieces(tokenizer, ids[:end])
+        assert len(pieces) == end
+        assert "".join(pieces) == tokenizer.decode(ids[:end])

@@ -76,7 +76,6 @@ def test_fused_layers_give_the_same_loss_gradient_and_samples(tiny, tmp_path, ma
     policy = load_policy(ModelOptions(**model, kernels="liger", **options), CPU)
     assert {"LigerRMSNorm", "LigerSwiGLUMLP"} <= kinds(policy)
     assert not {"LigerRMSNorm", "LigerSwiGLUMLP"} & kinds(plain)
-    policy.check_logits()
     assert_same(loss_and_gradient(policy, batch, 10**6), expected)
     (sample,) = TorchEngine(policy, 64).generate(Request([[5, 6, 7]], 3, sampling))
     for ours, theirs in zip(sample, expected_sample, strict=True):

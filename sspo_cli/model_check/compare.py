@@ -1,0 +1,196 @@
+"""A model's own log-probabilities, computed literally, and how far the policy's and the sampler's are from them.
+
+The literal computation is one forward pass of one sequence, without padding or cache, to full logits. Its own rounding is
+measured, and what differs by more than a multiple of that is wrong. NaN is never within a tolerance.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sspo_cli.policy.batch import Batch, collate
+from sspo_cli.policy.model import Policy
+from sspo_cli.rollout.engine import Request, Sampling
+from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
+
+MULTIPLE = 16.0  # of the rounding, up to which two ways of computing the same agree
+GRADIENTS = 1e-3  # relative difference of two gradients in float32; seen: 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt and a completion, as token ids."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is wrong: a clause for a sentence, and whether the sampler alone is."""
+
+    text: str
+    of_sampler: bool = False
+
+
+def literal(policy: Policy, row: Row, copies: int = 1, hook: Callable[..., Any] | None = None) -> Tensor:
+    """Compute the log-probabilities [T] of a row's completion, with the vocabulary projection in float32.
+
+    copies  rows of the batch, which are all this one
+    hook    changes the embeddings, see `torch.nn.Module.register_forward_hook`
+    """
+    model, ids = policy.model, torch.tensor([row.prompt + row.completion] * copies, device=policy.device)
+    with ExitStack() as stack:
+        stack.enter_context(policy.evaluating())
+        stack.enter_context(policy.autocast())
+        stack.enter_context(policy.uncompiled())
+        stack.callback(policy.head.register_forward_hook(_in_float32).remove)
+        if hook:
+            stack.callback(model.get_input_embeddings().register_forward_hook(hook).remove)
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, len(row.prompt) :, None])[:, 0]
+
+
+def rounding(policy: Policy, rows: Sequence[Row]) -> float:
+    """Measure how far the literal values move by rounding alone.
+
+    By computing two copies of a row at once, and by changing each embedding by as much as rounding it would. Not by computing
+    rows of unequal length together: that a row's values depend on its neighbours is what is looked for.
+    """
+    generator = torch.Generator().manual_seed(0)
+    epsilon = torch.finfo(policy.dtype).eps
+
+    def perturb(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        noise = torch.rand(output.shape, generator=generator).to(output.device) * 2 - 1
+        return output + output * (noise * epsilon).to(output.dtype)
+
+    with torch.no_grad():
+        exact = [literal(policy, row) for row in rows]
+        others = [[literal(policy, row, copies=2), literal(policy, row, hook=perturb)] for row in rows]
+    return max(_distance(a, b) for a, pair in zip(exact, others, strict=True) for b in pair) + epsilon
+
+
+def compare(policy: Policy, rows: Sequence[Row], *, learns: bool, samples: bool) -> Difference | None:
+    """Find the first way of computing the rows' log-probabilities that is not the literal one, or None.
+
+    learns   look at `Policy.logprobs` of all rows in a batch, twice, as it is when it trains
+    samples  look at the torch sampler
+    """
+    with torch.no_grad():
+        expected = [literal(policy, row) for row in rows]
+    if not all(values.isfinite().all() for values in expected):
+        return Difference("its own log-probabilities are not finite")
+    noise = rounding(policy, rows)
+    tolerance = MULTIPLE * noise
+
+    def differs(distance: float, what: str, of_sampler: bool = False) -> Difference | None:
+        if distance <= tolerance:
+            return None
+        return Difference(f"{what} by {distance:.2g} nats, where rounding makes {noise:.1g}", of_sampler)
+
+    row = max(rows, key=lambda row: len(row.completion))
+    if len(row.completion) > 1:
+        half = len(row.completion) // 2
+        with torch.no_grad():
+            start = literal(policy, Row(row.prompt, row.completion[:half]))
+        if wrong := differs(
+            _distance(start, expected[rows.index(row)][:half]),
+            "the log-probabilities of a text change when it goes on,",
+        ):
+            return wrong
+    if learns and (wrong := _compare_learning(policy, rows, expected, differs)):
+        return wrong
+    if samples:
+        distance = max(_distance(values, _literal(policy, drawn)) for drawn, values in sample(policy, rows))
+        return differs(distance, "the torch sampler's log-probabilities differ from the model's own", of_sampler=True)
+    return None
+
+
+def _compare_learning(
+    policy: Policy, rows: Sequence[Row], expected: Sequence[Tensor], differs: Callable[..., Difference | None]
+) -> Difference | None:
+    batch = batch_of(rows).to(policy.device)
+    with torch.no_grad():
+        first, second = (policy.logprobs(batch, 1.0)[0] for _ in range(2))
+    again = "the log-probabilities of the same batch differ when they are computed again,"
+    if wrong := differs(_distance(first, second), again):
+        return wrong
+    alone = "the log-probabilities of rows in a batch differ from those of each row alone"
+    return differs(
+        max(_distance(ours[: len(theirs)], theirs) for ours, theirs in zip(first, expected, strict=True)), alone
+    )
+
+
+def compare_gradients(policy: Policy, rows: Sequence[Row]) -> Difference | None:
+    """Compare the gradient of the rows' log-probabilities with the literal one, in float32."""
+
+    def gradient(values: Callable[[], Tensor]) -> Tensor:
+        policy.model.zero_grad()
+        values().backward()
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in policy.parameters]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        policy.model.zero_grad()
+        return flat
+
+    batch = batch_of(rows).to(policy.device)
+    expected = gradient(lambda: torch.cat([literal(policy, row) for row in rows]).sum())
+    ours = gradient(lambda: policy.logprobs(batch, 1.0)[0].sum())
+    distance = ((ours - expected).norm() / expected.norm()).item()
+    if distance <= GRADIENTS:
+        return None
+    return Difference(f"the gradient of a batch differs from that of its rows by {distance:.2g} of its size")
+
+
+def sample(policy: Policy, rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
+    """Draw two completions of each row's prompt by the torch sampler; yield them with its log-probabilities [T]."""
+    tokens = max(len(row.completion) for row in rows)
+    prompts = [row.prompt for row in rows]
+    groups = TorchEngine(policy, 2 * len(rows)).generate(Request(prompts, 2, Sampling(1.0, tokens, seed=0)))
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group:
+            yield Row(prompt, completion.token_ids), torch.tensor(completion.sampling_logprobs)
+
+
+def batch_of(rows: Sequence[Row]) -> Batch:
+    """Make a batch of rows, those with the same prompt as a group."""
+    groups = []
+    for row in rows:
+        completion = Completion(row.completion, [0.0] * len(row.completion), "", truncated=False)
+        groups.append(
+            Group(Prompt(Problem("", "", "", ""), "", row.prompt), [completion], [Reward(0.0, 0.0, None, "ok")])
+        )
+    batch = collate(groups, torch.zeros(len(rows), 1), mask_truncated=False)
+    prompts = [row.prompt for row in rows]
+    return replace(batch, groups=torch.tensor([prompts.index(prompt) for prompt in prompts]))
+
+
+def _literal(policy: Policy, row: Row) -> Tensor:
+    with torch.no_grad():
+        return literal(policy, row)
+
+
+def _in_float32(head: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    with torch.autocast(output.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Return the largest absolute difference; NaN if there is any."""
+    return (a.detach().cpu().double() - b.detach().cpu().double()).abs().max().item()
+
+
+@contextmanager
+def attention(model: Any, name: str) -> Iterator[None]:
+    """Compute the model's attention by another implementation."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,146 @@
+"""The same kind of model, small: its config with few layers and small widths, all else kept."""
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+WORDS, FFN_WIDTH, HEADS, EXPERTS, LAYERS = 96, 32, 2, 4, 4
+FIRST_TOKEN = 8  # ids below may be special
+LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer")
+FFN = re.compile(
+    r".*(intermediate|ffn|inner|mlp|feed_?forward|block_ff)\w*(size|dim|hidden)|n_inner|.*ffn_dim|d_ff|ffn_hidden"
+)
+EXPERT_COUNTS = re.compile(r"(num|n|moe_num)_?\w*experts|num_moe_experts")
+HEAD_COUNTS = re.compile(r"(num_attention|decoder_attention|encoder_attention|num|n)_heads?|n_head")
+KEY_HEAD_COUNTS = re.compile(r"(num_key_value_heads|num_kv_heads|n_head_kv|n_kv_heads|multi_query_group_num)")
+WIDTHS = re.compile(r"hidden_size|n_embd|d_model|dim|word_embed_proj_dim|embed_dim|embedding_size")
+TOKENS = re.compile(r".*(token_id|token_index|token_ids)s?")
+SWITCHES = re.compile(
+    r"\w*(window|chunk)(_size)?|original_max_position_embeddings|index_topk|window_size|attention_window\w*"
+)
+NEVER = 64  # a switch that no row of a check reaches
+
+
+def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Make a small copy of a config: each kind of its layers once, widths of two heads, few words and experts."""
+    small = copy.deepcopy(config)
+    for part in _parts(small):
+        _shrink_part(part)
+    return small
+
+
+def switches(config: PreTrainedConfig) -> dict[str, int]:
+    """Find the lengths from which a model computes its tokens otherwise: windows, chunks, long rotary factors."""
+    found: dict[str, int] = {}
+    for part in _parts(config):
+        for values in _dictionaries(vars(part)):
+            for name, value in values.items():
+                if SWITCHES.fullmatch(name) and type(value) is int and value > 1:
+                    found[name] = min(value, found.get(name, value))
+    return found
+
+
+def move_switches(config: PreTrainedConfig, length: int, reach: int) -> PreTrainedConfig:
+    """Put those switches that rows of `reach` tokens pass at `length`, and all others out of reach."""
+    moved = copy.deepcopy(config)
+    for part in _parts(moved):
+        for values in _dictionaries(vars(part)):
+            for name, value in list(values.items()):
+                if SWITCHES.fullmatch(name) and type(value) is int and value > 1:
+                    values[name] = length if value < reach else max(value, NEVER)
+    return moved
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    yield config
+    for value in list(vars(config).values()):
+        if isinstance(value, PreTrainedConfig):
+            yield from _parts(value)
+
+
+def _dictionaries(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a config's values, and those of the dictionaries in it, such as the rotary parameters of each kind of layer."""
+    yield values
+    for value in list(values.values()):
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            yield from _dictionaries(value)
+
+
+def _shrink_part(part: PreTrainedConfig) -> None:
+    values = vars(part)
+    layers = _first(part, ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers"))
+    heads = _first(part, ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"))
+    width = _first(part, ("hidden_size", "n_embd", "d_model", "dim"))
+    key_heads = _first(part, ("num_key_value_heads", "num_kv_heads", "n_head_kv"))
+    head_width = getattr(part, "head_dim", None) or (width // heads if width and heads else None)
+    if layers:
+        _shrink_layers(values, layers)
+    if heads and head_width:
+        # As before, either every head has keys of its own or several share them.
+        shared = key_heads is not None and key_heads < heads
+        _set(values, KEY_HEAD_COUNTS, lambda value: 1 if shared else HEADS)
+        _set(values, HEAD_COUNTS, lambda value: HEADS)
+        _set(values, WIDTHS, lambda value: HEADS * head_width)
+        expand, state_width = getattr(part, "mamba_expand", None), _first(part, ("mamba_d_head", "mamba_headdim"))
+        if expand and state_width:
+            for name in ("mamba_n_heads", "n_mamba_heads"):
+                if name in values:
+                    values[name] = max(1, int(expand * HEADS * head_width) // state_width)
+        if {"state_size", "expand", "num_heads"} <= values.keys():  # heads of state spaces, without attention
+            values["num_heads"] = int(values["expand"] * HEADS)
+    _set(values, FFN, lambda value: FFN_WIDTH)
+    _set(values, re.compile(r"\w*per_tok\w*|\w*top_?k|num_selected_experts"), lambda value: min(value, 2))
+    _set(values, EXPERT_COUNTS, lambda value: min(value, EXPERTS))
+    _set(values, re.compile(r"n_group|topk_group|mamba_n_groups|n_groups|mamba_ngroups"), lambda value: 1)
+    _set(values, re.compile(r"(mamba_)?chunk_size"), lambda value: min(value, 16))  # of a kernel: padding takes time
+    _set(values, re.compile(r"vocab_size\w*|\w*_vocab_size"), lambda value: WORDS)
+    _set(values, TOKENS, lambda value: value if value < FIRST_TOKEN else 0)
+    for name in ("eos_token_id", "bos_token_id"):
+        if isinstance(values.get(name), list):
+            values[name] = 0
+    values.pop("quantization_config", None)
+
+
+def _shrink_layers(values: dict[str, Any], layers: int) -> None:
+    """Keep one layer of each kind, by the lists that say what each layer is; periods become the shortest ones."""
+    per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers > 1}
+    kinds: dict[str, int] = {}
+    for index in range(layers):
+        kinds.setdefault(str([value[index] for value in per_layer.values()]), index)
+    chosen = sorted(
+        [*kinds.values(), *(index for index in range(layers) if index not in kinds.values())][
+            : max(2, min(len(kinds), LAYERS))
+        ]
+    )
+    for name, value in per_layer.items():
+        values[name] = [value[index] for index in chosen]
+    pattern = values.get("hybrid_override_pattern")
+    if isinstance(pattern, str) and len(pattern) == layers:
+        letters = dict.fromkeys(pattern)
+        values["hybrid_override_pattern"] = "".join(letters) if len(letters) > 1 else pattern[:2]
+        chosen = list(range(len(values["hybrid_override_pattern"])))
+    for name in ("attn_layer_period", "expert_layer_period", "attn_layer_offset", "expert_layer_offset"):
+        if name in values:
+            values[name] = 2 if name.endswith("period") else 1
+    _set(values, LAYER_COUNTS, lambda value: len(chosen))
+    _set(
+        values, re.compile("first_k_dense_replace|num_kv_shared_layers|max_window_layers"), lambda value: min(value, 1)
+    )
+    for name in ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs"):
+        if isinstance(values.get(name), list):
+            values[name] = [index for index in values[name] if index < len(chosen)]
+
+
+def _set(values: dict[str, Any], names: re.Pattern[str], change: Any) -> None:
+    for name, value in values.items():
+        if names.fullmatch(name) and type(value) is int and value > 0:
+            values[name] = change(value)
+        elif names.fullmatch(name) and isinstance(value, list) and value and all(type(item) is int for item in value):
+            values[name] = [change(item) for item in value]
+
+
+def _first(part: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
+    return next((value for name in names if type(value := getattr(part, name, None)) is int and value > 0), None)

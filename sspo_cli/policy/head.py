@@ -1,0 +1,59 @@
+"""What a model does after its vocabulary projection, measured on the model itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sspo_cli.errors import UserError, first_line
+from sspo_cli.policy.logprobs import IDENTITY, LogitTransform
+
+SMALL, LARGE = (
+    2.0**-10,
+    2.0**20,
+)  # products where a scale and a cap are read off; powers of two are exact in every dtype
+
+
+@torch.no_grad()
+def measure_transform(model: Any) -> LogitTransform:
+    """Read a model's scale and soft cap off its own forward pass, its projection's product replaced by known values.
+
+    Configs have many names for them, and one name for opposite meanings. Raises UserError for a model without a vocabulary
+    projection, and for one that does anything else to its logits.
+    """
+    name, head = type(model).__name__, model.get_output_embeddings()
+    if head is None or not hasattr(head, "weight"):
+        raise UserError(f"{name} has no vocabulary projection that sspo can train; choose a causal language model")
+    words = head.weight.shape[0]
+    signs = torch.arange(words) % 2 * 2.0 - 1.0
+    product = signs * torch.logspace(-10, 20, words, base=2.0)
+    product[:2] = torch.tensor([-SMALL, LARGE])
+    product = product.to(head.weight.device)
+    device = model.get_input_embeddings().weight.device
+    handle = head.register_forward_hook(lambda module, inputs, output: product.expand(*output.shape[:-1], -1))
+    training = model.training
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        logits = model.eval()(input_ids=ids, use_cache=False).logits
+    except Exception as error:  # of the model's own code, of every class
+        raise UserError(f"{name} cannot be computed on token ids alone: {first_line(error)}") from None
+    finally:
+        handle.remove()
+        model.train(training)
+    return _fit(name, product, logits.float())
+
+
+def _fit(name: str, product: Tensor, logits: Tensor) -> LogitTransform:
+    if logits.shape == (1, 1, len(product)):
+        logits = logits[0, 0]
+        if torch.equal(logits, product):
+            return IDENTITY
+        scale, highest = (logits[0] / product[0]).item(), logits[1].abs().item()
+        cap = None if highest > 0.5 * abs(scale) * LARGE else highest
+        transform = LogitTransform(scale, cap)
+        expected = transform(product)
+        if ((logits - expected).abs() <= 1e-5 * expected.abs() + 1e-8).all():
+            return transform
+    raise UserError(
+        f"{name} does more to its logits than a scale and a soft cap, which sspo cannot train; choose another model"
+    )
