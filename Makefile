@@ -5,7 +5,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm test-extras lint setup benchmark study clean
+.PHONY: demo test test-long test-vllm test-extras lint setup benchmark study clean
 
 setup: .venv/.done
 
@@ -26,6 +26,10 @@ lint: setup
 
 test: setup lint
 	.venv/bin/pytest -n 2
+
+# Minutes to hours: faults at random moments. SSPO_LONG_RUNS says how many of each kind, SSPO_LONG_SEED which.
+test-long: setup
+	.venv/bin/pytest tests/long -s
 
 # Rollouts on real vLLM, on the CPU, in an environment of its own: vLLM pins torch and transformers. Bytecode is written even
 # where the environment says otherwise: vLLM's import takes twenty seconds without it, eight with it, in every process.

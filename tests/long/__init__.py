@@ -1,0 +1,1 @@
+"""Tests of minutes to hours, run by `make test-long` alone."""
