@@ -27,9 +27,9 @@ lint: setup
 test: setup lint
 	.venv/bin/pytest -n 2
 
-# Minutes: faults, kills and signals at many moments.
+# Minutes to hours: faults, kills and signals at many moments. SSPO_LONG_RUNS says how many of each kind, SSPO_LONG_SEED which.
 test-long: setup
-	.venv/bin/pytest -m long
+	.venv/bin/pytest -m long -s
 
 # Rollouts on real vLLM, on the CPU, in an environment of its own: vLLM pins torch and transformers. Bytecode is written even
 # where the environment says otherwise: vLLM's import takes twenty seconds without it, eight with it, in every process.

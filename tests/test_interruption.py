@@ -121,10 +121,10 @@ def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
     """At step 4, which has no checkpoint of its own, and at step 10 after the last step."""
     generate, measured = TorchEngine.generate, []
 
-    def noted(self, prompts, group_size, sampling, finished=None):
-        if sampling.temperature == 0:
-            measured.append(len(prompts))
-        return generate(self, prompts, group_size, sampling, finished)
+    def noted(self, request, on_completion=None):
+        if request.sampling.temperature == 0:
+            measured.append(len(request.prompts))
+        return generate(self, request, on_completion)
 
     monkeypatch.setattr(TorchEngine, "generate", noted)
     (tmp_path / "cold-starts").symlink_to(undisturbed.parent / "cold-starts")
