@@ -158,14 +158,30 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
 
 
 @pytest.mark.slow
-def test_the_trials_of_a_lost_node_go_on_where_there_is_room(tmp_path, cluster):
-    node = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
-    text = SWEEP.replace("steps: 4", "steps: 24")
-    process = sweep(tmp_path, "--ray", cluster.address, text=text)
-    wait_for_trials(process, tmp_path / "small", 4)
-    raylet = node.all_processes["raylet"][0].process
-    raylet.kill()
+def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_named(tmp_path, cluster):
+    """Two more nodes, which alone can hold the trial, are killed one after the other while it runs there."""
+    larger = [cluster.add_node(num_cpus=2, object_store_memory=80 << 20) for _ in range(2)]
+    raylets = {node.all_processes["raylet"][0].process.pid for node in larger}
+    text = TWO_ENDLESS.replace("  - options: {objective.method: grpo}\n", "").replace(
+        "options:\n", "options:\n  threads: 2\n", 1
+    )
+    process = sweep(tmp_path, "--ray", cluster.address, "--retries", "9", text=text)
+    (trial,) = wait_for_trials(process, tmp_path / "small", 1)
+    (first,) = processes_of([trial])
+    for _ in larger:
+        (running,) = processes_of([trial])
+        (raylet,) = raylets & {parent.pid for parent in running.parents()}
+        os.kill(raylet, signal.SIGKILL)
+        raylets.remove(raylet)
+        while raylets and processes_of([trial]) == [running]:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
     said, _ = process.communicate()
-    assert process.returncode == 0, said
-    assert "to be retried" in said
-    assert list(states(tmp_path).values()) == ["finished"] * 4
+    assert process.returncode == 1, said
+    assert f"to be retried {trial.name}" in said
+    assert said.splitlines()[-1] == (
+        "sspo: no node that is left in the Ray cluster has the 2 CPUs that a trial takes; 1 of 1 trials did not finish: "
+        f"{trial.name}; the same command continues them"
+    )
+    assert not first.is_running()
+    assert not running.is_running()
