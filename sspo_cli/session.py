@@ -1,6 +1,7 @@
 """From a config to a run: everything that `train.train` works with, and how the run ended."""
 
 import itertools
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, may_change
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.objectives import build_objective
@@ -61,7 +62,9 @@ def resume_run(path: Path, given: RunOptions | None) -> None:
                 "was started with, or start a new run"
             )
         if folder.status.get("state") == "finished":
-            raise UserError(f"run {path} is finished; start a new one, or measure it with `sspo eval {path}`")
+            raise UserError(
+                f"run {path} is finished; start a new one, or measure it with {command_line('sspo', 'eval', path)}"
+            )
         _run(folder, options)
 
 
@@ -83,12 +86,13 @@ def _run(folder: RunFolder, options: RunOptions) -> None:
                 train(prepare(folder, options, tracker, interruption, checker))
         except torch.OutOfMemoryError:
             raise UserError(
-                f"the GPU's memory is full; repeat the command with --run {folder.path.name} --resume and a lower "
+                f"the GPU's memory is full; repeat the command with --run {shlex.quote(folder.path.name)} --resume and a lower "
                 "learning.token_budget or rollout.max_rows, or model.gradient_checkpointing=true; or start anew with "
                 "model.lora={rank: 16}, or with model.weights=bfloat16 and optimizer.eight_bit=true"
             ) from None
         tracker.note(
-            f"run folder: {folder.path}; `sspo report {folder.path}` draws it, `sspo eval {folder.path}` measures it"
+            f"run folder: {folder.path}; {command_line('sspo', 'report', folder.path)} draws it, "
+            f"{command_line('sspo', 'eval', folder.path)} measures it"
         )
 
 

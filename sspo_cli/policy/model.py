@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, border
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.kernels import compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, token_logprobs
@@ -28,6 +27,18 @@ transformers_logging.set_verbosity_error()
 for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
     logging.getLogger(name).setLevel(logging.ERROR)
 
+# What a model's config may say; beyond that it is damaged.
+LARGEST_SIZES = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**30,
+}
+MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -143,7 +154,8 @@ class Policy:
     def check_logits(self) -> None:
         """Raise UserError if the model does more to its logits than a projection (soft caps, scales)."""
         ids = (torch.arange(8, device=self.device) % self.vocabulary).unsqueeze(0)
-        with torch.no_grad(), self.autocast():
+        failure = f"{type(self.model).__name__} cannot compute logits"
+        with border(failure, torch.OutOfMemoryError), torch.no_grad(), self.autocast():
             ours = self.projection()(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = self.model(input_ids=ids, use_cache=False).logits.float()
         drift = ((ours - theirs).abs().max() / theirs.abs().max()).item()
@@ -198,16 +210,15 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     arguments = {"dtype": weights_dtype, "attn_implementation": options.attention, "trust_remote_code": False}
     adapter = folder if folder is not None and (folder / "adapter_config.json").is_file() else None
     source = str(folder) if folder is not None and adapter is None else options.name
-    try:
+    with border(f"model.name = {source} cannot be loaded", torch.OutOfMemoryError):
         if source is None:
             tokenizer = tiny_tokenizer()
             model = tiny_model(options.tiny, tokenizer, weights_dtype)
         else:
             revision = options.revision if source == options.name else None
             tokenizer = _load_tokenizer(source, revision)
+            _check_sizes(source, revision)
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"model.name = {source} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {source} has no chat template; use an instruction-tuned model or add one to it"
@@ -220,7 +231,10 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     if options.kernels == "liger":
         use_liger(model, device)
     if options.lora:
-        model = _with_lora(model, options, adapter)
+        with border(
+            f"model.lora cannot be added to {source}{f' from {adapter}' if adapter else ''}", torch.OutOfMemoryError
+        ):
+            model = _with_lora(model, options, adapter)
     if options.gradient_checkpointing:
         _enable_gradient_checkpointing(model)
         if options.lora:
@@ -236,7 +250,10 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
 
 def _load_tokenizer(source: str, revision: str | None) -> Any:
     if Path(source).is_dir():
-        names = {path.name for path in Path(source).iterdir()}
+        paths = [path for path in Path(source).iterdir() if path.suffix in MODEL_FILES]
+        if folders := [path for path in paths if not path.is_file()]:
+            raise UserError(f"{folders[0]} is no file, so that the model cannot be loaded; copy it anew")
+        names = {path.name for path in paths}
         if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
             raise UserError(f"the model folder {source} has no tokenizer; copy the tokenizer's files into it")
         if "config.json" not in names:
@@ -244,6 +261,15 @@ def _load_tokenizer(source: str, revision: str | None) -> Any:
         if not any(name.endswith((".safetensors", ".bin")) for name in names):
             raise UserError(f"the model folder {source} has no weights (*.safetensors)")
     return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def _check_sizes(source: str, revision: str | None) -> None:
+    """Raise UserError for a config whose sizes no model has; building it would fail in some layer, or hang."""
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    for name, largest in LARGEST_SIZES.items():
+        size = getattr(config, name, None)
+        if size is not None and not (type(size) is int and 0 < size <= largest):
+            raise UserError(f"the config of {source} has {name} = {size!r}; it must be from 1 to {largest:,}")
 
 
 def _with_lora(model: Any, options: ModelOptions, adapter: Path | None) -> Any:
