@@ -17,7 +17,14 @@ from filelock import FileLock
 from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
 from sspo_cli.locks import take_lock
-from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, truncate_jsonl, write_json_atomic
+from sspo_cli.tracking.files import (
+    explain_os_errors,
+    read_json,
+    read_jsonl,
+    remove_leftovers,
+    truncate_jsonl,
+    write_json_atomic,
+)
 from sspo_cli.tracking.shapes import CONFIG, EVALUATIONS, METRICS, STATUS, WEIGHTS
 
 State = Literal["running", "finished", "failed", "interrupted"]
@@ -231,6 +238,9 @@ class RunFolder:
             taken = take_lock(self._lock)
         if not taken:
             raise UserError(f"run {self.path} is being written by another process; wait for it or choose another --run")
+        with explain_os_errors("clean", self.path):
+            for folder in (self.path, self.checkpoints):
+                remove_leftovers(folder)
 
 
 def _now() -> str:
