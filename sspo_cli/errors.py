@@ -124,6 +124,6 @@ def check_name(option: str, name: str) -> None:
         raise UserError(f"{option} {name!r} has characters that cannot be printed")
 
 
-def command(*words: str | Path) -> str:
+def command_line(*words: str | Path) -> str:
     """Return a command as it can be pasted into a shell, in backticks."""
     return f"`{shlex.join(map(str, words))}`"

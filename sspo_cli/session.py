@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, may_change
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.model_check import check_model, check_structure
@@ -64,7 +64,9 @@ def resume_run(path: Path, given: RunOptions | None, command: Sequence[str]) -> 
                 "was started with, or start a new run"
             )
         if folder.status.get("state") == "finished":
-            raise UserError(f"run {path} is finished; start a new one, or measure it with `sspo eval {path}`")
+            raise UserError(
+                f"run {path} is finished; start a new one, or measure it with {command_line('sspo', 'eval', path)}"
+            )
         _run(folder, options, command)
 
 
@@ -85,7 +87,8 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         with explained_full_memory(folder), explained_compiler_errors():
             train(prepare(folder, options, tracker, interruption, checker, resumed_by))
         tracker.note(
-            f"run folder: {folder.path}; `sspo report {folder.path}` draws it, `sspo eval {folder.path}` measures it"
+            f"run folder: {folder.path}; {command_line('sspo', 'report', folder.path)} draws it, "
+            f"{command_line('sspo', 'eval', folder.path)} measures it"
         )
 
 

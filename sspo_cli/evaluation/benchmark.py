@@ -5,6 +5,7 @@ A benchmark is sampled chunk by chunk. The chunks that are done are kept in `par
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from sspo_cli.tracking.files import (
     explain_os_errors,
     read_json,
     read_jsonl,
+    remove_leftovers,
     truncate_jsonl,
     write_json_atomic,
     write_jsonl_atomic,
@@ -34,6 +36,7 @@ from sspo_cli.tracking.files import (
 from sspo_cli.tracking.shapes import EVALUATIONS, PARTIAL_CHUNK
 from sspo_cli.types import Completion, Group, Prompt
 
+ABANDONED = 7 * 86_400  # seconds
 CHUNK = 256  # problems at most between two signs of progress
 
 
@@ -195,7 +198,20 @@ def record(
         kept = read_json(summaries, EVALUATIONS) if summaries.exists() else []
         kept = [row for row in kept if row["benchmark"] != benchmark.name or not is_replaced(row, "prompt")]
         write_json_atomic(summaries, [*kept, summary])
+        remove_leftovers(folder)
+    _remove_abandoned(folder / "partial")
     return summary
+
+
+def _remove_abandoned(partial: Path) -> None:
+    """Remove chunks that no process is at and none has added to for a week: their model has trained on, or was deleted."""
+    for path in partial.glob("*.jsonl"):
+        if time.time() - path.stat().st_mtime > ABANDONED:
+            lock = FileLock(path.with_name(f".{path.name}.lock"))
+            if take_lock(lock):
+                path.unlink(missing_ok=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
 
 
 @contextmanager

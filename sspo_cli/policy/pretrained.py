@@ -1,6 +1,7 @@
 """Opening models and tokenizers that others made: every tensor of the model comes from the file, or the model is refused."""
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,32 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, border
 
 NAMED_KEYS = 3  # tensors that a message names
+# What a model's config may say; beyond that it is damaged.
+LARGEST_SIZES = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**30,
+}
+MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 
 
 def load_config(source: str, revision: str | None = None) -> Any:
     """Read the config of a model, without its weights.
 
-    Raises UserError if it cannot be read, or if it names a quantization that transformers would leave out in silence.
+    Raises UserError if it cannot be read, if no model has its sizes, or if it names a quantization that transformers would
+    leave out in silence.
     """
-    try:
+    with _loading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:  # of every class: what is wrong is in the file
-        raise UserError(f"model.name = {source} cannot be loaded: {first_line(error)}") from None
+    _check_sizes(source, config)
     _check_quantization(source, config)
     return config
 
@@ -50,7 +63,7 @@ def load_pretrained(source: str, revision: str | None, dtype: torch.dtype, atten
     transformers would draw it at random.
     """
     attention, notes = choose_attention(model_class(source, load_config(source, revision)), attention)
-    try:
+    with _loading(source):
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
@@ -60,8 +73,6 @@ def load_pretrained(source: str, revision: str | None, dtype: torch.dtype, atten
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
         )
-    except Exception as error:
-        raise UserError(f"model.name = {source} cannot be loaded: {first_line(error)}") from None
     name = type(model).__name__
     mismatched = [
         f"{key} of shape {_shape(stored)} for {_shape(needed)}"
@@ -81,17 +92,32 @@ def load_pretrained(source: str, revision: str | None, dtype: torch.dtype, atten
 def load_tokenizer(source: str, revision: str | None) -> Any:
     """Load the tokenizer of a model. Raises UserError if it cannot be, and for a folder that is not a whole model."""
     if Path(source).is_dir():
-        names = {path.name for path in Path(source).iterdir()}
+        paths = [path for path in Path(source).iterdir() if path.suffix in MODEL_FILES]
+        if folders := [path for path in paths if not path.is_file()]:
+            raise UserError(f"{folders[0]} is no file, so that the model cannot be loaded; copy it again")
+        names = {path.name for path in paths}
         if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
             raise UserError(f"the model folder {source} has no tokenizer; copy the tokenizer's files into it")
         if "config.json" not in names:
             raise UserError(f"the model folder {source} has no config.json, so it is not a Hugging Face model")
         if not any(name.endswith((".safetensors", ".bin")) for name in names):
             raise UserError(f"the model folder {source} has no weights (*.safetensors)")
-    try:
+    with _loading(source):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"model.name = {source} cannot be loaded: {first_line(error)}") from None
+
+
+def _loading(source: str) -> AbstractContextManager[None]:
+    """Turn what transformers raises on broken files into a UserError; a full memory has a sentence of its own."""
+    return border(f"model.name = {source} cannot be loaded", torch.OutOfMemoryError, MemoryError)
+
+
+def _check_sizes(source: str, config: Any) -> None:
+    """Raise UserError for sizes that no model has: building it would fail in some layer, or hang."""
+    for name, largest in LARGEST_SIZES.items():
+        size = getattr(config.get_text_config(), name, None)
+        sizes = size if isinstance(size, list | tuple) else [] if size is None else [size]  # some vary by layer
+        if not all(type(size) is int and 0 <= size <= largest for size in sizes):
+            raise UserError(f"the config of {source} has {name} = {size!r}; it must be from 1 to {largest:,}")
 
 
 def _check_quantization(source: str, config: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from sspo_cli.config import VALIDATION, flatten
+from sspo_cli.errors import command_line
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import BARE, BASE, MEASUREMENT, TRAINED, split, with_headings
 from sspo_cli.report.groups import RunGroup, distinguish, grouped, method_name
@@ -57,7 +58,8 @@ def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> I
         yield f"{_named(run)} is finished, but has no evaluation."
     elif not tests["selected"].any():
         when = "after its last step" if select == "last" else f"at step {step}, its best by validation"
-        yield f"{_named(run)} was not evaluated {when}; `sspo eval {run.path} --checkpoint {select}` does it."
+        command = command_line("sspo", "eval", run.path, "--checkpoint", select)
+        yield f"{_named(run)} was not evaluated {when}; {command} does it."
 
 
 def _missing_in(setting: str, groups: Sequence[RunGroup], tests: pd.DataFrame) -> Iterator[str]:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
 from sspo_cli.config.options import Seed
-from sspo_cli.errors import UserError, command
+from sspo_cli.errors import UserError, command_line
 from sspo_cli.redaction import redacted
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import collect
@@ -206,7 +206,7 @@ def _best_blocks(
     if unfinished := [name for name in trials if RunFolder(folder / name).status.get("state") != "finished"]:
         raise UserError(
             f"{len(unfinished)} of {len(trials)} trials of {file}, whose best are asked for, are not finished in {folder}; "
-            f"first run {command('sspo', 'sweep', '-c', file)}"
+            f"first run {command_line('sspo', 'sweep', '-c', file)}"
         )
     groups = collect([folder / name for name in trials]).groups
     chosen, _ = best_configurations(groups, "last")

@@ -19,7 +19,7 @@ from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.place import Place, PlaceLost, Running
 from sspo_cli.sweep.view import TrialsView
-from sspo_cli.tracking.files import explain_os_errors
+from sspo_cli.tracking.files import explain_os_errors, remove_leftovers
 from sspo_cli.tracking.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
@@ -71,6 +71,7 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
     if not take_lock(lock):
         raise UserError(f"sweep {folder} is being run by another process")
     with lock:
+        remove_leftovers(folder)
         _check_options(trials, folder)
         with Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
             try:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.shapes import ROW, check_shape
 
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # as write_bytes_atomic names them
 LONGEST_ROW = 4096  # bytes; a row of metrics has some 1,300
 
 
@@ -33,6 +35,13 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of writers that were killed. To be called by whoever alone may write in the folder."""
+    for path in folder.glob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

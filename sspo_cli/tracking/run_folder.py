@@ -18,7 +18,7 @@ from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
 from sspo_cli.locks import take_lock
 from sspo_cli.redaction import redacted
-from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, write_json_atomic
+from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, remove_leftovers, write_json_atomic
 from sspo_cli.tracking.records import flush_folder, record, restore
 from sspo_cli.tracking.shapes import CONFIG, EVALUATIONS, METRICS, STATUS, WEIGHTS
 
@@ -299,6 +299,9 @@ class RunFolder:
             taken = take_lock(self._lock)
         if not taken:
             raise UserError(f"run {self.path} is being written by another process; wait for it or choose another --run")
+        with explain_os_errors("clean", self.path):
+            for folder in (self.path, self.checkpoints):
+                remove_leftovers(folder)
 
 
 def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from dataclasses import replace
 from itertools import combinations
 from random import Random
@@ -12,7 +14,15 @@ import torch
 from filelock import FileLock
 
 from sspo_cli.errors import UserError
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
+from sspo_cli.evaluation.benchmark import (
+    Benchmark,
+    Conditions,
+    _remove_abandoned,
+    evaluate,
+    partial_path,
+    record,
+    summarize,
+)
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
@@ -248,3 +258,14 @@ def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp
     assert json.loads((tmp_path / "summary.json").read_text()) == [*summaries[1:], first, second]
     rows = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
     assert rows == [{**old, "step": 2}, *({"step": 3, **row} for row in [*greedy, *sampled])]
+
+
+def test_chunks_that_nobody_has_added_to_for_a_week_are_removed(tmp_path):
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    for name, days in (("old", 8), ("new", 6), ("held", 8)):
+        (partial / f"{name}.jsonl").touch()
+        os.utime(partial / f"{name}.jsonl", times=(time.time() - 86_400 * days,) * 2)
+    with FileLock(partial / ".held.jsonl.lock", is_singleton=False):
+        _remove_abandoned(partial)
+    assert {path.name for path in partial.glob("*.jsonl")} == {"new.jsonl", "held.jsonl"}

@@ -10,6 +10,7 @@ from sspo_cli.tracking.files import (
     append_jsonl,
     read_json,
     read_jsonl,
+    remove_leftovers,
     truncate_jsonl,
     write_json_atomic,
     write_text_atomic,
@@ -133,3 +134,12 @@ def test_truncating_keeps_whole_rows_and_makes_room_for_new_ones(
     assert len(read_jsonl(path)) == 4
     truncate_jsonl(tmp_path / "absent.jsonl", lambda row: False)
     assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = {".lock", ".gitignore", "a.tmp", ".a.tmp", ".folder.1.tmp", "status.json"}
+    for name in kept - {".folder.1.tmp"} | {".status.json.123.tmp", ".a.b.7.tmp"}:
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.1.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
