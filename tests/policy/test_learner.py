@@ -197,7 +197,7 @@ def test_reward_metrics_are_of_the_minibatch(make_batch):
     assert metrics["completions/truncated"] == pytest.approx(2 / 12)
 
 
-@pytest.mark.parametrize("method", ["grpo", "gspo", "gmpo", "sapo", "sspo"])
+@pytest.mark.parametrize("method", ["grpo", "gspo", "gmpo", "sspo"])  # SAPO's S is 2 / τ there
 def test_completions_that_are_masked_out_count_nothing_in_the_loss(policy, make_batch, method):
     """Also where S of no tokens is 1; on the policy S = 1, so that the loss is the mean of -Â over those that count."""
     batch = make_batch(mask_truncated=True)
