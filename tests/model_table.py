@@ -1,4 +1,4 @@
-"""Try transformers' causal-LM types as small random models, and print what becomes of each: `python -m tests.model_table [TYPE]...`
+"""Try transformers' causal-LM types as small random models: `python -m tests.model_table [TYPE]...`
 
 Without types, all of them. Right: sampler, log-probabilities and gradients are those of the model's literal computation.
 """
