@@ -16,7 +16,7 @@ from sspo_cli.policy.model import Policy
 class StepResult:
     """What the forward passes of a minibatch gave, row by row, on the CPU; from it all metrics of the step are computed.
 
-    objective      [B]     S_i · Â_i
+    objective      [B]     S_i · Â_i, 0 for a completion that is masked out
     advantages     [B]     Â, times the truncated ratio to the sampler if there is an importance cap
     old_logprobs   [B, T]  by the behaviour policy
     log_ratio      [B, T]  d
@@ -61,10 +61,12 @@ def accumulate_gradient(
 
         log_ratio = logprobs - old_logprobs
         weights = objective.weights(log_ratio, advantages, micro.mask)
-        (-(weights * advantages).sum() / len(minibatch)).backward()
+        # A completion that is masked out has no S, and no gradient: it counts 0, as the mean over its tokens does.
+        weighted = torch.where(micro.mask.any(dim=1), weights * advantages, 0.0)
+        (-weighted.sum() / len(minibatch)).backward()
 
         tokens = slice(micro.mask.shape[1])
-        result.objective[rows] = (weights * advantages).detach()
+        result.objective[rows] = weighted.detach()
         result.advantages[rows] = advantages
         result.old_logprobs[rows, tokens] = old_logprobs
         result.log_ratio[rows, tokens] = log_ratio.detach()

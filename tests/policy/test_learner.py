@@ -206,3 +206,14 @@ def test_reward_metrics_are_of_the_minibatch(make_batch):
     assert metrics["reward/std"] == pytest.approx(2 * (1 / 3) ** 0.5 / 3)
     assert metrics["completions/length"] == pytest.approx(batch.lengths.float().mean().item())
     assert metrics["completions/truncated"] == pytest.approx(2 / 12)
+
+
+@pytest.mark.parametrize("method", ["grpo", "gspo", "gmpo", "sspo"])  # SAPO's S is 2 / τ there
+def test_completions_that_are_masked_out_count_nothing_in_the_loss(policy, make_batch, method):
+    """Also where S of no tokens is 1; on the policy S = 1, so that the loss is the mean of -Â over those that count."""
+    batch = make_batch(mask_truncated=True)
+    counted = ~batch.truncated
+    assert 0 < counted.sum() < len(batch)
+    result = accumulate_gradient(policy, build_objective(method=method), batch, LearningOptions(), 1.0, on_policy=True)
+    expected = -(batch.advantages * counted).mean().item()
+    assert step_metrics(batch, result)["policy/loss"] == pytest.approx(expected, rel=1e-5)
