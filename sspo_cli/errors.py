@@ -49,8 +49,9 @@ def border(failure: str, *passing: type[BaseException]) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Return the first line of an error's message, after its type if the message alone does not say what went wrong."""
-    line = first_line(error)
-    name = type(error).__name__
+    line, name = first_line(error), type(error).__name__
+    if name == "UnpicklingError":  # torch's message explains how to run the code
+        return "it is damaged or holds code, which is never run"
     return line if isinstance(error, SAY_WHAT_FAILED) or line == name else f"{name}: {line}"
 
 
