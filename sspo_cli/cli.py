@@ -126,7 +126,7 @@ def eval_command(
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=10**5, help="Of each problem: avg@n and pass@k.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=10**9, help="Of the sampling; 0 is greedy.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Of the sampling; 0 is greedy.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, max=10**7, help="Of a completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,

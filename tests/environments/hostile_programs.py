@@ -75,7 +75,10 @@ PROCESSES = {
 }
 
 RESOURCES = {
-    "memory by lists": ["kept = []\nwhile True: kept.append('x' * 1000000)", "len(kept) > 9000 and print('ESCAPED')"],
+    "memory by lists": [
+        "kept = []\nwhile True: kept.append('x' * 1000000)",
+        "'kept' in globals() and len(kept) > 9000 and print('ESC' + 'APED')",
+    ],
     "memory by numpy": ["import numpy\nnumpy.ones((100000, 100000))"],
     "memory by maps": [
         "import mmap\nkept = []\nwhile True:\n    m = mmap.mmap(-1, 1 << 26)\n    m.write(b'x' * (1 << 26))\n    kept.append(m)"

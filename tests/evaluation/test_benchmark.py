@@ -136,13 +136,13 @@ def test_a_chunk_is_at_least_one_problem_and_at_most_256():
         assert replace(SAMPLED, max_rows=max_rows).chunk == chunk
 
 
-def test_conditions_hold_for_a_row_only_if_all_of_them_do():
+def test_conditions_matches_a_row_only_if_all_of_them_do():
     row = {"samples": 3, "temperature": 0.7, "max_new_tokens": 8, "template": "plain"}
-    assert SAMPLED.hold_for(row, "template")
+    assert SAMPLED.matches(row, "template")
     for key, value in {"samples": 1, "temperature": 0.8, "max_new_tokens": 9, "template": "think-answer"}.items():
-        assert not SAMPLED.hold_for({**row, key: value}, "template")
-    assert not SAMPLED.hold_for({**row, "prompt": "think-answer"}, "prompt")
-    assert GREEDY.hold_for({}, "template")  # an older row: greedy, the only way that there was
+        assert not SAMPLED.matches({**row, key: value}, "template")
+    assert not SAMPLED.matches({**row, "prompt": "think-answer"}, "prompt")
+    assert GREEDY.matches({}, "template")  # an older row: greedy, the only way that there was
 
 
 @pytest.mark.parametrize("torn", [0, 40])

@@ -195,6 +195,7 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
         calls.clear()
         return interrupted
 
+    monkeypatch.setattr("sspo_cli.evaluation.command.check_model", lambda *_, **__: None)  # it samples as well
     command = ("eval", "one", "models/before", "--runs-dir", ".", "-b", "mine.jsonl")
     monkeypatch.setattr(TorchEngine, "generate", counted(2))
     done = sspo(*command)

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from sspo_cli.recorded import grade_file
 
+from sspo_cli.evaluation.recorded import grade_file
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.tasks import load_problems
 
