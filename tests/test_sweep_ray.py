@@ -46,8 +46,12 @@ def wait_for_trials(process: subprocess.Popen, folder: Path, count: int) -> list
     return begun
 
 
+def pid_of(trial: Path) -> int:
+    return json.loads((trial / "status.json").read_text())["pid"]
+
+
 def processes_of(trials: list[Path]) -> list[psutil.Process]:
-    return [psutil.Process(json.loads((trial / "status.json").read_text())["pid"]) for trial in trials]
+    return [psutil.Process(pid_of(trial)) for trial in trials]
 
 
 def assert_saved(trials: list[Path]) -> None:
@@ -112,7 +116,7 @@ def test_a_signal_to_the_sweep_stops_its_trials_on_ray(tmp_path, cluster, number
     said, _ = process.communicate()
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "sspo: stopped; the trials have saved their state, and the same command goes on"
-    assert not any(trial.is_running() for trial in running)
+    assert psutil.wait_procs(running, timeout=60)[1] == []
     assert_saved(trials)
 
 
@@ -137,14 +141,10 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
     }
     assert not open_to_all
 
-    token = (
-        psutil.Process(process.pid).environ().get("RAY_AUTH_TOKEN")
-    )  # as it was at the start: the sweep draws its own
     servers = [each for each in family if each.name() in ("gcs_server", "raylet")]
     assert all(server.environ()["RAY_AUTH_MODE"] == "token" for server in servers)
     (drawn,) = {server.environ()["RAY_AUTH_TOKEN"] for server in servers}
     assert len(drawn) == 64
-    assert drawn != token
     assert not any(drawn in argument for each in family for argument in each.cmdline())
 
     for each in family:  # the cluster's own processes too, as when Slurm ends a job
@@ -154,10 +154,10 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
     said, _ = process.communicate()
     assert process.returncode == 130, said
     assert_saved(trials)
-    assert not any(each.is_running() for each in family)
+    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_named(tmp_path, cluster):
     """Two more nodes, which alone can hold the trial, are killed one after the other while it runs there."""
     larger = [cluster.add_node(num_cpus=2, object_store_memory=80 << 20) for _ in range(2)]
@@ -167,13 +167,14 @@ def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_nam
     )
     process = sweep(tmp_path, "--ray", cluster.address, "--retries", "9", text=text)
     (trial,) = wait_for_trials(process, tmp_path / "small", 1)
-    (first,) = processes_of([trial])
+    attempts = []
     for _ in larger:
         (running,) = processes_of([trial])
+        attempts.append(running)
         (raylet,) = raylets & {parent.pid for parent in running.parents()}
         os.kill(raylet, signal.SIGKILL)
         raylets.remove(raylet)
-        while raylets and processes_of([trial]) == [running]:
+        while raylets and pid_of(trial) == running.pid:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
     said, _ = process.communicate()
@@ -183,5 +184,4 @@ def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_nam
         "sspo: no node that is left in the Ray cluster has the 2 CPUs that a trial takes; 1 of 1 trials did not finish: "
         f"{trial.name}; the same command continues them"
     )
-    assert not first.is_running()
-    assert not running.is_running()
+    assert psutil.wait_procs(attempts, timeout=60)[1] == []
