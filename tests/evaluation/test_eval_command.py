@@ -195,7 +195,8 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
         calls.clear()
         return interrupted
 
-    monkeypatch.setattr("sspo_cli.evaluation.command.check_model", lambda *_, **__: None)  # it samples as well
+    for check in ("check_model", "_check_structure"):  # they sample as well
+        monkeypatch.setattr(f"sspo_cli.evaluation.command.{check}", lambda *_, **__: None)
     command = ("eval", "one", "models/before", "--runs-dir", ".", "-b", "mine.jsonl")
     monkeypatch.setattr(TorchEngine, "generate", counted(2))
     done = sspo(*command)
