@@ -330,8 +330,8 @@ def test_the_sensitivity_figure_shows_shares_of_all_samples(tmp_path: Path) -> N
         for seed, correct in enumerate(seeds):
             rows = [evaluation(12, correct, samples=2, temperature=1.0)]
             write_run(tmp_path / f"{tau}-{seed}", f"objective.tau_pos={tau}", f"seed={seed}", evaluations=rows)
-    groups = collect([tmp_path]).groups
-    axes = sensitivity_figure(groups, groups, "last").subfigs[0].axes[0]
+    collection = collect([tmp_path])
+    axes = sensitivity_figure(collection.frame, collection.groups, collection.groups).subfigs[0].axes[0]
     drawn = [list(line.get_ydata()) for line in axes.get_lines()]
     assert drawn == [pytest.approx(values) for values in ([30, 35], [32.5], [20, 25], [22.5])]
 
