@@ -37,8 +37,8 @@ RIGHT = [
     (r"5\text{ cm}^2", "5"),
     (r"2 \pmod{5}", "2"),
     # A rounded value next to the exact one.
-    (r"\sqrt{2} \approx 1.46", r"\sqrt{2}"),
-    (r"x \approx 1.46", "1.41"),
+    (r"\sqrt{2} \approx 1.41", r"\sqrt{2}"),
+    (r"x \approx 1.41", "1.41"),
 ]
 
 WRONG = [
