@@ -88,13 +88,23 @@ def test_other_errors_say_no_such_thing(error: Exception) -> None:
         "evaluation.max_new_tokens",
     ],
 )
-def test_absurd_sizes_are_refused_before_they_are_tried(train, option: str) -> None:
-    key = option.replace(".", "__")
-    done = train(
-        **{key: 2 * HUGE, "cold_start__steps": 1, "evaluation__benchmarks": "[{name: arithmetic, split: test}]"}
-    )
+def test_sizes_beyond_every_machine_are_refused_by_the_options(train, tmp_path, option: str) -> None:
+    assert_told(train(**{option.replace(".", "__"): 2 * HUGE}), option)
+    assert not (tmp_path / "full").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [
+        ("rollout", {"rollout__prompts": 10**6, "rollout__group_size": 10**5}),
+        ("learning", {"rollout__prompts": 10**6, "rollout__group_size": 32, "learning__epochs": 1000}),
+        ("model.tiny", {"model__tiny__hidden_size": 2**16, "model__tiny__layers": 1000}),
+    ],
+)
+def test_sizes_that_are_allowed_but_do_not_fit_are_refused_before_they_are_tried(train, section, options) -> None:
+    done = train(**options)
     assert_told(done, "GiB of memory are needed, and this machine has")
-    assert option.rpartition(".")[0] in done.stderr
+    assert section in done.stderr
 
 
 def test_a_full_disk_says_how_to_continue(train, tmp_path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ import xxhash
 
 import sspo_cli
 from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.model_check.compare import Row, compare
 from sspo_cli.model_check.structure import NotShrunk, advice, check_small
 from sspo_cli.policy.model import Policy
@@ -72,7 +72,7 @@ def check_model(policy: Policy, *, learns: bool = True, samples: bool = True) ->
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of the model's own code, of every class
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException) or says_memory_is_full(error):
             raise
         raise UserError(
             f"{name} cannot be computed by sspo: {type(error).__name__}: {first_line(error)}; choose another model"
