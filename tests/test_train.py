@@ -192,6 +192,7 @@ def test_every_rollout_samples_with_a_seed_of_its_own(undisturbed: Path, monkeyp
         return generate(self, request, on_completion)
 
     monkeypatch.setattr(TorchEngine, "generate", noted)
+    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # it samples as well
     run(undisturbed.parent, "--run", "seeds")
     run(undisturbed.parent, "--run", "seeds-1", "--seed", "1")
     sampled = [seed for temperature, seed in seeds if temperature > 0]
