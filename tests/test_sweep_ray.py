@@ -120,7 +120,7 @@ def test_a_signal_to_the_sweep_stops_its_trials_on_ray(tmp_path, cluster, number
     assert_saved(trials)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what a user has for another cluster does not count
     process = sweep(tmp_path, "--ray", "local", text=TWO_ENDLESS)
