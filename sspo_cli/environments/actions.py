@@ -11,7 +11,7 @@ _KINDS = {"<execute>": CALL, "<solution>": PROPOSAL}
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a turn does.
+    """The kind and the content of a turn's action.
 
     kind         CALL, PROPOSAL or NOTHING
     content      the code or the solution, without the tags

@@ -42,7 +42,7 @@ class SetupFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
-    """What one call may use.
+    """Limits of one call.
 
     call_timeout  seconds of wall time; a program is interrupted then and keeps its variables, unless it does not stop
     memory_mib    of one interpreter, in addition to what all share
@@ -89,7 +89,7 @@ class Interpreter:
     note: str | None = None
 
     def forget(self) -> None:
-        """Its process has ended."""
+        """Handle the end of the process."""
         if self.process:
             self.process.close()
             self.process = None

@@ -67,7 +67,7 @@ class Session:
 
 
 def _shown(value: object) -> str:
-    """Its repr; of a container that is wider than a line, one element a line."""
+    """Return the repr of a value; of a container that is wider than a line, one element a line."""
     if isinstance(value, list | tuple | dict | set | frozenset):
         return pprint.pformat(value, width=79, sort_dicts=False)
     return repr(value)
