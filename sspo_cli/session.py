@@ -3,15 +3,16 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, may_change
+from sspo_cli.config import VALIDATION, EvaluationOptions, RunOptions, TaskOptions, differences, may_change
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
+from sspo_cli.evaluation.identity import problems_fingerprint
 from sspo_cli.interruption import Interruption
 from sspo_cli.model_check import check_model, check_structure
 from sspo_cli.objectives import build_objective
@@ -28,6 +29,7 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.run.failures import explained_full_disk, explained_full_memory
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
+from sspo_cli.tasks.contamination import Overlap, decontaminate, find_overlaps, question_keys
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tasks.validation import hold_out, without
 from sspo_cli.tracking.run_folder import RunFolder
@@ -113,11 +115,15 @@ class Rendered:
     prompts     to train on, of each task
     benchmarks  to measure on, the validation problems first
     held_out    the validation problems
+    left_out    training problems that a benchmark asks
+    overlaps    of tasks and benchmarks, whether left out or not
     """
 
     prompts: list[list[Prompt]]
     benchmarks: list[Benchmark]
     held_out: list[Problem]
+    left_out: list[Problem]
+    overlaps: list[Overlap]
 
 
 def prepare(
@@ -156,6 +162,7 @@ def prepare(
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
         folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)
+    _note_data(folder, rendered, tracker, is_resumed=loaded.checkpoint is not None)
     if needs_cold_start:
         policy = _start_cold(folder, options, policy, rendered, tracker, interruption)
     optimizer = adamw(
@@ -201,15 +208,53 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
 def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
     """Read the problems to train and to measure on, holds the validation problems out, and renders all of them."""
     task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
-    problems, held_out = hold_out(_problems_by_task(options.tasks), task_weights, evaluation.validation)
-    prompts = _render_by_task(problems, options, policy, tracker)
-    names = [(task.label, task.split) for task in evaluation.benchmarks]
     to_measure = _problems_by_task(evaluation.benchmarks)
+    problems, left_out, overlaps = _apart(options.tasks, to_measure, evaluation, tracker)
+    problems, held_out = hold_out(problems, task_weights, evaluation.validation)
+    if not evaluation.decontaminate:  # a checkpoint chosen by a benchmark's problems is no less contaminated
+        names = [task.label for task in evaluation.benchmarks]
+        overlaps += find_overlaps([(VALIDATION, held_out)], list(zip(names, to_measure, strict=True)))
+    prompts = _render_by_task(problems, options, policy, tracker)
+    measured: list[tuple[str, str, str | None]] = [
+        (task.label, task.split, task.path) for task in evaluation.benchmarks
+    ]
     if held_out:
-        names, to_measure = [(VALIDATION, VALIDATION), *names], [held_out, *to_measure]
+        measured, to_measure = [(VALIDATION, VALIDATION, None), *measured], [held_out, *to_measure]
     rendered = _render_by_task(to_measure, options, policy, tracker)
-    benchmarks = [Benchmark(*name, prompts) for name, prompts in zip(names, rendered, strict=True)]
-    return Rendered(prompts, benchmarks, held_out)
+    benchmarks = [
+        Benchmark(name, split, prompts, path) for (name, split, path), prompts in zip(measured, rendered, strict=True)
+    ]
+    return Rendered(prompts, benchmarks, held_out, left_out, overlaps)
+
+
+def _apart(
+    tasks: Sequence[TaskOptions], asked: Sequence[Sequence[Problem]], evaluation: EvaluationOptions, tracker: Tracker
+) -> tuple[list[list[Problem]], list[Problem], list[Overlap]]:
+    """Read the problems of tasks, and leave out what the benchmarks ask, unless the options keep it; says what that is."""
+    problems = [(task.label, of_task) for task, of_task in zip(tasks, _problems_by_task(tasks), strict=True)]
+    benchmarks = [(task.label, of_task) for task, of_task in zip(evaluation.benchmarks, asked, strict=True)]
+    overlaps = find_overlaps(problems, benchmarks)
+    for overlap in overlaps:
+        tracker.note(overlap.sentence(left_out=evaluation.decontaminate))
+    left, left_out = decontaminate(problems, itertools.chain(*asked) if evaluation.decontaminate else ())
+    return left, left_out, overlaps
+
+
+def _note_data(folder: RunFolder, rendered: Rendered, tracker: Tracker, is_resumed: bool) -> None:
+    """Record what the run is trained on. Of a resumed run, says if it is not what the run was started with."""
+    problems = [prompt.problem for prompt in itertools.chain(*rendered.prompts)]
+    left_out, fingerprint = rendered.left_out, problems_fingerprint(problems)
+    data = {
+        "problems": len(problems),
+        "fingerprint": fingerprint,
+        "overlaps": [asdict(overlap) for overlap in rendered.overlaps],
+        "left_out": {"problems": len(left_out), "fingerprint": problems_fingerprint(left_out)} if left_out else None,
+    }
+    if is_resumed and (before := folder.data):
+        data = before
+        if before["fingerprint"] != fingerprint:
+            tracker.note("the training problems are not those that the run was started with, so the end may differ")
+    folder.note_data(data, question_keys(problems))
 
 
 def _check(
@@ -247,8 +292,17 @@ def _start_cold(
     interruption: Interruption,
 ) -> Policy:
     """Run the cold start on the demonstrations of its own tasks, or else of the run's, never on validation problems."""
-    demonstrated = [without(problems, rendered.held_out) for problems in _problems_by_task(options.cold_start.tasks)]
-    prompts = _render_by_task(demonstrated, options, policy, tracker) if demonstrated else rendered.prompts
+    prompts = rendered.prompts
+    if tasks := options.cold_start.tasks:
+        asked = [[prompt.problem for prompt in b.prompts] for b in rendered.benchmarks if b.name != VALIDATION]
+        problems, _, overlaps = _apart(tasks, asked, options.evaluation, tracker)
+        demonstrated = [without(of_task, rendered.held_out) for of_task in problems]
+        shared = [asdict(replace(overlap, task=f"the cold start's {overlap.task}")) for overlap in overlaps]
+        data = folder.data
+        folder.note_data(
+            {**data, "overlaps": [*data["overlaps"], *shared]}, question_keys(itertools.chain(*demonstrated))
+        )
+        prompts = _render_by_task(demonstrated, options, policy, tracker)
     demonstrations = demonstrations_of(list(itertools.chain(*prompts)), policy)
     cache = folder.path.parent / COLD_STARTS
     with tracker.stage("cold start", options.cold_start.steps):

@@ -300,6 +300,10 @@ class EvaluationOptions(Options):
     validation: NonNegativeInt = Field(
         0, description="problems held out of the training tasks; by them the best checkpoint is chosen and kept"
     )
+    decontaminate: bool = Field(
+        True,
+        description="leave out of the training tasks what a benchmark asks, by its normalised text; it is reported anyway",
+    )
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:

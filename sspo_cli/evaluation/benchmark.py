@@ -6,10 +6,10 @@ A benchmark is sampled chunk by chunk. The chunks that are done are kept in `par
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,11 +18,13 @@ from filelock import FileLock
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
+from sspo_cli.evaluation.identity import Identity
 from sspo_cli.locks import hold_lock, take_lock
 from sspo_cli.rewards import AnswerChecker, grade
 from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.seeds import derive_seed
 from sspo_cli.statistics import pass_at_k, wilson
+from sspo_cli.tasks.contamination import question_key
 from sspo_cli.tracking.files import (
     append_jsonl,
     explain_os_errors,
@@ -33,6 +35,7 @@ from sspo_cli.tracking.files import (
     write_json_atomic,
     write_jsonl_atomic,
 )
+from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import EVALUATIONS, PARTIAL_CHUNK
 from sspo_cli.types import Completion, Group, Prompt
 
@@ -42,11 +45,24 @@ CHUNK = 256  # problems at most between two signs of progress
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Problems to measure on, rendered. `name` is the task's, or a local file's stem."""
+    """Problems to measure on, rendered.
+
+    name        the task's, or a local file's stem
+    path        or hub name that they come from, if that is not the published data set
+    trained_on  how many of them the measured model was trained on; None if that is not known
+    """
 
     name: str
     split: str
     prompts: Sequence[Prompt]
+    path: str | None = None
+    trained_on: int | None = None
+
+    def measured_on(self, folder: RunFolder) -> Self:
+        """Return the benchmark for a run's model, which may have been trained on some of it."""
+        questions = folder.questions()
+        keys = [question_key(prompt.problem) for prompt in self.prompts] if questions is not None else []
+        return replace(self, trained_on=None if questions is None else sum(key in questions for key in keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +101,14 @@ class Conditions:
         """Problems sampled at a time."""
         return max(1, min(CHUNK, self.max_rows // self.samples))
 
-    def matches(self, row: dict[str, Any], template: str) -> bool:
-        """Decide whether a row was measured so; `template` is its key of the template. Rows of older versions do not say all."""
+    def matches(self, row: Mapping[str, Any], identity: Identity, template: str) -> bool:
+        """Decide whether a row was measured so; `template` is its key of the template.
+
+        Rows of older versions do not say all of the conditions, and nothing of the identity: none of them matches.
+        """
         return (
-            row.get("samples", 1) == self.samples
+            row.get("identity") == identity.digest
+            and row.get("samples", 1) == self.samples
             and row.get("temperature", 0.0) == self.temperature
             and row.get("max_new_tokens", self.max_new_tokens) == self.max_new_tokens
             and row.get(template, self.prompt) == self.prompt
@@ -100,6 +120,7 @@ def evaluate(
     benchmark: Benchmark,
     checker: AnswerChecker,
     conditions: Conditions,
+    identity: Identity,
     progress: Callable[[int], None],
     partial: Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -112,20 +133,21 @@ def evaluate(
         for chunk in chunks:
             progress(len(chunk) // conditions.samples)
         for groups in _graded_chunks(engine, benchmark, checker, conditions, first=len(chunks)):
-            chunks.append([row for group in groups for row in _rows(group, conditions)])
+            chunks.append([row for group in groups for row in _rows(group, conditions, identity)])
             if partial:
                 append_jsonl(partial, {"rows": chunks[-1]})
             progress(len(groups))
     return [row for chunk in chunks for row in chunk]
 
 
-def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, model: str) -> Path:
-    """Return where chunks that are done are kept: a name of its own for everything that determines the completions.
+def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, model: str) -> Path:
+    """Return where chunks that are done are kept: a name of its own for everything that determines the graded completions.
 
     `model` is the policy's fingerprint, so that no other model continues with this one's completions.
     """
-    problems = [(p.problem.id, p.problem.answer, p.opening, p.token_ids) for p in benchmark.prompts]
-    key = xxhash.xxh3_64_hexdigest(json.dumps([model, asdict(conditions), benchmark.split, problems]).encode())
+    order = [prompt.problem.id for prompt in benchmark.prompts]
+    done_with = [model, asdict(conditions), identity.digest, benchmark.split, order]
+    key = xxhash.xxh3_64_hexdigest(json.dumps(done_with).encode())
     return folder / "partial" / f"{benchmark.name}-{key}.jsonl"
 
 
@@ -139,7 +161,9 @@ def grade_groups(
     return [Group(p, group, [next(rewards) for _ in group]) for p, group in zip(prompts, completions, strict=True)]
 
 
-def summarize(rows: Sequence[dict[str, Any]], benchmark: Benchmark, conditions: Conditions) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[dict[str, Any]], benchmark: Benchmark, conditions: Conditions, identity: Identity
+) -> dict[str, Any]:
     """Summarize rows as in `summary.json`, except for step and checkpoint.
 
     pass_at_1  share of all samples that are right
@@ -160,6 +184,9 @@ def summarize(rows: Sequence[dict[str, Any]], benchmark: Benchmark, conditions: 
         "max_new_tokens": conditions.max_new_tokens,
         "prompt": conditions.prompt,
         "seed": conditions.seed,
+        **identity.fields(),
+        "path": benchmark.path,
+        "trained_on": benchmark.trained_on,
         "correct": correct,
         "pass_at_1": correct / len(rows),
         "low": low,
@@ -177,18 +204,20 @@ def record(
     rows: Sequence[dict[str, Any]],
     benchmark: Benchmark,
     conditions: Conditions,
+    identity: Identity,
     step: int,
     checkpoint: str,
 ) -> dict[str, Any]:
     """Write `<benchmark>.jsonl` and `summary.json` in `folder`; returns the summary.
 
-    Earlier rows of this step under the same conditions are replaced in both, so that every summary has its problems.
+    Earlier rows of this step under the same conditions and of the same identity are replaced in both, so that every summary
+    has its problems.
     """
-    summary = {"step": step, **summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
+    summary = {"step": step, **summarize(rows, benchmark, conditions, identity), "checkpoint": checkpoint}
     details, summaries = folder / f"{benchmark.name}.jsonl", folder / "summary.json"
 
     def is_replaced(row: dict[str, Any], template: str) -> bool:
-        return row.get("step") == step and conditions.matches(row, template)
+        return row.get("step") == step and conditions.matches(row, identity, template)
 
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -264,7 +293,7 @@ def _graded_chunks(
             yield checking.result()
 
 
-def _rows(group: Group, conditions: Conditions) -> list[dict[str, Any]]:
+def _rows(group: Group, conditions: Conditions, identity: Identity) -> list[dict[str, Any]]:
     """Return a graded problem as objects for `<benchmark>.jsonl`, one for each sample."""
     return [
         {
@@ -272,6 +301,7 @@ def _rows(group: Group, conditions: Conditions) -> list[dict[str, Any]]:
             "temperature": conditions.temperature,
             "max_new_tokens": conditions.max_new_tokens,
             "template": conditions.prompt,
+            "identity": identity.digest,
             "sample": sample,
             "id": group.prompt.problem.id,
             "prompt": group.prompt.text,

@@ -14,6 +14,7 @@ from sspo_cli.config import RunOptions, TaskOptions
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
 from sspo_cli.evaluation.comparison import EvalResult, print_comparison
+from sspo_cli.evaluation.identity import Identity
 from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
 from sspo_cli.interruption import Interrupted
 from sspo_cli.model_check import check_model, check_structure
@@ -26,6 +27,7 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tracking.files import explain_os_errors, write_json_atomic
+from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.text import pass_at_1
 from sspo_cli.types import Problem
 
@@ -114,6 +116,8 @@ def _measure_target(
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
     benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
     needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
+    if target.checkpoint:
+        benchmarks = [benchmark.measured_on(RunFolder(target.folder)) for benchmark in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
     engine = open_engine(target.options.rollout, policy, named=True, learns=False)
     engine.check_capacity(max(needed))
@@ -131,15 +135,16 @@ def _measure_target(
     with AnswerChecker(timeout=target.options.answer_timeout) as checker:
         for benchmark in benchmarks:
             bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
-            path = partial_path(folder, benchmark, conditions, model) if to_record else None
-            rows = evaluate(engine, benchmark, checker, conditions, partial(bars.advance, bar), path)
+            identity = Identity.of(benchmark.prompts, conditions.prompt, engine.name)
+            path = partial_path(folder, benchmark, conditions, identity, model) if to_record else None
+            rows = evaluate(engine, benchmark, checker, conditions, identity, partial(bars.advance, bar), path)
             if to_record:
-                summary = record(folder, rows, benchmark, conditions, target.step, checkpoint)
+                summary = record(folder, rows, benchmark, conditions, identity, target.step, checkpoint)
             else:
-                summary = {**summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
+                summary = {**summarize(rows, benchmark, conditions, identity), "checkpoint": checkpoint}
             bars.remove_task(bar)
             bars.console.print(f"{target.name}: {benchmark.name} Pass@1 {pass_at_1(summary)}", soft_wrap=True)
-            results.append(EvalResult(target.name, summary, rows, path))
+            results.append(EvalResult(target.name, target.options.model.name, summary, rows, path))
     return results
 
 
@@ -175,4 +180,4 @@ def _named(target: Target, error: UserError) -> UserError:
 def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:
     with_progress = bars.track(problems, description=f"rendering {task.label}")
     prompts = [render(problem, template, policy.tokenizer) for problem in with_progress]
-    return Benchmark(task.label, task.split, prompts)
+    return Benchmark(task.label, task.split, prompts, task.path)

@@ -10,8 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.statistics import mcnemar, paired_bootstrap
+from sspo_cli.statistics import differ_alike, mcnemar, paired_bootstrap
+from sspo_cli.tracking.measurement import IDENTITY, columns, differences
 
+COLUMNS = ("benchmark", "split", "n", "prompt", *IDENTITY)  # other conditions are printed below
 WIDE = 240  # characters, where no terminal says how many it has
 
 
@@ -19,12 +21,14 @@ WIDE = 240  # characters, where no terminal says how many it has
 class EvalResult:
     """A target on a benchmark.
 
+    model    name of the model that it is or was trained from; None of the embedded one
     summary  as in `summary.json`
     rows     one for each problem and sample, as in `<benchmark>.jsonl`
     partial  the file of what was done, to be removed; None if nothing is recorded
     """
 
     target: str
+    model: str | None
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
     partial: Path | None
@@ -46,7 +50,7 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
     console.print("Pass@1 in % [95 % interval]")
-    console.print(_pass_at_1(results, benchmarks))
+    console.print(_pass_at_1(results))
     for benchmark in benchmarks:
         of_benchmark = [result for result in results if result.benchmark == benchmark]
         first = of_benchmark[0]
@@ -56,6 +60,8 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
         if len(of_benchmark) > 1:
             console.print(f"{benchmark}: points more than {first.target} [95 %, paired bootstrap]", soft_wrap=True)
             console.print(_differences(of_benchmark))
+            for sentence in _exact_intervals(of_benchmark):
+                console.print(sentence, soft_wrap=True)
     for result in results:
         console.print(_conditions(result), soft_wrap=True)
         if result.summary["truncated"] > len(result.rows) / 2:
@@ -64,11 +70,15 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
             )
 
 
-def _pass_at_1(results: Sequence[EvalResult], benchmarks: Sequence[str]) -> Table:
-    cells = {(result.target, result.benchmark): _share(result.summary) for result in results}
-    table = Table("", *benchmarks)
+def _pass_at_1(results: Sequence[EvalResult]) -> Table:
+    """Set targets by benchmarks, with a column for each of the different things that were measured by one name."""
+    headings = columns([result.summary for result in results], [result.model for result in results], COLUMNS)
+    cells = {
+        (result.target, heading): _share(result.summary) for result, heading in zip(results, headings, strict=True)
+    }
+    table = Table("", *dict.fromkeys(headings))
     for target in dict.fromkeys(result.target for result in results):
-        table.add_row(target, *(cells.get((target, benchmark), "–") for benchmark in benchmarks))
+        table.add_row(target, *(cells.get((target, heading), "–") for heading in dict.fromkeys(headings)))
     return table
 
 
@@ -87,16 +97,31 @@ def _differences(results: Sequence[EvalResult]) -> Table:
     base = first.shares()
     table = Table("", "points", "exact paired p")
     for result in later:
-        shares = result.shares()
-        if shares.keys() != base.keys():
-            table.add_row(result.target, "measured on other problems", "–")
+        if differently := differences(result.summary, first.summary, same_model=result.model == first.model):
+            table.add_row(result.target, f"measured {' and '.join(differently)}", "–")
             continue
+        shares = result.shares()
         a, b = [shares[problem] for problem in base], list(base.values())
         difference, low, high = (100 * value for value in paired_bootstrap(a, b))
         once = first.summary["samples"] == result.summary["samples"] == 1
         p = f"{mcnemar([share == 1 for share in a], [share == 1 for share in b]):.2g}" if once else "–"
         table.add_row(result.target, f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", p)
     return table
+
+
+def _exact_intervals(results: Sequence[EvalResult]) -> list[str]:
+    """Say whose intervals in `_differences` are no bootstrap's, and why."""
+    first, *later = results
+    base = first.shares()
+    sentences = []
+    for result in later:
+        shares = result.shares()
+        if shares.keys() == base.keys() and differ_alike([shares[problem] for problem in base], [*base.values()]):
+            sentences.append(
+                f"  {result.target} and {first.target} differ alike on every problem, so a bootstrap's interval would have "
+                "no width; it is the exact one (Clopper and Pearson's limit for the share of problems that differ otherwise)"
+            )
+    return sentences
 
 
 def _share(summary: dict[str, Any]) -> str:
@@ -111,7 +136,9 @@ def _conditions(result: EvalResult) -> str:
     if summary["temperature"]:
         samples = "1 sample" if summary["samples"] == 1 else f"{summary['samples']} samples"
         how = f"{samples} at temperature {summary['temperature']:g}, seed {summary['seed']}"
+    trained_on = f", {n} of them trained on" if (n := summary["trained_on"]) else ""
     return (
-        f"{result.target}, {result.benchmark} ({summary['split']}): {summary['n']} problems, {how}, at most "
-        f"{summary['max_new_tokens']} tokens, prompt {summary['prompt']}, checkpoint {summary['checkpoint']}"
+        f"{result.target}, {result.benchmark} ({summary['split']}): {summary['n']} problems{trained_on}, {how}, at most "
+        f"{summary['max_new_tokens']} tokens, prompt {summary['prompt']}, checkpoint {summary['checkpoint']}, sampled by "
+        f"{summary['engine']}, problems {summary['problems']}" + (f" from {summary['path']}" if summary["path"] else "")
     )

@@ -1,7 +1,7 @@
 """Recorded outputs of any model, graded without one: `sspo eval --completions`."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sspo_cli.errors import UserError
-from sspo_cli.rewards import AnswerChecker, Verdict, format_reward
+from sspo_cli.rewards import AnswerChecker, Verdict, checker_version, format_reward
 from sspo_cli.rewards.reading import Reading, read_answer, read_gold
 from sspo_cli.tracking.files import explain_os_errors, finite, write_jsonl_atomic
 
+ADDED = ("extracted", "reader", "verdict", "r_answer", "r_format", "status")
+MEASURED = ("benchmark", "step", "identity", "samples", "temperature", "max_new_tokens", "template")
 NO_GOLD = Verdict(False, "no gold")
 
 
@@ -32,7 +34,8 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
     """Grade the rows of a JSON-lines file, writes them to `out`, and prints a summary. Loads no torch.
 
     A row has a `gold`, and the model's text in `completion` or `prediction`. It is written back, in its place and with all
-    of its fields, with
+    of its fields, with these. If a row of the file has a field of such a name already, it keeps that, and what is added is
+    called `sspo_…` in all rows.
 
     extracted  the answer that was read, or null
     reader     what it was read from: "tags", "boxed" (the last box), "formula" (the last one), "number" (the last one), "text"
@@ -63,7 +66,6 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
         verdicts = [_best(check) for check in bars.track(checks, description="grading")]
     graded = [
         {
-            **row.fields,
             "extracted": reading.answer,
             "reader": reading.reader,
             "verdict": "correct" if verdict.equal else "wrong",
@@ -73,27 +75,62 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
         }
         for row, reading, verdict in zip(rows, readings, verdicts, strict=True)
     ]
-    write_jsonl_atomic(out, graded)
+    names = _free_names(rows)
+    write_jsonl_atomic(
+        out,
+        (
+            {**row.fields, **{names[key]: value for key, value in grade.items()}}
+            for row, grade in zip(rows, graded, strict=True)
+        ),
+    )
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for line in summary(graded):
+    for line in summary(rows, graded):
         console.print(line)
+    if renamed := [f"{key} as {name}" for key, name in names.items() if key != name]:
+        console.print(f"the rows have fields of these names, which they keep; written are {', '.join(renamed)}")
     console.print(f"every row with its verdict: {out}")
 
 
-def summary(graded: Sequence[dict[str, Any]]) -> list[str]:
-    """Summarize graded rows, a line each: the correct share with its 95 % interval, the readers, what went wrong."""
-    from sspo_cli.statistics import wilson  # scipy loads longer than a small file takes to grade
+def _free_names(rows: Sequence[Recorded]) -> dict[str, str]:
+    """Name what is added to each row, by names that no row of the file has."""
+    taken = set().union(*(row.fields for row in rows))
+    names = {}
+    for name in ADDED:
+        names[name] = name
+        while names[name] in taken:
+            names[name] = f"sspo_{names[name]}"
+    return names
 
-    correct = sum(row["verdict"] == "correct" for row in graded)
-    low, high = wilson(correct, len(graded))
-    lines = [f"{correct} of {len(graded)} correct: {correct / len(graded):.1%} [{low:.1%}, {high:.1%}]"]
+
+def summary(rows: Sequence[Recorded], graded: Sequence[dict[str, Any]]) -> list[str]:
+    """Summarize graded rows, a line each: the correct share with its 95 % interval, the readers, what went wrong.
+
+    Rows of several measurements of an `eval/<benchmark>.jsonl` have a share each.
+    """
+    measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    varying = (
+        []
+        if not any("identity" in row.fields for row in rows)
+        else [name for name in MEASURED if len({json.dumps(row.fields.get(name)) for row in rows}) > 1]
+    )
+    for row, grade in zip(rows, graded, strict=True):
+        measured[", ".join(f"{name} {row.fields.get(name)}" for name in varying)].append(grade)
+    lines = [f"{name}: {_correct_share(alike)}" if name else _correct_share(alike) for name, alike in measured.items()]
     readers = Counter(row["reader"] or "nothing" for row in graded)
     right = Counter(row["reader"] for row in graded if row["verdict"] == "correct")
     lines.append("read from " + ", ".join(f"{name} {n} ({right[name]} correct)" for name, n in readers.most_common()))
     statuses = Counter(row["status"] for row in graded if row["status"] != "ok")
     if statuses:
         lines.append("counted as wrong: " + ", ".join(f"{name} {n}" for name, n in statuses.most_common()))
-    return lines
+    return [*lines, f"answer check {checker_version()}"]
+
+
+def _correct_share(graded: Sequence[dict[str, Any]]) -> str:
+    from sspo_cli.statistics import wilson  # scipy loads longer than a small file takes to grade
+
+    correct = sum(row["verdict"] == "correct" for row in graded)
+    low, high = wilson(correct, len(graded))
+    return f"{correct} of {len(graded)} correct: {correct / len(graded):.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _read(path: Path) -> list[Recorded]:

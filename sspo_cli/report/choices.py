@@ -5,7 +5,8 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from sspo_cli.report.groups import BASELINES, RunGroup, grouped, method_name
-from sspo_cli.report.records import Select, measurement_of
+from sspo_cli.report.records import Select
+from sspo_cli.tracking.measurement import measurement_of
 
 T = TypeVar("T")
 

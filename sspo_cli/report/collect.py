@@ -11,7 +11,7 @@ import pandas as pd
 
 from sspo_cli.errors import UserError
 from sspo_cli.report.frame import evaluation_frame
-from sspo_cli.report.groups import RunGroup, group_runs, options_with_effect
+from sspo_cli.report.groups import RunGroup, effects_of, group_runs
 from sspo_cli.report.records import BareModel, RunRecord, Select, find_runs, read_record
 
 
@@ -55,7 +55,7 @@ def collect(paths: Sequence[Path], select: Select = "last") -> Collection:
         if isinstance(record, BareModel):
             bare_models.append(record)
             continue
-        effects = options_with_effect(record.options)
+        effects = effects_of(record)
         seeds = by_options[tuple(sorted((key, str(value)) for key, value in effects.items()))]
         if rival := seeds.get(record.seed):
             # The finished or the longer one counts, the first of equal ones.

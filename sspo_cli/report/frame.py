@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from sspo_cli.config import VALIDATION
-from sspo_cli.report.groups import RunGroup, distinguish, grouped
-from sspo_cli.report.records import MEASUREMENT, BareModel, RunRecord, Select, measurement_of
+from sspo_cli.report.groups import RunGroup, grouped
+from sspo_cli.report.records import BareModel, RunRecord, Select
 from sspo_cli.statistics import wilson
+from sspo_cli.tracking.measurement import MEASUREMENT, columns, measurement_of
 
 BASE, BARE, TRAINED = "base", "bare model", "trained"
 
@@ -46,8 +47,8 @@ def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel
     pass_at_1  as the evaluation says
     percent    the same in %, from `correct`
 
-    MEASUREMENT, step and correct are those of the evaluation. Bare models of no setting come last, with their name for a
-    setting; of a base and of bare models, validation is left out.
+    MEASUREMENT, identity, path, trained_on, step and correct are those of the evaluation. Bare models of no setting come last,
+    with their name for a setting; of a base and of bare models, validation is left out.
     """
     rows: list[dict[str, Any]] = []
 
@@ -55,8 +56,8 @@ def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel
         seed = (
             source.seed if isinstance(source, RunRecord) else None
         )  # the run's; the evaluation's is that of its sampling
-        columns = {"line": line, "kind": line.kind, "setting": line.setting, "source": source, "seed": seed}
-        rows.append({**evaluation, **columns, "selected": selected})
+        about = {"line": line, "kind": line.kind, "setting": line.setting, "source": source, "seed": seed}
+        rows.append({**evaluation, **about, "selected": selected})
 
     def add_bare(setting: str, model: BareModel) -> None:
         line = Line(setting, model.name, BARE, f"{model.name} by sspo eval")
@@ -105,14 +106,12 @@ def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
 
 
 def with_headings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `column`, a heading: the benchmark, and what tells its measurements in `rows` apart if it has several."""
-    keys = _typed(rows)[[*MEASUREMENT]]
-    measurements = keys.drop_duplicates()
-    names = list(measurements["benchmark"])
-    details = distinguish(names, measurements.to_dict("records"))
-    headings = [f"{name} ({detail})" if detail else name for name, detail in zip(names, details, strict=True)]
-    column = keys.merge(measurements.assign(column=headings), on=[*MEASUREMENT], how="left")["column"]
-    return rows.assign(column=column.to_numpy())
+    """Add `column`, a heading: the benchmark, and what tells its measurements in `rows` apart if it has several.
+
+    Different models read the same prompt through chat templates of their own; that alone is no column of its own.
+    """
+    measurements = rows[[*MEASUREMENT]].to_dict("records")
+    return rows.assign(column=columns(measurements, [line.model for line in rows["line"]]))
 
 
 def split(rows: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
@@ -169,9 +168,10 @@ def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[s
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    columns = ["line", "kind", "setting", "source", "seed", "selected", *MEASUREMENT, "step", "correct", "pass_at_1"]
+    names = ["line", "kind", "setting", "source", "seed", "selected", *MEASUREMENT]
+    names += ["identity", "path", "trained_on", "step", "correct", "pass_at_1"]
     # As objects: a column of whole numbers would turn into floats if one row, of an older version, has none.
-    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    frame = pd.DataFrame(rows, columns=names, dtype=object)
     frame = frame.astype({"selected": bool, "step": int, "correct": float, "pass_at_1": float})
     return frame.assign(percent=(100 * frame["correct"] / (frame["n"] * frame["samples"])).astype(float))
 

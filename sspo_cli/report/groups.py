@@ -29,6 +29,7 @@ WITHOUT_EFFECT = (
     "cold_start.checkpoint_every",
     "model.gradient_checkpointing",
     "evaluation.benchmarks",
+    "evaluation.decontaminate",  # what was left out by it has an effect, see `effects_of`
     "evaluation.every",
     "evaluation.max_new_tokens",
     "evaluation.samples",
@@ -114,7 +115,7 @@ class RunGroup:
 def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
     """Name the groups by what they differ in; sorted by setting, method and label."""
     options = [runs[0].options for runs in configurations]
-    effects = [options_with_effect(o) for o in options]
+    effects = [effects_of(runs[0]) for runs in configurations]
     starts = [{key: value for key, value in effect.items() if key.startswith(START)} for effect in effects]
     models = [_model_name(o) for o in options]
     data = [f"{model}, {' + '.join(task.name for task in o.tasks)}" for model, o in zip(models, options, strict=True)]
@@ -149,6 +150,12 @@ def options_with_effect(options: RunOptions) -> dict[str, Any]:
         for key, value in flatten(options.model_dump(mode="json"))
         if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in WITHOUT_EFFECT)
     }
+
+
+def effects_of(run: RunRecord) -> dict[str, Any]:
+    """Return what changes what a run learned: its options, and what was left out of its training tasks for a benchmark."""
+    left_out = {"tasks.left_out": run.left_out} if run.left_out else {}
+    return options_with_effect(run.options) | left_out
 
 
 def mean_over_seeds(runs: Sequence[RunRecord], metric: str) -> pd.Series:

@@ -7,9 +7,10 @@ import pandas as pd
 from sspo_cli.config import VALIDATION, flatten
 from sspo_cli.errors import command_line
 from sspo_cli.report.collect import Collection
-from sspo_cli.report.frame import BARE, BASE, MEASUREMENT, TRAINED, split, with_headings
+from sspo_cli.report.frame import BARE, BASE, TRAINED, split, with_headings
 from sspo_cli.report.groups import RunGroup, distinguish, grouped, method_name
 from sspo_cli.report.records import RunRecord, Select
+from sspo_cli.tracking.measurement import DIFFERENTLY, IDENTITY, MEASUREMENT, has_identity
 
 
 def missing(collection: Collection) -> list[str]:
@@ -31,6 +32,7 @@ def missing(collection: Collection) -> list[str]:
             for sentence in _missing_in(setting, groups, tests[tests["setting"] == setting])
         ),
         *_measured_in_several_ways(tests),
+        *_contaminated(tests),
         *(f"{sentence}; left out." for sentence in collection.left_out),
     ]
 
@@ -120,4 +122,23 @@ def _measured_in_several_ways(tests: pd.DataFrame) -> Iterator[str]:
                 first, *others = dict.fromkeys(source.path for source in alike["source"])
                 more = f" and {len(others)} more" if others else ""
                 ways.append(f"{str(column).removeprefix(f'{benchmark} ')} in `{first}`{more}")
-            yield f"{benchmark} was measured in several ways, which share no column: {'; '.join(ways)}."
+            yield f"{benchmark} was measured in several ways, which share no column: {'; '.join(ways)}.{_why(measured)}"
+
+
+def _why(measured: pd.DataFrame) -> str:
+    """Say what of the identity keeps measurements of one name apart, if anything does."""
+    rows = measured[[*IDENTITY]].to_dict("records")
+    known = [row for row in rows if has_identity(row)]
+    why = [how for name, how in DIFFERENTLY.items() if len({row[name] for row in known}) > 1]
+    if 0 < len(known) < len(rows):
+        why.append("by a version that did not record what exactly")
+    return f" Some were measured {', some '.join(why)}." if why else ""
+
+
+def _contaminated(tests: pd.DataFrame) -> Iterator[str]:
+    """Name the benchmarks of which runs were trained on some problems."""
+    trained = tests[(tests["kind"] == TRAINED) & tests["trained_on"].fillna(0).astype(bool)]
+    for (benchmark, seen, n), measured in split(trained, "benchmark", "trained_on", "n"):
+        first, *others = dict.fromkeys(measured["source"])
+        more = f" and {len(others)} more" if others else ""
+        yield f"{_named(first)}{more} was trained on {seen} of the {n} problems of {benchmark}, so their scores there are no test."

@@ -1,8 +1,8 @@
 """What run folders hold, read into memory: runs, and models that `sspo eval` measured outside a run."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +12,12 @@ import pandas as pd
 from sspo_cli.config import VALIDATION, RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.files import read_json, read_jsonl
+from sspo_cli.tracking.measurement import MEASUREMENT, comparable
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import ANSWER, MEASURED_MODEL
 
 # Which checkpoint's numbers go into the tables: the one after the last step, or the best one by validation.
 Select = Literal["last", "best"]
-
-# What a Pass@1 was measured with; numbers that differ in it are never put in one column.
-MEASUREMENT = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +29,7 @@ class RunRecord:
     started      when it was first started; None in a folder that does not say
     metrics      a row for each optimizer step, indexed by it
     evaluations  the rows of eval/summary.json, each with all of MEASUREMENT
+    data         what config.json says of the training problems; empty in a folder of an older version
     """
 
     path: Path
@@ -41,6 +40,13 @@ class RunRecord:
     started: datetime | None
     metrics: pd.DataFrame
     evaluations: list[dict[str, Any]]
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> str | None:
+        """Name the training problems that were left out because a benchmark asks them; None if there are none."""
+        left_out = self.data.get("left_out") or {}
+        return f"{left_out['problems']} problems of benchmarks ({left_out['fingerprint']})" if left_out else None
 
     @property
     def finished(self) -> bool:
@@ -57,11 +63,8 @@ class RunRecord:
 
     @property
     def validations(self) -> list[dict[str, Any]]:
-        """The evaluations on held-out training problems that training made, by step."""
-        rows = [row for row in self.evaluations if row["benchmark"] == VALIDATION]
-        return sorted(
-            (row for row in rows if measurement_of(row) == measurement_of(rows[0])), key=lambda row: row["step"]
-        )
+        """The evaluations on held-out training problems that training made, by step: those that may be compared."""
+        return comparable(row for row in self.evaluations if row["benchmark"] == VALIDATION)
 
     def selected_step(self, select: Select) -> int | None:
         """Return the step whose numbers go into the tables; None for an unfinished run, or one with no validation to go by."""
@@ -138,6 +141,7 @@ def read_run(path: Path) -> RunRecord:
         started=datetime.fromisoformat(status["started"]) if "started" in status else None,
         metrics=metrics.astype(float),
         evaluations=_evaluations(folder),
+        data=folder.data,
     )
 
 
@@ -153,11 +157,6 @@ def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any
     Raises UserError for a damaged file.
     """
     return read_jsonl(RunFolder(source.path).eval / f"{benchmark}.jsonl", ANSWER)
-
-
-def measurement_of(evaluation: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what an evaluation was measured with; numbers of equal ones may be put in one column."""
-    return tuple(evaluation[name] for name in MEASUREMENT)
 
 
 def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
@@ -176,4 +175,4 @@ def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
             raise UserError(
                 f"{folder.summary_path} does not say of {row['benchmark']} how many of its problems are solved"
             )
-    return [{**dict.fromkeys(MEASUREMENT), "samples": 1, **row} for row in rows]
+    return [{**dict.fromkeys((*MEASUREMENT, "identity", "path", "trained_on")), "samples": 1, **row} for row in rows]

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from sspo_cli.rewards.answer import AnswerChecker, Verdict
 from sspo_cli.rewards.format import format_reward
 from sspo_cli.rewards.reading import extract_answer
+from sspo_cli.rewards.version import checker_version
 from sspo_cli.types import Reward
 
-__all__ = ["AnswerChecker", "Verdict", "extract_answer", "format_reward", "grade"]
+__all__ = ["AnswerChecker", "Verdict", "checker_version", "extract_answer", "format_reward", "grade"]
 
 
 def grade(texts: Sequence[str], golds: Sequence[str], checker: AnswerChecker) -> list[Reward]:

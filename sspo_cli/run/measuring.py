@@ -1,6 +1,7 @@
 """When a run is measured on its benchmarks."""
 
-from sspo_cli.evaluation.benchmark import Conditions, evaluate, partial_path, record
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record
+from sspo_cli.evaluation.identity import Identity
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.run.saving import checkpoint_path, drop_old_checkpoints, save
@@ -20,8 +21,15 @@ def measure_if_due(run: Run) -> None:
     if step not in (0, options.steps) and not (every and step % every == 0):
         return
     conditions = Conditions.of(options)
-    summaries = [row for row in run.folder.evaluations() if row["step"] == step and conditions.matches(row, "prompt")]
-    measured = {row["benchmark"] for row in summaries}
+    identities = {b.name: Identity.of(b.prompts, conditions.prompt, run.engine.name) for b in run.benchmarks}
+    summaries = [row for row in run.folder.evaluations() if row["step"] == step]
+
+    def is_measured(benchmark: Benchmark) -> bool:
+        identity = identities[benchmark.name]
+        return any(
+            row["benchmark"] == benchmark.name and conditions.matches(row, identity, "prompt") for row in summaries
+        )
+
     if options.evaluation.validation and not checkpoint_path(run).exists():
         save(run)
 
@@ -31,14 +39,16 @@ def measure_if_due(run: Run) -> None:
             save(run)
             raise Interrupted
 
-    if benchmarks := [benchmark for benchmark in run.benchmarks if benchmark.name not in measured]:
+    if benchmarks := [benchmark for benchmark in run.benchmarks if not is_measured(benchmark)]:
         run.engine.sync(run.policy)
         model = fingerprint(run.policy)
     for benchmark in benchmarks:
-        partial = partial_path(run.folder.eval, benchmark, conditions, model)
+        identity = identities[benchmark.name]
+        partial = partial_path(run.folder.eval, benchmark, conditions, identity, model)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
-            answers = evaluate(run.engine, benchmark, run.checker, conditions, advance, partial)
-        summary = record(run.folder.eval, answers, benchmark, conditions, step, f"step-{step}")
+            answers = evaluate(run.engine, benchmark, run.checker, conditions, identity, advance, partial)
+        measured = benchmark.measured_on(run.folder)
+        summary = record(run.folder.eval, answers, measured, conditions, identity, step, f"step-{step}")
         partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
     run.engine.sleep()

@@ -1,10 +1,19 @@
 """Intervals, paired tests and corrections, of shares in 0…1 and of differences between seeds. Imports scipy."""
 
-from sspo_cli.statistics.comparisons import holm, mcnemar, paired_bootstrap, paired_t, sign_flip, sign_flip_of_seeds
+from sspo_cli.statistics.comparisons import (
+    differ_alike,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_t,
+    sign_flip,
+    sign_flip_of_seeds,
+)
 from sspo_cli.statistics.shares import attainable, pass_at_k, wilson
 
 __all__ = [
     "attainable",
+    "differ_alike",
     "holm",
     "mcnemar",
     "paired_bootstrap",

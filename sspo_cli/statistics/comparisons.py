@@ -57,18 +57,35 @@ def paired_t(differences: Sequence[float]) -> tuple[float, float, float]:
 def paired_bootstrap(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     """Compute the mean of a − b, shares solved of the same problems, with its 95 % percentile interval over resampled problems.
 
-    A single problem says nothing about others: its interval is everything, −1 to 1.
+    Equal differences give every resample the same mean, and an interval of no width that would claim to be certain; it is
+    exact then, see `of_equal_differences`.
     """
     differences = np.subtract(a, b, dtype=float)
     mean = float(differences.mean())
-    if len(differences) < 2:
-        return mean, -1.0, 1.0
+    if differ_alike(a, b):
+        return mean, *of_equal_differences(mean, len(differences))
     # A resample is how often each distinct difference comes: few of them, however many problems.
     values, counts = np.unique(differences.round(12), return_counts=True)
     n = len(differences)
     resamples = multinomial.rvs(n, counts / n, size=RESAMPLES, random_state=np.random.default_rng(0))
     low, high = np.percentile(resamples @ values / n, [2.5, 97.5])
     return mean, float(low), float(high)
+
+
+def differ_alike(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Report whether all differences a − b are equal."""
+    return bool(np.ptp(np.subtract(a, b, dtype=float)) <= EQUAL)
+
+
+def of_equal_differences(difference: float, n: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of the mean difference if all n problems have this one, of −1 to 1.
+
+    Seen 0 times in n, the share of problems with another difference is at most u = 1 − 0.025^(1/n), Clopper and Pearson's
+    limit. At worst all of these differ by −1, or by 1, so the mean is within d − u (d + 1) and d + u (1 − d). A single problem
+    says nothing about others: u = 1.
+    """
+    most = 1 - 0.025 ** (1 / n) if n > 1 else 1.0
+    return difference - most * (difference + 1), difference + most * (1 - difference)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

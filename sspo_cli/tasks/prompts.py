@@ -31,13 +31,9 @@ LONGEST = 1_000_000  # characters more than the question has
 
 def render(problem: Problem, template_name: str, tokenizer: Any) -> Prompt:
     """Raises UserError for an unknown template, and for a tokenizer whose chat template is missing or cannot render the turns."""
-    if template_name not in TEMPLATES:
-        raise UserError(f"unknown prompt template {template_name}{did_you_mean(template_name, TEMPLATES)}")
+    turns = messages(problem.question, template_name)
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruct model")
-    turns = [{"role": "user", "content": problem.question}]
-    if system := TEMPLATES[template_name]:
-        turns.insert(0, {"role": "system", "content": system})
     failure = f"the chat template of {tokenizer.name_or_path} refuses the prompt template {template_name}"
     with border(failure):
         kind = str(tokenizer.chat_template), template_name
@@ -49,6 +45,16 @@ def render(problem: Problem, template_name: str, tokenizer: Any) -> Prompt:
     with border(f"the tokenizer {tokenizer.name_or_path} cannot encode problem {problem.id}"):
         token_ids = tokenizer.encode(text, add_special_tokens=False)
     return Prompt(problem, text, token_ids, opening=OPENING if text.rstrip().endswith(OPENING) else "")
+
+
+def messages(question: str, template_name: str) -> list[dict[str, str]]:
+    """Return the turns that a chat template renders. Raises UserError for an unknown prompt template."""
+    if template_name not in TEMPLATES:
+        raise UserError(f"unknown prompt template {template_name}{did_you_mean(template_name, TEMPLATES)}")
+    turns = [{"role": "user", "content": question}]
+    if system := TEMPLATES[template_name]:
+        turns.insert(0, {"role": "system", "content": system})
+    return turns
 
 
 def _apply(tokenizer: Any, turns: list[dict[str, str]]) -> str:

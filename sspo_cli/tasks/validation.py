@@ -6,6 +6,7 @@ from random import Random
 
 from sspo_cli.errors import UserError
 from sspo_cli.seeds import derive_seed
+from sspo_cli.tasks.contamination import question_key
 from sspo_cli.types import Problem
 
 SEED = 0  # not a run's, so that all runs are chosen by the same problems
@@ -21,8 +22,8 @@ def hold_out(
     """
     held_out: list[Problem] = []
     for number, (problems, share) in enumerate(zip(problems_by_task, shares(weights, count), strict=True)):
-        before = set(map(_question, held_out))
-        candidates = {_question(problem): problem for problem in problems if _question(problem) not in before}
+        before = set(map(question_key, held_out))
+        candidates = {question_key(problem): problem for problem in problems if question_key(problem) not in before}
         if share and share >= len(candidates):
             raise UserError(
                 f"evaluation.validation = {count} would hold out {share} problems of task {problems[0].task}, which has "
@@ -41,8 +42,8 @@ def hold_out(
 
 def without(problems: Iterable[Problem], held_out: Iterable[Problem]) -> list[Problem]:
     """Those that ask no question that is held out."""
-    questions = set(map(_question, held_out))
-    return [problem for problem in problems if _question(problem) not in questions]
+    questions = set(map(question_key, held_out))
+    return [problem for problem in problems if question_key(problem) not in questions]
 
 
 def shares(weights: Sequence[float], count: int) -> list[int]:
@@ -53,8 +54,3 @@ def shares(weights: Sequence[float], count: int) -> list[int]:
     for task in by_remainder[: count - sum(parts)]:
         parts[task] += 1
     return parts
-
-
-def _question(problem: Problem) -> str:
-    """Two data sets may break the same question's lines differently."""
-    return " ".join(problem.question.split())

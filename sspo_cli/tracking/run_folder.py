@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -18,7 +19,15 @@ from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
 from sspo_cli.locks import take_lock
 from sspo_cli.redaction import redacted
-from sspo_cli.tracking.files import explain_os_errors, read_json, read_jsonl, remove_leftovers, write_json_atomic
+from sspo_cli.tracking.files import (
+    explain_os_errors,
+    read_json,
+    read_jsonl,
+    remove_leftovers,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from sspo_cli.tracking.measurement import comparable
 from sspo_cli.tracking.records import flush_folder, record, restore
 from sspo_cli.tracking.shapes import CONFIG, EVALUATIONS, METRICS, STATUS, WEIGHTS
 
@@ -50,6 +59,7 @@ class RunFolder:
     completions.jsonl  sampled completions with their rewards and the weights of their tokens
     weights.jsonl      histograms of the token weights, one object for each optimizer step
     checkpoints/       step-N, written by `sspo_cli.policy`; best.json
+    questions.bin      a key of each question that is trained on, by which `sspo eval` recognizes it in a benchmark
     eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.benchmark`
     """
 
@@ -64,6 +74,7 @@ class RunFolder:
         self.best_path = self.checkpoints / "best.json"
         self.eval = path / "eval"
         self.summary_path = self.eval / "summary.json"
+        self.questions_path = path / "questions.bin"
         self._lock = FileLock(path / ".lock")
 
     @classmethod
@@ -118,9 +129,11 @@ class RunFolder:
     @cached_property
     def config(self) -> RunOptions:
         """The options that were run. Raises UserError where `config.json` is unreadable or of another version."""
-        about = read_json(self.config_path, CONFIG)
+        options = read_json(self.config_path, CONFIG)["options"]
+        if isinstance(evaluation := options.get("evaluation"), dict):
+            evaluation.setdefault("decontaminate", False)  # versions without the option left nothing out
         try:
-            return validate(about["options"])
+            return validate(options)
         except UserError as error:
             raise UserError(f"{self.config_path} does not fit this version of sspo: {error}") from None
 
@@ -134,6 +147,39 @@ class RunFolder:
         about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
         write_json_atomic(self.config_path, about)
         vars(self).pop("config", None)  # to be read anew
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What `config.json` says of the training problems; empty in a run of an older version.
+
+        Raises UserError if the file is unreadable.
+        """
+        return read_json(self.config_path, CONFIG).get("data", {})
+
+    def note_data(self, data: Mapping[str, Any], questions: Iterable[int]) -> None:
+        """Record what the run is trained on: `data` in `config.json`, and the keys of the questions with those noted before.
+
+        data  problems, their fingerprint, overlaps with benchmarks, left_out
+        Raises UserError if the disk refuses.
+        """
+        write_json_atomic(self.config_path, {**read_json(self.config_path, CONFIG), "data": dict(data)})
+        keys = array("Q", sorted({*questions, *(self.questions() or ())}))
+        write_bytes_atomic(self.questions_path, keys.tobytes())
+
+    def questions(self) -> set[int] | None:
+        """Return the keys of the questions that the run is trained on; None if it does not say.
+
+        Raises UserError if the file is unreadable.
+        """
+        if not self.questions_path.exists():
+            return None
+        keys = array("Q")
+        with explain_os_errors("read", self.questions_path):
+            content = self.questions_path.read_bytes()
+        if len(content) % keys.itemsize:
+            raise UserError(f"{self.questions_path} is damaged; delete it if what was trained on need not be known")
+        keys.frombytes(content)
+        return set(keys)
 
     def note_resume(self, command: Sequence[str], after: str | None, lost: Sequence[str]) -> list[str]:
         """Add this start to the list `resumed` in `config.json`: when, by which command and program, after which checkpoint.
@@ -260,10 +306,12 @@ class RunFolder:
         """Writes `checkpoints/best.json` anew: of the checkpoints that are here, the one with the highest Pass@1 on the
         validation problems, of equal ones the earliest. Returns its step; None, and no such file, where none is measured.
 
+        Only comparable measurements count: of other problems, or by another sampler, a higher share says nothing.
+
         Raises UserError where the file cannot be written.
         """
         measured = [row for row in self.evaluations() if row["benchmark"] == VALIDATION and "pass_at_1" in row]
-        present = [row for row in measured if (self.checkpoints / f"step-{row['step']}").is_dir()]
+        present = [row for row in comparable(measured) if (self.checkpoints / f"step-{row['step']}").is_dir()]
         if not present:
             self.best_path.unlink(missing_ok=True)
             return None
@@ -306,9 +354,8 @@ class RunFolder:
 
 def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a measurement is of, and how it was made."""
-    return tuple(
-        summary.get(name) for name in ("benchmark", "step", "samples", "temperature", "max_new_tokens", "prompt")
-    )
+    names = ("benchmark", "step", "samples", "temperature", "max_new_tokens", "prompt", "identity")
+    return tuple(summary.get(name) for name in names)
 
 
 def _now() -> str:

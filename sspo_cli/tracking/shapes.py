@@ -31,9 +31,33 @@ def _has_step(row: Any) -> Any:
 
 
 @exact
+class _Overlap(TypedDict):
+    task: str
+    benchmark: str
+    rows: Count
+    of: Count
+    problems: Count
+
+
+@exact
+class _LeftOut(TypedDict):
+    problems: Count
+    fingerprint: str
+
+
+@exact
+class _Data(TypedDict):
+    problems: Count
+    fingerprint: str
+    overlaps: list[_Overlap]
+    left_out: _LeftOut | None
+
+
+@exact
 class _Config(TypedDict):
     options: dict[str, Any]
     changes: NotRequired[list[dict[str, Any]]]
+    data: NotRequired[_Data]
 
 
 @exact
@@ -56,6 +80,14 @@ class _Evaluation(TypedDict):
     temperature: NotRequired[float]
     max_new_tokens: NotRequired[int | None]
     prompt: NotRequired[Text]
+    identity: NotRequired[Text]
+    problems: NotRequired[Text]
+    messages: NotRequired[Text]
+    rendered: NotRequired[Text]
+    checker: NotRequired[Text]
+    engine: NotRequired[Text]
+    path: NotRequired[Text]
+    trained_on: NotRequired[int | None]
 
 
 @exact
@@ -67,6 +99,7 @@ class _Answer(TypedDict):
     tokens: NotRequired[int]
     finish: NotRequired[str]
     status: NotRequired[str]
+    identity: NotRequired[Text]
 
 
 @exact

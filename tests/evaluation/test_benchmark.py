@@ -23,6 +23,7 @@ from sspo_cli.evaluation.benchmark import (
     record,
     summarize,
 )
+from sspo_cli.evaluation.identity import Identity
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
@@ -69,8 +70,12 @@ def checker():
         yield checker
 
 
+def identity(of=None, engine="torch"):
+    return Identity.of((of or benchmark()).prompts, "plain", engine)
+
+
 def measure(engine, checker, conditions, partial=None, of=None):
-    return evaluate(engine, of or benchmark(), checker, conditions, lambda n: None, partial)
+    return evaluate(engine, of or benchmark(), checker, conditions, identity(of), lambda n: None, partial)
 
 
 def test_a_row_for_each_problem_and_sample_and_a_summary_that_counts_them(checker):
@@ -79,7 +84,7 @@ def test_a_row_for_each_problem_and_sample_and_a_summary_that_counts_them(checke
     right = [row["completion"] == f"<answer>{row['gold']}</answer>" for row in rows]
     assert [row["correct"] for row in rows] == right
     assert 5 < sum(right) < 25
-    summary = summarize(rows, benchmark(), SAMPLED)
+    summary = summarize(rows, benchmark(), SAMPLED, identity())
     assert (summary["n"], summary["samples"], summary["correct"]) == (10, 3, sum(right))
     assert summary["pass_at_1"] == sum(right) / 30
     assert (summary["low"], summary["high"]) == wilson(round(sum(right) / 3), 10)
@@ -104,14 +109,14 @@ def test_a_summary_counts_what_was_cut_and_what_ran_out_of_time(checker):
     rows[0].update(finish="length", status="timeout")
     rows[4]["finish"], rows[5]["status"], rows[6]["status"] = "length", "error", "timeout"
     rows[7].update(finish="length", status="no answer")
-    summary = summarize(rows, benchmark(), GREEDY)
+    summary = summarize(rows, benchmark(), GREEDY, identity())
     assert (summary["truncated"], summary["timeouts"]) == (3, 2)
 
 
 def test_chunks_hold_at_most_max_rows_completions_and_each_problem_has_its_own_seed(checker):
     engine = Guessing()
     done = []
-    evaluate(engine, benchmark(), checker, SAMPLED, done.append)
+    evaluate(engine, benchmark(), checker, SAMPLED, identity(), done.append)
     assert [rows for rows, _ in engine.calls] == [6] * 5
     assert done == [2] * 5
     seeds = {sampling.seed_of(index) for rows, sampling in engine.calls for index in range(rows // 3)}
@@ -136,19 +141,21 @@ def test_a_chunk_is_at_least_one_problem_and_at_most_256():
         assert replace(SAMPLED, max_rows=max_rows).chunk == chunk
 
 
-def test_conditions_matches_a_row_only_if_all_of_them_do():
-    row = {"samples": 3, "temperature": 0.7, "max_new_tokens": 8, "template": "plain"}
-    assert SAMPLED.matches(row, "template")
+def test_conditions_match_a_row_only_if_all_of_them_and_its_identity_do():
+    row = {"samples": 3, "temperature": 0.7, "max_new_tokens": 8, "template": "plain", "identity": identity().digest}
+    assert SAMPLED.matches(row, identity(), "template")
     for key, value in {"samples": 1, "temperature": 0.8, "max_new_tokens": 9, "template": "think-answer"}.items():
-        assert not SAMPLED.matches({**row, key: value}, "template")
-    assert not SAMPLED.matches({**row, "prompt": "think-answer"}, "prompt")
-    assert GREEDY.matches({}, "template")  # an older row: greedy, the only way that there was
+        assert not SAMPLED.matches({**row, key: value}, identity(), "template")
+    assert not SAMPLED.matches({**row, "prompt": "think-answer"}, identity(), "prompt")
+    for another in (identity(benchmark(9)), identity(engine="vLLM 0.11")):
+        assert not SAMPLED.matches(row, another, "template")
+    assert not GREEDY.matches({}, identity(), "template")  # an older row, of which nothing shows what was asked
 
 
 @pytest.mark.parametrize("torn", [0, 40])
 def test_a_stopped_measurement_goes_on_where_it_was(checker, tmp_path, torn):
     whole = measure(Guessing(), checker, SAMPLED)
-    partial = partial_path(tmp_path, benchmark(), SAMPLED, "model")
+    partial = partial_path(tmp_path, benchmark(), SAMPLED, identity(), "model")
     with pytest.raises(KeyboardInterrupt):
         measure(Guessing(stop_at=4), checker, SAMPLED, partial)
     kept = partial.read_bytes()
@@ -163,12 +170,13 @@ def test_a_stopped_measurement_goes_on_where_it_was(checker, tmp_path, torn):
 
 
 def test_what_another_model_or_other_conditions_did_is_not_gone_on_with(tmp_path):
-    def path(conditions=SAMPLED, model="model", of=None):
-        return partial_path(tmp_path, of or benchmark(), conditions, model)
+    def path(conditions=SAMPLED, model="model", of=None, engine="torch"):
+        return partial_path(tmp_path, of or benchmark(), conditions, identity(of, engine), model)
 
     changed = Benchmark("sums", "test", [*benchmark(9).prompts, Prompt(Problem("9", "", "77", "sums"), "", [1, 9])])
     others = [
         path(model="another"),
+        path(engine="vLLM 0.11 in this process"),
         path(of=benchmark(9)),
         path(of=changed),
         path(replace(SAMPLED, samples=2)),
@@ -177,7 +185,7 @@ def test_what_another_model_or_other_conditions_did_is_not_gone_on_with(tmp_path
         path(replace(SAMPLED, seed=1)),
         path(replace(SAMPLED, max_rows=3)),
     ]
-    assert len({path(), *others}) == 9
+    assert len({path(), *others}) == 10
     assert path() == path()
 
 
@@ -199,7 +207,7 @@ def test_a_model_s_fingerprint_says_how_it_is_computed_with(policy):
 
 
 def test_two_processes_do_not_measure_the_same_at_once(checker, tmp_path):
-    partial = partial_path(tmp_path, benchmark(), GREEDY, "model")
+    partial = partial_path(tmp_path, benchmark(), GREEDY, identity(), "model")
     partial.parent.mkdir()
     with (
         FileLock(partial.with_name(f".{partial.name}.lock")),
@@ -234,7 +242,7 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
 def test_a_record_under_other_conditions_stands_next_to_the_first(checker, tmp_path, change):
     others = replace(SAMPLED, **change)
     summaries = [
-        record(tmp_path, measure(Guessing(), checker, conditions), benchmark(), conditions, 3, "step-3")
+        record(tmp_path, measure(Guessing(), checker, conditions), benchmark(), conditions, identity(), 3, "step-3")
         for conditions in (SAMPLED, others)
     ]
     assert json.loads((tmp_path / "summary.json").read_text()) == summaries
@@ -243,21 +251,51 @@ def test_a_record_under_other_conditions_stands_next_to_the_first(checker, tmp_p
 
 def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp_path):
     old = {"step": 3, "id": "0", "prompt": "1+0", "correct": True}  # as older versions wrote it
-    (tmp_path / "sums.jsonl").write_text(json.dumps(old) + "\n" + json.dumps({**old, "step": 2}) + "\n")
     summaries = [
         {"step": 3, "benchmark": "sums", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},
-        {"step": 3, "benchmark": "sums", "temperature": 0.0, "max_new_tokens": 9, "prompt": "plain", "correct": 1},
-        {"step": 2, "benchmark": "sums", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},
         {"step": 3, "benchmark": "others", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},
     ]
+    (tmp_path / "sums.jsonl").write_text(json.dumps(old) + "\n")
     (tmp_path / "summary.json").write_text(json.dumps(summaries))
-    greedy, sampled = measure(Guessing(), checker, GREEDY), measure(Guessing(), checker, SAMPLED)
+    corrected = replace(
+        benchmark(), prompts=[*benchmark(9).prompts, Prompt(Problem("9", "", "77", "sums"), "", [1, 9])]
+    )
+    measured = [(GREEDY, benchmark(), 3), (SAMPLED, benchmark(), 3), (GREEDY, benchmark(), 2), (GREEDY, corrected, 3)]
+    answers = [measure(Guessing(), checker, conditions, of=of) for conditions, of, _ in measured]
     for _ in range(2):
-        first = record(tmp_path, greedy, benchmark(), GREEDY, 3, "step-3")
-        second = record(tmp_path, sampled, benchmark(), SAMPLED, 3, "step-3")
-    assert json.loads((tmp_path / "summary.json").read_text()) == [*summaries[1:], first, second]
+        written = [
+            record(tmp_path, rows, of, conditions, identity(of), step, f"step-{step}")
+            for rows, (conditions, of, step) in zip(answers, measured, strict=True)
+        ]
+    assert json.loads((tmp_path / "summary.json").read_text()) == [*summaries, *written]
     rows = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
-    assert rows == [{**old, "step": 2}, *({"step": 3, **row} for row in [*greedy, *sampled])]
+    expected = [{"step": step, **row} for of, (_, _, step) in zip(answers, measured, strict=True) for row in of]
+    assert rows == [old, *expected]
+
+
+def test_an_identity_is_that_of_problems_golds_prompt_check_and_sampler(monkeypatch):
+    prompts = benchmark().prompts
+    same = Identity.of([*reversed(prompts)], "plain", "torch")
+    assert same == identity()
+
+    def changed(of=prompts, template="plain", engine="torch"):
+        another = Identity.of(of, template, engine)
+        assert another.digest != same.digest
+        return {name for name, value in another.fields().items() if value != same.fields()[name]} - {"identity"}
+
+    def with_problem(**changes):
+        return [replace(prompts[0], problem=replace(prompts[0].problem, **changes)), *prompts[1:]]
+
+    assert changed(prompts[1:]) == {"problems", "rendered"}
+    for change in ({"answer": "2"}, {"question": "1 + 0"}, {"setup": "x = 1"}, {"check": "choice"}):
+        assert changed(with_problem(**change)) == {"problems"}
+    assert changed([replace(prompts[0], text="another"), *prompts[1:]]) == {"rendered"}
+    assert changed([replace(prompts[0], token_ids=[7]), *prompts[1:]]) == {"rendered"}
+    assert changed(template="think-answer") == {"messages"}
+    assert changed(engine="vLLM 0.11 in this process") == {"engine"}
+    assert identity(engine="vLLM at http://node7:8000") == identity(engine="vLLM 0.11 in this process")
+    monkeypatch.setattr("sspo_cli.evaluation.identity.checker_version", lambda: "another")
+    assert changed() == {"checker"}
 
 
 def test_chunks_that_nobody_has_added_to_for_a_week_are_removed(tmp_path):

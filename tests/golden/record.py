@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from sspo_cli.cli import main
+from sspo_cli.tracking.measurement import IDENTITY
 
 from .cases import BASE, CASES, COLD_START, COLD_STARTED, COLD_STEPS, ENVIRONMENT, RECORDED, SSPO, WALL_TIMES
 
@@ -62,14 +63,21 @@ def run_case(name: str, runs: Path) -> dict[str, Any]:
         "options": CASES[name],
         "metrics": {key: [row.get(key) for row in metrics] for key in sorted({key for row in metrics for key in row})},
         "completions": read_jsonl(folder / "completions.jsonl"),
-        "summary": json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8")),
+        "summary": [
+            without_identity(row) for row in json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
+        ],
         "evaluations": [
-            {"benchmark": path.stem, **row}
+            {"benchmark": path.stem, **without_identity(row)}
             for path in sorted((folder / "eval").glob("*.jsonl"))
             for row in read_jsonl(path)
         ],
         "weights": norms(folder / "checkpoints" / "step-10"),
     }
+
+
+def without_identity(row: dict[str, Any]) -> dict[str, Any]:
+    """What a measurement gave; its fingerprints change with the code that checks answers, and its file has no numbers."""
+    return {key: value for key, value in row.items() if key not in ("identity", "path", "contaminated", *IDENTITY)}
 
 
 def train(runs: Path, name: str, options: Mapping[str, Any]) -> str:

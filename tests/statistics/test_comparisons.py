@@ -32,7 +32,18 @@ def test_the_bootstrap_interval_is_that_of_the_paired_differences():
     assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.1 * error)
     assert paired_bootstrap(a, b) == (difference, low, high)
     assert paired_bootstrap(b, a)[0] == -difference
-    assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("difference", "n"), [(0.0, 30), (1.0, 30), (-1.0, 500), (0.25, 12)])
+def test_equal_differences_have_the_exact_interval_of_those_not_seen(difference, n):
+    a = [max(difference, 0.0)] * n
+    b = [max(-difference, 0.0)] * n
+    mean, low, high = paired_bootstrap(a, b)
+    unseen = binomtest(0, n).proportion_ci(method="exact").high  # Clopper and Pearson's
+    assert mean == difference
+    assert low == pytest.approx((1 - unseen) * difference - unseen)
+    assert high == pytest.approx((1 - unseen) * difference + unseen)
+    assert high - low == pytest.approx(2 * unseen)
 
 
 def test_the_bootstrap_interval_of_few_problems_is_that_of_all_resamples():

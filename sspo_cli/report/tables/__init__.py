@@ -1,5 +1,7 @@
 """The report's tables, from what was collected."""
 
+from collections import Counter
+
 import pandas as pd
 
 from sspo_cli.report.choices import best_configurations
@@ -12,6 +14,7 @@ from sspo_cli.report.tables.paper import paper_tables
 from sspo_cli.report.tables.pass_at_1 import method_table, variant_table
 from sspo_cli.report.tables.runs import runs_table
 from sspo_cli.report.tables.seeds import against_noise, seeds_table, verdict
+from sspo_cli.tasks.contamination import Overlap
 
 __all__ = ["tables"]
 
@@ -33,7 +36,7 @@ def tables(collection: Collection, *, paper: bool = False) -> list[Table]:
     rows = table_rows(frame, chosen)
     made: list[Table | None] = []
     if len(rows):
-        notes = [*_selection(collection, rows), *choices]
+        notes = [*_selection(collection, rows), *choices, *_overlaps(collection)]
         noise = against_noise(rows_of(frame, chosen), chosen)
         several = rows.loc[rows["kind"] == TRAINED, "line"].nunique() > 1
         made.append(variant_table(collection, rows, [verdict(noise, chosen)] if several else [], notes, paper))
@@ -59,3 +62,12 @@ def _selection(collection: Collection, rows: pd.DataFrame) -> list[str]:
         "Trained rows: finished runs, each at its best step by Pass@1 on validation problems, which were held out of the "
         "training tasks and are in no benchmark."
     ]
+
+
+def _overlaps(collection: Collection) -> list[str]:
+    """Say what training tasks share with benchmarks, and in how many runs that was left out."""
+    runs: Counter[str] = Counter()
+    for run in collection.runs:
+        left_out = run.options.evaluation.decontaminate
+        runs.update({Overlap(**overlap).sentence(left_out) for overlap in run.data.get("overlaps", [])})
+    return [f"{sentence} ({count} run{'s' * (count > 1)})." for sentence, count in runs.items()]

@@ -11,10 +11,15 @@ from sspo_cli.errors import UserError
 from sspo_cli.report.choices import against_best_and_baseline
 from sspo_cli.report.frame import Line, split
 from sspo_cli.report.groups import grouped
-from sspo_cli.report.records import MEASUREMENT, answers
+from sspo_cli.report.records import answers
 from sspo_cli.report.table import Cell, Table
-from sspo_cli.statistics import holm, mcnemar, paired_bootstrap, sign_flip
+from sspo_cli.statistics import differ_alike, holm, mcnemar, paired_bootstrap, sign_flip
+from sspo_cli.tracking.measurement import MEASUREMENT
 
+EQUAL_DIFFERENCES = (
+    "every problem has the same difference, of which a bootstrap would make an interval of no width. Instead it is exact: by "
+    "Clopper and Pearson, at most the share 1 − 0.025^(1/n) of problems has another difference, at worst −1 or 1."
+)
 Problem = tuple[str, str]  # its id and gold answer
 
 
@@ -96,10 +101,15 @@ def _body(frame: pd.DataFrame) -> list[list[Cell] | str]:
 
 
 def _explained(frame: pd.DataFrame) -> list[str]:
+    exact = frame[frame["interval"] == "exact"]
+    pairs = ", ".join(
+        f"{row['configuration']} − {row['against']} ({row['column']})" for row in exact.to_dict("records")
+    )
     return [
         "Lines, benchmarks and runs are those of table 1.",
         "Difference in points of Pass@1, on the same problems, with its 95 % percentile interval of a paired bootstrap over "
         "problems (9,999 resamples).",
+        *([f"Intervals of {pairs}: {EQUAL_DIFFERENCES}"] if pairs else []),
         f"p, two-sided: {' and '.join(sorted(set(frame['test'])))}. Problems are what is drawn at random; seeds are averaged "
         "within a problem, so the p says nothing about further seeds; the table of differences against the noise of seeds does.",
         f"p (Holm): adjusted for the number of comparisons in this table, {len(frame)}.",
@@ -127,10 +137,12 @@ def _solved(evaluation: dict[Any, Any]) -> dict[Problem, float]:
         "max_new_tokens": evaluation["max_new_tokens"],
         "template": evaluation["prompt"],
     }
+    identity = evaluation.get("identity")
     rows = [
         row
         for row in answers(evaluation["source"], benchmark)
         if row["step"] == evaluation["step"]
+        and row.get("identity") == identity
         and all(row.get(name, value) == value for name, value in conditions.items())
     ]
     verdicts = grouped(rows, lambda row: (str(row["id"]), str(row["gold"])))
@@ -159,6 +171,7 @@ def _compare(result: SolvedShares, reference: SolvedShares) -> dict[str, Any]:
         "difference": 100 * difference,
         "low": 100 * low,
         "high": 100 * high,
+        "interval": "exact" if differ_alike(a, b) else "bootstrap",
         "p": p,
         "test": test,
     }

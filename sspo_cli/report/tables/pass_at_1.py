@@ -6,11 +6,12 @@ from typing import Any
 import pandas as pd
 
 from sspo_cli.report.collect import Collection
-from sspo_cli.report.frame import BASE, MEASUREMENT, TRAINED, Line, gain, over_seeds, split
+from sspo_cli.report.frame import BASE, TRAINED, Line, gain, over_seeds, split
 from sspo_cli.report.groups import BASELINES, grouped, method_name
 from sspo_cli.report.records import short_names
 from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
 from sspo_cli.report.tables.paper import printed
+from sspo_cli.tracking.measurement import MEASUREMENT, has_identity
 
 GAIN = "Δ Avg"
 PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed")
@@ -40,7 +41,8 @@ def variant_table(
         "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). In brackets "
         "the 95 % Wilson interval for the benchmark's n problems and the mean number solved; it is not narrowed by the number "
         "of seeds, which answered the same problems.",
-        f"{GAIN} is the mean over the benchmarks of cell − base, in points, computed from the cells as printed.",
+        f"{GAIN} is the mean over the benchmarks of cell − base, in points, computed from the cells as printed; cell and base "
+        "were measured on the same problems, with the same prompt, answer check and sampler.",
         *_missing_gains(cells),
     ]
     return _grid("table1", title, cells, lead, True, [*explained, *_explained(collection, rows, cells), *notes])
@@ -72,28 +74,53 @@ def _cells(rows: pd.DataFrame, paper: bool) -> pd.DataFrame:
 
 
 def _gains(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return rows of Δ Avg, for each trained line and bare model that has a cell wherever its base has one."""
-    rows = []
+    """Return rows of Δ Avg, for each trained line and bare model that has a cell in every one of its columns."""
+    rows: list[dict[str, Any]] = []
     for setting, base, lines in _with_base(cells):
+        columns = _averaged(cells, base, lines)
         for line in lines:
             ours, papers = (
-                gain(_numbers(cells, line, name), _numbers(cells, base, name)) for name in ("value", "paper")
+                gain(_numbers(cells, line, name), _numbers(cells, base, name, columns)) for name in ("value", "paper")
             )
             rows.append({"line": line, "setting": setting, "column": GAIN, "value": ours, "paper": papers})
     gains = pd.DataFrame(rows, columns=["line", "setting", "column", "value", "paper"])
     return gains.astype({"value": float, "paper": float}).dropna(subset="value")
 
 
+def _averaged(cells: pd.DataFrame, base: Line, lines: Sequence[Line]) -> list[str]:
+    """Return the columns of the base that Δ Avg is over: one for each benchmark that half of the lines have.
+
+    Of several measurements of a benchmark it is the one that most trained lines have; of equal ones that of most problems. So
+    one run that was measured otherwise, or on more, takes Δ Avg from no other one.
+    """
+    trained = [line for line in lines if line.kind == TRAINED] or list(lines)
+    shared = cells[cells["line"].isin(trained)].groupby("column")["line"].nunique()
+    of_base = cells[(cells["line"] == base) & (cells["column"] != GAIN)]
+    usual: dict[str, str] = {}
+    for benchmark, measured in split(of_base, "benchmark"):
+        ranked = measured.assign(shared=measured["column"].map(shared).fillna(0))
+        usual[benchmark] = str(ranked.sort_values(["shared", "n"], ascending=False, kind="stable")["column"].iloc[0])
+    counts = {column: int(shared.get(column, 0)) for column in usual.values()}
+    enough = min(len(trained) / 2, max(counts.values(), default=0))
+    return [column for column, count in counts.items() if count and count >= enough]
+
+
 def _missing_gains(cells: pd.DataFrame) -> list[str]:
     """Say what Δ Avg leaves out, and which lines have none."""
     notes = []
-    columns = {line: set(of_line["column"]) for line, of_line in split(cells, "line")}
+    columns = {line: set(of_line["column"]) - {GAIN} for line, of_line in split(cells, "line")}
     for setting, base, lines in _with_base(cells):
-        everywhere = columns[base].union(*(columns[line] for line in lines)) - {GAIN}
+        averaged = set(_averaged(cells, base, lines))
+        everywhere = columns[base].union(*(columns[line] for line in lines))
         if unknown := sorted(everywhere - columns[base]):
             notes.append(f"{GAIN} leaves out {', '.join(unknown)}, on which the base of {setting} was not measured.")
+        if rare := sorted(columns[base] - averaged):
+            notes.append(
+                f"{GAIN} in {setting} is over {', '.join(sorted(averaged)) or 'nothing'}; it leaves out {', '.join(rare)}, on "
+                "which most rows were not measured."
+            )
         for line in lines:
-            if lacking := sorted(columns[base] - columns[line]):
+            if lacking := sorted(averaged - columns[line]):
                 notes.append(f"{line.label} in {setting} has no {GAIN}: it lacks {', '.join(lacking)}.")
     return notes
 
@@ -105,9 +132,11 @@ def _with_base(cells: pd.DataFrame) -> Iterable[tuple[str, Line, list[Line]]]:
             yield setting, base, [line for line in lines if line is not base]
 
 
-def _numbers(cells: pd.DataFrame, line: Line, name: str) -> dict[str, float]:
-    """Return a line's numbers by column, where it has them."""
+def _numbers(cells: pd.DataFrame, line: Line, name: str, columns: Sequence[str] | None = None) -> dict[str, float]:
+    """Return a line's numbers by column, of those `columns` or of all, where it has them."""
     of_line = cells[(cells["line"] == line) & cells[name].notna()]
+    if columns is not None:
+        of_line = of_line[of_line["column"].isin(columns)]
     return dict(zip(of_line["column"], of_line[name], strict=True))
 
 
@@ -202,9 +231,15 @@ def _conditions(cells: pd.DataFrame) -> list[str]:
         limit = "an unknown number of" if pd.isna(row["max_new_tokens"]) else str(int(row["max_new_tokens"]))
         sentences.append(
             f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, "
-            f"at most {limit} new tokens, prompt `{row['prompt']}`."
+            f"at most {limit} new tokens, prompt `{row['prompt']}`{_identity(row)}."
         )
     return sentences
+
+
+def _identity(row: Record) -> str:
+    if not has_identity(row):
+        return "; recorded without fingerprints, so that nothing shows whether all rows answered the same problems"
+    return f"; sampled by {row['engine']}, fingerprint of the problems and golds {row['problems']}"
 
 
 def _which_runs(rows: pd.DataFrame) -> str:

@@ -72,6 +72,11 @@ def seeds_table(noise: pd.DataFrame) -> Table | None:
         "p (t, Holm): adjusted for the number of comparisons in one setting and quantity. The best and the strongest baseline "
         "(GRPO, GSPO, GMPO or SAPO) were picked by these same numbers, which flatters them a little.",
     ]
+    if noise["low"].isna().any():
+        notes.append(
+            "No interval where the differences of all seeds are equal: by Student's t it would have no width, and so few equal "
+            "numbers do not show how far apart others would be. p (t) is the exact one there."
+        )
     return Table("seeds", "Differences against the noise of seeds", noise, headings, body, notes)
 
 

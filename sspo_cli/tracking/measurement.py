@@ -1,0 +1,95 @@
+"""What a Pass@1 was measured with, as a row of `eval/summary.json` says it: the conditions and the identity.
+
+Only numbers of equal measurements may be compared, ranked, averaged or pooled.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+CONDITIONS = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt")
+# Fingerprints of what a name and a number of problems do not show; rows of older versions have none of them.
+IDENTITY = ("problems", "messages", "rendered", "checker", "engine")
+MEASUREMENT = CONDITIONS + IDENTITY
+
+# How something was measured that differs in a part of the identity. A corrected gold answer makes another problem.
+DIFFERENTLY = {
+    "problems": "on other problems",
+    "messages": "with another prompt",
+    "rendered": "with another chat template or tokenizer",
+    "checker": "by another version of the answer check",
+    "engine": "by another sampler",
+}
+
+
+def measurement_of(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Return what an evaluation was measured with; older versions took one sample, and did not say so."""
+    return tuple(row.get(name, 1 if name == "samples" else None) for name in MEASUREMENT)
+
+
+def has_identity(row: Mapping[Any, Any]) -> bool:
+    """Report whether an evaluation says what exactly was measured; older versions did not record it."""
+    return any(row.get(name) is not None for name in IDENTITY)
+
+
+def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep, by step, the evaluations of the measurement that most of them share, of several such the last one."""
+    by_step = sorted(rows, key=lambda row: row["step"])
+    counts = Counter(measurement_of(row) for row in reversed(by_step))
+    usual = max(counts, key=counts.__getitem__, default=None)
+    return [row for row in by_step if measurement_of(row) == usual]
+
+
+def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bool) -> list[str]:
+    """Say how one evaluation was measured differently from the other; empty if they may be compared.
+
+    Different models read the same messages through chat templates of their own, which is no difference.
+    """
+    if has_identity(row) != has_identity(other):
+        return ["by a version that did not record what exactly"]
+    names = [name for name in IDENTITY if name != "rendered" or same_model]
+    return [DIFFERENTLY[name] for name in names if row.get(name) != other.get(name)]
+
+
+def columns(
+    rows: Sequence[Mapping[Any, Any]], models: Sequence[str | None], names: Sequence[str] = MEASUREMENT
+) -> list[str]:
+    """Return the heading of the column that each evaluation belongs in, by those `names` of its measurement.
+
+    It is the benchmark, with what tells its columns apart if it has several. That different models, of which each row's is
+    given, have other chat templates makes no column of its own.
+    """
+    asked = [tuple(row.get(name) for name in names if name != "rendered") for row in rows]
+    rendered: dict[Any, set[Any]] = defaultdict(set)
+    for key, model, row in zip(asked, models, rows, strict=True):
+        rendered[key, model].add(row.get("rendered"))
+    apart = {key for (key, _), texts in rendered.items() if len(texts) > 1}
+    keys = [(key, row.get("rendered") if key in apart else None) for key, row in zip(asked, rows, strict=True)]
+    distinct = dict(zip(reversed(keys), reversed(rows), strict=True))  # the first of each
+    headings: dict[Any, str] = {}
+    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
+        of_benchmark = [key for key in dict.fromkeys(keys) if distinct[key]["benchmark"] == benchmark]
+        details = _details([distinct[key] for key in of_benchmark], names)
+        for key, detail in zip(of_benchmark, details, strict=True):
+            headings[key] = f"{benchmark} ({', '.join(detail)})" if detail else benchmark
+    return [headings[key] for key in keys]
+
+
+def _details(rows: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> list[list[str]]:
+    """Return of each row the conditions in which they differ, and as few of the fingerprints as tell them apart.
+
+    Of a row without an identity that alone is said, instead of each missing fingerprint.
+    """
+    known = [row for row in rows if has_identity(row)]
+    telling = [name for name in names if name not in IDENTITY and len({str(row.get(name)) for row in rows}) > 1]
+    telling += [name for name in IDENTITY if len({row[name] for row in known}) > 1]
+    for name in [name for name in reversed(IDENTITY) if name in telling]:
+        fewer = [each for each in telling if each != name]
+        if len({tuple(str(row.get(each)) for each in fewer) for row in known}) == len(known):
+            telling = fewer
+    details = []
+    for row in rows:
+        is_known = has_identity(row)
+        detail = [f"{name} {row.get(name)}" for name in telling if is_known or name not in IDENTITY]
+        details.append(detail if is_known or not known else [*detail, "not fingerprinted"])
+    return details
