@@ -141,4 +141,4 @@ def _contaminated(tests: pd.DataFrame) -> Iterator[str]:
     for (benchmark, seen, n), measured in split(trained, "benchmark", "trained_on", "n"):
         first, *others = dict.fromkeys(measured["source"])
         more = f" and {len(others)} more" if others else ""
-        yield f"{_named(first)}{more} was trained on {seen} of the {n} problems of {benchmark}, so their scores there are no test."
+        yield f"{_named(first)}{more} was trained on {seen} of the {n} problems of {benchmark}, which is no test then."

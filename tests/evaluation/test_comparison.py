@@ -225,8 +225,55 @@ def test_targets_that_answered_other_problems_are_not_compared(targets: Targets)
         targets.run(name, [STRONG], of_file(targets.problems(f"data/{name}/mine.jsonl", numbers)))
     said = measure("one", *others)
     assert table(said, "mine: points more than one") == {name: ["measured on other problems", "–"] for name in others}
-    shares = {name: cells[0].split()[0] for name, cells in table(said, "Pass@1 in %").items()}
-    assert shares == {"one": "66.7", "as many": "100.0", "fewer": "60.0", "more": "71.4"}
+    shares = {name: [cell.split()[0] for cell in cells] for name, cells in table(said, "Pass@1 in %").items()}
+    assert shares == {  # each in a column of its own
+        "one": ["66.7", "–", "–", "–"],
+        "as many": ["–", "100.0", "–", "–"],
+        "fewer": ["–", "–", "60.0", "–"],
+        "more": ["–", "–", "–", "71.4"],
+    }
+
+
+def test_a_target_with_another_prompt_or_sampler_is_not_compared(targets: Targets) -> None:
+    file = of_file(targets.problems("mine.jsonl", range(6)))
+    targets.run("one", [WEAK], file)
+    targets.run("told to think", [STRONG], file, "prompt=think-answer")
+    said = measure("one", "told to think")
+    (why,) = table(said, "mine: points more than one").values()
+    assert why == ["measured with another prompt and with another chat template or tokenizer", "–"]
+    shares = {name: [cell.split()[0] for cell in cells] for name, cells in table(said, "Pass@1 in %").items()}
+    assert shares == {"one": ["66.7", "–"], "told to think": ["–", "83.3"]}
+    assert "mine (prompt plain)" in said
+
+
+def test_files_of_one_name_are_filed_apart_and_each_is_measured_again_in_its_place(targets: Targets) -> None:
+    targets.problems("a/problems.jsonl", range(6))
+    targets.problems("b/problems.jsonl", range(2, 8))
+    targets.problems("c/problems.jsonl", range(6), wrong_golds=[4])  # those of a, corrected
+    targets.run("one", [WEAK])
+    for _ in range(2):
+        for folder in "abc":
+            measure("one", "-b", f"{folder}/problems.jsonl")
+    summaries = json.loads((targets.path / "one" / "eval" / "summary.json").read_text())
+    assert [(row["path"], row["correct"]) for row in summaries] == [
+        ("a/problems.jsonl", 4),
+        ("b/problems.jsonl", 2),
+        ("c/problems.jsonl", 4),
+    ]
+    assert len({row["problems"] for row in summaries}) == 3
+    assert {row["engine"] for row in summaries} == {"torch"}
+    answers = [json.loads(line) for line in (targets.path / "one" / "eval" / "problems.jsonl").open()]
+    assert [row["identity"] for row in answers] == [row["identity"] for row in summaries for _ in range(6)]
+
+
+def test_equal_differences_have_an_exact_interval_and_a_sentence(targets: Targets) -> None:
+    targets.problems("mine.jsonl", range(N))
+    for name in ("one", "other"):
+        targets.model(name, [WEAK])
+    said = measure("one", "other", "-b", "mine.jsonl")
+    most = 100 * (1 - 0.025 ** (1 / N))
+    assert table(said, "mine: points more than one") == {"other": [cell(0, -most, most), "1"]}
+    assert "other and one differ alike on every problem" in said
 
 
 def test_the_order_of_the_problems_does_not_matter(targets: Targets) -> None:

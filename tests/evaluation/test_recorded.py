@@ -73,6 +73,32 @@ def test_a_bad_row_is_told_by_its_line_and_nothing_is_written(tmp_path, line, sa
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_fields_of_the_names_that_are_added_are_kept(tmp_path, capsys):
+    own = {"gold": "5", "completion": "5", "extracted": ["mine"], "status": 3}
+    file = written(tmp_path / "outputs.jsonl", [own, {"gold": "5", "completion": "6", "sspo_status": "taken"}])
+    grade_file(file)
+    first, second = (json.loads(line) for line in (tmp_path / "outputs.graded.jsonl").read_text().splitlines())
+    added = {"reader": "number", "r_format": 0.0, "sspo_sspo_status": "ok"}
+    assert first == {**own, **added, "verdict": "correct", "r_answer": 1.0, "sspo_extracted": "5"}
+    assert second["sspo_extracted"] == "6"
+    assert second["sspo_status"] == "taken"
+    assert "extracted as sspo_extracted, status as sspo_sspo_status" in capsys.readouterr().out
+
+
+def test_answers_of_several_measurements_have_a_share_each(tmp_path, capsys):
+    rows = [
+        {"gold": "5", "completion": text, "identity": identity, "step": step}
+        for step, identity, text in ((0, "a", "4"), (8, "a", "5"), (8, "b", "5"), (8, "b", "6"))
+    ]
+    grade_file(written(tmp_path / "outputs.jsonl", rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" correct")[0] for line in lines[:3]] == [
+        "step 0, identity a: 0 of 1",
+        "step 8, identity a: 1 of 1",
+        "step 8, identity b: 1 of 2",
+    ]
+
+
 def test_a_gold_that_is_not_a_number_is_none(tmp_path):
     file = tmp_path / "outputs.jsonl"
     file.write_text('{"gold": NaN, "completion": "5"}\n')

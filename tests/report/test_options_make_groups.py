@@ -100,6 +100,7 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "evaluation.samples": ("evaluation.temperature=0.5", "evaluation.samples=2"),
     "evaluation.temperature": ("evaluation.temperature=0.5",),
     "evaluation.validation": ("evaluation.validation=9",),
+    "evaluation.decontaminate": ("evaluation.decontaminate=false",),
     "checkpoint.every": ("checkpoint.every=9",),
     "checkpoint.keep": ("checkpoint.keep=9",),
     "wandb.mode": ("wandb.mode=offline",),
@@ -130,6 +131,7 @@ WITHOUT_EFFECT = {
     "evaluation.max_new_tokens",
     "evaluation.samples",
     "evaluation.temperature",
+    "evaluation.decontaminate",  # what was left out by it has an effect, and is recorded
     "checkpoint.every",
     "checkpoint.keep",
     "wandb.mode",
