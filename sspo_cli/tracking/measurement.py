@@ -28,8 +28,8 @@ def measurement_of(row: Mapping[Any, Any]) -> tuple[Any, ...]:
 
 
 def has_identity(row: Mapping[Any, Any]) -> bool:
-    """Report whether an evaluation says what exactly was measured; older versions did not record it."""
-    return any(row.get(name) is not None for name in IDENTITY)
+    """Report whether an evaluation says what exactly was measured; older versions did not record it (in a frame it is NaN)."""
+    return any(isinstance(row.get(name), str) for name in IDENTITY)
 
 
 def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from written_reports import Report
 
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import collect
-from sspo_cli.tracking.measurement import IDENTITY, columns
+from sspo_cli.tracking.measurement import IDENTITY, columns, differences
 from sspo_cli.tracking.run_folder import RunFolder
 
 KNOWN = dict.fromkeys(IDENTITY, "a") | {"identity": "a", "engine": "torch"}
@@ -20,17 +20,14 @@ def measured(step: int, correct: int, n: int = 200, benchmark: str = "mine", **c
 
 
 def pair(trained: int, **changes: Any) -> list[dict[str, Any]]:
-    """Before the first step and after the last."""
-    return [measured(0, 60, **changes), measured(12, trained, **changes)]
+    """Before the first step, 30 % if of 200, and after the last."""
+    return [measured(0, 60 if "n" not in changes else 3, **changes), measured(12, trained, **changes)]
 
 
 @pytest.mark.parametrize(
     ("part", "value", "said"),
     [
         ("problems", "b", "on other problems"),
-        ("messages", "b", "with another prompt"),
-        ("rendered", "b", "with another chat template or tokenizer"),
-        ("checker", "b", "by another version of the answer check"),
         ("engine", "vLLM", "by another sampler"),
         (None, None, "by a version that did not record what exactly"),
     ],
@@ -46,13 +43,13 @@ def test_what_was_measured_differently_is_in_no_common_column(
     rows = [row for row in report.rows("table1") if row["column"] != "Δ Avg"]
     heading = f"mine ({part} {value})" if part else "mine (not fingerprinted)"
     usual = f"mine ({part} {KNOWN[part]})" if part else "mine"
-    cells = {(row["method"] or row["kind"], row["column"]): (row["value"], row["mark"]) for row in rows}
+    cells = {(row["method"] or row["kind"], row["column"]): (round(float(row["value"])), row["mark"]) for row in rows}
     assert cells == {
-        ("base", usual): ("30.0", ""),
-        ("sspo", usual): ("60.0", "best"),
-        ("grpo", usual): ("55.0", "second, strongest baseline"),
-        ("base", heading): ("30.0", "second"),
-        ("gspo", heading): ("90.0", "best, strongest baseline"),
+        ("base", usual): (30, ""),
+        ("sspo", usual): (60, "best"),
+        ("grpo", usual): (55, "second, strongest baseline"),
+        ("base", heading): (30, "second"),
+        ("gspo", heading): (90, "best, strongest baseline"),
     }
     gains = {row["method"]: float(row["value"]) for row in report.rows("table1") if row["column"] == "Δ Avg"}
     assert gains == {"sspo": 30.0, "grpo": 25.0}  # what has no Δ Avg takes it from no other row
@@ -64,7 +61,7 @@ def test_equal_identities_share_a_column_and_its_note_names_the_sampler(tmp_path
     write_run(tmp_path / "runs" / "a", evaluations=pair(120))
     write_run(tmp_path / "runs" / "b", "seed=1", evaluations=pair(140))
     report = Report(tmp_path / "runs", tmp_path / "out")
-    assert report.trained("mine") == {"0, 1": 65.0}
+    assert report.trained("mine") == {"0, 1": pytest.approx(65.0)}
     assert any("sampled by torch, fingerprint of the problems and golds a" in note for note in report.notes("table1"))
     assert "share no column" not in report.text
 
@@ -74,6 +71,26 @@ def test_runs_of_an_older_version_are_said_to_be_unchecked(tmp_path: Path) -> No
     report = Report(tmp_path / "runs", tmp_path / "out")
     assert report.trained() == {"0": 60.0}
     assert any("recorded without fingerprints" in note for note in report.notes("table1"))
+
+
+def test_every_part_of_an_identity_keeps_numbers_apart() -> None:
+    said = {
+        "problems": "on other problems",
+        "messages": "with another prompt",
+        "rendered": "with another chat template or tokenizer",
+        "checker": "by another version of the answer check",
+        "engine": "by another sampler",
+    }
+    assert tuple(said) == IDENTITY
+    for part, how in said.items():
+        rows = [measured(0, 1), measured(0, 1, **{part: "b"})]
+        assert columns(rows, ["8B"] * 2) == [f"mine ({part} {KNOWN[part]})", f"mine ({part} b)"]
+        assert differences(*rows, same_model=True) == [how]
+        assert differences(*rows, same_model=False) == ([] if part == "rendered" else [how])
+    older = measured(0, 1, **dict.fromkeys(IDENTITY))
+    assert columns([*rows[:1], older], ["8B"] * 2) == ["mine", "mine (not fingerprinted)"]
+    assert differences(rows[0], older, same_model=True)
+    assert not differences(older, older, same_model=True)
 
 
 def test_models_read_one_prompt_through_chat_templates_of_their_own() -> None:
