@@ -212,17 +212,22 @@ def sweep_command(
 
 @app.command("report")
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FOLDER...", help="Runs, or folders of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_OR_FOLDER...", help="Runs by name or folder, or folders of runs.")
+    ],
     out: Annotated[Path, typer.Option(help="Where tables and figures go.")] = Path("report"),
     paper: Annotated[bool, typer.Option("--paper", help="The paper's figures beside ours.")] = False,
     select: Annotated[
         Literal["last", "best"], typer.Option(help="The checkpoint in the tables: the last, or the best by validation.")
     ] = "last",
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write the paper's tables and figures, and a page to look at, from run folders."""
     from sspo_cli.report import write_report
 
-    page, *others = write_report(runs, out, paper=paper, select=select)
+    command = ["sspo", *sys.argv[1:]]
+    runs = [runs_dir / path if not path.exists() and (runs_dir / path).is_dir() else path for path in runs]
+    page, *others = write_report(runs, out, paper=paper, select=select, command=command)
     print(page)
     kinds = Counter(path.suffix.removeprefix(".") for path in others)
     print(f"beside it: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")

@@ -19,6 +19,7 @@ from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_targe
 from sspo_cli.interruption import Interrupted
 from sspo_cli.model_check import check_model, check_structure
 from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
+from sspo_cli.policy.pretrained import load_config, load_tokenizer
 from sspo_cli.preflight import check_lengths
 from sspo_cli.redaction import redacted
 from sspo_cli.rewards import AnswerChecker
@@ -63,6 +64,7 @@ def measure(
                 )
     if given and all(target.checkpoint for target in targets):
         raise UserError(f"run {targets[0].folder} is measured with its own options; leave out -c and -s")
+    _check_names(targets)
     plans = [(target, conditions_of(target, changes), tasks_of(target, benchmarks)) for target in targets]
 
     terminal = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -89,6 +91,17 @@ def measure(
     for result in results:  # not before: a command that is stopped and started again does nothing twice
         if result.partial:
             result.partial.unlink(missing_ok=True)
+
+
+def _check_names(targets: Sequence[Target]) -> None:
+    """Look up each model that no run has made, so that a mistyped name is reported before another target is measured."""
+    for target in targets:
+        if target.checkpoint is None:
+            try:
+                load_tokenizer(target.model, target.options.model.revision)
+                load_config(target.model, target.options.model.revision)
+            except UserError as error:
+                raise _named(target, error) from None
 
 
 def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from sspo_cli.config import RunOptions, flatten
+from sspo_cli.config import RunOptions, TaskOptions, flatten
 from sspo_cli.objectives import METHODS, OPTIONS
 from sspo_cli.report.records import RunRecord
 
@@ -190,7 +190,7 @@ def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> l
 
 def listed(details: Mapping[Any, Any]) -> str:
     """Write details as text: `tau_neg 0.3, tau_pos 0.2`."""
-    return ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in details.items())
+    return ", ".join(f"{key.removeprefix('objective.')} {_readable(value)}" for key, value in details.items())
 
 
 def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:
@@ -218,6 +218,18 @@ def _natural(text: str) -> list[str | float]:
     """Return a key to sort by in which numbers count by value, so that 8B comes before 14B."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def _readable(value: Any) -> str:
+    """Write a value; a list of tasks as a reader would: `gsm8k (limit 100) + math500`, without what is at its default."""
+    if not (isinstance(value, list) and value and all(isinstance(task, dict) and "name" in task for task in value)):
+        return str(value)
+    defaults = TaskOptions().model_dump(mode="json")
+    texts = []
+    for task in value:
+        given = {key: each for key, each in task.items() if key != "name" and each != defaults.get(key)}
+        texts.append(_named(task["name"], ", ".join(f"{key} {each}" for key, each in given.items())))
+    return " + ".join(texts)
 
 
 def _named(name: str, details: str) -> str:

@@ -1,11 +1,16 @@
 """A report: tables, figures and the pages that put them together."""
 
+import platform
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
 from sspo_cli import __version__
+from sspo_cli.errors import UserError, command_line
+from sspo_cli.redaction import redacted
 from sspo_cli.report.collect import Collection, collect
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import figures, save
@@ -15,19 +20,28 @@ from sspo_cli.report.missing import missing
 from sspo_cli.report.records import Select
 from sspo_cli.report.tables import tables
 from sspo_cli.tracking.files import explain_os_errors, write_bytes_atomic, write_text_atomic
+from sspo_cli.tracking.run_folder import git_revision
 
 IN_DETAIL = ("seeds", "paired", "configurations")  # tables that the page shows on demand: they are long
 
 
-def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: Select = "last") -> list[Path]:
-    """Write tables, figures, metrics.parquet, report.md and index.html in `out`, over those of an earlier report.
+def write_report(
+    paths: Sequence[Path], out: Path, paper: bool = False, select: Select = "last", command: Sequence[str] = ()
+) -> list[Path]:
+    """Write tables, figures, metrics.parquet, report.md and index.html in `out`, in the place of an earlier report.
 
     Returns their paths, the page's first.
 
     Each of `paths` is a run folder or a folder of them; `paper` adds the paper's figures, `select` says which checkpoint's
-    numbers go into the tables. Files of an earlier report that this one does not have stay where they are, named on no page.
-    Raises UserError if there is no run to read, or if `out` cannot be written.
+    numbers go into the tables, `command` is what the user typed. Files of an earlier report that this one does not have are
+    deleted, others stay. Raises UserError if there is no run to read, or if `out` is in a run's folder or cannot be written.
     """
+    for folder in (out.resolve(), *out.resolve().parents):
+        if (folder / "config.json").is_file() and (folder / "status.json").is_file():
+            raise UserError(
+                f"{out} is in the folder of run {folder}, which a report is not part of; choose another --out"
+            )
+    earlier = _files_of_report(out)
     with Console(stderr=True).status("reading runs") as status:  # shown on a terminal only
         collection = collect(paths, select)
         with explain_os_errors("write", out):
@@ -61,6 +75,7 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
             "summary": _summary(collection),
             "missing": missing(collection),
             "figures": drawn,
+            "about": _about(command),
         }
         markdown = template("page.md.jinja").render(tables=[table.to_markdown() for table in all_tables], **parts)
         page = html_page(
@@ -68,12 +83,15 @@ def write_report(paths: Sequence[Path], out: Path, paper: bool = False, select: 
             details=[(table.title, html_of([table])) for table in all_tables if table.name in IN_DETAIL],
             runs=html_of(table for table in all_tables if table.name == "runs"),
             completions=sample_completions(collection.groups),
-            version=__version__,
+            files=" ".join(sorted(["index.html", "report.md", *(path.name for path in written)])),
             **parts,
         )
         pages = {"index.html": page, "report.md": markdown}
         for name, text in pages.items():
             write_text_atomic(out / name, text)
+        for name in earlier - {*pages, *(path.name for path in written)}:
+            with explain_os_errors("delete", out / name):
+                (out / name).unlink(missing_ok=True)
     return [*(out / name for name in pages), *written]
 
 
@@ -91,3 +109,21 @@ def _summary(collection: Collection) -> str:
         ("model without a run", "models without a run"): len(collection.bare_models),
     }
     return ", ".join(f"{n} {singular if n == 1 else plural}" for (singular, plural), n in counts.items() if n) + "."
+
+
+def _files_of_report(out: Path) -> set[str]:
+    """Return the names of the files that the page of an earlier report lists; none without such a page."""
+    try:
+        page = (out / "index.html").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return set()
+    listed = re.search(r'<meta name="sspo-files" content="([^"]*)">', page)
+    return {name for name in (listed[1].split() if listed else ()) if Path(name).name == name}
+
+
+def _about(command: Sequence[str]) -> str:
+    """Say when, where, by which version and by which command the report was made."""
+    made = f"Made on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {platform.node()} by sspo {__version__}"
+    revision = git_revision()
+    made += f", revision `{revision}`" if revision else ""
+    return f"{made}, with {redacted(command_line(*command))}." if command else f"{made}."

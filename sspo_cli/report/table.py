@@ -168,14 +168,14 @@ def ranks_and_marks(
 ) -> list[tuple[int | None, frozenset[str]]]:
     """Rank and mark the cells of a column by what is printed: equal ones share both.
 
-    A single number is not marked: there is nothing that it would be better than.
+    A single number is not marked, nor are numbers that all print alike: there is nothing that they would be better than.
     """
     printed = [None if value is None else round(value, 1) for value in values]
     order = sorted({value for value in printed if value is not None}, reverse=True)
     strongest = max(
         (p for p, is_baseline in zip(printed, baselines, strict=True) if is_baseline and p is not None), default=None
     )
-    compared = sum(value is not None for value in printed) > 1
+    compared = len(order) > 1
     marked = []
     for value, is_baseline in zip(printed, baselines, strict=True):
         rank = None if value is None else order.index(value) + 1

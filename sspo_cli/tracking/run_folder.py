@@ -363,7 +363,7 @@ def _now() -> str:
 
 
 def _program() -> dict[str, Any]:
-    return {"revision": _git_revision(), "packages": _package_versions()}
+    return {"revision": git_revision(), "packages": _package_versions()}
 
 
 def _package_versions() -> dict[str, str]:
@@ -376,7 +376,7 @@ def _package_versions() -> dict[str, str]:
     return installed
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """The commit that sspo runs from, with `-dirty` where tracked files differ; None outside a git work tree."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

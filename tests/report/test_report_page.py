@@ -89,7 +89,10 @@ def test_nothing_on_the_page_points_out_of_it(one_run: tuple[Path, list[Path]]) 
     assert all(reference.removeprefix("#") in ids for reference in references)
 
 
-def test_the_same_runs_give_the_same_page_over_an_earlier_one(tmp_path: Path, one_figure: None) -> None:
+def test_the_same_runs_give_the_same_page_over_an_earlier_one(
+    tmp_path: Path, one_figure: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sspo_cli.report.page._about", lambda command: "Made once.")  # it says when
     run = write_run(tmp_path / "run", whole=True)
     pages = []
     for _ in range(2):
@@ -97,6 +100,26 @@ def test_the_same_runs_give_the_same_page_over_an_earlier_one(tmp_path: Path, on
         pages.append({path.name: path.read_bytes() for path in written})
     assert pages[0] == pages[1]
     assert sorted(pages[0]) == sorted(path.name for path in (tmp_path / "out").iterdir())
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path: Path, one_figure: None) -> None:
+    out = tmp_path / "out"
+    for name, model in (("a", "Qwen/Qwen3-8B"), ("b", "Qwen/Qwen3-14B")):
+        write_run(tmp_path / "runs" / name, f"model.name={model}")
+    earlier = write_report([tmp_path / "runs"], out, paper=True)
+    (out / "mine.txt").write_text("kept")
+    command = ["sspo", "report", "runs/a", "--out", "out"]
+    written = write_report([tmp_path / "runs" / "a"], out, command=command)
+    assert {path.name for path in earlier} - {path.name for path in written} >= {"table2.tex", "paper1.csv"}
+    assert {path.name for path in out.iterdir()} == {"mine.txt", *(path.name for path in written)}
+    about = re.compile(
+        r"Made on \d{4}-\d\d-\d\d \d\d:\d\d UTC on \S+ by sspo \S+.*, with .*sspo report runs/a --out out"
+    )
+    for path in written[:2]:
+        assert about.search(path.read_text())
+    for place in (tmp_path / "runs" / "a", tmp_path / "runs" / "a" / "eval" / "report"):
+        with pytest.raises(UserError, match="is in the folder of run"):
+            write_report([tmp_path / "runs"], place)
 
 
 def test_what_is_missing_is_named_near_the_top_of_both_pages(tmp_path: Path, one_figure: None) -> None:

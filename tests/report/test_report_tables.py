@@ -282,6 +282,25 @@ def test_every_run_is_in_the_appendix_with_what_it_differs_in(tmp_path: Path) ->
     assert sspo["reward"] == run.metrics["reward/mean"][12]
 
 
+def test_a_run_of_another_setting_is_in_no_caption_and_in_no_row_of_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", "seed=1")
+    other = ("cold_start.steps=100", "tasks=[{name: gsm8k, limit: 9}, {name: deepmath}]", "seed=2")
+    write_run(tmp_path / "c", *other, state="failed", last=2, evaluations=[])
+    assert any("after the cold start (700 supervised steps)" in note for note in table_of(tmp_path).notes)
+    runs = {row["seed"]: row["differences"] for row in table_of(tmp_path, "runs").frame.to_dict("records")}
+    assert runs == {0: "", 1: "", 2: ""}
+    write_run(tmp_path / "d", *other[:1], "tasks=[{name: gsm8k}, {name: deepmath}]", "seed=3")
+    settings = {row["seed"]: row["setting"] for row in table_of(tmp_path, "runs").frame.to_dict("records")}
+    assert "{" not in "".join(settings.values())
+
+
+def test_numbers_that_all_print_alike_are_not_marked(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", evaluations=[evaluation(0, 0), evaluation(12, 0)])
+    write_run(tmp_path / "b", "objective.method=grpo", evaluations=[evaluation(0, 0), evaluation(12, 0)])
+    assert "**" not in "".join(cell for row in markdown_rows(table_of(tmp_path))[1:] for cell in row)
+
+
 def test_offline_runs_say_how_they_get_to_wandb(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b c", "d")):
         write_run(tmp_path / name, f"seed={seed}")

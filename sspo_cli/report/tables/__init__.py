@@ -39,12 +39,12 @@ def tables(collection: Collection, *, paper: bool = False) -> list[Table]:
         notes = [*_selection(collection, rows), *choices, *_overlaps(collection)]
         noise = against_noise(rows_of(frame, chosen), chosen)
         several = rows.loc[rows["kind"] == TRAINED, "line"].nunique() > 1
-        made.append(variant_table(collection, rows, [verdict(noise, chosen)] if several else [], notes, paper))
+        made.append(variant_table(rows, [verdict(noise, chosen)] if several else [], notes, paper))
         if rows["setting"].nunique() > 1:
             of_methods, choices = best_configurations(groups, select, lambda group: (group.setting, group.method))
             method_rows = table_rows(frame, of_methods)
             method_notes = [*_selection(collection, method_rows), *choices]
-            made.append(method_table(collection, method_rows, method_notes, paper))
+            made.append(method_table(method_rows, method_notes, paper))
         made.append(seeds_table(noise))
         made.append(paired_table(rows, notes))
         made.append(configurations_table(collection, chosen))

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import BASE, TRAINED, Line, gain, over_seeds, split
 from sspo_cli.report.groups import BASELINES, grouped, method_name
 from sspo_cli.report.records import short_names
@@ -20,9 +19,7 @@ Record = dict[Hashable, Any]
 Lead = Mapping[str, Callable[[Line], str]]  # by its heading, a column of text about the line
 
 
-def variant_table(
-    collection: Collection, rows: pd.DataFrame, compared: Sequence[str], notes: Sequence[str], paper: bool
-) -> Table:
+def variant_table(rows: pd.DataFrame, compared: Sequence[str], notes: Sequence[str], paper: bool) -> Table:
     """Make table 1, of `table_rows`: a line for each method and gate, with intervals and the mean gain over the base."""
     cells = _cells(rows, paper)
     cells = _marked(pd.concat([cells, _gains(cells)], ignore_index=True))
@@ -32,7 +29,7 @@ def variant_table(
         "Configuration": lambda line: line.configuration,
         "Seeds": _seeds_by_line(rows).__getitem__,
     }
-    if not any(group.differs for group in collection.groups):
+    if not any(line.group.differs for line in rows["line"] if line.group):
         del lead["Configuration"]
     settings = rows["setting"].unique()
     title = "Pass@1 (%) by method and gate" + (f": {settings[0]}" if len(settings) == 1 else "")
@@ -45,10 +42,10 @@ def variant_table(
         "were measured on the same problems, with the same prompt, answer check and sampler.",
         *_missing_gains(cells),
     ]
-    return _grid("table1", title, cells, lead, True, [*explained, *_explained(collection, rows, cells), *notes])
+    return _grid("table1", title, cells, lead, True, [*explained, *_explained(rows, cells), *notes])
 
 
-def method_table(collection: Collection, rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table:
+def method_table(rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table:
     """Make table 2, of `table_rows`: a line for each method, a block for each setting."""
     cells = _marked(_cells(rows, paper))
     explained = [
@@ -58,7 +55,7 @@ def method_table(collection: Collection, rows: pd.DataFrame, notes: Sequence[str
     models = len({line.model for line in rows["line"]})
     title = f"Pass@1 (%) by {'model' if models > 1 else 'setting'} and method"
     lead: Lead = {"Method": lambda line: line.label}
-    return _grid("table2", title, cells, lead, False, [*explained, *_explained(collection, rows, cells), *notes])
+    return _grid("table2", title, cells, lead, False, [*explained, *_explained(rows, cells), *notes])
 
 
 def _cells(rows: pd.DataFrame, paper: bool) -> pd.DataFrame:
@@ -205,7 +202,7 @@ def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
     return pd.concat([line_columns, numbers[names].reset_index(drop=True)], axis=1)
 
 
-def _explained(collection: Collection, rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Say what the base is, what the marks mean, what every column was measured with, and which runs are in it."""
     notes = [
         "Best cell bold, second best underlined, strongest baseline (of GRPO, GSPO, GMPO, SAPO) italic; cells that print alike "
@@ -213,8 +210,8 @@ def _explained(collection: Collection, rows: pd.DataFrame, cells: pd.DataFrame) 
     ]
     kinds = set(rows["kind"])
     if BASE in kinds:
-        settings = grouped(collection.groups, lambda group: group.setting).values()
-        steps = sorted({groups[0].options.cold_start.steps for groups in settings})
+        sources = rows.loc[rows["kind"] == BASE, "source"].unique()
+        steps = sorted({run.options.cold_start.steps for run in sources})
         after = " or ".join(f"{n} supervised steps" if n else "no cold start" for n in steps)
         notes.append(f"base: the evaluation before the first step of RL and after the cold start ({after}).")
     if kinds - {BASE, TRAINED}:

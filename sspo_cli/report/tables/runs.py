@@ -27,7 +27,7 @@ def runs_table(collection: Collection) -> Table:
     members = [(group, run) for group in collection.groups for run in group.runs]
     options = [dict(flatten(run.options.model_dump(mode="json"))) for _, run in members]
     options = [{key: value for key, value in flat.items() if key not in SHOWN_ANYWAY} for flat in options]
-    differing = distinguish([""] * len(options), options)
+    differing = distinguish([group.setting for group, _ in members], options)
     scores = _scores(collection)
     columns = list(dict.fromkeys(column for of_run in scores.values() for column in of_run))
     settings, several = short_settings(collection.groups), len(collection.settings) > 1
@@ -87,7 +87,7 @@ def _notes(collection: Collection, folder: str) -> list[str]:
     when = "after the last step" if collection.select == "last" else "at the best step by validation"
     notes = [
         f"Run: its folder below `{folder}`.",
-        "Differs in: the options in which the runs of this report differ, beside method, gate and seed.",
+        "Differs in: the options in which the runs of one setting differ, next to method, gate and seed.",
         "Wall time is that of the optimizer steps, sampling included, evaluations and checkpoints not; tokens are the sampled "
         "ones; the final reward is the mean of the last tenth of the steps (at most 2).",
         f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earlier of "
