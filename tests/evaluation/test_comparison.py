@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Outcome, sspo
+from commands import Outcome, assert_told, sspo
 
 from sspo_cli.config import ModelOptions, TinyModelOptions, load_config
 from sspo_cli.evaluation import command
@@ -264,6 +264,12 @@ def test_files_of_one_name_are_filed_apart_and_each_is_measured_again_in_its_pla
     assert {row["engine"] for row in summaries} == {"torch"}
     answers = [json.loads(line) for line in (targets.path / "one" / "eval" / "problems.jsonl").open()]
     assert [row["identity"] for row in answers] == [row["identity"] for row in summaries for _ in range(6)]
+
+
+def test_a_mistyped_name_is_reported_before_another_target_is_measured(targets: Targets) -> None:
+    targets.run("one", [WEAK], of_file(targets.problems("mine.jsonl", range(6))))
+    assert_told(sspo("eval", "--runs-dir", ".", "one", "tpyo"), "there is no run tpyo in")
+    assert not (targets.path / "one" / "eval" / "summary.json").exists()
 
 
 def test_equal_differences_have_an_exact_interval_and_a_sentence(targets: Targets) -> None:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from commands import assert_told, sspo
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from synthetic_runs import kept_group, write_run
@@ -120,6 +121,16 @@ def test_a_report_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path
     for place in (tmp_path / "runs" / "a", tmp_path / "runs" / "a" / "eval" / "report"):
         with pytest.raises(UserError, match="is in the folder of run"):
             write_report([tmp_path / "runs"], place)
+
+
+def test_a_run_is_named_as_for_eval(tmp_path: Path, one_figure: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "mine")
+    done = sspo("report", "mine", "--out", "out")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "out/index.html")
+    monkeypatch.setenv("SSPO_RUNS", str(tmp_path / "runs"))
+    assert sspo("report", "mine", "--out", "elsewhere").returncode == 0
+    assert_told(sspo("report", "yours", "--out", "out"), "no readable runs in yours")
 
 
 def test_what_is_missing_is_named_near_the_top_of_both_pages(tmp_path: Path, one_figure: None) -> None:
