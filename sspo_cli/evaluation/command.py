@@ -98,8 +98,8 @@ def _check_names(targets: Sequence[Target]) -> None:
     for target in targets:
         if target.checkpoint is None:
             try:
-                load_tokenizer(target.model, target.options.model.revision)
-                load_config(target.model, target.options.model.revision)
+                load_tokenizer(target.name, target.options.model.revision)
+                load_config(target.name, target.options.model.revision)
             except UserError as error:
                 raise _named(target, error) from None
 

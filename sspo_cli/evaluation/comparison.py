@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
         if len(of_benchmark) > 1:
             console.print(f"{benchmark}: points more than {first.target} [95 %, paired bootstrap]", soft_wrap=True)
             console.print(_differences(of_benchmark))
-            for sentence in _exact_intervals(of_benchmark):
-                console.print(sentence, soft_wrap=True)
+            for sentence in _remarks(of_benchmark):
+                console.print(f"  {sentence}", soft_wrap=True)
     for result in results:
         console.print(_conditions(result), soft_wrap=True)
         if result.summary["truncated"] > len(result.rows) / 2:
@@ -97,7 +97,7 @@ def _differences(results: Sequence[EvalResult]) -> Table:
     base = first.shares()
     table = Table("", "points", "exact paired p")
     for result in later:
-        if differently := differences(result.summary, first.summary, same_model=result.model == first.model):
+        if differently := _differently(result, first):
             table.add_row(result.target, f"measured {' and '.join(differently)}", "–")
             continue
         shares = result.shares()
@@ -109,19 +109,26 @@ def _differences(results: Sequence[EvalResult]) -> Table:
     return table
 
 
-def _exact_intervals(results: Sequence[EvalResult]) -> list[str]:
-    """Say whose intervals in `_differences` are no bootstrap's, and why."""
+def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
+    """Say what the table of differences does not show: intervals that are no bootstrap's, and other chat templates."""
     first, *later = results
     base = first.shares()
-    sentences = []
     for result in later:
+        if _differently(result, first):
+            continue
+        if result.summary["rendered"] != first.summary["rendered"]:
+            yield f"{result.target} reads the prompts through another chat template or tokenizer than {first.target}"
         shares = result.shares()
-        if shares.keys() == base.keys() and differ_alike([shares[problem] for problem in base], [*base.values()]):
-            sentences.append(
-                f"  {result.target} and {first.target} differ alike on every problem, so a bootstrap's interval would have "
-                "no width; it is the exact one (Clopper and Pearson's limit for the share of problems that differ otherwise)"
+        if differ_alike([shares[problem] for problem in base], [*base.values()]):
+            yield (
+                f"{result.target} and {first.target} differ alike on every problem, so a bootstrap's interval would have no width; "
+                "it is the exact one (Clopper and Pearson's limit for the share of problems that differ otherwise)"
             )
-    return sentences
+
+
+def _differently(result: EvalResult, first: EvalResult) -> list[str]:
+    """Say how a result was measured differently from the first one; empty if they may be compared."""
+    return differences(result.summary, first.summary, same_model=result.model == first.model)
 
 
 def _share(summary: dict[str, Any]) -> str:

@@ -108,11 +108,9 @@ def summary(rows: Sequence[Recorded], graded: Sequence[dict[str, Any]]) -> list[
     Rows of several measurements of an `eval/<benchmark>.jsonl` have a share each.
     """
     measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    varying = (
-        []
-        if not any("identity" in row.fields for row in rows)
-        else [name for name in MEASURED if len({json.dumps(row.fields.get(name)) for row in rows}) > 1]
-    )
+    varying = [name for name in MEASURED if len({json.dumps(row.fields.get(name)) for row in rows}) > 1]
+    if not any("identity" in row.fields for row in rows):
+        varying = []  # rows of another program, in which these names may mean something else
     for row, grade in zip(rows, graded, strict=True):
         measured[", ".join(f"{name} {row.fields.get(name)}" for name in varying)].append(grade)
     lines = [f"{name}: {_correct_share(alike)}" if name else _correct_share(alike) for name, alike in measured.items()]
