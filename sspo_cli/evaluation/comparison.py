@@ -121,8 +121,8 @@ def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
         shares = result.shares()
         if differ_alike([shares[problem] for problem in base], [*base.values()]):
             yield (
-                f"{result.target} and {first.target} differ alike on every problem, so a bootstrap's interval would have no width; "
-                "it is the exact one (Clopper and Pearson's limit for the share of problems that differ otherwise)"
+                f"{result.target} and {first.target} differ alike on every problem, so a bootstrap's interval would have no "
+                "width; it is the exact one (Clopper and Pearson's limit for the share of problems that differ otherwise)"
             )
 
 
