@@ -4,7 +4,7 @@ Only numbers of equal measurements may be compared, ranked, averaged or pooled.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 CONDITIONS = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt")
@@ -47,8 +47,17 @@ def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bo
     """
     if has_identity(row) != has_identity(other):
         return ["by a version that did not record what exactly"]
-    names = [name for name in IDENTITY if name != "rendered" or same_model]
-    return [DIFFERENTLY[name] for name in names if row.get(name) != other.get(name)]
+    differing = {name for name in IDENTITY if row.get(name) != other.get(name)}
+    return how(differing if same_model else differing - {"rendered"})
+
+
+def how(differing: Set[str]) -> list[str]:
+    """Say how something was measured that differs in these parts of the identity.
+
+    Other problems and other messages are rendered to other prompts, whatever the chat template is.
+    """
+    names = differing - {"rendered"} if differing & {"problems", "messages"} else differing
+    return [DIFFERENTLY[name] for name in IDENTITY if name in names]
 
 
 def columns(
