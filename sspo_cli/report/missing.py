@@ -10,7 +10,7 @@ from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import BARE, BASE, TRAINED, split, with_headings
 from sspo_cli.report.groups import RunGroup, distinguish, grouped, method_name
 from sspo_cli.report.records import RunRecord, Select
-from sspo_cli.tracking.measurement import IDENTITY, MEASUREMENT, has_identity, how
+from sspo_cli.tracking.measurement import IDENTITY, MEASUREMENT, describe, has_identity
 
 
 def missing(collection: Collection) -> list[str]:
@@ -129,7 +129,7 @@ def _why(measured: pd.DataFrame) -> str:
     """Say what of the identity keeps measurements of one name apart, if anything does."""
     rows = measured[[*IDENTITY]].to_dict("records")
     known = [row for row in rows if has_identity(row)]
-    why = how({name for name in IDENTITY if len({row[name] for row in known}) > 1})
+    why = describe({name for name in IDENTITY if len({row[name] for row in known}) > 1})
     if 0 < len(known) < len(rows):
         why.append("by a version that did not record what exactly")
     return f" Some were measured {', some '.join(why)}." if why else ""

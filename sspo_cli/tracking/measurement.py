@@ -48,10 +48,10 @@ def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bo
     if has_identity(row) != has_identity(other):
         return ["by a version that did not record what exactly"]
     differing = {name for name in IDENTITY if row.get(name) != other.get(name)}
-    return how(differing if same_model else differing - {"rendered"})
+    return describe(differing if same_model else differing - {"rendered"})
 
 
-def how(differing: Set[str]) -> list[str]:
+def describe(differing: Set[str]) -> list[str]:
     """Say how something was measured that differs in these parts of the identity.
 
     Other problems and other messages are rendered to other prompts, whatever the chat template is.
