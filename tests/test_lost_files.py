@@ -166,7 +166,7 @@ def test_files_are_on_the_disk_before_the_checkpoint_has_its_name(copy: Path, mo
 def test_another_program_is_reported_and_recorded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = run_folder._package_versions()
     monkeypatch.setattr(run_folder, "_package_versions", lambda: {**versions, "torch": "99.0"})
-    monkeypatch.setattr(run_folder, "_git_revision", lambda: "f00")
+    monkeypatch.setattr(run_folder, "git_revision", lambda: "f00")
     said = resume(copy).replace("\n", " ")
     assert f"torch: {versions['torch']} -> 99.0" in said
     assert "-> f00" in said
