@@ -29,7 +29,7 @@ transformers_logging.set_verbosity_error()
 for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
     logging.getLogger(name).setLevel(logging.ERROR)
 
-CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
+CONTEXT_NAMES = ("max_position_embeddings", "model_max_length", "max_seq_len", "max_sequence_length", "seq_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
