@@ -9,6 +9,7 @@ Then the checks are asked. A model that they let in and that is not right is sil
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -49,18 +50,46 @@ WAYS: dict[str, dict[str, Any]] = {
     "recomputed": {"gradient_checkpointing": True},
     "LoRA": {"lora": LoraOptions(rank=4)},
 }
-# What makes the default config of a type one that a causal language model can have, or small where `shrink` cannot.
+# What makes the default config of a type one that a causal language model can have.
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 HEADS = {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128}
+INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 2048,
+    "indexer_compress_ratio": 16,
+}
 VALUES: dict[str, dict[str, Any]] = {
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), ROPE)},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}},
     "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "hunyuan_v1_dense": HEADS,
     "hunyuan_v1_moe": HEADS,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "ministral": HEADS,
     "nemotron": {"num_key_value_heads": 8},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
-    "bamba": {"attn_layer_indices": [9, 18, 27]},
-    "reformer": {"is_decoder": True},
+    "qwen4_exp_text": INDEXER,
+    "qwen4_exp": {"text_config": INDEXER},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
+}
+# Small configs of types that the product cannot shrink: it has their weights alone to check.
+LAYERS = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL: dict[str, dict[str, Any]] = {
+    "blt": {
+        "encoder_hash_byte_group_vocab": 64,
+        "encoder_hash_byte_group_size": [3, 4],
+        "patcher_config": LAYERS,
+        "encoder_config": {**LAYERS, "hidden_size_global": 32},
+        "decoder_config": {**LAYERS, "hidden_size_global": 32},
+        "global_config": LAYERS,
+    },
+    "codegen": {"n_embd": 64, "n_head": 4, "n_layer": 2, "rotary_dim": 8},
+    "zamba": {**LAYERS, "num_hidden_layers": 5, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8},
 }
 
 
@@ -82,7 +111,7 @@ def try_type(kind: str) -> dict[str, Any]:
             write_small(kind, small)
         except Exception as error:
             return {"untried": f"{type(error).__name__}: {first_line(error)}"}
-        plain = _plain(small)
+        plain = functools.cache(lambda: _plain(small))  # what cannot be loaded is to be refused
         result: dict[str, Any] = {way: distances(plain, small, values) for way, values in WAYS.items()}
         for way, values in WAYS.items():
             if way == "full" or not all(map(_is_right, result[way].values())):
@@ -102,18 +131,12 @@ def verdict(whole: Path, small: Path, values: dict[str, Any], *, samples: bool) 
     return "right on its weights alone" if notes else "right"
 
 
-def distances(plain: Any, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+def distances(plain: Callable[[], Any], folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Return the distances from the literal computation of the learner and, in full, of the sampler, or how they fail."""
-    policies: list[Policy] = []  # loading may fail too
-
-    def policy() -> Policy:
-        if not policies:
-            policies.append(load_policy(ModelOptions(name=str(folder), dtype="float32", **values), CPU))
-        return policies[0]
-
-    result = {"learner": _said(lambda: learner_distance(policy(), plain))}
+    policy = functools.cache(lambda: load_policy(ModelOptions(name=str(folder), dtype="float32", **values), CPU))
+    result = {"learner": _said(lambda: learner_distance(policy(), plain()))}
     if not values:
-        result["sampler"] = _said(lambda: sampler_distance(policy(), plain))
+        result["sampler"] = _said(lambda: sampler_distance(policy(), plain()))
     return result
 
 
@@ -129,7 +152,7 @@ def _said(action: Callable[[], Any]) -> Any:
 
 def write_small(kind: str, folder: Path) -> None:
     """Write a small model with random weights that are far from those of a model before training, and a tokenizer."""
-    config = shrink(default_config(kind))
+    config = AutoConfig.for_model(kind, **SMALL[kind]) if kind in SMALL else shrink(default_config(kind))
     config = move_switches(config, switches(config))
     for part in [config, *(part for part in vars(config).values() if isinstance(part, transformers.PreTrainedConfig))]:
         for name in vars(part):
@@ -304,12 +327,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if LINES.exists():
         lines = {line.pop("type"): line for line in map(json.loads, LINES.read_text().splitlines())}
     start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:  # what is prepared at the first use is, before there are processes
+        write_small("llama", Path(folder))
+        load_policy(ModelOptions(name=folder), CPU)
     for kind in options.types or [kind for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if kind not in lines]:
         if time.perf_counter() - start > options.seconds:
             break
         lines[kind] = in_process(kind)
         LINES.parent.mkdir(exist_ok=True)
-        LINES.write_text("".join(json.dumps({"type": kind, **line}) + "\n" for kind, line in lines.items()))
+        with LINES.open("a") as file:
+            file.write(json.dumps({"type": kind, **lines[kind]}) + "\n")
         print(f"{time.perf_counter() - start:6.0f} s  {kind:24} {outcome(lines[kind])}", flush=True)
     if lines.keys() >= MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys():
         write_table(lines)

@@ -53,7 +53,7 @@ def test_what_training_mode_draws_at_random_is_left_out_under_gradient_checkpoin
 def test_adapters_are_checked_in_small():
     lora = {"lora": LoraOptions(targets=["layers.17.self_attn.q_proj", "up_proj"])}
     assert check("llama", lora, **SHAPE) is None
-    with pytest.raises(UserError, match=r"targets = all-linear of MambaForCausalLM: .*; name linear layers"):
+    with pytest.raises(UserError, match=r"targets = all-linear of MambaForCausalLM: .*; name other linear layers"):
         check("mamba", {"lora": LoraOptions()})
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from sspo_cli.policy.pretrained import config_value
 
 WORDS, FFN_WIDTH, HEADS, EXPERTS, LAYERS = 96, 32, 2, 4, 4
-WIDTH, RANK = 64, 32  # of models without heads; of low-rank projections
+WIDTH, RANK, STATE = 64, 32, 16  # of models without heads; of low-rank projections; of a state space's head
 FIRST_TOKEN = 8  # ids below may be special
 LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer|num_blocks")
 LAYER_NUMBERS = re.compile(r"\w*layers|\w*layer_(indices|ids)|\w*_idxs")  # lists of layers that are of another kind
@@ -116,10 +116,13 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
             values["attention_head_dim"] = values["attention_hidden_size"] // HEADS
     _set(values, WIDTHS, lambda value: small)
     expand, state_width = config_value(part, "mamba_expand"), _first(part, ("mamba_d_head", "mamba_headdim"))
-    if expand and state_width and not values.get("mamba_d_ssm"):  # which is a width of its own
+    if values.get("mamba_d_ssm") and state_width:  # a width that does not depend on the model's
+        values["mamba_n_heads"], values["mamba_d_ssm"] = HEADS, HEADS * state_width
+    elif expand and state_width:
         for name in ("mamba_n_heads", "n_mamba_heads"):
             if name in values:
                 values[name] = max(1, int(expand * small) // state_width)
+    _set(values, re.compile("mamba_d_state|ssm_state_size|state_size"), lambda value: min(value, STATE))
     if {"state_size", "expand", "num_heads"} <= values.keys():  # heads of state spaces, without attention
         values["num_heads"] = int(values["expand"] * HEADS)
     _set(values, STATE_HEADS, lambda value: HEADS)

@@ -66,7 +66,7 @@ def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *,
     small, lengths = shrink(config), switches(config)
     wrong = _difference(source, move_switches(small, ()), options, samples)
     if wrong:
-        raise UserError(f"{source} is not computed right by sspo: {wrong.text}; {advice(wrong)}")
+        raise UserError(f"{source} is not computed right by sspo: {wrong.text}; {advice(wrong, options.lora)}")
     across = _difference(source, move_switches(small, lengths), options, samples) if lengths else None
     if across is None:
         return None
@@ -76,11 +76,11 @@ def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *,
     return Limit(min(lengths.values()), ", ".join(sorted(lengths)), across.text)
 
 
-def advice(difference: Difference) -> str:
+def advice(difference: Difference, lora: LoraOptions | None = None) -> str:
     """Say what can be done about a difference."""
     if difference.of_sampler:
         return "sample with vLLM (rollout.engine=vllm) or choose another model"
-    return "choose another model"
+    return "name other layers in model.lora.targets or choose another model" if lora else "choose another model"
 
 
 def _difference(source: str, config: PreTrainedConfig, options: ModelOptions, samples: bool) -> Difference | None:

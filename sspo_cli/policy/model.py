@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sspo_cli.config import ModelOptions
@@ -75,7 +76,10 @@ class Policy:
     def decoder(self) -> nn.Module:
         """The transformer without its vocabulary projection."""
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        return getattr(model, model.base_model_prefix)
+        decoder = getattr(model, model.base_model_prefix, None)
+        if decoder is None:  # Llama-4 has the prefix of its multimodal wrapper
+            decoder = next(part for part in model.children() if isinstance(part, PreTrainedModel))
+        return decoder
 
     @property
     def head(self) -> nn.Linear:
