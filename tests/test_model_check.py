@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from commands import assert_told, sspo
+from small_runs import arguments
 from transformers import AutoConfig, Gemma2Config, Gemma2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sspo_cli import model_check
@@ -33,6 +34,7 @@ RIGHT = {
     "gemma2": {"head_dim": 16},
     "gemma4_text": {"head_dim": 16, "global_head_dim": 32},  # of the layers with full attention
     "granite": SHAPE,
+    "llama4_text": {**SHAPE, "head_dim": 16},
     "lfm2": SHAPE,
     "jamba": SHAPE,
     "falcon": SHAPE,
@@ -59,14 +61,14 @@ def test_adapters_are_checked_in_small():
 
 def test_a_model_that_samples_otherwise_than_it_reads_is_refused_with_that_reason():
     """Nemotron-H limits the time step of a text from below, and not that of a single token."""
-    with pytest.raises(UserError, match=r"token by token, as every sampler does, .* differ .*; sample with vLLM"):
+    with pytest.raises(UserError, match=r"token by token, as every sampler does, .* differ .*; choose another model"):
         check("nemotron_h", hidden_size=32, num_attention_heads=2, head_dim=16, mamba_head_dim=16, ssm_state_size=16)
 
 
 def test_lengths_that_cross_the_switch_of_longrope_are_refused_and_those_below_are_not():
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0 + i for i in range(8)]}
     values = {"rope_parameters": {**LONG, **factors}, "original_max_position_embeddings": 4096}
-    limit = check("phi3", max_position_embeddings=131072, **values, **SHAPE)
+    limit = check("phi3", max_position_embeddings=131072, sliding_window=512, **values, **SHAPE)  # that one is right
     check_reach(limit, 4096, "phi3")
     with pytest.raises(UserError, match=r"original_max_position_embeddings = 4096 tokens.* together within 4096"):
         check_reach(limit, 4097, "phi3")
@@ -148,13 +150,24 @@ def test_the_context_of_a_multimodal_model_is_that_of_its_text(policy):
     assert policy.context == 77
 
 
-@pytest.mark.parametrize("command", ["eval", "train"])
+@pytest.fixture(params=["eval", "train"])
+def command(request, tmp_path) -> list:
+    """A command that uses the model in `tmp_path / "model"`."""
+    if request.param == "eval":
+        return ["eval", tmp_path / "model", "-b", "arithmetic", "--limit", "4", "--runs-dir", tmp_path / "runs"]
+    return arguments(tmp_path / "runs", "-s", f"model.name={tmp_path / 'model'}")
+
+
 def test_a_model_with_a_weight_that_is_not_a_number_is_refused_before_anything_is_done(policy, tmp_path, command):
     with torch.no_grad():
         policy.parameters[3][0] = float("nan")
     policy.save(tmp_path / "model")
-    given = (
-        [tmp_path / "model", "-b", "arithmetic"] if command == "eval" else ["-s", f"model.name={tmp_path / 'model'}"]
-    )
-    done = sspo(command, *given, "--runs-dir", tmp_path / "runs")
-    assert_told(done, "are not finite (NaN or infinite in model.layers.0")
+    assert_told(sspo(*command), "are not finite (NaN or infinite in model.layers.0")
+
+
+def test_texts_longer_than_a_model_is_right_for_are_refused(policy, tmp_path, command, monkeypatch):
+    policy.save(tmp_path / "model")
+    for road in ("session", "evaluation.command"):
+        limit = Limit(20, "sliding_window", "everything differs")
+        monkeypatch.setattr(f"sspo_cli.{road}.check_structure", lambda *args, limit=limit, **options: limit)
+    assert_told(sspo(*command), "not computed right for texts longer than sliding_window = 20 tokens, and up to")

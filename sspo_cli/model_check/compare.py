@@ -4,6 +4,7 @@ The literal computation is one forward pass of one sequence, without padding or 
 measured, and what differs by more than a multiple of that is wrong. NaN is never within a tolerance.
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from sspo_cli.policy.batch import Batch, collate
 from sspo_cli.policy.model import Policy
@@ -22,6 +22,7 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 MULTIPLE = 16.0  # of the rounding, up to which two ways of computing the same agree
+CACHES = ("past_key_values", "cache_params", "state")  # what models call theirs
 GRADIENTS = 1e-3  # relative difference of two gradients in float32; seen: 1e-5
 
 
@@ -129,7 +130,7 @@ def _compare_sampler(
     of_model = (
         "computed token by token, as every sampler does, the model's log-probabilities differ from its own of a text"
     )
-    return differs(distance, of_model, of_sampler=True) or wrong
+    return differs(distance, of_model) or wrong
 
 
 def _compare_batch(
@@ -190,12 +191,18 @@ def batch_of(rows: Sequence[Row]) -> Batch:
 
 
 def _by_token(policy: Policy, row: Row) -> Tensor:
-    """Compute the log-probabilities [T] of a row's completion by transformers' own cache, a token at a time, unpadded."""
+    """Compute the log-probabilities [T] of a row's completion a token at a time, unpadded, by the cache that the model makes.
+
+    Raises an exception of any class if it makes none.
+    """
     ids = torch.tensor([row.prompt + row.completion], device=policy.device)
-    first, cache, logits = len(row.prompt), DynamicCache(config=policy.model.config), []
+    model = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
+    name = next(name for name in CACHES if name in inspect.signature(model.forward).parameters)
+    first, cache, logits = len(row.prompt), {}, []
     with policy.evaluating(), policy.autocast(), policy.uncompiled():
         for start, end in itertools.pairwise([0, *range(first, ids.shape[1])]):
-            output = policy.model(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True)
+            output = model(input_ids=ids[:, start:end], use_cache=True, **cache)
+            cache = {name: output[name]}
             logits.append(output.logits[0, -1].float())
     return torch.stack(logits).log_softmax(-1).gather(1, ids[0, first:, None])[:, 0]
 

@@ -26,7 +26,8 @@ STATE_HEADS = re.compile(r"linear_num_(key_)?heads")
 STATE_VALUE_HEADS = re.compile(r"linear_num_value_heads|mamba_num_heads")
 TOKENS = re.compile(r".*(token_id|token_index|token_ids)s?")
 SWITCHES = re.compile(
-    r"\w*(window|chunk)(_size)?|original_max_position_embeddings|index_topk|window_size|attention_window\w*"
+    r"\w*(window|chunk)(_size)?|original_max_position_embeddings|attention_window\w*"
+    r"|index_topk|indexer_budget|\w*block_size|\w*_compressed\w*"
 )
 SWITCHED, NEVER = 8, 64  # tokens: a switch that some rows of a check pass, and one that none reaches
 
