@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from sspo_cli.config import LoraOptions, ModelOptions
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.model_check.compare import Difference, Row, attention, compare, compare_gradients, literal
 from sspo_cli.model_check.shrink import FIRST_TOKEN, WORDS, move_switches, shrink, switches
 from sspo_cli.policy.model import Policy, build_policy
@@ -92,6 +92,8 @@ def _difference(source: str, config: PreTrainedConfig, options: ModelOptions, sa
             or _compare_attention(policy, rows[2])
         )
     except Exception as error:  # of the model's own code, of every class
+        if says_memory_is_full(error):
+            raise
         return Difference(f"it fails with {type(error).__name__}: {first_line(error)}", of_sampler=_in_sampler(error))
 
 
