@@ -198,7 +198,9 @@ def _by_token(policy: Policy, row: Row) -> Tensor:
     ids = torch.tensor([row.prompt + row.completion], device=policy.device)
     model = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
     name = next(name for name in CACHES if name in inspect.signature(model.forward).parameters)
-    first, cache, logits = len(row.prompt), {}, []
+    first = len(row.prompt)
+    cache: dict[str, Any] = {}
+    logits: list[Tensor] = []
     with policy.evaluating(), policy.autocast(), policy.uncompiled():
         for start, end in itertools.pairwise([0, *range(first, ids.shape[1])]):
             output = model(input_ids=ids[:, start:end], use_cache=True, **cache)
