@@ -6,11 +6,11 @@ from typing import Protocol
 
 from sspo_cli.environments.actions import CALL, NOTHING, PROPOSAL, STOP, Action, read_action
 from sspo_cli.environments.checks import check_proposals
-from sspo_cli.environments.episode import Episode, EpisodeLimits, Turn
+from sspo_cli.environments.episode import Episode, EpisodeLimits
 from sspo_cli.environments.result import Result
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.types import Problem
+from sspo_cli.types import Problem, Turn
 
 
 class Environment(Protocol):
