@@ -45,6 +45,11 @@ class CodeActEnvironment(ActingEnvironment):
         self._sandbox = sandbox
         self.system_prompt = _SYSTEM.format(turns=self.limits.turns, proposals=self.limits.proposals)
 
+    @property
+    def sandbox_failures(self) -> int:
+        """How often the sandbox was lost and started anew."""
+        return self._sandbox.failures
+
     def close(self, episodes: Iterable[Episode]) -> None:
         """End the interpreters of episodes that will take no more turns."""
         self._sandbox.close(episode.session for episode in episodes)

@@ -131,7 +131,11 @@ class VllmServer:
             **UNTRUNCATED,
         }
         if request.sampling.stop:  # looked for in the text with special tokens, as the torch engine does
-            body |= {"stop": list(request.sampling.stop), "include_stop_str_in_output": True, "skip_special_tokens": False}
+            body |= {
+                "stop": list(request.sampling.stop),
+                "include_stop_str_in_output": True,
+                "skip_special_tokens": False,
+            }
         with self._understood("/v1/completions"):
             choices = self._ask("POST", "/v1/completions", body)["choices"]
             return [self._completion(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
