@@ -56,8 +56,6 @@ def train(run: Run) -> None:
 
             def begin_check(index: int, completion: Completion, prompts: list[Prompt] = prompts) -> None:
                 """Check an answer while others are still sampled; the grading then has its verdict at once."""
-                if completion.episode:
-                    return
                 text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
                 run.checker.submit(extract_answer(text, [gold]), gold)
 

@@ -1,4 +1,4 @@
-"""What is common to the environments: reading the policy's turns, checking its proposals, keeping the record."""
+"""Play the environment's part: read the policy's turns, check its proposals, keep the record."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from sspo_cli.types import Problem, Turn
 
 
 class Environment(Protocol):
-    """What rollout asks of an environment. Text in, text out; `sspo_cli.environments` says how it is driven."""
+    """Answers the policy's turns for `rollout.episodes.play`. Text in, text out."""
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -95,8 +95,9 @@ def play(
     """Sample `group_size` completions of each prompt, in the order of the prompts; those with an environment as episodes.
 
     `sampling.max_new_tokens` is a turn's. The draws of a prompt follow from its place, and those of an episode's later turns
-    from its number in the group and the turn's as well, so they do not depend on what else is sampled. `time_environment` is
-    entered while an environment works.
+    from its number in the group and the turn's as well, so they do not depend on what else is sampled. `on_completion` hears
+    of single turns, as soon as one is done: an episode has its reward. `time_environment` is entered while an environment
+    works.
 
     Raises UserError if an environment fails; what it ran is freed then.
     """

@@ -203,8 +203,8 @@ def _conditions(cells: pd.DataFrame) -> list[str]:
         conditions = f"at most {limit} new tokens, prompt `{row['prompt']}`"
         if not pd.isna(row["turns"]):
             conditions = (
-                f"solved rate, the share of episodes in which a proposal was accepted within at most {int(row['turns'])} turns and "
-                f"{int(row['proposals'])} proposals, of at most {limit} new tokens each and {int(row['max_tokens'])} together"
+                f"solved rate, the share of episodes in which a proposal was accepted within at most {int(row['turns'])} turns "
+                f"and {int(row['proposals'])} proposals, of at most {limit} new tokens each and {int(row['max_tokens'])} together"
             )
         sentences.append(
             f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, {conditions}."
@@ -217,8 +217,8 @@ def _about_code_acting(benchmarks: set[str]) -> list[str]:
     if not benchmarks & {"codeact", "mint", "wtq"}:
         return []
     absent = (
-        "Not measured, and in no number: HumanEval, MBPP, HotpotQA and ALFWorld of MINT, and APPS of CodeActInstruct. Their tests, "
-        "tools or simulators are not here."
+        "Not measured, and in no number: HumanEval, MBPP, HotpotQA and ALFWorld of MINT, and APPS of CodeActInstruct. Their "
+        "tests, tools or simulators are not here."
     )
     if "codeact" not in benchmarks:
         return [absent]
