@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from sspo_cli.config import VALIDATION, EpisodeOptions, RunOptions, TaskOptions, differences, may_change
+from sspo_cli.config import ENVIRONMENTS, VALIDATION, EpisodeOptions, RunOptions, TaskOptions, differences, may_change
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.model_check import check_model, check_structure
-from sspo_cli.objectives import build_objective
+from sspo_cli.objectives import Objective, build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
@@ -31,6 +31,7 @@ from sspo_cli.run.failures import explained_full_disk, explained_full_memory
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.validation import hold_out, without
+from sspo_cli.tracking.health import health
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker, open_tracker
 from sspo_cli.train import train
@@ -45,7 +46,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
 
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
-    build_objective(**options.objective.model_dump())  # refuses a gate before a folder is made
+    _objective(options)  # refuses a gate before a folder is made
     with RunFolder.create(path, options, command) as folder:
         _run(folder, options)
 
@@ -73,8 +74,8 @@ def resume_run(path: Path, given: RunOptions | None, command: Sequence[str]) -> 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
     """Name a run that does not exist: `sspo-atanlog-seed0`, or with a number behind."""
-    words = [options.objective.method, options.objective.gate, f"seed{options.seed}"]
-    name = "-".join(str(word).replace(":", ".") for word in words)
+    words = [*options.objective.words, f"seed{options.seed}"]
+    name = "-".join(words).replace(":", ".")
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
@@ -90,6 +91,8 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         environments = stack.enter_context(opened)  # before gold answers are loaded
         with explained_full_memory(folder), explained_compiler_errors():
             train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
+        for sign in health(folder.metrics()):
+            tracker.note(f"health: {sign}")
         tracker.note(
             f"run folder: {folder.path}; {command_line('sspo', 'report', folder.path)} draws it, "
             f"{command_line('sspo', 'eval', folder.path)} measures it"
@@ -174,7 +177,7 @@ def prepare(
         options=options,
         folder=folder,
         policy=policy,
-        objective=build_objective(**options.objective.model_dump()),
+        objective=_objective(options),
         optimizer=optimizer,
         engine=engine,
         stage=stage,
@@ -185,6 +188,13 @@ def prepare(
         interruption=interruption,
         state=state,
     )
+
+
+def _objective(options: RunOptions) -> Objective:
+    limit = options.rollout.max_new_tokens
+    if options.episode and any(task.name in ENVIRONMENTS for task in options.tasks):
+        limit = options.episode.max_tokens
+    return build_objective(**options.objective.model_dump(), token_limit=limit)
 
 
 def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:

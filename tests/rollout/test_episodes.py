@@ -198,7 +198,8 @@ def test_the_gradient_is_that_of_a_literal_computation_under_every_split(prompts
     for budget in (10**6, 300, 1):
         policy.model.zero_grad()
         objective, options = build_objective(method=method, **settings), LearningOptions(token_budget=budget)
-        accumulate_gradient(policy, objective, batch, options, 1.0, on_policy=False)
+        factors = objective.factors(batch.mask.sum(dim=1))
+        accumulate_gradient(policy, objective, batch, factors, options, 1.0, on_policy=False)
         gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
         assert (gradient - expected).norm() <= 1e-6 * expected.norm()
 
@@ -213,9 +214,11 @@ def test_at_the_first_step_every_s_is_one_and_what_was_read_has_no_gradient(prom
 
     hook = policy.decoder.register_forward_hook(keep)
     options = LearningOptions(token_budget=10**6)
-    result = accumulate_gradient(policy, build_objective(method="sspo"), batch, options, 1.0, on_policy=True)
+    objective = build_objective(method="sspo")
+    factors = objective.factors(batch.mask.sum(dim=1))
+    result = accumulate_gradient(policy, objective, batch, factors, options, 1.0, on_policy=True)
     hook.remove()
-    torch.testing.assert_close(result.objective, batch.advantages, rtol=0, atol=0)
+    torch.testing.assert_close(result.objective, factors * batch.advantages, rtol=0, atol=0)
     ((rows, _),) = batch.micro_batches(10**6, policy.shares_prompts)
     (states,) = kept
     predicts = torch.zeros(states.shape[:2], dtype=torch.bool)  # states from which an own token was drawn
