@@ -42,7 +42,7 @@ class Guessing:
 
     def sync(self, policy: object) -> None: ...
 
-    def generate(self, request: Request) -> list[list[Completion]]:
+    def generate(self, request: Request, on_completion: object = None) -> list[list[Completion]]:
         prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         if len(self.calls) == self._stop_at:
             raise KeyboardInterrupt
@@ -217,7 +217,7 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
         def generate(self, request):
             if self.calls:
                 sampled_on.set()
-            return super().generate(request)
+            return super().generate(request, on_completion)
 
     class Slow(AnswerChecker):
         def check(self, pairs):
