@@ -214,7 +214,7 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
     sampled_on = Event()
 
     class Engine(Guessing):
-        def generate(self, request):
+        def generate(self, request, on_completion=None):
             if self.calls:
                 sampled_on.set()
             return super().generate(request, on_completion)
