@@ -27,7 +27,7 @@ def check_sizes(options: RunOptions) -> None:
     completions = rollout.prompts * rollout.group_size
     together = max(rollout.group_size, min(rollout.max_rows, completions))
     measured = max(evaluation.samples, rollout.max_rows if evaluation.benchmarks else 0)
-    measured_tokens = evaluation.max_new_tokens or rollout.max_new_tokens
+    measured_tokens = max(evaluation.limits(rollout), default=evaluation.max_new_tokens or 0)
     layer = 4 * tiny.hidden_size**2 + 3 * tiny.hidden_size * tiny.intermediate_size
     needs = {
         "rollout.prompts x rollout.group_size": completions * PER_COMPLETION,

@@ -16,6 +16,7 @@ from sspo_cli.config.files import (
 from sspo_cli.config.options import (
     DEFAULT_METHOD,
     VALIDATION,
+    BenchmarkOptions,
     CheckpointOptions,
     ColdStartOptions,
     EvaluationOptions,
@@ -37,6 +38,7 @@ from sspo_cli.config.options import (
 __all__ = [
     "DEFAULT_METHOD",
     "VALIDATION",
+    "BenchmarkOptions",
     "CheckpointOptions",
     "ColdStartOptions",
     "EvaluationOptions",

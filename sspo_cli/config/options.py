@@ -180,6 +180,14 @@ class TaskOptions(Options):
         return Path(self.path).stem if self.name == "file" and self.path else self.name
 
 
+class BenchmarkOptions(TaskOptions):
+    """One data set to measure on."""
+
+    max_new_tokens: PositiveInt | None = Field(
+        None, le=10**7, description="of a completion; null: evaluation.max_new_tokens"
+    )
+
+
 class VllmOptions(Options):
     """The vLLM engine: in this process beside the learner or, with `server`, in one of its own that was started before."""
 
@@ -321,14 +329,24 @@ VALIDATION = "validation"  # what the problems held out of the training tasks ar
 class EvaluationOptions(Options):
     """Pass@1 during training, before the first step and after the last, and every so many between; greedy, the paper's."""
 
-    benchmarks: list[TaskOptions] = [TaskOptions(name="arithmetic", split="test", limit=512)]
+    benchmarks: list[BenchmarkOptions] = [BenchmarkOptions(name="arithmetic", split="test", limit=512)]
     every: PositiveInt | None = 40
-    max_new_tokens: PositiveInt | None = Field(None, le=10**7, description="null: as in the rollout")
+    max_new_tokens: PositiveInt | None = Field(
+        None,
+        le=10**7,
+        description="of a completion, unless its benchmark has a limit of its own; null: as in the rollout",
+    )
     samples: PositiveInt = Field(1, le=10**5, description="completions of each problem; Pass@1 is their mean (avg@n)")
     temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
     validation: NonNegativeInt = Field(
         0, description="problems held out of the training tasks; by them the best checkpoint is chosen and kept"
     )
+
+    def limits(self, rollout: RolloutOptions) -> list[int]:
+        """Return the token limits in use: of the validation problems, if there are any, and of each benchmark."""
+        of_all = self.max_new_tokens or rollout.max_new_tokens
+        limits = [benchmark.max_new_tokens or of_all for benchmark in self.benchmarks]
+        return [of_all, *limits] if self.validation else limits
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:

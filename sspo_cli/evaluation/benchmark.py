@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,11 +42,16 @@ CHUNK = 256  # problems at most between two signs of progress
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Problems to measure on, rendered. `name` is the task's, or a local file's stem."""
+    """Problems to measure on, rendered.
+
+    name            the task's, or a local file's stem
+    max_new_tokens  of a completion, if the benchmark has a limit of its own
+    """
 
     name: str
     split: str
     prompts: Sequence[Prompt]
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,10 @@ class Conditions:
             seed=0,
             max_rows=options.rollout.max_rows,
         )
+
+    def on(self, benchmark: Benchmark) -> Self:
+        """Return those of a benchmark, which may have a token limit of its own."""
+        return replace(self, max_new_tokens=benchmark.max_new_tokens or self.max_new_tokens)
 
     @property
     def chunk(self) -> int:

@@ -10,11 +10,21 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sspo_cli.config import RunOptions, TaskOptions
+from sspo_cli.config import BenchmarkOptions, RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
 from sspo_cli.evaluation.comparison import EvalResult, print_comparison
-from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
+from sspo_cli.evaluation.targets import (
+    MODEL,
+    Target,
+    check_limits,
+    conditions_of,
+    find_target,
+    limit_of,
+    sampled_by,
+    tasks_of,
+    without_limit,
+)
 from sspo_cli.interruption import Interrupted
 from sspo_cli.model_check import check_model, check_structure
 from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
@@ -42,13 +52,16 @@ def measure(
 ) -> None:
     """Measure each target on each benchmark, and prints Pass@1 and how the targets differ from the first one.
 
-    A run is measured under its own options' conditions, other models under those `given`; `changes` replaces some of them,
-    `engine` the sampler. Without `benchmarks`, those of the options. What is measured with a `limit` is printed, not recorded.
-    What is done before a kill is not done again by the same command.
+    A run is measured under its own options' conditions, other models under those `given`, or else under those of the first
+    run; `changes` replaces some of them, `engine` the sampler. Without `benchmarks`, those of the options. What is measured
+    with a `limit` is printed, not recorded. What is done before a kill is not done again by the same command.
 
-    Raises UserError for what cannot be found or measured, mostly before the first model is loaded; Interrupted when stopped.
+    Raises UserError for a model and a run with unequal token limits, and for what cannot be found or measured, mostly before the
+    first model is loaded; Interrupted when stopped.
     """
     targets = [find_target(name, checkpoint, given, runs_dir) for name in names]
+    if runs := [target for target in targets if target.checkpoint and not given]:
+        targets = [t if t.checkpoint else find_target(t.name, checkpoint, runs[0].options, runs_dir) for t in targets]
     if engine:
         targets = [sampled_by(target, engine) for target in targets]
     for number, target in enumerate(targets):
@@ -62,6 +75,9 @@ def measure(
     if given and all(target.checkpoint for target in targets):
         raise UserError(f"run {targets[0].folder} is measured with its own options; leave out -c and -s")
     plans = [(target, conditions_of(target, changes), tasks_of(target, benchmarks)) for target in targets]
+    if "max_new_tokens" in changes:
+        plans = [(target, conditions, [without_limit(task) for task in tasks]) for target, conditions, tasks in plans]
+    unequal_limits = check_limits(plans)
 
     terminal = Console(stderr=True, highlight=False, markup=False, emoji=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -79,6 +95,8 @@ def measure(
         kept = "nothing is recorded" if limit else "what is done is kept, and the same command goes on from it"
         raise Interrupted(f"stopped; {kept}") from None
     print_comparison(results)
+    for sentence in unequal_limits:
+        print(sentence)
     if not limit:
         print(
             "every problem with its completions:",
@@ -89,7 +107,7 @@ def measure(
             result.partial.unlink(missing_ok=True)
 
 
-def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]:
+def _read(task: BenchmarkOptions, limit: int | None, bars: Progress) -> list[Problem]:
     bar = bars.add_task(f"reading {task.label}", total=None)
     problems = load_problems(task.name, path=task.path, split=task.split, limit=limit or task.limit)
     bars.remove_task(bar)
@@ -99,13 +117,13 @@ def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]
 def _measure_target(
     target: Target,
     conditions: Conditions,
-    problems: Mapping[TaskOptions, Sequence[Problem]],
+    problems: Mapping[BenchmarkOptions, Sequence[Problem]],
     to_record: bool,
     bars: Progress,
 ) -> list[EvalResult]:
     """Measure a target on each benchmark."""
     torch.set_num_threads(target.options.threads)
-    sampled = conditions.max_new_tokens
+    sampled = max(limit_of(task, conditions) for task in problems)
     _check_structure(
         target, sampled, samples_by_torch(target.options.rollout, resolve_device(target.options.device)), bars
     )
@@ -113,7 +131,9 @@ def _measure_target(
     for note in policy.notes:
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
     benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
-    needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
+    needed = [
+        check_lengths(benchmark.prompts, conditions.on(benchmark).max_new_tokens, policy) for benchmark in benchmarks
+    ]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
     engine = open_engine(target.options.rollout, policy, named=True, learns=False)
     engine.check_capacity(max(needed))
@@ -131,12 +151,13 @@ def _measure_target(
     with AnswerChecker(timeout=target.options.answer_timeout) as checker:
         for benchmark in benchmarks:
             bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
-            path = partial_path(folder, benchmark, conditions, model) if to_record else None
-            rows = evaluate(engine, benchmark, checker, conditions, partial(bars.advance, bar), path)
+            under = conditions.on(benchmark)
+            path = partial_path(folder, benchmark, under, model) if to_record else None
+            rows = evaluate(engine, benchmark, checker, under, partial(bars.advance, bar), path)
             if to_record:
-                summary = record(folder, rows, benchmark, conditions, target.step, checkpoint)
+                summary = record(folder, rows, benchmark, under, target.step, checkpoint)
             else:
-                summary = {**summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
+                summary = {**summarize(rows, benchmark, under), "checkpoint": checkpoint}
             bars.remove_task(bar)
             bars.console.print(f"{target.name}: {benchmark.name} Pass@1 {pass_at_1(summary)}", soft_wrap=True)
             results.append(EvalResult(target.name, summary, rows, path))
@@ -172,7 +193,9 @@ def _named(target: Target, error: UserError) -> UserError:
     return UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}")
 
 
-def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:
+def _render(
+    task: BenchmarkOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress
+) -> Benchmark:
     with_progress = bars.track(problems, description=f"rendering {task.label}")
     prompts = [render(problem, template, policy.tokenizer) for problem in with_progress]
-    return Benchmark(task.label, task.split, prompts)
+    return Benchmark(task.label, task.split, prompts, task.max_new_tokens)

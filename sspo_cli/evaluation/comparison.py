@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sspo_cli.statistics import mcnemar, paired_bootstrap
+from sspo_cli.tracking.text import truncated
 
 WIDE = 240  # characters, where no terminal says how many it has
 
@@ -45,7 +46,7 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
     """Print tables and their conditions on standard output."""
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
-    console.print("Pass@1 in % [95 % interval]")
+    console.print("Pass@1 in % [95 % interval], and how many answers were cut at the token limit")
     console.print(_pass_at_1(results, benchmarks))
     for benchmark in benchmarks:
         of_benchmark = [result for result in results if result.benchmark == benchmark]
@@ -101,7 +102,7 @@ def _differences(results: Sequence[EvalResult]) -> Table:
 
 def _share(summary: dict[str, Any]) -> str:
     pass_at_1, low, high = (100 * summary[key] for key in ("pass_at_1", "low", "high"))
-    return f"{pass_at_1:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{pass_at_1:.1f} [{low:.1f}, {high:.1f}], {truncated(summary)}"
 
 
 def _conditions(result: EvalResult) -> str:

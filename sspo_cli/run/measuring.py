@@ -19,9 +19,12 @@ def measure_if_due(run: Run) -> None:
     every = options.evaluation.every
     if step not in (0, options.steps) and not (every and step % every == 0):
         return
-    conditions = Conditions.of(options)
-    summaries = [row for row in run.folder.evaluations() if row["step"] == step and conditions.matches(row, "prompt")]
-    measured = {row["benchmark"] for row in summaries}
+    conditions = {benchmark.name: Conditions.of(options).on(benchmark) for benchmark in run.benchmarks}
+    measured = {
+        name
+        for row in run.folder.evaluations()
+        if row["step"] == step and (name := row["benchmark"]) in conditions and conditions[name].matches(row, "prompt")
+    }
     if options.evaluation.validation and not checkpoint_path(run).exists():
         save(run)
 
@@ -35,10 +38,11 @@ def measure_if_due(run: Run) -> None:
         run.engine.sync(run.policy)
         model = fingerprint(run.policy)
     for benchmark in benchmarks:
-        partial = partial_path(run.folder.eval, benchmark, conditions, model)
+        under = conditions[benchmark.name]
+        partial = partial_path(run.folder.eval, benchmark, under, model)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
-            answers = evaluate(run.engine, benchmark, run.checker, conditions, advance, partial)
-        summary = record(run.folder.eval, answers, benchmark, conditions, step, f"step-{step}")
+            answers = evaluate(run.engine, benchmark, run.checker, under, advance, partial)
+        summary = record(run.folder.eval, answers, benchmark, under, step, f"step-{step}")
         partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
     run.engine.sleep()

@@ -51,6 +51,7 @@ class _Evaluation(TypedDict):
     pass_at_1: NotRequired[Share]
     n: NotRequired[Annotated[int, Field(gt=0)]]
     correct: NotRequired[Annotated[float, Field(ge=0)]]
+    truncated: NotRequired[Annotated[float, Field(ge=0)]]
     split: NotRequired[Text]
     samples: NotRequired[Annotated[int, Field(gt=0)]]
     temperature: NotRequired[float]

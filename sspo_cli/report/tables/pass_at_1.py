@@ -13,7 +13,8 @@ from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
 from sspo_cli.report.tables.paper import printed
 
 GAIN = "Δ Avg"
-PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed")
+CUT = "% cut: how many of the answers reached the token limit; none of them in a cell that does not say."
+PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed", "truncated")
 ABOUT = ("setting", "model", "kind", "method", "gate", "configuration")  # a line, in the files
 Record = dict[Hashable, Any]
 Lead = Mapping[str, Callable[[Line], str]]  # by its heading, a column of text about the line
@@ -40,6 +41,7 @@ def variant_table(
         "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). In brackets "
         "the 95 % Wilson interval for the benchmark's n problems and the mean number solved; it is not narrowed by the number "
         "of seeds, which answered the same problems.",
+        *_cut(cells),
         f"{GAIN} is the mean over the benchmarks of cell − base, in points, computed from the cells as printed.",
         *_missing_gains(cells),
     ]
@@ -52,6 +54,7 @@ def method_table(collection: Collection, rows: pd.DataFrame, notes: Sequence[str
     explained = [
         "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). The 95 % "
         "Wilson intervals are in table 1 and in the CSV.",
+        *_cut(cells),
     ]
     models = len({line.model for line in rows["line"]})
     title = f"Pass@1 (%) by {'model' if models > 1 else 'setting'} and method"
@@ -157,8 +160,9 @@ def _cell(record: Record | None, interval: bool) -> Cell:
     if record["column"] == GAIN:
         return Cell(f"{round(value, 1) + 0.0:+.1f}", marks=marks, number=value)  # + 0.0: no minus before a zero
     deviation = f" ± {record['sd']:.1f}" if record["sd"] >= 0 else ""  # NaN for one seed
-    extra = f"[{record['low']:.1f}, {record['high']:.1f}]" if interval else ""
-    return Cell(f"{value:.1f}{deviation}", extra, marks, value)
+    extra = [f"[{record['low']:.1f}, {record['high']:.1f}]"] if interval else []
+    extra += [f"{record['truncated']:.1f} % cut"] if record["truncated"] > 0 else []
+    return Cell(f"{value:.1f}{deviation}", ", ".join(extra), marks, value)
 
 
 def _paper_cell(record: Record | None) -> Cell:
@@ -191,6 +195,14 @@ def _explained(collection: Collection, rows: pd.DataFrame, cells: pd.DataFrame) 
     if kinds - {BASE, TRAINED}:
         notes.append("Rows `by sspo eval`: that model as it is, without a cold start and without RL.")
     return [*notes, *_conditions(cells), _which_runs(rows), *_fewer_seeds(rows, cells)]
+
+
+def _cut(cells: pd.DataFrame) -> list[str]:
+    """Explain the share of answers that were cut, if there are any; say of rows that older versions wrote that it is unknown."""
+    of_benchmarks = cells[cells["column"] != GAIN]
+    unknown = sorted(set(of_benchmarks.loc[of_benchmarks["truncated"].isna(), "column"]))
+    notes = [CUT] if (of_benchmarks["truncated"] > 0).any() else []
+    return [*notes, f"How many answers were cut is not known for {', '.join(unknown)}."] if unknown else notes
 
 
 def _conditions(cells: pd.DataFrame) -> list[str]:
