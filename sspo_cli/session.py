@@ -13,6 +13,7 @@ from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, ma
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
+from sspo_cli.memory import check_memory, device_here
 from sspo_cli.model_check import check_model, check_structure
 from sspo_cli.objectives import Objective, build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
@@ -193,6 +194,7 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     checkpoint, damaged = set_damaged_aside(folder.checkpoints)
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
+    check_memory(options, device_here(options, device), tracker.note, checkpoint)
     sampled = options.rollout.max_new_tokens  # at least so long are the texts; prompts are not rendered yet
     check_structure(
         options.model, sampled, tracker.note, samples=samples_by_torch(options.rollout, device), folder=checkpoint
@@ -210,12 +212,14 @@ def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
     task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
     problems, held_out = hold_out(_problems_by_task(options.tasks), task_weights, evaluation.validation)
     prompts = _render_by_task(problems, options, policy, tracker)
-    names = [(task.label, task.split) for task in evaluation.benchmarks]
+    names = [(task.label, task.split, task.max_new_tokens) for task in evaluation.benchmarks]
     to_measure = _problems_by_task(evaluation.benchmarks)
     if held_out:
-        names, to_measure = [(VALIDATION, VALIDATION), *names], [held_out, *to_measure]
+        names, to_measure = [(VALIDATION, VALIDATION, None), *names], [held_out, *to_measure]
     rendered = _render_by_task(to_measure, options, policy, tracker)
-    benchmarks = [Benchmark(*name, prompts) for name, prompts in zip(names, rendered, strict=True)]
+    benchmarks = [
+        Benchmark(name, split, prompts, limit) for (name, split, limit), prompts in zip(names, rendered, strict=True)
+    ]
     return Rendered(prompts, benchmarks, held_out)
 
 
@@ -231,7 +235,8 @@ def _check(
     """Open the engine. Raises UserError for what would fail later: lengths, rewards, the model, and the engine's limits."""
     longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy)
     for benchmark in rendered.benchmarks:
-        longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy))
+        limit = Conditions.of(options).on(benchmark).max_new_tokens
+        longest = max(longest, check_lengths(benchmark.prompts, limit, policy))
     check_rewards(policy.tokenizer, rendered.prompts[0][0], checker, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)

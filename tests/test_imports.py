@@ -17,7 +17,7 @@ ORDER = [
     {"rollout"},
     {"preflight", "model_check"},
     {"evaluation", "report"},
-    {"sweep", "run"},
+    {"sweep", "run", "memory"},
     {"train"},
     {"session"},
     {"cli"},

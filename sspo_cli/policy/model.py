@@ -114,8 +114,10 @@ class Policy:
         config = self.model.config.get_text_config(decoder=True)
         return next((value for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self, keep_copies: bool = True) -> torch.autocast:
+        """Compute in the policy's dtype. `keep_copies`: of the weights in it, which many forward passes then share."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Leave compiled layers out, for sampling, where every token would be another shape to compile for."""
@@ -127,7 +129,7 @@ class Policy:
         The next-token shift exists here and nowhere else.
         """
         rows, steps = batch.mask.nonzero(as_tuple=True)  # [N] each: the tokens y_t that count
-        with self.autocast():
+        with self.autocast(keep_copies=False):  # each weight is used once
             logprobs, entropy = token_logprobs(
                 self._hidden_before(batch, rows, steps),
                 batch.tokens[rows, batch.prompt_lengths[rows] + steps],

@@ -42,7 +42,18 @@ def tiny_model(
     options: TinyModelOptions, tokenizer: Qwen2Tokenizer, dtype: torch.dtype = torch.float32
 ) -> Qwen2ForCausalLM:
     """Make a model with random weights of that dtype, drawn from `options.seed` alone."""
-    config = Qwen2Config(
+    config = tiny_config(options, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = Qwen2ForCausalLM(config)
+    for parameter in model.parameters():  # not the rotary frequencies, which stay float32 in a loaded model too
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def tiny_config(options: TinyModelOptions, tokenizer: Qwen2Tokenizer) -> Qwen2Config:
+    """Make the config of that model."""
+    return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.layers,
@@ -56,9 +67,3 @@ def tiny_model(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = Qwen2ForCausalLM(config)
-    for parameter in model.parameters():  # not the rotary frequencies, which stay float32 in a loaded model too
-        parameter.data = parameter.data.to(dtype)
-    return model
