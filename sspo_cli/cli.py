@@ -122,7 +122,9 @@ def eval_command(
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
-            "-b", "--benchmark", help="arithmetic, gsm8k, math500, aime24, aime25, or a file of {question, answer}."
+            "-b",
+            "--benchmark",
+            help="arithmetic, gsm8k, math500, aime24, aime25, one as NAME=PATH:SPLIT, or a file of {question, answer}.",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=10**5, help="Of each problem: avg@n and pass@k.")] = None,

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sspo_cli.config import RunOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, shorten
 from sspo_cli.policy.model import Policy, check_ids
-from sspo_cli.rewards import AnswerChecker, grade
+from sspo_cli.rewards import AnswerChecker, Scoring, grade, read_gold, respell
 from sspo_cli.types import Prompt
 
 # Bytes that are needed at least, so that only what can never fit is refused.
@@ -47,16 +47,19 @@ def check_sizes(options: RunOptions) -> None:
             )
 
 
-def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: Callable[[str], None]) -> None:
-    """Note one rendered prompt and the rewards of four synthetic completions, encoded and decoded as sampled ones are.
+def check_rewards(
+    tokenizer: Any, prompt: Prompt, checker: AnswerChecker, scoring: Scoring, note: Callable[[str], None]
+) -> None:
+    """Note one rendered prompt and the rewards of synthetic completions, encoded and decoded as sampled ones are.
 
-    Raises UserError if the perfect one does not reach 2.0, because of a chat template that swallows the tags, say, or of a
-    gold answer that does not agree with itself.
+    Raises UserError if the perfect one does not have the whole reward of answer and format, or another spelling of the gold
+    is not right: because of a chat template that swallows the tags, say, or of a gold answer that no answer can match.
     """
-    gold = prompt.problem.answer
+    gold = read_gold(prompt.problem.answer)
     wrong = "1" if gold == "0" else "0"
     completions = {
         "perfect": f"<think>…</think><answer>{gold}</answer>",
+        "respelt": f"<think>…</think><answer>{respell(gold)}</answer>",
         "wrong answer": f"<think>…</think><answer>{wrong}</answer>",
         "broken format": f"{gold}</answer>",
         "empty": "",
@@ -65,15 +68,22 @@ def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: 
     for text in completions.values():
         ids = tokenizer.encode(text.removeprefix(prompt.opening), add_special_tokens=False)
         texts.append(prompt.opening + tokenizer.decode(ids, skip_special_tokens=False))
-    rewards = grade(texts, [gold] * len(texts), checker)
+    golds = [prompt.problem.answer] * len(texts)
+    rewards = scoring.complete(grade(texts, golds, checker), texts, golds, checker)
     scores = ", ".join(f"{name} {reward.total:g}" for name, reward in zip(completions, rewards, strict=True))
     note(f"the first prompt, rendered:\n{prompt.text}")
-    note(f"rewards of synthetic completions: {scores}")
-    if rewards[0].total < 2.0:
+    note(f"rewards of synthetic completions, of at most {scoring.highest:g}: {scores}")
+    perfect, respelt, *_ = rewards
+    if perfect.answer + perfect.format < 2.0:
         raise UserError(
-            f"a perfect completion of problem {prompt.problem.id} earns {rewards[0].total:g} instead of 2 "
-            f"(answer {rewards[0].answer:g}, format {rewards[0].format:g}, read as {texts[0]!r}); "
-            "choose another prompt template or tokenizer, or mend the gold answer"
+            f"a perfect completion of problem {prompt.problem.id} earns {perfect.answer:g} for its answer and {perfect.format:g} "
+            f"for its format instead of 1 and 1 (read as {texts[0]!r}); choose another prompt template or tokenizer, or correct "
+            "the gold answer"
+        )
+    if not respelt.answer:
+        raise UserError(
+            f"the gold answer of problem {prompt.problem.id} of {prompt.problem.task}, {shorten(repr(gold), 80)}, is not found "
+            f"equal to {shorten(repr(respell(gold)), 80)}, so hardly any answer can match it; correct it"
         )
 
 

@@ -45,6 +45,8 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
     build_objective(**options.objective.model_dump())  # refuses a gate before a folder is made
+    options.reward.scoring.check()
+    _ = options.template  # an unknown one too
     with RunFolder.create(path, options, command) as folder:
         _run(folder, options)
 
@@ -190,7 +192,7 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     check_structure(
         options.model, sampled, tracker.note, samples=samples_by_torch(options.rollout, device), folder=checkpoint
     )
-    policy = load_policy(options.model, device, checkpoint)
+    policy = load_policy(options.model, device, checkpoint, options.chat.template)
     for note in policy.notes:
         tracker.note(note)
     if options.optimizer.eight_bit:
@@ -225,7 +227,8 @@ def _check(
     longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy)
     for benchmark in rendered.benchmarks:
         longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy))
-    check_rewards(policy.tokenizer, rendered.prompts[0][0], checker, tracker.note)
+    for prompts in rendered.prompts:
+        check_rewards(policy.tokenizer, prompts[0], checker, options.reward.scoring, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
     by_torch = isinstance(engine, TorchEngine)
@@ -258,19 +261,23 @@ def _start_cold(
 
 
 def _problems_by_task(tasks: Sequence[TaskOptions]) -> list[list[Problem]]:
-    return [load_problems(task.name, path=task.path, split=task.split, limit=task.limit) for task in tasks]
+    return [
+        load_problems(task.name, path=task.path, split=task.split, limit=task.limit, layout=task.layout)
+        for task in tasks
+    ]
 
 
 def _render_by_task(
     problems_by_task: Sequence[Sequence[Problem]], options: RunOptions, policy: Policy, tracker: Tracker
 ) -> list[list[Prompt]]:
+    template = options.template
     prompts_by_task: list[list[Prompt]] = []
     with tracker.stage("rendering prompts", sum(map(len, problems_by_task))):
         for problems in problems_by_task:
             prompts: list[Prompt] = []
             for start in range(0, len(problems), RENDERED_AT_A_TIME):
                 part = problems[start : start + RENDERED_AT_A_TIME]
-                prompts += [render(problem, options.prompt, policy.tokenizer) for problem in part]
+                prompts += [render(problem, template, policy.tokenizer) for problem in part]
                 tracker.advance(len(part))
             prompts_by_task.append(prompts)
     return prompts_by_task

@@ -57,7 +57,7 @@ def train(run: Run) -> None:
                 completions = run.engine.generate(request, begin_check)
                 run.engine.sleep()
             with clock.phase("grading"):
-                groups = grade_groups(prompts, completions, run.checker)
+                groups = grade_groups(prompts, completions, run.checker, options.reward.scoring)
             rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
             advantages = group_advantages(rewards, learning.std)
             state.tokens += sum(len(completion.token_ids) for group in groups for completion in group.completions)
@@ -91,7 +91,7 @@ def train(run: Run) -> None:
         metrics = {
             "rollout": state.rollout,
             **position,
-            **reward_metrics(minibatch, rollout.group_size),
+            **reward_metrics(minibatch, rollout.group_size, options.reward.scoring),
             **learned,
             "policy/grad_norm": grad_norm,
             "policy/skipped": state.skipped,

@@ -61,20 +61,25 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """r = r_answer + r_format, in [0, 2] (appendix A).
+    """r = r_answer + r_format, in [0, 2] (appendix A), unless a run has weights or a reward of its own.
 
     extracted  the text between the answer tags, or None
     status     how the answer check ended: "ok", "timeout", "error" or "no answer"
+    own        value of the user's function; 0 without one
+    weights    of answer, format and own in the sum
     """
 
     answer: float
     format: float
     extracted: str | None
     status: str
+    own: float = 0.0
+    weights: tuple[float, float, float] = (1.0, 1.0, 0.0)
 
     @property
     def total(self) -> float:
-        return self.answer + self.format
+        answer, form, own = self.weights
+        return answer * self.answer + form * self.format + own * self.own
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,12 @@ from sspo_cli.config.files import (
 )
 from sspo_cli.config.options import (
     DEFAULT_METHOD,
+    TASK_NAMES,
     VALIDATION,
+    ChatOptions,
     CheckpointOptions,
     ColdStartOptions,
+    ColumnOptions,
     EvaluationOptions,
     LearningOptions,
     LoraOptions,
@@ -25,6 +28,7 @@ from sspo_cli.config.options import (
     ObjectiveOptions,
     OptimizerOptions,
     Options,
+    RewardOptions,
     RolloutOptions,
     RunOptions,
     TaskName,
@@ -32,13 +36,17 @@ from sspo_cli.config.options import (
     TinyModelOptions,
     VllmOptions,
     WandbOptions,
+    task_from_text,
 )
 
 __all__ = [
     "DEFAULT_METHOD",
+    "TASK_NAMES",
     "VALIDATION",
+    "ChatOptions",
     "CheckpointOptions",
     "ColdStartOptions",
+    "ColumnOptions",
     "EvaluationOptions",
     "LearningOptions",
     "LoraOptions",
@@ -46,6 +54,7 @@ __all__ = [
     "ObjectiveOptions",
     "OptimizerOptions",
     "Options",
+    "RewardOptions",
     "RolloutOptions",
     "RunOptions",
     "TaskName",
@@ -62,6 +71,7 @@ __all__ = [
     "merge_layers",
     "nest",
     "read_yaml",
+    "task_from_text",
     "to_yaml",
     "validate",
 ]

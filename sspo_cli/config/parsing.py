@@ -29,24 +29,28 @@ NAMES = {"timestamp": "a date", "set": "a set", "binary": "binary data", "omap":
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a file of options. Raises UserError for a missing, malformed or non-mapping file, and for one that is too large."""
     name = f"config file {file}"
+    values = parse_yaml(read_text(file, name), name)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must hold options as `key: value` lines, not a {type(values).__name__}")
+    return values
+
+
+def read_text(file: Path, name: str) -> str:
+    """Read a file of text. Raises UserError, which begins with `name`, if it cannot be read or is too large."""
     try:
         with file.open("rb") as stream:  # of a pipe or a device too, so no more than is allowed
             content = stream.read(LARGEST_FILE + 1)
-        text = content.decode("utf-8")
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{name} is larger than {LARGEST_FILE:,} bytes, so it is hardly a file of options")
+        return content.decode("utf-8")
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{name} is not UTF-8 text") from None
     except ValueError as error:  # a null byte in the name
         raise UserError(f"{name} cannot be read: {error}") from None
-    if len(content) > LARGEST_FILE:
-        raise UserError(f"{name} is larger than {LARGEST_FILE:,} bytes, so it is hardly a file of options")
-    values = parse_yaml(text, name)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{name} must hold options as `key: value` lines, not a {type(values).__name__}")
-    return values
 
 
 def parse_yaml(text: str, name: str) -> Any:

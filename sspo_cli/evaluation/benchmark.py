@@ -19,7 +19,7 @@ from filelock import FileLock
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.locks import hold_lock, take_lock
-from sspo_cli.rewards import AnswerChecker, grade
+from sspo_cli.rewards import PAPER, AnswerChecker, Scoring, grade
 from sspo_cli.rollout.engine import Engine, Request, Sampling
 from sspo_cli.seeds import derive_seed
 from sspo_cli.statistics import pass_at_k, wilson
@@ -75,7 +75,7 @@ class Conditions:
             samples=evaluation.samples,
             temperature=evaluation.temperature,
             max_new_tokens=evaluation.max_new_tokens or options.rollout.max_new_tokens,
-            prompt=options.prompt,
+            prompt=options.template.name,
             seed=0,
             max_rows=options.rollout.max_rows,
         )
@@ -130,12 +130,15 @@ def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, mod
 
 
 def grade_groups(
-    prompts: Sequence[Prompt], completions: Sequence[list[Completion]], checker: AnswerChecker
+    prompts: Sequence[Prompt],
+    completions: Sequence[list[Completion]],
+    checker: AnswerChecker,
+    scoring: Scoring = PAPER,
 ) -> list[Group]:
     """Grade sampled completions; what the chat template opened counts as part of the text."""
     texts = [p.opening + c.text for p, group in zip(prompts, completions, strict=True) for c in group]
     golds = [p.problem.answer for p, group in zip(prompts, completions, strict=True) for _ in group]
-    rewards = iter(grade(texts, golds, checker))
+    rewards = iter(scoring.complete(grade(texts, golds, checker), texts, golds, checker))
     return [Group(p, group, [next(rewards) for _ in group]) for p, group in zip(prompts, completions, strict=True)]
 
 

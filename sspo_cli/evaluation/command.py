@@ -24,7 +24,7 @@ from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine, samples_by_torch
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
-from sspo_cli.tasks.prompts import render
+from sspo_cli.tasks.prompts import Template, render
 from sspo_cli.tracking.files import explain_os_errors, write_json_atomic
 from sspo_cli.tracking.text import pass_at_1
 from sspo_cli.types import Problem
@@ -91,7 +91,8 @@ def measure(
 
 def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]:
     bar = bars.add_task(f"reading {task.label}", total=None)
-    problems = load_problems(task.name, path=task.path, split=task.split, limit=limit or task.limit)
+    limit = limit or task.limit
+    problems = load_problems(task.name, path=task.path, split=task.split, limit=limit, layout=task.layout)
     bars.remove_task(bar)
     return problems
 
@@ -112,7 +113,8 @@ def _measure_target(
     policy = _load(target)
     for note in policy.notes:
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
-    benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
+    template = target.options.template
+    benchmarks = [_render(task, of_task, template, policy, bars) for task, of_task in problems.items()]
     needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
     engine = open_engine(target.options.rollout, policy, named=True, learns=False)
@@ -160,7 +162,7 @@ def _load(target: Target) -> Policy:
     options = target.options
     model = options.model.model_copy(update={"kernels": "torch"})  # others are for learning, and not on every machine
     try:
-        return load_policy(model, resolve_device(options.device), target.checkpoint)
+        return load_policy(model, resolve_device(options.device), target.checkpoint, options.chat.template)
     except UserError as error:
         raise _named(target, error) from None
 
@@ -172,7 +174,9 @@ def _named(target: Target, error: UserError) -> UserError:
     return UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}")
 
 
-def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:
+def _render(
+    task: TaskOptions, problems: Sequence[Problem], template: Template, policy: Policy, bars: Progress
+) -> Benchmark:
     with_progress = bars.track(problems, description=f"rendering {task.label}")
     prompts = [render(problem, template, policy.tokenizer) for problem in with_progress]
     return Benchmark(task.label, task.split, prompts)

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from sspo_cli.config import VALIDATION, RunOptions, TaskName, TaskOptions
+from sspo_cli.config import TASK_NAMES, VALIDATION, RunOptions, TaskOptions, task_from_text
 from sspo_cli.errors import LONGEST_PATH, UserError
 from sspo_cli.evaluation.benchmark import Conditions
 from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
@@ -140,20 +140,19 @@ def _benchmark(name: str, options: RunOptions) -> TaskOptions:
     for benchmark in options.evaluation.benchmarks:
         if benchmark.label == name:
             return benchmark
-    task, equals, path = name.partition("=")
-    if equals and not path:
-        raise UserError(f"benchmark {name} names no path; write {name}PATH, or {task} for the published one")
-    if task in get_args(TaskName) and not Path(name).exists():
-        return TaskOptions(name=cast(TaskName, task), path=path or None, split="test")
-    if name and Path(name).exists():
-        file = TaskOptions(name="file", path=name, split="test")
-        labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
-        if file.label in (*get_args(TaskName), VALIDATION, *labels):
-            raise UserError(
-                f"the results of {name} would be filed under {file.label}, another benchmark's name; rename the file"
-            )
-        return file
-    known = ", ".join(task for task in get_args(TaskName) if task != "file")
-    raise UserError(
-        f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH, or an existing file"
-    )
+    known = ", ".join(task for task in TASK_NAMES if task != "file")
+    try:
+        task = TaskOptions.model_validate(task_from_text(name, "test"))
+    except ValueError as error:
+        if "names no path" in str(error):
+            raise UserError(f"benchmark {error}") from None
+        raise UserError(
+            f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH or NAME=PATH:SPLIT, or an existing "
+            "file"
+        ) from None
+    labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
+    if task.name == "file" and task.label in (*TASK_NAMES, VALIDATION, *labels):
+        raise UserError(
+            f"the results of {name} would be filed under {task.label}, another benchmark's name; rename the file"
+        )
+    return task

@@ -27,6 +27,8 @@ class Batch:
     advantages         [B]    float32  Â
     answer_rewards     [B]    float32  r_answer
     format_rewards     [B]    float32  r_format
+    own_rewards        [B]    float32  value of the user's reward function; 0 without one
+    rewards            [B]    float32  the weighted sum of these
     truncated          [B]    bool     cut at the token limit
     sampling_logprobs  [B, T] float32  by the sampler
     old_logprobs       [B, T] float32  by the policy at rollout time
@@ -40,6 +42,8 @@ class Batch:
     advantages: Tensor
     answer_rewards: Tensor
     format_rewards: Tensor
+    own_rewards: Tensor
+    rewards: Tensor
     truncated: Tensor
     sampling_logprobs: Tensor
     old_logprobs: Tensor
@@ -109,6 +113,8 @@ def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool
         advantages=advantages.flatten(),
         answer_rewards=torch.tensor([reward.answer for reward in rewards]),
         format_rewards=torch.tensor([reward.format for reward in rewards]),
+        own_rewards=torch.tensor([reward.own for reward in rewards]),
+        rewards=torch.tensor([reward.total for reward in rewards]),
         truncated=truncated,
         sampling_logprobs=pad_sequence([torch.tensor(c.sampling_logprobs) for c in completions], batch_first=True),
         old_logprobs=torch.zeros(mask.shape),

@@ -204,10 +204,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_policy(options: ModelOptions, device: torch.device, folder: Path | None = None) -> Policy:
+def load_policy(
+    options: ModelOptions, device: torch.device, folder: Path | None = None, chat_template: str | None = None
+) -> Policy:
     """Load the policy of a config.
 
-    `folder` holds weights to use instead of the config's own: a cold start's or a checkpoint's.
+    folder         holds weights to use instead of the config's own: a cold start's or a checkpoint's
+    chat_template  takes the place of the tokenizer's
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
@@ -223,9 +226,11 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)
         model, notes = load_pretrained(source, revision, weights_dtype, options.attention)
+    if chat_template:
+        tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
         raise UserError(
-            f"the tokenizer of {source} has no chat template; use an instruction-tuned model or add one to it"
+            f"the tokenizer of {source} has no chat template; use an instruction-tuned model, or give one as chat.template=FILE"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")

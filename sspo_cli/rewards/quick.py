@@ -81,6 +81,19 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
     return _by_value(*without_percent(prediction, gold))
 
 
+def respell(gold: str) -> str:
+    """Return another spelling of a gold that is read, such as `2.0` for `2`, by which its check can be tried."""
+    value = value_of(in_latex(gold))
+    if value is not None:
+        return (
+            f"{value.numerator}.0" if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        )
+    words = TEXT.sub(r"\1", gold)
+    return (
+        f"The answer is {words}." if words.replace(" ", "").isalpha() and len(words) > 1 else f"The answer is ${gold}$."
+    )
+
+
 def without_percent(prediction: str, gold: str) -> tuple[str, str, list[Fraction]]:
     """Both without a percent sign, and the factors by which the answer may be multiplied to be the gold.
 

@@ -53,6 +53,7 @@ def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: 
         "extracted": reward.extracted,
         "r_answer": reward.answer,
         "r_format": reward.format,
+        **({"r_own": reward.own} if reward.weights[2] else {}),
         "advantage": round(advantages[place, number].item(), 6),
         "tokens": len(completion.token_ids),
         "truncated": completion.truncated,

@@ -51,7 +51,13 @@ class RunState:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
         """Restore the state that a checkpoint holds."""
-        return cls(**{**state, "batch": state["batch"] and Batch(**state["batch"])})
+        if not (batch := state["batch"]):
+            return cls(**state)
+        paper = {  # what batches of older versions lack
+            "own_rewards": torch.zeros_like(batch["answer_rewards"]),
+            "rewards": batch["answer_rewards"] + batch["format_rewards"],
+        }
+        return cls(**{**state, "batch": Batch(**{**paper, **batch})})
 
 
 @dataclass

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from sspo_cli.errors import UserError
-from sspo_cli.tasks.rows import Published, Row, read_rows
+from sspo_cli.tasks.rows import Published, Row, read_folder, read_rows
 from sspo_cli.types import Problem
 
 PUBLISHED = Published(
@@ -269,7 +269,7 @@ def _folder(path: str | None, split: str, task: str) -> list[Row]:
         raise UserError(f"task {task} needs path=…, a folder with gold answers; `sspo_cli.tasks.codeact` says which")
     if split not in SPLITS:
         raise UserError(f"task {task} has no split {split}; it has {', '.join(SPLITS)}")
-    return list(read_rows(path, split, PUBLISHED))
+    return list(read_folder(path))
 
 
 def _report(task: str, skipped: Counter[str]) -> None:
