@@ -46,7 +46,6 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
     """
     build_objective(**options.objective.model_dump())  # refuses a gate before a folder is made
     options.reward.scoring.check()
-    _ = options.template  # an unknown one too
     with RunFolder.create(path, options, command) as folder:
         _run(folder, options)
 

@@ -57,7 +57,7 @@ def test_options_of_the_chat_template():
     assert rendered(options("chat.template_kwargs.enable_thinking=false")).endswith(
         "assistant\n<think>\n\n</think>\n\n"
     )
-    with pytest.raises(UserError, match=r"refuses the prompt template plain-.* it knows no option enable_thinkin"):
+    with pytest.raises(UserError, match="knows no option enable_thinkin; leave it out"):
         rendered(options("chat.template_kwargs.enable_thinkin=false"))
 
 

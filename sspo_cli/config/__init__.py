@@ -1,5 +1,15 @@
 """The configuration of a run: its options, and the ways in, YAML files and dotted overrides."""
 
+from sspo_cli.config.base import Options
+from sspo_cli.config.data import (
+    TASK_NAMES,
+    ChatOptions,
+    ColumnOptions,
+    RewardOptions,
+    TaskName,
+    TaskOptions,
+    task_from_text,
+)
 from sspo_cli.config.explain import explain
 from sspo_cli.config.files import (
     differences,
@@ -15,28 +25,20 @@ from sspo_cli.config.files import (
 )
 from sspo_cli.config.options import (
     DEFAULT_METHOD,
-    TASK_NAMES,
     VALIDATION,
-    ChatOptions,
     CheckpointOptions,
     ColdStartOptions,
-    ColumnOptions,
     EvaluationOptions,
     LearningOptions,
     LoraOptions,
     ModelOptions,
     ObjectiveOptions,
     OptimizerOptions,
-    Options,
-    RewardOptions,
     RolloutOptions,
     RunOptions,
-    TaskName,
-    TaskOptions,
     TinyModelOptions,
     VllmOptions,
     WandbOptions,
-    task_from_text,
 )
 
 __all__ = [

@@ -4,6 +4,7 @@ Everything else that YAML can express (dates, sets, tags, aliases that contain t
 by its line before any value is built.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
-from sspo_cli.errors import UserError, reason, shorten
+from sspo_cli.errors import LONGEST_PATH, UserError, reason, shorten
 
+TEXT_FILES = (".txt", ".md", ".jinja", ".j2")
 LARGEST_FILE = 1_000_000  # bytes
 MOST_VALUES = 100_000  # aliases expanded
 DEEPEST = 30  # levels of lists and sections; the options have six
@@ -51,6 +53,23 @@ def read_text(file: Path, name: str) -> str:
         raise UserError(f"{name} is not UTF-8 text") from None
     except ValueError as error:  # a null byte in the name
         raise UserError(f"{name} cannot be read: {error}") from None
+
+
+def text_or_file(text: str, name: str) -> str:
+    """Return a text, or what the file that it names holds, without its last line end.
+
+    A line that ends as in `TEXT_FILES` names a file, and so does the path of one that exists. Raises UserError, which begins
+    with `name`, if it cannot be read.
+    """
+    if "\n" in text or len(text) > LONGEST_PATH:
+        return text
+    path = os.path.expanduser(text)
+    if not text.endswith(TEXT_FILES) and not os.path.isfile(path):
+        return text
+    content = read_text(Path(path), name).rstrip("\n")
+    if "\n" not in content and content.endswith(TEXT_FILES):  # it would be read as a name the next time
+        raise UserError(f"{name}: the file holds nothing but what ends like the name of a file, {shorten(content, 80)}")
+    return content
 
 
 def parse_yaml(text: str, name: str) -> Any:

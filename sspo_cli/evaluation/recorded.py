@@ -98,6 +98,8 @@ def summary(graded: Sequence[dict[str, Any]]) -> list[str]:
 
 def _read(path: Path) -> list[Recorded]:
     with explain_os_errors("read", path):
+        if path.is_char_device() or path.is_block_device():
+            raise UserError(f"{path} is a device, which never ends; name a file of recorded outputs")
         content = path.read_bytes()
     try:
         lines = content.decode("utf-8-sig").split("\n")

@@ -83,6 +83,7 @@ def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt
     turns = [{"role": "user", "content": template.user.replace(QUESTION, problem.question)}]
     if template.system:
         turns.insert(0, {"role": "system", "content": template.system})
+    _check_options(tokenizer, template.options)
     return _prompt(problem, turns, tokenizer, f"prompt template {template.name}", template.options)
 
 
@@ -96,7 +97,6 @@ def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options
     with border(f"the chat template of {tokenizer.name_or_path} refuses the {what}"):
         kind = str(tokenizer.chat_template), what
         if kind not in _CHECKED:
-            _check_options(str(tokenizer.chat_template), options)
             _check_template(tokenizer, turns, options)
             _CHECKED.add(kind)
         return _apply(tokenizer, turns, options)
@@ -117,11 +117,13 @@ def _prompt(
     return Prompt(problem, text, token_ids, opening=opening_of(text))
 
 
-def _check_options(chat_template: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that a chat template does not mention: it would be ignored."""
+def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that the chat template does not mention: it would be ignored."""
     for name in options:
-        if not re.search(rf"\b{re.escape(name)}\b", chat_template):
-            raise ValueError(f"it knows no option {name}")
+        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} knows no option {name}; leave it out of chat.template_kwargs"
+            )
 
 
 def _apply(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> str:
