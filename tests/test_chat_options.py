@@ -45,7 +45,7 @@ def test_turns_of_one_s_own_take_the_place_of_the_template_s():
 
 def test_files_are_read_once_and_recorded_as_their_text(tmp_path):
     given = options("chat.system=prompts/system.txt", "chat.user=prompts/user", "chat.template=chat.jinja")
-    assert rendered(given) == "[system] Be brief.\nBe right.\n[user] Solve:\n\\frac{1}{2}+1?\n[you]\n"
+    assert rendered(given) == "[system] Be brief.\nBe right.\n[user] Solve:\n\\frac{1}{2}+1?\n[you]"
     (tmp_path / "again.yaml").write_text(to_yaml(given))
     for file in ("prompts/system.txt", "prompts/user", "chat.jinja"):
         (tmp_path / file).unlink()
