@@ -73,8 +73,8 @@ def resume_run(path: Path, given: RunOptions | None, command: Sequence[str]) -> 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
     """Name a run that does not exist: `sspo-atanlog-seed0`, or with a number behind."""
-    words = [options.objective.method, options.objective.gate, f"seed{options.seed}"]
-    name = "-".join(str(word).replace(":", ".") for word in words)
+    words = [*options.objective.words, f"seed{options.seed}"]
+    name = "-".join(words).replace(":", ".")
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
