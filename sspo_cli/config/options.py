@@ -59,7 +59,9 @@ class ObjectiveOptions(GateOptions):
     """The method and its own hyperparameters; those that it does not have are refused (see `sspo_cli.objectives`)."""
 
     allow_any_gate: bool = Field(False, description="run a gate of your own although it breaks the paper's conditions")
-    allow_any_method: bool = Field(False, description="run a method of your own although it breaks the paper's conditions")
+    allow_any_method: bool = Field(
+        False, description="run a method of your own although it breaks the paper's conditions"
+    )
 
     @property
     def words(self) -> list[str]:

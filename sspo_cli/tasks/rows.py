@@ -115,9 +115,9 @@ class Row:
         raise self._without("gold answer", columns)
 
     def identity(self, *columns: str) -> str | None:
-        """Return the first of these columns that has a value, as text; None if there is none."""
-        values = (self.get(column) for column in self._columns("id", columns))
-        return next((str(value) for value in values if value is not None), None)
+        """Return the first of these columns that is not empty, as text; None if there is none."""
+        texts = (self._as_text(self.get(column), column) for column in self._columns("id", columns))
+        return next(filter(None, texts), None)
 
     def _columns(self, role: str, columns: tuple[str, ...]) -> tuple[str, ...]:
         return (self.columns[role],) if role in self.columns else columns
@@ -208,6 +208,10 @@ def _places(
             configs = [source.config for source in sources if source.config]
             with border(f"data folder {local} cannot be read"):
                 files = files_of_split(local, split, layout.config, configs, splits)
+        elif layout.config:
+            raise UserError(
+                f"data file {local} has no configuration {layout.config}; config=… is for folders and the hub"
+            )
         for file in files:
             for place, values in rows_of_file(file, _columns_to_read(published, layout)):
                 yield f"{file}, {place}", values

@@ -65,6 +65,11 @@ def test_columns_of_other_names_are_read_for_published_tasks_too(tmp_path, write
     assert (problem.question, problem.answer) == ("1+1?", "2")
 
 
+def test_a_file_has_no_configuration(tmp_path):
+    with pytest.raises(UserError, match="x.jsonl has no configuration cn; config=… is for folders and the hub"):
+        load(write_jsonl(tmp_path / "x.jsonl", [ROW]), config="cn")
+
+
 def test_tasks_without_rows_have_no_columns():
     with pytest.raises(UserError, match="task arithmetic has no options config and columns"):
         load_problems("arithmetic", split="train", layout=Layout(columns={"question": "q"}))
