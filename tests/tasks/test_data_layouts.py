@@ -66,7 +66,7 @@ def test_columns_of_other_names_are_read_for_published_tasks_too(tmp_path, write
 
 
 def test_a_file_has_no_configuration(tmp_path):
-    with pytest.raises(UserError, match="x.jsonl has no configuration cn; config=… is for folders and the hub"):
+    with pytest.raises(UserError, match=r"x\.jsonl has no configuration cn; config=… is for folders and the hub"):
         load(write_jsonl(tmp_path / "x.jsonl", [ROW]), config="cn")
 
 
