@@ -10,7 +10,7 @@ from sspo_cli.config.data import (
     TaskOptions,
     task_from_text,
 )
-from sspo_cli.config.explain import explain
+from sspo_cli.config.explain import explain, option_named
 from sspo_cli.config.files import (
     differences,
     flatten,
@@ -72,6 +72,7 @@ __all__ = [
     "merge_config",
     "merge_layers",
     "nest",
+    "option_named",
     "read_yaml",
     "task_from_text",
     "to_yaml",
