@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
 from sspo_cli.redaction import redacted
+from sspo_cli.usage import UsageError, explain_usage
 
 app = typer.Typer(
     help="Soft Sequence Policy Optimization: train, evaluate, sweep and report on the GRPO family on equal terms.",
@@ -50,10 +51,15 @@ class ObjectiveCommand(TyperCommand):
 
 
 def main() -> None:
-    """Run the `sspo` script. A UserError becomes one sentence and exit code 1, an interruption exit code 130."""
+    """Run the `sspo` script. A mistake of the user becomes one sentence and exit code 1, an interruption exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn at every fork of a checker
     try:
-        app()
+        if code := app(prog_name="sspo", standalone_mode=False):
+            sys.exit(code)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # has printed the help
+            sys.exit(2)
+        _end(str(explain_usage(error)), 1)
     except UserError as error:
         _end(str(error), 1)
     except Interrupted as error:

@@ -2,10 +2,12 @@
 
 import os
 import signal
-from collections.abc import Iterable
+import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
+
+SECONDS_TOGETHER = 1.0  # two signals within that time are one request, sent to a process and to its group
 
 
 class Interrupted(Exception):
@@ -16,16 +18,19 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Context manager: the first signal sets `requested`; a second one ends the process the usual way.
+    """Context manager: the first signal sets `requested`. Of later ones, only Ctrl-C ends the process at once.
 
-    SIGHUP is left alone where it was ignored at the start, as by `nohup`. A second SIGHUP does nothing: a terminal that
-    closes may send two.
+    SIGTERM and SIGHUP are requests however often they come: batch systems, sweeps and closing terminals send them to a
+    process and again to its group, at any time while it saves its state, and end what does not stop by SIGKILL. A Ctrl-C
+    (SIGINT) more than SECONDS_TOGETHER after the first signal does what it did before. SIGHUP is left alone if it was
+    ignored at the start, as by `nohup`.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested = False
+        self._requested_at = 0.0
 
     def __enter__(self) -> Self:
         hears_hangup = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
@@ -36,15 +41,14 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore(self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
-            self.requested = True
-            self._restore({signal.SIGINT, signal.SIGTERM})
+            self.requested, self._requested_at = True, time.monotonic()
             with suppress(OSError):  # the terminal may be closed; print is not safe here
-                os.write(2, b"\nsspo: stopping at the next safe point; once more to end at once\n")
-
-    def _restore(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            signal.signal(number, self._previous[signal.Signals(number)])
+                os.write(2, b"\nsspo: stopping at the next safe point; Ctrl-C once more ends it at once, unsaved\n")
+        elif number == signal.SIGINT and time.monotonic() - self._requested_at > SECONDS_TOGETHER:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+            signal.raise_signal(signal.SIGINT)

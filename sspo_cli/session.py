@@ -81,8 +81,8 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
 def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | None = None) -> None:
     """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
     with explained_full_disk(folder), ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())  # until the status says how the run ended
         tracker = stack.enter_context(open_tracker(folder))
-        interruption = stack.enter_context(Interruption())
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         with explained_full_memory(folder), explained_compiler_errors():
             train(prepare(folder, options, tracker, interruption, checker, resumed_by))

@@ -88,3 +88,49 @@ def test_the_help_of_train_names_every_method_and_gate():
     said = " ".join(sspo("train", "--help").stdout.replace("│", " ").split())
     assert all(name in said for name in (*METHODS, *SSPO_GATES, "module:function"))
     assert "Run a gate of your own although it breaks the paper's conditions." in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "train --seed x",
+            "`--seed x` is not valid: input should be a valid integer, unable to parse string as an integer; see",
+        ),
+        (
+            "eval runs/a --samples 0",
+            "`--samples 0` is not valid: input should be greater than or equal to 1; see `sspo eval",
+        ),
+        ("eval runs/a --temperature hot", "`--temperature hot` is not valid: input should be a valid number"),
+        (
+            "report runs --select worst",
+            "`--select worst` is not valid: 'worst' is not one of 'last', 'best'; see `sspo report",
+        ),
+        ("train --sede 1", "`sspo train` has no option --sede; did you mean --seed?"),
+        ("train -x", "`sspo train` has no option -x; see `sspo train --help`"),
+        ("train --steps 5", "`sspo train` has no option --steps; it is an option of a run: write -s steps=VALUE"),
+        ("train --optimizer.learning-rate=1", "write -s optimizer.learning_rate=VALUE"),
+        ("--version", "`sspo` has no option --version"),
+        ("trian", "there is no command trian; did you mean train?"),
+        ("sweep", "`sspo sweep` needs -c / --config: the sweep's YAML file; see `sspo sweep --help`"),
+        ("report", "`sspo report` needs RUN_OR_FOLDER...: runs, or folders of runs; see `sspo report --help`"),
+        ("train --seed", "option '--seed' requires an argument"),
+        ("train --resume=yes", "option '--resume' does not take a value"),
+        ("train left over", "`sspo train` takes no argument `left over`; see `sspo train --help`"),
+        ("train steps=5", "`sspo train` takes no argument `steps=5`; did you mean -s steps=5?"),
+        ("sweep -c a.yaml b.yaml", "`sspo sweep` takes no argument `b.yaml`; did you mean -c b.yaml?"),
+        (f"train --seed {'9' * 5000}", "9…9"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(words, said):
+    done = sspo(*words.split())
+    assert_told(done, said)
+    assert done.stdout == ""
+    assert len(done.stderr) < 400
+
+
+def test_without_a_command_there_is_the_help():
+    done = sspo()
+    assert done.returncode == 2
+    assert "sweep" in done.stdout
+    assert done.stderr == ""

@@ -19,7 +19,7 @@ ORDER = [
     {"evaluation", "report"},
     {"sweep", "run"},
     {"train"},
-    {"session"},
+    {"session", "usage"},
     {"cli"},
     {"__main__"},
 ]

@@ -12,10 +12,11 @@ from small_runs import arguments, rows, run, weights, without_times
 
 from sspo_cli.interruption import Interruption
 from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.run import saving
+from sspo_cli.tracking.jsonl import JsonlSink
 from sspo_cli.tracking.tracker import Tracker
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
-ALL = (*BOTH, signal.SIGHUP)
+ALL = Interruption.SIGNALS
 
 
 def interrupt(
@@ -66,10 +67,17 @@ def kept_handlers() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the interruption sees, in a list of one."""
+    now = [100.0]
+    monkeypatch.setattr("sspo_cli.interruption.time.monotonic", lambda: now[0])
+    return now
+
+
 @pytest.mark.parametrize("first", ALL)
-@pytest.mark.parametrize("second", BOTH)
-def test_the_first_signal_is_a_request_and_the_second_one_acts_as_it_would_without(
-    kept_handlers: list[int], capfd: pytest.CaptureFixture[str], first: signal.Signals, second: signal.Signals
+def test_the_first_signal_is_a_request_and_a_later_ctrl_c_acts_as_it_would_without(
+    kept_handlers: list[int], clock: list[float], capfd: pytest.CaptureFixture[str], first: signal.Signals
 ) -> None:
     with Interruption() as interruption:
         assert not interruption.requested
@@ -77,10 +85,29 @@ def test_the_first_signal_is_a_request_and_the_second_one_acts_as_it_would_witho
         assert interruption.requested
         assert kept_handlers == []
         assert "stopping at the next safe point" in capfd.readouterr().err
-        signal.raise_signal(second)
-        assert kept_handlers == [second]
+        clock[0] += 0.9  # the same request, sent to the process and to its group
+        signal.raise_signal(signal.SIGINT)
+        assert kept_handlers == []
+        clock[0] += 0.2
+        signal.raise_signal(signal.SIGINT)
+        assert kept_handlers == [signal.SIGINT]
+        assert capfd.readouterr().err == ""
     signal.raise_signal(first)
-    assert kept_handlers == [second, first]
+    assert kept_handlers == [signal.SIGINT, first]
+
+
+@pytest.mark.parametrize("first", ALL)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
+def test_what_a_batch_system_or_a_terminal_sends_again_is_the_same_request(
+    kept_handlers: list[int], clock: list[float], first: signal.Signals, second: signal.Signals
+) -> None:
+    with Interruption() as interruption:
+        signal.raise_signal(first)
+        for seconds in (0.0, 2.0, 60.0):
+            clock[0] += seconds
+            signal.raise_signal(second)
+        assert interruption.requested
+        assert kept_handlers == []
 
 
 def test_after_quiet_work_the_handlers_are_those_from_before(kept_handlers: list[int]) -> None:
@@ -92,14 +119,12 @@ def test_after_quiet_work_the_handlers_are_those_from_before(kept_handlers: list
     assert not interruption.requested
 
 
-def test_a_closed_terminal_that_hangs_up_twice_is_one_request(kept_handlers: list[int]) -> None:
-    """And what cannot be said to it stops nothing."""
+def test_a_request_that_cannot_be_answered_on_a_closed_terminal_is_one(kept_handlers: list[int]) -> None:
     stderr = os.dup(2)
     os.close(2)
     try:
         with Interruption() as interruption:
-            for _ in range(2):
-                signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert interruption.requested
     finally:
         os.dup2(stderr, 2)
@@ -176,6 +201,24 @@ def test_a_signal_in_a_step_stops_before_the_next_one(
     interrupt(monkeypatch, "log", lambda step, _: step == 2, kind=number)
     assert_interrupted(sspo("train", "--runs-dir", tmp_path, "--run", "a", **QUICK), tmp_path / "a", 2)
     assert len(rows(tmp_path / "a" / "metrics.jsonl")) == 2
+
+
+def test_a_sigterm_that_comes_again_while_the_state_is_saved_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm signals a sweep, which forwards it, and every process of the job."""
+    interrupt(monkeypatch, "log", lambda step, _: step == 2, kind=signal.SIGTERM)
+    repeated = []
+    for owner, name in ((saving, "save_checkpoint"), (JsonlSink, "finish")):
+
+        def again(*args: object, name: str = name, original: Callable[..., None] = getattr(owner, name)) -> None:
+            repeated.append(name)
+            signal.raise_signal(signal.SIGTERM)
+            original(*args)
+
+        monkeypatch.setattr(owner, name, again)
+    assert_interrupted(sspo("train", "--runs-dir", tmp_path, "--run", "a", **QUICK), tmp_path / "a", 2)
+    assert repeated == ["save_checkpoint", "finish"]
 
 
 @pytest.mark.parametrize("step", [2, 4])

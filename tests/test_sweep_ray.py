@@ -161,7 +161,7 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
 def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_named(tmp_path, cluster):
     """Two more nodes, which alone can hold the trial, are killed one after the other while it runs there."""
     larger = [cluster.add_node(num_cpus=2, object_store_memory=80 << 20) for _ in range(2)]
-    raylets = {node.all_processes["raylet"][0].process.pid for node in larger}
+    raylets = {raylet.pid: raylet for node in larger for raylet in [node.all_processes["raylet"][0].process]}
     text = TWO_ENDLESS.replace("  - options: {objective.method: grpo}\n", "").replace(
         "options:\n", "options:\n  threads: 2\n", 1
     )
@@ -171,9 +171,10 @@ def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_nam
     for _ in larger:
         (running,) = processes_of([trial])
         attempts.append(running)
-        (raylet,) = raylets & {parent.pid for parent in running.parents()}
-        os.kill(raylet, signal.SIGKILL)
-        raylets.remove(raylet)
+        (pid,) = raylets.keys() & {parent.pid for parent in running.parents()}
+        raylet = raylets.pop(pid)
+        raylet.kill()
+        raylet.wait()  # its workers end when they see it gone, which a zombie is not
         while raylets and pid_of(trial) == running.pid:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)

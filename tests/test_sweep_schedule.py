@@ -141,7 +141,9 @@ def test_a_trial_that_a_killed_sweep_left_running_is_waited_for(tmp_path, capsys
     place = Place(1, {"a": [0], "b": [0], "c": [0]})
     run_sweep(trials("a", "b", "c"), tmp_path, place, retries=0)
     assert place.order == {"finished": ["b", "c"], "interrupted": ["b", "c", "a"]}[outcome]
-    assert capsys.readouterr().out.count("finished      a (") == 1
+    said = capsys.readouterr().out
+    assert said.count("still running a (") == 1
+    assert said.count("finished      a (") == 1
 
 
 @pytest.mark.skipif(

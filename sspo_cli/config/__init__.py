@@ -1,6 +1,6 @@
 """The configuration of a run: its options, and the ways in, YAML files and dotted overrides."""
 
-from sspo_cli.config.explain import explain
+from sspo_cli.config.explain import explain, option_named
 from sspo_cli.config.files import (
     differences,
     flatten,
@@ -61,6 +61,7 @@ __all__ = [
     "merge_config",
     "merge_layers",
     "nest",
+    "option_named",
     "read_yaml",
     "to_yaml",
     "validate",

@@ -25,6 +25,12 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             yield f"`{path}` = {value} is not valid: {message[0].lower()}{message[1:]}"
 
 
+def option_named(name: str, root: type[BaseModel]) -> str | None:
+    """Return the dotted path of the option that has this name or this path, or None."""
+    paths = dict.fromkeys(path for option, path in _all_options(root) if name in (option, path))
+    return next(iter(paths), None)
+
+
 def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
     """Name the same option in another section, else the nearest one in the same section, else the nearest anywhere."""
     section = root

@@ -6,8 +6,12 @@ whatever its method or seed, begins with the very same weights.
 
 import itertools
 import json
+import os
+import re
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -22,13 +26,23 @@ from sspo_cli.errors import UserError, border
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.locks import take_lock
 from sspo_cli.policy.batch import collate
-from sspo_cli.policy.checkpoint import keep_last, load_state, save_checkpoint, set_damaged_aside, usable_state
+from sspo_cli.policy.checkpoint import (
+    checkpoint_folders,
+    keep_last,
+    load_state,
+    save_checkpoint,
+    set_damaged_aside,
+    usable_state,
+)
 from sspo_cli.policy.model import Policy, check_ids, fingerprint, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion, Group, Prompt, Reward
 
 BETAS = (0.9, 0.95)
+KEPT = 30 * 86_400  # seconds that a cold start stays without a run that uses it
+KEPT_EMPTY = 2 * 86_400  # where a run was killed before its first checkpoint, or ended there
+KEY = re.compile(r"[0-9a-f]{16}")
 
 
 def demonstrations_of(prompts: Sequence[Prompt], policy: Policy) -> list[Group]:
@@ -72,6 +86,8 @@ def cold_start(
     folder = cache / _key(policy, demonstrations, options)
     with border(f"the cold start cannot be kept in {cache}"):
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)  # it is in use
+    _remove_unused(cache, note)
     with _lock(folder / ".lock", interruption, note):
         start, _ = set_damaged_aside(folder)
         done = int(start.name.removeprefix("step-")) if start else 0
@@ -85,6 +101,20 @@ def cold_start(
                     optimizer.load_state_dict(load_state(start)["optimizer"])
             _train(policy, optimizer, demonstrations, options, folder, done, interruption, progress)
     return policy, folder / f"step-{options.cold_start.steps}"
+
+
+def _remove_unused(cache: Path, note: Callable[[str], None]) -> None:
+    """Remove cold starts that no run is at and none has used for KEPT; they would be made again, to the bit the same."""
+    for folder in cache.iterdir():
+        with suppress(OSError, UserError):  # of a disk that refuses, or a process that removes the same
+            kept = KEPT if checkpoint_folders(folder) else KEPT_EMPTY
+            if not KEY.fullmatch(folder.name) or time.time() - folder.stat().st_mtime <= kept:
+                continue
+            lock = FileLock(folder / ".lock")
+            if take_lock(lock):
+                shutil.rmtree(folder)
+                lock.release()
+                note(f"removed {folder}, a cold start that no run has used for {kept // 86_400} days")
 
 
 @contextmanager

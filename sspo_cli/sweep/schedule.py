@@ -120,8 +120,9 @@ def _run_all(
                 view.ended(name, "to be retried" if again else "failed")
             for trial in queue[:]:
                 run = folder / trial.name
-                if RunFolder(run).is_being_written():
-                    continue  # left by a sweep that was killed, it may still be saving its state; its turn comes later
+                if RunFolder(run).is_being_written():  # left by a sweep that was killed, or on a node that is lost
+                    view.left_running(trial.name)  # its turn comes later
+                    continue
                 if _is_finished(run):  # by that process, meanwhile
                     queue.remove(trial)
                     view.ended(trial.name, "finished")

@@ -19,7 +19,7 @@ from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import METRICS, check_shape
 from sspo_cli.tracking.text import duration
 
-ORDER = ("running", "stopped", "failed", "to be retried", "waiting", "finished")  # from top to bottom
+ORDER = ("running", "still running", "stopped", "failed", "to be retried", "waiting", "finished")  # from top to bottom
 RECENT = 20  # steps whose mean time is taken for what is left
 MARGIN = 6  # lines of a terminal that are not rows of the table
 
@@ -57,6 +57,12 @@ class TrialsView:
     def started(self, name: str, slot: str) -> None:
         self._states[name], self._slots[name] = "running", slot
         self._say("started", name)
+
+    def left_running(self, name: str) -> None:
+        """A process that this sweep does not run, or has lost sight of, is still at the trial; reported once."""
+        if self._states[name] != "still running":
+            self._states[name] = "still running"
+            self._say("still running", name)
 
     def ended(self, name: str, state: str) -> None:
         self._states[name] = state

@@ -33,7 +33,10 @@ def flush_folder(folder: Path) -> None:
     """Flush all files of a folder, and their names. Raises UserError if the disk refuses."""
     with explain_os_errors("flush", folder):
         for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:  # a temporary file, which another thread has renamed meanwhile
+                continue
             try:
                 os.fsync(descriptor)
             finally:

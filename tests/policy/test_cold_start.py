@@ -1,8 +1,10 @@
 """The supervised stage: what it teaches, in which order, and when its result is reused."""
 
 import copy
+import os
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -300,6 +302,38 @@ def test_a_second_run_takes_the_weights_of_the_first_without_a_step(policy, tmp_
     assert (same_folder, losses) == (folder, [])
     for ours, theirs in zip(again.parameters, trained.parameters, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_cold_starts_that_no_run_uses_any_more_are_removed_by_the_next(policy, tmp_path):
+    def left(name: str, days: float, *checkpoint: str) -> None:
+        folder = tmp_path / name
+        (folder.joinpath(*checkpoint)).mkdir(parents=True)
+        (folder / ".lock").touch()
+        os.utime(folder, times=(time.time(), time.time() - days * 86_400))
+
+    left("00000000000000a1", 31, "step-100")
+    left("00000000000000a2", 29, "step-100")
+    left("00000000000000b1", 2.1)
+    left("00000000000000b2", 2.1, ".step-100.partial")
+    left("00000000000000b3", 1.9)
+    left("00000000000000c1", 31, "step-100")
+    left("of-a-user", 400, "step-1")
+    notes: list[str] = []
+    with FileLock(tmp_path / "00000000000000c1" / ".lock"):
+        os.utime(tmp_path / "00000000000000c1", times=(0, 0))
+        taught = demonstrations(policy)
+        _, made = cold_start(
+            policy, taught, options_of(), tmp_path, Interruption(), lambda *_, **__: None, notes.append
+        )
+    kept = {"00000000000000a2", "00000000000000b3", "00000000000000c1", "of-a-user", made.parent.name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert sorted(notes) == [
+        f"removed {tmp_path / name}, a cold start that no run has used for {days} days"
+        for name, days in (("00000000000000a1", 30), ("00000000000000b1", 2), ("00000000000000b2", 2))
+    ]
+    os.utime(made.parent, times=(0, 0))
+    start(options_of(), tmp_path, policy, taught)  # its use counts
+    assert time.time() - made.parent.stat().st_mtime < 3600
 
 
 def test_bad_steps_in_a_row_end_it_and_single_ones_do_not(policy, tmp_path):

@@ -1,0 +1,70 @@
+"""Mistakes on the command line as one sentence each, in the place of the parser's box."""
+
+import difflib
+import re
+from typing import Any
+
+import typer
+
+from sspo_cli.errors import UserError, command_line, did_you_mean, shorten
+
+# The parser's own class (click's, or typer's copy of it), of which typer exports this one subclass.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+LONGEST_VALUE = 120  # characters of a value that a sentence repeats
+SURELY_MEANT, PERHAPS_MEANT = 0.8, 0.6  # how alike two names are
+
+
+def explain_usage(error: Any) -> UserError:
+    """Make a UserError of a usage error: what is wrong, the option or command that was probably meant, where help is."""
+    kind, context = type(error).__name__, error.ctx
+    message = error.format_message().strip().removesuffix(".")
+    path = context.command_path.split() if context else []
+    command, help_ = command_line(*path), f"; see {command_line(*path, '--help')}" if context else ""
+    if kind == "NoSuchOption":
+        return UserError(
+            f"{command} has no option {error.option_name}{_meant_option(error.option_name, context) or help_}"
+        )
+    if named := re.match(r"No such command '(.*?)'", message):
+        return UserError(f"there is no command {named[1]}{did_you_mean(named[1], context.command.commands)}")
+    if kind == "MissingParameter":
+        name = " / ".join(error.param.opts) if error.param.param_type_name == "option" else error.param.display_name_raw
+        return UserError(f"{command} needs {name}: {_clause(error.param.help)}{help_}")
+    if kind == "BadParameter":
+        return UserError(f"{_given(error)} is not valid: {_clause(error.message.removeprefix('Value error, '))}{help_}")
+    if extra := re.match(r"Got unexpected extra argument\S* \((.*)\)", message):
+        given = shorten(extra[1], LONGEST_VALUE) or "''"
+        return UserError(f"{command} takes no argument `{given}`{_meant_flag(extra[1]) or help_}")
+    return UserError(f"{_clause(message)}{help_}")
+
+
+def _given(error: Any) -> str:
+    """Return the option and the value that it was given."""
+    option = max(error.param.opts, key=len) if error.param else "a value"
+    failed = getattr(error.__cause__, "errors", list)()  # of pydantic, which converts the values
+    return f"`{option} {shorten(str(failed[0]['input']), LONGEST_VALUE)}`" if failed else option
+
+
+def _meant_option(name: str, context: Any) -> str | None:
+    """Return the end of a sentence that names a similar option of the command, or the option of a run of this name."""
+    known = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+    near = difflib.get_close_matches(name[:LONGEST_VALUE], known, n=1, cutoff=PERHAPS_MEANT)
+    surely = bool(near) and difflib.SequenceMatcher(None, name, near[0]).ratio() >= SURELY_MEANT
+    if not surely and "--set" in known and name.startswith("--"):
+        from sspo_cli.config import RunOptions, option_named  # brings torch along
+
+        if option := option_named(name.removeprefix("--").replace("-", "_"), RunOptions):
+            return f"; it is an option of a run: write -s {option}=VALUE"
+    return f"; did you mean {near[0]}?" if near else None
+
+
+def _meant_flag(extra: str) -> str | None:
+    """Return the end of a sentence that names the flag which belongs before an argument."""
+    first = extra.split()[0] if extra.split() else ""
+    if re.fullmatch(r"[a-z_.]+=.*", first):
+        return f"; did you mean -s {first}?"
+    return f"; did you mean -c {first}?" if first.endswith((".yaml", ".yml", ".json")) else None
+
+
+def _clause(sentence: str) -> str:
+    """Return a sentence as part of another one."""
+    return f"{sentence[:1].lower()}{sentence[1:]}".removesuffix(".")
