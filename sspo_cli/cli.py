@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
+from sspo_cli.launchers import refuse_several_ranks
 from sspo_cli.redaction import redacted
 from sspo_cli.usage import UsageError, explain_usage
 
@@ -93,6 +94,7 @@ def train_command(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Train a policy; with no options, the embedded task with SSPO-atanlog on this machine."""
+    refuse_several_ranks(os.environ)
     shortcuts: dict[str, Any] = {"objective.method": method, "objective.gate": gate, "seed": seed}
     shortcuts["objective.allow_any_gate"] = allow_any_gate or None
     flags = {key: value for key, value in shortcuts.items() if value is not None}
@@ -152,6 +154,7 @@ def eval_command(
 
     A run is measured with its own options; -c and -s are for models that no run has made.
     """
+    refuse_several_ranks(os.environ)
     if bool(target) == bool(completions):
         raise UserError("name what to measure: runs or models, or else --completions FILE with recorded outputs")
     if checkpoint == "":
@@ -197,6 +200,7 @@ def sweep_command(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Run a grid of trials in processes; a second call goes on where the first one stopped."""
+    refuse_several_ranks(os.environ)
     if name is not None:
         check_name("--name", name)
     if ray == "":

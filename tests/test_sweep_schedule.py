@@ -7,11 +7,9 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
@@ -21,7 +19,6 @@ from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.place import command_of, spawn
 from sspo_cli.sweep.view import TrialsView
-from sspo_cli.tracking.files import append_jsonl, last_jsonl_rows
 from sspo_cli.tracking.run_folder import RunFolder
 
 
@@ -383,73 +380,3 @@ def test_the_gpus_are_those_that_are_visible(tmp_path, monkeypatch):
     assert visible_gpus() == []
     driver.unlink()
     assert visible_gpus() == []
-
-
-def test_the_last_rows_of_a_long_file_are_whole(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_jsonl_rows(path, 3) == []
-    for step in range(50):
-        append_jsonl(path, {"step": step, "padding": "x" * 3000})
-    with path.open("ab") as file:
-        file.write(b'{"step": 50, "pad')
-    assert [row["step"] for row in last_jsonl_rows(path, 3)] == [47, 48, 49]
-    assert [row["step"] for row in last_jsonl_rows(path, 100)] == list(range(50))
-
-
-def test_of_rows_longer_than_expected_only_whole_ones_come_back(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    for step in range(10):
-        append_jsonl(path, {"step": step, "padding": "x" * 5000})
-    assert [row["step"] for row in last_jsonl_rows(path, 3)] == [8, 9]
-
-
-def test_the_view_of_a_terminal_shows_state_step_reward_and_time_left(tmp_path):
-    (tmp_path / "a").mkdir()
-    for step in range(1, 5):
-        append_jsonl(tmp_path / "a" / "metrics.jsonl", {"step": step, "reward/mean": 0.5 * step, "time/step": 2.0})
-    console = Console(file=StringIO(), force_terminal=True, width=100, height=12)
-    with TrialsView(trials("a", "b", "c"), tmp_path, console) as view:
-        view.started("a", "GPU 1")
-        view.ended("c", "failed")
-        with console.capture() as captured:
-            console.print(view.table())
-    lines = captured.get().splitlines()
-    assert "1 running, 1 failed, 1 waiting" in lines[0]
-    row = next(line for line in lines if "running" in line and "GPU 1" in line)
-    assert all(text in row for text in ("4/160", "2.00", "0:05:12"))  # 156 steps of 2 seconds
-
-
-def test_the_view_says_how_long_the_whole_sweep_goes_on(tmp_path, monkeypatch):
-    now = 100.0
-    monkeypatch.setattr("sspo_cli.sweep.view.time.monotonic", lambda: now)
-
-    def step(name: str, number: int) -> None:
-        (tmp_path / name).mkdir(exist_ok=True)
-        append_jsonl(tmp_path / name / "metrics.jsonl", {"step": number})
-
-    step("a", 60)  # before this process
-    console = Console(file=(said := StringIO()), width=200)
-    with TrialsView(trials("a", "b", "c"), tmp_path, console) as view:
-        view.started("a", "slot 1")
-        now += 50.0
-        step("a", 80)
-        view.started("b", "slot 2")  # 20 steps in 50 seconds, and 80 + 160 + 160 to do
-        step("a", 160)
-        view.ended("a", "finished")  # 100 steps in 50 seconds, and 160 + 160 to do
-        view.ended("b", "failed")
-        view.ended("c", "finished")
-    left = [line.rpartition("(")[2].removesuffix(")") for line in said.getvalue().splitlines()[1:]]
-    assert left == [
-        "0 of 3 finished",
-        "0 of 3 finished, about 0:16:40 left",
-        "1 of 3 finished, about 0:02:40 left",
-        "1 of 3 finished, about 0:01:20 left",
-        "2 of 3 finished",
-    ]
-
-
-def test_a_view_with_little_room_says_what_it_leaves_out(tmp_path):
-    console = Console(file=StringIO(), force_terminal=True, width=80, height=10)
-    with TrialsView(trials(*"abcdefgh"), tmp_path, console) as view, console.capture() as captured:
-        console.print(view.table())
-    assert "and 4 more" in captured.get()

@@ -1,221 +1,15 @@
 """The loop does what its options say, seen from a sampler whose completions, and a clock whose times, are known."""
 
-import json
-import math
-import re
-import signal
 import statistics
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from small_runs import rows
+from scripted_runs import ANSWERS, FORMATS, REWARDS, Played, play, sampled_tokens
+from small_runs import rows, without_times
 
-from sspo_cli import session
-from sspo_cli.config import load_config
 from sspo_cli.errors import UserError
-from sspo_cli.interruption import Interrupted
 from sspo_cli.policy import tiny
-from sspo_cli.policy.model import Policy
-from sspo_cli.rewards import AnswerChecker, Verdict
-from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.tasks import load_problems
-from sspo_cli.types import Completion
-
-# By the prompt's place in the rollout, modulo 4, the G = 4 completions, and their rewards r_answer and r_format. {gold} is
-# right, {wrong} is not, and the check of `never` runs out of time. A completion that ends in … is truncated there.
-TEXTS = [
-    ["<think>a</think><answer>{gold}</answer>", "<think>a</think><answer>{wrong}</answer>", "hello", "<think>a…"],
-    ["b<answer>{gold}</answer>b", *["<think></think><answer>{wrong}</answer>"] * 3],
-    ["<think>c</think><answer>never</answer>", "hello", "<think>e…", "<think></think><answer>{wrong}</answer>"],
-    ["<think></think><answer>{wrong}</answer>", "d", "d", "<think></think><answer>{wrong}</answer>"],
-]
-ANSWERS = [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-FORMATS = [[1, 1, 0, 0.25], [0, 1, 1, 1], [1, 0, 0.25, 1], [1, 0, 0, 1]]
-REWARDS = [[a + f for a, f in zip(*pair, strict=True)] for pair in zip(ANSWERS, FORMATS, strict=True)]
-
-OPTIONS = {
-    "steps": 6,
-    "threads": 2,
-    "answer_timeout": 7.5,
-    "model.tiny": "{hidden_size: 16, layers: 1, heads: 1, intermediate_size: 16}",
-    "tasks": "[{name: arithmetic, limit: 40}]",
-    "rollout.prompts": 4,
-    "rollout.group_size": 4,
-    "rollout.temperature": 0.7,
-    "learning.mu": 2,
-    "optimizer.learning_rate": 1e-3,
-    "optimizer.warmup_steps": 2,
-    "optimizer.betas": "[0.8, 0.97]",
-    "optimizer.weight_decay": 0.03,
-    "optimizer.max_grad_norm": 0.25,
-    "cold_start.steps": 0,
-    "evaluation.benchmarks": "[{name: arithmetic, split: test, limit: 8}]",
-    "evaluation.every": 2,
-    "evaluation.max_new_tokens": 9,
-}
-
-
-@dataclass
-class Clock:
-    """Seconds that pass only where a test lets them."""
-
-    now: float = 100.0
-
-
-@dataclass
-class ScriptedEngine:
-    """Gives `TEXTS`. A rollout takes 2 s, an evaluation 5 s, grading 0.5 s and a forward pass 0.25 s.
-
-    Its log-probabilities are the policy's at the rollout's temperature, plus 0.5 for a first token and minus 0.1 for the
-    others.
-
-    stop_at_rollout  the rollout, counted from 1, in which Ctrl-C is pressed
-    broken_rollout   the rollout whose log-probabilities are NaN
-    opening          what the chat template has written of each completion
-    """
-
-    policy: Policy
-    clock: Clock
-    calls: list[tuple[list[str], int, Sampling]] = field(default_factory=list)
-    stop_at_rollout: int | None = None
-    broken_rollout: int | None = None
-    opening: str = ""
-    capacity: int = 0
-    name = "scripted"
-
-    @property
-    def rollouts(self) -> list[tuple[list[str], int, Sampling]]:
-        return [call for call in self.calls if call[2].temperature > 0]
-
-    @property
-    def evaluations(self) -> list[tuple[list[str], int, Sampling]]:
-        return [call for call in self.calls if call[2].temperature == 0]
-
-    def check_capacity(self, tokens: int) -> None:
-        self.capacity = tokens
-
-    def sleep(self) -> None: ...
-
-    def sync(self, policy: Policy) -> dict[str, float]:
-        self.policy = policy
-        return {}
-
-    def generate(self, request: Request, on_completion: Callable | None = None) -> list[list[Completion]]:
-        prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
-        questions = [re.search(r"user\n(.*?)<", self.policy.tokenizer.decode(ids))[1] for ids in prompts]
-        self.calls.append((questions, group_size, sampling))
-        self.clock.now += 2.0 if sampling.temperature > 0 else 5.0
-        if len(self.rollouts) == self.stop_at_rollout:
-            signal.raise_signal(signal.SIGINT)
-        return [
-            [self._completion(ids, question, TEXTS[place % 4][member % 4]) for member in range(group_size)]
-            for place, (ids, question) in enumerate(zip(prompts, questions, strict=True))
-        ]
-
-    def _completion(self, prompt: list[int], question: str, text: str) -> Completion:
-        gold = sum(map(int, re.findall(r"[+-]?\d+", question)))
-        truncated, text = text.endswith("…"), text.rstrip("…").format(gold=gold, wrong=gold + 1)
-        text = text.removeprefix(self.opening)
-        tokenizer = self.policy.tokenizer
-        ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] * (not truncated)
-        with torch.no_grad():
-            logits = self.policy.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
-        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0] - 0.1
-        logprobs[0] += math.nan if len(self.rollouts) == self.broken_rollout else 0.6
-        return Completion(ids, logprobs.tolist(), text, truncated)
-
-
-@dataclass
-class Played:
-    """A finished run: its folder, its engines (a second one after an interruption), its metrics by name.
-
-    updates  what AdamW was given in each step that was taken: learning rate, betas, weight decay, largest norm
-    process  seconds of the checks of answers, and the threads
-    """
-
-    folder: Path
-    engines: list[ScriptedEngine]
-    updates: list[tuple[float, tuple[float, float], float, float]]
-    process: dict[str, float]
-
-    def __getitem__(self, name: str) -> list[Any]:
-        return [row.get(name) for row in rows(self.folder / "metrics.jsonl")]
-
-    def summary(self) -> list[dict[str, Any]]:
-        return json.loads((self.folder / "eval" / "summary.json").read_text())
-
-    def kept(self) -> Iterator[tuple[dict[str, Any], int, int]]:
-        """The rows of `completions.jsonl`, each with its prompt's place in the rollout and its number in the group."""
-        for number, row in enumerate(rows(self.folder / "completions.jsonl")):
-            questions, group_size, _ = self.engines[0].rollouts[row["rollout"]]
-            yield row, questions.index(row["problem"]), number % group_size
-
-
-def play(runs: Path, name: str, script: dict[str, Any] | None = None, **options: Any) -> Played:
-    """Train with the scripted engine, `script` being what is special about it. A run that was interrupted is resumed."""
-    clock, engines, updates, norms = Clock(), [], [], []
-
-    def open_engine(rollout: Any, policy: Policy, named: bool) -> ScriptedEngine:
-        engines.append(ScriptedEngine(policy, clock, **({} if engines else script or {})))
-        return engines[-1]
-
-    step, clip = torch.optim.AdamW.step, torch.nn.utils.clip_grads_with_norm_
-
-    def noted_clip(parameters: Any, max_norm: float, *arguments: Any) -> None:
-        norms.append(max_norm)
-        clip(parameters, max_norm, *arguments)
-
-    def noted_step(self: torch.optim.AdamW) -> None:
-        matrices = self.param_groups[0]
-        updates.append((matrices["lr"], matrices["betas"], matrices["weight_decay"], norms[-1]))
-        step(self)
-
-    process: dict[str, float] = {}
-    open_checker = AnswerChecker.__init__
-
-    def noted_checker(self: AnswerChecker, *, timeout: float) -> None:
-        process["timeout"] = timeout
-        open_checker(self, timeout=timeout)
-
-    submit, check, logprobs = AnswerChecker.submit, AnswerChecker.check, Policy.logprobs
-
-    def submit_or_time_out(self: AnswerChecker, prediction: str | None, gold: str) -> Future[Verdict]:
-        if prediction != "never":
-            return submit(self, prediction, gold)
-        late: Future[Verdict] = Future()
-        late.set_result(Verdict(False, "timeout"))
-        return late
-
-    def slow_check(self: AnswerChecker, pairs: Any) -> list[Verdict]:
-        clock.now += 0.5
-        return check(self, pairs)
-
-    def slow_logprobs(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        clock.now += 0.25
-        return logprobs(*arguments)
-
-    values = {**OPTIONS, **{key.replace("__", "."): value for key, value in options.items()}}
-    config = load_config(overrides=[f"{key}={value}" for key, value in values.items()])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "open_engine", open_engine)
-        patch.setattr(torch.optim.AdamW, "step", noted_step)
-        patch.setattr(torch.nn.utils, "clip_grads_with_norm_", noted_clip)
-        patch.setattr(torch, "set_num_threads", lambda threads: process.update(threads=threads))
-        patch.setattr(AnswerChecker, "__init__", noted_checker)
-        patch.setattr(AnswerChecker, "submit", submit_or_time_out)
-        patch.setattr(AnswerChecker, "check", slow_check)
-        patch.setattr(Policy, "logprobs", slow_logprobs)
-        patch.setattr("time.perf_counter", lambda: clock.now)
-        try:
-            session.start_run(config, runs / name, [])
-        except Interrupted:
-            session.resume_run(runs / name, None, [])
-    return Played(runs / name, engines, updates, process)
 
 
 @pytest.fixture(scope="module")
@@ -228,18 +22,6 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> Played:
     """With another seed and other options."""
     options = {"seed": 1, "learning__std": "none", "learning__mask_truncated": "true", "steps": 4}
     return play(tmp_path_factory.mktemp("runs"), "varied", **options)
-
-
-def sampled_tokens(played: Played, rollout: int) -> int:
-    """One token for each character or tag, and one for the end of what is not truncated."""
-    questions, _, _ = played.engines[0].rollouts[rollout]
-    total = 0
-    for place, question in enumerate(questions):
-        for text in TEXTS[place]:
-            gold = eval(question)
-            written = re.sub(r"</?(think|answer)>", "T", text.format(gold=gold, wrong=gold + 1))
-            total += len(written.removesuffix("…")) + (not written.endswith("…"))
-    return total
 
 
 def by_rollout(values: list[float]) -> list[float]:
@@ -287,7 +69,9 @@ def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Pl
     )
 
 
-def test_a_resumed_part_has_a_time_and_a_speed_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_part_has_a_time_and_a_speed_of_its_own_and_all_else_as_if_not_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], played: Played
+) -> None:
     resumed = play(tmp_path, "resumed", {"stop_at_rollout": 2}, evaluation__every="null")
     assert [row["step"] for row in resumed.summary()] == [
         0,
@@ -295,14 +79,18 @@ def test_a_resumed_part_has_a_time_and_a_speed_of_its_own(tmp_path: Path, capsys
     ]  # an evaluation before the first step and after the last
     assert len(resumed.engines) == 2
     assert [len(engine.rollouts) for engine in resumed.engines] == [2, 1]  # interrupted after step 3
+    assert without_times(resumed.folder) == without_times(played.folder)
     before = resumed["tokens"][3]
-    assert resumed["tokens"] == sorted(resumed["tokens"])
     assert resumed["time/elapsed"] == [3.0, 3.25, 6.25, 0.25, 3.25, 3.5]
     new = [tokens - before for tokens in resumed["tokens"][3:]]
     assert new[0] == 0 < new[1]
     assert resumed["time/tokens_per_second"][3:] == pytest.approx([0.0, new[1] / 3.25, new[2] / 3.5])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 5/6"))
+    printed = capsys.readouterr().out.splitlines()
+    assert f"resuming from {resumed.folder / 'checkpoints' / 'step-3'}" in printed
+    (line,) = (line for line in printed if line.startswith("step 5/6"))
     assert line.endswith("0:00:02 left")  # half of the 3.25 s that this part's two steps have taken
+    assert sum(line.startswith("evaluating on arithmetic: 8/8 in") for line in printed) == 2
+    assert "step 6: arithmetic Pass@1 50.0 % (21.5 to 78.5 %), n = 8" in printed
 
 
 def test_advantages_are_divided_by_what_the_options_say(played: Played, varied: Played) -> None:

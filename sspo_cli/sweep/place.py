@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from sspo_cli.launchers import without_ranks
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.tracking.files import write_text_atomic
 
@@ -66,7 +67,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a trial's process, with `environment` over this one's, in the folder `cwd`, by default this one's.
 
-    It gets a SIGTERM when the process that calls dies.
+    It is no rank of a job, even if this process is one. It gets a SIGTERM when the process that calls dies.
     """
     with log.open("ab") as out:
         return subprocess.Popen(
@@ -75,7 +76,7 @@ def spawn(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**without_ranks(os.environ), **environment},
             start_new_session=True,  # a Ctrl-C at the sweep reaches the trials through the sweep alone, once
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )

@@ -26,14 +26,18 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "lora": LoraOptions(rank=4)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.long), {"gradient_checkpointing": True, "lora": LoraOptions(rank=4)}],
+    ids=["full", "checkpointing and LoRA"],
+)
 def test_compiled_layers_give_the_same_loss_and_gradient(tiny, make_batch, options):
     """Whatever the numbers of prompts, completions and tokens: nothing falls back to what is not compiled."""
     plain = load_policy(ModelOptions(tiny=tiny, **options), CPU)
     policy = load_policy(ModelOptions(tiny=tiny, kernels="compiled", **options), CPU)
-    sizes = [(5, 4), (1, 4), (1, 1), (3, 1), (2, 2)]
+    sizes = [(5, 4), (1, 1)]
     with (
-        torch.compiler.set_stance("default", force_backend="aot_eager"),  # what is captured, without the wait for C++
+        torch.compiler.set_stance("default", force_backend="eager"),  # what is captured, without the wait for the compilers
         torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
     ):
         for prompts, group_size in sizes:

@@ -33,6 +33,8 @@ def test_same_seed_same_stream_and_another_seed_another():
     assert draw(100) != draw(100, seed=1)
     tasks = [[item in LETTERS for item in draw(100, seed=seed)] for seed in (0, 1)]
     assert tasks[0] != tasks[1]
+    letters = [[item for item in draw(100, seed=seed) if item in LETTERS][:16] for seed in (0, 1)]
+    assert letters[0] != letters[1]
 
 
 @pytest.mark.parametrize("start", [1, 8, 57])

@@ -8,6 +8,7 @@ import pytest
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.files import (
     append_jsonl,
+    last_jsonl_rows,
     read_json,
     read_jsonl,
     remove_leftovers,
@@ -143,3 +144,21 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
     (tmp_path / ".folder.1.tmp").mkdir()
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_the_last_rows_of_a_long_file_are_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_jsonl_rows(path, 3) == []
+    for step in range(50):
+        append_jsonl(path, {"step": step, "padding": "x" * 3000})
+    with path.open("ab") as file:
+        file.write(b'{"step": 50, "pad')
+    assert [row["step"] for row in last_jsonl_rows(path, 3)] == [47, 48, 49]
+    assert [row["step"] for row in last_jsonl_rows(path, 100)] == list(range(50))
+
+
+def test_of_rows_longer_than_expected_only_whole_ones_come_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in range(10):
+        append_jsonl(path, {"step": step, "padding": "x" * 5000})
+    assert [row["step"] for row in last_jsonl_rows(path, 3)] == [8, 9]

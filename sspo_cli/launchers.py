@@ -1,0 +1,60 @@
+"""Launchers that start several copies of a program, each as a rank of one job: torchrun, SLURM's srun, mpirun."""
+
+from collections.abc import Mapping
+
+from sspo_cli.errors import UserError
+
+# The number of ranks, then the number of this rank.
+TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK")  # also of accelerate, DeepSpeed and Kubernetes' training jobs
+MPI = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+)
+# The number of tasks, of this step before that of the whole job, then the number of this task.
+SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_PROCID", "SLURM_LOCALID")
+# Names of jobs whose shell is started once, however many tasks they have; so is a batch script.
+INTERACTIVE = ("interactive", "bash")
+VARIABLES = (*TORCHRUN, *(name for names in MPI for name in names), *SLURM)
+
+
+def refuse_several_ranks(environment: Mapping[str, str]) -> None:
+    """Raise UserError in a process that was started as one of several ranks: each of them would do the same work again."""
+    if ranks := _ranks(environment):
+        raise UserError(
+            f"this process was started as one of several ({ranks}), and sspo runs in one process, so that each would do the "
+            "same work; start it once, without torchrun, mpirun or several SLURM tasks (srun --ntasks=1)"
+        )
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a process that is no rank, although its parent may be one: a trial on a node of a cluster."""
+    return {name: value for name, value in environment.items() if name not in VARIABLES}
+
+
+def _ranks(environment: Mapping[str, str]) -> str | None:
+    """Return the variables that say that there are several ranks, as `NAME=value, NAME=value`."""
+    for size, *numbers in (TORCHRUN, *MPI):
+        if _number(environment, size) > 1 or any(_number(environment, name) > 0 for name in numbers):
+            return _listed(environment, size, *numbers)
+    tasks = next((name for name in SLURM[:3] if name in environment), None)
+    if tasks is None or "SLURM_PROCID" not in environment or _is_slurm_shell(environment):
+        return None  # not by srun: salloc and sbatch tell their shells the number of tasks, too
+    several = _number(environment, tasks) > 1 or _number(environment, "SLURM_PROCID") > 0
+    return _listed(environment, tasks, "SLURM_PROCID") if several else None
+
+
+def _is_slurm_shell(environment: Mapping[str, str]) -> bool:
+    of_a_step = "SLURM_STEP_ID" in environment or "SLURM_STEPID" in environment
+    is_script = environment.get("ENVIRONMENT") == "BATCH"
+    return not of_a_step and (is_script or environment.get("SLURM_JOB_NAME") in INTERACTIVE)
+
+
+def _listed(environment: Mapping[str, str], *names: str) -> str:
+    return ", ".join(f"{name}={environment[name]}" for name in names if name in environment)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """Return the number in a variable, 0 if it is not there or holds anything else."""
+    value = environment.get(name, "")
+    return int(value) if value.isdecimal() else 0
