@@ -40,7 +40,7 @@ def explain_usage(error: Any) -> UserError:
 def _given(error: Any) -> str:
     """Return the option and the value that it was given."""
     option = max(error.param.opts, key=len) if error.param else "a value"
-    failed = getattr(error.__cause__, "errors", list)()  # of pydantic, which converts the values
+    failed: list[Any] = getattr(error.__cause__, "errors", list)()  # of pydantic, which converts the values
     return f"`{option} {shorten(str(failed[0]['input']), LONGEST_VALUE)}`" if failed else option
 
 

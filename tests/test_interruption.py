@@ -209,14 +209,17 @@ def test_a_sigterm_that_comes_again_while_the_state_is_saved_loses_nothing(
     """Slurm signals a sweep, which forwards it, and every process of the job."""
     interrupt(monkeypatch, "log", lambda step, _: step == 2, kind=signal.SIGTERM)
     repeated = []
-    for owner, name in ((saving, "save_checkpoint"), (JsonlSink, "finish")):
 
-        def again(*args: object, name: str = name, original: Callable[..., None] = getattr(owner, name)) -> None:
+    def signalled(name: str, original: Callable[..., None]) -> Callable[..., None]:
+        def again(*args: object) -> None:
             repeated.append(name)
             signal.raise_signal(signal.SIGTERM)
             original(*args)
 
-        monkeypatch.setattr(owner, name, again)
+        return again
+
+    for owner, name in ((saving, "save_checkpoint"), (JsonlSink, "finish")):
+        monkeypatch.setattr(owner, name, signalled(name, getattr(owner, name)))
     assert_interrupted(sspo("train", "--runs-dir", tmp_path, "--run", "a", **QUICK), tmp_path / "a", 2)
     assert repeated == ["save_checkpoint", "finish"]
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -204,10 +204,15 @@ def record(
 
 
 def _remove_abandoned(partial: Path) -> None:
-    """Remove chunks that no process is at and none has added to for a week: their model has trained on, or was deleted."""
-    for path in partial.glob("*.jsonl"):
-        if time.time() - path.stat().st_mtime > ABANDONED:
-            lock = FileLock(path.with_name(f".{path.name}.lock"))
+    """Remove what no process is at and none has added to for a week: its model has trained on, or was deleted.
+
+    Chunks, and what a kill has left of them: a lock without chunks, or a temporary file.
+    """
+    for path in partial.glob("*"):
+        with suppress(FileNotFoundError):  # another process removes the same
+            if time.time() - path.stat().st_mtime <= ABANDONED:
+                continue
+            lock = FileLock(path if path.suffix == ".lock" else path.with_name(f".{path.name}.lock"))
             if take_lock(lock):
                 path.unlink(missing_ok=True)
                 Path(lock.lock_file).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from sspo_cli.rollout import open_engine, samples_by_torch
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
-from sspo_cli.tracking.files import explain_os_errors, write_json_atomic
+from sspo_cli.tracking.files import ABANDONED, explain_os_errors, remove_leftovers, write_json_atomic
 from sspo_cli.tracking.text import pass_at_1
 from sspo_cli.types import Problem
 
@@ -124,6 +124,7 @@ def _measure_target(
         content = {"model": target.model, "options": target.options.model_dump(mode="json")}
         with explain_os_errors("create", target.folder):
             target.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(target.folder, older_than=ABANDONED)
         write_json_atomic(target.folder / MODEL, redacted(content))
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)

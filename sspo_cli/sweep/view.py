@@ -59,7 +59,7 @@ class TrialsView:
         self._say("started", name)
 
     def left_running(self, name: str) -> None:
-        """A process that this sweep does not run, or has lost sight of, is still at the trial; reported once."""
+        """Report once that a process which this sweep does not run, or has lost sight of, is still at the trial."""
         if self._states[name] != "still running":
             self._states[name] = "still running"
             self._say("still running", name)

@@ -263,9 +263,10 @@ def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp
 def test_chunks_that_nobody_has_added_to_for_a_week_are_removed(tmp_path):
     partial = tmp_path / "partial"
     partial.mkdir()
-    for name, days in (("old", 8), ("new", 6), ("held", 8)):
-        (partial / f"{name}.jsonl").touch()
-        os.utime(partial / f"{name}.jsonl", times=(time.time() - 86_400 * days,) * 2)
+    left = {"old.jsonl": 8, "new.jsonl": 6, "held.jsonl": 8, ".gone.jsonl.lock": 8, ".old.jsonl.12.tmp": 8}
+    for name, days in left.items():
+        (partial / name).touch()
+        os.utime(partial / name, times=(time.time() - 86_400 * days,) * 2)
     with FileLock(partial / ".held.jsonl.lock", is_singleton=False):
         _remove_abandoned(partial)
-    assert {path.name for path in partial.glob("*.jsonl")} == {"new.jsonl", "held.jsonl"}
+    assert {path.name for path in partial.iterdir()} == {"new.jsonl", "held.jsonl", ".held.jsonl.lock"}

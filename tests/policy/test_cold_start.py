@@ -319,6 +319,7 @@ def test_cold_starts_that_no_run_uses_any_more_are_removed_by_the_next(policy, t
     left("00000000000000c1", 31, "step-100")
     left("of-a-user", 400, "step-1")
     notes: list[str] = []
+    fresh = copy.deepcopy(policy)
     with FileLock(tmp_path / "00000000000000c1" / ".lock"):
         os.utime(tmp_path / "00000000000000c1", times=(0, 0))
         taught = demonstrations(policy)
@@ -332,7 +333,7 @@ def test_cold_starts_that_no_run_uses_any_more_are_removed_by_the_next(policy, t
         for name, days in (("00000000000000a1", 30), ("00000000000000b1", 2), ("00000000000000b2", 2))
     ]
     os.utime(made.parent, times=(0, 0))
-    start(options_of(), tmp_path, policy, taught)  # its use counts
+    assert start(options_of(), tmp_path, fresh, taught)[2] == []  # used again, which counts
     assert time.time() - made.parent.stat().st_mtime < 3600
 
 
