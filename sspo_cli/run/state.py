@@ -50,7 +50,14 @@ class RunState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
-        """Restore the state that a checkpoint holds."""
+        """Restore the state that a checkpoint holds.
+
+        Raises ValueError for one of an older version inside a rollout batch, which lacks part of what is kept of it now.
+        """
+        if state["batch"] is not None and "kept" not in state:
+            raise ValueError(
+                "an older version of sspo saved it in the middle of a rollout batch, without its completions"
+            )
         return cls(**{**state, "batch": state["batch"] and Batch(**state["batch"])})
 
 

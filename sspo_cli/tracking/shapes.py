@@ -31,9 +31,16 @@ def _has_step(row: Any) -> Any:
 
 
 @exact
-class _Config(TypedDict):
+class _Start(TypedDict):
+    revision: NotRequired[Text]
+    packages: NotRequired[dict[str, str]]
+
+
+@exact
+class _Config(_Start):
     options: dict[str, Any]
     changes: NotRequired[list[dict[str, Any]]]
+    resumed: NotRequired[list[_Start]]
 
 
 @exact
@@ -123,6 +130,9 @@ METRICS: TypeAdapter[Any] = TypeAdapter(
     config=ConfigDict(strict=True, allow_inf_nan=False),
 )
 ROW: TypeAdapter[Any] = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
+STEP_ROW: TypeAdapter[Any] = TypeAdapter(
+    Annotated[dict[str, Any], BeforeValidator(_has_step)], config=ConfigDict(strict=True)
+)
 WEIGHTS: TypeAdapter[Any] = TypeAdapter(_Weights)
 COMPLETION: TypeAdapter[Any] = TypeAdapter(_Completion)
 ANSWER: TypeAdapter[Any] = TypeAdapter(_StepAnswer)

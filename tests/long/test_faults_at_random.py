@@ -174,7 +174,10 @@ def checking_processes() -> dict[str, list[psutil.Process]]:
 
 @pytest.mark.parametrize("number", range(RUNS))
 def test_answer_checks_whose_processes_are_killed(number: int) -> None:
-    """A check whose own worker is killed counts as an error; every other one has the verdict that it should have."""
+    """A check whose own worker is killed counts as an error; every other one has the verdict that it should have.
+
+    So has one whose worker gets the SIGTERM or SIGHUP of a whole job or terminal.
+    """
     draw = random.Random(f"checks {SEED} {number}")
     faults: Counter[str] = Counter()
     with AnswerChecker(workers=2, timeout=20.0) as checker:
@@ -196,12 +199,13 @@ def test_answer_checks_whose_processes_are_killed(number: int) -> None:
                     assert verdict.status == "ok"
                     assert verdict.equal == right
     show(faults)
-    assert faults["error"] <= faults["busy worker"]
+    assert faults["error"] <= faults["SIGKILL of a busy worker"]
 
 
 def kill_at_random(draw: random.Random, faults: Counter[str], when: str) -> None:
     kind = draw.choice(["worker", "worker", "fork server"])
+    number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
     with contextlib.suppress(psutil.NoSuchProcess):
         if processes := checking_processes()[kind]:
-            draw.choice(processes).kill()
-            faults[f"{when} {kind}"] += 1
+            draw.choice(processes).send_signal(number)
+            faults[f"{number.name} of a {when} {kind}"] += 1
