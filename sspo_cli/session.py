@@ -14,7 +14,7 @@ from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
 from sspo_cli.model_check import check_model, check_structure
-from sspo_cli.objectives import build_objective
+from sspo_cli.objectives import Objective, build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
@@ -44,7 +44,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
 
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
-    build_objective(**options.objective.model_dump())  # refuses a gate before a folder is made
+    _objective(options)  # refuses a gate before a folder is made
     with RunFolder.create(path, options, command) as folder:
         _run(folder, options)
 
@@ -168,7 +168,7 @@ def prepare(
         options=options,
         folder=folder,
         policy=policy,
-        objective=build_objective(**options.objective.model_dump()),
+        objective=_objective(options),
         optimizer=optimizer,
         engine=engine,
         prompts=rendered.prompts,
@@ -178,6 +178,10 @@ def prepare(
         interruption=interruption,
         state=state,
     )
+
+
+def _objective(options: RunOptions) -> Objective:
+    return build_objective(**options.objective.model_dump(), token_limit=options.rollout.max_new_tokens)
 
 
 def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:

@@ -73,7 +73,10 @@ def train(run: Run) -> None:
         rows, on_policy = plan[state.position], state.position == 0
         with clock.phase("learning"):
             minibatch = state.batch.select(rows)
-            result = accumulate_gradient(run.policy, run.objective, minibatch, learning, rollout.temperature, on_policy)
+            factors = run.objective.factors(minibatch.mask.sum(dim=1))
+            result = accumulate_gradient(
+                run.policy, run.objective, minibatch, factors, learning, rollout.temperature, on_policy
+            )
             state.batch.old_logprobs[rows, : result.old_logprobs.shape[1]] = result.old_logprobs
             learned = step_metrics(minibatch, result)
             rate = scheduled_rate(options.optimizer, state.step, options.steps)

@@ -18,7 +18,9 @@ def loss_and_gradient(policy: Policy, batch: Batch, token_budget: int) -> tuple[
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], token_budget, 0.7)
     batch.old_logprobs.add_(0.1 * batch.advantages.unsqueeze(1))
     options = LearningOptions(token_budget=token_budget)
-    result = accumulate_gradient(policy, build_objective(method="sspo"), batch, options, 0.7, on_policy=False)
+    objective = build_objective(method="sspo")
+    factors = objective.factors(batch.mask.sum(1))
+    result = accumulate_gradient(policy, objective, batch, factors, options, 0.7, on_policy=False)
     return step_metrics(batch, result)["policy/loss"], torch.cat(
         [parameter.grad.flatten() for parameter in policy.parameters]
     )

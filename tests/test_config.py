@@ -11,6 +11,7 @@ def test_defaults_are_sspo_atanlog_with_the_printed_temperatures():
     assert objective == {
         "method": "sspo",
         "gate": "atanlog",
+        "normalizer": "sequence",
         "tau_neg": 0.3,
         "tau_pos": 0.2,
         "allow_any_gate": False,

@@ -11,7 +11,6 @@ from commands import sspo
 from small_runs import rows
 
 from sspo_cli.tracking import run_folder
-from sspo_cli.tracking.records import flush_folder
 from sspo_cli.tracking.tracker import Tracker
 
 QUICK = {
@@ -174,21 +173,3 @@ def test_another_program_is_reported_and_recorded(copy: Path, monkeypatch: pytes
     (start,) = json.loads((copy / "config.json").read_text())["resumed"]
     assert (start["after"], start["revision"], start["packages"]["torch"]) == ("step-2", "f00", "99.0")
     assert start["command"][:2] == ["sspo", "train"]
-
-
-def test_a_temporary_file_that_vanishes_while_a_folder_is_flushed_ends_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The thread that writes `status.json` renames it while a checkpoint is being made."""
-    for name in ("metrics.jsonl", ".status.json.1.tmp"):
-        (tmp_path / name).touch()
-    fsync = os.fsync
-
-    def and_the_others_vanish(descriptor: int) -> None:
-        fsync(descriptor)
-        for path in tmp_path.iterdir():
-            path.unlink()
-
-    monkeypatch.setattr(os, "fsync", and_the_others_vanish)
-    flush_folder(tmp_path)
-    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from sspo_cli.objectives import DEFAULT_METHOD, METHODS, OPTIONS, SSPO_GATES, resolve_options
+from sspo_cli.objectives import DEFAULT_METHOD, METHODS, NORMALIZERS, OPTIONS, SSPO_GATES, resolve_options
 
 # Not pydantic's: nothing that a run can count or be scaled by is larger, and what is would hang or overflow.
 LARGEST = 10**9
@@ -50,6 +50,11 @@ class MethodOptions(Options):
     gate: str | None = Field(
         None,
         description=f"for sspo: {', '.join(SSPO_GATES)}; for aggregations any gate; or your own as module:function",
+    )
+    normalizer: Literal[tuple(NORMALIZERS)] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="factor of each completion: 1/N (sequence), its share of the minibatch's tokens (token), or its length, "
+        "over N and the token limit (constant) or over N (length); null: the method's own",
     )
 
 
@@ -247,8 +252,23 @@ class LearningOptions(Options):
     token_budget: PositiveInt = Field(16384, description="tokens in a micro-batch, prompts and padding included")
     mask_truncated: bool = Field(False, description="leave completions that hit the token limit out of the loss")
     importance_cap: PositiveFloat | None = Field(
-        None, description="weigh each completion by its ratio to the sampler, at most this much; null: not at all"
+        None, description="weigh by the policy's ratio to the sampler, at most this much; null: not at all"
     )
+    importance_level: Literal["sequence", "token"] = Field(
+        "sequence", description="what the ratio is of and weighs: a whole completion, or the gradient of each token"
+    )
+    importance_beyond: Literal["truncate", "mask"] = Field(
+        "truncate", description="a ratio beyond the cap becomes the cap, or 0: its gradient is left out"
+    )
+
+    @model_validator(mode="after")
+    def _options_of_the_cap(self) -> Self:
+        if self.importance_cap is None and (self.importance_level, self.importance_beyond) != ("sequence", "truncate"):
+            raise ValueError(
+                "learning.importance_level and learning.importance_beyond say how learning.importance_cap is applied, "
+                "which is null; set it, for example learning.importance_cap=2"
+            )
+        return self
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

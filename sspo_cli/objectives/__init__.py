@@ -1,14 +1,16 @@
-"""The paper in small files: a method is an aggregation of a gate. Tensors in and tensors out.
+"""The paper in small files: a method is an aggregation of a gate, and a normalizer. Tensors in and tensors out.
 
 >>> objective = build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)
 >>> weights = objective.weights(log_ratio, advantages, mask)  # [B, T], [B], [B, T] -> [B]
->>> loss = -(weights * advantages).sum() / completions_in_the_whole_minibatch
+>>> factors = objective.factors(mask.sum(1))  # of all completions of the minibatch
+>>> loss = -(factors * weights * advantages).sum()
 """
 
 from sspo_cli.objectives.advantages import group_advantages
 from sspo_cli.objectives.diagnostics import ratio_metrics, weight_histogram
 from sspo_cli.objectives.gates import GATES, OPTIONS, SSPO_GATES
 from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
+from sspo_cli.objectives.normalizers import NORMALIZERS
 from sspo_cli.objectives.objective import Objective, build_objective
 from sspo_cli.objectives.options import resolve_options
 
@@ -16,6 +18,7 @@ __all__ = [
     "DEFAULT_METHOD",
     "GATES",
     "METHODS",
+    "NORMALIZERS",
     "OPTIONS",
     "SSPO_GATES",
     "Objective",

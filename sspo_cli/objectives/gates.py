@@ -62,8 +62,47 @@ def siglog(log_ratio: Tensor, tau: Tensor) -> Tensor:
     return 4 * tau * torch.sigmoid(log_ratio / tau) - 2 * tau
 
 
+def cispo(log_ratio: Tensor, eps_high: float) -> Tensor:
+    """Compute the gate of CISPO (arXiv 2506.13585, eq. 4), whose gradient is sg(min(ρ, 1 + ε_high)) ∇log π for both signs of Â.
+
+    f is ρ up to 1 + ε_high and continues with the slope that it has there in log ρ. CISPO gives the gradient alone, so its
+    loss cannot be compared with that of other gates. It breaks condition (iii): ρ f' does not fall on either side of 1.
+    """
+    cap = math.log1p(eps_high)
+    return log_ratio.clamp(max=cap) + torch.log1p((log_ratio - cap).clamp(min=0))
+
+
+def pspo(log_ratio: Tensor, alpha: float) -> Tensor:
+    """Compute the smoothed ratio of PSPO (arXiv 2509.21282): (1 - α)ρ + α.
+
+    It breaks conditions (ii), f'(1) being 1 - α, and (iii).
+    """
+    return torch.logaddexp(log_ratio + math.log1p(-alpha), torch.full_like(log_ratio, math.log(alpha)))
+
+
+def cegppo(
+    log_ratio: Tensor, positive: Tensor, eps_low: float, eps_high: float, beta_low: float, beta_high: float
+) -> Tensor:
+    """Compute the gate of CE-GPPO (arXiv 2509.20712): a clip that keeps a gradient outside its range.
+
+    Where eq. (1) clips, value and ρ f' are β_high (1 + ε_high) for Â > 0 and β_low (1 - ε_low) otherwise, whatever ρ. It
+    breaks condition (i): the value jumps unless β = 1, and it is not the integral of the gradient.
+    """
+    clipped = clip(log_ratio, positive, eps_low, eps_high)
+    bound = clipped.detach()
+    scaled = torch.where(positive, bound + math.log(beta_high), bound + math.log(beta_low))
+    return torch.where(clipped == log_ratio, log_ratio, scaled + log_ratio - log_ratio.detach())
+
+
 SSPO_GATES: dict[str, Gate] = {gate.__name__: gate for gate in (expsig, expatan, gumbel, atanlog, siglog)}
-GATES: dict[str, Gate] = {"clip": clip, "sigmoid": sigmoid, **SSPO_GATES}
+GATES: dict[str, Gate] = {
+    "clip": clip,
+    "sigmoid": sigmoid,
+    **SSPO_GATES,
+    "cispo": cispo,
+    "pspo": pspo,
+    "cegppo": cegppo,
+}
 
 
 Default = Callable[[Aggregation, str | Gate, Mapping[str, Any]], Any]
@@ -91,8 +130,10 @@ def _tau_default(of_sigmoid: float, of_others: float) -> Default:
     return lambda aggregation, gate, given: of_sigmoid if gate == "sigmoid" else of_others
 
 
-def _eps_default(of_sequence: float) -> Default:
+def _eps_default(of_sequence: float, of_cispo: float) -> Default:
     def default(aggregation: Aggregation, gate: str | Gate, given: Mapping[str, Any]) -> float:
+        if gate == "cispo":
+            return of_cispo
         if aggregation is sequence:
             return of_sequence  # of GSPO's authors
         if given.get("clip_space") == "log":
@@ -105,14 +146,25 @@ def _eps_default(of_sequence: float) -> Default:
 OPTIONS: dict[str, Option] = {
     "tau_neg": Option("temperature where the advantage is not positive", _tau_default(of_sigmoid=1.0, of_others=0.3)),
     "tau_pos": Option("temperature where the advantage is positive", _tau_default(of_sigmoid=1.05, of_others=0.2)),
-    "eps_low": Option("clip: the ratio stays above 1 - eps_low where Â <= 0", _eps_default(of_sequence=3e-4)),
-    "eps_high": Option("clip: the ratio stays below 1 + eps_high where Â > 0", _eps_default(of_sequence=4e-4)),
+    "eps_low": Option(
+        "clip, cegppo: the ratio stays above 1 - eps_low where Â <= 0", _eps_default(of_sequence=3e-4, of_cispo=0.2)
+    ),
+    "eps_high": Option(
+        "clip, cegppo: the ratio stays below 1 + eps_high where Â > 0; cispo: its weight does, whatever Â",
+        _eps_default(
+            of_sequence=4e-4, of_cispo=4.0
+        ),  # ρ <= 5 is ScaleRL's cap (arXiv 2510.13786); CISPO's authors give none
+    ),
     "clip_space": Option(
         "gmpo: clip the ratio (eq. 7) or its logarithm",
         lambda aggregation, gate, given: "ratio",
         choices=("ratio", "log"),
-        absent_from=("grpo", "gspo"),  # they clip the ratio; only of GMPO there are two readings
+        absent_from=("grpo", "gspo", "luspo"),  # they clip the ratio; only of GMPO there are two readings
     ),
+    "alpha": Option("pspo: weight of the old policy in the smoothed one", lambda aggregation, gate, given: 0.1),
+    # Defaults of the released code of CE-GPPO.
+    "beta_low": Option("cegppo: scale of the gradient below the clip range", lambda aggregation, gate, given: 0.75),
+    "beta_high": Option("cegppo: scale of the gradient above the clip range", lambda aggregation, gate, given: 1.0),
 }
 BY_SIGN = {"tau": ("tau_neg", "tau_pos")}
 """Parameters of gates whose value depends on the sign of the advantage: (Â <= 0, Â > 0)."""
@@ -131,6 +183,8 @@ def check_values(resolved: Mapping[str, Any]) -> None:
     for name, value in resolved.items():
         if (choices := OPTIONS[name].choices) and value not in choices:
             raise UserError(f"{name} = {value!r} must be {' or '.join(choices)}")
+    if numbers.get("alpha", 0) >= 1:
+        raise UserError(f"alpha = {numbers['alpha']} leaves nothing of the current policy; choose a number below 1")
     if resolved.get("clip_space", "ratio") == "ratio" and numbers.get("eps_low", 0) >= 1:
         instead = ", or clip_space log" if "clip_space" in resolved else ""
         raise UserError(

@@ -1,4 +1,4 @@
-"""The table of the paper: a method is an aggregation of a gate. A new method is one line."""
+"""The table of methods: a method is an aggregation of a gate, and a normalizer. A new method is one line."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,15 @@ from sspo_cli.objectives.gates import GATES, SSPO_GATES
 class Method(NamedTuple):
     """An aggregation of a gate.
 
-    gates    built-in gates that it takes; a method that takes several takes a user's own as well
-    default  the gate where none is given; None: one has to be given
+    gates       built-in gates that it takes; a method that takes several takes a user's own as well
+    default     the gate if none is given; None: one has to be given
+    normalizer  the normalizer if none is given
     """
 
     aggregation: Aggregation
     gates: tuple[str, ...]
     default: str | None
+    normalizer: str = "sequence"
 
 
 METHODS: dict[str, Method] = {
@@ -24,6 +26,10 @@ METHODS: dict[str, Method] = {
     "gmpo": Method(geometric, ("clip",), "clip"),  # eq. (7)
     "sapo": Method(arithmetic, ("sigmoid",), "sigmoid"),  # eq. (8)
     "sspo": Method(geometric, tuple(SSPO_GATES), "atanlog"),  # eq. (11)
+    "luspo": Method(sequence, ("clip",), "clip", "length"),  # arXiv 2602.05261
+    "cispo": Method(arithmetic, ("cispo",), "cispo", "token"),  # arXiv 2506.13585
+    "pspo": Method(arithmetic, ("pspo",), "pspo"),  # arXiv 2509.21282
+    "cegppo": Method(arithmetic, ("cegppo",), "cegppo", "token"),  # arXiv 2509.20712
     # Every cell of the table, those included that nobody has named yet.
     "arithmetic": Method(arithmetic, tuple(GATES), None),
     "geometric": Method(geometric, tuple(GATES), None),

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 from sspo_cli.errors import UserError, did_you_mean
 from sspo_cli.objectives.gates import BY_SIGN, GATES, OPTIONS, Gate, check_values
 from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
+from sspo_cli.objectives.normalizers import NORMALIZERS
 from sspo_cli.plugins import load_function
 
 P = ParamSpec("P")
@@ -34,21 +35,24 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
 
 @takes_options
 def resolve_options(
-    *, method: Any = None, gate: Any = None, allow_any_gate: Any = None, **options: Any
+    *, method: Any = None, gate: Any = None, normalizer: Any = None, allow_any_gate: Any = None, **options: Any
 ) -> dict[str, Any]:
-    """Return the method, its gate and every option that they have, with defaults for those that are missing or None.
+    """Return the method, its gate, its normalizer and every option of theirs, with defaults for what is missing or None.
 
     OPTIONS
 
     Idempotent. Numbers of a wrong type are passed on as they are: this runs before the validation of a config, which says
     better what is wrong with them.
 
-    Raises UserError for an unknown method or gate, a gate that cannot be imported or that the method does not take, an
-    option that the two do not have, and a number out of range.
+    Raises UserError for an unknown method, gate or normalizer, a gate that cannot be imported or that the method does not
+    take, an option that the two do not have, and a number out of range.
     """
     method = DEFAULT_METHOD if method is None else method
     given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     gate = _choose_gate(method, gate)
+    normalizer = METHODS[method].normalizer if normalizer is None else normalizer
+    if normalizer not in NORMALIZERS:
+        raise UserError(f"unknown normalizer {normalizer!r}{did_you_mean(normalizer, NORMALIZERS)}")
     names = _option_names(method, load_gate(gate))
     if refused := [name for name in given if name not in names]:
         of_gate = "" if len(METHODS[method].gates) == 1 else f" with gate {gate_name(gate)}"
@@ -58,7 +62,7 @@ def resolve_options(
     resolved = {**defaults, **given}
     check_values(resolved)
     extra = {} if allow_any_gate is None else {"allow_any_gate": allow_any_gate}
-    return {"method": method, "gate": gate, **resolved, **extra}
+    return {"method": method, "gate": gate, "normalizer": normalizer, **resolved, **extra}
 
 
 def load_gate(gate: str | Gate) -> Gate:
@@ -97,7 +101,7 @@ def gate_name(gate: str | Gate) -> str:
 def _choose_gate(method: str, gate: str | Gate | None) -> str | Gate:
     if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"unknown method {method!r}{did_you_mean(method, METHODS)}")
-    aggregation, gates, default = METHODS[method]
+    aggregation, gates, default, _ = METHODS[method]
     gate = default if gate is None else gate
     if gate is None:
         raise UserError(

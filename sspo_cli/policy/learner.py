@@ -1,4 +1,4 @@
-"""One optimizer step on a minibatch: J = mean over completions of S_i · Â_i, whatever the split into micro-batches."""
+"""One optimizer step on a minibatch: J = Σ_i c_i · S_i · Â_i, whatever the split into micro-batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,8 +16,8 @@ from sspo_cli.policy.model import Policy
 class StepResult:
     """What the forward passes of a minibatch gave, row by row, on the CPU; from it all metrics of the step are computed.
 
-    objective      [B]     S_i · Â_i, 0 for a completion that is masked out
-    advantages     [B]     Â, times the truncated ratio to the sampler if there is an importance cap
+    objective      [B]     c_i · S_i · Â_i, 0 for a completion that is masked out
+    advantages     [B]     Â, times the bounded ratio to the sampler if completions are weighed by it
     old_logprobs   [B, T]  by the behaviour policy
     log_ratio      [B, T]  d
     token_weights  [B, T]  w
@@ -38,32 +38,38 @@ def accumulate_gradient(
     policy: Policy,
     objective: Objective,
     minibatch: Batch,
+    factors: Tensor,
     options: LearningOptions,
     temperature: float,
     on_policy: bool,
 ) -> StepResult:
     """Add the gradient of −J to the parameters.
 
+    `factors` are the c_i of the rows, which depend on all completions of the minibatch, see `Objective.factors`.
     `on_policy` says that the policy still is the behaviour policy: old_logprobs are then the current ones, so that ρ = 1
     exactly and no forward pass is spent on them; otherwise they are the minibatch's own.
     """
     per_row, per_token = minibatch.advantages.shape, minibatch.mask.shape
     shapes = (per_row, per_row, per_token, per_token, per_token, per_token)
+    factors = factors.to(policy.device)
     result = StepResult(*(torch.zeros(shape, device=policy.device) for shape in shapes))
     for rows, micro in minibatch.micro_batches(options.token_budget, policy.shares_prompts):
         micro = micro.to(policy.device)
         logprobs, entropy = policy.logprobs(micro, temperature)
         old_logprobs = logprobs.detach() if on_policy else micro.old_logprobs
         advantages = micro.advantages
+        log_ratio = logprobs - old_logprobs
         if options.importance_cap is not None:
             mismatch = torch.where(micro.mask, old_logprobs - micro.sampling_logprobs, 0.0)
-            advantages = advantages * mismatch.sum(dim=1).exp().clamp(max=options.importance_cap)
-
-        log_ratio = logprobs - old_logprobs
+            if options.importance_level == "sequence":
+                advantages = advantages * _bounded(mismatch.sum(dim=1).exp(), options)
+            else:  # the gradient of each token by its own ratio, whatever becomes of the tokens in the aggregation
+                fixed = log_ratio.detach()
+                log_ratio = fixed + _bounded(mismatch.exp(), options) * (log_ratio - fixed)
         weights = objective.weights(log_ratio, advantages, micro.mask)
         # A completion that is masked out has no S, and no gradient: it counts 0, as the mean over its tokens does.
-        weighted = torch.where(micro.mask.any(dim=1), weights * advantages, 0.0)
-        (-weighted.sum() / len(minibatch)).backward()
+        weighted = torch.where(micro.mask.any(dim=1), factors[rows] * weights * advantages, 0.0)
+        (-weighted.sum()).backward()
 
         tokens = slice(micro.mask.shape[1])
         result.objective[rows] = weighted.detach()
@@ -75,10 +81,18 @@ def accumulate_gradient(
     return StepResult(*(getattr(result, field.name).cpu() for field in fields(result)))
 
 
+def _bounded(importance: Tensor, options: LearningOptions) -> Tensor:
+    """Bound the ratio of the behaviour policy to the sampler: at most the cap, or 0 beyond it."""
+    assert options.importance_cap is not None
+    if options.importance_beyond == "mask":
+        return importance.masked_fill(importance > options.importance_cap, 0.0)
+    return importance.clamp(max=options.importance_cap)
+
+
 def step_metrics(minibatch: Batch, result: StepResult) -> dict[str, float]:
     """Compute the metrics of a step, except the rewards, the norm and the rate; without any token, only the loss."""
     metrics = {
-        "policy/loss": -result.objective.double().mean().item() + 0.0,  # 0 is not to be written as -0
+        "policy/loss": -result.objective.double().sum().item() + 0.0,  # 0 is not to be written as -0
         **ratio_metrics(result.log_ratio, result.advantages, minibatch.mask, result.token_weights),
     }
     if minibatch.mask.any():

@@ -15,7 +15,7 @@ from sspo_cli.report.records import RunRecord
 
 T = TypeVar("T")
 
-BASELINES = ("grpo", "gspo", "gmpo", "sapo")  # the methods that SSPO is compared with
+BASELINES = tuple(name for name, row in METHODS.items() if row.default and name != "sspo")  # what SSPO is compared with
 
 # Options that do not change what is learned, next to the seed; runs that differ in them are comparable.
 WITHOUT_EFFECT = (
@@ -196,7 +196,9 @@ def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:
 
 def method_name(method: str) -> str:
     """Write a method's name as the papers do."""
-    return method if method in ("arithmetic", "geometric", "sequence") else method.upper()
+    if method == "cegppo":
+        return "CE-GPPO"
+    return method if METHODS[method].default is None else method.upper()
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:

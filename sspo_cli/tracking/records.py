@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from sspo_cli.tracking.files import explain_os_errors, read_jsonl, write_jsonl_atomic
+from sspo_cli.tracking.files import TEMPORARY, explain_os_errors, read_jsonl, write_jsonl_atomic
 from sspo_cli.tracking.shapes import STEP_ROW
 
 BLOCK = 1 << 24  # bytes
@@ -31,13 +31,14 @@ def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush all files of a folder, and their names. Raises UserError if the disk refuses."""
+    """Flush all files of a folder, and their names. Raises UserError if the disk refuses.
+
+    Except temporary ones: another thread may replace `status.json` in the meantime, which flushes it by itself.
+    """
     with explain_os_errors("flush", folder):
-        for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:  # a temporary file, which another thread has renamed meanwhile
-                continue
+        files = (path for path in folder.iterdir() if path.is_file() and not TEMPORARY.fullmatch(path.name))
+        for path in (*files, folder):
+            descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:

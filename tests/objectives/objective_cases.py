@@ -28,9 +28,29 @@ NINE = {
     "sspo-atanlog": ({"method": "sspo", **TAU}, paper.geometric, paper.atanlog, TAU),
     "sspo-siglog": ({"method": "sspo", "gate": "siglog", **TAU}, paper.geometric, paper.siglog, TAU),
 }
+CE = {**CLIP, "beta_low": 0.75, "beta_high": 1.25}
+# Published methods that are not the paper's.
+OTHERS = {
+    "luspo": (
+        {"method": "luspo", "eps_low": 0.03, "eps_high": 0.04},
+        paper.sequence,
+        paper.clip,
+        {"eps_low": 0.03, "eps_high": 0.04},
+    ),
+    "cispo": ({"method": "cispo", "eps_high": 0.3}, paper.arithmetic, paper.cispo, {"eps_high": 0.3}),
+    "pspo": ({"method": "pspo", "alpha": 0.2}, paper.arithmetic, paper.pspo, {"alpha": 0.2}),
+    "cegppo": ({"method": "cegppo", **CE}, paper.arithmetic, paper.cegppo, CE),
+}
 LOG_CLIP = {**CLIP, "clip_space": "log"}
 CASES = {
     **NINE,
+    **OTHERS,
+    "geometric-cispo": (
+        {"method": "geometric", "gate": "cispo", "eps_high": 0.3},
+        paper.geometric,
+        paper.cispo,
+        {"eps_high": 0.3},
+    ),
     "gmpo-log": ({"method": "gmpo", **LOG_CLIP}, paper.geometric, paper.clip, LOG_CLIP),
     "arithmetic-atanlog": ({"method": "arithmetic", "gate": "atanlog", **TAU}, paper.arithmetic, paper.atanlog, TAU),
     "arithmetic-gumbel": ({"method": "arithmetic", "gate": "gumbel"}, paper.arithmetic, paper.gumbel, {}),

@@ -63,6 +63,29 @@ def siglog(rho, advantage, *, tau_neg, tau_pos):
     return f, f * 4 * g * (1 - g) / rho
 
 
+# Beyond the paper. Where only a gradient is published, f is what has it, and its value what the released code has.
+
+
+def cispo(rho, advantage, *, eps_high):
+    """arXiv 2506.13585, eq. (4): f'(ρ) ρ = min(ρ, 1 + ε); above the cap f is its integral over log ρ."""
+    cap = 1 + eps_high
+    return (rho, mpf(1)) if rho <= cap else (cap + cap * log(rho / cap), cap / rho)
+
+
+def pspo(rho, advantage, *, alpha):
+    """arXiv 2509.21282: the ratio of (1 - α) π + α π_old to π_old."""
+    return (1 - alpha) * rho + alpha, 1 - alpha
+
+
+def cegppo(rho, advantage, *, eps_low, eps_high, beta_low, beta_high):
+    """arXiv 2509.20712: β (1 ± ε) ρ / sg(ρ) outside the range."""
+    if advantage > 0 and rho > 1 + eps_high:
+        return beta_high * (1 + eps_high), beta_high * (1 + eps_high) / rho
+    if advantage <= 0 and rho < 1 - eps_low:
+        return beta_low * (1 - eps_low), beta_low * (1 - eps_low) / rho
+    return rho, mpf(1)
+
+
 # Each aggregation gives S_i, ∂S_i/∂d_it for every token, and the token weights w_it.
 
 

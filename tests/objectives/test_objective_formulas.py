@@ -67,12 +67,13 @@ def test_small_ratios_in_float32(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", CASES)
 def test_on_policy_every_objective_has_the_plain_policy_gradient(name, dtype):
+    """But for PSPO, whose policy is mixed with the old one: it has 1 - α of it."""
     _, advantages, mask = ragged_batch(0, dtype)
     log_ratio = torch.zeros(mask.shape, dtype=dtype, requires_grad=True)
     objective = build_objective(**CASES[name][0])
     loss = -(objective.weights(log_ratio, advantages, mask) * advantages).sum() / len(mask)
     (gradient,) = torch.autograd.grad(loss, log_ratio)
-    plain = -advantages[:, None] * mask / mask.sum(1, keepdim=True) / len(mask)
+    plain = -advantages[:, None] * mask / mask.sum(1, keepdim=True) / len(mask) * (0.8 if name == "pspo" else 1)
     torch.testing.assert_close(gradient, plain.to(dtype), rtol=1e-6, atol=0)
     if name in NINE:
         torch.testing.assert_close(

@@ -38,6 +38,28 @@ DEFAULTS = [
         {"method": "arithmetic", "gate": "clip", "eps_low": 0.2, "eps_high": 0.2, "clip_space": "ratio"},
     ),
     (
+        {"method": "luspo"},
+        {"method": "luspo", "gate": "clip", "normalizer": "length", "eps_low": 3e-4, "eps_high": 4e-4},
+    ),
+    ({"method": "cispo"}, {"method": "cispo", "gate": "cispo", "normalizer": "token", "eps_high": 4.0}),
+    ({"method": "pspo"}, {"method": "pspo", "gate": "pspo", "alpha": 0.1}),
+    (
+        {"method": "cegppo", "normalizer": "sequence"},
+        {
+            "method": "cegppo",
+            "gate": "cegppo",
+            "normalizer": "sequence",
+            "eps_low": 0.2,
+            "eps_high": 0.2,
+            "beta_low": 0.75,
+            "beta_high": 1.0,
+        },
+    ),
+    (
+        {"normalizer": "constant"},
+        {"method": "sspo", "gate": "atanlog", "normalizer": "constant", "tau_neg": 0.3, "tau_pos": 0.2},
+    ),
+    (
         {"method": "sequence", "gate": "expatan", "allow_any_gate": False},
         {"method": "sequence", "gate": "expatan", "tau_neg": 0.3, "tau_pos": 0.2, "allow_any_gate": False},
     ),
@@ -46,6 +68,7 @@ DEFAULTS = [
 
 @pytest.mark.parametrize(("given", "resolved"), DEFAULTS)
 def test_defaults(given, resolved):
+    resolved = {"normalizer": "sequence", **resolved}
     assert resolve_options(**given) == resolved
     assert resolve_options(**resolved) == resolved
     nothing = dict.fromkeys(("gate", "tau_neg", "tau_pos", "eps_low", "eps_high", "clip_space"))
@@ -55,7 +78,7 @@ def test_defaults(given, resolved):
 def test_every_cell_of_the_table_can_be_built():
     log_ratio, advantages, mask = torch.tensor([[0.1, -0.2]]), torch.tensor([1.0]), torch.ones(1, 2)
     cells = [(method, gate) for method, row in METHODS.items() for gate in row.gates]
-    assert len(cells) == 4 + 5 + 3 * 7
+    assert len(cells) == 4 + 5 + 4 + 3 * 10
     for method, gate in cells:
         assert resolve_options(**resolve_options(method=method, gate=gate)) == resolve_options(method=method, gate=gate)
         assert build_objective(method=method, gate=gate).weights(log_ratio, advantages, mask).isfinite().all()
@@ -102,7 +125,10 @@ def test_a_named_method_is_its_cell(free, named):
         ({"method": "sapo", "tau_pos": float("nan")}, "tau_pos = nan must be a positive number"),
         ({"method": "sapo", "tau_pos": float("inf")}, "tau_pos = inf must be a positive number"),
         ({"method": "gmpo", "clip_space": "logs"}, "clip_space = 'logs' must be ratio or log"),
-        ({"method": "sppo"}, "unknown method 'sppo'; did you mean sspo?"),
+        ({"method": "pspo", "alpha": 1.0}, "alpha = 1.0 leaves nothing of the current policy.*below 1$"),
+        ({"method": "cispo", "eps_low": 0.2}, "cispo has no option eps_low; its options are eps_high$"),
+        ({"method": "sspo", "normalizer": "tokens"}, "unknown normalizer 'tokens'; did you mean token?"),
+        ({"method": "sppo"}, "unknown method 'sppo'; did you mean"),
         ({"method": "GMPO"}, "unknown method 'GMPO'; did you mean gmpo?"),
         ({"method": "ppo2000"}, "unknown method 'ppo2000'"),
         ({"method": 7}, "unknown method 7; choose from grpo"),
@@ -134,10 +160,11 @@ def test_a_wrongly_typed_number_is_left_to_the_config_but_never_built(value):
 
 def test_every_declared_option_is_a_keyword_and_a_field_of_the_config():
     for function in (build_objective, resolve_options):
-        assert list(inspect.signature(function).parameters) == ["method", "gate", "allow_any_gate", *OPTIONS]
+        named = set(inspect.signature(function).parameters) - {"token_limit"}
+        assert named == {"method", "gate", "normalizer", "allow_any_gate", *OPTIONS}
         for name, option in OPTIONS.items():
             assert f"{name:14}  {option.description}" in function.__doc__
-    assert list(ObjectiveOptions.model_fields) == ["method", "gate", *OPTIONS, "allow_any_gate"]
+    assert list(ObjectiveOptions.model_fields) == ["method", "gate", "normalizer", *OPTIONS, "allow_any_gate"]
     assert all(
         ObjectiveOptions.model_fields[name].description == option.description for name, option in OPTIONS.items()
     )

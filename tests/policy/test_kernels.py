@@ -37,7 +37,9 @@ def test_compiled_layers_give_the_same_loss_and_gradient(tiny, make_batch, optio
     policy = load_policy(ModelOptions(tiny=tiny, kernels="compiled", **options), CPU)
     sizes = [(5, 4), (1, 1)]
     with (
-        torch.compiler.set_stance("default", force_backend="eager"),  # what is captured, without the wait for the compilers
+        torch.compiler.set_stance(
+            "default", force_backend="eager"
+        ),  # what is captured, without the wait for the compilers
         torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
     ):
         for prompts, group_size in sizes:

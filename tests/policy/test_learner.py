@@ -25,7 +25,8 @@ def stale(policy, batch):
 def gradient(policy, batch, method, on_policy=False, **options):
     policy.model.zero_grad()
     objective = build_objective(**method)
-    result = accumulate_gradient(policy, objective, batch, LearningOptions(**options), 1.0, on_policy)
+    factors = objective.factors(batch.mask.sum(1))
+    result = accumulate_gradient(policy, objective, batch, factors, LearningOptions(**options), 1.0, on_policy)
     return (
         torch.cat([parameter.grad.flatten() for parameter in policy.parameters]),
         step_metrics(batch, result),
@@ -56,7 +57,8 @@ def test_token_weights_and_their_histogram_do_not_depend_on_the_split(policy, ma
     expected = objective.token_weights(log_ratio, batch.advantages, batch.mask)
     assert (expected - 1).abs().max() > 0.01
     for budget in (10**6, 40):
-        result = accumulate_gradient(policy, objective, batch, LearningOptions(token_budget=budget), 1.0, False)
+        options = LearningOptions(token_budget=budget)
+        result = accumulate_gradient(policy, objective, batch, torch.ones(len(batch)), options, 1.0, False)
         torch.testing.assert_close(result.token_weights, expected, atol=1e-4, rtol=1e-4)
         histogram = weight_histogram(result.token_weights, result.advantages, batch.mask)
         for name, sign in (("positive", 1), ("negative", -1)):
@@ -69,10 +71,11 @@ def test_metrics_of_rows_from_two_halves_are_those_of_the_minibatch(policy, make
     """Rows do not depend on their neighbours, so that several processes can put theirs together."""
     batch, objective = stale(policy, make_batch()), build_objective(method="sspo")
     options = LearningOptions(token_budget=60, importance_cap=2.0)
-    whole = accumulate_gradient(policy, objective, batch, options, 1.0, False)
+    factors = objective.factors(batch.mask.sum(1))
+    whole = accumulate_gradient(policy, objective, batch, factors, options, 1.0, False)
     gathered = StepResult(*(torch.zeros_like(getattr(whole, field.name)) for field in fields(StepResult)))
     for rows in (torch.arange(5), torch.arange(5, len(batch))):
-        half = accumulate_gradient(policy, objective, batch.select(rows), options, 1.0, False)
+        half = accumulate_gradient(policy, objective, batch.select(rows), factors[rows], options, 1.0, False)
         for field in fields(StepResult):
             part, target = getattr(half, field.name), getattr(gathered, field.name)
             target[(rows, slice(part.shape[1])) if part.ndim == 2 else rows] = part
@@ -141,16 +144,17 @@ RATIOS_TO_THE_SAMPLER = (0.25, 0.8, 1.0, 1.5, 3.0, 1e6)  # of six completions
 
 @pytest.mark.parametrize("on_policy", [False, True])
 @pytest.mark.parametrize(
-    ("cap", "factors"),
+    ("options", "factors"),
     [
-        (None, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
-        (1.0, (0.25, 0.8, 1.0, 1.0, 1.0, 1.0)),
-        (2.0, (0.25, 0.8, 1.0, 1.5, 2.0, 2.0)),
-        (1e9, RATIOS_TO_THE_SAMPLER),
+        ({}, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+        ({"importance_cap": 1.0}, (0.25, 0.8, 1.0, 1.0, 1.0, 1.0)),
+        ({"importance_cap": 2.0}, (0.25, 0.8, 1.0, 1.5, 2.0, 2.0)),
+        ({"importance_cap": 2.0, "importance_beyond": "mask"}, (0.25, 0.8, 1.0, 1.5, 0.0, 0.0)),
+        ({"importance_cap": 1e9}, RATIOS_TO_THE_SAMPLER),
     ],
 )
-def test_importance_cap_weighs_each_completion_by_its_truncated_ratio_to_the_sampler(
-    policy, make_batch, cap, factors, on_policy
+def test_importance_cap_weighs_each_completion_by_its_bounded_ratio_to_the_sampler(
+    policy, make_batch, options, factors, on_policy
 ):
     """GRPO, eq. (2), row by row from full logits, with factors by hand."""
     batch = stale(policy, make_batch(prompts=3, group_size=2))
@@ -175,13 +179,71 @@ def test_importance_cap_weighs_each_completion_by_its_truncated_ratio_to_the_sam
     policy.model.zero_grad()
     loss.backward()
     expected = torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
-    ours, metrics, _ = gradient(policy, batch, {"method": "grpo"}, on_policy, importance_cap=cap, token_budget=40)
+    ours, metrics, _ = gradient(policy, batch, {"method": "grpo"}, on_policy, **options, token_budget=40)
     assert metrics["policy/loss"] == pytest.approx(loss.item(), rel=1e-4)
     assert (ours - expected).norm() <= 1e-4 * expected.norm()
     distances = [abs(math.log(r)) / len(o) for r, o in zip(RATIOS_TO_THE_SAMPLER, old, strict=True)]
     assert metrics["sampler/mismatch_max"] == pytest.approx(max(distances), rel=1e-4)
     tokens = sum(abs(math.log(r)) for r in RATIOS_TO_THE_SAMPLER) / int(batch.mask.sum())
     assert metrics["sampler/mismatch_mean"] == pytest.approx(tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("beyond", ["truncate", "mask"])
+def test_the_gradient_of_each_token_is_weighed_by_its_own_bounded_ratio_to_the_sampler(policy, make_batch, beyond):
+    """GRPO, eq. (2), row by row from full logits; the value of the loss stays what it is without weights."""
+    batch = stale(policy, make_batch(prompts=3, group_size=2))
+    ratios = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(3)) * 2.0 + 0.2
+    assert (ratios[batch.mask] > 1.5).any()
+    batch = replace(batch, sampling_logprobs=batch.old_logprobs - ratios.log())
+    factors = ratios.clamp(max=1.5) if beyond == "truncate" else torch.where(ratios > 1.5, 0.0, ratios)
+    total = torch.zeros(())
+    for row, (ids, start, length) in enumerate(zip(batch.tokens, batch.prompt_lengths, batch.lengths, strict=True)):
+        own = slice(int(start), int(start + length))
+        logits = policy.model(input_ids=ids[None, : own.stop]).logits[0, own.start - 1 : -1]
+        current = logits.log_softmax(-1).gather(-1, ids[own, None])[:, 0]
+        ratio = (current - batch.old_logprobs[row, : len(current)]).exp()
+        clipped = ratio.clamp(max=1.2) if batch.advantages[row] > 0 else ratio.clamp(min=0.8)
+        total = total + (factors[row, : len(current)] * clipped).mean() * batch.advantages[row]
+    policy.model.zero_grad()
+    (-total / len(batch)).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
+    plain = gradient(policy, batch, {"method": "grpo"})[1]
+    options = {"importance_cap": 1.5, "importance_level": "token", "importance_beyond": beyond}
+    ours, metrics, _ = gradient(policy, batch, {"method": "grpo"}, **options, token_budget=40)
+    assert (ours - expected).norm() <= 1e-4 * expected.norm()
+    assert metrics["policy/loss"] == pytest.approx(plain["policy/loss"], rel=1e-4)
+
+
+def test_equal_ratios_of_all_tokens_scale_the_gradient_of_any_aggregation(policy, make_batch):
+    batch = stale(policy, make_batch())
+    batch = replace(batch, sampling_logprobs=batch.old_logprobs - math.log(0.5))
+    options = {"importance_cap": 2.0, "importance_level": "token"}
+    for method in METHODS:
+        half, whole = gradient(policy, batch, method, **options)[0], gradient(policy, batch, method)[0]
+        torch.testing.assert_close(half, 0.5 * whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [{"importance_level": "token"}, {"importance_beyond": "mask"}], ids=str)
+def test_what_says_how_a_cap_is_applied_needs_a_cap(given):
+    with pytest.raises(ValueError, match=r"learning\.importance_cap is applied, which is null"):
+        LearningOptions(**given)
+
+
+@pytest.mark.parametrize("normalizer", ["token", "length"])
+def test_a_normalizer_counts_the_tokens_of_the_whole_minibatch(policy, make_batch, normalizer):
+    """Whatever the split: the gradient is that of each completion alone times its factor, over the minibatch's lengths."""
+    batch = stale(policy, make_batch(mask_truncated=True))
+    lengths = batch.mask.sum(1)
+    assert (lengths == 0).any()
+    factors = lengths / (lengths.sum() if normalizer == "token" else len(batch))
+    expected = sum(
+        gradient(policy, batch.select(torch.tensor([row])), {"method": "sspo"})[0] * factors[row]
+        for row in range(len(batch))
+        if lengths[row]
+    )
+    for budget in (10**6, 40):
+        ours = gradient(policy, batch, {"method": "sspo", "normalizer": normalizer}, token_budget=budget)[0]
+        assert (ours - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_what_the_sampler_says_of_masked_tokens_does_not_weigh_a_completion(policy, make_batch):
@@ -214,6 +276,8 @@ def test_completions_that_are_masked_out_count_nothing_in_the_loss(policy, make_
     batch = make_batch(mask_truncated=True)
     counted = ~batch.truncated
     assert 0 < counted.sum() < len(batch)
-    result = accumulate_gradient(policy, build_objective(method=method), batch, LearningOptions(), 1.0, on_policy=True)
+    objective = build_objective(method=method)
+    factors = objective.factors(batch.mask.sum(1))
+    result = accumulate_gradient(policy, objective, batch, factors, LearningOptions(), 1.0, on_policy=True)
     expected = -(batch.advantages * counted).mean().item()
     assert step_metrics(batch, result)["policy/loss"] == pytest.approx(expected, rel=1e-5)

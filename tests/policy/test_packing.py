@@ -49,7 +49,9 @@ def learn(policy: Policy, batch, budget: int):
     """Loss and gradient of a stale minibatch; nothing is shared where the attention is plain."""
     policy.model.zero_grad()
     objective, options = build_objective(method="sspo"), LearningOptions(token_budget=budget)
-    result = accumulate_gradient(policy, objective, batch, options, 0.7, on_policy=False)
+    result = accumulate_gradient(
+        policy, objective, batch, objective.factors(batch.mask.sum(1)), options, 0.7, on_policy=False
+    )
     return step_metrics(batch, result)["policy/loss"], torch.cat(
         [parameter.grad.flatten() for parameter in policy.parameters]
     )

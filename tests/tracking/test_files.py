@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from sspo_cli.tracking.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from sspo_cli.tracking.records import flush_folder
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -165,3 +168,21 @@ def test_of_rows_longer_than_expected_only_whole_ones_come_back(tmp_path):
     for step in range(10):
         append_jsonl(path, {"step": step, "padding": "x" * 5000})
     assert [row["step"] for row in last_jsonl_rows(path, 3)] == [8, 9]
+
+
+def test_a_folder_is_flushed_while_another_thread_replaces_files_in_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    ended = threading.Event()
+
+    def replace_until_ended() -> None:
+        while not ended.is_set():
+            write_json_atomic(tmp_path / "status.json", {"step": 1})
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(replace_until_ended)
+        try:
+            for _ in range(300):
+                flush_folder(tmp_path)
+        finally:
+            ended.set()
+        writing.result()
