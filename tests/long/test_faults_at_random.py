@@ -173,14 +173,15 @@ def checking_processes() -> dict[str, list[psutil.Process]]:
 
 
 @pytest.mark.parametrize("number", range(RUNS))
-def test_answer_checks_whose_processes_are_killed(number: int) -> None:
+def test_answer_checks_whose_processes_are_killed(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check whose own worker is killed counts as an error; every other one has the verdict that it should have.
 
     So has one whose worker gets the SIGTERM or SIGHUP of a whole job or terminal.
     """
+    monkeypatch.setattr("sspo_cli.rewards.pool.STALL", 2.0)  # a worker may die while it holds the lock of the others
     draw = random.Random(f"checks {SEED} {number}")
     faults: Counter[str] = Counter()
-    with AnswerChecker(workers=2, timeout=20.0) as checker:
+    with AnswerChecker(workers=2, timeout=1.0) as checker:
         for _ in range(10):
             pairs = []
             for _ in range(draw.randint(1, 12)):
