@@ -29,6 +29,7 @@ Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, 
 Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
 Gate = Annotated[str | None, typer.Option()]
 AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
+AnyMethod = Annotated[bool, typer.Option("--allow-any-method")]
 Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and minibatches.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 EngineName = Annotated[
@@ -91,12 +92,14 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --run from its last checkpoint.")] = False,
     dry_run: DryRun = False,
     allow_any_gate: AnyGate = False,
+    allow_any_method: AnyMethod = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Train a policy; with no options, the embedded task with SSPO-atanlog on this machine."""
     refuse_several_ranks(os.environ)
     shortcuts: dict[str, Any] = {"objective.method": method, "objective.gate": gate, "seed": seed}
     shortcuts["objective.allow_any_gate"] = allow_any_gate or None
+    shortcuts["objective.allow_any_method"] = allow_any_method or None
     flags = {key: value for key, value in shortcuts.items() if value is not None}
     if run is not None:
         check_name("--run", run)

@@ -30,6 +30,7 @@ from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import render
 from sspo_cli.tasks.validation import hold_out, without
+from sspo_cli.tracking.health import health
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker, open_tracker
 from sspo_cli.train import train
@@ -72,8 +73,8 @@ def resume_run(path: Path, given: RunOptions | None, command: Sequence[str]) -> 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
     """Name a run that does not exist: `sspo-atanlog-seed0`, or with a number behind."""
-    words = [options.objective.method, options.objective.gate, f"seed{options.seed}"]
-    name = "-".join(str(word).replace(":", ".") for word in words)
+    words = [*options.objective.words, f"seed{options.seed}"]
+    name = "-".join(words).replace(":", ".")
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
@@ -86,6 +87,8 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         with explained_full_memory(folder), explained_compiler_errors():
             train(prepare(folder, options, tracker, interruption, checker, resumed_by))
+        for sign in health(folder.metrics()):
+            tracker.note(f"health: {sign}")
         tracker.note(
             f"run folder: {folder.path}; {command_line('sspo', 'report', folder.path)} draws it, "
             f"{command_line('sspo', 'eval', folder.path)} measures it"

@@ -15,6 +15,7 @@ def test_defaults_are_sspo_atanlog_with_the_printed_temperatures():
         "tau_neg": 0.3,
         "tau_pos": 0.2,
         "allow_any_gate": False,
+        "allow_any_method": False,
     }
 
 

@@ -1,5 +1,6 @@
 """The loop does what its options say, seen from a sampler whose completions, and a clock whose times, are known."""
 
+import re
 import statistics
 from pathlib import Path
 
@@ -212,3 +213,10 @@ def test_what_the_chat_template_opened_counts_as_written(tmp_path: Path, monkeyp
 
 def test_threads_and_the_time_limit_of_a_check_are_those_of_the_options(played: Played) -> None:
     assert played.process == {"threads": 2, "timeout": 7.5}
+
+
+def test_a_finished_run_says_what_ails_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scripted sampler's log-probabilities are 0.1 off, and more at first tokens."""
+    play(tmp_path, "ailing", steps=20, evaluation__every="null")
+    (sign,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("health: "))
+    assert re.match(r"health: the sampler's log-probabilities are 0\.1\d\d nats from the policy's", sign)

@@ -45,7 +45,8 @@ class MethodOptions(Options):
 
     method: str = Field(
         DEFAULT_METHOD,
-        description=f"name of the method: {', '.join(NAMED_METHODS)}; or an aggregation: {', '.join(AGGREGATIONS)}",
+        description=f"name of the method: {', '.join(NAMED_METHODS)}; or an aggregation: {', '.join(AGGREGATIONS)}; or your own "
+        "as module:function",
     )
     gate: str | None = Field(
         None,
@@ -73,6 +74,14 @@ class ObjectiveOptions(GateOptions):
     """The method and its own hyperparameters; those that it does not have are refused (see `sspo_cli.objectives`)."""
 
     allow_any_gate: bool = Field(False, description="run a gate of your own although it breaks the paper's conditions")
+    allow_any_method: bool = Field(
+        False, description="run a method of your own although it breaks the paper's conditions"
+    )
+
+    @property
+    def words(self) -> list[str]:
+        """The method and its gate, if it has one."""
+        return [word for word in (self.method, self.gate) if word is not None]
 
     @model_validator(mode="before")
     @classmethod

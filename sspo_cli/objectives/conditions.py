@@ -1,4 +1,4 @@
-"""The paper's conditions on a gate (section 3), checked numerically for a gate of the user's own.
+"""The paper's conditions on a gate (section 3), checked numerically for a gate or a method of the user's own.
 
 Everything is a function of d = log ρ: log f, and its derivative w = ρ f'/f. Of each tensor [2, N], row 0 is the gate of
 negative advantages, row 1 that of positive ones.
@@ -29,14 +29,14 @@ def check_usable(gate_for: GateFor, name: str) -> None:
             log_f, w = _evaluate(gate_for, log_ratio)
         except Exception as error:  # whatever the user's function raises
             problem = f"{type(error).__name__}: {error}"
-            raise UserError(f"gate {name} fails on log ratios of shape {list(log_ratio.shape)}: {problem}") from error
+            raise UserError(f"{name} fails on log ratios of shape {list(log_ratio.shape)}: {problem}") from error
         for what, values in (("log f", log_f), ("the derivative of log f", w)):
             if (bad := ~values.isfinite()).any():
-                raise UserError(f"gate {name} must be finite: {what} in {dtype} is {_at(values, log_ratio, bad)}")
+                raise UserError(f"{name} must be finite: {what} in {dtype} is {_at(values, log_ratio, bad)}")
 
 
-def check_conditions(gate_for: GateFor, name: str) -> None:
-    """Raise UserError that names the first of conditions (i), (ii), (iv), (iii) that the gate breaks, and where."""
+def check_conditions(gate_for: GateFor, name: str, override: str) -> None:
+    """Raise UserError that names the first of conditions (i), (ii), (iv), (iii) that the gate breaks, where, and `override`."""
     log_ratio = _grid(torch.float64)
     log_f, w = _evaluate(gate_for, log_ratio)
     violation = (
@@ -46,7 +46,7 @@ def check_conditions(gate_for: GateFor, name: str) -> None:
         or _no_bell(log_ratio, w)
     )
     if violation:
-        raise UserError(f"gate {name} breaks condition {violation}; --allow-any-gate runs it all the same")
+        raise UserError(f"{name} breaks condition {violation}; pass {override} to run it anyway")
 
 
 def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:

@@ -1,5 +1,6 @@
 """The objective of a method, tensors in and tensors out, and the stable way to one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,24 +16,28 @@ from sspo_cli.objectives.conditions import check_conditions, check_usable
 from sspo_cli.objectives.gates import BY_SIGN, GATES, OPTIONS, Gate
 from sspo_cli.objectives.methods import METHODS
 from sspo_cli.objectives.normalizers import NORMALIZERS, Normalizer
-from sspo_cli.objectives.options import gate_name, gate_parameters, load_gate, resolve_options, takes_options
+from sspo_cli.objectives.options import (
+    function_name,
+    gate_parameters,
+    load_gate,
+    load_method,
+    resolve_options,
+    takes_options,
+)
+from sspo_cli.objectives.own_method import OwnMethod, along_equal_ratios, check_rows
 from sspo_cli.objectives.ratios import clean_log_ratio
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(ABC):
     """Computes the weight S_i and the factor c_i of every completion; the loss of a minibatch is -Σ_i c_i · S_i · Â_i.
 
-    options      what the gate's parameters are filled from: some of those in OPTIONS
     token_limit  the most tokens that a completion can have; only the normalizer `constant` needs it
     """
 
     method: str
-    aggregation: Aggregation
-    gate: Gate
     normalizer: Normalizer
-    options: Mapping[str, Any]
-    token_limit: int = 1
+    token_limit: int
 
     def factors(self, lengths: Tensor) -> Tensor:
         """Compute c_i from the numbers of own tokens of all completions of the minibatch: [N] -> [N]."""
@@ -45,8 +50,7 @@ class Objective:
 
         What stands at masked positions, NaN included, has no influence on the value or the gradient.
         """
-        log_ratio, mask = clean_log_ratio(log_ratio, mask), mask.bool()
-        return self.aggregation(self.gate_for(advantages, log_ratio.dtype), log_ratio, mask)
+        return self.weights_of_clean(clean_log_ratio(log_ratio, mask), advantages, mask.bool())
 
     def token_weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """Compute the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 where ρ = 1.
@@ -59,8 +63,38 @@ class Objective:
             log_ratio = log_ratio.detach().to(dtype).requires_grad_()
             weights = self.weights(log_ratio, advantages, mask)
             (gradient,) = torch.autograd.grad(weights.sum(), log_ratio)
-        scale = mask.bool().sum(-1) / (1 if self.aggregation is arithmetic else weights.detach())
+        scale = mask.bool().sum(-1) / (1 if self.is_arithmetic else weights.detach())
         return gradient * scale[:, None]
+
+    @property
+    @abstractmethod
+    def is_arithmetic(self) -> bool:
+        """Whether S is a mean of gated ratios, so that its tokens are weighed in S and not in log S."""
+
+    @abstractmethod
+    def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Compute S from log ratios that are finite and 0 at masked positions, and a boolean mask."""
+
+
+@dataclass(frozen=True)
+class GatedObjective(Objective):
+    """An aggregation of a gate.
+
+    options  what the gate's parameters are filled from: some of those in OPTIONS
+    """
+
+    aggregation: Aggregation
+    gate: Gate
+    options: Mapping[str, Any]
+
+    @property
+    def is_arithmetic(self) -> bool:
+        """Whether the aggregation is the arithmetic mean."""
+        return self.aggregation is arithmetic
+
+    def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Aggregate the gated log ratios."""
+        return self.aggregation(self.gate_for(advantages, log_ratio.dtype), log_ratio, mask)
 
     def gate_for(self, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """Bind the gate to eq. (10)'s τ(Â) and the options, so that it is a function of the log ratio alone."""
@@ -73,27 +107,47 @@ class Objective:
         return partial(self.gate, **{name: arguments[name] for name in gate_parameters(self.gate) if name in arguments})
 
 
+@dataclass(frozen=True)
+class OwnObjective(Objective):
+    """A function of the user's own."""
+
+    function: OwnMethod
+
+    @property
+    def is_arithmetic(self) -> bool:
+        """False: tokens are weighed in log S, so that a factor of the function's own is divided out."""
+        return False
+
+    def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(log_ratio, advantages, mask)
+
+
 @takes_options
 def build_objective(
     *,
-    method: str,
+    method: str | OwnMethod,
     gate: str | Gate | None = None,
     normalizer: str | None = None,
     token_limit: int | None = None,
     allow_any_gate: bool = False,
+    allow_any_method: bool = False,
     **options: float | str | None,
 ) -> Objective:
     """Build the objective of a method: `build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)`.
 
-    method          a name in METHODS: a published method, or arithmetic, geometric, sequence with any gate
-    gate            a name in GATES, "module:function", or a callable (log_ratio) or (log_ratio, tau) -> log f
-    normalizer      a name in NORMALIZERS
-    token_limit     the most tokens that a completion can have, for the normalizer `constant`
-    allow_any_gate  take a gate of your own although it breaks the paper's conditions (i)-(iv)
+    method            a name in METHODS: a published method, or arithmetic, geometric, sequence with any gate; or a method of
+                      your own, as "module:function" or a callable (log_ratio, advantages, mask) -> S
+    gate              a name in GATES, "module:function", or a callable (log_ratio) or (log_ratio, tau) -> log f
+    normalizer        a name in NORMALIZERS
+    token_limit       the most tokens that a completion can have, for the normalizer `constant`
+    allow_any_gate    take a gate of your own although it breaks the paper's conditions (i)-(iv)
+    allow_any_method  the same of a method
     OPTIONS
 
     Options that are None get the method's defaults. Raises UserError for all that `resolve_options` refuses, for a
-    value that is not a number, and for a gate that fails, gives other shapes, is not finite or breaks a condition.
+    value that is not a number, and for a gate or a method that fails, gives other shapes, is not finite or breaks a
+    condition.
     """
     resolved = resolve_options(method=method, gate=gate, normalizer=normalizer, **options)
     method, gate, normalizer = (resolved.pop(name) for name in ("method", "gate", "normalizer"))
@@ -102,10 +156,24 @@ def build_objective(
             raise UserError(f"{name} = {value!r} must be a positive number")
     if normalizer == "constant" and token_limit is None:
         raise UserError("normalizer constant divides by the token limit of a completion; give token_limit")
-    aggregation, divide = METHODS[method].aggregation, NORMALIZERS[normalizer]
-    objective = Objective(method, aggregation, load_gate(gate), divide, resolved, token_limit or 1)
+    divide, limit = NORMALIZERS[normalizer], token_limit or 1
+    if gate is None:
+        return _own_objective(method, divide, limit, allow_any_method)
+    assert isinstance(method, str)
+    objective = GatedObjective(method, divide, limit, METHODS[method].aggregation, load_gate(gate), resolved)
     if gate not in GATES:
-        check_usable(objective.gate_for, gate_name(gate))
+        name = f"gate {function_name(gate)}"
+        check_usable(objective.gate_for, name)
         if not allow_any_gate:
-            check_conditions(objective.gate_for, gate_name(gate))
+            check_conditions(objective.gate_for, name, "--allow-any-gate")
     return objective
+
+
+def _own_objective(method: str | OwnMethod, normalizer: Normalizer, limit: int, allow_any: bool) -> OwnObjective:
+    function, name = load_method(method), f"method {function_name(method)}"
+    check_rows(function, name, on_policy=not allow_any)
+    gate_for = partial(along_equal_ratios, function)
+    if not allow_any:
+        check_usable(gate_for, name)
+        check_conditions(gate_for, name, "--allow-any-method")
+    return OwnObjective(function_name(method), normalizer, limit, function)

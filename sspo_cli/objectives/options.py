@@ -9,10 +9,12 @@ from sspo_cli.errors import UserError, did_you_mean
 from sspo_cli.objectives.gates import BY_SIGN, GATES, OPTIONS, Gate, check_values
 from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
 from sspo_cli.objectives.normalizers import NORMALIZERS
+from sspo_cli.objectives.own_method import OwnMethod
 from sspo_cli.plugins import load_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
+OWN_NORMALIZER = "sequence"  # of a method of the user's own, if none is given
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
@@ -35,7 +37,13 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
 
 @takes_options
 def resolve_options(
-    *, method: Any = None, gate: Any = None, normalizer: Any = None, allow_any_gate: Any = None, **options: Any
+    *,
+    method: Any = None,
+    gate: Any = None,
+    normalizer: Any = None,
+    allow_any_gate: Any = None,
+    allow_any_method: Any = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Return the method, its gate, its normalizer and every option of theirs, with defaults for what is missing or None.
 
@@ -49,20 +57,39 @@ def resolve_options(
     """
     method = DEFAULT_METHOD if method is None else method
     given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
-    gate = _choose_gate(method, gate)
-    normalizer = METHODS[method].normalizer if normalizer is None else normalizer
-    if normalizer not in NORMALIZERS:
+    flags = {"allow_any_gate": allow_any_gate, "allow_any_method": allow_any_method}
+    extra = {name: flag for name, flag in flags.items() if flag is not None}
+    if normalizer is not None and normalizer not in NORMALIZERS:
         raise UserError(f"unknown normalizer {normalizer!r}{did_you_mean(normalizer, NORMALIZERS)}")
+    if not isinstance(method, str) or method not in METHODS:
+        load_method(method)
+        if refused := [name for name, value in {"gate": gate, **given}.items() if value is not None]:
+            raise UserError(
+                f"method {function_name(method)} is a function of your own, which has no option {refused[0]}"
+            )
+        return {"method": method, "gate": None, "normalizer": normalizer or OWN_NORMALIZER, **extra}
+    gate = _choose_gate(method, gate)
     names = _option_names(method, load_gate(gate))
     if refused := [name for name in given if name not in names]:
-        of_gate = "" if len(METHODS[method].gates) == 1 else f" with gate {gate_name(gate)}"
+        of_gate = "" if len(METHODS[method].gates) == 1 else f" with gate {function_name(gate)}"
         has = f"its options are {', '.join(names)}" if names else "it has no options"
         raise UserError(f"method {method}{of_gate} has no option {refused[0]}; {has}")
     defaults = {name: OPTIONS[name].default(METHODS[method].aggregation, gate, given) for name in names}
     resolved = {**defaults, **given}
     check_values(resolved)
-    extra = {} if allow_any_gate is None else {"allow_any_gate": allow_any_gate}
-    return {"method": method, "gate": gate, "normalizer": normalizer, **resolved, **extra}
+    return {"method": method, "gate": gate, "normalizer": normalizer or METHODS[method].normalizer, **resolved, **extra}
+
+
+def load_method(method: str | OwnMethod) -> OwnMethod:
+    """Return a method of the user's own by `module:function`, or the callable itself.
+
+    Raises UserError for the name of a method that does not exist, and if there is no such module or function.
+    """
+    if callable(method):
+        return method
+    if not isinstance(method, str) or ":" not in method:
+        raise UserError(f"unknown method {method!r}{did_you_mean(method, [*METHODS, 'module:function'])}")
+    return load_function("method", method, {})
 
 
 def load_gate(gate: str | Gate) -> Gate:
@@ -81,26 +108,26 @@ def gate_parameters(gate: Gate) -> list[str]:
     try:
         _, *parameters = inspect.signature(gate).parameters.values()
     except ValueError:
-        raise UserError(f"gate {gate_name(gate)} must be a Python function of the log ratio; wrap it in one") from None
+        raise UserError(
+            f"gate {function_name(gate)} must be a Python function of the log ratio; wrap it in one"
+        ) from None
     signed = {name for pair in BY_SIGN.values() for name in pair}
     known = (*BY_SIGN, "positive", *(name for name in OPTIONS if name not in signed))
     for parameter in parameters:
         if parameter.name not in known and parameter.default is parameter.empty:
             raise UserError(
-                f"gate {gate_name(gate)} wants {parameter.name}; after the log ratio a gate may have the parameters "
+                f"gate {function_name(gate)} wants {parameter.name}; after the log ratio a gate may have the parameters "
                 f"{', '.join(known)}, and others only with a default"
             )
     return [parameter.name for parameter in parameters if parameter.name in known]
 
 
-def gate_name(gate: str | Gate) -> str:
-    """Name a gate for people."""
-    return gate if isinstance(gate, str) else getattr(gate, "__name__", repr(gate))
+def function_name(function: str | Callable[..., Any]) -> str:
+    """Name a gate or a method for people."""
+    return function if isinstance(function, str) else getattr(function, "__name__", repr(function))
 
 
 def _choose_gate(method: str, gate: str | Gate | None) -> str | Gate:
-    if not isinstance(method, str) or method not in METHODS:
-        raise UserError(f"unknown method {method!r}{did_you_mean(method, METHODS)}")
     aggregation, gates, default, _ = METHODS[method]
     gate = default if gate is None else gate
     if gate is None:
@@ -114,8 +141,8 @@ def _choose_gate(method: str, gate: str | Gate | None) -> str | Gate:
     takes = f"has the gate {gates[0]}" if len(gates) == 1 else f"takes the gates {', '.join(gates)} or your own"
     same_cell = (name for name, row in METHODS.items() if row.aggregation is aggregation and gate in row.gates)
     raise UserError(
-        f"method {method} {takes}, not {gate_name(gate)}; "
-        f"the {aggregation.__name__} aggregation of {gate_name(gate)} is method {next(same_cell, aggregation.__name__)}"
+        f"method {method} {takes}, not {function_name(gate)}; "
+        f"the {aggregation.__name__} aggregation of {function_name(gate)} is method {next(same_cell, aggregation.__name__)}"
     )
 
 

@@ -26,6 +26,7 @@ WITHOUT_EFFECT = (
     "rollout.max_rows",
     "learning.token_budget",
     "objective.allow_any_gate",
+    "objective.allow_any_method",
     "cold_start.checkpoint_every",
     "model.gradient_checkpointing",
     "evaluation.benchmarks",
@@ -130,7 +131,7 @@ def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
             setting=setting,
             label=_named(variant, listed(differs)),
             method=o.objective.method,
-            gate=str(o.objective.gate),
+            gate=o.objective.gate or "",
             differs=differs,
             runs=runs,
         )
@@ -138,8 +139,11 @@ def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
             models, begun, settings, variants, differences(names, effects), options, configurations, strict=True
         )
     ]
-    order = list(METHODS)
-    return sorted(groups, key=lambda group: (_natural(group.setting), order.index(group.method), _natural(group.label)))
+    order = {method: place for place, method in enumerate(METHODS)}
+    return sorted(
+        groups,
+        key=lambda group: (_natural(group.setting), order.get(group.method, len(order)), _natural(group.label)),
+    )
 
 
 def options_with_effect(options: RunOptions) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def method_name(method: str) -> str:
     """Write a method's name as the papers do."""
     if method == "cegppo":
         return "CE-GPPO"
-    return method if METHODS[method].default is None else method.upper()
+    return method.upper() if method in METHODS and METHODS[method].default else method
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
@@ -221,8 +225,8 @@ def _named(name: str, details: str) -> str:
 
 def _method_and_gate(options: RunOptions) -> str:
     method, gate = options.objective.method, options.objective.gate
-    only_gate = METHODS[method].gates == (gate,)
-    return method_name(method) if only_gate else f"{method_name(method)} {gate}"
+    has_choice = method in METHODS and METHODS[method].gates != (gate,)
+    return f"{method_name(method)} {gate}" if has_choice else method_name(method)
 
 
 def _model_name(options: RunOptions) -> str:

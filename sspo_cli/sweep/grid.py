@@ -238,7 +238,7 @@ def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:
 
     The hash is of those that are not at their defaults, so that a new option of a later version leaves it as it is.
     """
-    words = [options.objective.method, str(options.objective.gate)]
+    words = [*options.objective.words]
     words += [f"{_short(key)}={value}" for key, value in varied.items() if key not in NAMED and _is_short(value)]
     own = options.model_dump(mode="json", exclude_defaults=True, exclude=set(OF_THE_MACHINE))
     digest = xxhash.xxh3_64_hexdigest(json.dumps(own, sort_keys=True).encode())

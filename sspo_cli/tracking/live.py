@@ -30,7 +30,7 @@ class LiveSink(Sink):
 
     def __init__(self, run: RunFolder, console: Console) -> None:
         objective = run.config.objective
-        self._title = f"{run.path.name} · {objective.method} {objective.gate} · seed {run.config.seed}"
+        self._title = f"{run.path.name} · {' '.join(objective.words)} · seed {run.config.seed}"
         self._console = console
         self._live: Live | None = None
         description = TextColumn(

@@ -40,7 +40,7 @@ class WandbSink(Sink):
             self._run = wandb.init(
                 project=options.project,
                 entity=options.entity,
-                group=options.group or f"{objective.method}-{objective.gate}",
+                group=options.group or "-".join(objective.words),
                 tags=options.tags,
                 name=self._folder.path.name,
                 id=self._run_id(),

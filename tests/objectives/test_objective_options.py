@@ -161,10 +161,17 @@ def test_a_wrongly_typed_number_is_left_to_the_config_but_never_built(value):
 def test_every_declared_option_is_a_keyword_and_a_field_of_the_config():
     for function in (build_objective, resolve_options):
         named = set(inspect.signature(function).parameters) - {"token_limit"}
-        assert named == {"method", "gate", "normalizer", "allow_any_gate", *OPTIONS}
+        assert named == {"method", "gate", "normalizer", "allow_any_gate", "allow_any_method", *OPTIONS}
         for name, option in OPTIONS.items():
             assert f"{name:14}  {option.description}" in function.__doc__
-    assert list(ObjectiveOptions.model_fields) == ["method", "gate", "normalizer", *OPTIONS, "allow_any_gate"]
+    assert list(ObjectiveOptions.model_fields) == [
+        "method",
+        "gate",
+        "normalizer",
+        *OPTIONS,
+        "allow_any_gate",
+        "allow_any_method",
+    ]
     assert all(
         ObjectiveOptions.model_fields[name].description == option.description for name, option in OPTIONS.items()
     )

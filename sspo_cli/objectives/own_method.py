@@ -1,0 +1,86 @@
+"""A method of the user's own: a function of the log ratios of whole completions, checked like a gate."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sspo_cli.errors import UserError
+from sspo_cli.objectives.ratios import clean_log_ratio
+
+OwnMethod = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(log ratios [B, T], 0 where masked; advantages [B]; boolean mask [B, T]) -> S [B], differentiable in the log ratios."""
+
+LENGTHS = (1, 3, 5)  # own tokens of the completions that a method is tried on
+TOLERANCE = 1e-5
+
+
+def along_equal_ratios(method: OwnMethod, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return a method as a gate: log S of completions whose tokens all have one ratio ρ, less log S at ρ = 1.
+
+    So a factor c_i of the method's own is divided out. The gate is what `conditions` checks: [2, N] -> [2, N].
+    """
+
+    def gate(log_ratio: Tensor) -> Tensor:
+        signs = advantages.to(dtype)[:, None].expand_as(log_ratio).reshape(-1)
+        mask = torch.ones(log_ratio.numel(), max(LENGTHS), dtype=torch.bool)
+        rows = log_ratio.reshape(-1, 1).expand_as(mask)
+        on_policy = method(torch.zeros_like(rows), signs, mask)
+        return (method(rows, signs, mask).log() - on_policy.log()).reshape(log_ratio.shape)
+
+    return gate
+
+
+def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
+    """Check what an aggregation of a gate has by construction, on random completions.
+
+    One weight S_i a completion, finite, as is its gradient; it depends on nothing but the completion's own unmasked tokens
+    and its advantage, so that any split into micro-batches gives the same. If `on_policy`, its gradient at ρ = 1 is that of
+    the policy, positive and the same at every token. `name` begins the sentence of the UserError that says what does not
+    hold.
+    """
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([length for length in LENGTHS for _ in range(2)])
+    mask = torch.arange(max(LENGTHS)) < lengths[:, None]
+    advantages = torch.tensor([1.0, -0.5] * len(LENGTHS))
+    ratios = torch.randn(mask.shape, generator=draw)
+    weights, gradient = _evaluate(method, name, ratios, advantages, mask)
+    for what, values in (("S", weights), ("its gradient", gradient)):
+        if not values.isfinite().all():
+            raise UserError(f"{name} must be finite: {what} is not, at log ratios of a normal distribution")
+    for row in range(len(mask)):
+        own = mask[row : row + 1, : lengths[row]]
+        alone, _ = _evaluate(method, name, ratios[row : row + 1, : lengths[row]], advantages[row : row + 1], own)
+        if not torch.allclose(alone[0], weights[row], rtol=TOLERANCE, atol=TOLERANCE):
+            raise UserError(
+                f"{name} weighs a completion by more than its own tokens: S is {alone[0].item():.6g} alone and "
+                f"{weights[row].item():.6g} next to others; a factor of the whole minibatch is objective.normalizer"
+            )
+    if not on_policy:
+        return
+    _, gradient = _evaluate(method, name, torch.zeros_like(ratios), advantages, mask)
+    for row in range(len(mask)):
+        own_gradient = gradient[row, mask[row]]
+        if not own_gradient.min() > 0 or not torch.allclose(own_gradient, own_gradient.mean(), rtol=1e-4, atol=0):
+            raise UserError(
+                f"{name} has not the policy gradient at ρ = 1: the derivatives of S by the log ratios of a "
+                f"completion are {', '.join(f'{value:.4g}' for value in own_gradient.tolist())}, and not equal and positive; "
+                "pass --allow-any-method to run it anyway"
+            )
+
+
+def _evaluate(
+    method: OwnMethod, name: str, log_ratio: Tensor, advantages: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute S [B] and its derivative in the log ratios [B, T]. Raises UserError if the function fails."""
+    try:
+        with torch.enable_grad():
+            log_ratio = clean_log_ratio(log_ratio, mask).requires_grad_()
+            weights = method(log_ratio, advantages, mask)
+            if weights.shape != advantages.shape:
+                raise ValueError(f"it gives the shape {list(weights.shape)}")
+            (gradient,) = torch.autograd.grad(weights.sum(), log_ratio)
+    except Exception as error:  # whatever the user's function raises
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name} fails on log ratios of shape {list(log_ratio.shape)}: {problem}") from error
+    return weights.detach(), gradient

@@ -1,0 +1,79 @@
+"""What the metrics of a run say of its health: what went wrong, by how much, and what to change."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+FEWEST_STEPS = 20  # a shorter run says nothing of a trend
+PART = 0.2  # of the steps at each end that are compared
+
+# Where a healthy run stays below, or above.
+FALLEN = 0.8  # a reward at the end, of its best fifth
+COLLAPSED = 0.1  # entropy at the end, of that at the start
+ALIKE = 0.8  # share of groups without a difference in reward
+SOLVED = 0.9  # answer reward from which such groups are what is wanted
+ATTENUATED = 0.3  # share of tokens with w < 0.5
+TRUNCATED = 0.2  # share of completions at the token limit
+MISMATCH = 0.05  # nats between the sampler's log-probabilities and the policy's
+DRIFT = 0.1  # nats by which tokens with Â < 0 have become less likely within a rollout batch
+
+
+def health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name each sign of trouble in the rows of `metrics.jsonl`, in one sentence with its value and a remedy.
+
+    Empty for a healthy run, and for one of fewer than 20 steps. Compared are the means over the first and the last fifth of
+    the steps; the last minibatch of a rollout batch, the stalest, decides over what depends on staleness.
+    """
+    return list(_signs(rows)) if len(rows) >= FEWEST_STEPS else []
+
+
+def _signs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    count = max(1, round(PART * len(rows)))
+    first, last = rows[:count], rows[-count:]
+    stalest = [row for row in last if row["minibatch"] == max(row["minibatch"] for row in last)]
+
+    for key, name in (("reward/answer", "answer"), ("reward/format", "format")):
+        best = max(_mean(rows[start : start + count], key) for start in range(0, len(rows), count))
+        if (now := _mean(last, key)) < FALLEN * best:
+            yield (
+                f"the {name} reward has fallen, from {best:.2f} at its best to {now:.2f}; lower optimizer.learning_rate or "
+                "learning.mu"
+            )
+    entropy, before = _mean(last, "policy/entropy"), _mean(first, "policy/entropy")
+    alike, answer = _mean(last, "groups/equal_reward"), _mean(last, "reward/answer")
+    if alike > ALIKE and answer < SOLVED:
+        if entropy < COLLAPSED * before:
+            yield (
+                f"entropy has collapsed, from {before:.3g} to {entropy:.3g} nats, and {alike:.0%} of the groups have one "
+                f"reward, at an answer reward of {answer:.2f}; lower optimizer.learning_rate or learning.mu"
+            )
+        else:
+            yield (
+                f"{alike:.0%} of the groups have one reward and teach nothing, at an answer reward of {answer:.2f}; take "
+                "easier or harder tasks, or a larger rollout.group_size"
+            )
+    if (truncated := _mean(last, "completions/truncated")) > TRUNCATED:
+        yield f"{truncated:.0%} of the completions are cut at the token limit; raise rollout.max_new_tokens"
+    if (attenuated := _mean(stalest, "weights/attenuated")) > ATTENUATED:
+        yield (
+            f"{attenuated:.0%} of the tokens of the stalest minibatch have less than half their weight; lower "
+            "optimizer.learning_rate or learning.mu, or widen the gate"
+        )
+    if (mismatch := _mean(last, "sampler/mismatch_mean")) > MISMATCH:
+        yield (
+            f"the sampler's log-probabilities are {mismatch:.3f} nats from the policy's; compute both in one dtype, or set "
+            "learning.importance_cap=2"
+        )
+    if (drift := -_mean(stalest, "ratio/negative_log_mean")) > DRIFT and drift > 2 * abs(
+        _mean(stalest, "ratio/positive_log_mean")
+    ):
+        yield (
+            f"completions with a negative advantage drive the policy: their tokens become less likely by {drift:.2f} nats "
+            "within a rollout batch; lower optimizer.learning_rate, or tau_neg or eps_low of the objective"
+        )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Average a metric over the rows that have it; NaN, which exceeds no threshold, if none has."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return fmean(values) if values else float("nan")
