@@ -13,7 +13,7 @@ from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, ma
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
-from sspo_cli.model_check import check_model, check_structure
+from sspo_cli.model_check import Limit, check_model, check_reach, check_structure
 from sspo_cli.objectives import Objective, build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
@@ -102,11 +102,13 @@ class Loaded:
     policy      of the checkpoint, or of the config if there is none
     checkpoint  that a resumed run continues from
     saved       the checkpoint's state of optimizer and run
+    limit       a length from which on the model is not computed right
     """
 
     policy: Policy
     checkpoint: Path | None
     saved: dict[str, Any] | None
+    limit: Limit | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def prepare(
             tracker.note(f"the program is not that of the start before, so the end may differ: {'; '.join(moved)}")
     rendered = _render(options, policy, tracker)
     needs_cold_start = loaded.checkpoint is None and options.cold_start.steps > 0
-    engine = _check(options, policy, rendered, checker, tracker, loaded.checkpoint, needs_cold_start)
+    engine = _check(options, loaded, rendered, checker, tracker, needs_cold_start)
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
         folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)
@@ -193,16 +195,14 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     checkpoint, damaged = set_damaged_aside(folder.checkpoints)
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
-    sampled = options.rollout.max_new_tokens  # at least so long are the texts; prompts are not rendered yet
-    check_structure(
-        options.model, sampled, tracker.note, samples=samples_by_torch(options.rollout, device), folder=checkpoint
-    )
+    by_torch = samples_by_torch(options.rollout, device)
+    limit = check_structure(options.model, tracker.note, samples=by_torch, folder=checkpoint)
     policy = load_policy(options.model, device, checkpoint)
     for note in policy.notes:
         tracker.note(note)
     if options.optimizer.eight_bit:
         adamw_8bit()  # reports at once that it is missing, and is needed to read its state
-    return Loaded(policy, checkpoint, load_state(checkpoint) if checkpoint else None)
+    return Loaded(policy, checkpoint, load_state(checkpoint) if checkpoint else None, limit)
 
 
 def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
@@ -221,22 +221,24 @@ def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
 
 def _check(
     options: RunOptions,
-    policy: Policy,
+    loaded: Loaded,
     rendered: Rendered,
     checker: AnswerChecker,
     tracker: Tracker,
-    checkpoint: Path | None,
     needs_cold_start: bool,
 ) -> Engine:
     """Open the engine. Raises UserError for what would fail later: lengths, rewards, the model, and the engine's limits."""
+    policy = loaded.policy
     longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy)
     for benchmark in rendered.benchmarks:
         longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy))
     check_rewards(policy.tokenizer, rendered.prompts[0][0], checker, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
-    by_torch = isinstance(engine, TorchEngine)
-    check_structure(options.model, longest, tracker.note, samples=by_torch, folder=checkpoint)
+    by_torch, limit = isinstance(engine, TorchEngine), loaded.limit
+    if by_torch and not samples_by_torch(options.rollout, policy.device):  # auto cannot sample this model with vLLM
+        limit = check_structure(options.model, tracker.note, samples=True, folder=loaded.checkpoint)
+    check_reach(limit, longest, str(options.model.name))
     check_model(policy, samples=by_torch)
     if needs_cold_start:
         engine.sync(policy)  # whether weights arrive is known before the cold start, not after it

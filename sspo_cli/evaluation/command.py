@@ -16,7 +16,7 @@ from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, parti
 from sspo_cli.evaluation.comparison import EvalResult, print_comparison
 from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
 from sspo_cli.interruption import Interrupted
-from sspo_cli.model_check import check_model, check_structure
+from sspo_cli.model_check import Limit, check_model, check_reach, check_structure
 from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
 from sspo_cli.preflight import check_lengths
 from sspo_cli.redaction import redacted
@@ -105,21 +105,21 @@ def _measure_target(
 ) -> list[EvalResult]:
     """Measure a target on each benchmark."""
     torch.set_num_threads(target.options.threads)
-    sampled = conditions.max_new_tokens
-    _check_structure(
-        target, sampled, samples_by_torch(target.options.rollout, resolve_device(target.options.device)), bars
-    )
+    rollout, device = target.options.rollout, resolve_device(target.options.device)
+    limit = _check_structure(target, samples_by_torch(rollout, device), bars)
     policy = _load(target)
     for note in policy.notes:
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
     benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
     needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
-    engine = open_engine(target.options.rollout, policy, named=True, learns=False)
+    engine = open_engine(rollout, policy, named=True, learns=False)
     engine.check_capacity(max(needed))
     by_torch = isinstance(engine, TorchEngine)
-    _check_structure(target, max(needed), by_torch, bars)
-    check_model(policy, learns=False, samples=by_torch)
+    if by_torch and not samples_by_torch(rollout, device):  # auto cannot sample this model with vLLM
+        limit = _check_structure(target, True, bars)
+    check_reach(limit, max(needed), target.name)
+    check_model(policy, samples=by_torch)
     if to_record and not target.checkpoint:
         content = {"model": target.model, "options": target.options.model_dump(mode="json")}
         with explain_os_errors("create", target.folder):
@@ -144,12 +144,9 @@ def _measure_target(
     return results
 
 
-def _check_structure(target: Target, reach: int, samples: bool, bars: Progress) -> None:
-    """Check the structure of a target's model, which only samples here."""
+def _check_structure(target: Target, samples: bool, bars: Progress) -> Limit | None:
     try:
-        check_structure(
-            target.options.model, reach, bars.console.print, learns=False, samples=samples, folder=target.checkpoint
-        )
+        return check_structure(target.options.model, bars.console.print, samples=samples, folder=target.checkpoint)
     except UserError as error:
         raise _named(target, error) from None
 

@@ -2,73 +2,79 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import transformers
 import xxhash
+from pydantic import TypeAdapter
 
 import sspo_cli
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.model_check.compare import Row, compare
-from sspo_cli.model_check.structure import NotShrunk, advice, check_small
+from sspo_cli.model_check.structure import Limit, NotShrunk, advice, check_small
 from sspo_cli.policy.model import Policy
 from sspo_cli.policy.pretrained import load_config
+from sspo_cli.tracking.files import write_bytes_atomic
 
 ROOMS = ("policy", "rollout", "model_check")  # of the program, that compute what is checked
 REAL_TOKENS = 64  # of each of two rows
+LIMIT: TypeAdapter[Limit | None] = TypeAdapter(Limit | None)
 
 
 def check_structure(
-    options: ModelOptions,
-    reach: int,
-    note: Callable[[str], object],
-    *,
-    learns: bool = True,
-    samples: bool = True,
-    folder: Path | None = None,
-) -> None:
+    options: ModelOptions, note: Callable[[str], object], *, samples: bool, folder: Path | None = None
+) -> Limit | None:
     """Check a small random model of the same kind; its weights are not needed. What was right is kept in the user's cache.
 
-    reach    tokens that a prompt and its completion may have together
     note     called with a sentence if no small model can be made
-    learns   the model is trained: check its log-probabilities and gradients in batches
     samples  the torch sampler is used: check its log-probabilities
     folder   a checkpoint that is opened instead of the model's own weights
 
-    Raises UserError if the model's config cannot be read, or something is not computed as the model itself does.
+    Returns the length from which on it is not computed right, for `check_reach`. Raises UserError if the model's config cannot
+    be read, or something is not computed as the model itself does.
     """
     if options.name is None:
-        return  # the embedded model, which is small itself and of a kind that is known
+        return None  # the embedded model, which is small itself and of a kind that is known
     source = str(folder) if folder and not (folder / "adapter_config.json").is_file() else options.name
     config = load_config(source, options.revision if source == options.name else None)
-    computed = options.model_dump(include={"attention", "gradient_checkpointing"})
-    key = _key(config.to_json_string(), str(computed), str((reach, learns, samples)))
-    place = _cache() / key
-    if place.exists():
-        return
+    computed = options.model_dump_json(include={"attention", "gradient_checkpointing", "lora"})
+    place = _cache() / f"{_key(config.to_json_string(), computed, str(samples))}.json"
     try:
-        check_small(source, config, options, reach, learns=learns, samples=samples)
+        return LIMIT.validate_json(place.read_bytes())
+    except (OSError, ValueError):
+        pass  # not checked yet
+    try:
+        limit = check_small(source, config, options, samples=samples)
     except NotShrunk as error:
         note(f"no small model of {source} can be made ({error}); it is checked on its weights alone")
-        return
-    try:
+        return None
+    with suppress(OSError, UserError):  # without a place for the cache, every run checks again
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-    except OSError:
-        return  # without a place for the cache, every run checks again
+        write_bytes_atomic(place, LIMIT.dump_json(limit))
+    return limit
 
 
-def check_model(policy: Policy, *, learns: bool = True, samples: bool = True) -> None:
-    """Check a model on its own weights, in the dtype and the mode of the run.
+def check_reach(limit: Limit | None, reach: int, name: str) -> None:
+    """Raise UserError if a prompt and its completion may have more tokens together, `reach`, than model `name` is right for."""
+    if limit and reach > limit.tokens:
+        raise UserError(
+            f"{name} is not computed right for texts longer than {limit.name} = {limit.tokens} tokens, and up to {reach} are "
+            f"asked for: {limit.text}; keep prompt and max_new_tokens together within {limit.tokens}, or choose another model"
+        )
+
+
+def check_model(policy: Policy, *, samples: bool) -> None:
+    """Check a model on its own weights, in the dtype and the mode of the run; the torch sampler too if that `samples`.
 
     Raises UserError if a weight is not finite, or if something is not computed as the model itself does.
     """
     name = getattr(policy.model.config, "name_or_path", "") or type(policy.model).__name__
     _check_finite(policy, name)
     try:
-        wrong = compare(policy, _real_rows(policy), learns=learns, samples=samples)
+        wrong = compare(policy, _real_rows(policy), samples=samples)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of the model's own code, of every class

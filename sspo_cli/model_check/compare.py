@@ -4,6 +4,9 @@ The literal computation is one forward pass of one sequence, without padding or 
 measured, and what differs by more than a multiple of that is wrong. NaN is never within a tolerance.
 """
 
+import inspect
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +22,7 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 MULTIPLE = 16.0  # of the rounding, up to which two ways of computing the same agree
+CACHES = ("past_key_values", "cache_params", "state")  # what models call theirs
 GRADIENTS = 1e-3  # relative difference of two gradients in float32; seen: 1e-5
 
 
@@ -56,11 +60,11 @@ def literal(policy: Policy, row: Row, copies: int = 1, hook: Callable[..., Any] 
     return logits.log_softmax(-1).gather(1, ids[0, len(row.prompt) :, None])[:, 0]
 
 
-def rounding(policy: Policy, rows: Sequence[Row]) -> float:
-    """Measure how far the literal values move by rounding alone.
+def rounding(policy: Policy, rows: Sequence[Row], exact: Sequence[Tensor]) -> float:
+    """Measure how far the literal values `exact` of the rows move by rounding alone.
 
-    By computing two copies of a row at once, and by changing each embedding by as much as rounding it would. Not by computing
-    rows of unequal length together: that a row's values depend on its neighbours is what is looked for.
+    By computing two copies of a row at once, each embedding changed by as much as rounding it would. Not by computing rows of
+    unequal length together: that a row's values depend on its neighbours is what is looked for.
     """
     generator = torch.Generator().manual_seed(0)
     epsilon = torch.finfo(policy.dtype).eps
@@ -70,22 +74,23 @@ def rounding(policy: Policy, rows: Sequence[Row]) -> float:
         return output + output * (noise * epsilon).to(output.dtype)
 
     with torch.no_grad():
-        exact = [literal(policy, row) for row in rows]
-        others = [[literal(policy, row, copies=2), literal(policy, row, hook=perturb)] for row in rows]
-    return max(_distance(a, b) for a, pair in zip(exact, others, strict=True) for b in pair) + epsilon
+        moved = [literal(policy, row, copies=2, hook=perturb) for row in rows]
+    return _distance(exact, moved) + epsilon
 
 
-def compare(policy: Policy, rows: Sequence[Row], *, learns: bool, samples: bool) -> Difference | None:
+def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference | None:
     """Find the first way of computing the rows' log-probabilities that is not the literal one, or None.
 
-    learns   look at `Policy.logprobs` of all rows in a batch, twice, as it is when it trains
-    samples  look at the torch sampler
+    Looks at `Policy.logprobs` of all rows in a batch, twice, as it is when it trains, and at the torch sampler if that
+    `samples`.
     """
     with torch.no_grad():
         expected = [literal(policy, row) for row in rows]
     if not all(values.isfinite().all() for values in expected):
         return Difference("its own log-probabilities are not finite")
-    noise = rounding(policy, rows)
+    noise = rounding(policy, rows, expected)
+    if not math.isfinite(noise):
+        return Difference("its own log-probabilities are not finite when its embeddings are rounded otherwise")
     tolerance = MULTIPLE * noise
 
     def differs(distance: float, what: str, of_sampler: bool = False) -> Difference | None:
@@ -99,31 +104,47 @@ def compare(policy: Policy, rows: Sequence[Row], *, learns: bool, samples: bool)
         with torch.no_grad():
             start = literal(policy, Row(row.prompt, row.completion[:half]))
         if wrong := differs(
-            _distance(start, expected[rows.index(row)][:half]),
+            _distance([start], [expected[rows.index(row)][:half]]),
             "the log-probabilities of a text change when it goes on,",
         ):
             return wrong
-    if learns and (wrong := _compare_learning(policy, rows, expected, differs)):
+    if wrong := _compare_batch(policy, rows, expected, differs):
         return wrong
-    if samples:
-        distance = max(_distance(values, _literal(policy, drawn)) for drawn, values in sample(policy, rows))
-        return differs(distance, "the torch sampler's log-probabilities differ from the model's own", of_sampler=True)
-    return None
+    return _compare_sampler(policy, rows, differs) if samples else None
 
 
-def _compare_learning(
+@torch.no_grad()
+def _compare_sampler(
+    policy: Policy, rows: Sequence[Row], differs: Callable[..., Difference | None]
+) -> Difference | None:
+    drawn, sampled = zip(*sample(policy, rows), strict=True)
+    expected = [literal(policy, row) for row in drawn]
+    of_engine = "the torch sampler's log-probabilities differ from the model's own"
+    wrong = differs(_distance(sampled, expected), of_engine, of_sampler=True)
+    if wrong is None:
+        return None
+    try:
+        distance = _distance([_by_token(policy, row) for row in drawn], expected)
+    except Exception:  # of the model's own code; what is wrong is known without it
+        return wrong
+    of_model = (
+        "computed token by token, as every sampler does, the model's log-probabilities differ from its own of a text"
+    )
+    return differs(distance, of_model) or wrong
+
+
+def _compare_batch(
     policy: Policy, rows: Sequence[Row], expected: Sequence[Tensor], differs: Callable[..., Difference | None]
 ) -> Difference | None:
     batch = batch_of(rows).to(policy.device)
     with torch.no_grad():
         first, second = (policy.logprobs(batch, 1.0)[0] for _ in range(2))
     again = "the log-probabilities of the same batch differ when they are computed again,"
-    if wrong := differs(_distance(first, second), again):
+    if wrong := differs(_distance([first], [second]), again):
         return wrong
     alone = "the log-probabilities of rows in a batch differ from those of each row alone"
-    return differs(
-        max(_distance(ours[: len(theirs)], theirs) for ours, theirs in zip(first, expected, strict=True)), alone
-    )
+    ours = [values[: len(theirs)] for values, theirs in zip(first, expected, strict=True)]
+    return differs(_distance(ours, expected), alone)
 
 
 def compare_gradients(policy: Policy, rows: Sequence[Row]) -> Difference | None:
@@ -147,10 +168,10 @@ def compare_gradients(policy: Policy, rows: Sequence[Row]) -> Difference | None:
 
 
 def sample(policy: Policy, rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
-    """Draw two completions of each row's prompt by the torch sampler; yield them with its log-probabilities [T]."""
+    """Draw two completions of each prompt by the torch sampler; yield them with its log-probabilities [T]."""
     tokens = max(len(row.completion) for row in rows)
-    prompts = [row.prompt for row in rows]
-    groups = TorchEngine(policy, 2 * len(rows)).generate(Request(prompts, 2, Sampling(1.0, tokens, seed=0)))
+    prompts = [list(prompt) for prompt in dict.fromkeys(tuple(row.prompt) for row in rows)]
+    groups = TorchEngine(policy, 2 * len(prompts)).generate(Request(prompts, 2, Sampling(1.0, tokens, seed=0)))
     for prompt, group in zip(prompts, groups, strict=True):
         for completion in group:
             yield Row(prompt, completion.token_ids), torch.tensor(completion.sampling_logprobs)
@@ -169,9 +190,23 @@ def batch_of(rows: Sequence[Row]) -> Batch:
     return replace(batch, groups=torch.tensor([prompts.index(prompt) for prompt in prompts]))
 
 
-def _literal(policy: Policy, row: Row) -> Tensor:
-    with torch.no_grad():
-        return literal(policy, row)
+def _by_token(policy: Policy, row: Row) -> Tensor:
+    """Compute the log-probabilities [T] of a row's completion a token at a time, unpadded, by the cache that the model makes.
+
+    Raises an exception of any class if it makes none.
+    """
+    ids = torch.tensor([row.prompt + row.completion], device=policy.device)
+    model = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
+    name = next(name for name in CACHES if name in inspect.signature(model.forward).parameters)
+    first = len(row.prompt)
+    cache: dict[str, Any] = {}
+    logits: list[Tensor] = []
+    with policy.evaluating(), policy.autocast(), policy.uncompiled():
+        for start, end in itertools.pairwise([0, *range(first, ids.shape[1])]):
+            output = model(input_ids=ids[:, start:end], use_cache=True, **cache)
+            cache = {name: output[name]}
+            logits.append(output.logits[0, -1].float())
+    return torch.stack(logits).log_softmax(-1).gather(1, ids[0, first:, None])[:, 0]
 
 
 def _in_float32(head: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -180,9 +215,15 @@ def _in_float32(head: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor
         return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    """Return the largest absolute difference; NaN if there is any."""
-    return (a.detach().cpu().double() - b.detach().cpu().double()).abs().max().item()
+def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return the largest absolute difference of all values; NaN if there is any."""
+    pairs = zip(ours, theirs, strict=True)
+    return (
+        torch.cat([(a.detach().cpu().double() - b.detach().cpu().double()).flatten() for a, b in pairs])
+        .abs()
+        .max()
+        .item()
+    )
 
 
 @contextmanager

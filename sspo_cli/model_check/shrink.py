@@ -2,26 +2,34 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from sspo_cli.policy.pretrained import config_value
+
 WORDS, FFN_WIDTH, HEADS, EXPERTS, LAYERS = 96, 32, 2, 4, 4
+WIDTH, RANK, STATE = 64, 32, 16  # of models without heads; of low-rank projections; of a state space's head
 FIRST_TOKEN = 8  # ids below may be special
-LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer")
+LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer|num_blocks")
+LAYER_NUMBERS = re.compile(r"\w*layers|\w*layer_(indices|ids)|\w*_idxs")  # lists of layers that are of another kind
 FFN = re.compile(
     r".*(intermediate|ffn|inner|mlp|feed_?forward|block_ff)\w*(size|dim|hidden)|n_inner|.*ffn_dim|d_ff|ffn_hidden"
 )
 EXPERT_COUNTS = re.compile(r"(num|n|moe_num)_?\w*experts|num_moe_experts")
 HEAD_COUNTS = re.compile(r"(num_attention|decoder_attention|encoder_attention|num|n)_heads?|n_head")
 KEY_HEAD_COUNTS = re.compile(r"(num_key_value_heads|num_kv_heads|n_head_kv|n_kv_heads|multi_query_group_num)")
-WIDTHS = re.compile(r"hidden_size|n_embd|d_model|dim|word_embed_proj_dim|embed_dim|embedding_size")
+WIDTHS = re.compile(r"hidden_size|n_embd|d_model|dim|word_embed_proj_dim|emb(ed|edding)?_(dim|size)")
+# Of recurrent layers, whose heads have widths of their own; values have as many heads as keys, or a multiple.
+STATE_HEADS = re.compile(r"linear_num_(key_)?heads")
+STATE_VALUE_HEADS = re.compile(r"linear_num_value_heads|mamba_num_heads")
 TOKENS = re.compile(r".*(token_id|token_index|token_ids)s?")
 SWITCHES = re.compile(
-    r"\w*(window|chunk)(_size)?|original_max_position_embeddings|index_topk|window_size|attention_window\w*"
+    r"\w*(window|chunk)(_size)?|original_max_position_embeddings|attention_window\w*"
+    r"|index_topk|indexer_budget|\w*block_size|\w*_compressed\w*"
 )
-NEVER = 64  # a switch that no row of a check reaches
+SWITCHED, NEVER = 8, 64  # tokens: a switch that some rows of a check pass, and one that none reaches
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -43,14 +51,14 @@ def switches(config: PreTrainedConfig) -> dict[str, int]:
     return found
 
 
-def move_switches(config: PreTrainedConfig, length: int, reach: int) -> PreTrainedConfig:
-    """Put those switches that rows of `reach` tokens pass at `length`, and all others out of reach."""
+def move_switches(config: PreTrainedConfig, names: Collection[str]) -> PreTrainedConfig:
+    """Put the switches of those names within the rows of a check, so that one row stays below, and all others out of reach."""
     moved = copy.deepcopy(config)
     for part in _parts(moved):
         for values in _dictionaries(vars(part)):
             for name, value in list(values.items()):
                 if SWITCHES.fullmatch(name) and type(value) is int and value > 1:
-                    values[name] = length if value < reach else max(value, NEVER)
+                    values[name] = SWITCHED if name in names else max(value, NEVER)
     return moved
 
 
@@ -72,31 +80,16 @@ def _dictionaries(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _shrink_part(part: PreTrainedConfig) -> None:
     values = vars(part)
     layers = _first(part, ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers"))
-    heads = _first(part, ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"))
-    width = _first(part, ("hidden_size", "n_embd", "d_model", "dim"))
-    key_heads = _first(part, ("num_key_value_heads", "num_kv_heads", "n_head_kv"))
-    head_width = getattr(part, "head_dim", None) or (width // heads if width and heads else None)
     if layers:
         _shrink_layers(values, layers)
-    if heads and head_width:
-        # As before, either every head has keys of its own or several share them.
-        shared = key_heads is not None and key_heads < heads
-        _set(values, KEY_HEAD_COUNTS, lambda value: 1 if shared else HEADS)
-        _set(values, HEAD_COUNTS, lambda value: HEADS)
-        _set(values, WIDTHS, lambda value: HEADS * head_width)
-        expand, state_width = getattr(part, "mamba_expand", None), _first(part, ("mamba_d_head", "mamba_headdim"))
-        if expand and state_width:
-            for name in ("mamba_n_heads", "n_mamba_heads"):
-                if name in values:
-                    values[name] = max(1, int(expand * HEADS * head_width) // state_width)
-        if {"state_size", "expand", "num_heads"} <= values.keys():  # heads of state spaces, without attention
-            values["num_heads"] = int(values["expand"] * HEADS)
+    _shrink_widths(part)
     _set(values, FFN, lambda value: FFN_WIDTH)
-    _set(values, re.compile(r"\w*per_tok\w*|\w*top_?k|num_selected_experts"), lambda value: min(value, 2))
+    _set(values, re.compile(r"\w*per_tok\w*|\w*top_?k|num_selected_experts|moe_k"), lambda value: min(value, 2))
     _set(values, EXPERT_COUNTS, lambda value: min(value, EXPERTS))
-    _set(values, re.compile(r"n_group|topk_group|mamba_n_groups|n_groups|mamba_ngroups"), lambda value: 1)
+    _set(values, re.compile(r"n_group|num_expert_group|topk_group|(mamba_)?n_groups|mamba_ngroups"), lambda value: 1)
     _set(values, re.compile(r"(mamba_)?chunk_size"), lambda value: min(value, 16))  # of a kernel: padding takes time
     _set(values, re.compile(r"vocab_size\w*|\w*_vocab_size"), lambda value: WORDS)
+    _set(values, re.compile(r"\w*lora_rank"), lambda value: min(value, RANK))
     _set(values, TOKENS, lambda value: value if value < FIRST_TOKEN else 0)
     for name in ("eos_token_id", "bos_token_id"):
         if isinstance(values.get(name), list):
@@ -104,12 +97,53 @@ def _shrink_part(part: PreTrainedConfig) -> None:
     values.pop("quantization_config", None)
 
 
+def _shrink_widths(part: PreTrainedConfig) -> None:
+    """Keep two heads of the same width, and the proportions of what else depends on them."""
+    values = vars(part)
+    heads = _first(part, ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"))
+    key_heads = _first(part, ("num_key_value_heads", "num_kv_heads", "n_head_kv"))
+    width = _first(part, ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")) or WIDTH
+    head_width = config_value(part, "head_dim") or (width // heads if heads else None)
+    small = HEADS * head_width if head_width else WIDTH
+    if heads:
+        # As before, either every head has keys of its own or several share them.
+        shared = key_heads is not None and key_heads < heads
+        _set(values, KEY_HEAD_COUNTS, lambda value: 1 if shared else HEADS)
+        _set(values, HEAD_COUNTS, lambda value: HEADS)
+    attention_width = _first(part, ("attention_hidden_size",))
+    if attention_width:  # a multiple of the model's
+        values["attention_hidden_size"] = attention_width // width * small
+        if "attention_head_dim" in values:
+            values["attention_head_dim"] = values["attention_hidden_size"] // HEADS
+    _set(values, WIDTHS, lambda value: small)
+    expand, state_width = config_value(part, "mamba_expand"), _first(part, ("mamba_d_head", "mamba_headdim"))
+    if values.get("mamba_d_ssm") and state_width:  # a width that does not depend on the model's
+        values["mamba_n_heads"], values["mamba_d_ssm"] = HEADS, HEADS * state_width
+    elif expand and state_width:
+        for name in ("mamba_n_heads", "n_mamba_heads"):
+            if name in values:
+                values[name] = max(1, int(expand * small) // state_width)
+    _set(values, re.compile("mamba_d_state|ssm_state_size|state_size"), lambda value: min(value, STATE))
+    if {"state_size", "expand", "num_heads"} <= values.keys():  # heads of state spaces, without attention
+        values["num_heads"] = int(values["expand"] * HEADS)
+    _set(values, STATE_HEADS, lambda value: HEADS)
+    _set(values, STATE_VALUE_HEADS, lambda value: 2 * HEADS)
+
+
 def _shrink_layers(values: dict[str, Any], layers: int) -> None:
     """Keep one layer of each kind, by the lists that say what each layer is; periods become the shortest ones."""
     per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers > 1}
+    numbers = {
+        name: value
+        for name, value in values.items()
+        if LAYER_NUMBERS.fullmatch(name) and isinstance(value, list) and name not in per_layer
+    }
+    heterogeneity = values.get("_heterogeneity_spec")  # values that differ by layer
+    overrides = heterogeneity.per_layer_overrides if heterogeneity else {}
     kinds: dict[str, int] = {}
     for index in range(layers):
-        kinds.setdefault(str([value[index] for value in per_layer.values()]), index)
+        kind = [value[index] for value in per_layer.values()], [index in value for value in numbers.values()]
+        kinds.setdefault(str((kind, overrides.get(index))), index)
     chosen = sorted(
         [*kinds.values(), *(index for index in range(layers) if index not in kinds.values())][
             : max(2, min(len(kinds), LAYERS))
@@ -117,6 +151,15 @@ def _shrink_layers(values: dict[str, Any], layers: int) -> None:
     )
     for name, value in per_layer.items():
         values[name] = [value[index] for index in chosen]
+    for name, value in numbers.items():
+        values[name] = [place for place, index in enumerate(chosen) if index in value]
+    if heterogeneity:
+        heterogeneity.per_layer_overrides = {
+            place: overrides[index] for place, index in enumerate(chosen) if index in overrides
+        }
+        for changed in heterogeneity.per_layer_overrides.values():
+            _set(changed, re.compile(f"{KEY_HEAD_COUNTS.pattern}|{HEAD_COUNTS.pattern}"), lambda value: HEADS)
+            _set(changed, re.compile(r"\w*lora_rank"), lambda value: min(value, RANK))
     pattern = values.get("hybrid_override_pattern")
     if isinstance(pattern, str) and len(pattern) == layers:
         letters = dict.fromkeys(pattern)
@@ -129,9 +172,6 @@ def _shrink_layers(values: dict[str, Any], layers: int) -> None:
     _set(
         values, re.compile("first_k_dense_replace|num_kv_shared_layers|max_window_layers"), lambda value: min(value, 1)
     )
-    for name in ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs"):
-        if isinstance(values.get(name), list):
-            values[name] = [index for index in values[name] if index < len(chosen)]
 
 
 def _set(values: dict[str, Any], names: re.Pattern[str], change: Any) -> None:
@@ -143,4 +183,4 @@ def _set(values: dict[str, Any], names: re.Pattern[str], change: Any) -> None:
 
 
 def _first(part: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
-    return next((value for name in names if type(value := getattr(part, name, None)) is int and value > 0), None)
+    return next((value for name in names if type(value := config_value(part, name)) is int and value > 0), None)

@@ -1,25 +1,40 @@
 """The structural check: a small random model of the same kind, in float32, before any weights are fetched."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.config import LoraOptions, ModelOptions
+from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.model_check.compare import Difference, Row, attention, compare, compare_gradients, literal
-from sspo_cli.model_check.shrink import FIRST_TOKEN, NEVER, WORDS, move_switches, shrink, switches
+from sspo_cli.model_check.shrink import FIRST_TOKEN, WORDS, move_switches, shrink, switches
 from sspo_cli.policy.model import Policy, build_policy
 from sspo_cli.policy.pretrained import choose_attention, model_class
 
 CPU = torch.device("cpu")
 TOKENS = 10  # of a completion
-SWITCHED = 8  # tokens after which a switch is put: within the rows, so that one of them stays below it
+LARGEST = 50e6  # weights of a small model: more would take long, and much memory
 
 
 class NotShrunk(Exception):
     """A config of which no small model can be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A length from which on a model is not computed right.
+
+    tokens  that are still right
+    name    of the config's value that says so
+    text    what differs beyond
+    """
+
+    tokens: int
+    name: str
+    text: str
 
 
 class _NoText:
@@ -43,56 +58,51 @@ def rows_to_check() -> list[Row]:
     return [Row(short, ids(3)), Row(short, ids(TOKENS)), Row(long, ids(TOKENS)), Row(long, ids(2))]
 
 
-def check_small(
-    source: str, config: PreTrainedConfig, options: ModelOptions, reach: int, *, learns: bool, samples: bool
-) -> None:
-    """Check the structure of a model for texts of up to `reach` tokens.
+def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *, samples: bool) -> Limit | None:
+    """Check the structure of a model, and return from which length on it is not computed right, or None.
 
     Raises UserError if something is not computed as the model itself does, NotShrunk if no small model can be made.
     """
-    apart = _difference(source, move_switches(shrink(config), NEVER, 0), options, learns, samples)
-    passed = {name: length for name, length in switches(config).items() if length < reach}
-    if apart is None and passed:
-        across = _difference(source, move_switches(shrink(config), SWITCHED, reach), options, learns, samples)
-        if across:
-            length = min(passed.values())
-            raise UserError(
-                f"{source} is not computed right for texts longer than {', '.join(sorted(passed))} = {length} tokens, and up to "
-                f"{reach} are asked for: {across.text}; keep prompt and max_new_tokens together within {length}, or choose "
-                "another model"
-            )
-    if apart:
-        raise UserError(f"{source} is not computed right by sspo: {apart.text}; {advice(apart)}")
+    small, lengths = shrink(config), switches(config)
+    wrong = _difference(source, move_switches(small, ()), options, samples)
+    if wrong:
+        raise UserError(f"{source} is not computed right by sspo: {wrong.text}; {advice(wrong, options.lora)}")
+    across = _difference(source, move_switches(small, lengths), options, samples) if lengths else None
+    if across is None:
+        return None
+    for name in sorted(lengths, key=lambda name: lengths[name]):
+        if wrong := _difference(source, move_switches(small, [name]), options, samples):
+            return Limit(lengths[name], name, wrong.text)
+    return Limit(min(lengths.values()), ", ".join(sorted(lengths)), across.text)
 
 
-def advice(difference: Difference) -> str:
+def advice(difference: Difference, lora: LoraOptions | None = None) -> str:
     """Say what can be done about a difference."""
     if difference.of_sampler:
         return "sample with vLLM (rollout.engine=vllm) or choose another model"
-    return "choose another model"
+    return "name other layers in model.lora.targets or choose another model" if lora else "choose another model"
 
 
-def _difference(
-    source: str, config: PreTrainedConfig, options: ModelOptions, learns: bool, samples: bool
-) -> Difference | None:
+def _difference(source: str, config: PreTrainedConfig, options: ModelOptions, samples: bool) -> Difference | None:
     policy, rows = _random_policy(source, config, options), rows_to_check()
     try:
-        difference = compare(policy, rows, learns=learns, samples=samples)
-        if not difference and learns:
-            difference = compare_gradients(policy, rows)
-        if not difference:
-            difference = _compare_attention(policy, rows)
-    except Exception as error:
+        return (
+            compare(policy, rows, samples=samples)
+            or compare_gradients(policy, rows)
+            or _compare_attention(policy, rows[2])
+        )
+    except Exception as error:  # of the model's own code, of every class
+        if says_memory_is_full(error):
+            raise
         return Difference(f"it fails with {type(error).__name__}: {first_line(error)}", of_sampler=_in_sampler(error))
-    return difference
 
 
-def _compare_attention(policy: Policy, rows: list[Row]) -> Difference | None:
+@torch.no_grad()
+def _compare_attention(policy: Policy, row: Row) -> Difference | None:
     """Compare the attention of the options with the one that every model defines itself."""
-    with torch.no_grad():
-        expected = literal(policy, rows[2])
-        with attention(policy.model, "eager"):
-            eager = literal(policy, rows[2])
+    expected = literal(policy, row)
+    with attention(policy.model, "eager"):
+        eager = literal(policy, row)
     distance = (expected - eager).abs().max().item()
     if distance <= 1e-3 * eager.abs().max().item():
         return None
@@ -112,17 +122,37 @@ def _random_policy(source: str, config: PreTrainedConfig, options: ModelOptions)
     """Make a policy of random weights whose distributions are far from uniform, so that what is wrong shows."""
     kind = model_class(source, config)
     wanted, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            if kind.config_class is config.sub_configs.get("text_config"):  # as AutoModelForCausalLM does
+                config = config.get_text_config()
+            with torch.device("meta"):
+                size = sum(p.numel() for p in kind._from_config(config, dtype=torch.float32).parameters())
+            if size > LARGEST:
+                raise NotShrunk(f"it would still have {size / 1e6:.0f} million weights")
             model = kind._from_config(config, dtype=torch.float32, attn_implementation=wanted)
             model.generation_config.eos_token_id = list(range(FIRST_TOKEN, FIRST_TOKEN + WORDS // 6))
             _spread_out(model)
             model.eval()(input_ids=torch.full((1, 3), FIRST_TOKEN), use_cache=False)
-    except Exception as error:  # of the model's own code
-        raise NotShrunk(first_line(error)) from None
-    plain = {"kernels": "torch", "lora": None, "dtype": "float32", "weights": "float32", "attention": wanted}
-    return build_policy(model, _NoText(), options.model_copy(update=plain), CPU, torch.float32)
+        except Exception as error:  # of the model's own code
+            raise NotShrunk(first_line(error)) from None
+        lora = _lora_of_small(options.lora, model)
+        plain = {"kernels": "torch", "lora": lora, "dtype": "float32", "weights": "float32", "attention": wanted}
+        policy = build_policy(model, _NoText(), options.model_copy(update=plain), CPU, torch.float32)
+        if lora:  # adapters begin as the identity
+            for parameter in policy.parameters:
+                nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
+    return policy
+
+
+def _lora_of_small(lora: LoraOptions | None, model: nn.Module) -> LoraOptions | None:
+    """Return the adapters for a small model: of the layers named by a path, those of that kind that it has."""
+    if lora is None or isinstance(lora.targets, str):
+        return lora
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = [target for target in (path.rpartition(".")[2] for path in lora.targets) if target in names]
+    return lora.model_copy(update={"targets": targets}) if targets else None
 
 
 @torch.no_grad()

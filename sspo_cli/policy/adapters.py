@@ -40,7 +40,7 @@ def add_adapters(model: Any, options: LoraOptions, saved: Path | None) -> Any:
     except Exception as error:  # peft and the model's own modules raise of every class
         raise UserError(
             f"adapters cannot be put on model.lora.targets = {_written(options.targets)} of {type(model).__name__}: "
-            f"{first_line(error)}; name linear layers of its attention, such as {_examples(model)}"
+            f"{first_line(error)}; name other linear layers, such as {_examples(model, str(error))}"
         ) from None
 
 
@@ -95,11 +95,11 @@ def _is_tied(model: Any) -> bool:
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def _examples(model: Any) -> str:
+def _examples(model: Any, refused: str) -> str:
+    """Name a few linear layers, those of attention first, that the error does not name."""
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    attention = sorted(
-        name for name in names if name in ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj")
-    )
+    names = {name for name in names if f"'{name}'" not in refused}
+    attention = sorted(names & {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj"})
     return ", ".join(attention or sorted(names)[:3]) or "none that it has"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sspo_cli.config import ModelOptions
@@ -29,7 +30,7 @@ transformers_logging.set_verbosity_error()
 for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
     logging.getLogger(name).setLevel(logging.ERROR)
 
-CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
+CONTEXT_NAMES = ("max_position_embeddings", "model_max_length", "max_seq_len", "max_sequence_length", "seq_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -75,7 +76,10 @@ class Policy:
     def decoder(self) -> nn.Module:
         """The transformer without its vocabulary projection."""
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        return getattr(model, model.base_model_prefix)
+        decoder = getattr(model, model.base_model_prefix, None)
+        if decoder is None:  # Llama-4 has the prefix of its multimodal wrapper
+            decoder = next(part for part in model.children() if isinstance(part, PreTrainedModel))
+        return decoder
 
     @property
     def head(self) -> nn.Linear:

@@ -39,6 +39,14 @@ def load_config(source: str, revision: str | None = None) -> Any:
     return config
 
 
+def config_value(config: Any, name: str) -> Any:
+    """Read a value of a config, None if it has none; of one that varies by layer, that of all layers but the exceptions."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # it varies by layer, transformers says
+        return vars(config).get(name)
+
+
 def model_class(source: str, config: Any) -> Any:
     """Find the class of a causal LM with that config. Raises UserError if transformers has none."""
     try:
@@ -114,7 +122,7 @@ def _loading(source: str) -> AbstractContextManager[None]:
 def _check_sizes(source: str, config: Any) -> None:
     """Raise UserError for sizes that no model has: building it would fail in some layer, or hang."""
     for name, largest in LARGEST_SIZES.items():
-        size = getattr(config.get_text_config(), name, None)
+        size = config_value(config.get_text_config(), name)
         sizes = size if isinstance(size, list | tuple) else [] if size is None else [size]  # some vary by layer
         if not all(type(size) is int and 0 <= size <= largest for size in sizes):
             raise UserError(f"the config of {source} has {name} = {size!r}; it must be from 1 to {largest:,}")

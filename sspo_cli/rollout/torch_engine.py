@@ -1,5 +1,6 @@
 """Sampling with the policy's own model: each prompt is prefilled once for its whole group, finished rows leave the batch."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -69,6 +70,8 @@ class TorchEngine:
         width = tokens.shape[1]
         attention = nn.functional.pad(attention, (0, sampling.max_new_tokens), value=1)
         cache = _growing_cache(policy)
+        # Of a state space alone; such a model also wants no mask for a single token.
+        state_space = "cache_params" in inspect.signature(policy.decoder.forward).parameters
         rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, not all of them still sampling
         going_on = torch.ones_like(rows, dtype=torch.bool)
         seeds = [sampling.seed_of(index) for index in range(len(prompts))]
@@ -78,14 +81,15 @@ class TorchEngine:
 
         for step in range(sampling.max_new_tokens):
             visible = attention[:, : width + step]
-            hidden = policy.decoder(
-                input_ids=tokens,
+            if step and policy.shares_prompts:
                 # Of full attention, a mask in its last form spares transformers making it of this one anew for each token.
-                attention_mask=visible.bool()[:, None, None] if step and policy.shares_prompts else visible,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+                visible = visible.bool()[:, None, None]
+            cached = (
+                {"cache_params": cache, "attention_mask": None if step else visible}
+                if state_space
+                else {"past_key_values": cache, "attention_mask": visible, "position_ids": positions}
+            )
+            hidden = policy.decoder(input_ids=tokens, use_cache=True, **cached).last_hidden_state[:, -1]
             logits = project(hidden)
             positions = positions[:, -1:] + 1
             if step == 0:  # from here on, one row for each completion

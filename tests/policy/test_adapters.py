@@ -68,7 +68,7 @@ def test_an_adapter_on_an_untied_embedding_reaches_the_sampler(tmp_path, make_ba
 def test_all_linear_where_peft_refuses_it_is_a_sentence(tmp_path):
     MambaForCausalLM(MambaConfig(**SHAPE, state_size=4)).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"targets = all-linear of MambaForCausalLM: .*; name linear layers"):
+    with pytest.raises(UserError, match=r"targets = all-linear of MambaForCausalLM: .*; name other linear layers"):
         load_policy(ModelOptions(name=str(tmp_path), lora=LoraOptions()), CPU)
 
 

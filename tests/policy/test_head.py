@@ -15,7 +15,7 @@ from transformers import (
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.head import measure_transform
-from sspo_cli.policy.model import load_policy
+from sspo_cli.policy.model import build_policy
 from sspo_cli.policy.tiny import tiny_tokenizer
 from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
@@ -25,7 +25,7 @@ SHAPE = {
     "vocab_size": 270,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "initializer_range": 0.5,
 }
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -37,12 +37,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_scale_and_a_soft_cap_count_in_values_gradients_and_samples(tmp_path, make_batch, name):
+def test_a_scale_and_a_soft_cap_count_in_values_gradients_and_samples(make_batch, name):
     kind, config, (scale, cap) = MODELS[name]
     torch.manual_seed(0)
-    kind(config).save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    policy, batch = load_policy(ModelOptions(name=str(tmp_path)), CPU), make_batch()
+    policy, batch = build_policy(kind(config), tiny_tokenizer(), ModelOptions(), CPU, torch.float32), make_batch(2, 2)
     assert policy.transform.scale == pytest.approx(scale)
     assert policy.transform.cap == (None if cap is None else pytest.approx(cap))
 
