@@ -8,7 +8,11 @@ from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy, check_ids
 from sspo_cli.rewards import AnswerChecker, grade
+from sspo_cli.rollout.episodes import NO_STAGE, Stage
 from sspo_cli.types import Prompt
+
+CALL = "6*7"  # the code that a perfect episode runs
+CLOSING = "</think>"
 
 # Bytes that are needed at least, so that only what can never fit is refused.
 PER_COMPLETION = 512  # its token ids, text and reward as Python objects
@@ -47,12 +51,19 @@ def check_sizes(options: RunOptions) -> None:
             )
 
 
-def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: Callable[[str], None]) -> None:
+def check_rewards(
+    tokenizer: Any, prompt: Prompt, checker: AnswerChecker, stage: Stage, note: Callable[[str], None]
+) -> None:
     """Note one rendered prompt and the rewards of four synthetic completions, encoded and decoded as sampled ones are.
 
-    Raises UserError if the perfect one does not reach 2.0, because of a chat template that swallows the tags, say, or of a
-    gold answer that does not agree with itself.
+    Of a problem with an environment, the reward of a perfect episode instead: a call, and the gold answer. Raises UserError
+    if the perfect one does not reach 2.0, because of a chat template that swallows the tags, say, or of a gold answer that
+    does not agree with itself.
     """
+    note(f"the first prompt, rendered:\n{prompt.text}")
+    if prompt.problem.environment:
+        _check_episode(prompt, stage, note)
+        return
     gold = prompt.problem.answer
     wrong = "1" if gold == "0" else "0"
     completions = {
@@ -67,7 +78,6 @@ def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: 
         texts.append(prompt.opening + tokenizer.decode(ids, skip_special_tokens=False))
     rewards = grade(texts, [gold] * len(texts), checker)
     scores = ", ".join(f"{name} {reward.total:g}" for name, reward in zip(completions, rewards, strict=True))
-    note(f"the first prompt, rendered:\n{prompt.text}")
     note(f"rewards of synthetic completions: {scores}")
     if rewards[0].total < 2.0:
         raise UserError(
@@ -77,7 +87,35 @@ def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: 
         )
 
 
-def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> int:
+def _check_episode(prompt: Prompt, stage: Stage, note: Callable[[str], None]) -> None:
+    """Play a perfect episode, each turn encoded and decoded as a sampled one is. Raises UserError if it is not solved."""
+    problem, dialogue = prompt.problem, stage.dialogue
+    assert problem.environment
+    assert dialogue
+    environment = stage.environments[problem.environment]
+    episode = environment.open(problem, seed=0)
+    answers: list[str | None] = []
+    try:
+        for written in (f"<execute>{CALL}</execute>", f"<solution>{problem.answer}</solution>"):
+            opening = dialogue.opening if answers else prompt.opening
+            ids = dialogue.encode_turn(written, "")
+            text = f"{opening}{CLOSING if opening else ''}{dialogue.tokenizer.decode(ids, skip_special_tokens=False)}"
+            answers += environment.step([(episode, text)])
+            if episode.over:
+                break
+            dialogue.bridge(ids, str(answers[-1]))
+    finally:
+        environment.close([episode])
+    total = episode.reward.total
+    note(f"a perfect episode: the call {CALL} was answered {answers[0]!r}, and the gold answer earns {total:g}")
+    if total < 2.0 and episode.limits.turns > 1:
+        raise UserError(
+            f"a perfect episode of problem {problem.id} of {problem.task} earns {total:g} instead of 2 (it ended by "
+            f"{episode.outcome.ended}); choose another tokenizer, or mend the gold answer"
+        )
+
+
+def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy, stage: Stage = NO_STAGE) -> int:
     """Return how many tokens a prompt and its completion may have at most, over all of them.
 
     Raises UserError for a prompt with tokens that the model does not have, and for one that leaves too little of the model's
@@ -86,12 +124,13 @@ def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy
     longest = 0
     for prompt in prompts:
         check_ids(prompt.token_ids, policy, f"the prompt of problem {prompt.problem.id} of {prompt.problem.task}")
-        needed = len(prompt.token_ids) + max_new_tokens
+        room = stage.longest(prompt, max_new_tokens)
+        needed = len(prompt.token_ids) + room
         longest = max(longest, needed)
         if policy.context is not None and needed > policy.context:
             raise UserError(
                 f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
-                f"prompt and {max_new_tokens} for the completion, but the model's context is {policy.context}; "
-                "lower max_new_tokens or leave the problem out"
+                f"prompt and {room} for the completion, but the model's context is {policy.context}; "
+                f"lower {'episode.max_tokens' if prompt.problem.environment else 'max_new_tokens'} or leave the problem out"
             )
     return longest

@@ -1,7 +1,7 @@
 """From a config to a run: everything that `train.train` works with, and how the run ended."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sspo_cli.config import VALIDATION, RunOptions, TaskOptions, differences, may_change
+from sspo_cli.config import ENVIRONMENTS, VALIDATION, EpisodeOptions, RunOptions, TaskOptions, differences, may_change
+from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.interruption import Interruption
@@ -24,11 +25,11 @@ from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine, samples_by_torch
 from sspo_cli.rollout.engine import Engine
+from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.run.failures import explained_full_disk, explained_full_memory
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
-from sspo_cli.tasks.prompts import render
 from sspo_cli.tasks.validation import hold_out, without
 from sspo_cli.tracking.health import health
 from sspo_cli.tracking.run_folder import RunFolder
@@ -85,8 +86,11 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         tracker = stack.enter_context(open_tracker(folder))
         interruption = stack.enter_context(Interruption())
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
+        episode = options.episode or EpisodeOptions()
+        opened = open_environments(options.environments, episode, checker)
+        environments = stack.enter_context(opened)  # before gold answers are loaded
         with explained_full_memory(folder), explained_compiler_errors():
-            train(prepare(folder, options, tracker, interruption, checker, resumed_by))
+            train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
         for sign in health(folder.metrics()):
             tracker.note(f"health: {sign}")
         tracker.note(
@@ -129,6 +133,7 @@ def prepare(
     tracker: Tracker,
     interruption: Interruption,
     checker: AnswerChecker,
+    environments: Mapping[str, Environment],
     resumed_by: Sequence[str] | None = None,
 ) -> Run:
     """Load or resumes everything; runs the cold start if it is not done yet.
@@ -153,14 +158,15 @@ def prepare(
         checkpoint = loaded.checkpoint.name if loaded.checkpoint else None
         if moved := folder.note_resume(resumed_by, checkpoint, lost):
             tracker.note(f"the program is not that of the start before, so the end may differ: {'; '.join(moved)}")
-    rendered = _render(options, policy, tracker)
+    stage = Stage.of(environments, options.episode or EpisodeOptions(), policy)
+    rendered = _render(options, policy, stage, tracker)
     needs_cold_start = loaded.checkpoint is None and options.cold_start.steps > 0
-    engine = _check(options, policy, rendered, checker, tracker, loaded.checkpoint, needs_cold_start)
+    engine = _check(options, policy, stage, rendered, checker, tracker, loaded.checkpoint, needs_cold_start)
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
         folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)
     if needs_cold_start:
-        policy = _start_cold(folder, options, policy, rendered, tracker, interruption)
+        policy = _start_cold(folder, options, policy, stage, rendered, tracker, interruption)
     optimizer = adamw(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
@@ -174,6 +180,7 @@ def prepare(
         objective=_objective(options),
         optimizer=optimizer,
         engine=engine,
+        stage=stage,
         prompts=rendered.prompts,
         benchmarks=rendered.benchmarks,
         checker=checker,
@@ -184,7 +191,10 @@ def prepare(
 
 
 def _objective(options: RunOptions) -> Objective:
-    return build_objective(**options.objective.model_dump(), token_limit=options.rollout.max_new_tokens)
+    limit = options.rollout.max_new_tokens
+    if options.episode and any(task.name in ENVIRONMENTS for task in options.tasks):
+        limit = options.episode.max_tokens
+    return build_objective(**options.objective.model_dump(), token_limit=limit)
 
 
 def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
@@ -205,16 +215,16 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     return Loaded(policy, checkpoint, load_state(checkpoint) if checkpoint else None)
 
 
-def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
+def _render(options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker) -> Rendered:
     """Read the problems to train and to measure on, holds the validation problems out, and renders all of them."""
     task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
     problems, held_out = hold_out(_problems_by_task(options.tasks), task_weights, evaluation.validation)
-    prompts = _render_by_task(problems, options, policy, tracker)
+    prompts = _render_by_task(problems, options, policy, stage, tracker)
     names = [(task.label, task.split) for task in evaluation.benchmarks]
     to_measure = _problems_by_task(evaluation.benchmarks)
     if held_out:
         names, to_measure = [(VALIDATION, VALIDATION), *names], [held_out, *to_measure]
-    rendered = _render_by_task(to_measure, options, policy, tracker)
+    rendered = _render_by_task(to_measure, options, policy, stage, tracker)
     benchmarks = [Benchmark(*name, prompts) for name, prompts in zip(names, rendered, strict=True)]
     return Rendered(prompts, benchmarks, held_out)
 
@@ -222,6 +232,7 @@ def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
 def _check(
     options: RunOptions,
     policy: Policy,
+    stage: Stage,
     rendered: Rendered,
     checker: AnswerChecker,
     tracker: Tracker,
@@ -229,10 +240,11 @@ def _check(
     needs_cold_start: bool,
 ) -> Engine:
     """Open the engine. Raises UserError for what would fail later: lengths, rewards, the model, and the engine's limits."""
-    longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy)
+    longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy, stage)
     for benchmark in rendered.benchmarks:
-        longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy))
-    check_rewards(policy.tokenizer, rendered.prompts[0][0], checker, tracker.note)
+        longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy, stage))
+    for prompts in rendered.prompts[:1] if not stage.environments else rendered.prompts:
+        check_rewards(policy.tokenizer, prompts[0], checker, stage, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
     by_torch = isinstance(engine, TorchEngine)
@@ -249,14 +261,17 @@ def _start_cold(
     folder: RunFolder,
     options: RunOptions,
     policy: Policy,
+    stage: Stage,
     rendered: Rendered,
     tracker: Tracker,
     interruption: Interruption,
 ) -> Policy:
     """Run the cold start on the demonstrations of its own tasks, or else of the run's, never on validation problems."""
     demonstrated = [without(problems, rendered.held_out) for problems in _problems_by_task(options.cold_start.tasks)]
-    prompts = _render_by_task(demonstrated, options, policy, tracker) if demonstrated else rendered.prompts
-    demonstrations = demonstrations_of(list(itertools.chain(*prompts)), policy)
+    prompts = _render_by_task(demonstrated, options, policy, stage, tracker) if demonstrated else rendered.prompts
+    demonstrations = demonstrations_of(
+        list(itertools.chain(*prompts)), policy, stage.dialogue, stage.options.max_tokens
+    )
     cache = folder.path.parent / COLD_STARTS
     with tracker.stage("cold start", options.cold_start.steps):
         policy, result = cold_start(policy, demonstrations, options, cache, interruption, tracker.advance, tracker.note)
@@ -269,7 +284,7 @@ def _problems_by_task(tasks: Sequence[TaskOptions]) -> list[list[Problem]]:
 
 
 def _render_by_task(
-    problems_by_task: Sequence[Sequence[Problem]], options: RunOptions, policy: Policy, tracker: Tracker
+    problems_by_task: Sequence[Sequence[Problem]], options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker
 ) -> list[list[Prompt]]:
     prompts_by_task: list[list[Prompt]] = []
     with tracker.stage("rendering prompts", sum(map(len, problems_by_task))):
@@ -277,7 +292,7 @@ def _render_by_task(
             prompts: list[Prompt] = []
             for start in range(0, len(problems), RENDERED_AT_A_TIME):
                 part = problems[start : start + RENDERED_AT_A_TIME]
-                prompts += [render(problem, options.prompt, policy.tokenizer) for problem in part]
+                prompts += [stage.render(problem, options.prompt, policy.tokenizer) for problem in part]
                 tracker.advance(len(part))
             prompts_by_task.append(prompts)
     return prompts_by_task

@@ -40,6 +40,19 @@ def test_table_2_is_the_paper_s_setting(size: str):
     assert options.evaluation.validation == 256
 
 
+@pytest.mark.parametrize("size", ["8B", "14B", "30B-A3B"])
+def test_the_code_half_of_table_2_differs_from_the_other_in_its_tasks_alone(size: str):
+    maths, code = (load_config([CONFIGS / f"table2-qwen3-{size.lower()}{half}.yaml"]) for half in ("", "-codeact"))
+    assert [task.name for task in code.tasks] == ["codeact"]
+    assert [task.name for task in code.evaluation.benchmarks] == ["codeact", "mint", "wtq"]
+    assert code.episode is not None
+    assert (code.episode.turns, code.episode.proposals) == (5, 2)
+    tasks = {name: getattr(maths, name) for name in ("tasks", "evaluation", "prompt", "cold_start")}
+    alike = code.model_copy(update={**tasks, "episode": None})
+    assert alike == maths
+    assert code.evaluation.model_copy(update={"benchmarks": maths.evaluation.benchmarks}) == maths.evaluation
+
+
 def trials_of(name: str) -> list[Trial]:
     return load_sweep(CONFIGS / "sweeps" / f"{name}.yaml", [], runs_dir=Path("no-runs"))
 
@@ -87,10 +100,11 @@ def test_the_swapped_twin_exchanges_the_two_temperatures_of_every_pair_and_nothi
     assert len(swapped) == (3 + 4 * 2) * seeds
 
 
-def test_the_sweep_of_table_2_has_its_models_and_methods():
-    trials = trials_of("table2")
+@pytest.mark.parametrize("half", ["", "-codeact"])
+def test_the_sweep_of_table_2_has_its_models_and_methods(half: str):
+    trials = trials_of(f"table2{half}")
     for size in ("8B", "14B", "30B-A3B"):
-        config = load_config([CONFIGS / f"table2-qwen3-{size.lower()}.yaml"])
+        config = load_config([CONFIGS / f"table2-qwen3-{size.lower()}{half}.yaml"])
         of_it = [trial for trial in trials if trial.options.model.name == config.model.name]
         assert grids_of(of_it) == {"grpo": EPS, "gspo": GSPO, "sapo": SAPO, "atanlog": TAU}
         assert len(of_it) == 9 * 3

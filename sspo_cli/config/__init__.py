@@ -15,9 +15,11 @@ from sspo_cli.config.files import (
 )
 from sspo_cli.config.options import (
     DEFAULT_METHOD,
+    ENVIRONMENTS,
     VALIDATION,
     CheckpointOptions,
     ColdStartOptions,
+    EpisodeOptions,
     EvaluationOptions,
     LearningOptions,
     LoraOptions,
@@ -36,9 +38,11 @@ from sspo_cli.config.options import (
 
 __all__ = [
     "DEFAULT_METHOD",
+    "ENVIRONMENTS",
     "VALIDATION",
     "CheckpointOptions",
     "ColdStartOptions",
+    "EpisodeOptions",
     "EvaluationOptions",
     "LearningOptions",
     "LoraOptions",

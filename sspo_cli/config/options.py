@@ -108,6 +108,9 @@ class TinyModelOptions(Options):
     seed: TorchSeed = Field(
         0, description="of the initial weights; not the run's seed, so that all seeds share a cold start"
     )
+    action_tags: bool = Field(
+        False, description="whether <execute>, <solution> and their ends are tokens, for tasks in episodes"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -162,7 +165,31 @@ class ModelOptions(Options):
         return self
 
 
-TaskName = Literal["arithmetic", "gsm8k", "deepmath", "dapo", "math500", "aime24", "aime25", "file"]
+TaskName = Literal[
+    "arithmetic",
+    "calculator",
+    "calculator-two",
+    "gsm8k",
+    "deepmath",
+    "dapo",
+    "codeact",
+    "codeact-tasks",
+    "math500",
+    "aime24",
+    "aime25",
+    "mint",
+    "wtq",
+    "file",
+]
+# The environment of each task whose problems are played in episodes.
+ENVIRONMENTS = {
+    "calculator": "calculator",
+    "calculator-two": "calculator",
+    "codeact": "codeact",
+    "codeact-tasks": "codeact",
+    "mint": "codeact",
+    "wtq": "codeact",
+}
 
 
 class TaskOptions(Options):
@@ -250,6 +277,23 @@ class RolloutOptions(Options):
                 "rollout.vllm is given, but rollout.engine = torch; set rollout.engine=vllm or leave it out"
             )
         return self
+
+
+class EpisodeOptions(Options):
+    """Episodes of several turns, for tasks with an environment. `rollout.max_new_tokens` is a turn's."""
+
+    turns: PositiveInt = Field(5, le=1000, description="k, turns of the policy")
+    proposals: PositiveInt = Field(2, le=1000, description="how many of them may propose a solution")
+    max_tokens: PositiveInt = Field(
+        4096, le=10**7, description="of a completion, what the policy reads between its turns included"
+    )
+    thinking: bool = Field(
+        False, description="for chat templates that have a choice: whether the policy thinks before a turn"
+    )
+    observation_chars: PositiveInt = Field(2000, description="of what a program prints, the rest is cut")
+    call_timeout: PositiveFloat = Field(30.0, le=86_400, description="seconds that a program may run in a turn")
+    memory_mib: PositiveInt = Field(512, le=2**22, description="memory of a program")
+    parallel: PositiveInt | None = Field(None, description="programs that run at a time; null: as many as cores")
 
 
 class LearningOptions(Options):
@@ -380,12 +424,36 @@ class RunOptions(Options):
     model: ModelOptions = ModelOptions()
     tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1)
     rollout: RolloutOptions = RolloutOptions()
+    episode: EpisodeOptions | None = Field(None, description="of tasks in episodes; null without such a task")
     learning: LearningOptions = LearningOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     cold_start: ColdStartOptions = ColdStartOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     wandb: WandbOptions = WandbOptions()
+
+    @property
+    def environments(self) -> set[str]:
+        """Names of the environments that any of its tasks needs."""
+        tasks = [*self.tasks, *self.evaluation.benchmarks, *self.cold_start.tasks]
+        return {ENVIRONMENTS[task.name] for task in tasks if task.name in ENVIRONMENTS}
+
+    @model_validator(mode="after")
+    def _episodes_have_an_environment(self) -> Self:
+        if not self.environments:
+            if self.episode:
+                raise ValueError(
+                    f"episode is given, but no task is played in episodes; those are {', '.join(ENVIRONMENTS)}"
+                )
+            return self
+        if self.episode is None:  # so that a run folder says what was run
+            object.__setattr__(self, "episode", EpisodeOptions())
+        longest = max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens or 0)
+        if self.episode and self.episode.max_tokens < longest:
+            raise ValueError(
+                f"episode.max_tokens = {self.episode.max_tokens} is less than a single turn may have, max_new_tokens = {longest}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _minibatches_are_equal(self) -> Self:

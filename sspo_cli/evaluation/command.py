@@ -1,7 +1,9 @@
 """`sspo eval`: targets on benchmarks, one model after the other."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sspo_cli.config import RunOptions, TaskOptions
+from sspo_cli.config import ENVIRONMENTS, EpisodeOptions, RunOptions, TaskOptions
+from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
 from sspo_cli.evaluation.comparison import EvalResult, print_comparison
@@ -22,9 +25,9 @@ from sspo_cli.preflight import check_lengths
 from sspo_cli.redaction import redacted
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine, samples_by_torch
+from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
-from sspo_cli.tasks.prompts import render
 from sspo_cli.tracking.files import explain_os_errors, write_json_atomic
 from sspo_cli.tracking.text import pass_at_1
 from sspo_cli.types import Problem
@@ -67,12 +70,16 @@ def measure(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     results: list[EvalResult] = []
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
+        with (
+            ExitStack() as stack,
+            Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars,
+        ):
+            judges = [stack.enter_context(_open_judge(target, tasks)) for target, _, tasks in plans]
             all_tasks = dict.fromkeys(task for _, _, tasks in plans for task in tasks)
             problems = {task: _read(task, limit, bars) for task in all_tasks}
-            for target, conditions, tasks in plans:
+            for (target, conditions, tasks), judge in zip(plans, judges, strict=True):
                 of_target = {task: problems[task] for task in tasks}
-                results += _measure_target(target, conditions, of_target, not limit, bars)
+                results += _measure_target(target, conditions, of_target, judge, not limit, bars)
     except torch.OutOfMemoryError:
         raise UserError("the GPU's memory is full; lower rollout.max_rows, of a run in its config.json") from None
     except KeyboardInterrupt:
@@ -89,6 +96,25 @@ def measure(
             result.partial.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """What decides about answers, started before gold answers are loaded."""
+
+    checker: AnswerChecker
+    environments: Mapping[str, Environment]
+
+
+@contextmanager
+def _open_judge(target: Target, tasks: Sequence[TaskOptions]) -> Iterator[_Judge]:
+    names = {ENVIRONMENTS[task.name] for task in tasks if task.name in ENVIRONMENTS}
+    episode = target.options.episode or EpisodeOptions()
+    with (
+        AnswerChecker(timeout=target.options.answer_timeout) as checker,
+        open_environments(names, episode, checker) as environments,
+    ):
+        yield _Judge(checker, environments)
+
+
 def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]:
     bar = bars.add_task(f"reading {task.label}", total=None)
     problems = load_problems(task.name, path=task.path, split=task.split, limit=limit or task.limit)
@@ -100,6 +126,7 @@ def _measure_target(
     target: Target,
     conditions: Conditions,
     problems: Mapping[TaskOptions, Sequence[Problem]],
+    judge: _Judge,
     to_record: bool,
     bars: Progress,
 ) -> list[EvalResult]:
@@ -112,8 +139,9 @@ def _measure_target(
     policy = _load(target)
     for note in policy.notes:
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
-    benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
-    needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
+    stage = Stage.of(judge.environments, target.options.episode or EpisodeOptions(), policy)
+    benchmarks = [_render(task, of_task, conditions.prompt, policy, stage, bars) for task, of_task in problems.items()]
+    needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy, stage) for benchmark in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
     engine = open_engine(target.options.rollout, policy, named=True, learns=False)
     engine.check_capacity(max(needed))
@@ -128,18 +156,19 @@ def _measure_target(
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)
     results = []
-    with AnswerChecker(timeout=target.options.answer_timeout) as checker:
-        for benchmark in benchmarks:
-            bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
-            path = partial_path(folder, benchmark, conditions, model) if to_record else None
-            rows = evaluate(engine, benchmark, checker, conditions, partial(bars.advance, bar), path)
-            if to_record:
-                summary = record(folder, rows, benchmark, conditions, target.step, checkpoint)
-            else:
-                summary = {**summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
-            bars.remove_task(bar)
-            bars.console.print(f"{target.name}: {benchmark.name} Pass@1 {pass_at_1(summary)}", soft_wrap=True)
-            results.append(EvalResult(target.name, summary, rows, path))
+    for benchmark in benchmarks:
+        bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
+        path = partial_path(folder, benchmark, conditions, model) if to_record else None
+        rows = evaluate(engine, benchmark, judge.checker, conditions, partial(bars.advance, bar), path, stage)
+        if to_record:
+            summary = record(folder, rows, benchmark, conditions, target.step, checkpoint)
+        else:
+            summary = {**summarize(rows, benchmark, conditions), "checkpoint": checkpoint}
+        bars.remove_task(bar)
+        parts = {f"{benchmark.name}/{name}": {**summary, **part} for name, part in summary.get("parts", {}).items()}
+        for name, measured in {benchmark.name: summary, **parts}.items():
+            bars.console.print(f"{target.name}: {name} Pass@1 {pass_at_1(measured)}", soft_wrap=True)
+        results.append(EvalResult(target.name, summary, rows, path))
     return results
 
 
@@ -172,7 +201,9 @@ def _named(target: Target, error: UserError) -> UserError:
     return UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}")
 
 
-def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:
+def _render(
+    task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, stage: Stage, bars: Progress
+) -> Benchmark:
     with_progress = bars.track(problems, description=f"rendering {task.label}")
-    prompts = [render(problem, template, policy.tokenizer) for problem in with_progress]
+    prompts = [stage.render(problem, template, policy.tokenizer) for problem in with_progress]
     return Benchmark(task.label, task.split, prompts)

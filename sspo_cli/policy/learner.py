@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import Objective, ratio_metrics
-from sspo_cli.policy.batch import Batch
+from sspo_cli.policy.batch import OUTCOME, Batch
 from sspo_cli.policy.model import Policy
 
 
@@ -125,6 +125,16 @@ def reward_metrics(minibatch: Batch, group_size: int) -> dict[str, float]:
         "reward/format": form.mean().item(),
         "reward/std": groups.std(dim=1).mean().item(),
         "groups/equal_reward": (groups.amax(dim=1) == groups.amin(dim=1)).float().mean().item(),
-        "completions/length": minibatch.lengths.float().mean().item(),
+        "completions/length": minibatch.own_lengths.float().mean().item(),
         "completions/truncated": minibatch.truncated.float().mean().item(),
     }
+
+
+def episode_metrics(minibatch: Batch) -> dict[str, float]:
+    """Compute the means of what `OUTCOME` names over the minibatch's own episodes; nothing without one."""
+    outcomes = minibatch.outcomes[~minibatch.outcomes.isnan().any(dim=1)]
+    return (
+        {f"episodes/{name}": value for name, value in zip(OUTCOME, outcomes.mean(dim=0).tolist(), strict=True)}
+        if len(outcomes)
+        else {}
+    )

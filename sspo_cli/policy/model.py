@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -180,12 +180,22 @@ def fingerprint(policy: Policy) -> str:
     return digest.hexdigest()
 
 
-def check_ids(ids: Sequence[int], policy: Policy, what: str) -> None:
+class Vocabulary(Protocol):
+    """What tokens are checked against: a policy, or what is kept of one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+
+def check_ids(ids: Sequence[int], model: Vocabulary, what: str) -> None:
     """Raise UserError if `what` has tokens that the tokenizer knows and the model has no weights for."""
-    if max(ids, default=0) >= policy.vocabulary:
+    if max(ids, default=0) >= model.vocabulary:
         token = max(ids)
         raise UserError(
-            f"{what} has token {token} ({policy.tokenizer.decode([token])!r}), but the model has only {policy.vocabulary}: its "
+            f"{what} has token {token} ({model.tokenizer.decode([token])!r}), but the model has only {model.vocabulary}: its "
             "tokenizer was extended without it; resize the model's embeddings (resize_token_embeddings) and save it again"
         )
 
@@ -217,7 +227,7 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     source = str(folder) if folder is not None and adapter is None else options.name
     notes: list[str] = []
     if source is None:
-        tokenizer = tiny_tokenizer()
+        tokenizer = tiny_tokenizer(options.tiny.action_tags)
         model = tiny_model(options.tiny, tokenizer, weights_dtype)
     else:
         revision = options.revision if source == options.name else None

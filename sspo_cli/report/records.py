@@ -18,8 +18,10 @@ from sspo_cli.tracking.shapes import ANSWER, MEASURED_MODEL
 # Which checkpoint's numbers go into the tables: the one after the last step, or the best one by validation.
 Select = Literal["last", "best"]
 
+PART = "/"  # between the name of a benchmark and that of a part of it
 # What a Pass@1 was measured with; numbers that differ in it are never put in one column.
-MEASUREMENT = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt")
+EPISODE = ("turns", "proposals", "max_tokens")  # what episodes are limited by; None for single turns
+MEASUREMENT = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt", *EPISODE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +152,11 @@ def read_bare_model(path: Path) -> BareModel:
 def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any]]:
     """Read eval/<benchmark>.jsonl, one row for each problem and sample; none without such a file.
 
-    Raises UserError for a damaged file.
+    Of a part of a benchmark, `mint/gsm8k`, its rows. Raises UserError for a damaged file.
     """
-    return read_jsonl(RunFolder(source.path).eval / f"{benchmark}.jsonl", ANSWER)
+    name, _, part = benchmark.partition(PART)
+    rows = read_jsonl(RunFolder(source.path).eval / f"{name}.jsonl", ANSWER)
+    return [row for row in rows if row.get("part") == part] if part else rows
 
 
 def measurement_of(evaluation: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -176,4 +180,14 @@ def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
             raise UserError(
                 f"{folder.summary_path} does not say of {row['benchmark']} how many of its problems are solved"
             )
-    return [{**dict.fromkeys(MEASUREMENT), "samples": 1, **row} for row in rows]
+    return [{**dict.fromkeys(MEASUREMENT), "samples": 1, **row} for whole in rows for row in (whole, *_parts(whole))]
+
+
+def _parts(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of a benchmark of several kinds of problems as evaluations of their own."""
+    name = evaluation["benchmark"]
+    return [
+        {**evaluation, **of_part, "benchmark": f"{name}{PART}{part}"}
+        for part, of_part in evaluation.get("parts", {}).items()
+        if name != VALIDATION
+    ]

@@ -37,7 +37,7 @@ def measure_if_due(run: Run) -> None:
     for benchmark in benchmarks:
         partial = partial_path(run.folder.eval, benchmark, conditions, model)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
-            answers = evaluate(run.engine, benchmark, run.checker, conditions, advance, partial)
+            answers = evaluate(run.engine, benchmark, run.checker, conditions, advance, partial, run.stage)
         summary = record(run.folder.eval, answers, benchmark, conditions, step, f"step-{step}")
         partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)

@@ -14,6 +14,7 @@ from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout.engine import Engine
+from sspo_cli.rollout.episodes import Stage
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker
 from sspo_cli.types import Prompt
@@ -51,7 +52,7 @@ class RunState:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
         """Restore the state that a checkpoint holds."""
-        return cls(**{**state, "batch": state["batch"] and Batch(**state["batch"])})
+        return cls(**{**state, "batch": state["batch"] and Batch.from_state_dict(state["batch"])})
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Run:
     """What the loop works with.
 
     prompts  of each task
+    stage    what episodes are played with
     """
 
     options: RunOptions
@@ -67,6 +69,7 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     engine: Engine
+    stage: Stage
     prompts: Sequence[Sequence[Prompt]]
     benchmarks: Sequence[Benchmark]
     checker: AnswerChecker

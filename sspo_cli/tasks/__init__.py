@@ -4,17 +4,23 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sspo_cli.errors import UserError, did_you_mean
-from sspo_cli.tasks import aime, arithmetic, dapo, deepmath, file, gsm8k, math500
+from sspo_cli.tasks import aime, arithmetic, calculator, codeact, dapo, deepmath, file, gsm8k, math500
 from sspo_cli.types import Problem
 
 TASKS: dict[str, Callable[[str | None, str], Iterator[Problem]]] = {
     "arithmetic": arithmetic.problems,
+    "calculator": calculator.problems,
+    "calculator-two": calculator.problems_of_two_calls,
     "gsm8k": gsm8k.problems,
     "deepmath": deepmath.problems,
     "dapo": dapo.problems,
+    "codeact": codeact.problems,
+    "codeact-tasks": codeact.more_problems,
     "math500": math500.problems,
     "aime24": aime.problems_of_2024,
     "aime25": aime.problems_of_2025,
+    "mint": codeact.mint_problems,
+    "wtq": codeact.wtq_problems,
     "file": file.problems,
 }
 

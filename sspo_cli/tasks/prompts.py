@@ -2,6 +2,7 @@
 
 import multiprocessing
 import resource
+from collections.abc import Mapping
 from concurrent.futures import TimeoutError
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ OPENING = "<think>"
 SECONDS = 20.0
 MEMORY = 1 << 30  # bytes more than this process has
 _CHECKED: set[tuple[str, str]] = set()  # chat templates with the prompt templates that they rendered so
+_WITHOUT_SYSTEM: list[Any] = []  # chat templates that refused a system turn
 LONGEST = 1_000_000  # characters more than the question has
 
 
@@ -33,27 +35,65 @@ def render(problem: Problem, template_name: str, tokenizer: Any) -> Prompt:
     """Raises UserError for an unknown template, and for a tokenizer whose chat template is missing or cannot render the turns."""
     if template_name not in TEMPLATES:
         raise UserError(f"unknown prompt template {template_name}{did_you_mean(template_name, TEMPLATES)}")
-    if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruct model")
     turns = [{"role": "user", "content": problem.question}]
     if system := TEMPLATES[template_name]:
         turns.insert(0, {"role": "system", "content": system})
-    failure = f"the chat template of {tokenizer.name_or_path} refuses the prompt template {template_name}"
-    with border(failure):
-        kind = str(tokenizer.chat_template), template_name
+    return _prompt(problem, turns, tokenizer, f"prompt template {template_name}", {})
+
+
+def render_episode(problem: Problem, system: str | None, thinking: bool, tokenizer: Any) -> Prompt:
+    """Render the first turn of an episode; `system` is its environment's. Raises UserError as `render` does.
+
+    A chat template without system turns (Gemma's) gets the system's text in front of the question. `thinking` is for those
+    that have a choice (Qwen3's).
+    """
+    options = {"enable_thinking": thinking}
+    alone = [{"role": "user", "content": problem.question}]
+    if not system:
+        return _prompt(problem, alone, tokenizer, "question of an episode", options)
+    if tokenizer.chat_template not in _WITHOUT_SYSTEM:
+        turns = [{"role": "system", "content": system}, *alone]
+        try:
+            return _prompt(problem, turns, tokenizer, "system turn of an episode", options)
+        except UserError:
+            _WITHOUT_SYSTEM.append(tokenizer.chat_template)
+    together = [{"role": "user", "content": f"{system}\n\n{problem.question}"}]
+    return _prompt(problem, together, tokenizer, "question of an episode", options)
+
+
+def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options: Mapping[str, Any]) -> str:
+    """Render turns through the chat template, which is checked at its first `what`; `options` are the template's.
+
+    Raises UserError for a tokenizer whose chat template is missing or cannot render them.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruct model")
+    with border(f"the chat template of {tokenizer.name_or_path} refuses the {what}"):
+        kind = str(tokenizer.chat_template), what
         if kind not in _CHECKED:
-            _check_template(tokenizer, turns)
+            _check_template(tokenizer, turns, options)
             _CHECKED.add(kind)
-        text = _apply(tokenizer, turns)
+        return _apply(tokenizer, turns, options)
+
+
+def opening_of(text: str) -> str:
+    """Return what a rendered text has already written of the policy's turn."""
+    return OPENING if text.rstrip().endswith(OPENING) else ""
+
+
+def _prompt(
+    problem: Problem, turns: list[dict[str, str]], tokenizer: Any, what: str, options: Mapping[str, Any]
+) -> Prompt:
+    text = render_turns(tokenizer, turns, what, options)
     # The chat template writes a beginning-of-sequence token itself where the model wants one; a second must not be added.
     with border(f"the tokenizer {tokenizer.name_or_path} cannot encode problem {problem.id}"):
         token_ids = tokenizer.encode(text, add_special_tokens=False)
-    return Prompt(problem, text, token_ids, opening=OPENING if text.rstrip().endswith(OPENING) else "")
+    return Prompt(problem, text, token_ids, opening=opening_of(text))
 
 
-def _apply(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+def _apply(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> str:
     """Render the turns. Raises whatever the template does, and ValueError for what is no prompt."""
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
     if not isinstance(text, str) or not text:
         raise ValueError("it writes nothing")
     if len(text) > LONGEST + sum(len(turn["content"]) for turn in turns):
@@ -61,7 +101,7 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     return text
 
 
-def _check_template(tokenizer: Any, turns: list[dict[str, str]]) -> None:
+def _check_template(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:
     """Render in a child process with limits of time and memory.
 
     The child is a fork: it needs the tokenizer, and loading that anew takes seconds. Raises whatever the template does, and
@@ -69,16 +109,16 @@ def _check_template(tokenizer: Any, turns: list[dict[str, str]]) -> None:
     """
     child = concurrent.process(timeout=SECONDS, context=multiprocessing.get_context("fork"))(_apply_within_limits)
     try:
-        child(tokenizer, turns).result()
+        child(tokenizer, turns, options).result()
     except TimeoutError:
         raise ValueError(f"it has not ended after {SECONDS:g} seconds") from None
     except MemoryError:
         raise ValueError(f"it takes more than {MEMORY >> 20:,} MiB of memory") from None
 
 
-def _apply_within_limits(tokenizer: Any, turns: list[dict[str, str]]) -> None:
+def _apply_within_limits(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:
     statm = Path("/proc/self/statm")
     if statm.exists():  # elsewhere the limit does not hold
         now = int(statm.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
-    _apply(tokenizer, turns)
+    _apply(tokenizer, turns, options)

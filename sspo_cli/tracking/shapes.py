@@ -45,6 +45,15 @@ class _Status(TypedDict):
 
 
 @exact
+class _Part(TypedDict):
+    n: Annotated[int, Field(gt=0)]
+    correct: Annotated[float, Field(ge=0)]
+    pass_at_1: Share
+    low: Share
+    high: Share
+
+
+@exact
 class _Evaluation(TypedDict):
     step: Count
     benchmark: str
@@ -56,6 +65,11 @@ class _Evaluation(TypedDict):
     temperature: NotRequired[float]
     max_new_tokens: NotRequired[int | None]
     prompt: NotRequired[Text]
+    turns: NotRequired[int | None]
+    proposals: NotRequired[int | None]
+    max_tokens: NotRequired[int | None]
+    episodes: NotRequired[dict[str, float]]
+    parts: NotRequired[dict[str, _Part]]
 
 
 @exact
@@ -103,6 +117,8 @@ class _Completion(TypedDict):
     truncated: bool
     pieces: NotRequired[list[str] | None]
     weights: NotRequired[list[float | None] | None]
+    written: NotRequired[list[Count]]
+    outcome: NotRequired[dict[str, Any]]
 
 
 @exact

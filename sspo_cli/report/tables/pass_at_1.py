@@ -8,7 +8,7 @@ import pandas as pd
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import BASE, MEASUREMENT, TRAINED, Line, gain, over_seeds, split
 from sspo_cli.report.groups import BASELINES, grouped, method_name
-from sspo_cli.report.records import short_names
+from sspo_cli.report.records import EPISODE, PART, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
 from sspo_cli.report.tables.paper import printed
 
@@ -171,7 +171,7 @@ def _paper_cell(record: Record | None) -> Cell:
 def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
     line_columns = pd.DataFrame([[getattr(line, name) for name in ABOUT] for line in cells["line"]], columns=[*ABOUT])
     numbers = cells.assign(mark=[", ".join(sorted(marks)) for marks in cells["mark"]])
-    numbers = numbers.astype(dict.fromkeys(("n", "samples", "max_new_tokens", "rank"), "Int64"))
+    numbers = numbers.astype(dict.fromkeys(("n", "samples", "max_new_tokens", *EPISODE, "rank"), "Int64"))
     names = ["column", *MEASUREMENT, "seeds", "value", *PERCENT, "rank", "mark", *(["paper"] if paper else [])]
     return pd.concat([line_columns, numbers[names].reset_index(drop=True)], axis=1)
 
@@ -200,11 +200,33 @@ def _conditions(cells: pd.DataFrame) -> list[str]:
         decoding = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']}"
         samples = "1 sample" if row["samples"] == 1 else f"mean of {int(row['samples'])} samples"
         limit = "an unknown number of" if pd.isna(row["max_new_tokens"]) else str(int(row["max_new_tokens"]))
+        conditions = f"at most {limit} new tokens, prompt `{row['prompt']}`"
+        if not pd.isna(row["turns"]):
+            conditions = (
+                f"solved rate, the share of episodes in which a proposal was accepted within at most {int(row['turns'])} turns "
+                f"and {int(row['proposals'])} proposals, of at most {limit} new tokens each and {int(row['max_tokens'])} together"
+            )
         sentences.append(
-            f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, "
-            f"at most {limit} new tokens, prompt `{row['prompt']}`."
+            f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, {conditions}."
         )
-    return sentences
+    return [*sentences, *_about_code_acting({str(name).partition(PART)[0] for name in cells["benchmark"].dropna()})]
+
+
+def _about_code_acting(benchmarks: set[str]) -> list[str]:
+    """Say what the numbers of code-acting are not."""
+    if not benchmarks & {"codeact", "mint", "wtq"}:
+        return []
+    absent = (
+        "Not measured, and in no number: HumanEval, MBPP, HotpotQA and ALFWorld of MINT, and APPS of CodeActInstruct. Their "
+        "tests, tools or simulators are not here."
+    )
+    if "codeact" not in benchmarks:
+        return [absent]
+    return [
+        "codeact: the held-out tasks of CodeActInstruct whose gold answers are known, MATH and WikiTableQuestions. The paper "
+        "names neither the tasks of its CodeAct column nor turns, proposals and checker, so the two are not comparable.",
+        absent,
+    ]
 
 
 def _which_runs(rows: pd.DataFrame) -> str:
