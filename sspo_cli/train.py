@@ -20,6 +20,7 @@ from sspo_cli.rewards import extract_answer
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.episodes import play, sandbox_metrics
 from sspo_cli.run.clock import Clock
+from sspo_cli.run.lag import behaviour_policy
 from sspo_cli.run.measuring import measure_if_due
 from sspo_cli.run.recording import kept_completions, kept_rows, with_weights
 from sspo_cli.run.saving import keep_rollout, save_if_due, saved_on_failure, take_kept_rollout
@@ -59,31 +60,32 @@ def train(run: Run) -> None:
                 text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
                 run.checker.submit(extract_answer(text, [gold]), gold)
 
-            with clock.phase("sampling"), saved_on_failure(run):
-                sync_metrics = run.engine.sync(run.policy)
-                sampling_seed = derive_seed(seed, "sampling", state.rollout)
-                sampling = Sampling(rollout.temperature, rollout.max_new_tokens, sampling_seed)
-                in_environment = partial(clock.phase, "environment")
-                completions = play(
-                    run.engine, prompts, rollout.group_size, sampling, run.stage, begin_check, in_environment
-                )
-                run.engine.sleep()
-            with clock.phase("grading"):
-                groups = grade_groups(prompts, completions, run.checker)
-            rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
-            advantages = group_advantages(rewards, learning.std)
-            state.tokens += sum(completion.own_tokens for group in groups for completion in group.completions)
-            state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
-            state.kept = kept_completions(groups, advantages, plan, options, run.policy.tokenizer)
-            state.batch = collate(groups, advantages, mask_truncated=learning.mask_truncated)
-            with clock.phase("learning"):
-                # Not for the first minibatch: it is learned from by the very policy that sampled it.
-                later = plan[1 : learning.mu]
-                fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
+            with saved_on_failure(run), behaviour_policy(run):
+                with clock.phase("sampling"):
+                    sync_metrics = run.engine.sync(run.policy)
+                    sampling_seed = derive_seed(seed, "sampling", state.rollout)
+                    sampling = Sampling(rollout.temperature, rollout.max_new_tokens, sampling_seed)
+                    in_environment = partial(clock.phase, "environment")
+                    completions = play(
+                        run.engine, prompts, rollout.group_size, sampling, run.stage, begin_check, in_environment
+                    )
+                    run.engine.sleep()
+                with clock.phase("grading"):
+                    groups = grade_groups(prompts, completions, run.checker)
+                rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
+                advantages = group_advantages(rewards, learning.std)
+                state.tokens += sum(completion.own_tokens for group in groups for completion in group.completions)
+                state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
+                state.kept = kept_completions(groups, advantages, plan, options, run.policy.tokenizer)
+                state.batch = collate(groups, advantages, mask_truncated=learning.mask_truncated)
+                with clock.phase("learning"):
+                    # Without a lag, not for the first minibatch: it is learned from by the very policy that sampled it.
+                    later = plan[0 if rollout.lag else 1 : learning.mu]
+                    fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
             keep_rollout(run, sync_metrics)
 
         # An optimizer step on one minibatch. A step whose loss or gradient is not finite is left out.
-        rows, on_policy = plan[state.position], state.position == 0
+        rows, on_policy = plan[state.position], state.position == 0 and not rollout.lag
         with clock.phase("learning"):
             minibatch = state.batch.select(rows)
             factors = run.objective.factors(minibatch.mask.sum(dim=1))

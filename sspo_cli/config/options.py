@@ -268,6 +268,12 @@ class RolloutOptions(Options):
         1.0, description="applied by the sampler and by the policy's log-probabilities alike"
     )
     max_rows: PositiveInt = Field(1024, description="completions sampled at a time")
+    lag: NonNegativeInt = Field(
+        0,
+        le=100,
+        description="sample with the weights of so many rollout batches ago, as an asynchronous sampler does: staleness that is "
+        "not due to mu. Ratios are to these weights; checkpoints keep them",
+    )
     vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sspo_cli.config import RunOptions
 from sspo_cli.evaluation.benchmark import Benchmark
@@ -33,6 +34,8 @@ class RunState:
     timeouts   answer checks that ran out of time so far
     skipped    steps left out for a NaN loss or gradient so far
     bad_steps  how many of them in a row, just now
+
+    recent_weights  the trained ones at the start of the current rollout and of the `rollout.lag` before it, oldest first
     """
 
     step: int = 0
@@ -44,6 +47,7 @@ class RunState:
     timeouts: int = 0
     skipped: int = 0
     bad_steps: int = 0
+    recent_weights: list[list[Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values for a checkpoint."""

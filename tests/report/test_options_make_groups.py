@@ -58,6 +58,7 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "rollout.group_size": ("rollout.group_size=4",),
     "rollout.max_new_tokens": ("rollout.max_new_tokens=8",),
     "rollout.temperature": ("rollout.temperature=0.7",),
+    "rollout.lag": ("rollout.lag=1",),
     "rollout.max_rows": ("rollout.max_rows=8",),
     "rollout.vllm": ("rollout.vllm={}",),
     "rollout.vllm.gpu_memory_utilization": ("rollout.vllm={}", "rollout.vllm.gpu_memory_utilization=0.5"),
