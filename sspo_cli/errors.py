@@ -4,7 +4,7 @@ import difflib
 import errno
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
@@ -32,8 +32,10 @@ class UserError(Exception):
 
 
 @contextmanager
-def border(failure: str, *passing: type[BaseException]) -> Iterator[None]:
+def border(failure: str | Callable[[], str], *passing: type[BaseException]) -> Iterator[None]:
     """Turn every exception of the libraries behind a kind of input into a UserError: `failure`, and the reason.
+
+    `failure` may be a function, called when something has failed.
 
     Broken input makes a library raise anything: a KeyError, a ZeroDivisionError, a panic of Rust code. A UserError,
     Interrupted and what ends the process pass unchanged, and so do the exceptions `passing`.
@@ -44,7 +46,7 @@ def border(failure: str, *passing: type[BaseException]) -> Iterator[None]:
         is_broken_input = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not is_broken_input or isinstance(error, (UserError, Interrupted, *passing)):
             raise
-        raise UserError(f"{failure}: {reason(error)}") from None
+        raise UserError(f"{failure if isinstance(failure, str) else failure()}: {reason(error)}") from None
 
 
 def reason(error: BaseException) -> str:

@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sspo_cli.config import RunOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, shorten
 from sspo_cli.policy.model import Policy, check_ids
-from sspo_cli.rewards import AnswerChecker, grade
+from sspo_cli.rewards import AnswerChecker, Scoring, grade, read_gold, respell
+from sspo_cli.rollout.episodes import NO_STAGE, Stage
 from sspo_cli.types import Prompt
+
+CALL = "6*7"  # the code that a perfect episode runs
+CLOSING = "</think>"
 
 # Bytes that are needed at least, so that only what can never fit is refused.
 PER_COMPLETION = 512  # its token ids, text and reward as Python objects
@@ -27,7 +31,7 @@ def check_sizes(options: RunOptions) -> None:
     completions = rollout.prompts * rollout.group_size
     together = max(rollout.group_size, min(rollout.max_rows, completions))
     measured = max(evaluation.samples, rollout.max_rows if evaluation.benchmarks else 0)
-    measured_tokens = evaluation.max_new_tokens or rollout.max_new_tokens
+    measured_tokens = max(evaluation.limits(rollout), default=evaluation.max_new_tokens or 0)
     layer = 4 * tiny.hidden_size**2 + 3 * tiny.hidden_size * tiny.intermediate_size
     needs = {
         "rollout.prompts x rollout.group_size": completions * PER_COMPLETION,
@@ -47,16 +51,29 @@ def check_sizes(options: RunOptions) -> None:
             )
 
 
-def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: Callable[[str], None]) -> None:
-    """Note one rendered prompt and the rewards of four synthetic completions, encoded and decoded as sampled ones are.
+def check_rewards(
+    tokenizer: Any,
+    prompt: Prompt,
+    checker: AnswerChecker,
+    scoring: Scoring,
+    stage: Stage,
+    note: Callable[[str], None],
+) -> None:
+    """Note one rendered prompt and the rewards of synthetic completions, encoded and decoded as sampled ones are.
 
-    Raises UserError if the perfect one does not reach 2.0, because of a chat template that swallows the tags, say, or of a
-    gold answer that does not agree with itself.
+    Of a problem with an environment, the reward of a perfect episode instead: a call, and the gold answer. Raises UserError
+    if the perfect one does not have the whole reward of answer and format, or another spelling of the gold is not right:
+    because of a chat template that swallows the tags, say, or of a gold answer that no answer can match.
     """
-    gold = prompt.problem.answer
+    note(f"the first prompt, rendered:\n{prompt.text}")
+    if prompt.problem.environment:
+        _check_episode(prompt, stage, note)
+        return
+    gold = read_gold(prompt.problem.answer)
     wrong = "1" if gold == "0" else "0"
     completions = {
         "perfect": f"<think>…</think><answer>{gold}</answer>",
+        "respelt": f"<think>…</think><answer>{respell(gold)}</answer>",
         "wrong answer": f"<think>…</think><answer>{wrong}</answer>",
         "broken format": f"{gold}</answer>",
         "empty": "",
@@ -65,19 +82,53 @@ def check_rewards(tokenizer: Any, prompt: Prompt, checker: AnswerChecker, note: 
     for text in completions.values():
         ids = tokenizer.encode(text.removeprefix(prompt.opening), add_special_tokens=False)
         texts.append(prompt.opening + tokenizer.decode(ids, skip_special_tokens=False))
-    rewards = grade(texts, [gold] * len(texts), checker)
+    golds = [prompt.problem.answer] * len(texts)
+    rewards = scoring.complete(grade(texts, golds, checker), texts, golds, checker)
     scores = ", ".join(f"{name} {reward.total:g}" for name, reward in zip(completions, rewards, strict=True))
-    note(f"the first prompt, rendered:\n{prompt.text}")
-    note(f"rewards of synthetic completions: {scores}")
-    if rewards[0].total < 2.0:
+    note(f"rewards of synthetic completions, of at most {scoring.highest:g}: {scores}")
+    perfect, respelt, *_ = rewards
+    if perfect.answer + perfect.format < 2.0:
         raise UserError(
-            f"a perfect completion of problem {prompt.problem.id} earns {rewards[0].total:g} instead of 2 "
-            f"(answer {rewards[0].answer:g}, format {rewards[0].format:g}, read as {texts[0]!r}); "
-            "choose another prompt template or tokenizer, or mend the gold answer"
+            f"a perfect completion of problem {prompt.problem.id} earns {perfect.answer:g} for its answer and {perfect.format:g} "
+            f"for its format instead of 1 and 1 (read as {texts[0]!r}); choose another prompt template or tokenizer, or correct "
+            "the gold answer"
+        )
+    if not respelt.answer:
+        raise UserError(
+            f"the gold answer of problem {prompt.problem.id} of {prompt.problem.task}, {shorten(repr(gold), 80)}, is not found "
+            f"equal to {shorten(repr(respell(gold)), 80)}, so hardly any answer can match it; correct it"
         )
 
 
-def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy) -> int:
+def _check_episode(prompt: Prompt, stage: Stage, note: Callable[[str], None]) -> None:
+    """Play a perfect episode, each turn encoded and decoded as a sampled one is. Raises UserError if it is not solved."""
+    problem, dialogue = prompt.problem, stage.dialogue
+    assert problem.environment
+    assert dialogue
+    environment = stage.environments[problem.environment]
+    episode = environment.open(problem, seed=0)
+    answers: list[str | None] = []
+    try:
+        for written in (f"<execute>{CALL}</execute>", f"<solution>{problem.answer}</solution>"):
+            opening = dialogue.opening if answers else prompt.opening
+            ids = dialogue.encode_turn(written, "")
+            text = f"{opening}{CLOSING if opening else ''}{dialogue.tokenizer.decode(ids, skip_special_tokens=False)}"
+            answers += environment.step([(episode, text)])
+            if episode.over:
+                break
+            dialogue.bridge(ids, str(answers[-1]))
+    finally:
+        environment.close([episode])
+    total = episode.reward.total
+    note(f"a perfect episode: the call {CALL} was answered {answers[0]!r}, and the gold answer earns {total:g}")
+    if total < 2.0 and episode.limits.turns > 1:
+        raise UserError(
+            f"a perfect episode of problem {problem.id} of {problem.task} earns {total:g} instead of 2 (it ended by "
+            f"{episode.outcome.ended}); choose another tokenizer, or mend the gold answer"
+        )
+
+
+def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy, stage: Stage = NO_STAGE) -> int:
     """Return how many tokens a prompt and its completion may have at most, over all of them.
 
     Raises UserError for a prompt with tokens that the model does not have, and for one that leaves too little of the model's
@@ -86,12 +137,13 @@ def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy
     longest = 0
     for prompt in prompts:
         check_ids(prompt.token_ids, policy, f"the prompt of problem {prompt.problem.id} of {prompt.problem.task}")
-        needed = len(prompt.token_ids) + max_new_tokens
+        room = stage.longest(prompt, max_new_tokens)
+        needed = len(prompt.token_ids) + room
         longest = max(longest, needed)
         if policy.context is not None and needed > policy.context:
             raise UserError(
                 f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
-                f"prompt and {max_new_tokens} for the completion, but the model's context is {policy.context}; "
-                "lower max_new_tokens or leave the problem out"
+                f"prompt and {room} for the completion, but the model's context is {policy.context}; "
+                f"lower {'episode.max_tokens' if prompt.problem.environment else 'max_new_tokens'} or leave the problem out"
             )
     return longest

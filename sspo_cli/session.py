@@ -1,7 +1,7 @@
 """From a config to a run: everything that `train.train` works with, and how the run ended."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,11 +9,22 @@ from typing import Any
 
 import torch
 
-from sspo_cli.config import VALIDATION, EvaluationOptions, RunOptions, TaskOptions, differences, may_change
+from sspo_cli.config import (
+    ENVIRONMENTS,
+    VALIDATION,
+    EpisodeOptions,
+    EvaluationOptions,
+    RunOptions,
+    TaskOptions,
+    differences,
+    may_change,
+)
+from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.identity import problems_fingerprint
 from sspo_cli.interruption import Interruption
+from sspo_cli.memory import check_memory, device_here
 from sspo_cli.model_check import Limit, check_model, check_reach, check_structure
 from sspo_cli.objectives import Objective, build_objective
 from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
@@ -25,12 +36,12 @@ from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine, samples_by_torch
 from sspo_cli.rollout.engine import Engine
+from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.run.failures import explained_full_disk, explained_full_memory
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.contamination import Overlap, decontaminate, find_overlaps, question_keys
-from sspo_cli.tasks.prompts import render
 from sspo_cli.tasks.validation import hold_out, without
 from sspo_cli.tracking.health import health
 from sspo_cli.tracking.run_folder import RunFolder
@@ -48,6 +59,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
     _objective(options)  # refuses a gate before a folder is made
+    options.reward.scoring.check()
     with RunFolder.create(path, options, command) as folder:
         _run(folder, options)
 
@@ -87,8 +99,11 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         interruption = stack.enter_context(Interruption())  # until the status says how the run ended
         tracker = stack.enter_context(open_tracker(folder))
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
+        episode = options.episode or EpisodeOptions()
+        opened = open_environments(options.environments, episode, checker)
+        environments = stack.enter_context(opened)  # before gold answers are loaded
         with explained_full_memory(folder), explained_compiler_errors():
-            train(prepare(folder, options, tracker, interruption, checker, resumed_by))
+            train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
         for sign in health(folder.metrics()):
             tracker.note(f"health: {sign}")
         tracker.note(
@@ -137,6 +152,7 @@ def prepare(
     tracker: Tracker,
     interruption: Interruption,
     checker: AnswerChecker,
+    environments: Mapping[str, Environment],
     resumed_by: Sequence[str] | None = None,
 ) -> Run:
     """Load or resumes everything; runs the cold start if it is not done yet.
@@ -161,15 +177,16 @@ def prepare(
         checkpoint = loaded.checkpoint.name if loaded.checkpoint else None
         if moved := folder.note_resume(resumed_by, checkpoint, lost):
             tracker.note(f"the program is not that of the start before, so the end may differ: {'; '.join(moved)}")
-    rendered = _render(options, policy, tracker)
+    stage = Stage.of(environments, options.episode or EpisodeOptions(), policy)
+    rendered = _render(options, policy, stage, tracker)
     needs_cold_start = loaded.checkpoint is None and options.cold_start.steps > 0
-    engine = _check(options, loaded, rendered, checker, tracker, needs_cold_start)
+    engine = _check(options, loaded, stage, rendered, checker, tracker, needs_cold_start)
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
         folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)
     _note_data(folder, rendered, tracker, is_resumed=loaded.checkpoint is not None)
     if needs_cold_start:
-        policy = _start_cold(folder, options, policy, rendered, tracker, interruption)
+        policy = _start_cold(folder, options, policy, stage, rendered, tracker, interruption)
     optimizer = adamw(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
@@ -183,6 +200,7 @@ def prepare(
         objective=_objective(options),
         optimizer=optimizer,
         engine=engine,
+        stage=stage,
         prompts=rendered.prompts,
         benchmarks=rendered.benchmarks,
         checker=checker,
@@ -193,7 +211,10 @@ def prepare(
 
 
 def _objective(options: RunOptions) -> Objective:
-    return build_objective(**options.objective.model_dump(), token_limit=options.rollout.max_new_tokens)
+    limit = options.rollout.max_new_tokens
+    if options.episode and any(task.name in ENVIRONMENTS for task in options.tasks):
+        limit = options.episode.max_tokens
+    return build_objective(**options.objective.model_dump(), token_limit=limit)
 
 
 def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
@@ -202,9 +223,10 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     checkpoint, damaged = set_damaged_aside(folder.checkpoints)
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
+    check_memory(options, device_here(options, device), tracker.note, checkpoint)
     by_torch = samples_by_torch(options.rollout, device)
     limit = check_structure(options.model, tracker.note, samples=by_torch, folder=checkpoint)
-    policy = load_policy(options.model, device, checkpoint)
+    policy = load_policy(options.model, device, checkpoint, options.chat.template)
     for note in policy.notes:
         tracker.note(note)
     if options.optimizer.eight_bit:
@@ -212,7 +234,7 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     return Loaded(policy, checkpoint, load_state(checkpoint) if checkpoint else None, limit)
 
 
-def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
+def _render(options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker) -> Rendered:
     """Read the problems to train and to measure on, holds the validation problems out, and renders all of them."""
     task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
     to_measure = _problems_by_task(evaluation.benchmarks)
@@ -221,15 +243,16 @@ def _render(options: RunOptions, policy: Policy, tracker: Tracker) -> Rendered:
     if not evaluation.decontaminate:  # a checkpoint chosen by a benchmark's problems is no less contaminated
         names = [task.label for task in evaluation.benchmarks]
         overlaps += find_overlaps([(VALIDATION, held_out)], list(zip(names, to_measure, strict=True)))
-    prompts = _render_by_task(problems, options, policy, tracker)
-    measured: list[tuple[str, str, str | None]] = [
-        (task.label, task.split, task.path) for task in evaluation.benchmarks
+    prompts = _render_by_task(problems, options, policy, stage, tracker)
+    measured: list[tuple[str, str, int | None, str | None]] = [
+        (task.label, task.split, task.max_new_tokens, task.path) for task in evaluation.benchmarks
     ]
     if held_out:
-        measured, to_measure = [(VALIDATION, VALIDATION, None), *measured], [held_out, *to_measure]
-    rendered = _render_by_task(to_measure, options, policy, tracker)
+        measured, to_measure = [(VALIDATION, VALIDATION, None, None), *measured], [held_out, *to_measure]
+    rendered = _render_by_task(to_measure, options, policy, stage, tracker)
     benchmarks = [
-        Benchmark(name, split, prompts, path) for (name, split, path), prompts in zip(measured, rendered, strict=True)
+        Benchmark(name, split, prompts, limit, path)
+        for (name, split, limit, path), prompts in zip(measured, rendered, strict=True)
     ]
     return Rendered(prompts, benchmarks, held_out, left_out, overlaps)
 
@@ -267,6 +290,7 @@ def _note_data(folder: RunFolder, rendered: Rendered, tracker: Tracker, is_resum
 def _check(
     options: RunOptions,
     loaded: Loaded,
+    stage: Stage,
     rendered: Rendered,
     checker: AnswerChecker,
     tracker: Tracker,
@@ -274,10 +298,12 @@ def _check(
 ) -> Engine:
     """Open the engine. Raises UserError for what would fail later: lengths, rewards, the model, and the engine's limits."""
     policy = loaded.policy
-    longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy)
+    longest = check_lengths(itertools.chain(*rendered.prompts), options.rollout.max_new_tokens, policy, stage)
     for benchmark in rendered.benchmarks:
-        longest = max(longest, check_lengths(benchmark.prompts, Conditions.of(options).max_new_tokens, policy))
-    check_rewards(policy.tokenizer, rendered.prompts[0][0], checker, tracker.note)
+        sampled = Conditions.of(options).on(benchmark).max_new_tokens
+        longest = max(longest, check_lengths(benchmark.prompts, sampled, policy, stage))
+    for prompts in rendered.prompts:
+        check_rewards(policy.tokenizer, prompts[0], checker, options.reward.scoring, stage, tracker.note)
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
     by_torch, limit = isinstance(engine, TorchEngine), loaded.limit
@@ -296,6 +322,7 @@ def _start_cold(
     folder: RunFolder,
     options: RunOptions,
     policy: Policy,
+    stage: Stage,
     rendered: Rendered,
     tracker: Tracker,
     interruption: Interruption,
@@ -311,8 +338,10 @@ def _start_cold(
         folder.note_data(
             {**data, "overlaps": [*data["overlaps"], *shared]}, question_keys(itertools.chain(*demonstrated))
         )
-        prompts = _render_by_task(demonstrated, options, policy, tracker)
-    demonstrations = demonstrations_of(list(itertools.chain(*prompts)), policy)
+        prompts = _render_by_task(demonstrated, options, policy, stage, tracker)
+    demonstrations = demonstrations_of(
+        list(itertools.chain(*prompts)), policy, stage.dialogue, stage.options.max_tokens
+    )
     cache = folder.path.parent / COLD_STARTS
     with tracker.stage("cold start", options.cold_start.steps):
         policy, result = cold_start(policy, demonstrations, options, cache, interruption, tracker.advance, tracker.note)
@@ -321,19 +350,23 @@ def _start_cold(
 
 
 def _problems_by_task(tasks: Sequence[TaskOptions]) -> list[list[Problem]]:
-    return [load_problems(task.name, path=task.path, split=task.split, limit=task.limit) for task in tasks]
+    return [
+        load_problems(task.name, path=task.path, split=task.split, limit=task.limit, layout=task.layout)
+        for task in tasks
+    ]
 
 
 def _render_by_task(
-    problems_by_task: Sequence[Sequence[Problem]], options: RunOptions, policy: Policy, tracker: Tracker
+    problems_by_task: Sequence[Sequence[Problem]], options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker
 ) -> list[list[Prompt]]:
+    template = options.template
     prompts_by_task: list[list[Prompt]] = []
     with tracker.stage("rendering prompts", sum(map(len, problems_by_task))):
         for problems in problems_by_task:
             prompts: list[Prompt] = []
             for start in range(0, len(problems), RENDERED_AT_A_TIME):
                 part = problems[start : start + RENDERED_AT_A_TIME]
-                prompts += [render(problem, options.prompt, policy.tokenizer) for problem in part]
+                prompts += [stage.render(problem, template, policy.tokenizer) for problem in part]
                 tracker.advance(len(part))
             prompts_by_task.append(prompts)
     return prompts_by_task

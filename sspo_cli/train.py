@@ -1,5 +1,6 @@
 """THE loop: sample a rollout batch from the policy, grade it, learn from it in μ optimizer steps, repeat."""
 
+from functools import partial
 from itertools import islice
 
 import torch
@@ -7,14 +8,22 @@ import torch
 from sspo_cli.evaluation.benchmark import grade_groups
 from sspo_cli.objectives import group_advantages, weight_histogram
 from sspo_cli.policy.batch import collate, minibatch_rows
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, reward_metrics, step_metrics
+from sspo_cli.policy.learner import (
+    accumulate_gradient,
+    episode_metrics,
+    fill_old_logprobs,
+    reward_metrics,
+    step_metrics,
+)
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
 from sspo_cli.rewards import extract_answer
-from sspo_cli.rollout.engine import Request, Sampling
+from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.episodes import play, sandbox_metrics
 from sspo_cli.run.clock import Clock
+from sspo_cli.run.lag import behaviour_policy
 from sspo_cli.run.measuring import measure_if_due
 from sspo_cli.run.recording import kept_completions, kept_rows, with_weights
-from sspo_cli.run.saving import save_if_due
+from sspo_cli.run.saving import keep_rollout, save_if_due, saved_on_failure, take_kept_rollout
 from sspo_cli.run.state import Run
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.mixture import problem_stream
@@ -33,7 +42,7 @@ def train(run: Run) -> None:
     drawn = (state.rollout + (state.batch is not None)) * rollout.prompts
     upcoming = islice(problem_stream(run.prompts, task_weights, derive_seed(seed, "problems")), drawn, None)
     measure_if_due(run)
-    clock = Clock(state.tokens)
+    clock = Clock(state.tokens, environments=bool(run.stage.environments))
 
     while state.step < options.steps:
         plan_seed = derive_seed(seed, "minibatches", state.rollout)
@@ -43,34 +52,40 @@ def train(run: Run) -> None:
         # A rollout batch: the policy becomes the behaviour policy, which samples; the completions are graded.
         if state.batch is None:
             prompts = list(islice(upcoming, rollout.prompts))
+            sync_metrics = take_kept_rollout(run)  # of programs that look at the clock, say, another one would differ
+        if state.batch is None:
 
             def begin_check(index: int, completion: Completion, prompts: list[Prompt] = prompts) -> None:
                 """Check an answer while others are still sampled; the grading then has its verdict at once."""
                 text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
                 run.checker.submit(extract_answer(text, [gold]), gold)
 
-            with clock.phase("sampling"):
-                sync_metrics = run.engine.sync(run.policy)
-                sampling_seed = derive_seed(seed, "sampling", state.rollout)
-                sampling = Sampling(rollout.temperature, rollout.max_new_tokens, sampling_seed)
-                request = Request([prompt.token_ids for prompt in prompts], rollout.group_size, sampling)
-                completions = run.engine.generate(request, begin_check)
-                run.engine.sleep()
-            with clock.phase("grading"):
-                groups = grade_groups(prompts, completions, run.checker)
-            rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
-            advantages = group_advantages(rewards, learning.std)
-            state.tokens += sum(len(completion.token_ids) for group in groups for completion in group.completions)
-            state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
-            state.kept = kept_completions(groups, advantages, plan, options, run.policy.tokenizer)
-            state.batch = collate(groups, advantages, mask_truncated=learning.mask_truncated)
-            with clock.phase("learning"):
-                # Not for the first minibatch: it is learned from by the very policy that sampled it.
-                later = plan[1 : learning.mu]
-                fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
+            with saved_on_failure(run), behaviour_policy(run):
+                with clock.phase("sampling"):
+                    sync_metrics = run.engine.sync(run.policy)
+                    sampling_seed = derive_seed(seed, "sampling", state.rollout)
+                    sampling = Sampling(rollout.temperature, rollout.max_new_tokens, sampling_seed)
+                    in_environment = partial(clock.phase, "environment")
+                    completions = play(
+                        run.engine, prompts, rollout.group_size, sampling, run.stage, begin_check, in_environment
+                    )
+                    run.engine.sleep()
+                with clock.phase("grading"):
+                    groups = grade_groups(prompts, completions, run.checker, options.reward.scoring)
+                rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
+                advantages = group_advantages(rewards, learning.std)
+                state.tokens += sum(completion.own_tokens for group in groups for completion in group.completions)
+                state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
+                state.kept = kept_completions(groups, advantages, plan, options, run.policy.tokenizer)
+                state.batch = collate(groups, advantages, mask_truncated=learning.mask_truncated)
+                with clock.phase("learning"):
+                    # Without a lag, not for the first minibatch: it is learned from by the very policy that sampled it.
+                    later = plan[0 if rollout.lag else 1 : learning.mu]
+                    fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
+            keep_rollout(run, sync_metrics)
 
         # An optimizer step on one minibatch. A step whose loss or gradient is not finite is left out.
-        rows, on_policy = plan[state.position], state.position == 0
+        rows, on_policy = plan[state.position], state.position == 0 and not rollout.lag
         with clock.phase("learning"):
             minibatch = state.batch.select(rows)
             factors = run.objective.factors(minibatch.mask.sum(dim=1))
@@ -94,12 +109,14 @@ def train(run: Run) -> None:
         metrics = {
             "rollout": state.rollout,
             **position,
-            **reward_metrics(minibatch, rollout.group_size),
+            **reward_metrics(minibatch, rollout.group_size, options.reward.scoring),
+            **episode_metrics(minibatch),
             **learned,
             "policy/grad_norm": grad_norm,
             "policy/skipped": state.skipped,
             "optimizer/learning_rate": rate,
             "grading/timeouts": state.timeouts,
+            **sandbox_metrics(run.stage),
             "tokens": state.tokens,
             **sync_metrics,
         }

@@ -167,10 +167,15 @@ def test_a_bad_row_is_told_by_file_and_number(train, tmp_path, rows, said):
     assert "mine.jsonl" in done.stderr
 
 
-def test_a_gold_answer_that_does_not_agree_with_itself_stops_before_the_run(train, tmp_path):
+def test_a_gold_answer_that_no_answer_can_match_stops_before_the_run(train, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"question": "1+1", "answer": "</answer>"}\n')
     done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
-    assert_told(done, "a perfect completion of problem")
+    assert_told(done, "mine.jsonl, line 1: no answer can match `answer` = '</answer>', which holds a tag")
+
+
+def test_a_gold_whose_other_spelling_is_not_right_stops_before_the_run(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("sspo_cli.preflight.respell", lambda gold: "3")
+    assert_told(train(), "is not found equal to '3', so hardly any answer can match it")
 
 
 def test_a_cold_start_without_demonstrations(train, tmp_path):

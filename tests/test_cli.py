@@ -35,7 +35,9 @@ def test_train_says_what_it_did(runs):
     said = sspo("train", "--runs-dir", runs, **SMALL).stdout
     assert "step 1/2" in said
     assert "step 2/2" in said
-    assert "rewards of synthetic completions: perfect 2, wrong answer 1, broken format 0.25, empty 0" in said
+    assert (
+        "synthetic completions, of at most 2: perfect 2, respelt 2, wrong answer 1, broken format 0.25, empty 0" in said
+    )
     assert "arithmetic Pass@1" in said
     assert (runs / "sspo-atanlog-seed0").is_dir()
     assert (runs / "cold-starts").is_dir()

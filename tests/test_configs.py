@@ -28,6 +28,7 @@ def test_table_1_is_the_paper_s_setting():
     assert [benchmark.name for benchmark in options.evaluation.benchmarks] == ["gsm8k", "math500", "aime25"]
     assert options.cold_start.steps > 0
     assert options.evaluation.validation == 256
+    assert options.evaluation.limits(options.rollout) == [4096] * 4
 
 
 @pytest.mark.parametrize("size", ["8B", "14B", "30B-A3B"])
@@ -38,6 +39,21 @@ def test_table_2_is_the_paper_s_setting(size: str):
     assert (options.rollout.group_size, options.rollout.max_new_tokens, options.learning.mu) == (8, 512, 4)
     assert [benchmark.name for benchmark in options.evaluation.benchmarks] == ["aime24", "aime25", "math500"]
     assert options.evaluation.validation == 256
+    assert options.evaluation.limits(options.rollout) == [4096, 16384, 16384, 4096]
+
+
+@pytest.mark.parametrize("size", ["8B", "14B", "30B-A3B"])
+def test_the_code_half_of_table_2_differs_from_the_other_in_its_tasks_alone(size: str):
+    maths, code = (load_config([CONFIGS / f"table2-qwen3-{size.lower()}{half}.yaml"]) for half in ("", "-codeact"))
+    assert [task.name for task in code.tasks] == ["codeact"]
+    assert [task.name for task in code.evaluation.benchmarks] == ["codeact", "mint", "wtq"]
+    assert code.episode is not None
+    assert (code.episode.turns, code.episode.proposals) == (5, 2)
+    tasks = {name: getattr(maths, name) for name in ("tasks", "evaluation", "prompt", "cold_start")}
+    alike = code.model_copy(update={**tasks, "episode": None})
+    assert alike == maths
+    own = {name: getattr(maths.evaluation, name) for name in ("benchmarks", "max_new_tokens")}
+    assert code.evaluation.model_copy(update=own) == maths.evaluation
 
 
 def trials_of(name: str) -> list[Trial]:
@@ -87,10 +103,11 @@ def test_the_swapped_twin_exchanges_the_two_temperatures_of_every_pair_and_nothi
     assert len(swapped) == (3 + 4 * 2) * seeds
 
 
-def test_the_sweep_of_table_2_has_its_models_and_methods():
-    trials = trials_of("table2")
+@pytest.mark.parametrize("half", ["", "-codeact"])
+def test_the_sweep_of_table_2_has_its_models_and_methods(half: str):
+    trials = trials_of(f"table2{half}")
     for size in ("8B", "14B", "30B-A3B"):
-        config = load_config([CONFIGS / f"table2-qwen3-{size.lower()}.yaml"])
+        config = load_config([CONFIGS / f"table2-qwen3-{size.lower()}{half}.yaml"])
         of_it = [trial for trial in trials if trial.options.model.name == config.model.name]
         assert grids_of(of_it) == {"grpo": EPS, "gspo": GSPO, "sapo": SAPO, "atanlog": TAU}
         assert len(of_it) == 9 * 3
@@ -136,11 +153,13 @@ def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
         {"name": name, "path": str(data / name / "test.jsonl"), "split": "test", "limit": 4}
         for name in ("gsm8k", "math500", "aime25")
     ]
+    benchmarks[2]["max_new_tokens"] = 12
     changed = {
         "model.name": qwen2_folder,
         "tasks": json.dumps(tasks),
         "evaluation.benchmarks": json.dumps(benchmarks),
         "evaluation.validation": 6,
+        "evaluation.max_new_tokens": 18,
         "steps": 3,
         "rollout.prompts": 4,
         "rollout.max_new_tokens": 24,
@@ -158,7 +177,8 @@ def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
     assert len(metrics) == 3
     assert all(row["sampler/mismatch_max"] < 1e-3 for row in metrics)
     summary = json.loads((tmp_path / "table1" / "eval" / "summary.json").read_text())
-    expected = {("validation", 6), ("gsm8k", 4), ("math500", 4), ("aime25", 4)}
-    assert {(row["benchmark"], row["n"]) for row in summary} == expected
+    expected = {("validation", 6, 18), ("gsm8k", 4, 18), ("math500", 4, 18), ("aime25", 4, 12)}
+    assert {(row["benchmark"], row["n"], row["max_new_tokens"]) for row in summary} == expected
+    assert all(row["truncated"] for row in summary)  # the model is random, and never ends
     completions = [json.loads(line) for line in (tmp_path / "table1" / "completions.jsonl").read_text().splitlines()]
     assert {row["problem"] for row in completions}

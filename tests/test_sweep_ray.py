@@ -14,6 +14,7 @@ import pytest
 from test_sweep import SWEEP, states, sweep
 
 from sspo_cli.interruption import Interruption
+from sspo_cli.tracking.files import last_jsonl_rows
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -38,12 +39,14 @@ def learned(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
-def wait_for_trials(process: subprocess.Popen, folder: Path, count: int) -> list[Path]:
-    """Wait until so many trials have made an optimizer step; returns their run folders."""
-    while len(begun := sorted(path.parent for path in folder.glob("*/metrics.jsonl"))) < count:
+def wait_for_trials(process: subprocess.Popen, folder: Path, count: int, after: int = 0) -> list[Path]:
+    """Wait until so many trials have made an optimizer step after step `after`; returns their run folders."""
+    while True:
+        rows = {path.parent: last_jsonl_rows(path, 1) for path in sorted(folder.glob("*/metrics.jsonl"))}
+        if len(begun := [trial for trial, last in rows.items() if last and last[0]["step"] > after]) >= count:
+            return begun
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    return begun
 
 
 def pid_of(trial: Path) -> int:
@@ -107,17 +110,21 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", Interruption.SIGNALS)
-def test_a_signal_to_the_sweep_stops_its_trials_on_ray(tmp_path, cluster, number):
-    process = sweep(tmp_path, "--ray", cluster.address, text=TWO_ENDLESS)
-    trials = wait_for_trials(process, tmp_path / "small", 2)
-    running = processes_of(trials)
-    process.send_signal(number)
-    said, _ = process.communicate()
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "sspo: stopped; the trials have saved their state, and the same command goes on"
-    assert psutil.wait_procs(running, timeout=60)[1] == []
-    assert_saved(trials)
+def test_a_signal_to_the_sweep_stops_its_trials_on_ray_and_the_same_command_continues_them(tmp_path, cluster):
+    folder, reached = tmp_path / "small", 0
+    for number in Interruption.SIGNALS:
+        process = sweep(tmp_path, "--ray", cluster.address, text=TWO_ENDLESS)
+        trials = wait_for_trials(process, folder, 2, after=reached)
+        running = processes_of(trials)
+        process.send_signal(number)
+        said, _ = process.communicate()
+        assert process.returncode == 130, said
+        assert said.splitlines()[-1] == "sspo: stopped; the trials have saved their state, and the same command goes on"
+        assert psutil.wait_procs(running, timeout=60)[1] == []
+        assert_saved(trials)
+        steps = [[row["step"] for row in learned(trial)] for trial in trials]
+        assert steps == [list(range(1, len(each) + 1)) for each in steps]
+        reached = max(map(len, steps))
 
 
 @pytest.mark.long

@@ -134,9 +134,9 @@ def test_validation_problems_are_trained_on_nowhere(validated: Path, monkeypatch
 
     taught, seen = session.demonstrations_of, []
 
-    def noted(prompts, policy):
+    def noted(prompts, *more):
         seen.extend(prompt.problem.question for prompt in prompts)
-        return taught(prompts, policy)
+        return taught(prompts, *more)
 
     monkeypatch.setattr(session, "demonstrations_of", noted)
     monkeypatch.setattr(

@@ -91,7 +91,7 @@ def test_a_resumed_part_has_a_time_and_a_speed_of_its_own_and_all_else_as_if_not
     (line,) = (line for line in printed if line.startswith("step 5/6"))
     assert line.endswith("0:00:02 left")  # half of the 3.25 s that this part's two steps have taken
     assert sum(line.startswith("evaluating on arithmetic: 8/8 in") for line in printed) == 2
-    assert "step 6: arithmetic Pass@1 50.0 % (21.5 to 78.5 %), n = 8" in printed
+    assert "step 6: arithmetic Pass@1 50.0 % (21.5 to 78.5 %), n = 8, 0.0 % truncated" in printed
 
 
 def test_advantages_are_divided_by_what_the_options_say(played: Played, varied: Played) -> None:

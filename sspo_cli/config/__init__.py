@@ -1,5 +1,17 @@
 """The configuration of a run: its options, and the ways in, YAML files and dotted overrides."""
 
+from sspo_cli.config.base import Options
+from sspo_cli.config.data import (
+    ENVIRONMENTS,
+    TASK_NAMES,
+    BenchmarkOptions,
+    ChatOptions,
+    ColumnOptions,
+    RewardOptions,
+    TaskName,
+    TaskOptions,
+    task_from_text,
+)
 from sspo_cli.config.explain import explain, option_named
 from sspo_cli.config.files import (
     differences,
@@ -18,17 +30,15 @@ from sspo_cli.config.options import (
     VALIDATION,
     CheckpointOptions,
     ColdStartOptions,
+    EpisodeOptions,
     EvaluationOptions,
     LearningOptions,
     LoraOptions,
     ModelOptions,
     ObjectiveOptions,
     OptimizerOptions,
-    Options,
     RolloutOptions,
     RunOptions,
-    TaskName,
-    TaskOptions,
     TinyModelOptions,
     VllmOptions,
     WandbOptions,
@@ -36,9 +46,15 @@ from sspo_cli.config.options import (
 
 __all__ = [
     "DEFAULT_METHOD",
+    "ENVIRONMENTS",
+    "TASK_NAMES",
     "VALIDATION",
+    "BenchmarkOptions",
+    "ChatOptions",
     "CheckpointOptions",
     "ColdStartOptions",
+    "ColumnOptions",
+    "EpisodeOptions",
     "EvaluationOptions",
     "LearningOptions",
     "LoraOptions",
@@ -46,6 +62,7 @@ __all__ = [
     "ObjectiveOptions",
     "OptimizerOptions",
     "Options",
+    "RewardOptions",
     "RolloutOptions",
     "RunOptions",
     "TaskName",
@@ -63,6 +80,7 @@ __all__ = [
     "nest",
     "option_named",
     "read_yaml",
+    "task_from_text",
     "to_yaml",
     "validate",
 ]

@@ -15,6 +15,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
 
 MAY_CHANGE = {
+    "episode.parallel",
     "learning.token_budget",
     "model.gradient_checkpointing",
     "model.kernels",

@@ -4,37 +4,29 @@ An option is documented where it is declared. Sections that a run does not need 
 the chosen method does not have is refused, never ignored.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     Strict,
     create_model,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
+from sspo_cli.config.base import NonNegativeFloat, NonNegativeInt, Options, PositiveFloat, PositiveInt, Seed, TorchSeed
+from sspo_cli.config.data import (
+    ENVIRONMENTS,
+    BenchmarkOptions,
+    ChatOptions,
+    RewardOptions,
+    TaskOptions,
+    task_from_text,
+)
 from sspo_cli.objectives import DEFAULT_METHOD, METHODS, NORMALIZERS, OPTIONS, SSPO_GATES, resolve_options
-
-# Not pydantic's: nothing that a run can count or be scaled by is larger, and what is would hang or overflow.
-LARGEST = 10**9
-PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
-PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-TorchSeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-class Options(BaseModel):
-    """A section: unknown keys are errors, a value has the type that is declared, and cannot change after validation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
-
+from sspo_cli.tasks.prompts import Template
 
 AGGREGATIONS = [name for name, method in METHODS.items() if method.default is None]
 NAMED_METHODS = [name for name in METHODS if name not in AGGREGATIONS]
@@ -108,6 +100,9 @@ class TinyModelOptions(Options):
     seed: TorchSeed = Field(
         0, description="of the initial weights; not the run's seed, so that all seeds share a cold start"
     )
+    action_tags: bool = Field(
+        False, description="whether <execute>, <solution> and their ends are tokens, for tasks in episodes"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -160,24 +155,6 @@ class ModelOptions(Options):
                 "model.weights does not apply with model.lora: the frozen weights have model.dtype, the adapters are float32"
             )
         return self
-
-
-TaskName = Literal["arithmetic", "gsm8k", "deepmath", "dapo", "math500", "aime24", "aime25", "file"]
-
-
-class TaskOptions(Options):
-    """One data set. Several of them are mixed by weight."""
-
-    name: TaskName = "arithmetic"
-    path: str | None = Field(None, description="hub name or local folder or file instead of the published one")
-    split: str = Field("train", description="train or test, as the data set names it")
-    weight: PositiveFloat = 1.0
-    limit: PositiveInt | None = Field(None, description="only the first so many problems")
-
-    @property
-    def label(self) -> str:
-        """What results are filed under: the name, or a local file's stem."""
-        return Path(self.path).stem if self.name == "file" and self.path else self.name
 
 
 class VllmOptions(Options):
@@ -241,6 +218,12 @@ class RolloutOptions(Options):
         1.0, description="applied by the sampler and by the policy's log-probabilities alike"
     )
     max_rows: PositiveInt = Field(1024, description="completions sampled at a time")
+    lag: NonNegativeInt = Field(
+        0,
+        le=100,
+        description="sample with the weights of so many rollout batches ago, as an asynchronous sampler does: staleness that is "
+        "not due to mu. Ratios are to these weights; checkpoints keep them",
+    )
     vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
 
     @model_validator(mode="after")
@@ -250,6 +233,23 @@ class RolloutOptions(Options):
                 "rollout.vllm is given, but rollout.engine = torch; set rollout.engine=vllm or leave it out"
             )
         return self
+
+
+class EpisodeOptions(Options):
+    """Episodes of several turns, for tasks with an environment. `rollout.max_new_tokens` is a turn's."""
+
+    turns: PositiveInt = Field(5, le=1000, description="k, turns of the policy")
+    proposals: PositiveInt = Field(2, le=1000, description="how many of them may propose a solution")
+    max_tokens: PositiveInt = Field(
+        4096, le=10**7, description="of a completion, what the policy reads between its turns included"
+    )
+    thinking: bool = Field(
+        False, description="for chat templates that have a choice: whether the policy thinks before a turn"
+    )
+    observation_chars: PositiveInt = Field(2000, description="of what a program prints, the rest is cut")
+    call_timeout: PositiveFloat = Field(30.0, le=86_400, description="seconds that a program may run in a turn")
+    memory_mib: PositiveInt = Field(512, le=2**22, description="memory of a program")
+    parallel: PositiveInt | None = Field(None, description="programs that run at a time; null: as many as cores")
 
 
 class LearningOptions(Options):
@@ -321,9 +321,13 @@ VALIDATION = "validation"  # what the problems held out of the training tasks ar
 class EvaluationOptions(Options):
     """Pass@1 during training, before the first step and after the last, and every so many between; greedy, the paper's."""
 
-    benchmarks: list[TaskOptions] = [TaskOptions(name="arithmetic", split="test", limit=512)]
+    benchmarks: list[BenchmarkOptions] = [BenchmarkOptions(name="arithmetic", split="test", limit=512)]
     every: PositiveInt | None = 40
-    max_new_tokens: PositiveInt | None = Field(None, le=10**7, description="null: as in the rollout")
+    max_new_tokens: PositiveInt | None = Field(
+        None,
+        le=10**7,
+        description="of a completion, unless its benchmark has a limit of its own; null: as in the rollout",
+    )
     samples: PositiveInt = Field(1, le=10**5, description="completions of each problem; Pass@1 is their mean (avg@n)")
     temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
     validation: NonNegativeInt = Field(
@@ -333,6 +337,20 @@ class EvaluationOptions(Options):
         True,
         description="leave out of the training tasks what a benchmark asks, by its normalised text; it is reported anyway",
     )
+
+    def limits(self, rollout: RolloutOptions) -> list[int]:
+        """Return the token limits in use: of the validation problems, if there are any, and of each benchmark."""
+        of_all = self.max_new_tokens or rollout.max_new_tokens
+        limits = [benchmark.max_new_tokens or of_all for benchmark in self.benchmarks]
+        return [of_all, *limits] if self.validation else limits
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _test_split_by_default(cls, benchmarks: Any) -> Any:
+        if not isinstance(benchmarks, list):
+            return benchmarks  # the field validation says what is wrong
+        given = [task_from_text(task, "test") if isinstance(task, str) else task for task in benchmarks]
+        return [{"split": "test", **task} if isinstance(task, dict) else task for task in given]
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
@@ -380,16 +398,57 @@ class RunOptions(Options):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     prompt: str = Field("plain", description="name of the prompt template")
     answer_timeout: PositiveFloat = Field(3.0, le=86_400, description="seconds that the check of one answer may take")
+    chat: ChatOptions = ChatOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
     model: ModelOptions = ModelOptions()
     tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1)
     rollout: RolloutOptions = RolloutOptions()
+    reward: RewardOptions = RewardOptions()
+    episode: EpisodeOptions | None = Field(None, description="of tasks in episodes; null without such a task")
     learning: LearningOptions = LearningOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     cold_start: ColdStartOptions = ColdStartOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     wandb: WandbOptions = WandbOptions()
+
+    @property
+    def template(self) -> Template:
+        """How problems are put to the model. Raises UserError for an unknown prompt template."""
+        return Template.of(self.prompt, self.chat.system, self.chat.user, self.chat.template_kwargs)
+
+    @model_validator(mode="after")
+    def _prompt_template_exists(self) -> Self:
+        Template.of(self.prompt)
+        return self
+
+    @property
+    def environments(self) -> set[str]:
+        """Names of the environments that any of its tasks needs."""
+        tasks = [*self.tasks, *self.evaluation.benchmarks, *self.cold_start.tasks]
+        return {ENVIRONMENTS[task.name] for task in tasks if task.name in ENVIRONMENTS}
+
+    @model_validator(mode="after")
+    def _episodes_have_an_environment(self) -> Self:
+        if not self.environments:
+            if self.episode:
+                raise ValueError(
+                    f"episode is given, but no task is played in episodes; those are {', '.join(ENVIRONMENTS)}"
+                )
+            return self
+        if self.reward != RewardOptions() and (played := [t.name for t in self.tasks if t.name in ENVIRONMENTS]):
+            raise ValueError(
+                f"reward is of single turns, but tasks has {played[0]}, whose episodes have the reward of their environment; "
+                "leave reward out"
+            )
+        if self.episode is None:  # so that a run folder says what was run
+            object.__setattr__(self, "episode", EpisodeOptions())
+        longest = max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens or 0)
+        if self.episode and self.episode.max_tokens < longest:
+            raise ValueError(
+                f"episode.max_tokens = {self.episode.max_tokens} is less than a single turn may have, max_new_tokens = {longest}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _minibatches_are_equal(self) -> Self:

@@ -4,6 +4,7 @@ Everything else that YAML can express (dates, sets, tags, aliases that contain t
 by its line before any value is built.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
-from sspo_cli.errors import UserError, reason, shorten
+from sspo_cli.errors import LONGEST_PATH, UserError, reason, shorten
 
+TEXT_FILES = (".txt", ".md", ".jinja", ".j2")
 LARGEST_FILE = 1_000_000  # bytes
 MOST_VALUES = 100_000  # aliases expanded
 DEEPEST = 30  # levels of lists and sections; the options have six
@@ -29,24 +31,45 @@ NAMES = {"timestamp": "a date", "set": "a set", "binary": "binary data", "omap":
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a file of options. Raises UserError for a missing, malformed or non-mapping file, and for one that is too large."""
     name = f"config file {file}"
+    values = parse_yaml(read_text(file, name), name)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must hold options as `key: value` lines, not a {type(values).__name__}")
+    return values
+
+
+def read_text(file: Path, name: str) -> str:
+    """Read a file of text. Raises UserError, which begins with `name`, if it cannot be read or is too large."""
     try:
         with file.open("rb") as stream:  # of a pipe or a device too, so no more than is allowed
             content = stream.read(LARGEST_FILE + 1)
-        text = content.decode("utf-8")
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{name} is larger than {LARGEST_FILE:,} bytes, so it is hardly a file of options")
+        return content.decode("utf-8")
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{name} is not UTF-8 text") from None
     except ValueError as error:  # a null byte in the name
         raise UserError(f"{name} cannot be read: {error}") from None
-    if len(content) > LARGEST_FILE:
-        raise UserError(f"{name} is larger than {LARGEST_FILE:,} bytes, so it is hardly a file of options")
-    values = parse_yaml(text, name)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{name} must hold options as `key: value` lines, not a {type(values).__name__}")
-    return values
+
+
+def text_or_file(text: str, name: str) -> str:
+    """Return a text, or what the file that it names holds, without its last line end.
+
+    A line that ends as in `TEXT_FILES` names a file, and so does the path of one that exists. Raises UserError, which begins
+    with `name`, if it cannot be read.
+    """
+    if "\n" in text or len(text) > LONGEST_PATH:
+        return text
+    path = os.path.expanduser(text)
+    if not text.endswith(TEXT_FILES) and not os.path.isfile(path):
+        return text
+    content = read_text(Path(path), name).rstrip("\n")
+    if "\n" not in content and content.endswith(TEXT_FILES):  # it would be read as a name the next time
+        raise UserError(f"{name}: the file holds nothing but what ends like the name of a file, {shorten(content, 80)}")
+    return content
 
 
 def parse_yaml(text: str, name: str) -> Any:

@@ -1,6 +1,6 @@
 """Multi-turn tasks: environments that answer the policy's turns. Text in, text out, no torch.
 
-How rollout drives an environment (`environment.Environment`):
+How `rollout.episodes.play` drives an environment (`environment.Environment`):
 
 1. Start what it needs before golds are loaded, once for the run: `Sandbox(limits)` for code-acting, nothing for the
    calculator. Entering the sandbox raises UserError where programs cannot be confined. Then

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from sspo_cli.environments.actions import CALL
 from sspo_cli.environments.environment import ActingEnvironment
-from sspo_cli.environments.episode import Episode, EpisodeLimits, Turn
+from sspo_cli.environments.episode import Episode, EpisodeLimits
 from sspo_cli.environments.result import Result
 from sspo_cli.rewards import AnswerChecker
+from sspo_cli.types import Turn
 
 LONGEST = 64  # characters of an expression
 LARGEST = 10**12  # absolute value of any number in it, given or computed

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from sspo_cli.environments.actions import CALL, PROPOSAL
 from sspo_cli.environments.calls import SandboxFailure, SetupFailed
 from sspo_cli.environments.environment import ActingEnvironment
-from sspo_cli.environments.episode import Episode, EpisodeLimits, Turn
+from sspo_cli.environments.episode import Episode, EpisodeLimits
 from sspo_cli.environments.result import Result
 from sspo_cli.environments.sandbox import Sandbox
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
+from sspo_cli.types import Turn
 
 # The data set's own words; of its variants the one without tools, which are not here.
 _SYSTEM = """\
@@ -43,6 +44,11 @@ class CodeActEnvironment(ActingEnvironment):
         super().__init__(checker, limits or EpisodeLimits())
         self._sandbox = sandbox
         self.system_prompt = _SYSTEM.format(turns=self.limits.turns, proposals=self.limits.proposals)
+
+    @property
+    def sandbox_failures(self) -> int:
+        """How often the sandbox was lost and started anew."""
+        return self._sandbox.failures
 
     def close(self, episodes: Iterable[Episode]) -> None:
         """End the interpreters of episodes that will take no more turns."""

@@ -1,4 +1,4 @@
-"""What is common to the environments: reading the policy's turns, checking its proposals, keeping the record."""
+"""Play the environment's part: read the policy's turns, check its proposals, keep the record."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -6,15 +6,15 @@ from typing import Protocol
 
 from sspo_cli.environments.actions import CALL, NOTHING, PROPOSAL, STOP, Action, read_action
 from sspo_cli.environments.checks import check_proposals
-from sspo_cli.environments.episode import Episode, EpisodeLimits, Turn
+from sspo_cli.environments.episode import Episode, EpisodeLimits
 from sspo_cli.environments.result import Result
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.types import Problem
+from sspo_cli.types import Problem, Turn
 
 
 class Environment(Protocol):
-    """What rollout asks of an environment. Text in, text out; `sspo_cli.environments` says how it is driven."""
+    """Answers the policy's turns for `rollout.episodes.play`. Text in, text out."""
 
     @property
     def stop(self) -> tuple[str, ...]:

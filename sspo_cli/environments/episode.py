@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sspo_cli.environments.actions import CALL, PROPOSAL
-from sspo_cli.types import Problem, Reward
+from sspo_cli.types import Outcome, Problem, Reward, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,51 +13,6 @@ class EpisodeLimits:
 
     turns: int = 5
     proposals: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of the policy and the environment's answer. Plain values, so it is stored as JSON.
-
-    text            the policy's own, with what the chat template opened of it
-    action          `actions.CALL`, PROPOSAL or NOTHING
-    content         the code or the solution
-    well_formed     exactly one action, at the end
-    status          of a call "ok", "timeout", "memory" or "crashed"; of a proposal "solved", "wrong" or, where the check did
-                    not end, "timeout" or "error"; else "nothing"
-    answer          what the policy reads next; None: the episode is over
-    variables_lost  the interpreter was ended, and its next cell finds no variables of earlier ones
-    """
-
-    text: str
-    action: str
-    content: str
-    well_formed: bool
-    status: str
-    answer: str | None
-    variables_lost: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of an episode.
-
-    solved     a proposal was accepted; `proposals` says which
-    proposals  of the policy, accepted or not
-    turns      of the policy
-    calls      of them that ran code
-    timeouts   calls that ran out of time
-    crashes    calls that ended their interpreter by other means, memory included
-    ended      "solved", "proposals", "turns", or "tokens" (out of tokens: the completion is truncated)
-    """
-
-    solved: bool
-    proposals: int
-    turns: int
-    calls: int
-    timeouts: int
-    crashes: int
-    ended: str
 
 
 @dataclass(slots=True, eq=False)

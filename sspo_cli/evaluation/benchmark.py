@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,12 +16,13 @@ from typing import Any, Self
 import xxhash
 from filelock import FileLock
 
-from sspo_cli.config import RunOptions
+from sspo_cli.config import EpisodeOptions, RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.identity import Identity
 from sspo_cli.locks import hold_lock, take_lock
-from sspo_cli.rewards import AnswerChecker, grade
-from sspo_cli.rollout.engine import Engine, Request, Sampling
+from sspo_cli.rewards import PAPER, AnswerChecker, Scoring, grade
+from sspo_cli.rollout.engine import Engine, Sampling
+from sspo_cli.rollout.episodes import NO_STAGE, Stage, play
 from sspo_cli.seeds import derive_seed
 from sspo_cli.statistics import pass_at_k, wilson
 from sspo_cli.tasks.contamination import question_key
@@ -37,7 +38,7 @@ from sspo_cli.tracking.files import (
 )
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import EVALUATIONS, PARTIAL_CHUNK
-from sspo_cli.types import Completion, Group, Prompt
+from sspo_cli.types import Completion, Group, Problem, Prompt
 
 ABANDONED = 7 * 86_400  # seconds
 CHUNK = 256  # problems at most between two signs of progress
@@ -47,14 +48,16 @@ CHUNK = 256  # problems at most between two signs of progress
 class Benchmark:
     """Problems to measure on, rendered.
 
-    name        the task's, or a local file's stem
-    path        or hub name that they come from, if that is not the published data set
-    trained_on  how many of them the measured model was trained on; None if that is not known
+    name            the task's, or a local file's stem
+    max_new_tokens  of a completion, if the benchmark has a limit of its own
+    path            or hub name that they come from, if that is not the published data set
+    trained_on      how many of them the measured model was trained on; None if that is not known
     """
 
     name: str
     split: str
     prompts: Sequence[Prompt]
+    max_new_tokens: int | None = None
     path: str | None = None
     trained_on: int | None = None
 
@@ -74,6 +77,7 @@ class Conditions:
     prompt       name of the template
     seed         of the sampling
     max_rows     completions sampled at a time
+    turns, proposals, max_tokens  of an episode, in which `max_new_tokens` are a turn's
     """
 
     samples: int
@@ -82,24 +86,39 @@ class Conditions:
     prompt: str
     seed: int
     max_rows: int
+    turns: int = EpisodeOptions().turns
+    proposals: int = EpisodeOptions().proposals
+    max_tokens: int = EpisodeOptions().max_tokens
 
     @classmethod
     def of(cls, options: RunOptions) -> Self:
         """Return those of a run. The seed is not the run's, so that all runs are measured alike."""
-        evaluation = options.evaluation
+        evaluation, episode = options.evaluation, options.episode or EpisodeOptions()
         return cls(
             samples=evaluation.samples,
             temperature=evaluation.temperature,
             max_new_tokens=evaluation.max_new_tokens or options.rollout.max_new_tokens,
-            prompt=options.prompt,
+            prompt=options.template.name,
             seed=0,
             max_rows=options.rollout.max_rows,
+            turns=episode.turns,
+            proposals=episode.proposals,
+            max_tokens=episode.max_tokens,
         )
+
+    def on(self, benchmark: Benchmark) -> Self:
+        """Return those of a benchmark, which may have a token limit of its own."""
+        return replace(self, max_new_tokens=benchmark.max_new_tokens or self.max_new_tokens)
 
     @property
     def chunk(self) -> int:
         """Problems sampled at a time."""
         return max(1, min(CHUNK, self.max_rows // self.samples))
+
+    @property
+    def of_episodes(self) -> dict[str, int]:
+        """Return what an episode is limited by, as its row of a benchmark says it."""
+        return {"turns": self.turns, "proposals": self.proposals, "max_tokens": self.max_tokens}
 
     def matches(self, row: Mapping[str, Any], identity: Identity, template: str) -> bool:
         """Decide whether a row was measured so; `template` is its key of the template.
@@ -112,6 +131,7 @@ class Conditions:
             and row.get("temperature", 0.0) == self.temperature
             and row.get("max_new_tokens", self.max_new_tokens) == self.max_new_tokens
             and row.get(template, self.prompt) == self.prompt
+            and all(row.get(name, value) == value for name, value in self.of_episodes.items())
         )
 
 
@@ -123,16 +143,18 @@ def evaluate(
     identity: Identity,
     progress: Callable[[int], None],
     partial: Path | None = None,
+    stage: Stage = NO_STAGE,
 ) -> list[dict[str, Any]]:
     """Sample and grade a benchmark: a row for each problem and sample, as in `<benchmark>.jsonl` except for the step.
 
     `progress(n)` is called when n more problems are done. With a `partial` file (see `partial_path`), what it holds is not
-    done again, and new chunks are appended; the caller removes it. Raises UserError if another process writes it.
+    done again, and new chunks are appended; the caller removes it. Problems with an environment are played on the `stage`.
+    Raises UserError if another process writes the file.
     """
     with _chunks_done(partial) as chunks:
         for chunk in chunks:
             progress(len(chunk) // conditions.samples)
-        for groups in _graded_chunks(engine, benchmark, checker, conditions, first=len(chunks)):
+        for groups in _graded_chunks(engine, benchmark, checker, conditions, stage, first=len(chunks)):
             chunks.append([row for group in groups for row in _rows(group, conditions, identity)])
             if partial:
                 append_jsonl(partial, {"rows": chunks[-1]})
@@ -152,12 +174,20 @@ def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, ide
 
 
 def grade_groups(
-    prompts: Sequence[Prompt], completions: Sequence[list[Completion]], checker: AnswerChecker
+    prompts: Sequence[Prompt],
+    completions: Sequence[list[Completion]],
+    checker: AnswerChecker,
+    scoring: Scoring = PAPER,
 ) -> list[Group]:
-    """Grade sampled completions; what the chat template opened counts as part of the text."""
-    texts = [p.opening + c.text for p, group in zip(prompts, completions, strict=True) for c in group]
-    golds = [p.problem.answer for p, group in zip(prompts, completions, strict=True) for _ in group]
-    rewards = iter(grade(texts, golds, checker))
+    """Grade sampled completions; what the chat template opened counts as part of the text.
+
+    Episodes have their environment's reward, whatever `scoring` is.
+    """
+    pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
+    texts = [p.opening + c.text for p, c in pairs if c.episode is None]
+    golds = [p.problem.answer for p, c in pairs if c.episode is None]
+    graded = iter(scoring.complete(grade(texts, golds, checker), texts, golds, checker))
+    rewards = iter([next(graded) if c.episode is None else c.episode.reward for _, c in pairs])
     return [Group(p, group, [next(rewards) for _ in group]) for p, group in zip(prompts, completions, strict=True)]
 
 
@@ -196,6 +226,7 @@ def summarize(
         "truncated": sum(row["finish"] == "length" for row in rows),
         "timeouts": sum(row["status"] == "timeout" for row in rows),
         "tokens": sum(row["tokens"] for row in rows) / len(rows),
+        **_summarize_episodes(rows, conditions),
     }
 
 
@@ -233,10 +264,15 @@ def record(
 
 
 def _remove_abandoned(partial: Path) -> None:
-    """Remove chunks that no process is at and none has added to for a week: their model has trained on, or was deleted."""
-    for path in partial.glob("*.jsonl"):
-        if time.time() - path.stat().st_mtime > ABANDONED:
-            lock = FileLock(path.with_name(f".{path.name}.lock"))
+    """Remove what no process is at and none has added to for a week: its model has trained on, or was deleted.
+
+    Chunks, and what a kill has left of them: a lock without chunks, or a temporary file.
+    """
+    for path in partial.glob("*"):
+        with suppress(FileNotFoundError):  # another process removes the same
+            if time.time() - path.stat().st_mtime <= ABANDONED:
+                continue
+            lock = FileLock(path if path.suffix == ".lock" else path.with_name(f".{path.name}.lock"))
             if take_lock(lock):
                 path.unlink(missing_ok=True)
                 Path(lock.lock_file).unlink(missing_ok=True)
@@ -266,7 +302,7 @@ def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
 
 
 def _graded_chunks(
-    engine: Engine, benchmark: Benchmark, checker: AnswerChecker, conditions: Conditions, first: int
+    engine: Engine, benchmark: Benchmark, checker: AnswerChecker, conditions: Conditions, stage: Stage, first: int
 ) -> Iterator[list[Group]]:
     """Yield the graded chunks from number `first` on. The answers of a chunk are checked while the next one is sampled.
 
@@ -283,9 +319,7 @@ def _graded_chunks(
                 seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
                 first=start,
             )
-            completions = engine.generate(
-                Request([prompt.token_ids for prompt in prompts], conditions.samples, sampling)
-            )
+            completions = play(engine, prompts, conditions.samples, sampling, stage)
             checked, checking = checking, background.submit(grade_groups, prompts, completions, checker)
             if checked:
                 yield checked.result()
@@ -310,9 +344,54 @@ def _rows(group: Group, conditions: Conditions, identity: Identity) -> list[dict
             "gold": group.prompt.problem.answer,
             "correct": reward.answer == 1.0,
             "format": reward.format,
-            "tokens": len(completion.token_ids),
+            "tokens": completion.own_tokens,
             "finish": "length" if completion.truncated else "stop",
             "status": reward.status,
+            **_episode_of(group.prompt.problem, completion, conditions),
         }
         for sample, (completion, reward) in enumerate(zip(group.completions, group.rewards, strict=True))
     ]
+
+
+def _episode_of(problem: Problem, completion: Completion, conditions: Conditions) -> dict[str, Any]:
+    """Return what a row says of an episode; nothing of a single turn."""
+    if completion.episode is None:
+        return {}
+    turns = [asdict(turn) for turn in completion.episode.turns]
+    return {
+        **conditions.of_episodes,
+        "part": problem.part,
+        "played": turns,
+        "outcome": asdict(completion.episode.outcome),
+    }
+
+
+def _summarize_episodes(rows: Sequence[dict[str, Any]], conditions: Conditions) -> dict[str, Any]:
+    """Summarize the episodes among the rows; nothing without one.
+
+    episodes  means of the outcomes; `solved_at_first` is the share that the first proposal has solved: a second one
+              knows that the first is wrong
+    parts     of a benchmark of several kinds of problems, each with its n, correct, Pass@1 and interval
+    """
+    outcomes = [row["outcome"] for row in rows if "outcome" in row]
+    if not outcomes:
+        return {}
+    names = ("turns", "proposals", "calls", "timeouts", "crashes")
+    means = {name: sum(outcome[name] for outcome in outcomes) / len(outcomes) for name in names}
+    first = sum(outcome["solved"] and outcome["proposals"] == 1 for outcome in outcomes) / len(outcomes)
+    parts = {
+        name: [row for row in rows if row.get("part") == name] for name in sorted({row.get("part", "") for row in rows})
+    }
+    return {
+        **conditions.of_episodes,
+        "episodes": {**means, "solved_at_first": first},
+        "parts": {
+            name: _summarize_part(of_part, conditions.samples) for name, of_part in parts.items() if len(parts) > 1
+        },
+    }
+
+
+def _summarize_part(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, Any]:
+    n, correct = len(rows) // samples, sum(row["correct"] for row in rows)
+    low, high = wilson(round(correct / samples), n)
+    return {"n": n, "correct": correct, "pass_at_1": correct / len(rows), "low": low, "high": high}

@@ -1,7 +1,9 @@
 """`sspo eval`: targets on benchmarks, one model after the other."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +12,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sspo_cli.config import RunOptions, TaskOptions
+from sspo_cli.config import ENVIRONMENTS, BenchmarkOptions, EpisodeOptions, RunOptions
+from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
 from sspo_cli.evaluation.comparison import EvalResult, print_comparison
 from sspo_cli.evaluation.identity import Identity
-from sspo_cli.evaluation.targets import MODEL, Target, conditions_of, find_target, sampled_by, tasks_of
+from sspo_cli.evaluation.targets import (
+    MODEL,
+    Target,
+    check_limits,
+    conditions_of,
+    find_target,
+    sampled_by,
+    tasks_of,
+    without_limit,
+)
 from sspo_cli.interruption import Interrupted
 from sspo_cli.model_check import Limit, check_model, check_reach, check_structure
 from sspo_cli.policy.model import Policy, fingerprint, load_policy, resolve_device
@@ -24,10 +36,11 @@ from sspo_cli.preflight import check_lengths
 from sspo_cli.redaction import redacted
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine, samples_by_torch
+from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
-from sspo_cli.tasks.prompts import render
-from sspo_cli.tracking.files import explain_os_errors, write_json_atomic
+from sspo_cli.tasks.prompts import Template
+from sspo_cli.tracking.files import ABANDONED, explain_os_errors, remove_leftovers, write_json_atomic
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.text import pass_at_1
 from sspo_cli.types import Problem
@@ -45,13 +58,16 @@ def measure(
 ) -> None:
     """Measure each target on each benchmark, and prints Pass@1 and how the targets differ from the first one.
 
-    A run is measured under its own options' conditions, other models under those `given`; `changes` replaces some of them,
-    `engine` the sampler. Without `benchmarks`, those of the options. What is measured with a `limit` is printed, not recorded.
-    What is done before a kill is not done again by the same command.
+    A run is measured under its own options' conditions, other models under those `given`, or else under those of the first
+    run; `changes` replaces some of them, `engine` the sampler. Without `benchmarks`, those of the options. What is measured
+    with a `limit` is printed, not recorded. What is done before a kill is not done again by the same command.
 
-    Raises UserError for what cannot be found or measured, mostly before the first model is loaded; Interrupted when stopped.
+    Raises UserError for a model and a run with unequal token limits, and for what cannot be found or measured, mostly before the
+    first model is loaded; Interrupted when stopped.
     """
     targets = [find_target(name, checkpoint, given, runs_dir) for name in names]
+    if runs := [target for target in targets if target.checkpoint and not given]:
+        targets = [t if t.checkpoint else find_target(t.name, checkpoint, runs[0].options, runs_dir) for t in targets]
     if engine:
         targets = [sampled_by(target, engine) for target in targets]
     for number, target in enumerate(targets):
@@ -66,23 +82,32 @@ def measure(
         raise UserError(f"run {targets[0].folder} is measured with its own options; leave out -c and -s")
     _check_names(targets)
     plans = [(target, conditions_of(target, changes), tasks_of(target, benchmarks)) for target in targets]
+    if "max_new_tokens" in changes:
+        plans = [(target, conditions, [without_limit(task) for task in tasks]) for target, conditions, tasks in plans]
+    unequal_limits = check_limits(plans)
 
     terminal = Console(stderr=True, highlight=False, markup=False, emoji=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     results: list[EvalResult] = []
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
+        with (
+            ExitStack() as stack,
+            Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars,
+        ):
+            judges = [stack.enter_context(_open_judge(target, tasks)) for target, _, tasks in plans]
             all_tasks = dict.fromkeys(task for _, _, tasks in plans for task in tasks)
             problems = {task: _read(task, limit, bars) for task in all_tasks}
-            for target, conditions, tasks in plans:
+            for (target, conditions, tasks), judge in zip(plans, judges, strict=True):
                 of_target = {task: problems[task] for task in tasks}
-                results += _measure_target(target, conditions, of_target, not limit, bars)
+                results += _measure_target(target, conditions, of_target, judge, not limit, bars)
     except torch.OutOfMemoryError:
         raise UserError("the GPU's memory is full; lower rollout.max_rows, of a run in its config.json") from None
     except KeyboardInterrupt:
         kept = "nothing is recorded" if limit else "what is done is kept, and the same command goes on from it"
         raise Interrupted(f"stopped; {kept}") from None
     print_comparison(results)
+    for sentence in unequal_limits:
+        print(sentence)
     if not limit:
         print(
             "every problem with its completions:",
@@ -91,6 +116,25 @@ def measure(
     for result in results:  # not before: a command that is stopped and started again does nothing twice
         if result.partial:
             result.partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What decides about answers, started before gold answers are loaded."""
+
+    checker: AnswerChecker
+    environments: Mapping[str, Environment]
+
+
+@contextmanager
+def _open_judge(target: Target, tasks: Sequence[BenchmarkOptions]) -> Iterator[_Judge]:
+    names = {ENVIRONMENTS[task.name] for task in tasks if task.name in ENVIRONMENTS}
+    episode = target.options.episode or EpisodeOptions()
+    with (
+        AnswerChecker(timeout=target.options.answer_timeout) as checker,
+        open_environments(names, episode, checker) as environments,
+    ):
+        yield _Judge(checker, environments)
 
 
 def _check_names(targets: Sequence[Target]) -> None:
@@ -104,9 +148,10 @@ def _check_names(targets: Sequence[Target]) -> None:
                 raise _named(target, error) from None
 
 
-def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]:
+def _read(task: BenchmarkOptions, limit: int | None, bars: Progress) -> list[Problem]:
     bar = bars.add_task(f"reading {task.label}", total=None)
-    problems = load_problems(task.name, path=task.path, split=task.split, limit=limit or task.limit)
+    limit = limit or task.limit
+    problems = load_problems(task.name, path=task.path, split=task.split, limit=limit, layout=task.layout)
     bars.remove_task(bar)
     return problems
 
@@ -114,7 +159,8 @@ def _read(task: TaskOptions, limit: int | None, bars: Progress) -> list[Problem]
 def _measure_target(
     target: Target,
     conditions: Conditions,
-    problems: Mapping[TaskOptions, Sequence[Problem]],
+    problems: Mapping[BenchmarkOptions, Sequence[Problem]],
+    judge: _Judge,
     to_record: bool,
     bars: Progress,
 ) -> list[EvalResult]:
@@ -125,8 +171,13 @@ def _measure_target(
     policy = _load(target)
     for note in policy.notes:
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
-    benchmarks = [_render(task, of_task, conditions.prompt, policy, bars) for task, of_task in problems.items()]
-    needed = [check_lengths(benchmark.prompts, conditions.max_new_tokens, policy) for benchmark in benchmarks]
+    stage = Stage.of(judge.environments, target.options.episode or EpisodeOptions(), policy)
+    template = target.options.template
+    benchmarks = [_render(task, of_task, template, policy, stage, bars) for task, of_task in problems.items()]
+    needed = [
+        check_lengths(benchmark.prompts, conditions.on(benchmark).max_new_tokens, policy, stage)
+        for benchmark in benchmarks
+    ]
     if target.checkpoint:
         benchmarks = [benchmark.measured_on(RunFolder(target.folder)) for benchmark in benchmarks]
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
@@ -141,23 +192,27 @@ def _measure_target(
         content = {"model": target.model, "options": target.options.model_dump(mode="json")}
         with explain_os_errors("create", target.folder):
             target.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(target.folder, older_than=ABANDONED)
         write_json_atomic(target.folder / MODEL, redacted(content))
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)
     results = []
-    with AnswerChecker(timeout=target.options.answer_timeout) as checker:
-        for benchmark in benchmarks:
-            bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
-            identity = Identity.of(benchmark.prompts, conditions.prompt, engine.name)
-            path = partial_path(folder, benchmark, conditions, identity, model) if to_record else None
-            rows = evaluate(engine, benchmark, checker, conditions, identity, partial(bars.advance, bar), path)
-            if to_record:
-                summary = record(folder, rows, benchmark, conditions, identity, target.step, checkpoint)
-            else:
-                summary = {**summarize(rows, benchmark, conditions, identity), "checkpoint": checkpoint}
-            bars.remove_task(bar)
-            bars.console.print(f"{target.name}: {benchmark.name} Pass@1 {pass_at_1(summary)}", soft_wrap=True)
-            results.append(EvalResult(target.name, target.options.model.name, summary, rows, path))
+    for benchmark in benchmarks:
+        bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
+        under = conditions.on(benchmark)
+        identity = Identity.of(benchmark.prompts, template, engine.name)
+        path = partial_path(folder, benchmark, under, identity, model) if to_record else None
+        advance = partial(bars.advance, bar)
+        rows = evaluate(engine, benchmark, judge.checker, under, identity, advance, path, stage)
+        if to_record:
+            summary = record(folder, rows, benchmark, under, identity, target.step, checkpoint)
+        else:
+            summary = {**summarize(rows, benchmark, under, identity), "checkpoint": checkpoint}
+        bars.remove_task(bar)
+        parts = {f"{benchmark.name}/{name}": {**summary, **part} for name, part in summary.get("parts", {}).items()}
+        for name, measured in {benchmark.name: summary, **parts}.items():
+            bars.console.print(f"{target.name}: {name} Pass@1 {pass_at_1(measured)}", soft_wrap=True)
+        results.append(EvalResult(target.name, target.options.model.name, summary, rows, path))
     return results
 
 
@@ -175,7 +230,7 @@ def _load(target: Target) -> Policy:
     options = target.options
     model = options.model.model_copy(update={"kernels": "torch"})  # others are for learning, and not on every machine
     try:
-        return load_policy(model, resolve_device(options.device), target.checkpoint)
+        return load_policy(model, resolve_device(options.device), target.checkpoint, options.chat.template)
     except UserError as error:
         raise _named(target, error) from None
 
@@ -187,7 +242,14 @@ def _named(target: Target, error: UserError) -> UserError:
     return UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}")
 
 
-def _render(task: TaskOptions, problems: Sequence[Problem], template: str, policy: Policy, bars: Progress) -> Benchmark:
+def _render(
+    task: BenchmarkOptions,
+    problems: Sequence[Problem],
+    template: Template,
+    policy: Policy,
+    stage: Stage,
+    bars: Progress,
+) -> Benchmark:
     with_progress = bars.track(problems, description=f"rendering {task.label}")
-    prompts = [render(problem, template, policy.tokenizer) for problem in with_progress]
-    return Benchmark(task.label, task.split, prompts, task.path)
+    prompts = [stage.render(problem, template, policy.tokenizer) for problem in with_progress]
+    return Benchmark(task.label, task.split, prompts, task.max_new_tokens, task.path)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sspo_cli.statistics import differ_alike, mcnemar, paired_bootstrap
 from sspo_cli.tracking.measurement import IDENTITY, columns, differences
+from sspo_cli.tracking.text import truncated
 
 COLUMNS = ("benchmark", "split", "n", "prompt", *IDENTITY)  # other conditions are printed below
 WIDE = 240  # characters, where no terminal says how many it has
@@ -49,7 +50,7 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
     """Print tables and their conditions on standard output."""
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
-    console.print("Pass@1 in % [95 % interval]")
+    console.print("Pass@1 in % [95 % interval], and how many answers were cut at the token limit")
     console.print(_pass_at_1(results))
     for benchmark in benchmarks:
         of_benchmark = [result for result in results if result.benchmark == benchmark]
@@ -133,7 +134,7 @@ def _differently(result: EvalResult, first: EvalResult) -> list[str]:
 
 def _share(summary: dict[str, Any]) -> str:
     pass_at_1, low, high = (100 * summary[key] for key in ("pass_at_1", "low", "high"))
-    return f"{pass_at_1:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{pass_at_1:.1f} [{low:.1f}, {high:.1f}], {truncated(summary)}"
 
 
 def _conditions(result: EvalResult) -> str:

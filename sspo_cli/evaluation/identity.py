@@ -8,11 +8,10 @@ from typing import Any, Self
 import xxhash
 
 from sspo_cli.rewards import checker_version
-from sspo_cli.tasks.prompts import messages
+from sspo_cli.tasks.prompts import QUESTION, Template
 from sspo_cli.types import Problem, Prompt
 
 DIGITS = 12  # of 64 bits, hexadecimal: enough that no two of a report's benchmarks share them
-QUESTION = "{question}"  # stands for one in the fingerprint of a prompt template
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +32,12 @@ class Identity:
     engine: str
 
     @classmethod
-    def of(cls, prompts: Iterable[Prompt], template: str, engine: str) -> Self:
+    def of(cls, prompts: Iterable[Prompt], template: Template, engine: str) -> Self:
         """Compute it for rendered problems; `engine` is the sampler's whole name, of which the first word counts."""
         prompts = sorted(prompts, key=lambda prompt: prompt.problem.id)
         return cls(
             problems=problems_fingerprint(prompt.problem for prompt in prompts),
-            messages=_fingerprint(messages(QUESTION, template)),
+            messages=_fingerprint(template.messages(QUESTION)),
             rendered=_fingerprint([[prompt.problem.id, prompt.text, prompt.token_ids] for prompt in prompts]),
             checker=checker_version(),
             engine=engine.partition(" ")[0],

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from sspo_cli.config import VALIDATION, RunOptions, TaskName, TaskOptions
+from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text
 from sspo_cli.errors import LONGEST_PATH, UserError
 from sspo_cli.evaluation.benchmark import Conditions
 from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
@@ -45,8 +45,8 @@ class Target:
 def find_target(name: str, checkpoint: str | None, given: RunOptions | None, runs_dir: Path) -> Target:
     """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
 
-    The options `given` are a model's; a run has its own. Raises UserError for a checkpoint that a run does not have, and for
-    a model if a checkpoint is asked for.
+    The options `given` are a model's, or those of a run that it is measured like; a run has its own. Raises UserError for a
+    checkpoint that a run does not have, and for a model if a checkpoint is asked for.
     """
     if not name:
         raise UserError("a run or model to measure has an empty name")
@@ -69,7 +69,8 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
             f"there is no run {name} in {runs_dir}, and a model has no checkpoints; leave out --checkpoint or correct the name"
         )
     given = given or RunOptions()
-    options = given.model_copy(update={"model": given.model.model_copy(update={"name": name})})
+    revision = given.model.revision if given.model.name in (None, name) else None
+    options = given.model_copy(update={"model": given.model.model_copy(update={"name": name, "revision": revision})})
     target = Target(name, options, runs_dir / f"model-{name.strip('/').replace('/', '-')}", None)
     path = target.folder / MODEL
     if path.exists() and (earlier := read_json(path, MEASURED_MODEL)["model"]) != target.model:
@@ -97,7 +98,7 @@ def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
     return conditions
 
 
-def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[TaskOptions]:
+def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[BenchmarkOptions]:
     """Return the benchmarks to measure it on. Raises UserError if two have the same name, if one is unknown, and for none."""
     options = target.options
     tasks = [_benchmark(name, options) for name in benchmarks] or options.evaluation.benchmarks
@@ -106,6 +107,41 @@ def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[TaskOptions]:
     if not tasks:
         raise UserError(f"the options of {target.name} name no benchmark; add -b")
     return tasks
+
+
+def limit_of(task: BenchmarkOptions, conditions: Conditions) -> int:
+    """Return the token limit of a benchmark."""
+    return task.max_new_tokens or conditions.max_new_tokens
+
+
+def without_limit(task: BenchmarkOptions) -> BenchmarkOptions:
+    """Return the benchmark without a token limit of its own."""
+    return task.model_copy(update={"max_new_tokens": None})
+
+
+def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOptions]]]) -> list[str]:
+    """Return a sentence on each run that is measured on a benchmark with another token limit than the target before it.
+
+    Raises UserError if one of the two is a model that no run has made: a base and what was trained from it have one limit.
+    """
+    first: dict[str, tuple[Target, int]] = {}
+    sentences = []
+    for target, conditions, tasks in plans:
+        for task in tasks:
+            limit = limit_of(task, conditions)
+            earlier, earlier_limit = first.setdefault(task.label, (target, limit))
+            if limit == earlier_limit:
+                continue
+            unequal = f"{earlier.name} with at most {earlier_limit} tokens and {target.name} with at most {limit}"
+            if not (earlier.checkpoint and target.checkpoint):
+                raise UserError(
+                    f"{task.label} would be measured for {unequal}, so that their scores could not be compared; give both one "
+                    "limit by --max-new-tokens"
+                )
+            sentences.append(
+                f"{task.label} is measured for {unequal}: their scores are not comparable; --max-new-tokens gives both one limit"
+            )
+    return sentences
 
 
 def _checkpoint_of(run: RunFolder, which: str) -> Path:
@@ -135,25 +171,24 @@ def _whole(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def _benchmark(name: str, options: RunOptions) -> TaskOptions:
+def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
     """Find a benchmark of the options by its name, another one as published or from a path, or a local file."""
     for benchmark in options.evaluation.benchmarks:
         if benchmark.label == name:
             return benchmark
-    task, equals, path = name.partition("=")
-    if equals and not path:
-        raise UserError(f"benchmark {name} names no path; write {name}PATH, or {task} for the published one")
-    if task in get_args(TaskName) and not Path(name).exists():
-        return TaskOptions(name=cast(TaskName, task), path=path or None, split="test")
-    if name and Path(name).exists():
-        file = TaskOptions(name="file", path=name, split="test")
-        labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
-        if file.label in (*get_args(TaskName), VALIDATION, *labels):
-            raise UserError(
-                f"the results of {name} would be filed under {file.label}, another benchmark's name; rename the file"
-            )
-        return file
-    known = ", ".join(task for task in get_args(TaskName) if task != "file")
-    raise UserError(
-        f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH, or an existing file"
-    )
+    known = ", ".join(task for task in TASK_NAMES if task != "file")
+    try:
+        task = BenchmarkOptions.model_validate(task_from_text(name, "test"))
+    except ValueError as error:
+        if "names no path" in str(error):
+            raise UserError(f"benchmark {error}") from None
+        raise UserError(
+            f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH or NAME=PATH:SPLIT, or an existing "
+            "file"
+        ) from None
+    labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
+    if task.name == "file" and task.label in (*TASK_NAMES, VALIDATION, *labels):
+        raise UserError(
+            f"the results of {name} would be filed under {task.label}, another benchmark's name; rename the file"
+        )
+    return task

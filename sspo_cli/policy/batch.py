@@ -4,6 +4,7 @@ Axes: B completions (P prompts × G), T completion tokens, S prompt and completi
 attention no real token sees padding, so no attention mask is needed.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sspo_cli.types import Group
+from sspo_cli.types import Completion, Group
+
+OUTCOME = ("solved", "turns", "proposals", "calls", "timeouts", "crashes")  # counts of an episode
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,16 @@ class Batch:
     groups             [B]    int64    number of the group; its rows share their prompt
     tokens             [B, S] int64    prompt, then completion
     prompt_lengths     [B]    int64
-    lengths            [B]    int64    of the completions
+    lengths            [B]    int64    of the completions, with what the policy read in an episode
+    own_lengths        [B]    int64    |y_i|, tokens that the policy wrote
     mask               [B, T] bool     True on completion tokens that the policy wrote and that count in the loss
     advantages         [B]    float32  Â
     answer_rewards     [B]    float32  r_answer
     format_rewards     [B]    float32  r_format
+    own_rewards        [B]    float32  value of the user's reward function; 0 without one
+    rewards            [B]    float32  the weighted sum of these
     truncated          [B]    bool     cut at the token limit
+    outcomes           [B, 6] float32  of episodes, what `OUTCOME` names; NaN for a single turn
     sampling_logprobs  [B, T] float32  by the sampler
     old_logprobs       [B, T] float32  by the policy at rollout time
     """
@@ -36,11 +43,15 @@ class Batch:
     tokens: Tensor
     prompt_lengths: Tensor
     lengths: Tensor
+    own_lengths: Tensor
     mask: Tensor
     advantages: Tensor
     answer_rewards: Tensor
     format_rewards: Tensor
+    own_rewards: Tensor
+    rewards: Tensor
     truncated: Tensor
+    outcomes: Tensor
     sampling_logprobs: Tensor
     old_logprobs: Tensor
 
@@ -85,8 +96,19 @@ class Batch:
         return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors for a checkpoint: `Batch(**state)` is the same batch."""
+        """Return the tensors for a checkpoint."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor]) -> Self:
+        """Restore the batch of a checkpoint; older versions had single turns alone, and no rewards of one's own."""
+        missing = {
+            "own_lengths": state["lengths"],
+            "outcomes": torch.full((len(state["lengths"]), len(OUTCOME)), torch.nan),
+            "own_rewards": torch.zeros_like(state["answer_rewards"]),
+            "rewards": state["answer_rewards"] + state["format_rewards"],
+        }
+        return cls(**{**missing, **state})
 
 
 def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool) -> Batch:
@@ -96,7 +118,7 @@ def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool
     rewards = [reward for group in groups for reward in group.rewards]
     truncated = torch.tensor([completion.truncated for completion in completions])
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
-    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    mask = pad_sequence([torch.tensor(_written(completion)) for completion in completions], batch_first=True)
     return Batch(
         groups=torch.tensor([number for number, group in enumerate(groups) for _ in group.completions]),
         tokens=pad_sequence(
@@ -105,14 +127,28 @@ def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool
         ),
         prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
         lengths=lengths,
+        own_lengths=torch.tensor([completion.own_tokens for completion in completions]),
         mask=mask & ~truncated.unsqueeze(1) if mask_truncated else mask,
         advantages=advantages.flatten(),
         answer_rewards=torch.tensor([reward.answer for reward in rewards]),
         format_rewards=torch.tensor([reward.format for reward in rewards]),
+        own_rewards=torch.tensor([reward.own for reward in rewards]),
+        rewards=torch.tensor([reward.total for reward in rewards]),
         truncated=truncated,
+        outcomes=torch.tensor([_outcome(completion) for completion in completions]),
         sampling_logprobs=pad_sequence([torch.tensor(c.sampling_logprobs) for c in completions], batch_first=True),
         old_logprobs=torch.zeros(mask.shape),
     )
+
+
+def _written(completion: Completion) -> list[bool]:
+    return [not read for read in completion.read] if completion.read else [True] * len(completion.token_ids)
+
+
+def _outcome(completion: Completion) -> list[float]:
+    if completion.episode is None:
+        return [math.nan] * len(OUTCOME)
+    return [float(getattr(completion.episode.outcome, name)) for name in OUTCOME]
 
 
 def minibatch_rows(prompts: int, group_size: int, mu: int, epochs: int, seed: int) -> list[Tensor]:

@@ -34,6 +34,7 @@ from sspo_cli.policy.checkpoint import (
     set_damaged_aside,
     usable_state,
 )
+from sspo_cli.policy.dialogue import Dialogue
 from sspo_cli.policy.model import Policy, check_ids, fingerprint, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
@@ -45,21 +46,46 @@ KEPT_EMPTY = 2 * 86_400  # where a run was killed before its first checkpoint, o
 KEY = re.compile(r"[0-9a-f]{16}")
 
 
-def demonstrations_of(prompts: Sequence[Prompt], policy: Policy) -> list[Group]:
-    """Make a group of one completion, which ends the sequence, of each worked answer among the prompts' problems.
+def demonstrations_of(
+    prompts: Sequence[Prompt], policy: Policy, dialogue: Dialogue | None = None, max_tokens: int | None = None
+) -> list[Group]:
+    """Make a group of one completion of each worked answer, which ends the sequence, and of each worked episode.
 
+    `dialogue` is that of the policy's chat template, for episodes; those of more than `max_tokens` are left out.
     Raises UserError for one with tokens that the model does not have.
     """
     groups = []
     for prompt in prompts:
-        if prompt.problem.demonstration is not None:
-            text = prompt.problem.demonstration.removeprefix(prompt.opening)
+        problem = prompt.problem
+        if problem.episode and dialogue:
+            completion = _worked_episode(prompt, dialogue)
+            if max_tokens is not None and len(completion.token_ids) > max_tokens:
+                continue
+        elif problem.demonstration is not None:
+            text = problem.demonstration.removeprefix(prompt.opening)
             ids = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
-            check_ids(ids, policy, f"the demonstration of problem {prompt.problem.id} of {prompt.problem.task}")
-            check_ids(prompt.token_ids, policy, f"the prompt of problem {prompt.problem.id} of {prompt.problem.task}")
             completion = Completion(ids, [0.0] * len(ids), text, truncated=False)
-            groups.append(Group(prompt, [completion], [Reward(0.0, 0.0, None, "ok")]))
+        else:
+            continue
+        check_ids(completion.token_ids, policy, f"the demonstration of problem {problem.id} of {problem.task}")
+        check_ids(prompt.token_ids, policy, f"the prompt of problem {problem.id} of {problem.task}")
+        groups.append(Group(prompt, [completion], [Reward(0.0, 0.0, None, "ok")]))
     return groups
+
+
+def _worked_episode(prompt: Prompt, dialogue: Dialogue) -> Completion:
+    """Make the completion of a worked episode, whose turns and answers alternate; what is only read has mask 0."""
+    ids: list[int] = []
+    read: list[bool] = []
+    turn: list[int] = []
+    for place, text in enumerate(prompt.problem.episode):
+        if place % 2:
+            part = dialogue.bridge(turn, text)
+        else:
+            part = turn = dialogue.encode_turn(text, dialogue.opening if place else prompt.opening)
+        ids += part
+        read += [place % 2 == 1] * len(part)
+    return Completion(ids, [0.0] * len(ids), "", truncated=False, read=read)
 
 
 def cold_start(
@@ -189,5 +215,9 @@ def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -
     model = [options.model.model_dump(), policy.model.config.to_json_string(), fingerprint(policy)]
     machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
     program = [__version__, torch.__version__, transformers.__version__, *machine, options.optimizer.eight_bit]
-    tokens = [[group.prompt.token_ids, group.completions[0].token_ids] for group in demonstrations]
+    tokens = [
+        [group.prompt.token_ids, completion.token_ids, *([list(completion.read)] if completion.read else [])]
+        for group in demonstrations
+        for completion in group.completions
+    ]
     return xxhash.xxh3_64_hexdigest(json.dumps([program, cold, model, tokens]).encode())

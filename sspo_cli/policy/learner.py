@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import Objective, ratio_metrics
-from sspo_cli.policy.batch import Batch
+from sspo_cli.policy.batch import OUTCOME, Batch
 from sspo_cli.policy.model import Policy
+from sspo_cli.rewards import PAPER, Scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +115,30 @@ def fill_old_logprobs(
             batch.old_logprobs[rows[picked], : logprobs.shape[1]] = logprobs.cpu()
 
 
-def reward_metrics(minibatch: Batch, group_size: int) -> dict[str, float]:
-    """Compute the rewards of the minibatch's own completions; `groups/equal_reward` is the share that teaches nothing."""
-    answer, form = minibatch.answer_rewards, minibatch.format_rewards
-    total = answer + form
-    groups = total.view(-1, group_size)
+def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) -> dict[str, float]:
+    """Compute the rewards of the minibatch's own completions; `groups/equal_reward` is the share that teaches nothing.
+
+    The parts are without their weights.
+    """
+    groups = minibatch.rewards.view(-1, group_size)
+    own = {"reward/own": minibatch.own_rewards.mean().item()} if scoring.function else {}
     return {
-        "reward/mean": total.mean().item(),
-        "reward/answer": answer.mean().item(),
-        "reward/format": form.mean().item(),
+        "reward/mean": minibatch.rewards.mean().item(),
+        "reward/answer": minibatch.answer_rewards.mean().item(),
+        "reward/format": minibatch.format_rewards.mean().item(),
+        **own,
         "reward/std": groups.std(dim=1).mean().item(),
         "groups/equal_reward": (groups.amax(dim=1) == groups.amin(dim=1)).float().mean().item(),
-        "completions/length": minibatch.lengths.float().mean().item(),
+        "completions/length": minibatch.own_lengths.float().mean().item(),
         "completions/truncated": minibatch.truncated.float().mean().item(),
     }
+
+
+def episode_metrics(minibatch: Batch) -> dict[str, float]:
+    """Compute the means of what `OUTCOME` names over the minibatch's own episodes; nothing without one."""
+    outcomes = minibatch.outcomes[~minibatch.outcomes.isnan().any(dim=1)]
+    return (
+        {f"episodes/{name}": value for name, value in zip(OUTCOME, outcomes.mean(dim=0).tolist(), strict=True)}
+        if len(outcomes)
+        else {}
+    )

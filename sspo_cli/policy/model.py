@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -118,8 +118,10 @@ class Policy:
         config = self.model.config.get_text_config(decoder=True)
         return next((value for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self, keep_copies: bool = True) -> torch.autocast:
+        """Compute in the policy's dtype. `keep_copies`: of the weights in it, which many forward passes then share."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Leave compiled layers out, for sampling, where every token would be another shape to compile for."""
@@ -131,7 +133,7 @@ class Policy:
         The next-token shift exists here and nowhere else.
         """
         rows, steps = batch.mask.nonzero(as_tuple=True)  # [N] each: the tokens y_t that count
-        with self.autocast():
+        with self.autocast(keep_copies=False):  # each weight is used once
             logprobs, entropy = token_logprobs(
                 self._hidden_before(batch, rows, steps),
                 batch.tokens[rows, batch.prompt_lengths[rows] + steps],
@@ -184,12 +186,22 @@ def fingerprint(policy: Policy) -> str:
     return digest.hexdigest()
 
 
-def check_ids(ids: Sequence[int], policy: Policy, what: str) -> None:
+class Vocabulary(Protocol):
+    """What tokens are checked against: a policy, or what is kept of one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+
+def check_ids(ids: Sequence[int], model: Vocabulary, what: str) -> None:
     """Raise UserError if `what` has tokens that the tokenizer knows and the model has no weights for."""
-    if max(ids, default=0) >= policy.vocabulary:
+    if max(ids, default=0) >= model.vocabulary:
         token = max(ids)
         raise UserError(
-            f"{what} has token {token} ({policy.tokenizer.decode([token])!r}), but the model has only {policy.vocabulary}: its "
+            f"{what} has token {token} ({model.tokenizer.decode([token])!r}), but the model has only {model.vocabulary}: its "
             "tokenizer was extended without it; resize the model's embeddings (resize_token_embeddings) and save it again"
         )
 
@@ -208,10 +220,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_policy(options: ModelOptions, device: torch.device, folder: Path | None = None) -> Policy:
+def load_policy(
+    options: ModelOptions, device: torch.device, folder: Path | None = None, chat_template: str | None = None
+) -> Policy:
     """Load the policy of a config.
 
-    `folder` holds weights to use instead of the config's own: a cold start's or a checkpoint's.
+    folder         holds weights to use instead of the config's own: a cold start's or a checkpoint's
+    chat_template  takes the place of the tokenizer's
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
@@ -221,15 +236,17 @@ def load_policy(options: ModelOptions, device: torch.device, folder: Path | None
     source = str(folder) if folder is not None and adapter is None else options.name
     notes: list[str] = []
     if source is None:
-        tokenizer = tiny_tokenizer()
+        tokenizer = tiny_tokenizer(options.tiny.action_tags)
         model = tiny_model(options.tiny, tokenizer, weights_dtype)
     else:
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)
         model, notes = load_pretrained(source, revision, weights_dtype, options.attention)
+    if chat_template:
+        tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
         raise UserError(
-            f"the tokenizer of {source} has no chat template; use an instruction-tuned model or add one to it"
+            f"the tokenizer of {source} has no chat template; use an instruction-tuned model, or give one as chat.template=FILE"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")

@@ -10,14 +10,17 @@ CONTEXT = 1024
 INITIALIZER_RANGE = 0.08  # Qwen2's 0.02 is meant for widths of thousands
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEXT = ("<think>", "</think>", "<answer>", "</answer>", "system", "user", "assistant")
+ACTIONS = ("<execute>", "</execute>", "<solution>", "</solution>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def tiny_tokenizer() -> Qwen2Tokenizer:
+def tiny_tokenizer(action_tags: bool = False) -> Qwen2Tokenizer:
     """Make Qwen2's byte-level tokenizer without merges, so one token a character of ASCII, with Qwen's chat markup.
+
+    `action_tags`: with a token for each tag of an episode's actions, too.
 
     A Qwen2 model's folder must hold a Qwen2 tokenizer: `AutoTokenizer` takes any other one for that, and drops what it
     does not know without a word.
@@ -33,8 +36,9 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
         chat_template=CHAT_TEMPLATE,
         model_max_length=CONTEXT,
     )
+    text = TEXT + ACTIONS if action_tags else TEXT
     # As in Qwen3, the tags are tokens of their own and yet text, not markup.
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TEXT])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in text])
     return tokenizer
 
 
@@ -42,7 +46,18 @@ def tiny_model(
     options: TinyModelOptions, tokenizer: Qwen2Tokenizer, dtype: torch.dtype = torch.float32
 ) -> Qwen2ForCausalLM:
     """Make a model with random weights of that dtype, drawn from `options.seed` alone."""
-    config = Qwen2Config(
+    config = tiny_config(options, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = Qwen2ForCausalLM(config)
+    for parameter in model.parameters():  # not the rotary frequencies, which stay float32 in a loaded model too
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def tiny_config(options: TinyModelOptions, tokenizer: Qwen2Tokenizer) -> Qwen2Config:
+    """Make the config of that model."""
+    return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.layers,
@@ -56,9 +71,3 @@ def tiny_model(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = Qwen2ForCausalLM(config)
-    for parameter in model.parameters():  # not the rotary frequencies, which stay float32 in a loaded model too
-        parameter.data = parameter.data.to(dtype)
-    return model

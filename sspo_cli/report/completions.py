@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import itemgetter
 from typing import Any
 
@@ -23,10 +23,11 @@ def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list
 
     A run is {path, name, label, seed, complete, damage, groups}: whether all groups are there, and which line of its file cannot
     be read. A group is {step, rollout, minibatch, epoch, problem, prompt, gold, completions}, and a completion {answer,
-    format, advantage, extracted, tokens, truncated, opening, pieces, weights, left_out}: `opening` is the template's part,
-    `pieces` are the texts of the tokens and `weights` theirs in hundredths. The weights are null where all are 100, and
-    one is where, in a bad step, it is not finite. A run of an older version has the whole text for pieces. Of a long
-    completion, `left_out` pieces are missing after the first half of them.
+    format, advantage, extracted, tokens, truncated, opening, pieces, read, weights, left_out, outcome}: `opening` is the
+    template's part, `pieces` are the texts of the tokens and `weights` theirs in hundredths. The weights are null where all
+    are 100, and one is where, in a bad step, it is not finite. A run of an older version has the whole text for pieces. Of a
+    long completion, `left_out` pieces are missing after the first half of them. Of an episode, `read` says of each piece
+    whether the policy read it, and `outcome` how it ended; null of a single turn.
     """
     runs = [(group, run) for group in groups for run in group.runs]
     if not runs:
@@ -105,6 +106,7 @@ def _completion(row: dict[str, Any], longest: int) -> dict[str, Any]:
         ends = range(min(LONGEST_OPENING, len(text)))
         opening = next((text[:end] for end in ends if written.startswith(text[end:])), "")
     hundredths = weights and [None if weight is None else round(100 * weight) for weight in weights]
+    read = [bool(place % 2) for place, count in enumerate(row.get("written") or []) for _ in range(count)]
     whole: str | list[str] = pieces or text
     left_out = 0
     if len(whole) > longest:
@@ -113,6 +115,8 @@ def _completion(row: dict[str, Any], longest: int) -> dict[str, Any]:
         head, tail = whole[:half], whole[-half:]
         whole = [*head, *tail] if pieces else f"{head}{tail}"
         hundredths = hundredths and hundredths[:half] + hundredths[-half:]
+        read = read and read[:half] + read[-half:]
+    own = {weight for weight, is_read in zip_longest(hundredths or [], read, fillvalue=False) if not is_read}
     return {
         "answer": row["r_answer"],
         "format": row["r_format"],
@@ -122,6 +126,8 @@ def _completion(row: dict[str, Any], longest: int) -> dict[str, Any]:
         "truncated": row["truncated"],
         "opening": opening,
         "pieces": whole,
-        "weights": None if hundredths and set(hundredths) == {100} else hundredths,
+        "read": read or None,
+        "weights": None if own == {100} else hundredths,
         "left_out": left_out,
+        "outcome": row.get("outcome"),
     }

@@ -16,7 +16,7 @@ from sspo_cli.tracking.measurement import MEASUREMENT, columns, measurement_of
 
 BASE, BARE, TRAINED = "base", "bare model", "trained"
 
-SHARES = ("pass_at_1", "sd", "low", "high", "lowest_seed", "highest_seed")
+SHARES = ("pass_at_1", "sd", "low", "high", "lowest_seed", "highest_seed", "truncated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +122,10 @@ def split(rows: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Summarize Pass@1 over the seeds: mean, standard deviation, the mean's 95 % interval, the lowest and the highest seed.
 
-    A row for each value of the columns `by` and measurement. The interval is Wilson's for the n problems and the mean number
-    solved, rounded. It is not for n times seeds: the seeds answer the same problems, and before training they may even be
-    the same model. The deviation is that of a sample, and NaN for one seed.
+    Also the mean share of the answers that were cut at the token limit, NaN where that is not known. A row for each value of
+    the columns `by` and measurement. The interval is Wilson's for the n problems and the mean number solved, rounded. It is
+    not for n times seeds: the seeds answer the same problems, and before training they may even be the same model. The
+    deviation is that of a sample, and NaN for one seed.
     """
     key = [*by, *MEASUREMENT, "column"]
     summaries = []
@@ -133,7 +134,8 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         shares = alike["correct"] / (n * samples)
         low, high = wilson(round(alike["correct"].mean() / samples), n)
         seeds = ", ".join(map(str, sorted(alike["seed"].dropna().astype(int).unique())))
-        summaries.append([*values, seeds, shares.mean(), shares.std(), low, high, shares.min(), shares.max()])
+        cut = (alike["truncated"] / (n * samples)).mean()
+        summaries.append([*values, seeds, shares.mean(), shares.std(), low, high, shares.min(), shares.max(), cut])
     return pd.DataFrame(summaries, columns=[*key, "seeds", *SHARES])
 
 
@@ -169,10 +171,10 @@ def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[s
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = ["line", "kind", "setting", "source", "seed", "selected", *MEASUREMENT]
-    names += ["identity", "path", "trained_on", "step", "correct", "pass_at_1"]
+    names += ["identity", "path", "trained_on", "step", "correct", "truncated", "pass_at_1"]
     # As objects: a column of whole numbers would turn into floats if one row, of an older version, has none.
     frame = pd.DataFrame(rows, columns=names, dtype=object)
-    frame = frame.astype({"selected": bool, "step": int, "correct": float, "pass_at_1": float})
+    frame = frame.astype({"selected": bool, "step": int, "correct": float, "truncated": float, "pass_at_1": float})
     return frame.assign(percent=(100 * frame["correct"] / (frame["n"] * frame["samples"])).astype(float))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+import xxhash
 
 from sspo_cli.config import RunOptions, TaskOptions, flatten
 from sspo_cli.objectives import METHODS, OPTIONS
@@ -40,7 +41,7 @@ WITHOUT_EFFECT = (
 )
 
 # Options that make the model that RL starts from; runs that differ in them are compared in no table.
-START = ("model.", "cold_start.", "tasks", "prompt")
+START = ("model.", "cold_start.", "tasks", "prompt", "chat.")
 
 # Options that make the regime that methods are compared in: how stale minibatches get, and how much is sampled. Runs that
 # differ in them are no rival configurations of a method either, and have a block of their own in each table.
@@ -53,6 +54,8 @@ REGIME = (
     "rollout.max_new_tokens",
     "rollout.temperature",
 )
+
+LONGEST_TEXT = 80  # characters of a value that is written out
 
 HYPERPARAMETERS = [name for name, option in OPTIONS.items() if not option.choices]  # the numbers among them
 
@@ -193,8 +196,15 @@ def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> l
 
 
 def listed(details: Mapping[Any, Any]) -> str:
-    """Write details as text: `tau_neg 0.3, tau_pos 0.2`."""
-    return ", ".join(f"{key.removeprefix('objective.')} {_readable(value)}" for key, value in details.items())
+    """Write details as text: `tau_neg 0.3, tau_pos 0.2`; of a long text its beginning and a hash."""
+    return ", ".join(f"{key.removeprefix('objective.')} {_brief(_readable(value))}" for key, value in details.items())
+
+
+def _brief(value: str) -> str:
+    """Return a value as a table has room for it. Lists of tasks stay whole: they say what was trained on."""
+    if len(value) <= LONGEST_TEXT or value.startswith(("[", "{")):
+        return value
+    return f"“{' '.join(value[:40].split())}…” ({xxhash.xxh3_64_hexdigest(value.encode('utf-8', 'replace'))[:6]})"
 
 
 def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:

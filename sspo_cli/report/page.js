@@ -68,17 +68,24 @@ function tokenOf(text, hundredths) {
 }
 
 function textOf(completion) {
-  const { pieces, weights, opening, left_out: leftOut } = completion;
+  const { pieces, read, weights, opening, left_out: leftOut } = completion;
   const plain = typeof pieces === "string";
   const half = pieces.length / 2;
   const text = element("pre", { className: "text" });
   if (opening) text.append(element("span", { className: "opening", title: "opened by the prompt template" }, opening));
   const parts = plain ? [pieces.slice(0, half), pieces.slice(half)] : pieces;
+  let observation = null;  // what the policy reads between two turns, in a block of its own
   parts.forEach((piece, i) => {
     if (leftOut && i === parts.length / 2) {
       const amount = `${leftOut.toLocaleString("en")} ${plain ? "characters" : "tokens"}`;
       text.append(element("span", { className: "left-out" }, ` … ${amount} left out … `));
     }
+    if (read?.[i]) {
+      observation ??= text.appendChild(element("span", { className: "observation", title: "read, not written, by the policy" }));
+      observation.append(piece);
+      return;
+    }
+    observation = null;
     text.append(plain ? piece : tokenOf(piece, weights ? weights[i] : 100));
   });
   return text;
@@ -89,12 +96,17 @@ function fact(label, value, className = "") {
   return element("li", { className }, `${label} `, element("b", {}, String(value)));
 }
 
-function weightsOf({ pieces, weights }) {
+function weightsOf({ pieces, read, weights }) {
   if (typeof pieces === "string") return fact("weights", "not recorded");
   if (weights === null) return fact("every weight", "1");
-  const known = weights.filter((weight) => weight !== null);
+  const known = weights.filter((weight, i) => weight !== null && !read?.[i]);
   const mean = known.reduce((sum, weight) => sum + weight, 0) / known.length;
   return fact("weights", `${(mean / 100).toFixed(2)} on average, ${(Math.min(...known) / 100).toFixed(2)} the lowest`);
+}
+
+function outcomeOf({ outcome }) {
+  if (!outcome) return [];
+  return [fact("turns", outcome.turns), fact("calls", outcome.calls), fact("ended by", outcome.ended)];
 }
 
 function completionOf(completion, number) {
@@ -107,6 +119,7 @@ function completionOf(completion, number) {
     fact("advantage", sign + Math.abs(completion.advantage).toFixed(2)),
     fact("extracted", completion.extracted ?? "nothing"),
     fact("tokens", completion.truncated ? `${completion.tokens}, cut off` : completion.tokens),
+    ...outcomeOf(completion),
     weightsOf(completion),
   );
   const heading = element("h3", {}, `Completion ${number}`);

@@ -19,7 +19,13 @@ from sspo_cli.report.metrics import metrics_parquet
 from sspo_cli.report.missing import missing
 from sspo_cli.report.records import Select
 from sspo_cli.report.tables import tables
-from sspo_cli.tracking.files import explain_os_errors, write_bytes_atomic, write_text_atomic
+from sspo_cli.tracking.files import (
+    ABANDONED,
+    explain_os_errors,
+    remove_leftovers,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 from sspo_cli.tracking.run_folder import git_revision
 
 IN_DETAIL = ("seeds", "paired", "configurations")  # tables that the page shows on demand: they are long
@@ -46,6 +52,7 @@ def write_report(
         collection = collect(paths, select)
         with explain_os_errors("write", out):
             out.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(out, older_than=ABANDONED)
         written: list[Path] = []
 
         status.update("writing tables")

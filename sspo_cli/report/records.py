@@ -1,7 +1,7 @@
 """What run folders hold, read into memory: runs, and models that `sspo eval` measured outside a run."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,8 @@ from sspo_cli.tracking.shapes import ANSWER, MEASURED_MODEL
 
 # Which checkpoint's numbers go into the tables: the one after the last step, or the best one by validation.
 Select = Literal["last", "best"]
+
+PART = "/"  # between the name of a benchmark and that of a part of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +156,11 @@ def read_bare_model(path: Path) -> BareModel:
 def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any]]:
     """Read eval/<benchmark>.jsonl, one row for each problem and sample; none without such a file.
 
-    Raises UserError for a damaged file.
+    Of a part of a benchmark, `mint/gsm8k`, its rows. Raises UserError for a damaged file.
     """
-    return read_jsonl(RunFolder(source.path).eval / f"{benchmark}.jsonl", ANSWER)
+    name, _, part = benchmark.partition(PART)
+    rows = read_jsonl(RunFolder(source.path).eval / f"{name}.jsonl", ANSWER)
+    return [row for row in rows if row.get("part") == part] if part else rows
 
 
 def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
@@ -175,4 +179,15 @@ def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
             raise UserError(
                 f"{folder.summary_path} does not say of {row['benchmark']} how many of its problems are solved"
             )
-    return [{**dict.fromkeys((*MEASUREMENT, "identity", "path", "trained_on")), "samples": 1, **row} for row in rows]
+    known = dict.fromkeys((*MEASUREMENT, "identity", "path", "trained_on"))
+    return [{**known, "samples": 1, **row} for whole in rows for row in (whole, *_parts(whole))]
+
+
+def _parts(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of a benchmark of several kinds of problems as evaluations of their own."""
+    name = evaluation["benchmark"]
+    return [
+        {**evaluation, **of_part, "benchmark": f"{name}{PART}{part}"}
+        for part, of_part in evaluation.get("parts", {}).items()
+        if name != VALIDATION
+    ]

@@ -4,15 +4,29 @@ from collections.abc import Sequence
 
 from sspo_cli.rewards.answer import AnswerChecker, Verdict
 from sspo_cli.rewards.format import format_reward
-from sspo_cli.rewards.reading import extract_answer
+from sspo_cli.rewards.quick import respell
+from sspo_cli.rewards.reading import check_gold, extract_answer, read_gold
+from sspo_cli.rewards.scoring import PAPER, Scoring
 from sspo_cli.rewards.version import checker_version
 from sspo_cli.types import Reward
 
-__all__ = ["AnswerChecker", "Verdict", "checker_version", "extract_answer", "format_reward", "grade"]
+__all__ = [
+    "PAPER",
+    "AnswerChecker",
+    "Scoring",
+    "Verdict",
+    "check_gold",
+    "checker_version",
+    "extract_answer",
+    "format_reward",
+    "grade",
+    "read_gold",
+    "respell",
+]
 
 
 def grade(texts: Sequence[str], golds: Sequence[str], checker: AnswerChecker) -> list[Reward]:
-    """A reward for each text, one completion with whatever the chat template opened of it."""
+    """Return the paper's reward of each text, a completion with whatever the chat template opened of it."""
     extracted = [extract_answer(text, [gold]) for text, gold in zip(texts, golds, strict=True)]
     verdicts = checker.check(list(zip(extracted, golds, strict=True)))
     return [

@@ -2,11 +2,11 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 from pebble import ProcessExpired
 
@@ -30,7 +30,7 @@ class Verdict:
 
 
 class AnswerChecker:
-    """Compares answers by value. What computer algebra must decide runs in worker processes that are killed at the limit.
+    """Compare answers by value. What computer algebra must decide runs in worker processes that are killed at the limit.
 
     A context manager. The workers start at the first answer that needs them and end with the block. Verdicts are kept, so
     the same pair is decided once.
@@ -60,12 +60,12 @@ class AnswerChecker:
             self._pool = None
 
     def check(self, pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
-        """A verdict for each pair of an extracted answer, or None, and the gold answer, in their order."""
+        """Return a verdict for each pair of an extracted answer, or None, and the gold answer, in their order."""
         pending = [self.submit(prediction, gold) for prediction, gold in pairs]
         return [verdict.result() for verdict in pending]
 
     def submit(self, prediction: str | None, gold: str) -> Future[Verdict]:
-        """The same for one pair, without waiting."""
+        """Begin to decide about one pair, as `check` does."""
         return self._decide(*prepared(prediction, gold))
 
     def _start(self, prediction: str | None, gold: str) -> Future[Verdict]:
@@ -94,10 +94,23 @@ class AnswerChecker:
         self.timeouts += status == "timeout"
         verdict.set_result(Verdict(False, status))
 
-    def _schedule(self, prediction: str, gold: str) -> Future[bool]:
+    @property
+    def limit(self) -> float:
+        """Seconds of processor time for each check."""
+        return self._timeout
+
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+        """Call a function in a worker process, which is killed at the limit by the clock.
+
+        Raises, from the future, what `LastingPool.schedule` does.
+        """
         from sspo_cli.rewards import equality  # loads sympy, which many runs never need
 
         if self._pool is None:
             self._pool = LastingPool(self._workers, initializer=equality.prepare_worker)
-        arguments = (prediction, gold, self._timeout)
-        return self._pool.schedule(equality.equal, arguments, timeout=WALL_CLOCK * self._timeout)
+        return self._pool.schedule(function, arguments, timeout=WALL_CLOCK * self._timeout)
+
+    def _schedule(self, prediction: str, gold: str) -> Future[bool]:
+        from sspo_cli.rewards import equality
+
+        return self.call(equality.equal, (prediction, gold, self._timeout))

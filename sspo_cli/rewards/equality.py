@@ -32,7 +32,7 @@ _library_numeric_eq = grader.sympy_numeric_eq
 
 
 def prepare_worker() -> None:
-    """Makes a worker safe to kill and unable to take the machine, and loads what sympy loads at first use."""
+    """Make a worker safe to kill and unable to take the machine, and load what sympy loads at first use."""
     for ending in (signal.SIGTERM, signal.SIGPROF):
         signal.signal(ending, signal.SIG_DFL)  # a handler in Python would wait for the end of a long multiplication
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -43,7 +43,9 @@ def prepare_worker() -> None:
 
 
 def equal(prediction: str, gold: str, limit: float) -> bool:
-    """Whether math-verify finds both the same, by our comparison of numbers. `limit` is in seconds of processor time.
+    """Report whether math-verify finds both the same, by our comparison of numbers.
+
+    `limit` is in seconds of processor time.
 
     At the limit the kernel ends this process by SIGPROF, even in the middle of a long multiplication; math-verify's own
     limits are signals that Python handles, and overshoot.
@@ -64,7 +66,7 @@ def equal(prediction: str, gold: str, limit: float) -> bool:
 
 
 def _complex(expression: Basic | MatrixBase | str) -> Basic | MatrixBase | str:
-    """With the imaginary unit for `i`, and symbols that may be complex: the library takes those of `4i` for real."""
+    """Put the imaginary unit for `i`, and symbols that may be complex: the library takes those of `4i` for real."""
     if not isinstance(expression, Basic) or expression.has(Sum, Product):
         return expression
     symbols = {symbol: Symbol(symbol.name) if symbol.name != "i" else I for symbol in expression.free_symbols}

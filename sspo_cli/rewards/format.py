@@ -8,8 +8,10 @@ _COMPLETE = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 
 
 def format_reward(text: str) -> float:
-    """1 for one `<think>…</think>` and one `<answer>…</answer>` and nothing else, 0.5 where only both edge tags are right,
-    0.25 where one of them is, else 0. Outer white space does not count."""
+    """Return 1 for one `<think>…</think>` and one `<answer>…</answer>` and nothing else.
+
+    Otherwise 0.5 if only both edge tags are right, 0.25 if one of them is, else 0. Outer white space does not count.
+    """
     text = text.strip()
     if all(text.count(tag) == 1 for tag in TAGS) and _COMPLETE.fullmatch(text):
         return 1.0

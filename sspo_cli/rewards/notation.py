@@ -116,7 +116,7 @@ _BARE_LOG = re.compile(r"\\log(?![A-Za-z]|\s*_)")
 
 
 def in_latex(answer: str) -> str:
-    """An answer in LaTeX's signs, without the approximation of a value that it names as well."""
+    """Write an answer in LaTeX's signs, without the approximation of a value that it names as well."""
     text = _in_ascii(answer)
     for written, read in _SYNONYMS:
         text = written.sub(read, text)
@@ -131,14 +131,14 @@ def in_latex(answer: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Whether a text has words of three letters or more that are no names of mathematics, outside of `\\text{}`."""
+    """Report whether a text has words of three letters or more that are no names of mathematics, outside of `\\text{}`."""
     return any(
         command(word[0]) is None for word in _WORD.finditer(_IN_TEXT.sub(" ", text)) if word[0] not in ("and", "mod")
     )
 
 
 def with_logarithms(answer: str, gold: str) -> str:
-    """An answer whose logarithms without a base are natural, or decimal where the gold writes that base."""
+    """Make an answer's logarithms without a base natural, or decimal if the gold writes that base."""
     decimal = re.search(r"\\log\s*_\s*(?:\{\s*10\s*\}|10)", gold)
     return _BARE_LOG.sub(r"\\log_{10}" if decimal else r"\\ln", answer)
 
@@ -167,7 +167,7 @@ def _script(mark: str, characters: str) -> str:
 
 
 def command(word: str) -> str | None:
-    """The command that a word of plain text stands for, with an `x` behind it where they are written as one: `sinx`."""
+    """Return the command that a word of plain text stands for, and an `x` if they are written as one word: `sinx`."""
     if word in NAMES:
         return NAMES[word]
     return f"{NAMES[word[:-1]]} x" if word.endswith("x") and word[:-1] in NAMES else None

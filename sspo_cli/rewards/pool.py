@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from pebble import ProcessExpired, ProcessPool
 from sspo_cli.errors import UserError
 
 REPLACEMENTS = 3  # pools in a row that may break without finishing a task before the tasks are given up
-ATTEMPTS = 2  # at a task whose worker is lost with the fork server
-LOST = 255  # multiprocessing's exit code of a process whose fork server has died
+ATTEMPTS = 2  # at a task whose worker is lost
+# Exit codes of a worker that its task did not end: its fork server has died (multiprocessing's code), or it got a signal to
+# all processes of a job or a terminal. A worker that pebble itself ends, at the limit of time, is a TimeoutError.
+LOST = (255, -signal.SIGTERM, -signal.SIGHUP)
 POLL = 0.05  # seconds between two looks at the pool
 STALL = 60.0  # seconds beyond its limit of time after which a task that nothing finishes is taken for lost
 
@@ -100,7 +103,7 @@ class LastingPool:
             if task not in self._tasks:  # a later pool has finished it, or all is closed
                 return
             self._progress = time.monotonic()
-            if isinstance(error, ProcessExpired) and error.exitcode == LOST and task.attempts < ATTEMPTS:
+            if isinstance(error, ProcessExpired) and error.exitcode in LOST and task.attempts < ATTEMPTS:
                 self._hand_over(task)
                 return
             self._tasks.remove(task)

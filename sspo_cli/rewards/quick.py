@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from sspo_cli.rewards.notation import in_latex, with_logarithms
+from sspo_cli.rewards.notation import command, in_latex, with_logarithms
 from sspo_cli.rewards.numbers import agree, number, value_of, with_decimal_comma
 from sspo_cli.rewards.prose import TEXT, measured, names_a_variable, said, same_unit, same_words, states
 from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
@@ -79,6 +79,18 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
     if based and based[2] != "10" and number(gold) is not None:
         return False
     return _by_value(*without_percent(prediction, gold))
+
+
+def respell(gold: str) -> str:
+    """Return another spelling of a gold that is read, such as `2.0` for `2`, by which its check can be tried."""
+    value = value_of(in_latex(gold))
+    if value is not None:
+        return (
+            f"{value.numerator}.0" if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        )
+    words = TEXT.sub(r"\1", gold)
+    is_text = words.replace(" ", "").isalpha() and len(words) > 1 and command(words) is None
+    return f"The answer is {words}." if is_text else f"The answer is ${gold}$."
 
 
 def without_percent(prediction: str, gold: str) -> tuple[str, str, list[Fraction]]:

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from sspo_cli.rewards.notation import INVISIBLE, command
-from sspo_cli.rewards.prose import ANSWER, IS, TEXT, follows, measured, said, same_words, states
+from sspo_cli.rewards.format import TAGS
+from sspo_cli.rewards.notation import INVISIBLE, command, has_words
+from sspo_cli.rewards.prose import ANSWER, IS, TEXT, UNITS, follows, measured, said, same_words, states
 
 END = 10_000  # characters in which the last number or formula is looked for first
 LABELS = 10  # the last ones that are tried
+PROSE = 8  # words from which on several sentences are a worked solution
 MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
 
 _CURRENCY = r"(?:[€£]|[Ee]uros?|EUR|dollars?|pesos?|reais|rubl\w*|рубл\w*|kr|zł)"
@@ -80,6 +82,8 @@ _BETWEEN_BOXES = re.compile(r"\\(?:text|mbox)\s*\{([^{}]*)\}|\$|\\[()\[\],;:! ]|
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2})")
 _NO_WORDS = re.compile(r"\\(?:text\w*|math\w*|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7af]")
+_TAG = re.compile("|".join(TAGS))
+_NEW_SENTENCE = re.compile(r"[\w)}$][.!?]\s+[A-Z]")
 _DENIAL = re.compile(
     r"\b(?:not|never|no|neither|nor|either|else|wrong|false|incorrect|cannot|without|except|unless)\b|n['’]t\b",
     re.IGNORECASE,
@@ -100,7 +104,7 @@ class Reading:
 
 
 def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
-    """The answer of a completion, tagged or not. What it thinks aloud (`<think>`) is no answer.
+    """Read the answer of a completion, tagged or not. What it thinks aloud (`<think>`) is no answer.
 
     Of words it keeps what states a gold: nothing else says which of them are the answer.
     """
@@ -125,18 +129,34 @@ def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
 
 
 def read_gold(gold: str) -> str:
-    """The bare answer of a gold field: behind GSM8K's `####`, in a worked solution's tags or last box; else itself, without
-    the words around its one number or formula."""
+    """Return the bare answer of a gold field: behind GSM8K's `####`, in a worked solution's tags or last box; else itself.
+
+    Words around its only number or formula are left out, but not its unit of measure.
+    """
     gold = gold.rpartition("####")[2]
     if len(gold) > MAX_LENGTH or "<answer>" in gold or _last_boxed(gold):
         return read_answer(gold).answer or peel(gold)
-    return _without_words(gold)
+    return _without_words(gold, keep_unit=True) if has_words(gold) else peel(gold)
+
+
+def check_gold(gold: str) -> str | None:
+    """Return why no answer can match a gold that is read, as the end of a sentence; None if one can."""
+    if not gold:
+        return "which is empty when it is read"
+    if len(gold) > MAX_LENGTH:
+        return f"which has {len(gold):,} characters when it is read; answers have at most {MAX_LENGTH:,}"
+    if _TAG.search(gold):
+        return "which holds a tag of the answer format"
+    if "\\boxed" in gold:
+        return "in which a box never ends"
+    is_prose = len(_WORD.findall(_NO_WORDS.sub(" ", gold))) >= PROSE and (_NEW_SENTENCE.search(gold) or "\n" in gold)
+    return "a text of several sentences, in which neither `####` nor `\\boxed{}` marks the answer" if is_prose else None
 
 
 def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
-    """The text between the last complete pair of answer tags, without what is wrapped around the answer; None without a pair.
-    Its words go too where they only state a number or formula, and the text is none of the `golds`.
+    """Return the text between the last complete pair of answer tags, without what is wrapped around it; None without a pair.
 
+    Its words are left out too if they only state a number or formula, and the text is none of the `golds`.
     Exactly one pair counts, so naming several answers gains nothing: the last one is what the completion ends on, and
     tags that the reasoning merely mentions come before it.
     """
@@ -147,9 +167,11 @@ def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
     return None
 
 
-def _without_words(answer: str, golds: Sequence[str] = ()) -> str:
-    """The number or formula of a sentence that plainly states it, with its unit if a gold has one. Any other sentence stays
-    whole: it names no answer."""
+def _without_words(answer: str, golds: Sequence[str] = (), *, keep_unit: bool = False) -> str:
+    """Return the number or formula of a sentence that plainly states it, with its unit if a gold has one.
+
+    Any other sentence stays whole: it names no answer. `keep_unit`: a unit of measure stays in any case.
+    """
     peeled = peel(answer)
     if len(peeled) > MAX_LENGTH or is_bare(peeled) or any(_spelt(peeled) == _spelt(peel(gold)) for gold in golds):
         return peeled
@@ -160,7 +182,10 @@ def _without_words(answer: str, golds: Sequence[str] = ()) -> str:
     if not all(states(peeled[end : piece.start()]) for end, piece in zip(ends, pieces, strict=False)):
         return peeled
     tail = peeled[ends[-1] :]
-    return _with_unit(peel(_content(pieces[0])), tail, golds) if follows(tail) else peeled
+    value = peel(_content(pieces[0]))
+    if keep_unit and not measured(value + tail.rstrip(" .!"))[1].isdisjoint(UNITS.values()):
+        return value + tail.rstrip(" .!")
+    return _with_unit(value, tail, golds) if follows(tail) else peeled
 
 
 def _with_unit(value: str, tail: str, golds: Sequence[str]) -> str:
@@ -172,12 +197,12 @@ def _spelt(text: str) -> str:
 
 
 def outside_thoughts(text: str) -> str:
-    """What follows the last `</think>`, up to thoughts that never end."""
+    """Return what follows the last `</think>`, up to thoughts that never end."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def is_bare(text: str) -> bool:
-    """Whether a text is nothing but an expression: one line without words."""
+    """Report whether a text is nothing but an expression: one line without words."""
     text = text.strip()
     if len(text) > MAX_LENGTH or re.search(r"[\n#]", text) or not re.search(r"\w", text):
         return False
@@ -186,7 +211,7 @@ def is_bare(text: str) -> bool:
 
 
 def _stated(text: str, golds: Sequence[str]) -> Reading | None:
-    """What the last `Answer: …`, `#### …` or `answer is …` gives, unless it is taken back later; None if that is no value."""
+    """Read the last `Answer: …`, `#### …` or `answer is …`, unless it is taken back later; None if that is no value."""
     taken_back = max((match.start() for match in _TAKEN_BACK.finditer(text)), default=-1)
     for label in reversed(list(_LABEL.finditer(text))[-LABELS:]):
         line = text[label.end() : label.end() + 200].lstrip().partition("\n")[0].strip(" \t*_")
@@ -202,7 +227,7 @@ def _stated(text: str, golds: Sequence[str]) -> Reading | None:
 
 
 def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
-    """The value that a sentence without its subject consists of or begins with, or the words of a gold."""
+    """Return the value that a sentence without its subject is or begins with, or the words of a gold."""
     value = _without_words(sentence, golds)
     if (choice := _CHOICE.match(value)) and (len(choice[0].strip("()")) > 1 or choice.end() == len(value)):
         return Reading(choice[0], "text")
@@ -219,7 +244,7 @@ def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
 
 
 def _in_words(text: str, golds: Sequence[str]) -> str | None:
-    """The text itself or its last sentence, whichever states a gold of words."""
+    """Return the text itself or its last sentence, whichever states a gold of words."""
     sentences = [text.strip(), *(_SENTENCE.findall(_end(text).strip())[-1:])]
     return next((sentence.strip() for sentence in sentences if any(said(sentence, peel(gold)) for gold in golds)), None)
 
@@ -231,13 +256,13 @@ def _as_number_or_formula(answer: str) -> Reading:
 
 
 def _end(text: str) -> str:
-    """Its last lines, where a text is long; cut in a line only where it has no others."""
+    """Return the last lines of a long text, cut in a line only if it has no others."""
     end = text[-END:]
     return end if len(text) <= END else end.partition("\n")[2] or end
 
 
 def _last_piece(text: str) -> str | None:
-    """The last number; or the last formula, with those that are joined to it."""
+    """Return the last number; or the last formula, with those that are joined to it."""
     pieces = list(_PIECES.finditer(text))
     if not pieces or pieces[-1]["number"]:
         return _content(pieces[-1]) if pieces else None
@@ -246,7 +271,7 @@ def _last_piece(text: str) -> str | None:
 
 
 def _last_run(formulas: Sequence[re.Match[str]]) -> list[re.Match[str]]:
-    """The last formula, with those before it that a comma, `and` or `or` joins to it."""
+    """Return the last formula, with those before it that a comma, `and` or `or` joins to it."""
     run = list(formulas[-1:])
     for formula in reversed(formulas[:-1]):
         if not _BETWEEN.fullmatch(formula.string, formula.end(), run[-1].start()):
@@ -261,7 +286,7 @@ def _content(piece: re.Match[str]) -> str:
 
 
 def peel(answer: str) -> str:
-    """An answer without what is wrapped around it: `\\boxed{}`, `$…$` and its kin, outer white space, a final period.
+    """Return an answer without what is wrapped around it: `\\boxed{}`, `$…$` and its kin, outer white space, a final period.
 
     Of prose around a box, only the box is left, unless it denies it (`not \\boxed{42}`); several boxes are a list.
     """
@@ -277,7 +302,7 @@ def peel(answer: str) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """What its boxes hold; all of a text that has none or denies them."""
+    """Return what the boxes of a text hold; all of a text that has none or denies them."""
     boxes, around = _boxed(text), text
     for start, end, _ in reversed(boxes):
         around = around[:start] + around[end:]
@@ -285,7 +310,7 @@ def _unboxed(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    """What the last box holds; boxes of one formula, and boxes or formulas joined by a comma or `and`, are a list."""
+    """Return what the last box holds; boxes of one formula, and boxes or formulas joined by a comma or `and`, are a list."""
     boxes = _boxed(text)
     if not boxes:
         return None
@@ -301,7 +326,7 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _boxed(text: str) -> list[tuple[int, int, str]]:
-    """The outermost complete `\\boxed{…}`: start, end and what it holds, by counting braces; escaped ones do not count."""
+    """Return the outermost complete `\\boxed{…}`: start, end and content of each, by braces that are not escaped."""
     boxes: list[tuple[int, int, str]] = []
     open_braces: list[re.Match[str]] = []
     for mark in _MARKS.finditer(text):

@@ -1,7 +1,7 @@
 """What the loop asks of a sampler."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sspo_cli.policy.model import Policy
@@ -17,6 +17,8 @@ class Sampling:
     max_new_tokens  a completion without an end-of-sequence token by then is truncated
     seed            the same seed, weights and prompts give the same completions
     first           place of the call's first prompt among all prompts that share the seed
+    stop            strings that end a completion as an end-of-sequence token does, after the token that completes one of them;
+                    tokens are never cut
 
     A prompt's draws depend on the seed and its own place alone. How many prompts are sampled together, and in how many
     calls, changes nothing but the rounding of the logits.
@@ -26,6 +28,7 @@ class Sampling:
     max_new_tokens: int
     seed: int
     first: int = 0
+    stop: tuple[str, ...] = ()
 
     def seed_of(self, index: int) -> int:
         """Return the seed of the draws of a call's prompt."""
@@ -37,11 +40,23 @@ class Request:
     """What an engine is asked to sample: `group_size` completions of each prompt.
 
     prompts  token ids of each
+    seeds    of the draws of each prompt; None: by their places
     """
 
     prompts: Sequence[list[int]]
     group_size: int
     sampling: Sampling
+    seeds: Sequence[int] | None = None
+
+    def seed_of(self, index: int) -> int:
+        """Return the seed of the draws of prompt number `index`."""
+        return self.sampling.seed_of(index) if self.seeds is None else self.seeds[index]
+
+    def part(self, start: int, count: int) -> "Request":
+        """Return the request of `count` of the prompts, from number `start` on."""
+        end = start + count
+        sampling = replace(self.sampling, first=self.sampling.first + start)
+        return Request(self.prompts[start:end], self.group_size, sampling, self.seeds and self.seeds[start:end])
 
 
 OnCompletion = Callable[[int, Completion], object]
@@ -77,9 +92,9 @@ class Engine(Protocol):
 def to_completion(policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool) -> Completion:
     """Make a completion of sampled tokens and their log-probabilities.
 
-    ended  the last token is an end of the sequence; the completion is truncated otherwise
+    ended  by an end-of-sequence token, which is the last one then, or by a stop string; the completion is truncated otherwise
     """
-    written = token_ids[:-1] if ended else token_ids
+    written = token_ids[:-1] if ended and token_ids[-1] in policy.end_ids else token_ids
     # Tags may be special tokens of the tokenizer, so only the end of the sequence is left out of the text.
     text = policy.tokenizer.decode(written, skip_special_tokens=False)
     return Completion(token_ids, logprobs, text, truncated=not ended)

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
+from sspo_cli.rollout.stop_strings import StopStrings
 from sspo_cli.types import Completion
 
 GROWTH = 32  # tokens by which the cache grows at a time
@@ -46,12 +46,12 @@ class TorchEngine:
         prompts, group_size = request.prompts, request.group_size
         at_a_time = max(1, self.max_rows // group_size)
         completions: dict[int, Completion] = {}
+        stop, words = request.sampling.stop, self.policy.head.weight.shape[0]
+        stopping = StopStrings(stop, self.policy.tokenizer, words) if stop else None
         # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
         with torch.inference_mode(), self.policy.evaluating(), self.policy.autocast(), self.policy.uncompiled():
             for start in range(0, len(prompts), at_a_time):
-                sampling = replace(request.sampling, first=request.sampling.first + start)
-                chunk = Request(prompts[start : start + at_a_time], group_size, sampling)
-                for row, completion in self._sample_rows(chunk):
+                for row, completion in self._sample_rows(request.part(start, at_a_time), stopping):
                     completions[start * group_size + row] = completion
                     if on_completion:
                         on_completion(start + row // group_size, completion)
@@ -59,7 +59,7 @@ class TorchEngine:
             [completions[index * group_size + member] for member in range(group_size)] for index in range(len(prompts))
         ]
 
-    def _sample_rows(self, request: Request) -> Iterator[tuple[int, Completion]]:
+    def _sample_rows(self, request: Request, stopping: StopStrings | None) -> Iterator[tuple[int, Completion]]:
         """Yield (row, completion) when it is done; the rows r of prompt p are those with r // group_size = p."""
         prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         policy, device = self.policy, self.policy.device
@@ -74,7 +74,7 @@ class TorchEngine:
         state_space = "cache_params" in inspect.signature(policy.decoder.forward).parameters
         rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, not all of them still sampling
         going_on = torch.ones_like(rows, dtype=torch.bool)
-        seeds = [sampling.seed_of(index) for index in range(len(prompts))]
+        seeds = [request.seed_of(index) for index in range(len(prompts))]
         uniforms = _uniforms(seeds, group_size, device) if sampling.temperature else None
         written = torch.full((len(rows), sampling.max_new_tokens), policy.pad_id, device=device)
         logprobs = torch.zeros(len(rows), sampling.max_new_tokens, device=device)
@@ -101,6 +101,8 @@ class TorchEngine:
             chosen, chosen_logprobs = _sample(logits, sampling.temperature, uniform)
             written[rows, step], logprobs[rows, step] = chosen, chosen_logprobs
             ending = going_on & torch.isin(chosen, ends)
+            if stopping:
+                ending |= going_on & stopping.completed(written, rows, step)
             if ending.any():
                 going_on = going_on & ~ending
                 yield from self._completions(rows[ending], written[:, : step + 1], logprobs, ended=True)

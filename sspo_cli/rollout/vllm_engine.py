@@ -41,10 +41,11 @@ class VllmEngine:
         self.asleep = False
         with _guarded("start"), _undisturbed(), tempfile.TemporaryDirectory() as folder:
             policy.model.config.save_pretrained(folder)
+            policy.tokenizer.save_pretrained(folder)  # with which it finds stop strings
             self.llm = self._start(folder, max_rows)
 
     def _start(self, folder: str, max_rows: int) -> Any:
-        """Start without weights and tokenizer: the first sync brings the weights, prompts and completions are token ids."""
+        """Start without weights: the first sync brings them. Prompts and completions are token ids."""
         from vllm import LLM, __version__
 
         self.name = f"vLLM {__version__} in this process"
@@ -53,7 +54,6 @@ class VllmEngine:
         return LLM(
             model=folder,
             load_format="dummy",
-            skip_tokenizer_init=True,
             dtype=str(self.policy.dtype).removeprefix("torch."),
             # Logits in float32, as the policy's own; log-probabilities at the temperature, not before it.
             hf_overrides={"head_dtype": "float32", "architectures": [_architecture(self.policy)]},
@@ -109,10 +109,14 @@ class VllmEngine:
                     n=request.group_size,
                     temperature=sampling.temperature,
                     max_tokens=sampling.max_new_tokens,
-                    seed=sampling.seed_of(index),
+                    seed=request.seed_of(index),
                     logprobs=0,  # of the chosen token alone
                     stop_token_ids=self.policy.end_ids,
-                    detokenize=False,
+                    # Stop strings are looked for in the text with special tokens, as the torch engine does.
+                    stop=list(sampling.stop),
+                    include_stop_str_in_output=bool(sampling.stop),
+                    skip_special_tokens=False,
+                    detokenize=bool(sampling.stop),
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 )
                 engine.add_request(str(index), {"prompt_token_ids": prompt}, parameters)

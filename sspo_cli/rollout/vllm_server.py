@@ -124,12 +124,18 @@ class VllmServer:
             "n": request.group_size,
             "temperature": request.sampling.temperature,
             "max_tokens": request.sampling.max_new_tokens,
-            "seed": request.sampling.seed_of(index),
+            "seed": request.seed_of(index),
             "logprobs": 0,  # of the chosen token alone
             "stop_token_ids": self.policy.end_ids,
             "return_token_ids": True,
             **UNTRUNCATED,
         }
+        if request.sampling.stop:  # looked for in the text with special tokens, as the torch engine does
+            body |= {
+                "stop": list(request.sampling.stop),
+                "include_stop_str_in_output": True,
+                "skip_special_tokens": False,
+            }
         with self._understood("/v1/completions"):
             choices = self._ask("POST", "/v1/completions", body)["choices"]
             return [self._completion(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]

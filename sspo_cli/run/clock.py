@@ -12,8 +12,10 @@ class Clock:
     Evaluations and checkpoints are in neither a step's time nor the speed.
     """
 
-    def __init__(self, tokens: int) -> None:
-        """Start the first step; `tokens` were sampled before."""
+    def __init__(self, tokens: int, environments: bool) -> None:
+        """Start the first step; `tokens` were sampled before. `environments` have a phase of their own, if there are any."""
+        self._names = ("sampling", "grading", "learning", *(["environment"] if environments else []))
+        self._nested = 0.0  # seconds of the phases in the one that is being measured
         self._began = self._last = time.perf_counter()
         self._busy = 0.0
         self._tokens_before = tokens
@@ -21,10 +23,13 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of a `with` to a phase of the step."""
+        """Add the time of a `with` to a phase of the step, without that of phases in it."""
         start = time.perf_counter()
+        before, self._nested = self._nested, 0.0
         yield
-        self._phases[name] += time.perf_counter() - start
+        took = time.perf_counter() - start
+        self._phases[name] += took - self._nested
+        self._nested = before + took
 
     def metrics(self, tokens: int) -> dict[str, float]:
         """Return the seconds of the step that ends now, and sampled tokens a second over all steps of the part."""
@@ -33,7 +38,7 @@ class Clock:
         self._busy += step
         phases, self._phases = self._phases, defaultdict(float)
         return {
-            **{f"time/{name}": phases[name] for name in ("sampling", "grading", "learning")},
+            **{f"time/{name}": phases[name] for name in self._names},
             "time/step": step,
             "time/elapsed": now - self._began,
             "time/tokens_per_second": (tokens - self._tokens_before) / self._busy,

@@ -20,14 +20,17 @@ def measure_if_due(run: Run) -> None:
     every = options.evaluation.every
     if step not in (0, options.steps) and not (every and step % every == 0):
         return
-    conditions = Conditions.of(options)
-    identities = {b.name: Identity.of(b.prompts, conditions.prompt, run.engine.name) for b in run.benchmarks}
+    conditions = {benchmark.name: Conditions.of(options).on(benchmark) for benchmark in run.benchmarks}
+    identities = {
+        benchmark.name: Identity.of(benchmark.prompts, options.template, run.engine.name)
+        for benchmark in run.benchmarks
+    }
     summaries = [row for row in run.folder.evaluations() if row["step"] == step]
 
     def is_measured(benchmark: Benchmark) -> bool:
-        identity = identities[benchmark.name]
+        name = benchmark.name
         return any(
-            row["benchmark"] == benchmark.name and conditions.matches(row, identity, "prompt") for row in summaries
+            row["benchmark"] == name and conditions[name].matches(row, identities[name], "prompt") for row in summaries
         )
 
     if options.evaluation.validation and not checkpoint_path(run).exists():
@@ -43,12 +46,12 @@ def measure_if_due(run: Run) -> None:
         run.engine.sync(run.policy)
         model = fingerprint(run.policy)
     for benchmark in benchmarks:
-        identity = identities[benchmark.name]
-        partial = partial_path(run.folder.eval, benchmark, conditions, identity, model)
+        under, identity = conditions[benchmark.name], identities[benchmark.name]
+        partial = partial_path(run.folder.eval, benchmark, under, identity, model)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
-            answers = evaluate(run.engine, benchmark, run.checker, conditions, identity, advance, partial)
+            answers = evaluate(run.engine, benchmark, run.checker, under, identity, advance, partial, run.stage)
         measured = benchmark.measured_on(run.folder)
-        summary = record(run.folder.eval, answers, measured, conditions, identity, step, f"step-{step}")
+        summary = record(run.folder.eval, answers, measured, under, identity, step, f"step-{step}")
         partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
     run.engine.sleep()

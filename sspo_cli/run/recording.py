@@ -1,13 +1,15 @@
 """Which completions of a rollout batch go into `completions.jsonl`, and as what."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
 from sspo_cli.config import RunOptions
 from sspo_cli.policy.pieces import token_pieces
-from sspo_cli.types import Group
+from sspo_cli.types import Completion, Group
 
 
 def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
@@ -33,7 +35,7 @@ def kept_completions(
 def with_weights(completions: Sequence[dict[str, Any]], token_weights: Tensor) -> list[dict[str, Any]]:
     """Add to each completion the weights of its tokens, which are the first rows of token_weights [B, T]."""
     return [
-        {**completion, "weights": [round(weight, 3) for weight in weights[: completion["tokens"]].tolist()]}
+        {**completion, "weights": [round(weight, 3) for weight in weights[: len(completion["pieces"])].tolist()]}
         for completion, weights in zip(completions, token_weights, strict=False)
     ]
 
@@ -43,8 +45,8 @@ def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: 
     place, number = divmod(row, advantages.shape[1])
     group = groups[place]
     completion, reward = group.completions[number], group.rewards[number]
-    written = completion.token_ids if completion.truncated else completion.token_ids[:-1]
-    pieces = token_pieces(tokenizer, written) + ([] if completion.truncated else [""])  # the end is no text
+    has_end = not completion.truncated and completion.episode is None  # episodes show the ends of their turns
+    pieces = token_pieces(tokenizer, completion.token_ids[:-1] if has_end else completion.token_ids)
     return {
         "problem": group.prompt.problem.id,
         "prompt": group.prompt.text,
@@ -53,9 +55,22 @@ def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: 
         "extracted": reward.extracted,
         "r_answer": reward.answer,
         "r_format": reward.format,
+        **({"r_own": reward.own} if reward.weights[2] else {}),
         "advantage": round(advantages[place, number].item(), 6),
-        "tokens": len(completion.token_ids),
+        "tokens": completion.own_tokens,
         "truncated": completion.truncated,
         "status": reward.status,
-        "pieces": pieces,
+        "pieces": pieces + [""] * has_end,  # the end is no text
+        **_describe_episode(completion),
+    }
+
+
+def _describe_episode(completion: Completion) -> dict[str, Any]:
+    """Describe an episode: `written` counts tokens that the policy wrote and that it read, in turn, first written ones."""
+    if completion.episode is None:
+        return {}
+    return {
+        "written": [len(list(run)) for _, run in groupby(completion.read)],
+        "turns": [asdict(turn) for turn in completion.episode.turns],
+        "outcome": asdict(completion.episode.outcome),
     }

@@ -1,11 +1,20 @@
 """When a run is saved, and which checkpoints stay."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
-from sspo_cli.errors import UserError
+import torch
+
+from sspo_cli.errors import UserError, border
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.checkpoint import describe_last_good, is_whole, keep_last, save_checkpoint
-from sspo_cli.run.state import Run
+from sspo_cli.run.state import Run, RunState
+from sspo_cli.tracking.files import explain_os_errors, write_bytes_atomic
+
+ROLLOUTS = "rollouts"  # in the run folder
 
 
 def save_if_due(run: Run) -> None:
@@ -40,7 +49,50 @@ def save(run: Run) -> None:
         files = run.folder.record()  # on the disk before the checkpoint has its name
         state = {"run": run.state.state_dict(), "optimizer": run.optimizer.state_dict(), "files": files}
         save_checkpoint(folder, run.policy, state)
+    shutil.rmtree(run.folder.path / ROLLOUTS, ignore_errors=True)
     drop_old_checkpoints(run)
+
+
+@contextmanager
+def saved_on_failure(run: Run) -> Iterator[None]:
+    """Save the run before a UserError of its rollout ends it, such as one of the sandbox: it continues from there."""
+    try:
+        yield
+    except UserError:
+        if run.stage.environments:
+            save(run)
+        raise
+
+
+def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
+    """Keep a rollout batch of episodes until the next checkpoint, which has what is left of it.
+
+    A program may look at the clock, so a run that is resumed before would not sample the same episodes again.
+    """
+    if run.stage.environments:
+        path, content = _rollout_path(run), BytesIO()
+        torch.save({"run": run.state.state_dict(), "sync": sync_metrics}, content)
+        with explain_os_errors("create", path.parent):
+            path.parent.mkdir(exist_ok=True)
+        write_bytes_atomic(path, content.getvalue())
+
+
+def take_kept_rollout(run: Run) -> dict[str, float]:
+    """Restore the rollout batch that is due, if it was kept, and return the metrics of the sync before it."""
+    path = _rollout_path(run)
+    if not run.stage.environments or not path.exists():
+        return {}
+    with border(f"the kept rollout batch {path} cannot be used; delete it, and another one is sampled"):
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        state = RunState.from_state_dict(kept["run"])
+    if (state.step, state.rollout) == (run.state.step, run.state.rollout):
+        vars(run.state).update(vars(state))
+        return kept["sync"]
+    return {}
+
+
+def _rollout_path(run: Run) -> Path:
+    return run.folder.path / ROLLOUTS / f"rollout-{run.state.rollout}.pt"
 
 
 def drop_old_checkpoints(run: Run) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sspo_cli.config import RunOptions
 from sspo_cli.evaluation.benchmark import Benchmark
@@ -14,6 +15,7 @@ from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout.engine import Engine
+from sspo_cli.rollout.episodes import Stage
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.tracker import Tracker
 from sspo_cli.types import Prompt
@@ -32,6 +34,8 @@ class RunState:
     timeouts   answer checks that ran out of time so far
     skipped    steps left out for a NaN loss or gradient so far
     bad_steps  how many of them in a row, just now
+
+    recent_weights  the trained ones at the start of the current rollout and of the `rollout.lag` before it, oldest first
     """
 
     step: int = 0
@@ -43,6 +47,7 @@ class RunState:
     timeouts: int = 0
     skipped: int = 0
     bad_steps: int = 0
+    recent_weights: list[list[Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values for a checkpoint."""
@@ -50,8 +55,15 @@ class RunState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
-        """Restore the state that a checkpoint holds."""
-        return cls(**{**state, "batch": state["batch"] and Batch(**state["batch"])})
+        """Restore the state that a checkpoint holds.
+
+        Raises ValueError for one of an older version inside a rollout batch, which lacks part of what is kept of it now.
+        """
+        if state["batch"] is not None and "kept" not in state:
+            raise ValueError(
+                "an older version of sspo saved it in the middle of a rollout batch, without its completions"
+            )
+        return cls(**{**state, "batch": state["batch"] and Batch.from_state_dict(state["batch"])})
 
 
 @dataclass
@@ -59,6 +71,7 @@ class Run:
     """What the loop works with.
 
     prompts  of each task
+    stage    what episodes are played with
     """
 
     options: RunOptions
@@ -67,6 +80,7 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     engine: Engine
+    stage: Stage
     prompts: Sequence[Sequence[Prompt]]
     benchmarks: Sequence[Benchmark]
     checker: AnswerChecker

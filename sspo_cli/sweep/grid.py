@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
-from sspo_cli.config.options import Seed
+from sspo_cli.config.base import Seed
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.redaction import redacted
 from sspo_cli.report.choices import best_configurations

@@ -1,33 +1,55 @@
 """What is asked: problems by the name of their data set, the same whether for training or for a benchmark."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sspo_cli.errors import UserError, did_you_mean
-from sspo_cli.tasks import aime, arithmetic, dapo, deepmath, file, gsm8k, math500
+from sspo_cli.tasks import aime, arithmetic, calculator, codeact, dapo, deepmath, file, gsm8k, math500
+from sspo_cli.tasks.rows import PLAIN, Layout
 from sspo_cli.types import Problem
 
-TASKS: dict[str, Callable[[str | None, str], Iterator[Problem]]] = {
+# Problems by path and split, and those that read rows by their layout.
+TASKS: dict[str, Callable[..., Iterator[Problem]]] = {
     "arithmetic": arithmetic.problems,
+    "calculator": calculator.problems,
+    "calculator-two": calculator.problems_of_two_calls,
     "gsm8k": gsm8k.problems,
     "deepmath": deepmath.problems,
     "dapo": dapo.problems,
+    "codeact": codeact.problems,
+    "codeact-tasks": codeact.more_problems,
     "math500": math500.problems,
     "aime24": aime.problems_of_2024,
     "aime25": aime.problems_of_2025,
+    "mint": codeact.mint_problems,
+    "wtq": codeact.wtq_problems,
     "file": file.problems,
 }
 
 
-def load_problems(name: str, *, path: str | None = None, split: str, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems of a task's split, or all of them.
+def load_problems(
+    name: str, *, path: str | None = None, split: str, limit: int | None = None, layout: Layout = PLAIN
+) -> list[Problem]:
+    """Load the first `limit` problems of a task's split, or all of them.
 
-    `path` is another hub name, a local file or a folder instead of the published data set. Raises UserError for an
-    unknown task or split, a source that cannot be reached or read, and a row that is no problem.
+    path    another hub name, a local file or a folder instead of the published data set
+    layout  how that differs from the published one
+
+    Raises UserError for an unknown task or split, a source that cannot be reached or read, and a row that is no problem.
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name}{did_you_mean(name, TASKS)}")
-    problems = list(islice(TASKS[name](path, split), limit))
+    task = TASKS[name]
+    if layout == PLAIN:
+        rows = task(path, split)
+    elif "layout" in inspect.signature(task).parameters:
+        rows = task(path, split, layout)
+    else:
+        raise UserError(
+            f"task {name} has no options config and columns; they are for tasks that read rows, such as `file`"
+        )
+    problems = list(islice(rows, limit))
     if not problems:
         raise UserError(f"task {name} has no problems in {path or 'its'} split {split}")
     seen: set[str] = set()

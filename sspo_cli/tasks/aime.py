@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from sspo_cli.tasks.rows import Published, read_rows
+from sspo_cli.tasks.rows import PLAIN, Layout, Published, read_rows
 from sspo_cli.types import Problem
 
-COLUMNS = ("problem", "question", "Problem", "answer", "Answer", "id", "ID")
+COLUMNS = ("problem", "question", "answer", "id")
 PUBLISHED_2024 = (
     Published("HuggingFaceH4/aime_2024", splits={"test": "train"}, columns=COLUMNS),
     Published("Maxwell-Jia/AIME_2024", splits={"test": "train"}, columns=COLUMNS),
@@ -17,18 +17,19 @@ PUBLISHED_2025 = (
 )
 
 
-def problems_of_2024(path: str | None, split: str) -> Iterator[Problem]:
-    """Raises UserError as `read_rows` does, and for a row without question or answer."""
-    return _problems(path, split, PUBLISHED_2024, "aime24")
+def problems_of_2024(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
+    """Load the problems of 2024. Raises UserError as `read_rows` does, and for a row without question or answer."""
+    return _problems(path, split, layout, PUBLISHED_2024, "aime24")
 
 
-def problems_of_2025(path: str | None, split: str) -> Iterator[Problem]:
-    """Raises UserError as `read_rows` does, and for a row without question or answer."""
-    return _problems(path, split, PUBLISHED_2025, "aime25")
+def problems_of_2025(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
+    """Load the problems of 2025. Raises UserError as `read_rows` does, and for a row without question or answer."""
+    return _problems(path, split, layout, PUBLISHED_2025, "aime25")
 
 
-def _problems(path: str | None, split: str, published: Sequence[Published], task: str) -> Iterator[Problem]:
-    for row in read_rows(path, split, *published):
-        given = [value for name in ("id", "ID") if (value := row.get(name)) is not None]
-        question, answer = row.text("problem", "question", "Problem"), row.text("answer", "Answer")
-        yield Problem(str(given[0] if given else row.number), question, answer, task)
+def _problems(
+    path: str | None, split: str, layout: Layout, published: Sequence[Published], task: str
+) -> Iterator[Problem]:
+    for row in read_rows(path, split, *published, layout=layout):
+        identity = row.identity("id") or str(row.number)
+        yield Problem(identity, row.question("problem", "question"), row.gold("answer"), task)

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from sspo_cli.errors import UserError
-from sspo_cli.tasks.rows import Published, Row, read_rows
+from sspo_cli.tasks.rows import Published, Row, read_folder, read_rows
 from sspo_cli.types import Problem
 
 PUBLISHED = Published(
@@ -115,7 +115,13 @@ def mint_problems(path: str | None, split: str) -> Iterator[Problem]:
             continue
         question, answer = f"Task:\n{row.text('prompt').strip()}", _reference(row)
         yield Problem(
-            f"{name}/{row.get('task_id')}", question, answer, "mint", environment=ENVIRONMENT, check=MINT[name]
+            f"{name}/{row.get('task_id')}",
+            question,
+            answer,
+            "mint",
+            environment=ENVIRONMENT,
+            check=MINT[name],
+            part=name,
         )
     _report("mint", skipped)
 
@@ -170,7 +176,7 @@ class _Golds:
             f"{row.get('task_type') or 'reasoning'}/{row.get('task_name') or 'math'}/{row.get('task_id') or row.number}"
         )
         text = f"Task:\n{str(question).removeprefix('Task:').strip()}"
-        return (Problem(name, text, gold, "codeact", environment=ENVIRONMENT) if gold else None), name
+        return (Problem(name, text, gold, "codeact", environment=ENVIRONMENT, part="math") if gold else None), name
 
 
 def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[Problem | None, str]:
@@ -190,7 +196,7 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
         return problem, table.text("table_id")
     if name in MATH and (gold := golds.maths.get(plain(question)) or golds.by_row.get(identity)):
         return Problem(
-            identity, question, gold, "codeact", environment=ENVIRONMENT, episode=episode
+            identity, question, gold, "codeact", environment=ENVIRONMENT, episode=episode, part="math"
         ), f"{kind}/{name}/{task}"
     skipped[name if kind != "decision_making" else name.partition("/")[0]] += 1
     return None, ""
@@ -229,6 +235,7 @@ def _table_problem(row: Row, task: str) -> Problem:
         environment=ENVIRONMENT,
         setup=setup,
         check="denotation",
+        part="wtq",
     )
 
 
@@ -269,7 +276,7 @@ def _folder(path: str | None, split: str, task: str) -> list[Row]:
         raise UserError(f"task {task} needs path=…, a folder with gold answers; `sspo_cli.tasks.codeact` says which")
     if split not in SPLITS:
         raise UserError(f"task {task} has no split {split}; it has {', '.join(SPLITS)}")
-    return list(read_rows(path, split, PUBLISHED))
+    return list(read_folder(path))
 
 
 def _report(task: str, skipped: Counter[str]) -> None:

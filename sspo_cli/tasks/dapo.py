@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sspo_cli.errors import UserError
-from sspo_cli.tasks.rows import Published, Row, read_rows
+from sspo_cli.tasks.rows import PLAIN, Layout, Published, Row, read_rows
 from sspo_cli.types import Problem
 
 PUBLISHED = Published(
@@ -22,28 +22,23 @@ INSTRUCTION_BEFORE = (
 INSTRUCTION_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 
-def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Each question once; of the few that have two gold answers, the first counts.
+def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
+    """Load each question once; of the few that have two gold answers, the first counts.
 
     Raises UserError as `read_rows` does, and for a row without question or answer.
     """
     ids: set[str] = set()
     questions: set[str] = set()
-    for row in read_rows(path, split, PUBLISHED, PROCESSED):
-        identity, question = str(row.get("extra_info.index") or f"{split}-{row.number}"), _question(row)
+    for row in read_rows(path, split, PUBLISHED, PROCESSED, layout=layout):
+        identity, question = row.identity("extra_info.index") or f"{split}-{row.number}", _question(row)
         if identity not in ids and question not in questions:
             ids.add(identity)
             questions.add(question)
-            yield Problem(identity, question, row.text("reward_model.ground_truth", "solution"), "dapo")
+            yield Problem(identity, question, row.gold("reward_model.ground_truth", "solution"), "dapo")
 
 
 def _question(row: Row) -> str:
-    match row.get("prompt"):
-        case [*_, {"content": str(text)}]:
-            pass
-        case _:
-            text = row.text("prompt")
-    question = text.strip().removeprefix(INSTRUCTION_BEFORE).removesuffix(INSTRUCTION_AFTER).strip()
+    question = row.question("prompt").removeprefix(INSTRUCTION_BEFORE).removesuffix(INSTRUCTION_AFTER).strip()
     if not question:
         raise UserError(f"{row.where} has no question in `prompt`")
     return question

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-from sspo_cli.tasks.rows import Published, read_rows
+from sspo_cli.tasks.rows import PLAIN, Layout, Published, read_rows
 from sspo_cli.types import Problem
 
 PUBLISHED = Published("zwhe99/DeepMath-103K", splits={"train": "train"}, columns=("question", "final_answer"))
 
 
-def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Raises UserError as `read_rows` does, and for a row without question or answer."""
-    for row in read_rows(path, split, PUBLISHED):
-        yield Problem(f"{split}-{row.number}", row.text("question"), row.text("final_answer"), "deepmath")
+def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
+    """Load the rows. Raises UserError as `read_rows` does, and for a row without question or answer."""
+    for row in read_rows(path, split, PUBLISHED, layout=layout):
+        identity = row.identity() or f"{split}-{row.number}"
+        yield Problem(identity, row.question("question"), row.gold("final_answer"), "deepmath")

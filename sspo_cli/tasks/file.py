@@ -1,26 +1,26 @@
-"""A data set of the user's own: rows with a question and an answer.
+"""A data set of the user's own: rows with a question and an answer, in the layouts that published ones have.
 
-The question is in `question`, `problem` or `prompt`, the answer in `answer` or `final_answer`. Optional: `id` or
-`unique_id`, and `demonstration`, a worked completion for the cold start.
+`rows.QUESTIONS` and `rows.ANSWERS` list the columns in which they are looked for; the option `columns` names others. The
+question may be a chat of one user turn. Optional: an id, and `demonstration`, a worked completion for the cold start.
 """
 
 from collections.abc import Iterator
 
 from sspo_cli.errors import UserError
-from sspo_cli.tasks.rows import Published, read_rows
+from sspo_cli.tasks.rows import ANSWERS, IDS, PLAIN, QUESTIONS, Layout, Published, read_rows
 from sspo_cli.types import Problem
 
 
-def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Raises UserError without a path, as `read_rows` does, and for a row without question or answer."""
+def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
+    """Load the rows. Raises UserError without a path, as `read_rows` does, and for a row without question or answer."""
     if path is None:
-        raise UserError("task `file` needs path=…, a .jsonl, .json or .parquet file or a folder of them")
-    for row in read_rows(path, split, Published(path, splits={}, columns=())):
-        given = [value for name in ("id", "unique_id") if (value := row.get(name)) is not None]
+        raise UserError("task `file` needs path=…: a data file, a folder of them, or the name of a data set on the hub")
+    demonstration = layout.columns.get("demonstration", "demonstration")
+    for row in read_rows(path, split, Published(path, splits={}, columns=()), layout=layout):
         yield Problem(
-            id=str(given[0] if given else f"{split}-{row.number}"),
-            question=row.text("question", "problem", "prompt"),
-            answer=row.text("answer", "final_answer"),
+            id=row.identity(*IDS) or f"{split}-{row.number}",
+            question=row.question(*QUESTIONS),
+            answer=row.gold(*ANSWERS),
             task="file",
-            demonstration=row.text("demonstration") if row.get("demonstration") else None,
+            demonstration=row.text(demonstration) if row.get(demonstration) else None,
         )

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from sspo_cli.tasks.rows import Published, read_rows
+from sspo_cli.tasks.rows import PLAIN, Layout, Published, read_rows
 from sspo_cli.types import Problem
 
 PUBLISHED = Published("HuggingFaceH4/MATH-500", splits={"test": "test"}, columns=("problem", "answer", "unique_id"))
 
 
-def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Raises UserError as `read_rows` does, and for a row without question or answer."""
-    for row in read_rows(path, split, PUBLISHED):
-        identity = str(row.get("unique_id") or f"{split}-{row.number}")
-        yield Problem(identity, row.text("problem"), row.text("answer"), "math500")
+def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
+    """Load the rows. Raises UserError as `read_rows` does, and for a row without question or answer."""
+    for row in read_rows(path, split, PUBLISHED, layout=layout):
+        identity = row.identity("unique_id") or f"{split}-{row.number}"
+        yield Problem(identity, row.question("problem"), row.gold("answer"), "math500")

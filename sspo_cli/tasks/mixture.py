@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[float], seed: int) -> Iterator[T]:
-    """Endless and the same for the same seed. Each draw chooses a task by weight and takes its next problem; each task is
-    shuffled anew every epoch, without replacement.
+    """Draw problems without end, the same ones for the same seed.
 
+    Each draw chooses a task by weight and takes its next problem; each task is shuffled anew every epoch, without replacement.
     Nothing is done for a problem but drawing its index, so `islice(stream, n, None)` goes on cheaply from draw n.
     """
     orders = [
@@ -26,7 +26,7 @@ def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[fl
 
 
 def _problem_order(count: int, seed: int) -> Iterator[int]:
-    """Yields indices of problems without end, each epoch shuffled anew."""
+    """Yield indices of problems without end, each epoch shuffled anew."""
     random = Random(seed)
     while True:
         yield from random.sample(range(count), count)

@@ -1,14 +1,19 @@
 """From a problem to what the model reads: templates by name, rendered through the tokenizer's chat template."""
 
+import hashlib
+import json
 import multiprocessing
+import re
 import resource
+from collections.abc import Mapping
 from concurrent.futures import TimeoutError
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pebble import concurrent
 
-from sspo_cli.errors import UserError, border, did_you_mean
+from sspo_cli.errors import UserError, border, did_you_mean, shorten
 from sspo_cli.types import Problem, Prompt
 
 # System turn by template name; None: the question stands alone.
@@ -21,45 +26,136 @@ TEMPLATES: dict[str, str | None] = {
     "plain": None,
 }
 OPENING = "<think>"
+QUESTION = "{question}"
 
 # Of the first prompt that a chat template renders, in a process of its own: a template is a program, and may run for ever.
 SECONDS = 20.0
 MEMORY = 1 << 30  # bytes more than this process has
 _CHECKED: set[tuple[str, str]] = set()  # chat templates with the prompt templates that they rendered so
+_WITHOUT_SYSTEM: list[Any] = []  # chat templates that refused a system turn
 LONGEST = 1_000_000  # characters more than the question has
 
 
-def render(problem: Problem, template_name: str, tokenizer: Any) -> Prompt:
-    """Raises UserError for an unknown template, and for a tokenizer whose chat template is missing or cannot render the turns."""
-    turns = messages(problem.question, template_name)
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How problems are put to the model.
+
+    name     by which measurements with the same template are known
+    system   the system turn; None: there is none
+    user     the user turn, in which the problem takes the place of `{question}`
+    options  of the chat template, such as `enable_thinking`
+    """
+
+    name: str
+    system: str | None
+    user: str = QUESTION
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, name: str, system: str | None = None, user: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Return the template of a name, with turns of one's own in place of its own.
+
+        Raises UserError for an unknown name, and for a user turn without the question.
+        """
+        if name not in TEMPLATES:
+            raise UserError(f"unknown prompt template {name}{did_you_mean(name, TEMPLATES)}")
+        if user is not None and QUESTION not in user:
+            raise UserError(
+                f"the user turn {shorten(repr(user), 80)} has no {QUESTION}, so that all prompts would be the same"
+            )
+        own = [system, user, dict(options or {})]
+        if own != [None, None, {}]:
+            digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+            name, known = f"{name}-{digest[:8]}", TEMPLATES[name]
+            return cls(name, known if system is None else system or None, user or QUESTION, options or {})
+        return cls(name, TEMPLATES[name])
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """Return the turns that a chat template renders."""
+        turns = [{"role": "user", "content": self.user.replace(QUESTION, question)}]
+        if self.system:
+            turns.insert(0, {"role": "system", "content": self.system})
+        return turns
+
+
+def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt:
+    """Render a problem; a text is the name of a template.
+
+    Raises UserError for an unknown template, and for a tokenizer whose chat template is missing, cannot render the turns or
+    does not know the template's options.
+    """
+    if isinstance(template, str):
+        template = Template.of(template)
+    _check_options(tokenizer, template.options)
+    return _prompt(
+        problem, template.messages(problem.question), tokenizer, f"prompt template {template.name}", template.options
+    )
+
+
+def render_episode(problem: Problem, system: str | None, thinking: bool, tokenizer: Any) -> Prompt:
+    """Render the first turn of an episode; `system` is its environment's. Raises UserError as `render` does.
+
+    A chat template without system turns (Gemma's) gets the system's text in front of the question. `thinking` is for those
+    that have a choice (Qwen3's).
+    """
+    options = {"enable_thinking": thinking}
+    alone = [{"role": "user", "content": problem.question}]
+    if not system:
+        return _prompt(problem, alone, tokenizer, "question of an episode", options)
+    if tokenizer.chat_template not in _WITHOUT_SYSTEM:
+        turns = [{"role": "system", "content": system}, *alone]
+        try:
+            return _prompt(problem, turns, tokenizer, "system turn of an episode", options)
+        except UserError:
+            _WITHOUT_SYSTEM.append(tokenizer.chat_template)
+    together = [{"role": "user", "content": f"{system}\n\n{problem.question}"}]
+    return _prompt(problem, together, tokenizer, "question of an episode", options)
+
+
+def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options: Mapping[str, Any]) -> str:
+    """Render turns through the chat template, which is checked at its first `what`; `options` are the template's.
+
+    Raises UserError for a tokenizer whose chat template is missing or cannot render them.
+    """
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruct model")
-    failure = f"the chat template of {tokenizer.name_or_path} refuses the prompt template {template_name}"
-    with border(failure):
-        kind = str(tokenizer.chat_template), template_name
+    with border(f"the chat template of {tokenizer.name_or_path} refuses the {what}"):
+        kind = str(tokenizer.chat_template), what
         if kind not in _CHECKED:
-            _check_template(tokenizer, turns)
+            _check_template(tokenizer, turns, options)
             _CHECKED.add(kind)
-        text = _apply(tokenizer, turns)
+        return _apply(tokenizer, turns, options)
+
+
+def opening_of(text: str) -> str:
+    """Return what a rendered text has already written of the policy's turn."""
+    return OPENING if text.rstrip().endswith(OPENING) else ""
+
+
+def _prompt(
+    problem: Problem, turns: list[dict[str, str]], tokenizer: Any, what: str, options: Mapping[str, Any]
+) -> Prompt:
+    text = render_turns(tokenizer, turns, what, options)
     # The chat template writes a beginning-of-sequence token itself where the model wants one; a second must not be added.
     with border(f"the tokenizer {tokenizer.name_or_path} cannot encode problem {problem.id}"):
         token_ids = tokenizer.encode(text, add_special_tokens=False)
-    return Prompt(problem, text, token_ids, opening=OPENING if text.rstrip().endswith(OPENING) else "")
+    return Prompt(problem, text, token_ids, opening=opening_of(text))
 
 
-def messages(question: str, template_name: str) -> list[dict[str, str]]:
-    """Return the turns that a chat template renders. Raises UserError for an unknown prompt template."""
-    if template_name not in TEMPLATES:
-        raise UserError(f"unknown prompt template {template_name}{did_you_mean(template_name, TEMPLATES)}")
-    turns = [{"role": "user", "content": question}]
-    if system := TEMPLATES[template_name]:
-        turns.insert(0, {"role": "system", "content": system})
-    return turns
+def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that the chat template does not mention: it would be ignored."""
+    for name in options:
+        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} knows no option {name}; leave it out of chat.template_kwargs"
+            )
 
 
-def _apply(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+def _apply(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> str:
     """Render the turns. Raises whatever the template does, and ValueError for what is no prompt."""
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
     if not isinstance(text, str) or not text:
         raise ValueError("it writes nothing")
     if len(text) > LONGEST + sum(len(turn["content"]) for turn in turns):
@@ -67,7 +163,7 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     return text
 
 
-def _check_template(tokenizer: Any, turns: list[dict[str, str]]) -> None:
+def _check_template(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:
     """Render in a child process with limits of time and memory.
 
     The child is a fork: it needs the tokenizer, and loading that anew takes seconds. Raises whatever the template does, and
@@ -75,16 +171,16 @@ def _check_template(tokenizer: Any, turns: list[dict[str, str]]) -> None:
     """
     child = concurrent.process(timeout=SECONDS, context=multiprocessing.get_context("fork"))(_apply_within_limits)
     try:
-        child(tokenizer, turns).result()
+        child(tokenizer, turns, options).result()
     except TimeoutError:
         raise ValueError(f"it has not ended after {SECONDS:g} seconds") from None
     except MemoryError:
         raise ValueError(f"it takes more than {MEMORY >> 20:,} MiB of memory") from None
 
 
-def _apply_within_limits(tokenizer: Any, turns: list[dict[str, str]]) -> None:
+def _apply_within_limits(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:
     statm = Path("/proc/self/statm")
     if statm.exists():  # elsewhere the limit does not hold
         now = int(statm.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
-    _apply(tokenizer, turns)
+    _apply(tokenizer, turns, options)

@@ -1,19 +1,28 @@
-"""Rows of a data set: of a published one through `datasets`, or of local JSON, JSON-lines and Parquet files.
+"""Rows of a data set: of the hub, of a folder saved by `datasets`, or of local files."""
 
-Local files are read here and not through `datasets`: it builds a cache of each, infers types that change answers (the
-text "025" beside a number becomes 25), and names no line of a broken file.
-"""
-
-import itertools
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, border, first_line, shorten
+from sspo_cli.rewards import check_gold, read_gold
+from sspo_cli.tasks.files import READERS, names_among, rows_of_file, type_of
+from sspo_cli.tasks.folders import choose_split, files_of_split
 
-SPLITS = ("train", "test", "validation", "dev")
+# Where questions, answers and ids are, in the order in which they are looked for; upper and lower case count alike.
+QUESTIONS = ("question", "problem", "prompt", "messages", "query", "instruction", "input")
+ANSWERS = (
+    *("answer", "final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth", "gold", "target"),
+    *("solution", "output"),
+)
+IDS = ("id", "unique_id", "extra_info.index")
+SAVED = ("dataset_dict.json", "state.json")  # by `save_to_disk`, of several splits and of one
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,140 +40,238 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How a source differs from the published data set.
+
+    config   the configuration to read of it
+    columns  "question", "answer", "id" or "demonstration" -> the column that it is in; a dotted name is of a nested column
+    """
+
+    config: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+PLAIN = Layout()
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row. `where` says to a person where it stands; `number` counts from 0 over all files of the split."""
+    """A row. `where` says to a person where it is; `number` counts from 0 over all files of the split."""
 
     values: Mapping[str, Any]
     where: str
     number: int
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, column: str) -> Any:
-        """The value, or None. A dotted name reaches into a nested column."""
+        """Return the value, or None. A dotted name reaches into a nested column; case counts only if columns differ in it."""
         value: Any = self.values
         for key in column.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
+            if not isinstance(value, Mapping):
+                return None
+            name = key if key in value else next((name for name in value if str(name).lower() == key.lower()), None)
+            value = value.get(name)
         return value
 
     def text(self, *columns: str) -> str:
-        """The first of these columns that is not empty. Raises UserError where there is none."""
+        """Return the first of these columns that is not empty, as text. Raises UserError if there is none."""
+        for column in columns:
+            if text := self._as_text(self.get(column), column):
+                return text
+        raise self._without("text", columns)
+
+    def question(self, *columns: str) -> str:
+        """Return the question: the text of the first of these columns that has one, or its only user turn.
+
+        Raises UserError if there is none, and for a chat of several turns.
+        """
+        columns = self._columns("question", columns)
         for column in columns:
             value = self.get(column)
-            if isinstance(value, str | int | float) and (text := str(value).strip()):
+            text = self._user_turn(value, column) if isinstance(value, list) else self._as_text(value, column)
+            if text:
                 return text
-        names = " or ".join(f"`{column}`" for column in columns)
-        raise UserError(f"{self.where} has no text in {names}; its columns are {', '.join(self.values) or 'none'}")
+        raise self._without("text", columns)
+
+    def gold(self, *columns: str) -> str:
+        """Return the gold answer in the first of these columns that is not empty, as `read_gold` reads it.
+
+        Raises UserError if there is none, for several, and for a gold that no answer can match.
+        """
+        columns = self._columns("answer", columns)
+        for column in columns:
+            value = self.get(column)
+            if isinstance(value, list):
+                if len(value) > 1:
+                    raise UserError(f"{self.where} has {len(value)} gold answers in `{column}`; give one")
+                value = value[0] if value else None
+            if text := self._as_text(value, column):
+                gold = read_gold(text)
+                if reason := check_gold(gold):
+                    raise UserError(
+                        f"{self.where}: no answer can match `{column}` = {shorten(repr(text), 80)}, {reason}"
+                    )
+                return gold
+        raise self._without("gold answer", columns)
+
+    def identity(self, *columns: str) -> str | None:
+        """Return the first of these columns that is not empty, as text; None if there is none."""
+        texts = (self._as_text(self.get(column), column) for column in self._columns("id", columns))
+        return next(filter(None, texts), None)
+
+    def _columns(self, role: str, columns: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.columns[role],) if role in self.columns else columns
+
+    def _as_text(self, value: Any, column: str) -> str | None:
+        """Return a text or number as text; None for any other value, such as NaN, a truth value or an empty text."""
+        if not isinstance(value, str | int | float | Decimal) or isinstance(value, bool):
+            return None
+        if not isinstance(value, str | int) and not math.isfinite(value):
+            return None
+        text = str(value).strip()
+        if HALF_A_PAIR.search(text):
+            raise UserError(f"{self.where} has half a surrogate pair in `{column}`, which is no text")
+        return text
+
+    def _user_turn(self, turns: Sequence[Any], column: str) -> str | None:
+        """Return what the user says in a chat of one user turn, with a system turn in front or without.
+
+        The system turn is left out: that of the run's prompt takes its place, so that all data sets are asked alike.
+        """
+        said = [(turn.get("role"), turn.get("content")) for turn in turns if isinstance(turn, Mapping)]
+        roles = [str(role) for role, _ in said]
+        if not turns:
+            return None
+        if len(said) < len(turns) or roles not in (["user"], ["system", "user"]):
+            found = f"the turns {', '.join(roles)}" if len(said) == len(turns) else "a list that is no chat"
+            raise UserError(
+                f"{self.where} has {shorten(found, 120)} in `{column}`; a question is text, or a chat with one user turn and at "
+                "most a system turn in front of it"
+            )
+        return self._as_text(said[-1][1], column)
+
+    def _without(self, what: str, columns: Sequence[str]) -> UserError:
+        names = ", ".join(f"`{column}`" for column in columns)
+        values = [f"{column} = {value!r}" for column in columns if (value := self.get(column)) is not None]
+        found = f" ({shorten(', '.join(values), 120)})" if values else ""
+        return UserError(
+            f"{self.where} has no {what} in {names}{found}; its columns are {', '.join(map(str, self.values)) or 'none'}; see "
+            "also the task's option `columns`"
+        )
 
 
-def read_rows(path: str | None, split: str, published: Published, *copies: Published) -> Iterator[Row]:
-    """The rows of a split, one after the other. `copies` are the same data set by other names; of equal ones all are read.
+def read_rows(
+    path: str | None, split: str, published: Published, *copies: Published, layout: Layout = PLAIN
+) -> Iterator[Row]:
+    """Yield the rows of a split, one after the other.
 
-    Raises UserError for an unknown split and for a source that cannot be reached or read.
+    `copies` are the same data set by other names; of those with an equal name all are read. Raises UserError for an unknown
+    split and for a source that cannot be reached or read.
     """
+    number = count()
+    for where, values in _places(path, split, layout, (published, *copies)):
+        yield Row(values, where, next(number), layout.columns)
+
+
+def read_folder(path: str) -> Iterator[Row]:
+    """Yield the rows of every data file in a folder, whatever it is named, or of a file."""
+    with border(f"data folder {path} cannot be read"):
+        place = Path(path).expanduser()
+        files = sorted(file for file in place.iterdir() if type_of(file)) if place.is_dir() else [place]
+    if not files:
+        raise UserError(f"data folder {path} holds no {', '.join(READERS)} files")
+    number = count()
+    for file in files:
+        for where, values in rows_of_file(file, ()):
+            yield Row(values, f"{file}, {where}", next(number))
+
+
+def _places(
+    path: str | None, split: str, layout: Layout, sources: Sequence[Published]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield where each row is, for a person, and what it holds."""
+    published = sources[0]
     if path is None:
         if split not in published.splits:
             raise UserError(f"{published.name} has no split {split}; it has {', '.join(published.splits)}")
-        yield from _hub_rows(published.name, published.config, published.splits[split], published.columns)
-    elif (local := Path(path).expanduser()).exists():
-        yield from _local_rows(local, split, published)
-    elif local.suffix in READERS or local.is_absolute() or path.startswith((".", "~")):
-        raise UserError(f"data file {path} does not exist")
+        yield from _hub_rows(published, split, layout, "")
+    elif (local := _local(path)) is None:
+        known = [source for source in sources if source.name == path]
+        for source in known[: 1 if layout.config else None] or [Published(path, {}, published.columns)]:
+            yield from _hub_rows(source, split, layout, ", which is no local file or folder,")
+    elif local.is_dir() and any((local / name).is_file() for name in SAVED):
+        yield from _saved_rows(local, split, layout, published)
     else:
-        known = [each for each in (published, *copies) if each.name == path]
-        number = itertools.count()
-        for each in known or [Published(path, {}, published.columns)]:
-            for row in _hub_rows(path, each.config, each.splits.get(split, split), each.columns):
-                yield replace(row, number=next(number))
+        files = [local]
+        if local.is_dir():
+            splits = {ours: theirs for source in sources for ours, theirs in source.splits.items()}
+            configs = [source.config for source in sources if source.config]
+            with border(f"data folder {local} cannot be read"):
+                files = files_of_split(local, split, layout.config, configs, splits)
+        elif layout.config:
+            raise UserError(
+                f"data file {local} has no configuration {layout.config}; config=… is for folders and the hub"
+            )
+        for file in files:
+            for place, values in rows_of_file(file, _columns_to_read(published, layout)):
+                yield f"{file}, {place}", values
 
 
-def _hub_rows(name: str, config: str | None, split: str, columns: tuple[str, ...]) -> Iterator[Row]:
+def _local(path: str) -> Path | None:
+    """Return the file or folder that a path names; None if it can only be the name of a data set on the hub.
+
+    Raises UserError for a file that does not exist, and for a path that cannot be one.
+    """
+    if not path.strip():
+        raise UserError(
+            "the path of a data set is empty; name a file, a folder or a data set on the hub, or leave it out"
+        )
+    with border(f"data file {path} cannot be read"):
+        local = Path(path).expanduser()
+        if local.exists() or "\0" in path:
+            return local
+        if type_of(local) or local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+            raise UserError(f"data file {path} does not exist")
+    return None
+
+
+def _columns_to_read(published: Published, layout: Layout) -> tuple[str, ...]:
+    return (*published.columns, *layout.columns.values()) if published.columns else ()
+
+
+def _hub_rows(source: Published, split: str, layout: Layout, about: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import datasets  # takes a second, and the embedded task needs none of it
 
+    name, config, split = source.name, layout.config or source.config, source.splits.get(split, split)
     try:
         table = datasets.load_dataset(name, config, split=split)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = first_line(error)
+    except Exception as error:  # of the hub, of the network, of the files that were downloaded
         raise UserError(
-            f"split {split} of {name} cannot be loaded from the Hugging Face hub ({reason}); "
-            "if the hub cannot be reached, give a local copy: the task's path=…, or -b NAME=PATH"
+            f"split {split} of {name}{about} cannot be loaded from the Hugging Face hub ({first_line(error)}); if the hub cannot "
+            "be reached, give a local copy: the task's path=…, or -b NAME=PATH; its split=… and config=… choose another part"
         ) from None
-    present = [column for column in columns if column in table.column_names]
-    for number, values in enumerate(table.select_columns(present) if present else table):
-        yield Row(values, f"{name}, {split} row {number + 1}", number)
+    yield from _table_rows(table, f"{name}, {split}", _columns_to_read(source, layout))
 
 
-def _local_rows(path: Path, split: str, published: Published) -> Iterator[Row]:
-    """A file is read whatever the split; of a folder, the files that are named after the split."""
-    files = _files_of_split(path, split, published) if path.is_dir() else [path]
-    number = itertools.count()
-    for file in files:
-        if file.suffix not in READERS:
-            raise UserError(f"data file {file} has an unknown type; use {', '.join(READERS)}")
-        try:
-            for place, values in READERS[file.suffix](file, published.columns):
-                if not isinstance(values, dict):
-                    raise UserError(f"{file}, {place} must be an object, not {json.dumps(values)[:40]}")
-                yield Row(values, f"{file}, {place}", next(number))
-        except OSError as error:
-            raise UserError(f"data file {file} cannot be read: {error.strerror or error}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"data file {file} is not UTF-8 text") from None
+def _saved_rows(
+    folder: Path, split: str, layout: Layout, published: Published
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Read a folder that `save_to_disk` has written."""
+    import datasets
+
+    if layout.config:
+        raise UserError(f"data folder {folder}, as saved by `save_to_disk`, has no configuration {layout.config}")
+    with border(f"data folder {folder}, as saved by `save_to_disk`, cannot be read"):
+        tables = datasets.load_from_disk(str(folder))
+    if isinstance(tables, Mapping):
+        split = choose_split(folder, split, tables, published.splits)
+        tables = tables[split]
+    yield from _table_rows(tables, f"{folder}, {split}", _columns_to_read(published, layout))
 
 
-def _files_of_split(folder: Path, split: str, published: Published) -> list[Path]:
-    """`<split>.jsonl`, `<split>-00000-of-00002.parquet` and the like, in the folder or where a copy from the hub has them.
-
-    A folder without any file named after a split is one data set; all of its files are read.
-    """
-    places = [folder, folder / "data", folder / (published.config or "")]
-    for place in places:
-        files = sorted(file for file in place.glob("*") if file.suffix in READERS)
-        if not files:
-            continue
-        of_split = {name: [file for file in files if file.stem.split("-")[0] == name] for name in (split, *SPLITS)}
-        if of_split[split]:
-            return of_split[split]
-        if others := [name for name in SPLITS if of_split[name]]:
-            raise UserError(f"data folder {place} has no split {split}; it has {', '.join(others)}")
-        return files
-    raise UserError(f"data folder {folder} holds no {', '.join(READERS)} files")
-
-
-def _json_lines(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"line {number}", _parse_json(line, f"{file}, line {number}")
-
-
-def _json(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """An array of objects; otherwise the lines of a misnamed JSON-lines file, which many published ones are."""
-    text = file.read_text(encoding="utf-8")
-    if not text.lstrip().startswith("["):
-        yield from _json_lines(file, columns)
-        return
-    for number, values in enumerate(_parse_json(text, str(file)), start=1):
-        yield f"row {number}", values
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, parse_float=str)  # an answer of 0.10 stays as written
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON: {error.msg}") from None
-
-
-def _parquet(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            present = [column for column in columns if column in table.schema_arrow.names]
-            rows = (row for batch in table.iter_batches(1024, columns=present or None) for row in batch.to_pylist())
-            for number, values in enumerate(rows, start=1):
-                yield f"row {number}", values
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"data file {file} is not valid Parquet: {first_line(error)}") from None
-
-
-READERS = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet}
+def _table_rows(table: Any, where: str, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    number = 0
+    with border(lambda: f"{where} row {number + 1} cannot be read"):
+        present = names_among(table.column_names, columns)
+        for number, values in enumerate(table.select_columns(present) if present else table, start=1):
+            yield f"{where} row {number}", values

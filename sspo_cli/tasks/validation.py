@@ -15,7 +15,7 @@ SEED = 0  # not a run's, so that all runs are chosen by the same problems
 def hold_out(
     problems_by_task: Sequence[Sequence[Problem]], weights: Sequence[float], count: int
 ) -> tuple[list[list[Problem]], list[Problem]]:
-    """What is left to train on of each task, and `count` problems of different questions, of each task by its weight.
+    """Return what is left to train on of each task, and `count` problems of different questions, of each task by its weight.
 
     Nothing that is left asks a question that is held out. The ids of those held out are made distinct over the tasks.
     Raises UserError where a task has too few problems.
@@ -41,13 +41,13 @@ def hold_out(
 
 
 def without(problems: Iterable[Problem], held_out: Iterable[Problem]) -> list[Problem]:
-    """Those that ask no question that is held out."""
+    """Leave out those that ask a question that is held out."""
     questions = set(map(question_key, held_out))
     return [problem for problem in problems if question_key(problem) not in questions]
 
 
 def shares(weights: Sequence[float], count: int) -> list[int]:
-    """`count` in whole parts by weight; what rounding down leaves goes to the largest remainders, of equal ones the first."""
+    """Split `count` into whole parts by weight; what rounding down leaves goes to the largest remainders, the first if equal."""
     exact = [count * weight / sum(weights) for weight in weights]
     parts = [int(part) for part in exact]
     by_remainder = sorted(range(len(parts)), key=lambda task: parts[task] - exact[task])

@@ -48,6 +48,7 @@ class PlainSink(Sink):
         columns = [
             f"step {step:{len(str(self._total_steps))}}/{self._total_steps}",
             f"reward {number(metrics, 'reward/mean')} = answer {answer} + format {format_}",
+            *([f"solved {number(metrics, 'episodes/solved', '.0%')}"] if "episodes/solved" in metrics else []),
             f"entropy {number(metrics, 'policy/entropy')}",
             f"attenuated {number(metrics, 'weights/attenuated', '6.1%')}",
             f"{number(metrics, 'time/tokens_per_second', '7.0f')} tokens/s",

@@ -4,8 +4,9 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.tracking.shapes import ROW, check_shape
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # as write_bytes_atomic names them
+ABANDONED = 86_400.0  # seconds after which a temporary file is that of a writer that was killed
 LONGEST_ROW = 4096  # bytes; a row of metrics has some 1,300
 
 
@@ -37,11 +39,15 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of writers that were killed. To be called by whoever alone may write in the folder."""
+def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
+    """Remove temporary files of writers that were killed, those that are `older_than` some seconds.
+
+    Whoever alone may write in the folder removes all; in others, a process may be about to rename a new one.
+    """
     for path in folder.glob(".*.tmp"):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if TEMPORARY.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

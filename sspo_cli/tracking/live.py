@@ -114,6 +114,9 @@ class LiveSink(Sink):
     def _lines(self, metrics: Metrics) -> Iterator[tuple[str, Text]]:
         yield "reward", Text(f"{number(metrics, 'reward/mean')}  {sparkline(self._rewards)}", style="bold green")
         yield "", Text(f"answer {number(metrics, 'reward/answer')}  format {number(metrics, 'reward/format')}")
+        if "episodes/solved" in metrics:
+            means = (f"{name} {number(metrics, f'episodes/{name}', '.2f')}" for name in ("turns", "calls", "timeouts"))
+            yield "episodes", Text(f"solved {number(metrics, 'episodes/solved', '.0%')}  {'  '.join(means)}")
         yield "entropy", Text(f"{number(metrics, 'policy/entropy')}  {sparkline(self._entropies)}", style="bold cyan")
         yield "attenuated", Text(f"{number(metrics, 'weights/attenuated', '.1%')} of token weights")
         left = time_left(metrics, self._step, self._start_step, self._total_steps)

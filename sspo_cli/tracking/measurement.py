@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-CONDITIONS = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt")
+EPISODE = ("turns", "proposals", "max_tokens")  # what episodes are limited by; None for single turns
+CONDITIONS = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt", *EPISODE)
 # Fingerprints of what a name and a number of problems do not show; rows of older versions have none of them.
 IDENTITY = ("problems", "messages", "rendered", "checker", "engine")
 MEASUREMENT = CONDITIONS + IDENTITY

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from sspo_cli.tracking.files import TEMPORARY, explain_os_errors, read_jsonl, write_jsonl_atomic
+from sspo_cli.tracking.shapes import STEP_ROW
 
 BLOCK = 1 << 24  # bytes
 
@@ -70,7 +71,7 @@ def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | 
 def _keep_rows(path: Path, step: int) -> None:
     """Keep the distinct rows up to a step."""
     if path.exists():
-        rows = {str(row): row for row in read_jsonl(path) if row["step"] <= step}
+        rows = {str(row): row for row in read_jsonl(path, STEP_ROW) if row["step"] <= step}
         write_jsonl_atomic(path, rows.values())
 
 

@@ -282,7 +282,12 @@ class RunFolder:
         return [sentence for sentence in lost if sentence]
 
     def _incomplete(self, summary: Mapping[str, Any]) -> str | None:
-        """Report in a sentence whether the problems of a measurement are not all in its file, once each."""
+        """Report in a sentence whether the problems of a measurement are not all in its file, once each.
+
+        A row of an older version does not say how it was measured, so its problems are not told from others.
+        """
+        if not {"n", "samples"} <= summary.keys():
+            return None
         path = self.eval / f"{summary['benchmark']}.jsonl"
         named = {"benchmark": summary["benchmark"]}
         rows = [
@@ -290,7 +295,8 @@ class RunFolder:
             for row in read_jsonl(path)
             if _identity({**row, **named, "prompt": row.get("template")}) == _identity(summary)
         ]
-        distinct, expected = {(row.get("id"), row.get("sample")) for row in rows}, summary["n"] * summary["samples"]
+        distinct = {(str(row.get("id")), str(row.get("sample"))) for row in rows}
+        expected = summary["n"] * summary["samples"]
         if len(rows) == len(distinct) == expected:
             return None
         return (
@@ -316,7 +322,7 @@ class RunFolder:
             self.best_path.unlink(missing_ok=True)
             return None
         best = max(present, key=lambda row: (row["pass_at_1"], -row["step"]))
-        write_json_atomic(self.best_path, {name: best[name] for name in ("step", "pass_at_1", "n")})
+        write_json_atomic(self.best_path, {name: best.get(name) for name in ("step", "pass_at_1", "n")})
         return best["step"]
 
     def _came_to_nothing(self) -> bool:

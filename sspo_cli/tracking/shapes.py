@@ -54,10 +54,17 @@ class _Data(TypedDict):
 
 
 @exact
-class _Config(TypedDict):
+class _Start(TypedDict):
+    revision: NotRequired[Text]
+    packages: NotRequired[dict[str, str]]
+
+
+@exact
+class _Config(_Start):
     options: dict[str, Any]
     changes: NotRequired[list[dict[str, Any]]]
     data: NotRequired[_Data]
+    resumed: NotRequired[list[_Start]]
 
 
 @exact
@@ -69,17 +76,32 @@ class _Status(TypedDict):
 
 
 @exact
+class _Part(TypedDict):
+    n: Annotated[int, Field(gt=0)]
+    correct: Annotated[float, Field(ge=0)]
+    pass_at_1: Share
+    low: Share
+    high: Share
+
+
+@exact
 class _Evaluation(TypedDict):
     step: Count
     benchmark: str
     pass_at_1: NotRequired[Share]
     n: NotRequired[Annotated[int, Field(gt=0)]]
     correct: NotRequired[Annotated[float, Field(ge=0)]]
+    truncated: NotRequired[Annotated[float, Field(ge=0)]]
     split: NotRequired[Text]
     samples: NotRequired[Annotated[int, Field(gt=0)]]
     temperature: NotRequired[float]
     max_new_tokens: NotRequired[int | None]
     prompt: NotRequired[Text]
+    turns: NotRequired[int | None]
+    proposals: NotRequired[int | None]
+    max_tokens: NotRequired[int | None]
+    episodes: NotRequired[dict[str, float]]
+    parts: NotRequired[dict[str, _Part]]
     identity: NotRequired[Text]
     problems: NotRequired[Text]
     messages: NotRequired[Text]
@@ -136,6 +158,8 @@ class _Completion(TypedDict):
     truncated: bool
     pieces: NotRequired[list[str] | None]
     weights: NotRequired[list[float | None] | None]
+    written: NotRequired[list[Count]]
+    outcome: NotRequired[dict[str, Any]]
 
 
 @exact
@@ -156,6 +180,9 @@ METRICS: TypeAdapter[Any] = TypeAdapter(
     config=ConfigDict(strict=True, allow_inf_nan=False),
 )
 ROW: TypeAdapter[Any] = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
+STEP_ROW: TypeAdapter[Any] = TypeAdapter(
+    Annotated[dict[str, Any], BeforeValidator(_has_step)], config=ConfigDict(strict=True)
+)
 WEIGHTS: TypeAdapter[Any] = TypeAdapter(_Weights)
 COMPLETION: TypeAdapter[Any] = TypeAdapter(_Completion)
 ANSWER: TypeAdapter[Any] = TypeAdapter(_StepAnswer)

@@ -25,12 +25,17 @@ def time_left(metrics: Mapping[str, Any], step: int, start_step: int, total_step
 
 
 def pass_at_1(summary: Mapping[str, Any]) -> str:
-    """`34.2 % (30.1 to 38.5 %), n = 512`, and of several samples how many and at which temperature."""
+    """`34.2 % (30.1 to 38.5 %), n = 512, 3.1 % truncated`, and of several samples how many and at which temperature."""
     shares = (f"{100 * summary[name]:.1f}" for name in ("pass_at_1", "low", "high"))
     text = "{} % ({} to {} %), n = {}".format(*shares, summary["n"])
     if (samples := summary.get("samples", 1)) > 1:
         text += f", mean of {samples} samples at temperature {summary['temperature']}"
-    return text
+    return f"{text}, {truncated(summary)}" if "truncated" in summary else text
+
+
+def truncated(summary: Mapping[str, Any]) -> str:
+    """`3.1 % truncated`: the share of the answers that were cut at the token limit."""
+    return f"{100 * summary['truncated'] / (summary['n'] * summary.get('samples', 1)):.1f} % truncated"
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,9 @@ Rewards, groups and lengths are those of the minibatch's own completions.
     optimizer/learning_rate
     sampler/mismatch_mean, sampler/mismatch_max
     grading/timeouts                answer checks that ran out of time so far
-    time/{sampling,grading,learning,step,elapsed} (seconds), time/tokens_per_second
+    episodes/{solved,turns,proposals,calls,timeouts,crashes}    means over the minibatch's own episodes, if it has any
+    sandbox/failures                how often this process has lost its sandbox and started it anew
+    time/{sampling,grading,learning,environment,step,elapsed} (seconds), time/tokens_per_second
 """
 
 from collections.abc import Iterator, Mapping, Sequence

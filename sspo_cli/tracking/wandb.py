@@ -1,5 +1,6 @@
 """A copy of the run at Weights & Biases, or in the run folder for `wandb sync` to send later."""
 
+import json
 import secrets
 import shlex
 import sys
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import wandb
 
 ROWS = 64  # of the table of completions: the latest so many
-PER_TOKEN = ("pieces", "weights")  # of a completion; left out of the table
+PER_TOKEN = ("pieces", "weights", "written")  # of a completion; left out of the table
 
 
 class WandbSink(Sink):
@@ -66,7 +67,7 @@ class WandbSink(Sink):
         self._send(step, metrics)
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        kept = ({key: value for key, value in row.items() if key not in PER_TOKEN} for row in rows)
+        kept = ({key: _cell(value) for key, value in row.items() if key not in PER_TOKEN} for row in rows)
         self._rows.extend({"step": step, **row} for row in kept)
 
     def weights(self, step: int, histogram: Mapping[str, Any]) -> None:
@@ -85,6 +86,9 @@ class WandbSink(Sink):
         if summary["samples"] > 1:
             values[f"avg_at_{summary['samples']}"] = summary["pass_at_1"]
             values |= {f"pass_at_{k}": share for k, share in summary["pass_at_k"].items()}
+        values |= {f"episodes/{name}": value for name, value in summary.get("episodes", {}).items()}
+        for part, of_part in summary.get("parts", {}).items():
+            values |= {f"{part}/{name}": of_part[name] for name in ("pass_at_1", "low", "high")}
         self._send(step, {f"eval/{benchmark}/{name}": value for name, value in values.items()})
         self._send_completions()
 
@@ -110,7 +114,7 @@ class WandbSink(Sink):
         import wandb
 
         if self._rows:
-            columns = list(self._rows[0])
+            columns = list(dict.fromkeys(name for row in self._rows for name in row))
             table = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in self._rows])
             self._send(self._step, {"completions": table})
             self._rows.clear()
@@ -121,3 +125,8 @@ class WandbSink(Sink):
         if not path.exists():
             write_text_atomic(path, secrets.token_hex(4) + "\n")
         return path.read_text(encoding="utf-8").strip()
+
+
+def _cell(value: Any) -> Any:
+    """Return what a table has for a value: the turns of an episode as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

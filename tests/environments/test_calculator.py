@@ -7,11 +7,11 @@ from itertools import islice
 import pytest
 
 from sspo_cli.environments.calculator import CalculatorEnvironment, calculate
-from sspo_cli.environments.episode import EpisodeLimits, Turn
+from sspo_cli.environments.episode import EpisodeLimits
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.tasks import calculator
-from sspo_cli.types import Problem
+from sspo_cli.types import Problem, Turn
 
 PROBLEM = Problem("1", "47*86-129", "3913", "calculator", environment="calculator")
 

@@ -7,9 +7,9 @@ import pytest
 
 from sspo_cli.environments.calls import SandboxFailure
 from sspo_cli.environments.codeact import CodeActEnvironment
-from sspo_cli.environments.episode import EpisodeLimits, Turn
+from sspo_cli.environments.episode import EpisodeLimits
 from sspo_cli.errors import UserError
-from sspo_cli.types import Problem
+from sspo_cli.types import Problem, Turn
 
 PROBLEM = Problem("1", "Task:\nWhat is 6*7?", "42", "codeact", environment="codeact")
 

@@ -43,7 +43,7 @@ class Guessing:
 
     def sync(self, policy: object) -> None: ...
 
-    def generate(self, request: Request) -> list[list[Completion]]:
+    def generate(self, request: Request, on_completion: object = None) -> list[list[Completion]]:
         prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         if len(self.calls) == self._stop_at:
             raise KeyboardInterrupt
@@ -222,10 +222,10 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
     sampled_on = Event()
 
     class Engine(Guessing):
-        def generate(self, request):
+        def generate(self, request, on_completion=None):
             if self.calls:
                 sampled_on.set()
-            return super().generate(request)
+            return super().generate(request, on_completion)
 
     class Slow(AnswerChecker):
         def check(self, pairs):
@@ -301,9 +301,10 @@ def test_an_identity_is_that_of_problems_golds_prompt_check_and_sampler(monkeypa
 def test_chunks_that_nobody_has_added_to_for_a_week_are_removed(tmp_path):
     partial = tmp_path / "partial"
     partial.mkdir()
-    for name, days in (("old", 8), ("new", 6), ("held", 8)):
-        (partial / f"{name}.jsonl").touch()
-        os.utime(partial / f"{name}.jsonl", times=(time.time() - 86_400 * days,) * 2)
+    left = {"old.jsonl": 8, "new.jsonl": 6, "held.jsonl": 8, ".gone.jsonl.lock": 8, ".old.jsonl.12.tmp": 8}
+    for name, days in left.items():
+        (partial / name).touch()
+        os.utime(partial / name, times=(time.time() - 86_400 * days,) * 2)
     with FileLock(partial / ".held.jsonl.lock", is_singleton=False):
         _remove_abandoned(partial)
-    assert {path.name for path in partial.glob("*.jsonl")} == {"new.jsonl", "held.jsonl"}
+    assert {path.name for path in partial.iterdir()} == {"new.jsonl", "held.jsonl", ".held.jsonl.lock"}

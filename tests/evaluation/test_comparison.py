@@ -216,6 +216,7 @@ def test_one_sample_against_several_has_no_mcnemar_p(targets: Targets, first: st
     assert table(said, "mine: unbiased pass@k in %") == {"once": ["40.0", "–"], "twice": ["60.0", "80.0"]}
     assert "once, mine (test): 5 problems, greedy, at most 7 tokens, prompt plain, checkpoint step-3" in said
     assert "twice, mine (test): 5 problems, 2 samples at temperature 1, seed 0, at most 64 tokens" in said
+    assert "their scores are not comparable; --max-new-tokens gives both one limit" in said
 
 
 def test_targets_that_answered_other_problems_are_not_compared(targets: Targets) -> None:

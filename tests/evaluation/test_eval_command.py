@@ -122,6 +122,38 @@ def test_several_targets_on_several_benchmarks_are_compared_problem_by_problem(r
     assert done.stdout.count("models/before, ") == 2
 
 
+def test_a_benchmark_has_a_token_limit_of_its_own_and_the_flag_wins_over_it(runs):
+    short = "[{name: arithmetic, split: test, limit: 30, max_new_tokens: 5}]"
+    options = {**MODELS, "evaluation__benchmarks": short}
+    for limit, flag in ((5, []), (7, ["--max-new-tokens", 7])):
+        done = measure("models/before", *flag, **options)
+        (measured,) = [row for row in summaries(runs / "model-models-before") if row["max_new_tokens"] == limit]
+        answers = rows(runs / "model-models-before" / "eval" / "arithmetic.jsonl")[-30:]
+        assert max(row["tokens"] for row in answers) == limit
+        assert measured["truncated"] == sum(row["finish"] == "length" for row in answers) > 0
+        assert f"], {100 * measured['truncated'] / 30:.1f} % truncated" in done.stdout
+        assert f"at most {limit} tokens" in done.stdout
+
+
+def test_a_model_next_to_a_run_is_measured_like_the_run(runs):
+    measure("models/before", "one")
+    (base,), trained = summaries(runs / "model-models-before"), summaries(runs / "one")[-1]
+    assert base["max_new_tokens"] == 48
+    same = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt", "seed")
+    assert [base[name] for name in same] == [trained[name] for name in same]
+
+
+def test_a_model_and_a_run_are_not_measured_with_different_token_limits(runs):
+    given = {**MODELS, "rollout__max_new_tokens": 20}
+    done = sspo("eval", "--runs-dir", ".", "one", "models/before", **given)
+    assert_told(
+        done, "arithmetic would be measured for one with at most 48 tokens and models/before with at most 20, so that"
+    )
+    assert "give both one limit by --max-new-tokens" in done.stderr
+    assert not (runs / "model-models-before").exists()
+    measure("one", "models/before", "--max-new-tokens", 6, **given)
+
+
 def test_samples_at_a_temperature_do_not_depend_on_what_else_is_measured(runs):
     sampled = ("--samples", 3, "--temperature", 1, "--seed", 5)
     measure("one", "-b", "mine.jsonl", *sampled)
@@ -187,11 +219,11 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
     calls, generate = [], TorchEngine.generate
 
     def counted(stop_at: int) -> Callable:
-        def interrupted(self, request):
+        def interrupted(self, request, *more):
             calls.append(request.sampling.seed)
             if len(calls) == stop_at:
                 raise KeyboardInterrupt
-            return generate(self, request)
+            return generate(self, request, *more)
 
         calls.clear()
         return interrupted
@@ -272,7 +304,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "-b", "gsm8k="], "names no path"),
         (["one", "--temperature", "inf"], "--temperature inf would"),
         (["one", "--out", "graded.jsonl"], "--out is for --completions"),
-        (["one", "-b", "gsm9k"], "unknown benchmark gsm9k; use arithmetic, gsm8k"),
+        (["one", "-b", "gsm9k"], "unknown benchmark gsm9k; use arithmetic, calculator"),
         (["one", "-b", "mine.jsonl", "-b", "./mine.jsonl"], "two of the benchmarks have the same name"),
         (["one", "-b", "models/arithmetic.jsonl"], "would be filed under arithmetic"),
         (["one", "-b", "models/validation.jsonl"], "would be filed under validation"),

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,8 @@ def test_an_output_in_no_folder_is_told_before_anything_is_graded(tmp_path):
 def test_grading_needs_no_torch():
     code = "import sspo_cli.evaluation.recorded, sys; sys.exit(any(name in sys.modules for name in ('torch', 'sympy', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_device_is_no_file_of_outputs():
+    with pytest.raises(UserError, match="/dev/zero is a device, which never ends"):
+        grade_file(Path("/dev/zero"))

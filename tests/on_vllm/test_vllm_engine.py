@@ -7,16 +7,32 @@ from functools import partial
 
 import pytest
 import torch
-from vllm_cases import PADDED, PROMPTS, differences, disturb, needs_vllm, sample, tiny_mixture, tiny_policy, unknown
+from vllm_cases import (
+    PADDED,
+    PROMPTS,
+    TINY,
+    differences,
+    disturb,
+    needs_vllm,
+    sample,
+    tiny_mixture,
+    tiny_policy,
+    unknown,
+)
 
-from sspo_cli.config import TinyModelOptions, VllmOptions
+from sspo_cli.config import EpisodeOptions, TinyModelOptions, VllmOptions
+from sspo_cli.environments.calculator import CalculatorEnvironment
+from sspo_cli.environments.episode import EpisodeLimits
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import ModelOptions, load_policy
 from sspo_cli.policy.pieces import token_pieces
+from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import vllm_engine
 from sspo_cli.rollout.engine import Request, Sampling
+from sspo_cli.rollout.episodes import Stage, play
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.rollout.vllm_engine import VllmEngine
+from sspo_cli.tasks import load_problems
 
 pytestmark = needs_vllm
 
@@ -258,3 +274,45 @@ def test_a_crash_in_the_middle_of_sampling_is_one_sentence_with_the_option_to_ch
     monkeypatch.setattr(type(engine.llm.llm_engine), "step", crash)
     with pytest.raises(UserError, match=said):
         sample(engine)
+
+
+STOP = ("</execute>", "</solution>")
+
+
+def test_episodes_are_played_with_stop_strings_and_own_tokens_have_the_policy_s_log_probabilities(start):
+    """Tags are tokens in the first half; in the second, strings of characters end a completion."""
+    policy = load_policy(ModelOptions(tiny=TINY.model_copy(update={"action_tags": True})), torch.device("cpu"))
+    tags = policy.tokenizer.convert_tokens_to_ids(
+        ["<execute>", "</execute>", "<solution>", "</solution>", "<|im_end|>"]
+    )
+    with torch.no_grad():
+        policy.head.weight[tags] *= 3
+    engine = start(policy)
+    engine.sync(policy)
+    limits = EpisodeOptions(turns=3, proposals=1, max_tokens=80)
+    with AnswerChecker(workers=1, timeout=30.0) as checker:
+        environment = CalculatorEnvironment(checker, EpisodeLimits(limits.turns, limits.proposals))
+        stage = Stage.of({"calculator": environment}, limits, policy)
+        problems = load_problems("calculator", split="train", limit=6)
+        prompts = [stage.render(problem, "plain", policy.tokenizer) for problem in problems]
+        sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=3)
+        groups = play(engine, prompts, 6, sampling, stage)
+        again = play(engine, prompts, 6, sampling, stage)
+    episodes = [c for group in groups for c in group]
+    assert [c.token_ids for c in episodes] == [c.token_ids for group in again for c in group]
+    assert {turn.action for c in episodes for turn in c.episode.turns} >= {"call", "nothing"}
+    texts = [turn.text for c in episodes for turn in c.episode.turns]
+    stopped = [text for text in texts if any(string in text for string in STOP)]
+    assert len(stopped) > 10
+    assert all(text.endswith(STOP) for text in stopped)
+    assert sum(sum(c.read) for c in episodes) > 0
+    assert differences(policy, groups, prompts=[prompt.token_ids for prompt in prompts]).median() <= 1e-4
+
+    for strings in (("7", "e"), ("ab", "</t")):  # of characters, found as the torch engine finds them
+        torch_engine = TorchEngine(policy, 64)
+        for which in (engine, torch_engine):
+            for completion in (c for group in sample(which, stop=strings, max_new_tokens=60) for c in group):
+                text = completion.text
+                found = [text.find(string) + len(string) for string in strings if string in text]
+                assert not found or min(found) == len(text)
+                assert completion.truncated == (not found and completion.token_ids[-1] not in policy.end_ids)

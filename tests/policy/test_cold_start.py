@@ -319,6 +319,7 @@ def test_cold_starts_that_no_run_uses_any_more_are_removed_by_the_next(policy, t
     left("00000000000000c1", 31, "step-100")
     left("of-a-user", 400, "step-1")
     notes: list[str] = []
+    fresh = copy.deepcopy(policy)
     with FileLock(tmp_path / "00000000000000c1" / ".lock"):
         os.utime(tmp_path / "00000000000000c1", times=(0, 0))
         taught = demonstrations(policy)
@@ -331,6 +332,9 @@ def test_cold_starts_that_no_run_uses_any_more_are_removed_by_the_next(policy, t
         f"removed {tmp_path / name}, a cold start that no run has used for {days} days"
         for name, days in (("00000000000000a1", 30), ("00000000000000b1", 2), ("00000000000000b2", 2))
     ]
+    os.utime(made.parent, times=(0, 0))
+    assert start(options_of(), tmp_path, fresh, taught)[2] == []  # used again, which counts
+    assert time.time() - made.parent.stat().st_mtime < 3600
 
 
 def test_bad_steps_in_a_row_end_it_and_single_ones_do_not(policy, tmp_path):

@@ -260,6 +260,7 @@ def test_what_the_sampler_says_of_masked_tokens_does_not_weigh_a_completion(poli
 def test_reward_metrics_are_of_the_minibatch(make_batch):
     batch = make_batch()
     batch.answer_rewards[:4] = 1.0
+    batch.rewards[:4] = 1.5
     metrics = reward_metrics(batch, 4)
     assert metrics["reward/answer"] == pytest.approx((4 + 2 + 2) / 12)
     assert metrics["reward/format"] == 0.5

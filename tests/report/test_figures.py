@@ -266,7 +266,8 @@ def test_a_long_name_of_a_benchmark_takes_no_room_from_the_panels(tmp_path: Path
 def test_the_gates_are_those_of_the_paper() -> None:
     panels = gates_figure().axes
     gates = {ax.get_title().split(",")[0]: (ax, panels[place + 4]) for place, ax in enumerate(panels) if ax.get_title()}
-    assert list(gates) == ["clip (GMPO)", "sigmoid (SAPO)", "expsig", "expatan", "gumbel", "atanlog", "siglog"]
+    paper = ["clip (GMPO)", "sigmoid (SAPO)", "expsig", "expatan", "gumbel", "atanlog", "siglog"]
+    assert list(gates) == [*paper, "CISPO", "PSPO", "CE-GPPO"]
 
     def curves(gate: str, panel: int) -> dict[str, list[np.ndarray]]:
         """By label, Â > 0 and Â < 0; the first two lines are clip's."""
@@ -289,6 +290,9 @@ def test_the_gates_are_those_of_the_paper() -> None:
             g = 1 / (1 + np.exp(-tau * (ratio - 1)))
             assert np.allclose(curves("sigmoid (SAPO)", 0)[label][sign], 4 * g / tau)
             assert np.allclose(curves("sigmoid (SAPO)", 1)[label][sign], 4 * g * (1 - g) * ratio)
+    for sign in (0, 1):
+        assert np.allclose(curves("CISPO", 1)["1"][sign], np.minimum(ratio, 2))
+        assert np.allclose(curves("PSPO", 0)["0.3"][sign], 0.7 * ratio + 0.3)
 
 
 def test_a_method_has_one_colour_everywhere() -> None:

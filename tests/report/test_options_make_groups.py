@@ -10,6 +10,16 @@ from written_reports import Report
 
 from sspo_cli.config import RunOptions
 
+
+def columns_of(tasks: str) -> dict[str, tuple[str, ...]]:
+    """Of the columns of tasks, and of the column of each role, another value, after what it needs."""
+    alone, empty = (f"{tasks}=[{{}}]",), f"{tasks}=[{{columns: {{}}}}]"
+    return {f"{tasks}.columns": (*alone, empty)} | {
+        f"{tasks}.columns.{role}": (*alone, empty, f"{tasks}=[{{columns: {{{role}: x}}}}]")
+        for role in ("question", "answer", "id", "demonstration")
+    }
+
+
 # Of every option a value that is not its default, after what it needs to have that value.
 OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "seed": ("seed=999",),
@@ -18,6 +28,10 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "device": ("device=cuda",),
     "prompt": ("prompt=think-answer",),
     "answer_timeout": ("answer_timeout=1.0",),
+    "chat.system": ("chat.system=Think.",),
+    "chat.user": ("chat.user='{question} Think.'",),
+    "chat.template": ("chat.template='{{ messages }}'",),
+    "chat.template_kwargs": ("chat.template_kwargs={enable_thinking: false}",),
     "objective.method": ("objective.method=gspo",),
     "objective.gate": ("objective.gate=siglog",),
     "objective.normalizer": ("objective.normalizer=token",),
@@ -51,6 +65,8 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "tasks.name": ("tasks=[{name: gsm8k}]",),
     "tasks.path": ("tasks=[{path: mine}]",),
     "tasks.split": ("tasks=[{split: test}]",),
+    "tasks.config": ("tasks=[{config: cn}]",),
+    **columns_of("tasks"),
     "tasks.weight": ("tasks=[{weight: 2}]",),
     "tasks.limit": ("tasks=[{limit: 9}]",),
     "rollout.engine": ("rollout.engine=torch",),
@@ -58,6 +74,7 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "rollout.group_size": ("rollout.group_size=4",),
     "rollout.max_new_tokens": ("rollout.max_new_tokens=8",),
     "rollout.temperature": ("rollout.temperature=0.7",),
+    "rollout.lag": ("rollout.lag=1",),
     "rollout.max_rows": ("rollout.max_rows=8",),
     "rollout.vllm": ("rollout.vllm={}",),
     "rollout.vllm.gpu_memory_utilization": ("rollout.vllm={}", "rollout.vllm.gpu_memory_utilization=0.5"),
@@ -67,6 +84,11 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "rollout.vllm.tolerance": ("rollout.vllm={}", "rollout.vllm.tolerance=0.5"),
     "rollout.vllm.server": ("rollout.vllm={server: a, exchange: b}", "rollout.vllm.server=c"),
     "rollout.vllm.exchange": ("rollout.vllm={server: a, exchange: b}", "rollout.vllm.exchange=c"),
+    "reward.answer": ("reward.answer=2",),
+    "reward.format": ("reward.format=0.5",),
+    "reward.function": ("reward.function=mine:brief",),
+    "reward.weight": ("reward.function=mine:brief", "reward.weight=2"),
+    "reward.range": ("reward.function=mine:brief", "reward.range=[-1, 0]"),
     "learning.mu": ("learning.mu=4",),
     "learning.epochs": ("learning.epochs=2",),
     "learning.std": ("learning.std=none",),
@@ -93,6 +115,11 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "cold_start.tasks.name": ("cold_start.tasks=[{}]", "cold_start.tasks=[{name: gsm8k}]"),
     "cold_start.tasks.path": ("cold_start.tasks=[{}]", "cold_start.tasks=[{path: mine}]"),
     "cold_start.tasks.split": ("cold_start.tasks=[{}]", "cold_start.tasks=[{split: test}]"),
+    "cold_start.tasks.config": (
+        "cold_start.tasks=[{}]",
+        "cold_start.tasks=[{config: cn}]",
+    ),
+    **columns_of("cold_start.tasks"),
     "cold_start.tasks.weight": ("cold_start.tasks=[{}]", "cold_start.tasks=[{weight: 2}]"),
     "cold_start.tasks.limit": ("cold_start.tasks=[{}]", "cold_start.tasks=[{limit: 9}]"),
     "cold_start.checkpoint_every": ("cold_start.checkpoint_every=9",),
@@ -100,6 +127,8 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "evaluation.benchmarks.name": ("evaluation.benchmarks=[{name: aime24}]",),
     "evaluation.benchmarks.path": ("evaluation.benchmarks=[{path: mine}]",),
     "evaluation.benchmarks.split": ("evaluation.benchmarks=[{split: train}]",),
+    "evaluation.benchmarks.config": ("evaluation.benchmarks=[{config: cn}]",),
+    **columns_of("evaluation.benchmarks"),
     "evaluation.benchmarks.weight": ("evaluation.benchmarks=[{weight: 2}]",),
     "evaluation.benchmarks.limit": ("evaluation.benchmarks=[{limit: 9}]",),
     "evaluation.every": ("evaluation.every=9",),
@@ -133,6 +162,12 @@ WITHOUT_EFFECT = {
     "evaluation.benchmarks.name",
     "evaluation.benchmarks.path",
     "evaluation.benchmarks.split",
+    "evaluation.benchmarks.config",
+    "evaluation.benchmarks.columns",
+    "evaluation.benchmarks.columns.question",
+    "evaluation.benchmarks.columns.answer",
+    "evaluation.benchmarks.columns.id",
+    "evaluation.benchmarks.columns.demonstration",
     "evaluation.benchmarks.weight",
     "evaluation.benchmarks.limit",
     "evaluation.every",
@@ -155,6 +190,7 @@ OF_THE_SETTING = (
     "model.",
     "cold_start.",
     "tasks.",
+    "chat.",
     "prompt",
     "steps",
     "learning.mu",

@@ -400,3 +400,17 @@ def test_a_mean_over_seeds_stops_where_one_does(tmp_path: Path) -> None:
     write_run(tmp_path / "c", "seed=2")
     (group,) = collect([tmp_path]).groups
     assert len(mean_over_seeds(group.counted, "reward/mean")) == 12  # finished runs only, once there is one
+
+
+def test_how_many_answers_were_cut_stands_next_to_each_score(tmp_path: Path) -> None:
+    """Of 200 answers, 0 at the base, and 30 and 50 by two seeds: 20 % on average."""
+    for seed, cut in ((0, 30), (1, 50)):
+        evaluations = [evaluation(0, 60), evaluation(12, 100, truncated=cut)]
+        write_run(tmp_path / str(seed), f"seed={seed}", evaluations=evaluations)
+    table = table_of(tmp_path)
+    assert [row[3] for row in markdown_rows(table)[1:]] == [
+        "<u>30.0</u> [24.1, 36.7]",
+        "**50.0 ± 0.0** [43.1, 56.9], 20.0 % cut",
+    ]
+    assert numbers(table, kind="trained", column="arithmetic")["truncated"] == pytest.approx(20)
+    assert any(note.startswith("% cut: how many of the answers reached the token limit") for note in table.notes)

@@ -14,8 +14,9 @@ from sspo_cli.rewards.answer import Verdict
 from sspo_cli.rewards.pool import REPLACEMENTS, LastingPool
 
 
-def do_nothing() -> None:
-    pass
+def end_by_sigterm() -> None:
+    """As the workers that check answers do; pebble's own handler waits for Python."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def die() -> None:
@@ -30,7 +31,7 @@ def square(number: int, seconds: float = 0.0) -> int:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[LastingPool]:
     """One that lasts through all of what follows."""
-    pool = LastingPool(1, do_nothing)
+    pool = LastingPool(1, end_by_sigterm)
     assert pool.schedule(square, (3,), timeout=30.0).result(timeout=60.0) == 9
     yield pool
     pool.close()
@@ -75,6 +76,15 @@ def test_a_task_that_is_lost_with_the_fork_server_is_done_again(pool: LastingPoo
     time.sleep(0.2)
     kill_fork_server()
     assert pending.result(timeout=60.0) == 36
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_task_whose_worker_gets_the_signal_of_a_whole_job_is_done_again(pool: LastingPool, number: int) -> None:
+    pending = pool.schedule(square, (8, 0.5), timeout=30.0)
+    time.sleep(0.2)
+    for worker in children():
+        os.kill(worker, number)
+    assert pending.result(timeout=60.0) == 64
 
 
 def test_workers_that_always_die_end_in_one_sentence() -> None:

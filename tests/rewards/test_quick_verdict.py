@@ -2,7 +2,8 @@
 
 import pytest
 
-from sspo_cli.rewards.answer import prepared, quick_verdict
+from sspo_cli.rewards.quick import prepared, quick_verdict, respell
+from sspo_cli.rewards.reading import extract_answer
 
 
 @pytest.mark.parametrize(
@@ -161,3 +162,25 @@ def test_alternatives_answer_only_what_has_several_answers():
 )
 def test_finished_answers_are_not_taken_for_the_question(prediction, gold):
     assert quick_verdict(*prepared(prediction, gold)) is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "other"),
+    [
+        ("2", "2.0"),
+        ("1,234", "1234.0"),
+        ("0.5", r"\frac{1}{2}"),
+        (r"-\frac{3}{4}", r"\frac{-3}{4}"),
+        ("Yes", "The answer is Yes."),
+        (r"\text{No solution}", "The answer is No solution."),
+        ("ln", "The answer is $ln$."),
+        ("5.4 cents", "The answer is $5.4 cents$."),
+        (r"x^2 + 1", r"The answer is $x^2 + 1$."),
+        ("(1, 2]", "The answer is $(1, 2]$."),
+        ("B", "The answer is $B$."),
+    ],
+)
+def test_another_spelling_of_a_gold_is_right(gold, other):
+    assert respell(gold) == other
+    answer = extract_answer(f"<answer>{other}</answer>", [gold])
+    assert quick_verdict(*prepared(answer, gold)) is True

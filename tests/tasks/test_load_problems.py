@@ -247,12 +247,12 @@ def test_limit_stops_before_what_lies_behind(tmp_path):
         (json.dumps(QUESTIONS[0]) + '\n{"question": "b", "answ', r"x\.jsonl, line 2 is not valid JSON"),
         (
             '{"question": "a", "answer": "1"}\n{"question": "b"}\n',
-            r"x\.jsonl, line 2 has no text in `answer` or `final_answer`",
+            r"x\.jsonl, line 2 has no gold answer in `answer`, `final_answer`",
         ),
         ('\n{"question": " ", "answer": "1"}\n', r"x\.jsonl, line 2 has no text in `question`"),
         (
             '{"question": "a", "answer": null}\n',
-            r"x\.jsonl, line 1 has no text in `answer`.*its columns are question, answer",
+            r"x\.jsonl, line 1 has no gold answer in `answer`.*its columns are question, answer",
         ),
         ('["a", "b"]\n', r"x\.jsonl, line 1 must be an object"),
         ("\n", r"task file has no problems in .*x\.jsonl"),
@@ -266,7 +266,7 @@ def test_bad_lines_are_named(tmp_path, content, sentence):
 
 def test_bad_parquet_rows_and_files_are_named(tmp_path):
     rows = write_parquet(tmp_path / "rows.parquet", [*QUESTIONS, {"question": "c", "answer": None}])
-    with pytest.raises(UserError, match=r"rows\.parquet, row 3 has no text in `answer`"):
+    with pytest.raises(UserError, match=r"rows\.parquet, row 3 has no gold answer in `answer`"):
         load_problems("file", path=str(rows), split="train")
     (tmp_path / "cut.parquet").write_bytes(rows.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"cut\.parquet is not valid Parquet"):
@@ -278,9 +278,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         load_problems("file", path=str(tmp_path / "absent.jsonl"), split="train")
     with pytest.raises(UserError, match=r"absent does not exist"):  # an absolute path is no name on the hub
         load_problems("gsm8k", path=str(tmp_path / "absent"), split="train")
-    (tmp_path / "x.csv").write_text("question,answer\n")
-    with pytest.raises(UserError, match=r"x\.csv has an unknown type; use \.jsonl, \.json, \.parquet"):
-        load_problems("file", path=str(tmp_path / "x.csv"), split="train")
+    (tmp_path / "x.txt").write_text("question,answer\n")
+    with pytest.raises(UserError, match=r"x\.txt has an unknown type; use \.jsonl, .*\.json, .*\.parquet"):
+        load_problems("file", path=str(tmp_path / "x.txt"), split="train")
     (tmp_path / "latin.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.jsonl is not UTF-8"):
         load_problems("file", path=str(tmp_path / "latin.jsonl"), split="train")
@@ -311,7 +311,7 @@ def test_unknown_tasks_splits_and_missing_paths():
 
 def test_an_unreachable_hub_points_to_path(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"openai/never-there cannot be loaded.*path="):
+    with pytest.raises(UserError, match=r"openai/never-there, which is no local .* cannot be loaded.*path="):
         load_problems("gsm8k", path="openai/never-there", split="train")
 
 

@@ -25,7 +25,7 @@ METRICS = {
     "time/learning": 0.16,
     "time/elapsed": 30.0,
 }
-SUMMARY = {"pass_at_1": 0.342, "low": 0.302, "high": 0.384, "n": 512}
+SUMMARY = {"pass_at_1": 0.342, "low": 0.302, "high": 0.384, "n": 512, "truncated": 10}
 NASTY = "[bold]half [/nope] <think>\x1b[2J\x07 \ud83d ２ + ２</think>\n" + "long " * 400
 
 
@@ -66,7 +66,7 @@ def test_elsewhere_than_on_a_terminal_a_step_is_one_line() -> None:
     )
     for word in ("reward", "entropy", "attenuated", "tokens/s"):
         assert lines[1].index(word) == lines[2].index(word)  # aligned, also where metrics are absent
-    assert lines[3] == "step 50: arithmetic Pass@1 34.2 % (30.2 to 38.4 %), n = 512"
+    assert lines[3] == "step 50: arithmetic Pass@1 34.2 % (30.2 to 38.4 %), n = 512, 2.0 % truncated"
     assert lines[4:] == ["a [note]", "failed"]
 
 
@@ -129,7 +129,7 @@ def test_the_live_view_shows_the_run_at_a_glance(run: RunFolder) -> None:
         "0:01:10 left",
         "1234 tokens/s",
         "sampling 0.30 s  grading 0.04 s  learning 0.16 s",
-        "arithmetic 34.2 % (30.2 to 38.4 %), n = 512",
+        "arithmetic 34.2 % (30.2 to 38.4 %), n = 512, 2.0 % truncated",
         "[bold]half [/nope] <think>",  # as it was sampled, not as markup
         "answer 1.0  format 0.5  gold [4]",
     ):

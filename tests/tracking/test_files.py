@@ -145,6 +145,9 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
     for name in kept - {".folder.1.tmp"} | {".status.json.123.tmp", ".a.b.7.tmp"}:
         (tmp_path / name).touch()
     (tmp_path / ".folder.1.tmp").mkdir()
+    os.utime(tmp_path / ".a.b.7.tmp", times=(0, 0))
+    remove_leftovers(tmp_path, older_than=60.0)
+    assert {path.name for path in tmp_path.iterdir()} == kept | {".status.json.123.tmp"}
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
 

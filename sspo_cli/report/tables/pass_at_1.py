@@ -7,13 +7,14 @@ import pandas as pd
 
 from sspo_cli.report.frame import BASE, TRAINED, Line, gain, over_seeds, split
 from sspo_cli.report.groups import BASELINES, grouped, method_name
-from sspo_cli.report.records import short_names
+from sspo_cli.report.records import PART, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
 from sspo_cli.report.tables.paper import printed
-from sspo_cli.tracking.measurement import MEASUREMENT, has_identity
+from sspo_cli.tracking.measurement import EPISODE, MEASUREMENT, has_identity
 
 GAIN = "Δ Avg"
-PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed")
+CUT = "% cut: how many of the answers reached the token limit; none of them in a cell that does not say."
+PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed", "truncated")
 ABOUT = ("setting", "model", "kind", "method", "gate", "configuration")  # a line, in the files
 Record = dict[Hashable, Any]
 Lead = Mapping[str, Callable[[Line], str]]  # by its heading, a column of text about the line
@@ -38,6 +39,7 @@ def variant_table(rows: pd.DataFrame, compared: Sequence[str], notes: Sequence[s
         "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). In brackets "
         "the 95 % Wilson interval for the benchmark's n problems and the mean number solved; it is not narrowed by the number "
         "of seeds, which answered the same problems.",
+        *_cut(cells),
         f"{GAIN} is the mean over the benchmarks of cell − base, in points, computed from the cells as printed; cell and base "
         "were measured on the same problems, with the same prompt, answer check and sampler.",
         *_missing_gains(cells),
@@ -51,6 +53,7 @@ def method_table(rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table
     explained = [
         "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). The 95 % "
         "Wilson intervals are in table 1 and in the CSV.",
+        *_cut(cells),
     ]
     models = len({line.model for line in rows["line"]})
     title = f"Pass@1 (%) by {'model' if models > 1 else 'setting'} and method"
@@ -183,8 +186,9 @@ def _cell(record: Record | None, interval: bool) -> Cell:
     if record["column"] == GAIN:
         return Cell(f"{round(value, 1) + 0.0:+.1f}", marks=marks, number=value)  # + 0.0: no minus before a zero
     deviation = f" ± {record['sd']:.1f}" if record["sd"] >= 0 else ""  # NaN for one seed
-    extra = f"[{record['low']:.1f}, {record['high']:.1f}]" if interval else ""
-    return Cell(f"{value:.1f}{deviation}", extra, marks, value)
+    extra = [f"[{record['low']:.1f}, {record['high']:.1f}]"] if interval else []
+    extra += [f"{record['truncated']:.1f} % cut"] if record["truncated"] > 0 else []
+    return Cell(f"{value:.1f}{deviation}", ", ".join(extra), marks, value)
 
 
 def _paper_cell(record: Record | None) -> Cell:
@@ -197,7 +201,7 @@ def _paper_cell(record: Record | None) -> Cell:
 def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
     line_columns = pd.DataFrame([[getattr(line, name) for name in ABOUT] for line in cells["line"]], columns=[*ABOUT])
     numbers = cells.assign(mark=[", ".join(sorted(marks)) for marks in cells["mark"]])
-    numbers = numbers.astype(dict.fromkeys(("n", "samples", "max_new_tokens", "rank"), "Int64"))
+    numbers = numbers.astype(dict.fromkeys(("n", "samples", "max_new_tokens", *EPISODE, "rank"), "Int64"))
     names = ["column", *MEASUREMENT, "seeds", "value", *PERCENT, "rank", "mark", *(["paper"] if paper else [])]
     return pd.concat([line_columns, numbers[names].reset_index(drop=True)], axis=1)
 
@@ -219,6 +223,14 @@ def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     return [*notes, *_conditions(cells), _which_runs(rows), *_fewer_seeds(rows, cells)]
 
 
+def _cut(cells: pd.DataFrame) -> list[str]:
+    """Explain the share of answers that were cut, if there are any; say of rows that older versions wrote that it is unknown."""
+    of_benchmarks = cells[cells["column"] != GAIN]
+    unknown = sorted(set(of_benchmarks.loc[of_benchmarks["truncated"].isna(), "column"]))
+    notes = [CUT] if (of_benchmarks["truncated"] > 0).any() else []
+    return [*notes, f"How many answers were cut is not known for {', '.join(unknown)}."] if unknown else notes
+
+
 def _conditions(cells: pd.DataFrame) -> list[str]:
     """Say what every column was measured with, in a sentence each."""
     sentences = []
@@ -226,11 +238,34 @@ def _conditions(cells: pd.DataFrame) -> list[str]:
         decoding = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']}"
         samples = "1 sample" if row["samples"] == 1 else f"mean of {int(row['samples'])} samples"
         limit = "an unknown number of" if pd.isna(row["max_new_tokens"]) else str(int(row["max_new_tokens"]))
+        conditions = f"at most {limit} new tokens, prompt `{row['prompt']}`"
+        if not pd.isna(row["turns"]):
+            conditions = (
+                f"solved rate, the share of episodes in which a proposal was accepted within at most {int(row['turns'])} turns "
+                f"and {int(row['proposals'])} proposals, of at most {limit} new tokens each and {int(row['max_tokens'])} together"
+            )
         sentences.append(
             f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, "
-            f"at most {limit} new tokens, prompt `{row['prompt']}`{_identity(row)}."
+            f"{conditions}{_identity(row)}."
         )
-    return sentences
+    return [*sentences, *_about_code_acting({str(name).partition(PART)[0] for name in cells["benchmark"].dropna()})]
+
+
+def _about_code_acting(benchmarks: set[str]) -> list[str]:
+    """Say what the numbers of code-acting are not."""
+    if not benchmarks & {"codeact", "mint", "wtq"}:
+        return []
+    absent = (
+        "Not measured, and in no number: HumanEval, MBPP, HotpotQA and ALFWorld of MINT, and APPS of CodeActInstruct. Their "
+        "tests, tools or simulators are not here."
+    )
+    if "codeact" not in benchmarks:
+        return [absent]
+    return [
+        "codeact: the held-out tasks of CodeActInstruct whose gold answers are known, MATH and WikiTableQuestions. The paper "
+        "names neither the tasks of its CodeAct column nor turns, proposals and checker, so the two are not comparable.",
+        absent,
+    ]
 
 
 def _identity(row: Record) -> str:

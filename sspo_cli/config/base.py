@@ -1,0 +1,21 @@
+"""What every section of options is, and the numbers in them."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Not pydantic's: nothing that a run can count or be scaled by is larger, and what is would hang or overflow.
+LARGEST = 10**9
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Bounded = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+TorchSeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Options(BaseModel):
+    """A section: unknown keys are errors, a value has the type that is declared, and cannot change after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)

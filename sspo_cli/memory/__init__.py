@@ -1,0 +1,176 @@
+"""Does a run fit its device? Estimated from the config of its model alone, before anything is fetched or spent."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain, combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sspo_cli.config import RunOptions, VllmOptions, merge_layers, nest, validate
+from sspo_cli.errors import UserError
+from sspo_cli.memory.estimate import Device, Phase, estimate, vllm_needs, vllm_share
+from sspo_cli.memory.shape import ModelShape, NotEstimated, read_shape
+from sspo_cli.policy.model import resolve_device
+from sspo_cli.rollout import samples_by_torch
+
+GB = 1e9
+TOKEN_BUDGETS = (8192, 4096)
+MAX_ROWS = (32, 8)
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
+EIGHT_BIT = {"model.weights": "bfloat16", "optimizer.eight_bit": True}
+ADAPTERS = {"model.lora": {"rank": 32}, "model.weights": "float32"}
+
+
+def check_memory(
+    options: RunOptions, device: Device, note: Callable[[str], object], folder: Path | None = None
+) -> None:
+    """Note how much memory a run needs by estimate. Raises UserError if its device has less, with options that need less.
+
+    `folder` is a checkpoint that is opened instead of the model's own weights.
+    """
+    if shape := _shape_or_note(options, note, folder):
+        phases = [f"{phase.name} {phase.total / GB:.1f} GB" for phase in estimate(options, shape, device)]
+        note(f"memory by estimate: {', '.join(phases)}, of {device.total / GB:.1f}")
+        refuse(options, shape, device)
+
+
+def preview_memory(options: RunOptions, gigabytes: float | None, note: Callable[[str], object]) -> None:
+    """Note what a run needs, and for what. Raises UserError if it does not fit the device here, or a GPU of so many gigabytes."""
+    try:
+        device = (
+            stated_device(options, gigabytes) if gigabytes else device_here(options, resolve_device(options.device))
+        )
+    except UserError as error:
+        note(f"memory: not estimated, since {error}, or state the GPU's memory by --device-memory")
+        return
+    if shape := _shape_or_note(options, note):
+        for line in describe(options, shape, device):
+            note(line)
+        refuse(options, shape, device)
+
+
+def _shape_or_note(options: RunOptions, note: Callable[[str], object], folder: Path | None = None) -> ModelShape | None:
+    try:
+        return read_shape(options.model, folder)
+    except NotEstimated as error:
+        note(f"memory: not estimated, since {error}")
+        return None
+
+
+def device_here(options: RunOptions, device: torch.device) -> Device:
+    """Describe the device of this machine."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        by_vllm = not samples_by_torch(options.rollout, device) and not _has_server(options)
+        return Device("cuda", total, torch.cuda.is_bf16_supported(), by_vllm)
+    return Device("cpu", _physical_memory(), bfloat16=False, vllm=_is_on_cpu_by_vllm(options))
+
+
+def stated_device(options: RunOptions, gigabytes: float) -> Device:
+    """Describe a GPU of another machine, where vLLM is installed; or its processor, if the options ask for that."""
+    if options.device == "cpu":
+        return Device("cpu", gigabytes * GB, bfloat16=False, vllm=_is_on_cpu_by_vllm(options))
+    wanted = options.rollout.engine == "vllm" or (options.rollout.engine == "auto" and options.model.name is not None)
+    return Device("cuda", gigabytes * GB, bfloat16=True, vllm=wanted and not _has_server(options))
+
+
+def _has_server(options: RunOptions) -> bool:
+    """Report whether vLLM samples in a process of its own, whose memory is not this device's concern."""
+    return options.rollout.vllm is not None and options.rollout.vllm.server is not None
+
+
+def _is_on_cpu_by_vllm(options: RunOptions) -> bool:
+    """Report whether vLLM samples on a CPU: only if it is asked for."""
+    return options.rollout.engine == "vllm" and not _has_server(options)
+
+
+def describe(options: RunOptions, shape: ModelShape, device: Device) -> list[str]:
+    """Return a sentence on each phase."""
+    where = "GPU" if device.kind == "cuda" else "machine"
+    large = shape.parameters >= 1e8
+    size = f"{shape.parameters / 1e9:.2f} billion" if large else f"{shape.parameters / 1e6:.1f} million"
+    head = f"memory by estimate, of a {where} of {device.total / GB:.1f} GB, for {size} parameters"
+    return [head, *(f"  {_sentence(phase)}" for phase in estimate(options, shape, device))]
+
+
+def refuse(options: RunOptions, shape: ModelShape, device: Device) -> None:
+    """Raise UserError if a run does not fit the device, with the options that make it fit."""
+    if problem := _problem(options, shape, device):
+        raise UserError(f"{problem}; {_remedy(options, shape, device)}")
+
+
+def _problem(options: RunOptions, shape: ModelShape, device: Device) -> str | None:
+    """Say what does not fit, or None."""
+    if device.vllm and device.kind == "cuda" and (options.rollout.vllm or VllmOptions()).kv_cache_gib is None:
+        share, needed = vllm_share(options, shape, device), vllm_needs(options, shape, device)
+        if share < needed:
+            return (
+                f"vLLM's share of the GPU is {share / GB:.1f} GB, and its weights with one text need {needed / GB:.1f}"
+            )
+    largest = max(estimate(options, shape, device), key=lambda phase: phase.total)
+    if largest.total <= device.total:
+        return None
+    where = "GPU" if device.kind == "cuda" else "machine"
+    return f"the run does not fit this {where} of {device.total / GB:.1f} GB: {_sentence(largest)}"
+
+
+def _sentence(phase: Phase) -> str:
+    parts = [f"{name} {size / GB:.1f}" for name, size in phase.parts.items() if size >= 0.05 * GB]
+    return f"{phase.name} needs {phase.total / GB:.1f} GB ({', '.join(parts)})"
+
+
+def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
+    """Name the fewest options by which the run fits."""
+    for changes in _changes(options, device):
+        try:
+            changed = validate(_changed(options, changes))
+        except UserError:  # options that exclude one another
+            continue
+        lora = changed.model.lora
+        shape_now = shape.with_adapters(lora) if lora and not options.model.lora else shape
+        by_vllm = device.vllm and changed.rollout.engine != "torch"
+        if not _problem(changed, shape_now, replace(device, vllm=by_vllm)):
+            return f"set {_written(changes)}"
+    return (
+        "no options make it fit, and sspo cannot train on several GPUs yet; choose a smaller model or a larger device"
+    )
+
+
+def _changes(options: RunOptions, device: Device) -> Iterator[dict[str, Any]]:
+    """Yield what to try: first the changes that leave the result as it is, then how weights are kept, then adapters."""
+    same: list[Mapping[str, Any]] = []
+    if not options.model.gradient_checkpointing:
+        same.append({"model.gradient_checkpointing": True})
+    same += [{"learning.token_budget": n} for n in TOKEN_BUDGETS if n < options.learning.token_budget]
+    if device.vllm:
+        given = (options.rollout.vllm or VllmOptions()).gpu_memory_utilization
+        same += [{"rollout.vllm.gpu_memory_utilization": share} for share in SHARES if share != given]
+    fewer_rows = [{"rollout.max_rows": rows} for rows in MAX_ROWS if rows < options.rollout.max_rows]
+    by_torch = {"rollout.engine": "torch", "rollout.vllm": None} if device.vllm else {}
+    same += [{**by_torch, **rows} for rows in fewer_rows]
+    kept: list[Mapping[str, Any]] = [{}]
+    if options.model.lora is None:
+        kept += [EIGHT_BIT, ADAPTERS]
+    for held in kept:
+        for chosen in chain.from_iterable(combinations(same, count) for count in range(3)):
+            names = [name for change in chosen for name in change]
+            if len(set(names)) == len(names) and (held or chosen):
+                yield {**held, **{name: value for change in chosen for name, value in change.items()}}
+
+
+def _changed(options: RunOptions, changes: Mapping[str, Any]) -> dict[str, Any]:
+    return merge_layers([options.model_dump(mode="json"), nest(changes)])
+
+
+def _written(changes: Mapping[str, Any]) -> str:
+    """Return the changes as they are given on the command line."""
+    values = {name: json.dumps(value).replace('"', "") for name, value in changes.items()}
+    return " and ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _physical_memory() -> float:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

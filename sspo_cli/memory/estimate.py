@@ -1,0 +1,209 @@
+"""How much memory a run needs on its device: what is held while it learns, and while it samples.
+
+Weights, gradients, moments, copies and caches are counted exactly; activations by what the layers of a decoder keep for the
+backward pass.
+"""
+
+import math
+from dataclasses import dataclass
+
+from sspo_cli.config import RunOptions, VllmOptions
+from sspo_cli.evaluation.benchmark import Conditions
+from sspo_cli.memory.shape import ModelShape
+from sspo_cli.policy.logprobs import BLOCK_ELEMENTS
+from sspo_cli.rollout.torch_engine import GROWTH
+from sspo_cli.rollout.vllm_engine import CPU_CACHE_GIB
+
+PROMPT = 256  # tokens of the longest prompt: the data sets are not read yet
+FLOAT = 4  # bytes
+MOMENT = 1 + 4 / 256  # bytes of one in 8 bits, with the scale of its block
+# What a process takes before it computes: CUDA's context and workspaces and what vLLM keeps while it sleeps; on a CPU the
+# libraries.
+RESERVE = {"cuda": 3e9, "cpu": 0.6e9}
+VLLM_WORK = 2e9  # of vLLM's share, what is neither weights nor cache
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a run computes.
+
+    kind      cuda or cpu
+    total     bytes of memory
+    bfloat16  what dtype `auto` means
+    vllm      vLLM samples, in this process
+    """
+
+    kind: str
+    total: float
+    bfloat16: bool
+    vllm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What is held at a time, in bytes by what it is."""
+
+    name: str
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def estimate(options: RunOptions, shape: ModelShape, device: Device) -> list[Phase]:
+    """Estimate the phases of a run; its memory is that of the larger one."""
+    return [_learning(options, shape, device), _sampling(options, shape, device)]
+
+
+def vllm_needs(options: RunOptions, shape: ModelShape, device: Device) -> float:
+    """Return the smallest share of the device in which vLLM holds the weights and the cache of its longest text."""
+    longest = max(limit for _, limit in _sampled(options))
+    of_it = (PROMPT + longest) * _cache_of_token(shape, _computed(options, device))
+    return shape.parameters * _computed(options, device) + of_it + VLLM_WORK
+
+
+def vllm_share(options: RunOptions, shape: ModelShape, device: Device) -> float:
+    """Return the share of the device that vLLM takes."""
+    vllm = options.rollout.vllm or VllmOptions()
+    cache = vllm.kv_cache_gib or (CPU_CACHE_GIB if device.kind == "cpu" else None)
+    if cache is not None:
+        return shape.parameters * _computed(options, device) + cache * 2**30 + VLLM_WORK
+    return vllm.gpu_memory_utilization * device.total
+
+
+def _computed(options: RunOptions, device: Device) -> int:
+    """Return the bytes of a number in the computation."""
+    dtype = options.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.bfloat16 else options.model.weights
+    return 2 if dtype == "bfloat16" else FLOAT
+
+
+def _weight(options: RunOptions, device: Device) -> int:
+    """Return the bytes of one of the model's own weights."""
+    if options.model.lora:
+        return _computed(options, device)
+    return 2 if options.model.weights == "bfloat16" else FLOAT
+
+
+def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
+    """Return what a run holds all the time."""
+    adapters = shape.trained * FLOAT if options.model.lora else 0
+    trained = FLOAT if options.model.lora else _weight(options, device)
+    moments = 2 * shape.trained * (MOMENT if options.optimizer.eight_bit else FLOAT)
+    if options.optimizer.eight_bit:
+        moments += 2 * shape.norms * (trained - MOMENT)
+    return {
+        "reserve": RESERVE[device.kind],
+        "weights": shape.parameters * _weight(options, device) + adapters,
+        "optimizer": moments,
+    }
+
+
+def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
+    trained = FLOAT if options.model.lora else _weight(options, device)
+    kept, of_layer = _activations(options, shape, device)
+    parts = _held(options, shape, device) | {
+        "gradients": shape.trained * trained,
+        "activations": kept,
+        "buffers": max(of_layer, _projection(options, shape, device)),  # one after the other
+    }
+    if device.vllm and not (options.rollout.vllm or VllmOptions()).sleep:
+        parts["vLLM"] = vllm_share(options, shape, device)
+    return Phase("learning", parts)
+
+
+def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tuple[float, float]:
+    """Return what all layers keep of a micro-batch, of checkpointed ones their inputs, and what one needs on the way back."""
+    computed, weight = _computed(options, device), _weight(options, device)
+    tokens, attended = _micro_batch(options, shape)
+    layer = tokens * _kept_by_layer(options, shape, computed, weight)
+    layer += attended * 2 * shape.queries * computed  # keys and values, once for each head of the queries
+    if computed < weight:
+        layer += computed * shape.cast / shape.layers  # its weights in bfloat16
+    mask = attended * options.rollout.max_new_tokens * computed if shape.shares else 0
+    # The gradients of the widest product with those of its parts, and of a hidden state.
+    backward = tokens * (3 * computed * shape.intermediate + 3 * FLOAT * shape.hidden)
+    if options.model.gradient_checkpointing:
+        return shape.layers * tokens * shape.hidden * weight + mask, layer + backward
+    return shape.layers * layer + mask, backward
+
+
+def _micro_batch(options: RunOptions, shape: ModelShape) -> tuple[int, int]:
+    """Return the tokens of the largest micro-batch, and how many its rows attend to: with their prompts, if those are shared.
+
+    Its rows have the longest prompts and completions; of demonstrations, whose lengths are not known yet, the budget's.
+    """
+    rollout = options.rollout
+    length = PROMPT + rollout.max_new_tokens
+    fitting = max(1, options.learning.token_budget // length)
+    rows = min(fitting, rollout.prompts * rollout.group_size // options.learning.mu)
+    tokens = rows * length
+    if shape.shares:
+        tokens = rows * rollout.max_new_tokens + math.ceil(rows / rollout.group_size) * PROMPT
+    if options.cold_start.steps:
+        demonstrated = min(fitting, options.cold_start.batch_size) * length
+        return max(tokens, demonstrated), max(rows * length, demonstrated)
+    return tokens, rows * length
+
+
+def _kept_by_layer(options: RunOptions, shape: ModelShape, computed: int, weight: int) -> float:
+    """Sum the bytes that a layer keeps of each token for its backward pass."""
+    trains_all = options.model.lora is None
+    hidden, queries, keys = shape.hidden, shape.queries, shape.keys
+    # Two norms, which compute in float32: the input, and of trained ones the normalized input.
+    norms = 2 * hidden * (FLOAT + (weight if trains_all else 0))
+    if shape.has_norms:
+        norms += (queries + keys) * (FLOAT + (computed if trains_all else 0))
+    # Inputs of linear layers: autocast copies a float32 one for each of them.
+    inputs = hidden * computed * (5 if computed < weight else 2) if trains_all else 0
+    inputs += queries * computed if trains_all else 0
+    inputs += shape.adapted * computed
+    attention = 2 * queries * computed  # queries and result; keys and values are those of all tokens attended to
+    # Gate, its activation, the other factor, and their product; of an expert's also its input and output.
+    feed_forward = 4 * shape.intermediate * computed
+    routed = 3 * shape.experts * hidden * computed
+    return norms + inputs + attention + feed_forward + routed
+
+
+def _projection(options: RunOptions, shape: ModelShape, device: Device) -> float:
+    """Sum the buffers of the vocabulary projection: float32 copies of its weights and their gradient, states, and logits."""
+    tokens, _ = _micro_batch(options, shape)
+    copies = int(_weight(options, device) < FLOAT) + int(options.model.lora is None)
+    logits = min(max(BLOCK_ELEMENTS[device.kind], tokens), tokens * shape.vocabulary)
+    return FLOAT * (copies * shape.head + 3 * tokens * shape.hidden + 2 * logits)
+
+
+def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
+    parts = _held(options, shape, device)
+    if device.vllm:
+        weights = shape.parameters * _computed(options, device)
+        share = vllm_share(options, shape, device)
+        return Phase("sampling", parts | {"vLLM's weights": weights, "vLLM's cache": max(0.0, share - weights)})
+    computed, weight = _computed(options, device), _weight(options, device)
+    if computed < weight:
+        parts["copies in bfloat16"] = 2 * shape.cast
+    of_token = _cache_of_token(shape, computed)
+    sampled = _sampled(options)
+    # The cache, and a layer of it while it grows; logits and what is drawn from, and a copy of the projection.
+    parts["cache"] = (
+        max(rows * (PROMPT + limit + GROWTH) for rows, limit in sampled) * of_token * (1 + 1 / shape.layers)
+    )
+    rows = max(rows for rows, _ in sampled)
+    parts["logits"] = FLOAT * (4 * rows * shape.vocabulary + (shape.head if weight < FLOAT else 0))
+    return Phase("sampling", parts)
+
+
+def _sampled(options: RunOptions) -> list[tuple[int, int]]:
+    """Return how many rows the torch engine samples at a time, and to how many tokens: in training, and in evaluation."""
+    rollout = options.rollout
+    at_a_time = min(rollout.prompts, max(1, rollout.max_rows // rollout.group_size))
+    sampled = [(at_a_time * rollout.group_size, rollout.max_new_tokens)]
+    conditions = Conditions.of(options)
+    return [*sampled, *((conditions.chunk * conditions.samples, limit) for limit in options.evaluation.limits(rollout))]
+
+
+def _cache_of_token(shape: ModelShape, computed: int) -> int:
+    """Return the bytes of a token's keys and values in all layers."""
+    return 2 * shape.layers * shape.keys * computed

@@ -1,0 +1,140 @@
+"""The sizes of a model that its memory depends on, read off its config: no weight is fetched or allocated."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from sspo_cli.config import LoraOptions, ModelOptions
+from sspo_cli.errors import UserError
+from sspo_cli.policy.packing import can_share_prompts
+from sspo_cli.policy.pretrained import choose_attention, load_config, model_class
+from sspo_cli.policy.tiny import tiny_config, tiny_tokenizer
+
+
+class NotEstimated(Exception):
+    """Says why the memory of a model cannot be estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a model.
+
+    parameters    all of them, each once if it is tied; without adapters
+    trained       those that are trained: all, or the adapters'
+    norms         of the trained ones, those of vectors, such as norms and biases
+    cast          those that autocast copies to bfloat16 if they are float32 and trained: of linear layers
+    head          of the vocabulary projection
+    vocabulary, hidden, layers
+    queries       width of all attention heads of a layer together
+    keys          the same of keys, or of values
+    has_norms     queries and keys are normalized
+    intermediate  width of the feed-forward part that a token passes through
+    linear        inputs and outputs of each linear layer, by its name
+    experts       experts of a token; 0 without a mixture
+    adapted       width of all inputs of a layer's adapters together; 0 without
+    shares        prompts are computed once for their group
+    """
+
+    parameters: int
+    trained: int
+    norms: int
+    cast: int
+    head: int
+    vocabulary: int
+    hidden: int
+    layers: int
+    queries: int
+    keys: int
+    has_norms: bool
+    intermediate: int
+    experts: int
+    adapted: int
+    shares: bool
+    linear: dict[str, tuple[int, int]]
+
+    def with_adapters(self, lora: LoraOptions) -> Self:
+        """Return the sizes with adapters on those of the linear layers that are their targets, by peft's rule."""
+        chosen = [
+            sizes
+            for name, sizes in self.linear.items()
+            if lora.targets == "all-linear" or any(name == t or name.endswith(f".{t}") for t in lora.targets)
+        ]
+        trained = sum(lora.rank * (inputs + outputs) for inputs, outputs in chosen)
+        adapted = sum(inputs for inputs, _ in chosen) // self.layers
+        return replace(self, trained=trained, norms=0, cast=0, adapted=adapted)
+
+
+def read_shape(options: ModelOptions, folder: Path | None = None) -> ModelShape:
+    """Read the sizes of a model off its config, or off that in `folder`, a checkpoint with its own.
+
+    Raises NotEstimated if the config cannot be read, if its weights are quantized, or if it is of a kind whose sizes are
+    unknown.
+    """
+    source = str(folder) if folder and not (folder / "adapter_config.json").is_file() else options.name
+    try:
+        model = _without_weights(options, source)
+    except UserError as error:
+        raise NotEstimated(str(error)) from None
+    except Exception as error:  # of the model's own code, of every class
+        raise NotEstimated(f"{type(error).__name__} in {source}'s own code") from None
+    try:
+        return _shape(model, options)
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
+        raise NotEstimated(f"the config of {source} has other names for its sizes ({error})") from None
+
+
+def _without_weights(options: ModelOptions, source: str | None) -> Any:
+    """Make the model on torch's meta device, where a tensor has a shape and no memory."""
+    with torch.device("meta"):
+        if source is None:
+            tokenizer = tiny_tokenizer()
+            from transformers import Qwen2ForCausalLM
+
+            return Qwen2ForCausalLM(tiny_config(options.tiny, tokenizer))
+        config = load_config(source, options.revision if source == options.name else None)
+        if getattr(config, "quantization_config", None):
+            raise NotEstimated("its weights are quantized")
+        kind = model_class(source, config)
+        attention, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
+        return kind._from_config(config, attn_implementation=attention)
+
+
+def _shape(model: Any, options: ModelOptions) -> ModelShape:
+    config, head = model.config.get_text_config(decoder=True), model.get_output_embeddings()
+    own = list(model.parameters())
+    heads, hidden, layers = config.num_attention_heads, config.hidden_size, config.num_hidden_layers
+    width = getattr(config, "head_dim", None) or hidden // heads
+    experts = getattr(config, "num_experts_per_tok", None) or 0
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    if experts:
+        intermediate = experts * (getattr(config, "moe_intermediate_size", None) or intermediate)
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    linear = {
+        name: module.weight.T if isinstance(module, Conv1D) else module.weight  # outputs by inputs
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    parameters = sum(parameter.numel() for parameter in own)
+    shape = ModelShape(
+        parameters=parameters,
+        trained=parameters,
+        norms=sum(parameter.numel() for parameter in own if parameter.ndim < 2),
+        cast=sum(weight.numel() for weight in linear.values()),
+        linear={name: (weight.shape[1], weight.shape[0]) for name, weight in linear.items()},
+        head=head.weight.numel(),
+        vocabulary=head.weight.shape[0],
+        hidden=hidden,
+        layers=layers,
+        queries=heads * width,
+        keys=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        has_norms=bool(names & {"q_norm", "q_layernorm", "query_norm"}),
+        intermediate=intermediate,
+        experts=experts,
+        adapted=0,
+        shares=options.attention == "sdpa" and can_share_prompts(model),
+    )
+    return shape.with_adapters(options.lora) if options.lora else shape

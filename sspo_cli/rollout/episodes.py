@@ -1,0 +1,220 @@
+"""Episodes: turns of the policy and answers of an environment, as one completion, token in and token out."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from sspo_cli.config import EpisodeOptions
+from sspo_cli.environments.calculator import CalculatorEnvironment
+from sspo_cli.environments.codeact import CodeActEnvironment
+from sspo_cli.environments.environment import Environment
+from sspo_cli.environments.episode import Episode, EpisodeLimits
+from sspo_cli.environments.sandbox import Sandbox, SandboxLimits
+from sspo_cli.policy.dialogue import Dialogue
+from sspo_cli.policy.model import Policy
+from sspo_cli.rewards import AnswerChecker
+from sspo_cli.rollout.engine import Engine, OnCompletion, Request, Sampling
+from sspo_cli.seeds import derive_seed
+from sspo_cli.tasks.prompts import Template, render, render_episode
+from sspo_cli.types import Completion, Played, Problem, Prompt
+
+
+@contextmanager
+def open_environments(
+    names: Collection[str], episode: EpisodeOptions, checker: AnswerChecker
+) -> Iterator[dict[str, Environment]]:
+    """Start environments, by name.
+
+    Enter it before gold answers are loaded. Raises UserError if code-acting is among them and programs cannot be confined.
+    """
+    limits = EpisodeLimits(episode.turns, episode.proposals)
+    with ExitStack() as stack:
+        environments: dict[str, Environment] = {}
+        if "calculator" in names:
+            environments["calculator"] = CalculatorEnvironment(checker, limits)
+        if "codeact" in names:
+            sandbox_limits = SandboxLimits(
+                call_timeout=episode.call_timeout,
+                memory_mib=episode.memory_mib,
+                output_chars=episode.observation_chars,
+                parallel=episode.parallel,
+            )
+            sandbox = stack.enter_context(Sandbox(sandbox_limits))
+            environments["codeact"] = CodeActEnvironment(sandbox, checker, limits)
+        yield environments
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What episodes are played with; without any environment, nothing.
+
+    environments  by name
+    dialogue      of the policy's chat template
+    """
+
+    environments: Mapping[str, Environment]
+    dialogue: Dialogue | None
+    options: EpisodeOptions
+
+    @classmethod
+    def of(cls, environments: Mapping[str, Environment], episode: EpisodeOptions, policy: Policy) -> Self:
+        """Make the stage of a policy. Raises UserError if episodes cannot be played through its chat template."""
+        return cls(environments, Dialogue.of(policy, episode.thinking) if environments else None, episode)
+
+    def render(self, problem: Problem, template: Template, tokenizer: object) -> Prompt:
+        """Render a problem: by the prompt template, or as its environment's first turn. Raises UserError as these do."""
+        if problem.environment is None:
+            return render(problem, template, tokenizer)
+        system = self.environments[problem.environment].system_prompt
+        return render_episode(problem, system, self.options.thinking, tokenizer)
+
+    def longest(self, prompt: Prompt, max_new_tokens: int) -> int:
+        """Return how many tokens a completion of the prompt may have, if a turn may have `max_new_tokens`."""
+        return self.options.max_tokens if prompt.problem.environment else max_new_tokens
+
+
+NO_STAGE = Stage({}, None, EpisodeOptions())
+
+
+def sandbox_metrics(stage: Stage) -> dict[str, float]:
+    """Return how often this process has lost its sandbox and started it anew; nothing without one."""
+    environment = stage.environments.get("codeact")
+    return {"sandbox/failures": environment.sandbox_failures} if isinstance(environment, CodeActEnvironment) else {}
+
+
+def play(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    sampling: Sampling,
+    stage: Stage = NO_STAGE,
+    on_completion: OnCompletion | None = None,
+    time_environment: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[list[Completion]]:
+    """Sample `group_size` completions of each prompt, in the order of the prompts; those with an environment as episodes.
+
+    `sampling.max_new_tokens` is a turn's. The draws of a prompt follow from its place, and those of an episode's later turns
+    from its number in the group and the turn's as well, so they do not depend on what else is sampled. `on_completion` hears
+    of single turns, as soon as one is done: an episode has its reward. `time_environment` is entered while an environment
+    works.
+
+    Raises UserError if an environment fails; what it ran is freed then.
+    """
+    groups: list[list[Completion]] = [[] for _ in prompts]
+    for name in dict.fromkeys(prompt.problem.environment for prompt in prompts):
+        places = [place for place, prompt in enumerate(prompts) if prompt.problem.environment == name]
+        seeds = [sampling.seed_of(place) for place in places]
+        chosen = [prompts[place] for place in places]
+        if name is None:
+
+            def report(index: int, completion: Completion, places: Sequence[int] = places) -> None:
+                if on_completion:
+                    on_completion(places[index], completion)
+
+            request = Request([prompt.token_ids for prompt in chosen], group_size, sampling, seeds)
+            completed = engine.generate(request, report)
+        else:
+            acts = _Acts(engine, stage, stage.environments[name], sampling, time_environment)
+            completed = acts.play(chosen, group_size, seeds)
+        for place, group in zip(places, completed, strict=True):
+            groups[place] = group
+    return groups
+
+
+@dataclass(eq=False)
+class _Player:
+    """An episode in progress: what follows its prompt, token by token."""
+
+    prompt: Prompt
+    seed: int
+    episode: Episode
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    read: list[bool] = field(default_factory=list)
+
+    def write(self, turn: Completion) -> None:
+        self.token_ids += turn.token_ids
+        self.logprobs += turn.sampling_logprobs
+        self.read += [False] * len(turn.token_ids)
+
+    def observe(self, bridge: list[int]) -> None:
+        self.token_ids += bridge
+        self.logprobs += [0.0] * len(bridge)
+        self.read += [True] * len(bridge)
+
+
+@dataclass(frozen=True)
+class _Acts:
+    """Plays the episodes of one environment, turn by turn, all that are live at once."""
+
+    engine: Engine
+    stage: Stage
+    environment: Environment
+    sampling: Sampling
+    time_environment: Callable[[], AbstractContextManager[None]]
+
+    def play(self, prompts: Sequence[Prompt], group_size: int, seeds: Sequence[int]) -> list[list[Completion]]:
+        """Play `group_size` episodes of each prompt; `seeds` are those of the prompts' draws."""
+        live = [
+            _Player(
+                prompt,
+                seed := derive_seed(seed_of_prompt, "episode", member),
+                self.environment.open(prompt.problem, seed),
+            )
+            for prompt, seed_of_prompt in zip(prompts, seeds, strict=True)
+            for member in range(group_size)
+        ]
+        everyone = list(live)
+        try:
+            first = self._sample([prompt.token_ids for prompt in prompts], group_size, seeds)
+            turns = [turn for group in first for turn in group]
+            while live:
+                live = self._step(live, turns)
+                contexts = [player.prompt.token_ids + player.token_ids for player in live]
+                later = [derive_seed(player.seed, "turn", len(player.episode.turns)) for player in live]
+                turns = [turn for (turn,) in self._sample(contexts, 1, later)] if live else []
+        finally:
+            self.environment.close([player.episode for player in live])
+        completions = [self._completion(player) for player in everyone]
+        return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
+
+    def _sample(self, contexts: list[list[int]], group_size: int, seeds: Sequence[int]) -> list[list[Completion]]:
+        sampling = replace(self.sampling, stop=self.environment.stop)
+        return self.engine.generate(Request(contexts, group_size, sampling, seeds))
+
+    def _step(self, live: Sequence[_Player], turns: Sequence[Completion]) -> list[_Player]:
+        """Take a turn in each episode and return those that have another."""
+        dialogue = self.stage.dialogue
+        assert dialogue is not None, "a stage with environments has a dialogue"
+        openings = [dialogue.opening if player.token_ids else player.prompt.opening for player in live]
+        texts = [opening + turn.text for opening, turn in zip(openings, turns, strict=True)]
+        for player, turn in zip(live, turns, strict=True):
+            player.write(turn)
+        with self.time_environment():
+            moves = [(player.episode, text) for player, text in zip(live, texts, strict=True)]
+            answers = self.environment.step(moves)
+        going_on = []
+        for player, turn, answer in zip(live, turns, answers, strict=True):
+            if answer is None:
+                continue
+            bridge = dialogue.bridge(turn.token_ids, answer)
+            if len(player.token_ids) + len(bridge) + self.sampling.max_new_tokens > self.stage.options.max_tokens:
+                self.environment.close([player.episode])
+                continue
+            player.observe(bridge)
+            going_on.append(player)
+        return going_on
+
+    def _completion(self, player: _Player) -> Completion:
+        assert self.stage.dialogue is not None
+        dialogue, outcome = self.stage.dialogue, player.episode.outcome
+        written = player.token_ids[:-1] if player.token_ids[-1] in dialogue.end_ids else player.token_ids
+        return Completion(
+            token_ids=player.token_ids,
+            sampling_logprobs=player.logprobs,
+            text=dialogue.tokenizer.decode(written, skip_special_tokens=False),
+            truncated=outcome.ended == "tokens",
+            read=player.read,
+            episode=Played(tuple(player.episode.turns), outcome, player.episode.reward),
+        )
