@@ -28,6 +28,7 @@ from sspo_cli.policy.model import fingerprint
 from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.statistics import wilson
+from sspo_cli.tasks.prompts import Template
 from sspo_cli.types import Completion, Problem, Prompt
 
 GREEDY = Conditions(samples=1, temperature=0.0, max_new_tokens=8, prompt="plain", seed=0, max_rows=4)
@@ -71,7 +72,7 @@ def checker():
 
 
 def identity(of=None, engine="torch"):
-    return Identity.of((of or benchmark()).prompts, "plain", engine)
+    return Identity.of((of or benchmark()).prompts, Template.of("plain"), engine)
 
 
 def measure(engine, checker, conditions, partial=None, of=None):
@@ -275,11 +276,11 @@ def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp
 
 def test_an_identity_is_that_of_problems_golds_prompt_check_and_sampler(monkeypatch):
     prompts = benchmark().prompts
-    same = Identity.of([*reversed(prompts)], "plain", "torch")
+    same = Identity.of([*reversed(prompts)], Template.of("plain"), "torch")
     assert same == identity()
 
     def changed(of=prompts, template="plain", engine="torch"):
-        another = Identity.of(of, template, engine)
+        another = Identity.of(of, Template.of(template), engine)
         assert another.digest != same.digest
         return {name for name, value in another.fields().items() if value != same.fields()[name]} - {"identity"}
 
