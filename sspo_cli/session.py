@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,9 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         environments = stack.enter_context(opened)  # before gold answers are loaded
         with explained_full_memory(folder), explained_compiler_errors():
             train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
-        for sign in health(folder.metrics()):
-            tracker.note(f"health: {sign}")
+        with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
+            for sign in health(folder.metrics()):
+                tracker.note(f"health: {sign}")
         tracker.note(
             f"run folder: {folder.path}; {command_line('sspo', 'report', folder.path)} draws it, "
             f"{command_line('sspo', 'eval', folder.path)} measures it"

@@ -115,7 +115,10 @@ def test_the_help_of_train_names_every_method_and_gate():
         ("--version", "`sspo` has no option --version"),
         ("trian", "there is no command trian; did you mean train?"),
         ("sweep", "`sspo sweep` needs -c / --config: the sweep's YAML file; see `sspo sweep --help`"),
-        ("report", "`sspo report` needs RUN_OR_FOLDER...: runs, or folders of runs; see `sspo report --help`"),
+        (
+            "report",
+            "`sspo report` needs RUN_OR_FOLDER...: runs by name or folder, or folders of runs; see `sspo report --help`",
+        ),
         ("train --seed", "option '--seed' requires an argument"),
         ("train --resume=yes", "option '--resume' does not take a value"),
         ("train left over", "`sspo train` takes no argument `left over`; see `sspo train --help`"),

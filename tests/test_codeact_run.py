@@ -152,6 +152,8 @@ class Workshop:
         tasks = [{"name": "codeact", "path": str(self.data)}]
         values = {
             **OPTIONS,
+            "model.weights": "float32",
+            "optimizer.eight_bit": "false",
             "model.name": self.model,
             "tasks": json.dumps(tasks),
             "evaluation.benchmarks": json.dumps(benchmarks),

@@ -171,7 +171,7 @@ def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
     config = CONFIGS / "table1.yaml"
     done = sspo("train", "-c", config, "--method", method, "--runs-dir", tmp_path, "--run", "table1", *sets)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "perfect 2, wrong answer 1, broken format 0.25, empty 0" in done.stdout
+    assert "perfect 2, respelt 2, wrong answer 1, broken format 0.25, empty 0" in done.stdout
     assert "<think> </think>" in done.stdout  # the rendered prompt asks for the format
     metrics = [json.loads(line) for line in (tmp_path / "table1" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 3

@@ -24,6 +24,7 @@ WITHOUT_EFFECT = (
     "threads",
     "device",
     "answer_timeout",
+    "episode.parallel",
     "rollout.max_rows",
     "learning.token_budget",
     "objective.allow_any_gate",
@@ -40,8 +41,8 @@ WITHOUT_EFFECT = (
     "wandb.",
 )
 
-# Options that make the model that RL starts from; runs that differ in them are compared in no table.
-START = ("model.", "cold_start.", "tasks", "prompt", "chat.")
+# Options that make the model that RL starts from, and what it is asked; runs that differ in them are compared in no table.
+START = ("model.", "cold_start.", "tasks", "prompt", "chat.", "episode.")
 
 # Options that make the regime that methods are compared in: how stale minibatches get, and how much is sampled. Runs that
 # differ in them are no rival configurations of a method either, and have a block of their own in each table.

@@ -166,7 +166,7 @@ def test_a_run_keeps_completions_whose_pieces_join(folder, tmp_path):
         rollout__max_new_tokens=24,
     )
     assert done.returncode == 0, done.stderr
-    assert "perfect 2, wrong answer 1" in done.stdout
+    assert "perfect 2, respelt 2, wrong answer 1" in done.stdout
     kept = rows(tmp_path / "a" / "completions.jsonl")
     assert len(kept) == 4
     assert all("".join(row["pieces"]) == row["completion"] for row in kept)

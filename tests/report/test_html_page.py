@@ -169,7 +169,7 @@ def test_runs_are_filtered_by_words_of_their_state_and_config(browser: webdriver
     field = browser.find_element(By.ID, "runs-filter")
     for words, left in (
         ("failed", ["c10"]),
-        ("GRPO 1e-05", ["b & <i>b"]),
+        ("GRPO clip", ["b & <i>b"]),
         ("finished sspo", ["a", "d"]),
         ("nowhere", []),
     ):

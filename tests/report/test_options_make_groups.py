@@ -20,6 +20,7 @@ def columns_of(tasks: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+EPISODES = "tasks=[{name: calculator}]"
 # Of every option a value that is not its default, after what it needs to have that value.
 OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "seed": ("seed=999",),
@@ -62,6 +63,7 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "model.tiny.heads": ("model.tiny.heads=1",),
     "model.tiny.intermediate_size": ("model.tiny.intermediate_size=48",),
     "model.tiny.seed": ("model.tiny.seed=4",),
+    "model.tiny.action_tags": ("model.tiny.action_tags=true",),
     "tasks.name": ("tasks=[{name: gsm8k}]",),
     "tasks.path": ("tasks=[{path: mine}]",),
     "tasks.split": ("tasks=[{split: test}]",),
@@ -74,8 +76,8 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "rollout.group_size": ("rollout.group_size=4",),
     "rollout.max_new_tokens": ("rollout.max_new_tokens=8",),
     "rollout.temperature": ("rollout.temperature=0.7",),
-    "rollout.lag": ("rollout.lag=1",),
     "rollout.max_rows": ("rollout.max_rows=8",),
+    "rollout.lag": ("rollout.lag=1",),
     "rollout.vllm": ("rollout.vllm={}",),
     "rollout.vllm.gpu_memory_utilization": ("rollout.vllm={}", "rollout.vllm.gpu_memory_utilization=0.5"),
     "rollout.vllm.kv_cache_gib": ("rollout.vllm={}", "rollout.vllm.kv_cache_gib=2"),
@@ -89,6 +91,20 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "reward.function": ("reward.function=mine:brief",),
     "reward.weight": ("reward.function=mine:brief", "reward.weight=2"),
     "reward.range": ("reward.function=mine:brief", "reward.range=[-1, 0]"),
+    **{
+        f"episode{name}": (EPISODES, f"episode{name}={value}")
+        for name, value in {
+            "": "{turns: 3}",
+            ".turns": 4,
+            ".proposals": 1,
+            ".max_tokens": 99,
+            ".thinking": "true",
+            ".observation_chars": 99,
+            ".call_timeout": 9.0,
+            ".memory_mib": 99,
+            ".parallel": 1,
+        }.items()
+    },
     "learning.mu": ("learning.mu=4",),
     "learning.epochs": ("learning.epochs=2",),
     "learning.std": ("learning.std=none",),
@@ -131,6 +147,7 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     **columns_of("evaluation.benchmarks"),
     "evaluation.benchmarks.weight": ("evaluation.benchmarks=[{weight: 2}]",),
     "evaluation.benchmarks.limit": ("evaluation.benchmarks=[{limit: 9}]",),
+    "evaluation.benchmarks.max_new_tokens": ("evaluation.benchmarks=[{max_new_tokens: 9}]",),
     "evaluation.every": ("evaluation.every=9",),
     "evaluation.max_new_tokens": ("evaluation.max_new_tokens=9",),
     "evaluation.samples": ("evaluation.temperature=0.5", "evaluation.samples=2"),
@@ -153,6 +170,7 @@ WITHOUT_EFFECT = {
     "threads",
     "device",
     "answer_timeout",
+    "episode.parallel",
     "objective.allow_any_gate",
     "objective.allow_any_method",
     "model.gradient_checkpointing",
@@ -170,6 +188,7 @@ WITHOUT_EFFECT = {
     "evaluation.benchmarks.columns.demonstration",
     "evaluation.benchmarks.weight",
     "evaluation.benchmarks.limit",
+    "evaluation.benchmarks.max_new_tokens",
     "evaluation.every",
     "evaluation.max_new_tokens",
     "evaluation.samples",
@@ -191,6 +210,7 @@ OF_THE_SETTING = (
     "cold_start.",
     "tasks.",
     "chat.",
+    "episode",
     "prompt",
     "steps",
     "learning.mu",
