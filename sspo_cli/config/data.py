@@ -168,7 +168,7 @@ class RewardOptions(Options):
     answer: NonNegativeFloat = Field(1.0, description="weight of r_answer, 1 or 0")
     format: NonNegativeFloat = Field(1.0, description="weight of r_format, between 0 and 1")
     function: str | None = Field(
-        None, description="your own as module:function: (text of a completion, gold answer) -> number"
+        None, min_length=1, description="your own as module:function: (text of a completion, gold answer) -> number"
     )
     weight: PositiveFloat = Field(1.0, description="of its value")
     range: Annotated[tuple[Bounded, Bounded], Strict(False)] = Field(
