@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import assert_told, sspo
 
-from sspo_cli.config import ColumnOptions, TaskOptions, load_config
+from sspo_cli.config import BenchmarkOptions, ColumnOptions, TaskOptions, load_config
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.targets import Target, tasks_of
 from sspo_cli.tasks.rows import Layout
@@ -41,7 +41,7 @@ def test_a_text_stands_for_a_task(text, expected):
     assert load_config(overrides=[f"tasks=[{text}]"]).tasks == [expected]
     assert load_config(overrides=[f"cold_start.tasks=[{text}]"]).cold_start.tasks == [expected]
     own = "split" in expected.model_fields_set or ":train" in text
-    as_benchmark = expected if own else expected.model_copy(update={"split": "test"})
+    as_benchmark = BenchmarkOptions(**expected.model_dump() | ({} if own else {"split": "test"}))
     assert load_config(overrides=[f"evaluation.benchmarks=[{text}]"]).evaluation.benchmarks == [as_benchmark]
     assert tasks_of(Target("one", load_config(), Path("one"), None), [text]) == [as_benchmark]
 
@@ -71,6 +71,7 @@ def test_several_short_forms_and_whole_ones():
         ("evaluation.benchmarks=[gms8k]", "unknown task gms8k; did you mean gsm8k"),
         ("evaluation.benchmarks=[3]", "evaluation.benchmarks.0"),
         ("tasks=[{columns: {questoin: q}}]", "unknown option `tasks.0.columns.questoin`; did you mean `tasks"),
+        ("tasks=[{name: gsm8k, columns: {demonstration: d}}]", "columns.demonstration is of task file; gsm8k does not"),
         ("tasks=gsm8k", "`tasks` = 'gsm8k' is not valid: input should be a valid list"),
     ],
 )
