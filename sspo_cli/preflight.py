@@ -63,7 +63,8 @@ def check_rewards(
 
     Of a problem with an environment, the reward of a perfect episode instead: a call, and the gold answer. Raises UserError
     if the perfect one does not have the whole reward of answer and format, or another spelling of the gold is not right:
-    because of a chat template that swallows the tags, say, or of a gold answer that no answer can match.
+    because of a chat template that swallows the tags, say, or of a gold answer that no answer can match. So does a function of
+    the user's own that does not come to an end.
     """
     note(f"the first prompt, rendered:\n{prompt.text}")
     if prompt.problem.environment:
@@ -87,6 +88,12 @@ def check_rewards(
     scores = ", ".join(f"{name} {reward.total:g}" for name, reward in zip(completions, rewards, strict=True))
     note(f"rewards of synthetic completions, of at most {scoring.highest:g}: {scores}")
     perfect, respelt, *_ = rewards
+    if scoring.function and perfect.status != "ok":
+        ended = f"has not ended after {checker.limit:g} seconds" if perfect.status == "timeout" else "ends its process"
+        raise UserError(
+            f"reward {scoring.function} {ended} for the completion {shorten(repr(texts[0]), 160)}, so every completion would "
+            "count as the lowest; correct it, or raise answer_timeout"
+        )
     if perfect.answer + perfect.format < 2.0:
         raise UserError(
             f"a perfect completion of problem {prompt.problem.id} earns {perfect.answer:g} for its answer and {perfect.format:g} "

@@ -73,6 +73,12 @@ class TaskOptions(Options):
     def _from_text(cls, values: Any) -> Any:
         return task_from_text(values, "train") if isinstance(values, str) else values
 
+    @model_validator(mode="after")
+    def _demonstrations_are_read(self) -> Self:
+        if self.name != "file" and self.columns and self.columns.demonstration:
+            raise ValueError(f"columns.demonstration is of task file; {self.name} does not read it, leave it out")
+        return self
+
     @property
     def label(self) -> str:
         """What results are filed under: the name, or a local file's or folder's without its type."""
@@ -143,6 +149,8 @@ class ChatOptions(Options):
             raise ValueError(
                 f"chat.user = {shorten(repr(self.user), 80)} has no {{question}}; put it where the problem is to be"
             )
+        if self.system is not None and "{question}" in self.system:
+            raise ValueError("chat.system holds {question}, where no problem is put in; move it to chat.user")
         if self.template is not None and not re.search(r"\{[{%]", self.template):
             raise ValueError(
                 f"chat.template = {shorten(repr(self.template), 80)} is neither a Jinja template nor its file"
@@ -168,7 +176,7 @@ class RewardOptions(Options):
     answer: NonNegativeFloat = Field(1.0, description="weight of r_answer, 1 or 0")
     format: NonNegativeFloat = Field(1.0, description="weight of r_format, between 0 and 1")
     function: str | None = Field(
-        None, description="your own as module:function: (text of a completion, gold answer) -> number"
+        None, min_length=1, description="your own as module:function: (text of a completion, gold answer) -> number"
     )
     weight: PositiveFloat = Field(1.0, description="of its value")
     range: Annotated[tuple[Bounded, Bounded], Strict(False)] = Field(

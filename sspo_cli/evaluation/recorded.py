@@ -14,6 +14,7 @@ from rich.progress import Progress
 from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker, Verdict, checker_version, format_reward
 from sspo_cli.rewards.reading import Reading, read_answer, read_gold
+from sspo_cli.tasks.files import MOST_DIGITS
 from sspo_cli.tracking.files import explain_os_errors, finite, write_jsonl_atomic
 
 ADDED = ("extracted", "reader", "verdict", "r_answer", "r_format", "status")
@@ -52,8 +53,8 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
     Raises UserError for a file that cannot be read, a row without gold or text (by its line), and an `out` that is the file
     itself or in no folder. Nothing is written then.
     """
-    out = out or path.with_name(f"{path.stem}.graded.jsonl")
     rows = _read(path)
+    out = out or path.with_name(f"{path.stem}.graded.jsonl")
     if out.exists() and out.samefile(path):
         raise UserError(f"{out} is what is to be graded; name another file with --out")
     if not out.parent.is_dir():
@@ -149,8 +150,10 @@ def _read(path: Path) -> list[Recorded]:
 def _row(line: str, where: str) -> Recorded:
     try:
         fields = finite(json.loads(line))  # NaN is how other programs mark a missing value
-    except ValueError:
+    except json.JSONDecodeError:
         raise UserError(f"{where} is not valid JSON") from None
+    except ValueError:
+        raise UserError(f"{where} has an integer of more than {MOST_DIGITS:,} digits; write it as text") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be read") from None
     if not isinstance(fields, dict):

@@ -186,6 +186,11 @@ def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
             f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH or NAME=PATH:SPLIT, or an existing "
             "file"
         ) from None
+    if task.name == "file" and not task.path:
+        raise UserError("benchmark file names no path; name the file itself, such as problems.jsonl")
+    for benchmark in options.evaluation.benchmarks:
+        if (benchmark.name, benchmark.path, benchmark.split) == (task.name, task.path, task.split):
+            return benchmark
     labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
     if task.name == "file" and task.label in (*TASK_NAMES, VALIDATION, *labels):
         raise UserError(

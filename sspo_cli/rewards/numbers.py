@@ -16,6 +16,7 @@ _RATIO = re.compile(
     r"(?:(\d{1,40})/(\d{1,40})|\\[dct]?frac\s*(?:(\d)|\{(-?\d{1,40})\})\s*(?:(\d)|\{(\d{1,40})\}))"
 )
 _REPEATING = re.compile(r"(-?)(\d{0,40})\.(\d{0,40})\\(?:overline|bar)\s*\{(\d{1,40})\}")
+_DECIMAL = re.compile(r"[+-]?[\d,]*\.(\d+)")
 _DECIMAL_COMMA = re.compile(r"([+-]?\d{1,40}),(\d{1,2}|\d{4,40})")
 
 
@@ -52,7 +53,7 @@ def with_decimal_comma(text: str) -> Fraction | None:
     return Fraction(f"{match[1]}.{match[2]}") if match else None
 
 
-def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: bool) -> bool:
+def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: bool, places: int | None = None) -> bool:
     """Whether two numbers are equal: exactly, or as decimals, relative to their size and to the digits that the gold gives.
 
     A decimal stands for an exact value that agrees with it to six digits. An answer with more digits than a gold decimal must
@@ -60,6 +61,7 @@ def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: b
 
     decimal       whether the answer is written as a decimal
     gold_decimal  whether the gold is
+    places        decimals that the gold is written with, as the two of 12.50; None: those that its value needs
     """
     difference = abs(given - expected)
     if not difference or not (decimal or gold_decimal):
@@ -68,7 +70,14 @@ def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: b
         return True
     if not gold_decimal or expected.denominator == 1:
         return False
-    return difference <= abs(given) / 100 and 2 * difference <= Fraction(1, 10 ** _decimal_places(expected))
+    places = _decimal_places(expected) if places is None else places
+    return difference <= abs(given) / 100 and 2 * difference <= Fraction(1, 10**places)
+
+
+def places_of(text: str) -> int | None:
+    """Count the decimals that a plain decimal is written with; None of any other text."""
+    match = _DECIMAL.fullmatch(text)
+    return len(match[1]) if match else None
 
 
 def _decimal_places(value: Fraction) -> int:

@@ -18,6 +18,7 @@ dollar usd buck $, cent ¢, euro € eur, yen jpy ¥, rupee inr ₹ rs, degree d
 kj, mol, unit, square sq, cubic cu, per /, am, pm
 """
 UNITS = {name: names.split()[0] for names in _UNITS.split(",") for name in names.split()}
+SPEEDS = {"mph": ["mi", "per", "h"], "kmh": ["km", "per", "h"]}
 _WORDS_OF_TWO = _vocabulary("am an as at be by do go he if in is it me my of on so to up us we")
 # A sentence with one of these states no plain value: it denies, doubts, bounds, scales or computes.
 _NO_PROSE = _vocabulary(
@@ -68,7 +69,7 @@ _NAMES_IN_LATEX = re.compile(r"\\(?:text\w*|mbox|math\w*|operatorname)\s*\{[^{}]
 TEXT = re.compile(r"\\(?:text\w*|mbox|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
 _NOT_IN_SENTENCES = re.compile(r"[^\w\s.,;:!?'’]|[\d_]")
 _PUNCTUATION = str.maketrans("", "", ".,;:!?'’")
-_WORDS = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]+){0,5}")
+STATED = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]+){0,5}")
 _CLAUSE = re.compile(r"(?:^|[.,;:!?—-])\s*(yes|no|true|false)\s*(?=$|[.,;:!?—-])", re.IGNORECASE)
 _ANSWERED = re.compile(
     r"(yes|no|true|false)(?=$|\s*[.,;:!?—-]|\s+(?:it|they|there|this|that|the|we|he|she|because|since)\b)",
@@ -100,7 +101,7 @@ def _words(text: str) -> list[str] | None:
 def said(sentence: str, gold: str) -> bool:
     """Whether a sentence states the words of a gold: `The function is even`; for Yes and No also `Yes, it converges`."""
     words = " ".join(TEXT.sub(r"\1", gold).split()).casefold()
-    if not _WORDS.fullmatch(words):
+    if not STATED.fullmatch(words):
         return False
     text = TEXT.sub(r"\1", sentence).strip(" \n.!*_\"'$").casefold()
     if text.endswith(words) and states(text[: -len(words)]):
@@ -161,6 +162,7 @@ def unit_words(text: str) -> frozenset[str]:
     tokens = _IN_UNIT.findall(_AFTER_UNIT.split(text, maxsplit=1)[0].strip() or text)
     raised = {"2": "square", "3": "cubic"}
     words = [raised.get(token[-1]) or _unit(token) for token in tokens]
+    words = [part for word in words for part in SPEEDS.get(word, [word])]
     return frozenset(word for word in words if word not in _FILLING)
 
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from sspo_cli.rewards.notation import command, in_latex, with_logarithms
-from sspo_cli.rewards.numbers import agree, number, value_of, with_decimal_comma
-from sspo_cli.rewards.prose import TEXT, measured, names_a_variable, said, same_unit, same_words, states
+from sspo_cli.rewards.numbers import agree, number, places_of, value_of, with_decimal_comma
+from sspo_cli.rewards.prose import STATED, TEXT, measured, names_a_variable, said, same_unit, same_words, states
 from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
 
+_PERCENT = re.compile(r"(?<=\d)\s*(?:per ?cent|pct\.?)$", re.IGNORECASE)
+READABLE = 100  # characters of a number that is written out
 _PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\d+/\d+|\\frac\{\d+\}\{\d+\})")
 _LITERAL = re.compile(  # except for exponents and indices
     r"(?:(?<![\w)\]}%])[+-])?(?<![\d.])(?<![\^_])(?<![\^_]\{)"
@@ -41,12 +43,13 @@ _OPTION = re.compile(
 
 def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
     """Both as they are compared: peeled, in one notation, without units if these agree."""
-    gold = peel(gold)
+    gold = _PERCENT.sub(r"\\%", peel(gold))
     if not prediction or len(prediction := peel(prediction)) > MAX_LENGTH:
         return prediction, in_latex(gold)
     if prediction == gold or (_PLAIN.fullmatch(prediction) and _PLAIN.fullmatch(gold)):
         return prediction, gold
     expected, unit = measured(gold)
+    prediction = _PERCENT.sub(r"\\%", prediction)
     given, given_unit = measured(prediction, glued=bool(unit))
     letters = not unit and names_a_variable(gold)
     if same_unit(given_unit, unit) and not letters and not (unit and given.endswith("%")):
@@ -66,7 +69,7 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
     if prediction == gold:
         return True
     if (expected := value_of(gold)) is not None and (given := value_of(prediction)) is not None:
-        return agree(given, expected, decimal="." in prediction, gold_decimal="." in gold)
+        return agree(given, expected, decimal="." in prediction, gold_decimal="." in gold, places=places_of(gold))
     if len(prediction) > MAX_LENGTH or "\\boxed" in prediction:  # what peeling has left is denied, or never ends
         return False
     if same_words(prediction, gold) or said(prediction, gold):
@@ -85,12 +88,14 @@ def respell(gold: str) -> str:
     """Return another spelling of a gold that is read, such as `2.0` for `2`, by which its check can be tried."""
     value = value_of(in_latex(gold))
     if value is not None:
-        return (
+        spelt = (
             f"{value.numerator}.0" if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
         )
+        return spelt if len(spelt) <= READABLE else rf"\boxed{{{gold}}}"
     words = TEXT.sub(r"\1", gold)
-    is_text = words.replace(" ", "").isalpha() and len(words) > 1 and command(words) is None
-    return f"The answer is {words}." if is_text else f"The answer is ${gold}$."
+    if STATED.fullmatch(words) and command(words) is None:
+        return f"The answer is {words}."
+    return rf"\boxed{{{gold}}}" if "$" in gold else f"The answer is ${gold}$."
 
 
 def without_percent(prediction: str, gold: str) -> tuple[str, str, list[Fraction]]:
@@ -112,8 +117,11 @@ def _by_value(prediction: str, gold: str, factors: Sequence[Fraction]) -> bool |
     if expected is not None and given is None and expected % 1:
         given = with_decimal_comma(prediction)
     if expected is not None and given is not None:
-        decimal, gold_decimal = "." in prediction, "." in gold
-        return any(agree(given * factor, expected, decimal=decimal, gold_decimal=gold_decimal) for factor in factors)
+        decimal, gold_decimal, places = "." in prediction, "." in gold, places_of(gold)
+        return any(
+            agree(given * factor, expected, decimal=decimal, gold_decimal=gold_decimal, places=places)
+            for factor in factors
+        )
     if _UNDECIDED.search(prediction) and not _UNDECIDED.search(gold) and not _SEVERAL.search(gold):
         return False
     if expected is None:

@@ -12,6 +12,7 @@ from sspo_cli.rewards.prose import ANSWER, IS, TEXT, UNITS, follows, measured, s
 END = 10_000  # characters in which the last number or formula is looked for first
 LABELS = 10  # the last ones that are tried
 PROSE = 8  # words from which on several sentences are a worked solution
+MISSING = ("nan", "NaN", "<NA>", "#N/A")  # as tables of other programs write it
 MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
 
 _CURRENCY = r"(?:[€£]|[Ee]uros?|EUR|dollars?|pesos?|reais|rubl\w*|рубл\w*|kr|zł)"
@@ -23,7 +24,7 @@ _NUMBER = (
 # Letters in front make a name of it (`x2`), but not those of a script that puts no spaces between words.
 _SIGNED = rf"(?:(?<![A-Za-z\d_)\]}}%.])[+\u2212-])?(?:\\?[$€£¥₹])?(?<![A-Za-z\d])(?<!\^)(?<!\^\{{)(?:{_NUMBER})"
 _OPERATION = r"[ \t]*(?:\*\*|[*/^+×·÷\u2212-])[ \t]*|:(?=\d)"
-_PERCENT = r"(?:[ \t]*(?:\\?%|percent\b|pct\b))"
+_PERCENT = r"(?:[ \t]*(?:\\?%|per ?cent\b|pct\b))"
 _LIST = rf"[(\[]\s*{_SIGNED}(?:\s*,\s*{_SIGNED})+\s*[)\]]"
 # Each alternative ends before the next opening delimiter, so a megabyte of these takes linear time. A dollar behind a
 # space closes only what opened in front of one: the others are money.
@@ -141,16 +142,26 @@ def read_gold(gold: str) -> str:
 
 def check_gold(gold: str) -> str | None:
     """Return why no answer can match a gold that is read, as the end of a sentence; None if one can."""
-    if not gold:
+    if not _holds_something(gold):
         return "which is empty when it is read"
+    if gold in MISSING:
+        return "which marks a missing value"
     if len(gold) > MAX_LENGTH:
         return f"which has {len(gold):,} characters when it is read; answers have at most {MAX_LENGTH:,}"
     if _TAG.search(gold):
         return "which holds a tag of the answer format"
     if "\\boxed" in gold:
         return "in which a box never ends"
-    is_prose = len(_WORD.findall(_NO_WORDS.sub(" ", gold))) >= PROSE and (_NEW_SENTENCE.search(gold) or "\n" in gold)
+    if "\n" in gold and "\\begin" not in gold:
+        return "a text of several lines, in which neither `####` nor `\\boxed{}` marks the answer"
+    is_prose = len(_WORD.findall(_NO_WORDS.sub(" ", gold))) >= PROSE and _NEW_SENTENCE.search(gold)
     return "a text of several sentences, in which neither `####` nor `\\boxed{}` marks the answer" if is_prose else None
+
+
+def _holds_something(text: str) -> bool:
+    """Report whether a text is more than delimiters, empty `\\text{}` and characters that nobody sees."""
+    text = TEXT.sub(r"\1", text.translate(INVISIBLE))
+    return any(letter.isprintable() and letter not in " $?\\" for letter in text)
 
 
 def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:

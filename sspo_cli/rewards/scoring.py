@@ -85,13 +85,15 @@ PAPER = Scoring()
 def own_value(name: str, text: str, gold: str, limit: float) -> float | str:
     """Return the value of the user's function, in a worker process; text says why it has none.
 
-    After `limit` seconds of processor time the kernel ends this process.
+    After `limit` seconds of processor time the kernel ends this process. The import of its module, which may load a large
+    library, does not count.
     """
-    signal.setitimer(signal.ITIMER_PROF, limit)
     try:
-        value = load_function("reward", name, {})(text, gold)
+        function = load_function("reward", name, {})
+        signal.setitimer(signal.ITIMER_PROF, limit)
+        value = function(text, gold)
         return float(value) if isinstance(value, Real) else f"it returns {shorten(repr(value), 80)}, which is no number"
-    except Exception as error:  # whatever the user's function raises; its type may not be known where this is read
+    except (Exception, SystemExit) as error:  # whatever it raises; the type may not be known where this is read
         return f"{type(error).__name__}: {shorten(first_line(error), 200)}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import xxhash
 
 from sspo_cli.errors import UserError
+from sspo_cli.rewards.notation import INVISIBLE
+from sspo_cli.tasks.dapo import INSTRUCTION_AFTER, INSTRUCTION_BEFORE
 from sspo_cli.types import Problem
 
 _SPELLING = {
@@ -19,7 +21,8 @@ _SPELLING = {
 _LABEL = re.compile(r"^\s*(?:task|problem|question)\s*:\s*", re.IGNORECASE)
 # What prompts of published data sets add to a problem.
 _INSTRUCTION = re.compile(
-    r"(?:please |let'?s )?(?:reason|think) step by step\b[^.\n]*\.?|(?:and )?put your final answer (?:with)?in \\boxed\{\}\.?",
+    r"(?:please |let'?s )?(?:reason|think) step by step\b[^.\n]*\.?|(?:and )?put your final answer (?:with)?in \\boxed\{\}\.?"
+    rf"|{re.escape(INSTRUCTION_BEFORE)}|{re.escape(INSTRUCTION_AFTER)}",
     re.IGNORECASE,
 )
 _LATEX_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|[,;:! ()\[\]])|\\?\$|~")
@@ -58,10 +61,11 @@ def normalised(question: str) -> str:
 
     Words, digits and the signs of formulas stay as they are, so that no two problems become one.
     """
-    text = unicodedata.normalize("NFKC", "".join(_SPELLING.get(letter, letter) for letter in question))
+    spelled = "".join(_SPELLING.get(letter, letter) for letter in question.translate(INVISIBLE))
+    text = unicodedata.normalize("NFKC", spelled)
     text = _INSTRUCTION.sub(" ", _LABEL.sub("", text))
     text = _LATEX_LAYOUT.sub(" ", _FRACTION.sub(r"\\frac", text))
-    return _SPACE.sub("", " ".join(text.split())).rstrip(".?!").casefold() or question
+    return _SPACE.sub("", " ".join(text.split())).rstrip(".?").casefold() or question
 
 
 def question_key(problem: Problem) -> int:

@@ -8,9 +8,11 @@ import resource
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from jinja2 import Environment, TemplateError, meta
 from pebble import concurrent
 
 from sspo_cli.errors import UserError, border, did_you_mean, shorten
@@ -33,6 +35,8 @@ SECONDS = 20.0
 MEMORY = 1 << 30  # bytes more than this process has
 _CHECKED: set[tuple[str, str]] = set()  # chat templates with the prompt templates that they rendered so
 _WITHOUT_SYSTEM: list[Any] = []  # chat templates that refused a system turn
+_JINJA = Environment(extensions=["jinja2.ext.loopcontrols"])  # only parses
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag of transformers' own
 LONGEST = 1_000_000  # characters more than the question has
 
 
@@ -83,8 +87,8 @@ class Template:
 def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt:
     """Render a problem; a text is the name of a template.
 
-    Raises UserError for an unknown template, and for a tokenizer whose chat template is missing, cannot render the turns or
-    does not know the template's options.
+    Raises UserError for an unknown template, and for a tokenizer whose chat template is missing, cannot render the turns,
+    leaves one out or does not know the template's options.
     """
     if isinstance(template, str):
         template = Template.of(template)
@@ -121,7 +125,7 @@ def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options
     """
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruct model")
-    with border(f"the chat template of {tokenizer.name_or_path} refuses the {what}"):
+    with border(f"the chat template{_of(tokenizer)} refuses the {what}"):
         kind = str(tokenizer.chat_template), what
         if kind not in _CHECKED:
             _check_template(tokenizer, turns, options)
@@ -138,6 +142,7 @@ def _prompt(
     problem: Problem, turns: list[dict[str, str]], tokenizer: Any, what: str, options: Mapping[str, Any]
 ) -> Prompt:
     text = render_turns(tokenizer, turns, what, options)
+    _check_turns(text, turns, tokenizer)
     # The chat template writes a beginning-of-sequence token itself where the model wants one; a second must not be added.
     with border(f"the tokenizer {tokenizer.name_or_path} cannot encode problem {problem.id}"):
         token_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -145,12 +150,36 @@ def _prompt(
 
 
 def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
-    """Raise UserError for an option that the chat template does not mention: it would be ignored."""
-    for name in options:
-        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+    """Raise UserError for an option that the chat template does not read: it would be ignored."""
+    unknown = options.keys() - _variables(str(tokenizer.chat_template)) if options else ()
+    if unknown:
+        raise UserError(
+            f"the chat template{_of(tokenizer)} knows no option {min(unknown)}; leave it out of chat.template_kwargs"
+        )
+
+
+@cache
+def _variables(chat_template: str) -> set[str]:
+    """Return the names that a chat template reads from outside; all words of one that is no Jinja and cannot be rendered."""
+    try:
+        return meta.find_undeclared_variables(_JINJA.parse(_GENERATION.sub("", chat_template)))
+    except TemplateError:
+        return set(re.findall(r"\w+", chat_template))
+
+
+def _check_turns(text: str, turns: list[dict[str, str]], tokenizer: Any) -> None:
+    """Raise UserError if a chat template has left out a turn."""
+    for turn in turns:
+        if turn["content"].strip() not in text:
             raise UserError(
-                f"the chat template of {tokenizer.name_or_path} knows no option {name}; leave it out of chat.template_kwargs"
+                f"the chat template{_of(tokenizer)} leaves out the {turn['role']} turn, {shorten(repr(turn['content']), 80)}; "
+                "correct it, or take another"
             )
+
+
+def _of(tokenizer: Any) -> str:
+    """Name the tokenizer, if it has a name, behind what is its."""
+    return f" of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
 
 
 def _apply(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> str:

@@ -21,7 +21,9 @@ ANSWERS = (
     *("solution", "output"),
 )
 IDS = ("id", "unique_id", "extra_info.index")
+CHOICES = ("choices", "options")
 SAVED = ("dataset_dict.json", "state.json")  # by `save_to_disk`, of several splits and of one
+_CHAT_AS_TEXT = re.compile(r"""\[\s*\{\s*["'](?:role|content)["']\s*:""")
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -83,15 +85,34 @@ class Row:
     def question(self, *columns: str) -> str:
         """Return the question: the text of the first of these columns that has one, or its only user turn.
 
-        Raises UserError if there is none, and for a chat of several turns.
+        What an `instruction` is about stands below it, as Alpaca's prompt has it. Raises UserError if there is no question, for a
+        chat of several turns or written as text, and for a multiple choice whose options the question does not show.
         """
         columns = self._columns("question", columns)
         for column in columns:
             value = self.get(column)
             text = self._user_turn(value, column) if isinstance(value, list) else self._as_text(value, column)
+            if text and _CHAT_AS_TEXT.match(text):
+                raise UserError(
+                    f"{self.where} has a chat written as text in `{column}`; give it as a list, or the question alone"
+                )
+            if text and "question" not in self.columns:
+                self._check_choices(text)
+                about = self._as_text(self.get("input"), "input") if column == "instruction" else None
+                text = f"{text}\n\n{about}" if about else text
             if text:
                 return text
         raise self._without("text", columns)
+
+    def _check_choices(self, question: str) -> None:
+        for column in CHOICES:
+            value = self.get(column)
+            texts = list(value.values()) if isinstance(value, Mapping) else value
+            if isinstance(texts, list) and texts and not all(str(text) in question for text in texts):
+                raise UserError(
+                    f"{self.where} has the options of a multiple choice in `{column}`, which its question does not show; write "
+                    "them into the question, or name its column in the task's option `columns` to leave them out"
+                )
 
     def gold(self, *columns: str) -> str:
         """Return the gold answer in the first of these columns that is not empty, as `read_gold` reads it.

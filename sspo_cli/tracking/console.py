@@ -9,7 +9,7 @@ from rich.console import Console
 from sspo_cli.tracking.live import LiveSink
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
-from sspo_cli.tracking.text import duration, number, pass_at_1, printable, time_left
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, time_left
 
 
 def console_sink(run: RunFolder, console: Console) -> Sink:
@@ -44,10 +44,9 @@ class PlainSink(Sink):
         self._say(f"{self._stage}: {self._done}/{self._stage_total} in {took}{values}")
 
     def log(self, step: int, metrics: Metrics) -> None:
-        answer, format_ = number(metrics, "reward/answer"), number(metrics, "reward/format")
         columns = [
             f"step {step:{len(str(self._total_steps))}}/{self._total_steps}",
-            f"reward {number(metrics, 'reward/mean')} = answer {answer} + format {format_}",
+            f"reward {number(metrics, 'reward/mean')} ({', '.join(reward_parts(metrics))})",
             *([f"solved {number(metrics, 'episodes/solved', '.0%')}"] if "episodes/solved" in metrics else []),
             f"entropy {number(metrics, 'policy/entropy')}",
             f"attenuated {number(metrics, 'weights/attenuated', '6.1%')}",

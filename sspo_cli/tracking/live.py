@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
-from sspo_cli.tracking.text import duration, number, pass_at_1, printable, sparkline, time_left
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline, time_left
 
 HISTORY = 32  # steps in the sparklines
 SAMPLE_CHARACTERS = 600
@@ -113,7 +113,7 @@ class LiveSink(Sink):
 
     def _lines(self, metrics: Metrics) -> Iterator[tuple[str, Text]]:
         yield "reward", Text(f"{number(metrics, 'reward/mean')}  {sparkline(self._rewards)}", style="bold green")
-        yield "", Text(f"answer {number(metrics, 'reward/answer')}  format {number(metrics, 'reward/format')}")
+        yield "", Text("  ".join(reward_parts(metrics)))
         if "episodes/solved" in metrics:
             means = (f"{name} {number(metrics, f'episodes/{name}', '.2f')}" for name in ("turns", "calls", "timeouts"))
             yield "episodes", Text(f"solved {number(metrics, 'episodes/solved', '.0%')}  {'  '.join(means)}")

@@ -13,6 +13,12 @@ def number(metrics: Mapping[str, Any], name: str, spec: str = ".3f") -> str:
     return "-".rjust(len(format(0.0, spec))) if value is None else format(value, spec)
 
 
+def reward_parts(metrics: Mapping[str, Any]) -> list[str]:
+    """Return `answer 0.375` and the other parts of the reward, without their weights; `own` only of a run that has it."""
+    parts = ("answer", "format", *(["own"] if "reward/own" in metrics else []))
+    return [f"{part} {number(metrics, f'reward/{part}')}" for part in parts]
+
+
 def duration(seconds: float) -> str:
     """`0:01:05`."""
     return str(timedelta(seconds=round(seconds)))

@@ -302,6 +302,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         ([""], "has an empty name"),
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
+        (["one", "-b", "file"], "benchmark file names no path"),
         (["one", "--temperature", "inf"], "--temperature inf would"),
         (["one", "--out", "graded.jsonl"], "--out is for --completions"),
         (["one", "-b", "gsm9k"], "unknown benchmark gsm9k; use arithmetic, calculator"),

@@ -55,6 +55,7 @@ def test_rows_come_back_in_order_with_their_fields_and_the_verdict(tmp_path, cap
     ("line", "said"),
     [
         ("{", "line 2 is not valid JSON"),
+        (f'{{"gold": {"9" * 5000}}}', "line 2 has an integer of more than 4,300 digits"),
         ("[1]", "line 2 must be an object"),
         ('{"completion": "5"}', "line 2 has no `gold`; its fields are completion"),
         ('{"gold": "5", "text": "5"}', "line 2 has no text in `completion` or `prediction`; its fields are gold, text"),

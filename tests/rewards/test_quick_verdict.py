@@ -178,6 +178,9 @@ def test_finished_answers_are_not_taken_for_the_question(prediction, gold):
         (r"x^2 + 1", r"The answer is $x^2 + 1$."),
         ("(1, 2]", "The answer is $(1, 2]$."),
         ("B", "The answer is $B$."),
+        ("A and B", "The answer is $A and B$."),
+        ("$5 each", r"\boxed{$5 each}"),
+        ("1e400", r"\boxed{1e400}"),
     ],
 )
 def test_another_spelling_of_a_gold_is_right(gold, other):

@@ -33,6 +33,8 @@ class Odd(Exception):
     def __init__(self, a, b): ...
 def odd(text, gold):
     raise Odd(1, 2)
+def leaves(text, gold):
+    raise SystemExit(3)
 """
 GOLDS = ["7", "12"]
 TEXTS = ["<think>a</think><answer>7</answer>", "<think>a</think> <answer>3</answer>."]  # rewards 1 + 1 and 0 + 0.25
@@ -88,6 +90,7 @@ def test_what_does_not_end_counts_as_the_lowest_value(checker):
     [
         ("own_scores:broken", "own_scores:broken fails for the completion 'zero': ZeroDivisionError: division by zero"),
         ("own_scores:odd", "own_scores:odd fails for the completion 'zero': Odd"),
+        ("own_scores:leaves", "own_scores:leaves fails for the completion 'zero': SystemExit: 3"),
         ("own_scores:words", "own_scores:words fails .* it returns 'zero', which is no number"),
         ("own_scores:absent", "own_scores:absent fails .* has no function absent"),
         ("own_scores:gold_length", r"own_scores:gold_length gives 1 .* not in reward.range = \[0, 0.5\]"),
@@ -98,12 +101,21 @@ def test_a_function_that_fails_or_leaves_its_range_stops_the_run(checker, functi
         complete(Scoring(function=function, high=0.5), checker, ["zero"])
 
 
+def test_the_import_of_a_large_module_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    busy = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end:\n    pass\n"
+    (tmp_path / "own_large.py").write_text(f"{busy}def half(text, gold):\n    return 0.5\n")
+    with AnswerChecker(workers=1, timeout=0.2) as checker:
+        assert totals(Scoring(0.0, 0.0, "own_large:half"), checker, ["any"]) == [0.5]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["reward={answer: 0, format: 0}"], "leave nothing to learn"),
         (["reward.range=[0, 2]"], "reward.weight and reward.range are of reward.function"),
         (["reward={function: 'a:b', range: [1, 1]}"], "reward.range = .* is empty"),
+        (["reward.function=''"], "`reward.function` = ''"),
         (["reward.answer=-1"], "`reward.answer` = -1"),
         (["reward={function: 'a:b', weight: 0}"], "`reward.weight` = 0"),
     ],
@@ -115,7 +127,10 @@ def test_options_that_make_no_reward_are_refused(overrides, said):
 
 def test_a_run_learns_from_it_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_lengths.py").write_text("def brief(text, gold):\n    return -min(len(text), 200) / 200\n")
+    (tmp_path / "own_lengths.py").write_text(
+        "def brief(text, gold):\n    return -min(len(text), 200) / 200\n"
+        "def endless(text, gold):\n    while True:\n        pass\n"
+    )
     small = {
         "steps": 1,
         "cold_start__steps": 0,
@@ -134,9 +149,12 @@ def test_a_run_learns_from_it_and_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     assert_told(sspo(*run, "bad", **small, reward__function="own_lengths:long"), "own_lengths.py has no function long")
     assert not (tmp_path / "bad").exists()
     assert_told(sspo(*run, "bad", **small, reward__function="own_lengths:brief"), "not in reward.range = [0, 1]")
+    endless = {"reward__function": "own_lengths:endless", "answer_timeout": 0.2}
+    assert_told(sspo(*run, "bad", **small, **endless), "own_lengths:endless has not ended after 0.2 seconds")
     done = sspo(*run, "good", **small, **own, reward__format=0.5)
     assert done.returncode == 0, done.stderr
     assert "rewards of synthetic completions, of at most 1.5: perfect 1." in done.stdout + done.stderr
+    assert ", own -" in done.stdout
     (metrics,) = rows(tmp_path / "good" / "metrics.jsonl")
     kept = rows(tmp_path / "good" / "completions.jsonl")
     assert kept

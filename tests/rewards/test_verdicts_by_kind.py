@@ -38,6 +38,9 @@ KINDS = {
         "7": ([], ["7.4", "7.5"]),
         "0.63": (["0.6321"], ["0.6"]),
         "10.0": (["10"], ["10.04"]),
+        "12.50": (["12.5", "12.504"], ["12.51", "12.54"]),
+        "0.35": (["35 percent", "35 per cent", r"35\%"], ["3.5 percent", "35"]),
+        "35 percent": (["35", "0.35", "35%"], ["3.5"]),
     },
     "units": {
         r"5.4 \text{ cents}": (
@@ -82,7 +85,8 @@ KINDS = {
         r"\$18": (["18", "$18", "18 dollars", r"\$18", "18 USD"], ["18 cents", "€18", "18 euros"]),
         r"18\text{ hours}": (["18 hours", "18 h", "18 hrs"], ["18 minutes", "18 seconds"]),
         r"14 \text{ right triangles}": (["14", "14 right triangles", "14 triangles"], ["14 squares"]),
-        r"60 \text{ mph}": (["60 mph", "60"], []),
+        r"60 \text{ mph}": (["60 mph", "60", "60 miles per hour", "60 mi/h"], ["60 kph", "60 miles", "60 km/h"]),
+        r"60 \text{ km/h}": (["60 kph", "60 kilometers per hour"], ["60 mph", "60 m/s"]),
         r"8\!:\!34 \text{ p.m.}": (["8:34 p.m.", "8:34"], ["8:34 a.m."]),
         "42": (
             [

@@ -3,7 +3,7 @@
 import pytest
 
 from sspo_cli.errors import UserError
-from sspo_cli.tasks import codeact
+from sspo_cli.tasks import codeact, dapo
 from sspo_cli.tasks.contamination import Overlap, decontaminate, find_overlaps, normalised
 from sspo_cli.types import Problem
 
@@ -23,6 +23,8 @@ def problems(task: str, *questions: str) -> list[Problem]:
         ("Find $x$.", "Find $x$. Please reason step by step, and put your final answer within \\boxed{}."),
         ("Find $x$.", "Find $x$.\nLet's think step by step and output the final answer within \\boxed{}."),
         ("Ｈow many？", "How many?"),
+        ("Find $x$.", f"{dapo.INSTRUCTION_BEFORE}\n\nFind $x$.\n\n{dapo.INSTRUCTION_AFTER}"),
+        ("Find\u200b $x$.", "Find $x$."),
     ],
 )
 def test_copies_of_a_question_are_one(question, copy):
@@ -39,6 +41,7 @@ def test_copies_of_a_question_are_one(question, copy):
         ("What is 2.5?", "What is 25?"),
         ("Is it (1,2] or [1,2)?", "Is it [1,2] or (1,2)?"),
         ("?", "!"),
+        ("How many zeros has $100!$?", "How many zeros has $100$?"),
     ],
 )
 def test_other_questions_stay_apart(question, other):

@@ -83,11 +83,30 @@ def test_tasks_without_rows_have_no_columns():
         ([{"role": "user", "content": [{"type": "image"}]}], r"has no text in `question`.*prompt = \[\{'role': 'user'"),
         ([], "has no text in `question`"),
         ({"role": "user"}, "has no text in `question`.*prompt = "),
+        (json.dumps(CHAT), "has a chat written as text in `prompt`"),
+        (str(CHAT), "has a chat written as text in `prompt`"),
     ],
 )
 def test_a_prompt_that_is_no_single_question_is_refused(tmp_path, prompt, said):
     with pytest.raises(UserError, match=f"x.jsonl, line 1 {said}"):
         load(write_jsonl(tmp_path / "x.jsonl", [{"prompt": prompt, "answer": "2"}]))
+
+
+def test_what_an_instruction_is_about_belongs_to_the_question(tmp_path):
+    rows = [{"instruction": "Add them.", "input": about, "output": "7"} for about in ("3, 4", "")]
+    assert [p.question for p in load(write_jsonl(tmp_path / "x.jsonl", rows))] == ["Add them.\n\n3, 4", "Add them."]
+
+
+@pytest.mark.parametrize("options", [{"choices": ["1", "3"]}, {"options": {"A": "1", "B": "3"}}])
+def test_a_multiple_choice_without_its_options_is_refused(tmp_path, options):
+    def question(text: str, **columns: str) -> str:
+        file = write_jsonl(tmp_path / "x.jsonl", [{"question": text, "answer": "B", **options}])
+        return load(file, columns=columns)[0].question
+
+    with pytest.raises(UserError, match=f"options of a multiple choice in `{next(iter(options))}`"):
+        question("1+2?")
+    for text, columns in (("1+2?\nA. 1\nB. 3", {}), ("1+2?", {"question": "question"})):
+        assert question(text, **columns) == text
 
 
 # --- golds -----------------------------------------------------------------------------------------------------------
@@ -108,6 +127,9 @@ def test_a_prompt_that_is_no_single_question_is_refused(tmp_path, prompt, said):
         ("\\text{No solution}", "\\text{No solution}"),
         ("025", "025"),
         ("no real roots", "no real roots"),
+        ("\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}"),
+        ("-", "-"),
+        ("\\{\\}", "\\{\\}"),
     ],
 )
 def test_golds_are_read_whatever_the_source(tmp_path, written, gold):
@@ -128,7 +150,14 @@ def test_golds_are_read_whatever_the_source(tmp_path, written, gold):
         ('"\\\\boxed{4"', "in which a box never ends"),
         (f'"{"x" * 2000}"', "which has 2,000 characters"),
         ("9" * 5000, "which has 5,000 characters"),
-        ('"We add 1 and 1 first.\\nThen 2 and 2 are added, which makes 6."', "a text of several sentences"),
+        ('"We add 1 and 1 first.\\nThen 2 and 2 are added, which makes 6."', "a text of several lines"),
+        ('"We add 1 and 1 first. Then 2 and 2 are added, which makes 6."', "a text of several sentences"),
+        ('"1+1=2\\nThe answer is 2"', "a text of several lines"),
+        ('"$"', "which is empty"),
+        ('"\\u200b\\u0000"', "which is empty"),
+        ('"\\\\text{ }"', "which is empty"),
+        ('"?"', "which is empty"),
+        ('"nan"', "which marks a missing value"),
         ("NaN", "has no gold answer in `answer`, .*answer = nan"),
         ("-Infinity", "has no gold answer"),
         ("true", "has no gold answer in `answer`, .*answer = True"),

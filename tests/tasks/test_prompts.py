@@ -5,7 +5,7 @@ from tokenizers.processors import TemplateProcessing
 
 from sspo_cli.errors import UserError
 from sspo_cli.policy.tiny import tiny_tokenizer
-from sspo_cli.tasks.prompts import TEMPLATES, render
+from sspo_cli.tasks.prompts import TEMPLATES, Template, render
 from sspo_cli.types import Problem
 
 PROBLEM = Problem("1", "1+1?", "2", "test")
@@ -73,6 +73,13 @@ def test_refusals_are_sentences(tokenizer):
         render(PROBLEM, "plain", tokenizer)
 
 
+def test_a_chat_template_may_trim_a_turn_but_not_leave_it_out(tokenizer):
+    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content | trim }}{% endfor %}"
+    assert render(PROBLEM, Template.of("plain", user=" {question}\n"), tokenizer).text == PROBLEM.question
+    with pytest.raises(UserError, match="leaves out the system turn, 'Be brief"):
+        render(PROBLEM, Template.of("plain", system="Be brief."), tokenizer)
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -87,6 +94,7 @@ def test_refusals_are_sentences(tokenizer):
         ("{{ 'a' * 10**8 }}", "it writes 100,000,000 characters|has not ended"),
         ("", "has no chat template"),
         ("{% if false %}x{% endif %}", "it writes nothing"),
+        ("{% if true %}x{% endif %}", "leaves out the user turn"),
     ],
 )
 def test_a_chat_template_that_fails_in_any_way_is_one_sentence(tokenizer, monkeypatch, template, said):

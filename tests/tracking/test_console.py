@@ -61,7 +61,7 @@ def test_elsewhere_than_on_a_terminal_a_step_is_one_line() -> None:
     assert lines[0].startswith("cold start: 400/400 in 0:00:0")
     assert lines[0].endswith(", loss 0.25")
     assert lines[2] == (
-        "step  50/120  reward 1.250 = answer 0.375 + format 0.875  entropy 0.432  attenuated   7.2%  "
+        "step  50/120  reward 1.250 (answer 0.375, format 0.875)  entropy 0.432  attenuated   7.2%  "
         "   1234 tokens/s    0.50 s  0:01:10 left"  # 30 s for the 30 steps since the resumed one, 70 to go
     )
     for word in ("reward", "entropy", "attenuated", "tokens/s"):
