@@ -314,5 +314,6 @@ def test_episodes_are_played_with_stop_strings_and_own_tokens_have_the_policy_s_
             for completion in (c for group in sample(which, stop=strings, max_new_tokens=60) for c in group):
                 text = completion.text
                 found = [text.find(string) + len(string) for string in strings if string in text]
-                assert not found or min(found) == len(text)
+                last = policy.tokenizer.decode(completion.token_ids[-1:])  # no token is cut: `user` ends after its e
+                assert not found or len(text) - len(last) < min(found) <= len(text)
                 assert completion.truncated == (not found and completion.token_ids[-1] not in policy.end_ids)
