@@ -56,8 +56,8 @@ def with_decimal_comma(text: str) -> Fraction | None:
 def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: bool, places: int | None = None) -> bool:
     """Whether two numbers are equal: exactly, or as decimals, relative to their size and to the digits that the gold gives.
 
-    A decimal stands for an exact value that agrees with it to six digits. An answer with more digits than a gold decimal must
-    round to it and be within one percent of it, so that 0.24 is no 0.2.
+    A decimal stands for an exact value that agrees with it to six digits, a gold decimal of more digits for what rounds to it.
+    An answer with more digits than a gold decimal must round to it and be within one percent of it, so that 0.24 is no 0.2.
 
     decimal       whether the answer is written as a decimal
     gold_decimal  whether the gold is
@@ -66,11 +66,12 @@ def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: b
     difference = abs(given - expected)
     if not difference or not (decimal or gold_decimal):
         return not difference
-    if difference <= min(Fraction(1, 2_000_000), abs(expected) / 200_000):
-        return True
+    tolerance = min(Fraction(1, 2_000_000), abs(expected) / 200_000)
     if not gold_decimal or expected.denominator == 1:
-        return False
+        return difference <= tolerance
     places = _decimal_places(expected) if places is None else places
+    if difference <= min(tolerance, Fraction(1, 2 * 10**places)):
+        return True
     return difference <= abs(given) / 100 and 2 * difference <= Fraction(1, 10**places)
 
 
