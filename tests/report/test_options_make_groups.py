@@ -13,9 +13,10 @@ from sspo_cli.config import RunOptions
 
 def columns_of(tasks: str) -> dict[str, tuple[str, ...]]:
     """Of the columns of tasks, and of the column of each role, another value, after what it needs."""
-    alone, empty = (f"{tasks}=[{{}}]",), f"{tasks}=[{{columns: {{}}}}]"
+    file = f"{tasks}=[{{name: file, path: mine"
+    alone, empty = (file + "}]",), file + ", columns: {}}]"
     return {f"{tasks}.columns": (*alone, empty)} | {
-        f"{tasks}.columns.{role}": (*alone, empty, f"{tasks}=[{{columns: {{{role}: x}}}}]")
+        f"{tasks}.columns.{role}": (*alone, empty, file + f", columns: {{{role}: x}}}}]")
         for role in ("question", "answer", "id", "demonstration")
     }
 
