@@ -30,19 +30,17 @@ from sspo_cli.config.options import (
     VALIDATION,
     CheckpointOptions,
     ColdStartOptions,
-    EpisodeOptions,
     EvaluationOptions,
     LearningOptions,
     LoraOptions,
     ModelOptions,
     ObjectiveOptions,
     OptimizerOptions,
-    RolloutOptions,
     RunOptions,
     TinyModelOptions,
-    VllmOptions,
     WandbOptions,
 )
+from sspo_cli.config.sampling import EpisodeOptions, RolloutOptions, VllmOptions
 
 __all__ = [
     "DEFAULT_METHOD",

@@ -1,4 +1,4 @@
-"""What every section of options is, and the numbers in them."""
+"""The base class of every section of options, and the types of their numbers."""
 
 from typing import Annotated
 

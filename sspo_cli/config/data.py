@@ -81,12 +81,12 @@ class TaskOptions(Options):
 
     @property
     def label(self) -> str:
-        """What results are filed under: the name, or a local file's or folder's without its type."""
+        """Return the name that results are filed under: the task's, or a local file's or folder's without its type."""
         return name_without_type(Path(self.path)) if self.name == "file" and self.path else self.name
 
     @property
     def layout(self) -> Layout:
-        """How the rows differ from the published data set's."""
+        """Return how the rows differ from the published data set's."""
         return Layout(self.config, self.columns.model_dump(exclude_none=True) if self.columns else {})
 
 
@@ -124,7 +124,7 @@ def _path_and_split(text: str, split: str) -> tuple[str, str]:
 
 
 class ChatOptions(Options):
-    """How problems are put to the model, next to the prompt template; of episodes, only the chat template applies.
+    """The turns and the chat template of a prompt, next to the prompt template; episodes use only the chat template.
 
     A text of one line that ends in .txt, .md, .jinja or .j2, or names a file that exists, stands for what that file holds.
     """
@@ -171,7 +171,7 @@ RENDERED_WITH = {
 
 
 class RewardOptions(Options):
-    """What a completion earns in training; Pass@1 counts right answers whatever it is."""
+    """The reward of a completion in training. Pass@1 does not depend on it: it counts right answers."""
 
     answer: NonNegativeFloat = Field(1.0, description="weight of r_answer, 1 or 0")
     format: NonNegativeFloat = Field(1.0, description="weight of r_format, between 0 and 1")
@@ -196,5 +196,5 @@ class RewardOptions(Options):
 
     @property
     def scoring(self) -> Scoring:
-        """How rewards are made up."""
+        """Return the weights and the function that a reward is the sum of."""
         return Scoring(self.answer, self.format, self.function, self.weight, *self.range)

@@ -1,4 +1,4 @@
-"""What a turn of the policy does: run code, propose a solution, or neither."""
+"""The action of a turn: running code, proposing a solution, or neither."""
 
 import re
 from dataclasses import dataclass

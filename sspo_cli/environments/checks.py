@@ -1,4 +1,4 @@
-"""Whether a proposed solution solves its problem, by the rule that the problem names.
+"""The checks of proposed solutions, each by the rule that its problem names.
 
 The trainer decides, never code that a policy wrote.
 

@@ -47,7 +47,7 @@ class CodeActEnvironment(ActingEnvironment):
 
     @property
     def sandbox_failures(self) -> int:
-        """How often the sandbox was lost and started anew."""
+        """Return the number of times that the sandbox was lost and restarted."""
         return self._sandbox.failures
 
     def close(self, episodes: Iterable[Episode]) -> None:

@@ -1,0 +1,102 @@
+"""Options of the sampling phase: rollouts, the vLLM engine and episodes."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from sspo_cli.config.base import NonNegativeInt, Options, PositiveFloat, PositiveInt
+
+
+class VllmOptions(Options):
+    """The vLLM engine: in this process beside the learner or, with `server`, in one of its own that was started before."""
+
+    # A card of 139 GiB has room for 0.3 beside a 7B policy and its Adam, 85 GiB; not for 0.4.
+    gpu_memory_utilization: float = Field(0.3, gt=0, le=1, description="share of the GPU for its weights and its cache")
+    kv_cache_gib: PositiveFloat | None = Field(
+        None, description="for keys and values; null: what the share above leaves, and 1 on the CPU"
+    )
+    enforce_eager: bool = Field(
+        False, description="without CUDA graphs: starts sooner, samples slower; always on the CPU"
+    )
+    sleep: bool = Field(True, description="leave the GPU's memory to the learner while it learns")
+    tolerance: PositiveFloat | None = Field(
+        None,
+        description="mean difference from the policy's log-probabilities that stops the run; null: 0.1, or 0.001 in float32",
+    )
+    server: str | None = Field(
+        None,
+        description="address of a `vllm serve`, e.g. http://node7:8000; credentials are best left to SSPO_VLLM_CREDENTIALS",
+    )
+    exchange: str | None = Field(None, description="folder through which the server gets the weights; both must see it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_kind(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("server"):
+            if not values.get("exchange"):
+                raise ValueError("rollout.vllm.server needs rollout.vllm.exchange, a folder that the server sees too")
+            if own := [name for name in OF_THE_PROCESS if name in values]:
+                raise ValueError(
+                    f"rollout.vllm.{own[0]} does not apply with rollout.vllm.server; give it to `vllm serve`"
+                )
+        elif values.get("exchange"):
+            raise ValueError("rollout.vllm.exchange is for rollout.vllm.server, which is not given")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _only_what_applies(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = OF_THE_PROCESS if self.server else ("server", "exchange")
+        return {name: value for name, value in write(self).items() if name not in left_out}
+
+
+OF_THE_PROCESS = ("gpu_memory_utilization", "kv_cache_gib", "enforce_eager", "sleep")
+
+
+class RolloutOptions(Options):
+    """The sampling phase. Truncated sampling (top-k, top-p) does not exist here: the objectives assume the full softmax."""
+
+    engine: Literal["auto", "torch", "vllm"] = Field(
+        "auto",
+        description="auto is vllm for a named model on a GPU, where vLLM is installed and has the model; else torch",
+    )
+    prompts: PositiveInt = Field(16, le=10**6, description="P, prompts in a rollout batch")
+    group_size: int = Field(8, ge=2, le=10**5, description="G, completions of each prompt")
+    max_new_tokens: PositiveInt = Field(64, le=10**7)
+    temperature: PositiveFloat = Field(
+        1.0, description="applied by the sampler and by the policy's log-probabilities alike"
+    )
+    max_rows: PositiveInt = Field(1024, description="completions sampled at a time")
+    lag: NonNegativeInt = Field(
+        0,
+        le=100,
+        description="sample with the weights of so many rollout batches ago, as an asynchronous sampler does: staleness that is "
+        "not due to mu. Ratios are to these weights; checkpoints keep them",
+    )
+    vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
+
+    @model_validator(mode="after")
+    def _options_of_the_engine(self) -> Self:
+        if self.vllm is not None and self.engine == "torch":
+            raise ValueError(
+                "rollout.vllm is given, but rollout.engine = torch; set rollout.engine=vllm or leave it out"
+            )
+        return self
+
+
+class EpisodeOptions(Options):
+    """Episodes of several turns, for tasks with an environment. `rollout.max_new_tokens` is a turn's."""
+
+    turns: PositiveInt = Field(5, le=1000, description="k, turns of the policy")
+    proposals: PositiveInt = Field(2, le=1000, description="how many of them may propose a solution")
+    max_tokens: PositiveInt = Field(
+        4096, le=10**7, description="of a completion, what the policy reads between its turns included"
+    )
+    thinking: bool = Field(
+        False, description="for chat templates that have a choice: whether the policy thinks before a turn"
+    )
+    observation_chars: PositiveInt = Field(2000, description="of what a program prints, the rest is cut")
+    call_timeout: PositiveFloat = Field(30.0, le=86_400, description="seconds that a program may run in a turn")
+    memory_mib: PositiveInt = Field(512, le=2**22, description="memory of a program")
+    parallel: PositiveInt | None = Field(None, description="programs that run at a time; null: as many as cores")
