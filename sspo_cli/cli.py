@@ -89,7 +89,20 @@ def train_command(
     run: Annotated[
         str | None, typer.Option("--run", help="Name of the run's folder; default: method, gate, seed.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with --run from its last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue --run, by its name or folder, from its last checkpoint.")
+    ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN[@STEP]",
+            help="Start a new run from a run's checkpoint, its last one, @best or @STEP, with its options.",
+        ),
+    ] = None,
+    with_optimizer: Annotated[
+        bool, typer.Option("--with-optimizer", help="With --from: continue with the optimizer's moments, too.")
+    ] = False,
     dry_run: DryRun = False,
     device_memory: Annotated[
         float | None,
@@ -105,16 +118,29 @@ def train_command(
     shortcuts["objective.allow_any_gate"] = allow_any_gate or None
     shortcuts["objective.allow_any_method"] = allow_any_method or None
     flags = {key: value for key, value in shortcuts.items() if value is not None}
-    if run is not None:
+    if run is not None and not resume:
         check_name("--run", run)
     if resume and run is None:
-        raise UserError("--resume needs the run's name: --run NAME")
+        raise UserError("--resume needs the run's name or folder: --run RUN")
+    if resume and source is not None:
+        raise UserError("--resume continues a run, and --from starts a new one; give one of the two")
+    if with_optimizer and source is None:
+        raise UserError("--with-optimizer is for --from RUN, whose optimizer it continues with")
     if device_memory is not None and not dry_run:
         raise UserError("--device-memory is for --dry-run; a run looks at its device itself")
 
-    from sspo_cli.config import load_config, to_yaml
+    from sspo_cli.config import Given, to_yaml
+    from sspo_cli.forks import load_fork, options_to_resume, resolve_fork
+    from sspo_cli.named_runs import require_run
 
-    options = load_config(config or [], set_ or [], flags)
+    given = Given(config or [], set_ or [], flags)
+    if resume:
+        path = require_run(str(run), runs_dir)
+        options = options_to_resume(path, given)
+    elif source is not None:
+        options = load_fork(source, with_optimizer, given, runs_dir)
+    else:
+        options = resolve_fork(given.options(), runs_dir)
     if dry_run:
         print(redacted(to_yaml(options)), end="")
 
@@ -127,7 +153,7 @@ def train_command(
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
-        resume_run(runs_dir / str(run), options if config or set_ or flags else None, sys.argv)
+        resume_run(path, options, sys.argv)
     else:
         start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv)
 

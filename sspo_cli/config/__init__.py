@@ -14,7 +14,9 @@ from sspo_cli.config.data import (
 )
 from sspo_cli.config.explain import explain, option_named
 from sspo_cli.config.files import (
+    Given,
     differences,
+    fixed_differences,
     flatten,
     load_config,
     may_change,
@@ -31,6 +33,7 @@ from sspo_cli.config.options import (
     CheckpointOptions,
     ColdStartOptions,
     EvaluationOptions,
+    ForkOptions,
     LearningOptions,
     LoraOptions,
     ModelOptions,
@@ -54,6 +57,8 @@ __all__ = [
     "ColumnOptions",
     "EpisodeOptions",
     "EvaluationOptions",
+    "ForkOptions",
+    "Given",
     "LearningOptions",
     "LoraOptions",
     "ModelOptions",
@@ -70,6 +75,7 @@ __all__ = [
     "WandbOptions",
     "differences",
     "explain",
+    "fixed_differences",
     "flatten",
     "load_config",
     "may_change",

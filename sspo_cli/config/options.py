@@ -292,6 +292,17 @@ class WandbOptions(Options):
     tags: list[str] = []
 
 
+class ForkOptions(Options):
+    """Another run's checkpoint that this one starts from, in the place of the model's own weights."""
+
+    run: str = Field(min_length=1, description="the other run, by its name or folder")
+    step: NonNegativeInt | None = Field(None, description="of its checkpoint; null: the last")
+    optimizer: bool = Field(False, description="with the optimizer's moments, which otherwise start at 0")
+    fingerprint: str | None = Field(
+        None, description="of the checkpoint, filled in at the start; another one is refused"
+    )
+
+
 class RunOptions(Options):
     """A whole run: what `config.json` in its folder holds."""
 
@@ -316,6 +327,24 @@ class RunOptions(Options):
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     wandb: WandbOptions = WandbOptions()
+    fork: ForkOptions | None = Field(None, description="start from another run's checkpoint, as `--from` does")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fork_needs_no_cold_start(cls, values: Any) -> Any:
+        if not (isinstance(values, dict) and values.get("fork")):
+            return values
+        cold_start = values.get("cold_start", {})
+        return {**values, "cold_start": {"steps": 0, **cold_start}} if isinstance(cold_start, dict) else values
+
+    @model_validator(mode="after")
+    def _moments_are_of_the_weights(self) -> Self:
+        if self.fork and self.fork.optimizer and self.cold_start.steps:
+            raise ValueError(
+                f"fork.optimizer continues with moments that cold_start.steps = {self.cold_start.steps} would make stale; "
+                "set cold_start.steps=0, or leave out the optimizer"
+            )
+        return self
 
     @property
     def template(self) -> Template:
