@@ -1,4 +1,4 @@
-"""Runs that start from another run's checkpoint: which one, whether its weights fit, and what is recorded of it."""
+"""Start a run from the checkpoint of another run: find it, check that its weights fit, and describe it for config.json."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def _split(source: str, runs_dir: Path) -> tuple[Named, str]:
 def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
     """Return the options with the whole path of the run that is forked, its step and its fingerprint filled in.
 
-    Options without a fork are returned as they are. Raises UserError if there is no such run or checkpoint, if it is damaged
+    Options without a fork are returned unchanged. Raises UserError if there is no such run or checkpoint, if it is damaged
     or not the one with the recorded fingerprint, and if its weights or moments do not fit the options.
     """
     fork = options.fork

@@ -1,4 +1,4 @@
-"""What a user names on the command line: a run or a checkpoint, by its name or folder; a model that was measured."""
+"""Find the runs, checkpoints and measured models that a user names on the command line."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

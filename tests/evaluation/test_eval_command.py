@@ -299,7 +299,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         ([], "name what to measure"),
         (["one", "--completions", "mine.jsonl"], "name what to measure"),
         (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are graded as they are"),
-        ([""], "has an empty name"),
+        ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
         (["one", "-b", "file"], "benchmark file names no path"),
