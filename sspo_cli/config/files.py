@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from sspo_cli.config.explain import explain
 from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
+from sspo_cli.config.presets import find_config
 from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
 
@@ -46,7 +47,7 @@ def merge_config(
     over = nest(flags or {})
     for override in overrides:  # in whatever order they stand, all of them are meant together
         over = merge(over, _parse_override(override))
-    return merge_layers([*map(read_yaml, files), over])
+    return merge_layers([*map(read_yaml, map(find_config, files)), over])
 
 
 def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
