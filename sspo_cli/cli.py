@@ -1,5 +1,6 @@
 """The commands: parse, call, print. Heavy imports stay inside, so that `sspo --help` answers at once."""
 
+import json
 import os
 import sys
 from collections import Counter
@@ -131,11 +132,14 @@ def train_command(
     if device_memory is not None and not dry_run:
         raise UserError("--device-memory is for --dry-run; a run looks at its device itself")
 
-    from sspo_cli.config import load_config, to_yaml
+    from sspo_cli.config import load_config, merge_config, named_model_defaults, to_yaml
 
     options = load_config(config or [], set_ or [], flags)
     if dry_run:
         print(redacted(to_yaml(options)), end="")
+        if customary := named_model_defaults(merge_config(config or [], set_ or [], flags)):
+            values = ", ".join(f"{name}={json.dumps(value)}" for name, value in customary.items())
+            print(f"# not given, so as is customary for a named model: {values}")
 
         from sspo_cli.memory import preview_memory
 
@@ -197,9 +201,10 @@ def eval_command(
     if out and not completions:
         raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
 
-    from sspo_cli.config import load_config
+    from sspo_cli.config import merge_config, refuse_unread, validate
 
-    given = load_config(config or [], set_ or []) if config or set_ else None
+    refuse_unread(set_ or [], bool(completions))
+    given = merge_config(config or [], set_ or []) if config or set_ else None
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     changes = {name: value for name, value in conditions.items() if value is not None}
     if completions:
@@ -210,7 +215,7 @@ def eval_command(
 
         from sspo_cli.evaluation.recorded import grade_file
 
-        grade_file(completions, out, (given or load_config([], [])).answer_timeout)
+        grade_file(completions, out, validate(given or {}).answer_timeout)
         return
 
     from sspo_cli.evaluation.command import measure

@@ -151,7 +151,9 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         tmp_path / "grpo", "objective.method=grpo", "evaluation.every=3", evaluations=[*good, *math500, *held_out]
     )
     write_run(tmp_path / "grpo4", "objective.method=grpo", "seed=4", evaluations=[*good, *math500])
-    write_run(tmp_path / "other", "model.name=other", "tasks=[arithmetic]", evaluations=[evaluation(12, 50, n=100), *held_out])
+    write_run(
+        tmp_path / "other", "model.name=other", "tasks=[arithmetic]", evaluations=[evaluation(12, 50, n=100), *held_out]
+    )
     write_bare_model(tmp_path / "model", "org/name", [])
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.json").write_text("{")
