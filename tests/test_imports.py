@@ -20,7 +20,7 @@ ORDER = [
     {"evaluation", "report"},
     {"sweep", "run", "memory"},
     {"train"},
-    {"session", "usage"},
+    {"session", "usage", "small_commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -24,9 +24,11 @@ from sspo_cli.config.files import (
     merge_layers,
     nest,
     read_yaml,
+    refuse_unread,
     to_yaml,
     validate,
 )
+from sspo_cli.config.named import named_model_defaults
 from sspo_cli.config.options import (
     DEFAULT_METHOD,
     VALIDATION,
@@ -81,9 +83,11 @@ __all__ = [
     "may_change",
     "merge_config",
     "merge_layers",
+    "named_model_defaults",
     "nest",
     "option_named",
     "read_yaml",
+    "refuse_unread",
     "task_from_text",
     "to_yaml",
     "validate",

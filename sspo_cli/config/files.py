@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from sspo_cli.config.explain import explain
+from sspo_cli.config.explain import explain, option_named
 from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
+from sspo_cli.config.presets import find_config
 from sspo_cli.config.sampling import EpisodeOptions
 from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
@@ -30,6 +31,29 @@ MAY_CHANGE = {
     "threads",
 }
 MAY_CHANGE_WHOLLY = ("rollout.vllm", "checkpoint.", "wandb.")
+# What `sspo eval` reads of a model's options: how it is loaded, asked, sampled and checked.
+READ_BY_EVAL = (
+    *(
+        "model.revision",
+        "model.dtype",
+        "model.weights",
+        "model.attention",
+        "prompt",
+        "chat",
+        "episode",
+        "device",
+        "threads",
+    ),
+    *("evaluation.benchmarks", "evaluation.max_new_tokens", "evaluation.samples", "evaluation.temperature"),
+    *("rollout.engine", "rollout.vllm", "rollout.max_new_tokens", "rollout.max_rows", "answer_timeout"),
+)
+READ_BY_GRADING = ("answer_timeout",)
+INSTEAD_IN_EVAL = {
+    "model.name": "name the model as an argument, `sspo eval MODEL`",
+    "seed": "--seed is that of the sampling",
+    "rollout.temperature": "use --temperature",
+    "tasks": "benchmarks are named by -b",
+}
 MOST_PARTS = 10  # of a dotted key; the options have four
 NULLS = ("null", "Null", "NULL", "~")
 
@@ -53,7 +77,22 @@ def merge_config(
     over = nest(flags or {})
     for override in overrides:  # in whatever order they stand, all of them are meant together
         over = merge(over, _parse_override(override))
-    return merge_layers([*map(read_yaml, files), over])
+    return merge_layers([*map(read_yaml, map(find_config, files)), over])
+
+
+def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:
+    """Raise UserError for an override that `sspo eval` would not read, of a model or of recorded completions.
+
+    A config file may hold such options: it is one of training.
+    """
+    read = READ_BY_GRADING if of_recorded else READ_BY_EVAL
+    for key, _ in flatten(merge_config([], overrides)):
+        if option_named(key, RunOptions) != key or key in read or key.startswith(tuple(f"{name}." for name in read)):
+            continue  # validation reports what is no option
+        what = "the grading of recorded completions" if of_recorded else "an evaluation"
+        raise UserError(
+            f"-s {key} would be ignored: {what} does not read it; {INSTEAD_IN_EVAL.get(key, 'leave it out')}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

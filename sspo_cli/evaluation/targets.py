@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text
+from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text, validate
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Conditions
 from sspo_cli.named_runs import checkpoint_of, find_run, model_folder, step_of, whole
@@ -42,11 +42,13 @@ class Target:
         return str(local.resolve()) if local.exists() else self.name
 
 
-def find_target(name: str, checkpoint: str | None, given: RunOptions | None, runs_dir: Path) -> Target:
+def find_target(
+    name: str, checkpoint: str | None, given: RunOptions | Mapping[str, Any] | None, runs_dir: Path
+) -> Target:
     """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
 
-    The options `given` are a model's, or those of a run that it is measured like; a run has its own. Raises UserError for a
-    checkpoint that a run does not have, and for a model if a checkpoint is asked for.
+    `given` are a model's options before validation, or those of a run that it is measured like; a run has its own. Raises
+    UserError for a checkpoint that a run does not have, and for a model if a checkpoint is asked for.
     """
     if named := find_run(name, runs_dir):
         if named.checkpoint and checkpoint:
@@ -58,14 +60,29 @@ def find_target(name: str, checkpoint: str | None, given: RunOptions | None, run
         raise UserError(
             f"there is no run {name} in {runs_dir}, and a model has no checkpoints; leave out --checkpoint or correct the name"
         )
-    given = given or RunOptions()
-    revision = given.model.revision if given.model.name in (None, name) else None
-    options = given.model_copy(update={"model": given.model.model_copy(update={"name": name, "revision": revision})})
+    options = _options_of_model(name, given)
     target = Target(name, options, model_folder(name, runs_dir), None)
     path = target.folder / MODEL
     if path.exists() and (earlier := read_json(path, MEASURED_MODEL)["model"]) != target.model:
         raise UserError(f"{target.folder} holds the results of another model, {earlier}; choose another --runs-dir")
     return target
+
+
+def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -> RunOptions:
+    """Return the options of a model that no run has made, with the defaults of a named model.
+
+    A revision that was given belongs to another model if that is named along with it.
+    """
+    if isinstance(given, RunOptions):
+        revision = given.model.revision if given.model.name in (None, name) else None
+        model = given.model.model_copy(update={"name": name, "revision": revision})
+        return given.model_copy(update={"model": model})
+    values = dict(given or {})
+    model_values = values.get("model", {})
+    if not isinstance(model_values, dict):
+        return validate(values)  # which says what is wrong
+    revision = model_values.get("revision") if model_values.get("name") in (None, name) else None
+    return validate({**values, "model": {**model_values, "name": name, "revision": revision}})
 
 
 def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
