@@ -4,7 +4,8 @@ import json
 import os
 import sys
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from sspo_cli import __version__
-from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
+from sspo_cli.errors import UserError, check_name, command_line, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import refuse_several_ranks
 from sspo_cli.redaction import redacted
@@ -151,16 +152,17 @@ def train_command(
 
     from sspo_cli.config import Given, merge_config, named_model_defaults, to_yaml
     from sspo_cli.forks import load_fork, options_to_resume, resolve_fork
-    from sspo_cli.named_runs import require_run
+    from sspo_cli.named_runs import free_name, require_run
 
     given = Given(config or [], set_ or [], flags)
     if resume:
         path = require_run(str(run), runs_dir)
         options = options_to_resume(path, given)
-    elif source is not None:
-        options = load_fork(source, with_optimizer, given, runs_dir)
     else:
-        options = resolve_fork(given.options(), runs_dir)
+        is_fork = source is not None
+        options = load_fork(str(source), with_optimizer, given, runs_dir) if is_fork else given.options()
+        options = resolve_fork(options, runs_dir)
+        path = runs_dir / (run or free_name(runs_dir, options))
     if dry_run:
         print(redacted(to_yaml(options)), end="")
         is_new = not (resume or source)
@@ -168,18 +170,33 @@ def train_command(
             values = ", ".join(f"{name}={json.dumps(value)}" for name, value in customary.items())
             print(f"# not given, so as is customary for a named model: {values}")
 
-        from sspo_cli.memory import preview_memory
-
-        preview_memory(options, device_memory, lambda line: print(f"# {line}"))
+        _preview(options, path, resume, device_memory)
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
 
-    from sspo_cli.session import free_name, resume_run, start_run
+    from sspo_cli.session import resume_run, start_run
 
     if resume:
         resume_run(path, options, sys.argv)
     else:
-        start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv)
+        start_run(options, path, sys.argv)
+
+
+def _preview(options: Any, path: Path, resume: bool, device_memory: float | None) -> None:
+    """Examine a run that is not made, as YAML comments; of a run on another machine, its options and its memory alone."""
+    from sspo_cli.examination import objective_of
+    from sspo_cli.memory import preview_memory
+    from sspo_cli.session import preview_run
+
+    def note(line: str) -> None:
+        print(redacted(f"# {line}"))
+
+    if device_memory is None:
+        preview_run(options, path, resume, note)
+    else:
+        objective_of(options)
+        options.reward.scoring.check()
+    preview_memory(options, device_memory, note)
 
 
 @app.command("eval")
@@ -247,7 +264,8 @@ def eval_command(
 
     from sspo_cli.evaluation.command import measure
 
-    measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
+    with _naming_the_command():
+        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
 
 
 @app.command("sweep")
@@ -276,16 +294,30 @@ def sweep_command(
         raise UserError("--ray is empty; name auto, local or an address")
 
     from sspo_cli.config.presets import SWEEPS, find_config
+    from sspo_cli.examination import examine_trials
     from sspo_cli.sweep import load_sweep, place_for, print_trials, run_sweep
 
     config = find_config(config, SWEEPS)
 
     trials, folder = load_sweep(config, set_ or [], runs_dir, max_trials), runs_dir / (name or config.stem)
+    if ray is None:  # the machines of a cluster have other devices and packages
+        examine_trials([trial.options for trial in trials])
     if dry_run:
         print_trials(trials, folder)
         return
-    with place_for(trials, jobs, ray) as place:
+    with _naming_the_command(), place_for(trials, jobs, ray) as place:
         run_sweep(trials, folder, place, retries)
+
+
+@contextmanager
+def _naming_the_command() -> Iterator[None]:
+    """Write out the command if what ends it says that the same command continues."""
+    try:
+        yield
+    except (Interrupted, UserError) as error:
+        if "the same command" not in str(error):
+            raise
+        raise type(error)(f"{error}: {redacted(command_line('sspo', *sys.argv[1:]))}") from None
 
 
 @app.command("report")

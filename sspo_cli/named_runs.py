@@ -1,9 +1,11 @@
 """Find the runs, checkpoints and measured models that a user names on the command line."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sspo_cli.config import RunOptions
 from sspo_cli.errors import LONGEST_PATH, UserError
 from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
 from sspo_cli.tracking.files import read_json
@@ -41,6 +43,14 @@ def find_run(name: str, runs_dir: Path) -> Named | None:
         if of_a_run and NAME.fullmatch(path.name) and path.is_dir():
             return Named(path.parent.parent, path)
     return None
+
+
+def free_name(runs_dir: Path, options: RunOptions) -> str:
+    """Name a run that does not exist: `sspo-atanlog-seed0`, or with a number behind."""
+    words = [*options.objective.words, f"seed{options.seed}"]
+    name = "-".join(words).replace(":", ".")
+    candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
 
 def is_run(path: Path) -> bool:

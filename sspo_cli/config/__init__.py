@@ -14,6 +14,7 @@ from sspo_cli.config.data import (
 )
 from sspo_cli.config.explain import explain, option_named
 from sspo_cli.config.files import (
+    SWEEP_KEYS,
     Given,
     differences,
     fixed_differences,
@@ -50,6 +51,7 @@ from sspo_cli.config.sampling import EpisodeOptions, RolloutOptions, VllmOptions
 __all__ = [
     "DEFAULT_METHOD",
     "ENVIRONMENTS",
+    "SWEEP_KEYS",
     "TASK_NAMES",
     "VALIDATION",
     "BenchmarkOptions",

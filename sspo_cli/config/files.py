@@ -15,7 +15,7 @@ from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
 from sspo_cli.config.presets import find_config
 from sspo_cli.config.sampling import EpisodeOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, command_line
 from sspo_cli.redaction import redacted
 
 MAY_CHANGE = {
@@ -54,6 +54,7 @@ INSTEAD_IN_EVAL = {
     "rollout.temperature": "use --temperature",
     "tasks": "benchmarks are named by -b",
 }
+SWEEP_KEYS = ("options", "grid", "zip", "base", "best_of", "seeds", "blocks")  # none of them is an option of a run
 MOST_PARTS = 10  # of a dotted key; the options have four
 NULLS = ("null", "Null", "NULL", "~")
 
@@ -77,7 +78,17 @@ def merge_config(
     over = nest(flags or {})
     for override in overrides:  # in whatever order they stand, all of them are meant together
         over = merge(over, _parse_override(override))
-    return merge_layers([*map(read_yaml, map(find_config, files)), over])
+    return merge_layers([*map(_read_options, map(find_config, files)), over])
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    """Read a file of a run's options. Raises UserError for that of a sweep."""
+    values = read_yaml(file)
+    if of_a_sweep := [key for key in values if key in SWEEP_KEYS]:
+        raise UserError(
+            f"{file} is the file of a sweep, with {', '.join(of_a_sweep)}; run it by {command_line('sspo', 'sweep', '-c', file)}"
+        )
+    return values
 
 
 def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:

@@ -73,6 +73,15 @@ def demonstrations_of(
     return groups
 
 
+def check_demonstrations(demonstrations: Sequence[Group]) -> None:
+    """Raise UserError if there are none."""
+    if not demonstrations:
+        raise UserError(
+            "the tasks have no worked demonstrations for the cold start; name others in cold_start.tasks, such as a file of "
+            "{question, answer, demonstration} rows, or set cold_start.steps=0"
+        )
+
+
 def _worked_episode(prompt: Prompt, dialogue: Dialogue) -> Completion:
     """Make the completion of a worked episode, whose turns and answers alternate; what is only read has mask 0."""
     ids: list[int] = []
@@ -104,11 +113,7 @@ def cold_start(
 
     Raises UserError without demonstrations, Interrupted when asked to stop.
     """
-    if not demonstrations:
-        raise UserError(
-            "the tasks have no worked demonstrations for the cold start; name others in cold_start.tasks, such as a file of "
-            "{question, answer, demonstration} rows, or set cold_start.steps=0"
-        )
+    check_demonstrations(demonstrations)
     folder = cache / _key(policy, demonstrations, options)
     with border(f"the cold start cannot be kept in {cache}"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -230,10 +230,9 @@ def load_policy(
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
-    dtype = _compute_dtype(options, device)
+    dtype = compute_dtype(options, device)
     weights_dtype = dtype if options.lora else DTYPES[options.weights]
-    adapter = folder if folder is not None and (folder / "adapter_config.json").is_file() else None
-    source = str(folder) if folder is not None and adapter is None else options.name
+    source, adapter = source_of(options, folder)
     notes: list[str] = []
     if source is None:
         tokenizer = tiny_tokenizer(options.tiny.action_tags)
@@ -242,6 +241,20 @@ def load_policy(
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)
         model, notes = load_pretrained(source, revision, weights_dtype, options.attention)
+    check_tokenizer(tokenizer, source, chat_template)
+    return build_policy(model, tokenizer, options, device, dtype, adapter, notes)
+
+
+def source_of(options: ModelOptions, folder: Path | None) -> tuple[str | None, Path | None]:
+    """Return the name or folder of the model's weights, None for the embedded model, and the folder of a saved adapter."""
+    if folder is None:
+        return options.name, None
+    is_adapter = (folder / "adapter_config.json").is_file()
+    return (options.name, folder) if is_adapter else (str(folder), None)
+
+
+def check_tokenizer(tokenizer: Any, source: str | None, chat_template: str | None) -> None:
+    """Give the tokenizer the chat template, if there is one. Raises UserError if it has none, or no end of a sequence."""
     if chat_template:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
@@ -250,7 +263,6 @@ def load_policy(
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")
-    return build_policy(model, tokenizer, options, device, dtype, adapter, notes)
 
 
 def build_policy(
@@ -300,7 +312,8 @@ def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:
     ]
 
 
-def _compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
+def compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
+    """Return the dtype of the forward pass."""
     if options.dtype != "auto":
         return DTYPES[options.dtype]
     if device.type == "cuda" and torch.cuda.is_bf16_supported():

@@ -34,16 +34,18 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
 
 @contextmanager
 def explained_end(folder: RunFolder) -> Iterator[None]:
-    """Add to whatever ends a run early the command that continues it."""
+    """Add to whatever ends a run early the command that continues it; one that has not begun leaves nothing to continue."""
     command = command_line(*folder.resume_command)
     try:
         yield
     except Interrupted as error:
         raise Interrupted(f"{error}; {command} continues the run") from None
     except KeyboardInterrupt:
+        if not folder.begun:
+            raise Interrupted("stopped before the run began; nothing is written") from None
         raise Interrupted(f"ended at once, unsaved; {command} continues the run from its last checkpoint") from None
     except UserError as error:
-        if TRAIN in str(error):
+        if TRAIN in str(error) or not folder.begun:
             raise
         condition = "once there is room, " if says_disk_is_full(error) else ""
         raise UserError(f"{error}; {condition}{command} continues the run") from error

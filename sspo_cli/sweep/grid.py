@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sspo_cli.config import (
+    SWEEP_KEYS,
     Options,
     RunOptions,
     differences,
@@ -147,8 +148,14 @@ def load_sweep(
     chain = [*asked_for_by, file]
     if file.resolve() in {path.resolve() for path in asked_for_by}:
         raise UserError(f"best_of leads back to where it began: {' -> '.join(map(str, chain))}")
+    values = read_yaml(file)
+    if values and not values.keys() & set(SWEEP_KEYS) and values.keys() <= RunOptions.model_fields.keys():
+        raise UserError(
+            f"{file} holds the options of one run; {command_line('sspo', 'train', '-c', file)} starts it, and a sweep lists "
+            "values under `grid` and may have such a file as its `base`"
+        )
     try:
-        sweep = SweepOptions.model_validate(read_yaml(file))
+        sweep = SweepOptions.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{file}: {'; '.join(explain(error, SweepOptions))}") from None
     blocks = sweep.blocks

@@ -64,6 +64,7 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
     if trials failed for good, if the place was lost, if another process runs this sweep, or if the folder cannot be written
     or holds a trial with other options; Interrupted if stopped: the trials have saved their state then.
     """
+    check_trials(trials, folder)  # before a folder is made
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -71,7 +72,6 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
         raise UserError(f"sweep {folder} is being run by another process")
     with lock:
         remove_leftovers(folder)
-        check_trials(trials, folder)
         with Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
             try:
                 failed = _run_all(trials, folder, place, retries, view, interruption)

@@ -1,7 +1,7 @@
 """The console as a sink: a live view on a terminal, one plain line a step elsewhere. It never ends a run."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,17 @@ def console_sink(run: RunFolder, console: Console) -> Sink:
     """The live view where the terminal can draw it."""
     draws = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
     return LiveSink(run, console) if draws else PlainSink(console)
+
+
+class NoteSink(Sink):
+    """The notes of a dry run, each line of them to `write`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+
+    def note(self, text: str) -> None:
+        for line in text.splitlines():
+            self._write(printable(line))
 
 
 class PlainSink(Sink):

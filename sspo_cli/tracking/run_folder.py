@@ -1,10 +1,13 @@
 """A run is a folder, and the folder is the truth."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -75,6 +78,8 @@ class RunFolder:
         self.eval = path / "eval"
         self.summary_path = self.eval / "summary.json"
         self.questions_path = path / "questions.bin"
+        self.begun = True  # of a new run, whether it was checked and not refused
+        self._made: list[Path] = []  # the folders that `create` made, the run's own first
         self._lock = FileLock(path / ".lock")
 
     @classmethod
@@ -87,12 +92,13 @@ class RunFolder:
         something else, is being written by another process, or cannot be written.
         """
         run = cls(path)
+        run.begun = False
+        run._made = [folder for folder in (path, *path.parents) if not folder.exists()]
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
         run._acquire()  # before looking, so that the second process that creates the same run is refused
         try:
-            if any(not entry.name.startswith(".") for entry in path.iterdir()) and not run._came_to_nothing():
-                raise UserError(f"run {path} exists; choose another --run or add --resume")
+            check_free(path)
             content = {
                 "options": redacted(config.model_dump(mode="json")),
                 "command": redacted(list(command)),
@@ -354,7 +360,8 @@ class RunFolder:
         write_json_atomic(self.best_path, {name: best.get(name) for name in ("step", "pass_at_1", "n")})
         return best["step"]
 
-    def _came_to_nothing(self) -> bool:
+    def came_to_nothing(self) -> bool:
+        """Whether the run failed before its first step, so that another may take its place."""
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:
@@ -366,8 +373,18 @@ class RunFolder:
         return self._lock.is_locked
 
     def close(self) -> None:
-        """Lets go of the lock."""
+        """Let go of the lock. A new run that has not begun leaves nothing."""
+        if not self.begun and self.path in self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+            for folder in self._made[1:]:
+                with suppress(OSError):  # it holds another run by now
+                    folder.rmdir()
         self._lock.release()
+
+    def check_unwritten(self) -> None:
+        """Raise UserError if another process writes the run."""
+        if self.is_being_written():
+            raise UserError(f"run {self.path} is being written by another process; wait for it or choose another --run")
 
     def __enter__(self) -> Self:
         return self
@@ -385,6 +402,19 @@ class RunFolder:
         with explain_os_errors("clean", self.path):
             for folder in (self.path, self.checkpoints):
                 remove_leftovers(folder)
+
+
+def check_free(path: Path) -> None:
+    """Raise UserError if a new run cannot be made in a folder: it holds something, or no folder can be made there."""
+    with explain_os_errors("create", path):
+        is_empty = not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir())
+        above = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not is_empty and not RunFolder(path).came_to_nothing():
+            raise UserError(f"run {path} exists; choose another --run or add --resume")
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(above, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,0 +1,260 @@
+"""Examine a run before it begins: everything about it that is known without its weights."""
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sspo_cli.config import ENVIRONMENTS, VALIDATION, EpisodeOptions, EvaluationOptions, RunOptions, TaskOptions
+from sspo_cli.environments.environment import Environment
+from sspo_cli.errors import UserError
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
+from sspo_cli.memory import check_memory, device_here
+from sspo_cli.model_check import check_reach, check_structure
+from sspo_cli.objectives import Objective, build_objective
+from sspo_cli.policy.cold_start import check_demonstrations, demonstrations_of
+from sspo_cli.policy.model import Policy, resolve_device
+from sspo_cli.policy.optimizer import adamw_8bit
+from sspo_cli.policy.outline import outline_policy
+from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
+from sspo_cli.rewards import AnswerChecker
+from sspo_cli.rollout import samples_by_torch
+from sspo_cli.rollout.episodes import Stage
+from sspo_cli.rollout.vllm_server import VllmServer
+from sspo_cli.tasks import load_problems
+from sspo_cli.tasks.contamination import Overlap, decontaminate, find_overlaps
+from sspo_cli.tasks.validation import hold_out, without
+from sspo_cli.tracking.tracker import Tracker
+from sspo_cli.types import Group, Problem, Prompt
+
+RENDERED_AT_A_TIME = 256  # problems between two signs of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The problems of a run, rendered.
+
+    prompts         to train on, of each task
+    benchmarks      to measure on, the validation problems first
+    left_out        training problems that a benchmark asks
+    overlaps        of tasks and benchmarks, whether left out or not
+    demonstrations  that the cold start learns from, if there is one to come
+    demonstrated    their problems, if they are of the cold start's tasks and not of the run's
+    their_overlaps  of these and benchmarks
+    longest         tokens that a prompt and its completion may have together
+    """
+
+    prompts: list[list[Prompt]]
+    benchmarks: list[Benchmark]
+    left_out: list[Problem]
+    overlaps: list[Overlap]
+    demonstrations: list[Group]
+    demonstrated: list[Problem]
+    their_overlaps: list[Overlap]
+    longest: int
+
+
+def objective_of(options: RunOptions) -> Objective:
+    """Build the objective. Raises UserError for a method or a gate that breaks the paper's conditions."""
+    limit = options.rollout.max_new_tokens
+    if options.episode and any(task.name in ENVIRONMENTS for task in options.tasks):
+        limit = options.episode.max_tokens
+    return build_objective(**options.objective.model_dump(), token_limit=limit)
+
+
+def examine(
+    options: RunOptions,
+    tracker: Tracker,
+    checker: AnswerChecker,
+    environments: Mapping[str, Environment],
+    folder: Path | None,
+    needs_cold_start: bool,
+) -> Rendered | None:
+    """Examine options as far as it goes without weights; None for a model that cannot be laid out without them.
+
+    `folder` is a checkpoint that is opened instead of the model's own weights. Raises UserError for the first thing that
+    is wrong.
+    """
+    device = examine_options(options)
+    check_memory(options, device_here(options, device), tracker.note, folder)
+    limit = check_structure(
+        options.model, tracker.note, samples=samples_by_torch(options.rollout, device), folder=folder
+    )
+    policy = outline_policy(options.model, device, folder, options.chat.template)
+    if policy is None:
+        return None
+    stage = Stage.of(environments, options.episode or EpisodeOptions(), policy)
+    rendered = render_all(options, policy, stage, checker, tracker, needs_cold_start)
+    check_reach(limit, rendered.longest, str(options.model.name))
+    vllm = options.rollout.vllm
+    if vllm and vllm.server:
+        server = VllmServer(policy, vllm, options.rollout.max_rows, options.rollout.temperature)
+        server.check_capacity(rendered.longest)
+        server.client.close()
+    return rendered
+
+
+def examine_options(options: RunOptions) -> torch.device:
+    """Check what needs neither model nor data, and return the device.
+
+    Raises UserError for sizes that do not fit the machine, a device, an engine or a package that is not here, and a function
+    of the user that cannot be loaded or breaks the paper's conditions.
+    """
+    objective_of(options)
+    options.reward.scoring.check()
+    check_sizes(options)
+    device = resolve_device(options.device)
+    if options.optimizer.eight_bit:
+        adamw_8bit()
+    uses_vllm = options.rollout.engine == "vllm" and not (options.rollout.vllm and options.rollout.vllm.server)
+    if uses_vllm and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "rollout.engine = vllm cannot be used: vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs; for CPUs see the "
+            "README); set rollout.engine=torch"
+        )
+    if options.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attention = flash_attention_2 needs flash-attn, which is not installed; use model.attention=sdpa"
+        )
+    if options.wandb.mode == "online":
+        _check_login()
+    return device
+
+
+def examine_trials(trials: Sequence[RunOptions]) -> None:
+    """Examine what the trials of a sweep differ in and share, as far as it needs no network. Raises UserError as `examine`."""
+    for options in {options.model_copy(update={"seed": 0}).model_dump_json(): options for options in trials}.values():
+        examine_options(options)
+    tasks = [
+        task
+        for options in trials
+        for task in (*options.tasks, *options.evaluation.benchmarks, *options.cold_start.tasks)
+    ]
+    for task in {task.model_dump_json(): task for task in tasks}.values():
+        if task.path and (Path(task.path).suffix or task.path.startswith((".", "/", "~"))):
+            load_problems(task.name, path=task.path, split=task.split, limit=1, layout=task.layout)
+
+
+def _check_login() -> None:
+    import netrc  # only a run with wandb needs it
+
+    if os.environ.get("WANDB_API_KEY"):
+        return
+    try:
+        hosts = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        hosts = {}
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].strip("/")
+    if host not in hosts:
+        raise UserError(
+            "wandb.mode = online needs a login at wandb, and there is none; run `wandb login`, set WANDB_API_KEY, or set "
+            "wandb.mode=offline"
+        )
+
+
+def render_all(
+    options: RunOptions,
+    policy: Policy,
+    stage: Stage,
+    checker: AnswerChecker,
+    tracker: Tracker,
+    needs_cold_start: bool,
+) -> Rendered:
+    """Read the problems to train and to measure on, hold the validation problems out, render and check all of them.
+
+    The policy may be an outline. Raises UserError for data that cannot be read, for a prompt that does not fit the model, if
+    a perfect completion does not earn its reward, and for a cold start without demonstrations.
+    """
+    task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
+    to_measure = _problems_by_task(evaluation.benchmarks)
+    problems, left_out, overlaps = _apart(options.tasks, to_measure, evaluation, tracker)
+    problems, held_out = hold_out(problems, task_weights, evaluation.validation)
+    if not evaluation.decontaminate:  # a checkpoint chosen by a benchmark's problems is no less contaminated
+        names = [task.label for task in evaluation.benchmarks]
+        overlaps += find_overlaps([(VALIDATION, held_out)], list(zip(names, to_measure, strict=True)))
+    prompts = _render_by_task(problems, options, policy, stage, tracker)
+    measured: list[tuple[str, str, int | None, str | None]] = [
+        (task.label, task.split, task.max_new_tokens, task.path) for task in evaluation.benchmarks
+    ]
+    if held_out:
+        measured, to_measure = [(VALIDATION, VALIDATION, None, None), *measured], [held_out, *to_measure]
+    rendered = _render_by_task(to_measure, options, policy, stage, tracker)
+    benchmarks = [
+        Benchmark(name, split, prompts, limit, path)
+        for (name, split, limit, path), prompts in zip(measured, rendered, strict=True)
+    ]
+    longest = _check(options, policy, stage, prompts, benchmarks, checker, tracker)
+    demonstrated: list[Problem] = []
+    their_overlaps: list[Overlap] = []
+    groups: list[Group] = []
+    if needs_cold_start:
+        shown = prompts
+        if options.cold_start.tasks:
+            of_tasks, _, their_overlaps = _apart(
+                options.cold_start.tasks, to_measure[bool(held_out) :], evaluation, tracker
+            )
+            of_tasks = [without(of_task, held_out) for of_task in of_tasks]
+            demonstrated = list(itertools.chain(*of_tasks))
+            shown = _render_by_task(of_tasks, options, policy, stage, tracker)
+        groups = demonstrations_of(list(itertools.chain(*shown)), policy, stage.dialogue, stage.options.max_tokens)
+        check_demonstrations(groups)
+    return Rendered(prompts, benchmarks, left_out, overlaps, groups, demonstrated, their_overlaps, longest)
+
+
+def _apart(
+    tasks: Sequence[TaskOptions], asked: Sequence[Sequence[Problem]], evaluation: EvaluationOptions, tracker: Tracker
+) -> tuple[list[list[Problem]], list[Problem], list[Overlap]]:
+    """Read the problems of tasks, and leave out what the benchmarks ask, unless the options keep it; says what that is."""
+    problems = [(task.label, of_task) for task, of_task in zip(tasks, _problems_by_task(tasks), strict=True)]
+    benchmarks = [(task.label, of_task) for task, of_task in zip(evaluation.benchmarks, asked, strict=True)]
+    overlaps = find_overlaps(problems, benchmarks)
+    for overlap in overlaps:
+        tracker.note(overlap.sentence(left_out=evaluation.decontaminate))
+    left, left_out = decontaminate(problems, itertools.chain(*asked) if evaluation.decontaminate else ())
+    return left, left_out, overlaps
+
+
+def _check(
+    options: RunOptions,
+    policy: Policy,
+    stage: Stage,
+    prompts: Sequence[Sequence[Prompt]],
+    benchmarks: Sequence[Benchmark],
+    checker: AnswerChecker,
+    tracker: Tracker,
+) -> int:
+    """Return the longest prompt with its completion. Raises UserError for what would fail later: lengths and rewards."""
+    longest = check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy, stage)
+    for benchmark in benchmarks:
+        sampled = Conditions.of(options).on(benchmark).max_new_tokens
+        longest = max(longest, check_lengths(benchmark.prompts, sampled, policy, stage))
+    for of_task in prompts:
+        check_rewards(policy.tokenizer, of_task[0], checker, options.reward.scoring, stage, tracker.note)
+    return longest
+
+
+def _problems_by_task(tasks: Sequence[TaskOptions]) -> list[list[Problem]]:
+    return [
+        load_problems(task.name, path=task.path, split=task.split, limit=task.limit, layout=task.layout)
+        for task in tasks
+    ]
+
+
+def _render_by_task(
+    problems_by_task: Sequence[Sequence[Problem]], options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker
+) -> list[list[Prompt]]:
+    template = options.template
+    prompts_by_task: list[list[Prompt]] = []
+    with tracker.stage("rendering prompts", sum(map(len, problems_by_task))):
+        for problems in problems_by_task:
+            prompts: list[Prompt] = []
+            for start in range(0, len(problems), RENDERED_AT_A_TIME):
+                part = problems[start : start + RENDERED_AT_A_TIME]
+                prompts += [stage.render(problem, template, policy.tokenizer) for problem in part]
+                tracker.advance(len(part))
+            prompts_by_task.append(prompts)
+    return prompts_by_task
