@@ -1,8 +1,8 @@
 """The task of the second study: chains of three to five operands such as `12-5+8-1`, made here and nowhere stored.
 
-The demonstrations of the cold start come from a teacher with four bad habits, each with questions of its own in which it can do
-harm. So a cold-started policy can calculate, but does several things wrong more often than right, and reinforcement learning can
-correct each of them on its own. Development, study and cold start have problems of their own.
+The demonstrations of the cold start come from a teacher with four bad habits, each of which can do harm in some questions. So a
+cold-started policy can calculate, but does several things wrong more often than right, and reinforcement learning can correct
+each of them separately. Development, study and cold start share no problem.
 """
 
 import hashlib
