@@ -16,7 +16,6 @@ PENDING: set[str] = {
     "interruption.py",
     "policy",
     "preflight.py",
-    "report",
     "rollout",
     "run",
     "session.py",

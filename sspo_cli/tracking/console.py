@@ -1,4 +1,4 @@
-"""The console as a sink: a live view on a terminal, one plain line a step elsewhere. It never ends a run."""
+"""The console sinks: a live view on a terminal, otherwise one plain line per step. They never end a run."""
 
 import time
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from sspo_cli.tracking.text import duration, number, pass_at_1, printable, rewar
 
 
 def console_sink(run: RunFolder, console: Console) -> Sink:
-    """The live view where the terminal can draw it."""
+    """Return the live view if the terminal can draw it, otherwise plain lines."""
     draws = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
     return LiveSink(run, console) if draws else PlainSink(console)
 
 
 class PlainSink(Sink):
-    """For logs and pipes: short, aligned, no colours."""
+    """Short aligned lines without colours, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._file = console.file
@@ -63,11 +63,11 @@ class PlainSink(Sink):
         self._say(text)
 
     def finish(self, state: State, reason: str | None) -> None:
-        self._say(state)  # the reason is for the command to tell
+        self._say(state)  # the command reports the reason
 
     def _say(self, text: str) -> None:
         encoding = getattr(self._file, "encoding", None) or "utf-8"
         try:
             print(printable(text).encode(encoding, "replace").decode(encoding), file=self._file, flush=True)
-        except OSError:  # the reader of the pipe has gone; the run folder still hears
+        except OSError:  # the reader of the pipe is gone; the run continues and writes its folder
             return
