@@ -19,7 +19,6 @@ PENDING: set[str] = {
     "rollout",
     "run",
     "session.py",
-    "sweep",
     "tracking",
     "types.py",
 }
