@@ -34,6 +34,8 @@ class RunState:
     timeouts   answer checks that ran out of time so far
     skipped    steps skipped so far because of a NaN loss or gradient
     bad_steps  consecutive skipped steps up to now
+    learned    a rollout batch has had a gradient
+    alike      consecutive rollout batches without a gradient up to now
 
     recent_weights  trained weights at the start of the current rollout and of the `rollout.lag` ones before, oldest first
     """
@@ -47,6 +49,8 @@ class RunState:
     timeouts: int = 0
     skipped: int = 0
     bad_steps: int = 0
+    learned: bool = False
+    alike: int = 0
     recent_weights: list[list[Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,8 +74,9 @@ class RunState:
 class Run:
     """The components of the training loop.
 
-    prompts  prompts of each task
-    stage    environments in which episodes are played
+    prompts     prompts of each task
+    stage       environments in which episodes are played
+    keep_going  continue even if nothing is learned
     """
 
     options: RunOptions
@@ -87,3 +92,4 @@ class Run:
     tracker: Tracker
     interruption: Interruption
     state: RunState = field(default_factory=RunState)
+    keep_going: bool = False
