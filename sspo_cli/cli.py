@@ -124,6 +124,10 @@ def train_command(
     with_optimizer: Annotated[
         bool, typer.Option("--with-optimizer", help="With --from: continue with the optimizer's moments, too.")
     ] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Do not stop if no group's rewards ever differ, so that nothing is learned."),
+    ] = False,
     dry_run: DryRun = False,
     device_memory: Annotated[
         float | None,
@@ -177,9 +181,9 @@ def train_command(
     from sspo_cli.session import resume_run, start_run
 
     if resume:
-        resume_run(path, options, sys.argv)
+        resume_run(path, options, sys.argv, keep_going)
     else:
-        start_run(options, path, sys.argv)
+        start_run(options, path, sys.argv, keep_going)
 
 
 def _preview(options: Any, path: Path, resume: bool, device_memory: float | None) -> None:

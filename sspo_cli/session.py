@@ -41,8 +41,10 @@ from sspo_cli.train import train
 COLD_STARTS = "cold-starts"  # a folder next to the runs, shared by them
 
 
-def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
-    """Examine options, make a new run in `path` and train it. A fork in the options is a resolved one.
+def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_going: bool = False) -> None:
+    """Examine options, make a new run in `path` and train it, with `keep_going` even if nothing is learned.
+
+    A fork in the options is a resolved one.
 
     Raises UserError if the run exists, if it is refused, which leaves no folder, or if it cannot continue; Interrupted when
     stopped.
@@ -50,14 +52,15 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
     check_free(path)
     torch.set_num_threads(options.threads)
     with _opened(options) as opened:
-        rendered = _examine_new(options, path, opened, Tracker([PlainSink(Console())]))
+        notes: list[str] = []
+        rendered = _examine_new(options, path, opened, Tracker([PlainSink(Console()), NoteSink(notes.append)]))
         if opened.interruption.requested:
             raise Interrupted("stopped before the run began; nothing is written")
         with RunFolder.create(path, options, command, origin_of(options)) as folder:
-            _run(folder, options, opened, rendered)
+            _run(folder, options, opened, keep_going, rendered, notes)
 
 
-def resume_run(path: Path, options: RunOptions | None, command: Sequence[str]) -> None:
+def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], keep_going: bool = False) -> None:
     """Continue a run from its last whole checkpoint, or from the start if there is none.
 
     `options` differ from those that it was started with only in what `fixed_differences` allows; None: not at all. Raises
@@ -68,7 +71,7 @@ def resume_run(path: Path, options: RunOptions | None, command: Sequence[str]) -
         check_resumable(folder, options)
         torch.set_num_threads(options.threads)
         with _opened(options) as opened:
-            _run(folder, options, opened, resumed_by=command)
+            _run(folder, options, opened, keep_going, resumed_by=command)
 
 
 def preview_run(options: RunOptions, path: Path, is_resumed: bool, note: Callable[[str], object]) -> None:
@@ -115,13 +118,16 @@ def _run(
     folder: RunFolder,
     options: RunOptions,
     opened: _Opened,
+    keep_going: bool,
     rendered: Rendered | None = None,
+    notes: Sequence[str] = (),
     resumed_by: Sequence[str] | None = None,
 ) -> None:
-    """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
-    with explained_end(folder), open_tracker(folder, options) as tracker:
+    """Train, and end every sink as the run ends. `notes` are of its examination, `resumed_by` is the command of a resumed run."""
+    with explained_end(folder), open_tracker(folder, options, earlier=notes) as tracker:
         with explained_full_memory(folder, options), explained_compiler_errors():
-            train(prepare(folder, options, tracker, opened, rendered, resumed_by))
+            run = prepare(folder, options, tracker, opened, rendered, resumed_by)
+            train(replace(run, keep_going=keep_going))
         with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")

@@ -16,6 +16,7 @@ from sspo_cli.tasks.rows import Layout
 TaskName = Literal[
     "arithmetic",
     "calculator",
+    "chains",
     "calculator-two",
     "gsm8k",
     "deepmath",
