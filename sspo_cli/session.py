@@ -57,6 +57,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
         if opened.interruption.requested:
             raise Interrupted("stopped before the run began; nothing is written")
         with RunFolder.create(path, options, command, origin_of(options)) as folder:
+            folder.begun = False  # until it is checked on its weights
             _run(folder, options, opened, keep_going, rendered, notes)
 
 

@@ -11,6 +11,7 @@ from sspo_cli.config import VllmOptions, differences, load_config
 from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
 from sspo_cli.rollout.vllm_server import VllmServer
+from sspo_cli.tracking.run_folder import RunFolder
 
 ADDRESS = "http://user:SECRET@node:8000"
 KEPT = "http://***@node:8000"
@@ -53,15 +54,20 @@ def test_a_run_keeps_and_prints_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     command = ("train", "--runs-dir", tmp_path, "--run", "a")
     done = sspo(*command, "-s", f"rollout.vllm.exchange={tmp_path}", **options)
     assert_told(done, f"the vLLM server {KEPT} does not answer")
+    assert not (tmp_path / "a").exists()
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in options.items()]
+    config = load_config(overrides=[*overrides, f"rollout.vllm.exchange={tmp_path}"])
+    RunFolder.create(tmp_path / "a", config, ["sspo", "train", *overrides]).close()
     again = sspo(*command, "--resume")
     assert_told(again, "set SSPO_VLLM_CREDENTIALS=user:password")
     monkeypatch.setenv("SSPO_VLLM_CREDENTIALS", "user:SECRET")
     third = sspo(*command, "--resume")
     assert_told(third, "the vLLM server http://***@node:8000 does not answer")
     assert asked[0] == httpx.BasicAuth("user", "SECRET")._auth_header
-    assert asked == [asked[0], asked[0]]  # by the address, and by the environment
+    assert asked == [asked[0]] * 2  # by the address, and by the environment
     dry = sspo("train", "--dry-run", "-s", f"rollout.vllm.exchange={tmp_path}", **options)
     assert KEPT in dry.stdout
+    assert dry.stderr == done.stderr
     for said in (done, again, third, dry):
         assert "SECRET" not in said.stdout + said.stderr
     for path in tmp_path.rglob("*"):

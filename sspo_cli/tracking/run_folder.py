@@ -94,7 +94,6 @@ class RunFolder:
         something else, is being written by another process, or cannot be written.
         """
         run = cls(path)
-        run.begun = False
         run._made = [folder for folder in (path, *path.parents) if not folder.exists()]
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)

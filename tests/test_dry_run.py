@@ -1,0 +1,107 @@
+"""What is wrong with a run is reported by `--dry-run` as by its start, which leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import assert_told, sspo
+
+from sspo_cli.errors import UserError
+
+SMALL = """
+steps: 1
+model: {tiny: {hidden_size: 16, heads: 1, layers: 1, intermediate_size: 16}}
+rollout: {prompts: 2, group_size: 2, max_new_tokens: 8}
+cold_start: {steps: 0}
+tasks: [{name: arithmetic, limit: 20}]
+evaluation: {benchmarks: []}
+"""
+ROW = json.dumps({"question": "1+1", "answer": "2"}) + "\n"
+FILES = {
+    "small.yaml": SMALL,
+    "sweep.yaml": "grid: {steps: [1, 2]}",
+    "one.jsonl": ROW,
+    "half.jsonl": ROW + '{"question": "1+2"}\n',
+    "empty.jsonl": "",
+    "broken.jinja": "{{ nothing.at.all }}",
+    "mine.py": "def straight(log_ratio, tau):\n    return log_ratio\n",
+    "file": "",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files of all kinds, and a run of the name `taken`."""
+    place = tmp_path_factory.mktemp("place")
+    for name, content in FILES.items():
+        (place / name).write_text(content)
+    (place / "runs" / "taken").mkdir(parents=True)
+    (place / "runs" / "taken" / "notes.txt").write_text("mine")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-s", "prompt=think-anser"], "did you mean think-answer?"),
+        (["-s", "device=cuda:7"], "device = cuda:7 is not available here"),
+        (["-s", "tasks=[half.jsonl]"], "half.jsonl, line 2"),
+        (["-s", "tasks=[empty.jsonl]"], "no problems in empty.jsonl"),
+        (["-s", "tasks=[{name: arithmetic, split: dev}]"], "has no split dev"),
+        (["-s", "evaluation.benchmarks=[gone.jsonl]"], "gone.jsonl does not exist"),
+        (["-s", "evaluation.validation=999"], "evaluation.validation = 999 would hold out"),
+        (["-s", "tasks=[one.jsonl]", "-s", "cold_start.steps=2"], "no worked demonstrations"),
+        (["-s", "cold_start={steps: 2, tasks: [gone.jsonl]}"], "gone.jsonl does not exist"),
+        (["-s", "rollout.max_new_tokens=2000"], "the model's context is 1024"),
+        (["--gate", "mine:straight"], "breaks condition (iii)"),
+        (["-s", "reward.function=mine:nothing"], "has no function nothing"),
+        (["-s", "rollout.engine=vllm"], "rollout.engine = vllm cannot be used"),
+        (["-s", "rollout.vllm={server: 'http://127.0.0.1:9', exchange: x}"], "does not answer"),
+        (["-s", "model.kernels=liger"], "model.kernels = liger needs"),
+        (["-s", "model.attention=flash_attention_2"], "needs flash-attn"),
+        (["-s", "model.lora.targets=[nowhere]"], "has no such layer"),
+        (["-s", "model.name=no/model"], "model.name = no/model cannot be loaded"),
+        (["-s", "chat.template=broken.jinja"], "the chat template refuses"),
+        (["-s", "wandb.mode=online"], "needs a login at wandb"),
+        (["-c", "sweep.yaml"], "is the file of a sweep, with grid; run it by `sspo sweep -c sweep.yaml`"),
+        (["--run", "taken"], "run runs/taken exists"),
+        (["--runs-dir", "file/runs"], "cannot create file/runs/new: Not a directory"),
+        (["--from", "taken"], "there is no run taken"),
+    ],
+)
+def test_a_dry_run_says_what_the_start_says_and_neither_leaves_anything(
+    place: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("NETRC", str(place / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    before = sorted(path for path in place.rglob("*") if path.name != "__pycache__" and path.suffix != ".pyc")
+    given = ["train", "-c", "small.yaml", "--run", "new", *words]
+    start, dry = sspo(*given), sspo(*given, "--dry-run")
+    assert_told(start, said)
+    assert (dry.returncode, dry.stderr) == (start.returncode, start.stderr)
+    assert sorted(path for path in place.rglob("*") if path.name != "__pycache__" and path.suffix != ".pyc") == before
+
+
+def test_a_run_whose_weights_are_refused_leaves_nothing_either(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also not the folder of runs that it would have been the first in, nor what wandb keeps."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("the weights are not finite")
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sspo_cli.session.check_model", refuse)
+    done = sspo("train", "-c", "small.yaml", "--runs-dir", "other/runs", "-s", "wandb.mode=offline")
+    assert done.stderr == "sspo: the weights are not finite\n"
+    assert not (place / "other").exists()
+
+
+def test_commands_point_to_one_another_for_the_other_s_file(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    assert_told(sspo("sweep", "-c", "small.yaml"), "holds the options of one run; `sspo train -c small.yaml` starts it")
+    before = sorted(place.iterdir())
+    (place / "bad.yaml").write_text("options: {tasks: [gone.jsonl]}")
+    for more in ([], ["--dry-run"]):
+        assert_told(sspo("sweep", "-c", "bad.yaml", *more), "gone.jsonl does not exist")
+    (place / "bad.yaml").unlink()
+    assert sorted(place.iterdir()) == before
