@@ -1,4 +1,4 @@
-"""Sentences for options that do not validate, with the nearest valid name for a misspelt one."""
+"""Messages for options that do not validate, with the nearest valid name for a misspelt one."""
 
 import difflib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             yield f"unknown option `{path}`{_did_you_mean(item['loc'], root)}"
-        elif item["type"] == "value_error":  # raised by our own validators, a sentence already
+        elif item["type"] == "value_error":  # from our own validators, already a sentence
             yield str(item["ctx"]["error"])
         else:
             value, message = shorten(repr(item["input"]), LONGEST_VALUE), item["msg"]
@@ -32,7 +32,7 @@ def option_named(name: str, root: type[BaseModel]) -> str | None:
 
 
 def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str:
-    """Name the same option in another section, else the nearest one in the same section, else the nearest anywhere."""
+    """Suggest the same option in another section, or the nearest in the same section, or the nearest anywhere."""
     section = root
     prefix: list[str] = []
     for part in location[:-1]:
@@ -50,7 +50,7 @@ def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str
 
 
 def nested_section(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Find the section class that a field holds, directly, in a list or as an optional."""
+    """Return the section class of a field, directly, in a list or optional; None if it has none."""
     annotation = section.model_fields[name].annotation if name in section.model_fields else None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
