@@ -70,8 +70,9 @@ class RunState:
 class Run:
     """What the loop works with.
 
-    prompts  of each task
-    stage    what episodes are played with
+    prompts    of each task
+    stage      what episodes are played with
+    reference  weights of the reference policy; None without a KL penalty
     """
 
     options: RunOptions
@@ -87,3 +88,4 @@ class Run:
     tracker: Tracker
     interruption: Interruption
     state: RunState = field(default_factory=RunState)
+    reference: Sequence[Tensor] | None = None
