@@ -123,6 +123,10 @@ def train_command(
     with_optimizer: Annotated[
         bool, typer.Option("--with-optimizer", help="With --from: continue with the optimizer's moments, too.")
     ] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Do not stop if no group's rewards ever differ, so that nothing is learned."),
+    ] = False,
     dry_run: DryRun = False,
     device_memory: Annotated[
         float | None,
@@ -177,9 +181,9 @@ def train_command(
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
-        resume_run(path, options, sys.argv)
+        resume_run(path, options, sys.argv, keep_going)
     else:
-        start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv)
+        start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv, keep_going)
 
 
 @app.command("eval")

@@ -55,18 +55,20 @@ COLD_STARTS = "cold-starts"  # a folder next to the runs, shared by them
 RENDERED_AT_A_TIME = 256  # problems between two signs of progress
 
 
-def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
-    """Make a new run in `path` and trains it. A fork in the options is a resolved one.
+def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_going: bool = False) -> None:
+    """Make a new run in `path` and trains it, with `keep_going` even if nothing is learned.
+
+    A fork in the options is a resolved one.
 
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
     _objective(options)  # refuses a gate before a folder is made
     options.reward.scoring.check()
     with RunFolder.create(path, options, command, origin_of(options)) as folder:
-        _run(folder, options)
+        _run(folder, options, keep_going)
 
 
-def resume_run(path: Path, options: RunOptions | None, command: Sequence[str]) -> None:
+def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], keep_going: bool = False) -> None:
     """Continue a run from its last whole checkpoint, or from the start if there is none.
 
     `options` differ from those that it was started with only in what `fixed_differences` allows; None: not at all. Raises
@@ -75,7 +77,7 @@ def resume_run(path: Path, options: RunOptions | None, command: Sequence[str]) -
     with RunFolder.resume(path) as folder:
         options = options or folder.config
         check_resumable(folder, options)
-        _run(folder, options, command)
+        _run(folder, options, keep_going, command)
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
@@ -86,7 +88,7 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
     return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
 
-def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | None = None) -> None:
+def _run(folder: RunFolder, options: RunOptions, keep_going: bool, resumed_by: Sequence[str] | None = None) -> None:
     """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
     with explained_end(folder), ExitStack() as stack:
         interruption = stack.enter_context(Interruption())  # until the status says how the run ended
@@ -96,7 +98,8 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         opened = open_environments(options.environments, episode, checker)
         environments = stack.enter_context(opened)  # before gold answers are loaded
         with explained_full_memory(folder, options), explained_compiler_errors():
-            train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
+            run = prepare(folder, options, tracker, interruption, checker, environments, resumed_by)
+            train(replace(run, keep_going=keep_going))
         with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")

@@ -34,6 +34,8 @@ class RunState:
     timeouts   answer checks that ran out of time so far
     skipped    steps left out for a NaN loss or gradient so far
     bad_steps  how many of them in a row, just now
+    learned    whether any rollout batch had a gradient
+    alike      how many rollout batches in a row had none, just now
 
     recent_weights  the trained ones at the start of the current rollout and of the `rollout.lag` before it, oldest first
     """
@@ -47,6 +49,8 @@ class RunState:
     timeouts: int = 0
     skipped: int = 0
     bad_steps: int = 0
+    learned: bool = False
+    alike: int = 0
     recent_weights: list[list[Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,9 +74,10 @@ class RunState:
 class Run:
     """What the loop works with.
 
-    prompts    of each task
-    stage      what episodes are played with
-    reference  weights of the reference policy; None without a KL penalty
+    prompts     of each task
+    stage       what episodes are played with
+    keep_going  even if nothing is learned
+    reference   weights of the reference policy; None without a KL penalty
     """
 
     options: RunOptions
@@ -88,4 +93,5 @@ class Run:
     tracker: Tracker
     interruption: Interruption
     state: RunState = field(default_factory=RunState)
+    keep_going: bool = False
     reference: Sequence[Tensor] | None = None

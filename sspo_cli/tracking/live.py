@@ -8,18 +8,28 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
-from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline, time_left
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline
+from sspo_cli.tracking.time_left import TimeLeft
 
 HISTORY = 32  # steps in the sparklines
+STEPS = "steps"
+SPEED_PERIOD = 600.0  # seconds over which the speed of a stage is measured: a problem of a large model takes a minute
 SAMPLE_CHARACTERS = 600
 SAMPLING_TIMES = ("time/sampling", "time/grading")
+
+
+class StageTimeLeft(TimeRemainingColumn):
+    """Of a stage; how long the steps take is shown with the evaluations to come."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.description == STEPS else super().render(task)
 
 
 class LiveSink(Sink):
@@ -37,11 +47,12 @@ class LiveSink(Sink):
             "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
         )
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
-        self._progress = Progress(description, bar, MofNCompleteColumn(), console=console, expand=True)
+        columns = (description, bar, MofNCompleteColumn(), StageTimeLeft())
+        self._progress = Progress(*columns, console=console, expand=True, speed_estimate_period=SPEED_PERIOD)
+        self._left = TimeLeft(run.config.evaluation.every)
         self._steps: TaskID | None = None
         self._stage: TaskID | None = None
         self._stage_name = ""
-        self._start_step = self._total_steps = self._step = 0
         self._metrics: Metrics = {}
         self._rewards: deque[float] = deque(maxlen=HISTORY)
         self._entropies: deque[float] = deque(maxlen=HISTORY)
@@ -49,8 +60,8 @@ class LiveSink(Sink):
         self._sample: Mapping[str, Any] | None = None
 
     def start(self, total_steps: int, start_step: int) -> None:
-        self._start_step, self._step, self._total_steps = start_step, start_step, total_steps
-        self._steps = self._progress.add_task("steps", total=total_steps, completed=start_step)
+        self._left.start(total_steps, start_step)
+        self._steps = self._progress.add_task(STEPS, total=total_steps, completed=start_step)
         live = Live(self, console=self._console, refresh_per_second=4)
         with _terminal_may_be_gone():
             live.start()
@@ -58,6 +69,7 @@ class LiveSink(Sink):
 
     def begin_stage(self, name: str, total: int) -> None:
         self._stage_name = name
+        self._left.begin_stage()
         self._stage = self._progress.add_task(name, total=total)
 
     def advance(self, amount: int, values: Mapping[str, float]) -> None:
@@ -67,6 +79,7 @@ class LiveSink(Sink):
 
     def end_stage(self) -> None:
         if self._stage is not None:
+            self._left.end_stage()
             self._progress.remove_task(self._stage)
             self._stage = None
 
@@ -75,7 +88,8 @@ class LiveSink(Sink):
         sampled = {
             name: self._metrics[name] for name in SAMPLING_TIMES if name in self._metrics and not metrics.get(name)
         }
-        self._step, self._metrics = step, {**metrics, **sampled}
+        self._metrics = {**metrics, **sampled}
+        self._left.log(step, metrics)
         for history, name in ((self._rewards, "reward/mean"), (self._entropies, "policy/entropy")):
             if math.isfinite(value := metrics.get(name, math.nan)):
                 history.append(value)
@@ -87,6 +101,7 @@ class LiveSink(Sink):
             self._sample = rows[0]
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
+        self._left.evaluation(step)
         self._evaluations = {**self._evaluations, benchmark: f"{benchmark} {pass_at_1(summary)}"}
         self.note(f"step {step}: {benchmark} Pass@1 {pass_at_1(summary)}")
 
@@ -119,9 +134,13 @@ class LiveSink(Sink):
             yield "episodes", Text(f"solved {number(metrics, 'episodes/solved', '.0%')}  {'  '.join(means)}")
         yield "entropy", Text(f"{number(metrics, 'policy/entropy')}  {sparkline(self._entropies)}", style="bold cyan")
         yield "attenuated", Text(f"{number(metrics, 'weights/attenuated', '.1%')} of token weights")
-        left = time_left(metrics, self._step, self._start_step, self._total_steps)
+        optimizer = (
+            f"rate {number(metrics, 'optimizer/learning_rate', '.1e')}  grad {number(metrics, 'policy/grad_norm')}"
+        )
+        length = f"length {number(metrics, 'completions/length', '.1f')}"
+        yield "", Text(f"{optimizer}  {length}  truncated {number(metrics, 'completions/truncated', '.0%')}")
         speed = f"{number(metrics, 'time/tokens_per_second', '.0f')} tokens/s"
-        yield "time", Text(f"{left} left  {duration(metrics.get('time/elapsed', 0.0))} gone  {speed}")
+        yield "time", Text(f"{self._left} left  {duration(metrics.get('time/elapsed', 0.0))} gone  {speed}")
         phases = (f"{name} {number(metrics, f'time/{name}', '.2f')} s" for name in ("sampling", "grading", "learning"))
         yield "", Text("  ".join(phases))
         for text in self._evaluations.values():

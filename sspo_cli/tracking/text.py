@@ -24,12 +24,6 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def time_left(metrics: Mapping[str, Any], step: int, start_step: int, total_steps: int) -> str:
-    """By the mean time of the steps that this process has taken."""
-    elapsed = metrics.get("time/elapsed")
-    return "-" if elapsed is None else duration(elapsed / (step - start_step) * (total_steps - step))
-
-
 def pass_at_1(summary: Mapping[str, Any]) -> str:
     """`34.2 % (30.1 to 38.5 %), n = 512, 3.1 % truncated`, and of several samples how many and at which temperature."""
     shares = (f"{100 * summary[name]:.1f}" for name in ("pass_at_1", "low", "high"))
