@@ -1,4 +1,4 @@
-"""The console as a sink: a live view on a terminal, one plain line a step elsewhere. It never ends a run."""
+"""The console sinks: a live view on a terminal, otherwise one plain line per step. They never end a run."""
 
 import os
 import threading
@@ -21,16 +21,16 @@ from sspo_cli.tracking.time_left import StageProgress, TimeLeft
 
 
 def console_sink(run: RunFolder, console: Console) -> Sink:
-    """Return the live view if the terminal can draw it, else plain lines."""
+    """Return the live view if the terminal can draw it, otherwise plain lines."""
     draws = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
     return LiveSink(run, console) if draws else PlainSink(console, run.config.evaluation.every)
 
 
 class PlainSink(Sink):
-    """For logs and pipes: short, aligned, no colours; in a long step or stage, a line every 30 s."""
+    """Short aligned lines without colours, for logs and pipes; during a long step or stage, a line every 30 s."""
 
     def __init__(self, console: Console, every: int | None = None) -> None:
-        """`every` is the number of steps between two evaluations."""
+        """Open the sink; two evaluations are `every` steps apart."""
         self._file = console.file
         self._total_steps = self._step = 0
         self._step_began = 0.0
@@ -86,10 +86,10 @@ class PlainSink(Sink):
 
     def finish(self, state: State, reason: str | None) -> None:
         self._pulse.__exit__(None, None, None)
-        self._say(state)  # the reason is for the command to report
+        self._say(state)  # the command reports the reason
 
     def _describe(self) -> str:
-        """Say what is being done now, and how long it still takes."""
+        """Describe the current step or stage and its remaining time."""
         if self._stage:
             return self._stage.progress()
         taken = duration(time.perf_counter() - self._step_began)
@@ -97,7 +97,7 @@ class PlainSink(Sink):
 
     def _say(self, text: str) -> None:
         self._pulse.heard()
-        with self._writing, suppress(OSError):  # the reader of the pipe may be gone; the run folder still hears
+        with self._writing, suppress(OSError):  # the reader of the pipe may be gone; the run continues
             self._write(printable(text))
 
     def _write(self, line: str) -> None:
@@ -106,7 +106,7 @@ class PlainSink(Sink):
 
 
 class LogSink(PlainSink):
-    """The plain lines in the run folder, whatever the console shows; each is added in a single write."""
+    """Appends the plain lines to the log file of the run folder, each with a single write."""
 
     def __init__(self, run: RunFolder) -> None:
         super().__init__(Console(), run.config.evaluation.every)

@@ -33,9 +33,9 @@ class StageTimeLeft(TimeRemainingColumn):
 
 
 class LiveSink(Sink):
-    """Redrawn by a thread of rich's, four times a second, so the loop only leaves values behind.
+    """A view that rich redraws in a thread, four times a second, from values that the loop stores.
 
-    All that comes from a model is shown as `Text`, never parsed as markup.
+    Text from a model is shown as `Text` and never parsed as markup.
     """
 
     def __init__(self, run: RunFolder, console: Console) -> None:
@@ -84,7 +84,7 @@ class LiveSink(Sink):
             self._stage = None
 
     def log(self, step: int, metrics: Metrics) -> None:
-        # Only the first minibatch of a rollout batch has been sampled for; its times stay in view for the others.
+        # Only the first minibatch of a rollout batch has sampling times; they stay visible for the others.
         sampled = {
             name: self._metrics[name] for name in SAMPLING_TIMES if name in self._metrics and not metrics.get(name)
         }
@@ -113,7 +113,7 @@ class LiveSink(Sink):
         if self._live is not None:
             with _terminal_may_be_gone():
                 self._live.stop()
-        self.note(state)  # the reason is for the command to tell
+        self.note(state)  # the command reports the reason
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [Text(self._title, style="bold"), self._progress]
@@ -147,7 +147,7 @@ class LiveSink(Sink):
             yield "Pass@1", Text(text)
 
     def _sample_lines(self, row: Mapping[str, Any]) -> list[RenderableType]:
-        text = " ".join(printable(row["completion"]).split())  # of a bounded height, whatever was sampled
+        text = " ".join(printable(row["completion"]).split())  # white space is reduced to bound the height
         cut = text[:SAMPLE_CHARACTERS] + ("…" if len(text) > SAMPLE_CHARACTERS else "")
         verdict = f"answer {row['r_answer']}  format {row['r_format']}  gold {row['gold']}"
         return [Rule("a completion", style="dim"), Text(cut), Text(printable(verdict), style="dim")]
@@ -155,7 +155,7 @@ class LiveSink(Sink):
 
 @contextmanager
 def _terminal_may_be_gone() -> Iterator[None]:
-    """A closed terminal ends the view, not the run; rich makes a SystemExit of a broken pipe."""
+    """Ignore errors of a closed terminal, which ends the view but not the run; rich raises SystemExit for a broken pipe."""
     try:
         yield
     except (OSError, SystemExit):

@@ -1,4 +1,4 @@
-"""How long a run still takes: its steps and the evaluations to come."""
+"""Estimate of a run's remaining time, for its steps and the evaluations to come."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from typing import Any
 
 from sspo_cli.tracking.text import duration
 
-RECENT = 50  # steps whose mean time counts: completions grow or shrink while a policy learns
+RECENT = 50  # last steps whose mean time counts, because the length of completions changes during learning
 
 
 def evaluations_left(step: int, steps: int, every: int | None) -> int:
-    """Count the evaluations after `step`: every so many steps, and after the last."""
+    """Count the evaluations after `step`: one after `every` steps, and one after the last."""
     between = (steps - 1) // every - step // every if every else 0
     return max(0, between) + (step < steps)
 
@@ -23,9 +23,9 @@ def time_left(steps_left: int, step_seconds: float, evaluations: int, evaluation
 
 
 def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | None) -> float | None:
-    """Return the seconds that a run still takes, by its rows of `metrics.jsonl`; None without any that says times.
+    """Estimate the remaining seconds of a run from its rows of `metrics.jsonl`; return None if no row has times.
 
-    What passed between two steps and belongs to neither was an evaluation if one was due, else the writing of a checkpoint.
+    Time between two steps counts as an evaluation if one was due, otherwise as the writing of a checkpoint.
     """
     timed = [
         row for row in rows if isinstance(row.get("time/step"), float) and isinstance(row.get("time/elapsed"), float)
