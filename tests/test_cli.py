@@ -89,7 +89,7 @@ def test_the_help_of_train_names_every_method_and_gate():
 
     said = " ".join(sspo("train", "--help").stdout.replace("│", " ").split())
     assert all(name in said for name in (*METHODS, *SSPO_GATES, "module:function"))
-    assert "Run a gate of your own although it breaks the paper's conditions." in said
+    assert "Accept your own gate even if it breaks the paper's conditions." in said
 
 
 @pytest.mark.parametrize(
