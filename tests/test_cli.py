@@ -114,7 +114,10 @@ def test_the_help_of_train_names_every_method_and_gate():
         ("train --optimizer.learning-rate=1", "write -s optimizer.learning_rate=VALUE"),
         ("--verzion", "`sspo` has no option --verzion; did you mean --version?"),
         ("trian", "there is no command trian; did you mean train?"),
-        ("sweep", "`sspo sweep` needs -c / --config: the sweep's YAML file; see `sspo sweep --help`"),
+        (
+            "sweep",
+            "`sspo sweep` needs -c / --config: the sweep's YAML file, or a preset of `sspo configs`; see `sspo sweep --help`",
+        ),
         (
             "report",
             "`sspo report` needs RUN_OR_FOLDER...: runs by name or folder, or folders of runs; see `sspo report --help`",
