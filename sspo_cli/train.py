@@ -20,6 +20,7 @@ from sspo_cli.rewards import extract_answer
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.episodes import play, sandbox_metrics
 from sspo_cli.run.clock import Clock
+from sspo_cli.run.dead import check_learning
 from sspo_cli.run.lag import behaviour_policy
 from sspo_cli.run.measuring import measure_if_due
 from sspo_cli.run.recording import kept_completions, kept_rows, with_weights
@@ -33,8 +34,8 @@ from sspo_cli.types import Completion, Prompt
 def train(run: Run) -> None:
     """Take optimizer steps until there are `options.steps`.
 
-    Raises Interrupted when asked to stop, and UserError after `optimizer.max_bad_steps` bad steps in a row; the state is
-    saved before. Raises UserError if a file cannot be written.
+    Raises Interrupted when asked to stop, and UserError after `optimizer.max_bad_steps` bad steps in a row and if nothing is
+    learned; the state is saved before. Raises UserError if a file cannot be written.
     """
     options, state = run.options, run.state
     rollout, learning, seed = options.rollout, options.learning, options.seed
@@ -82,6 +83,7 @@ def train(run: Run) -> None:
                     # Without a lag, not for the first minibatch: it is learned from by the very policy that sampled it.
                     later = plan[0 if rollout.lag else 1 : learning.mu]
                     fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
+            check_learning(run, groups)
             keep_rollout(run, sync_metrics)
 
         # An optimizer step on one minibatch. A step whose loss or gradient is not finite is left out.

@@ -20,6 +20,7 @@ LARGEST_FILE = 1_000_000  # bytes
 MOST_VALUES = 100_000  # aliases expanded
 DEEPEST = 30  # levels of lists and sections; the options have six
 LONGEST_NUMBER = 100  # characters
+NOT_NULL = ("None", "nil", "undefined")  # what other languages call it
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 TAG = "tag:yaml.org,2002:"
@@ -141,6 +142,8 @@ def _check_scalar(node: Node) -> None:
     if node.tag not in PLAIN and node.tag != MERGE:
         raise _Refused(node, f"{_describe(node)} is no value of an option; quote it to make it text")
     if isinstance(node, ScalarNode):
+        if node.tag == TEXT and node.value in NOT_NULL and not node.style:
+            raise _Refused(node, f"{node.value} is text in YAML; write null if nothing is meant, else quote it")
         if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
             raise _Refused(node, f"a number of {len(node.value):,} characters")
         if NOT_TEXT.search(node.value):

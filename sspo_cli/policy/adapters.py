@@ -19,7 +19,7 @@ def add_adapters(model: Any, options: LoraOptions, saved: Path | None) -> Any:
     try:
         import peft
     except ImportError:
-        raise UserError("model.lora needs peft; install it with `pip install 'sspo[lora]'`") from None
+        raise UserError("model.lora needs peft; install it with `pip install peft`") from None
     if not isinstance(options.targets, str):
         _check_targets(model, options.targets)
     try:

@@ -34,7 +34,7 @@ def use_liger(model: Any, device: torch.device) -> None:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError:
         raise UserError(
-            "model.kernels = liger needs liger-kernel; install it with `pip install 'sspo[liger]'`"
+            "model.kernels = liger needs liger-kernel; install it with `pip install liger-kernel`"
         ) from None
     if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(f"liger-kernel has nothing for {model.config.model_type} models; use model.kernels=torch")

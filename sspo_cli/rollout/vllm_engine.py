@@ -12,7 +12,7 @@ import torch
 import torch._dynamo
 
 from sspo_cli.config import VllmOptions
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, first_line, own_names
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.rollout.probe import TOLERANCE, probe
@@ -181,7 +181,7 @@ def why_not(policy: Policy) -> str | None:
         from vllm.platforms import current_platform
     except ImportError as error:
         if error.name == "vllm":
-            return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs; for CPUs see the README)"
+            return "vLLM is not installed (`pip install vllm` for GPUs, in an environment of its own; for CPUs see the README)"
         return f"the installed vLLM cannot be imported: {first_line(error)}"
     config = policy.model.config
     built_for = "cpu" if current_platform.is_cpu() else "cuda"
@@ -239,6 +239,6 @@ def _guarded(task: str) -> Iterator[None]:
                 "rollout.vllm.gpu_memory_utilization or rollout.max_rows"
             ) from None
         raise UserError(
-            f"vLLM could not {task}: {first_line(error)}; its options are under rollout.vllm, and rollout.engine=torch "
-            "does without it"
+            f"vLLM could not {task}: {own_names(first_line(error))}; its options are under rollout.vllm, and "
+            "rollout.engine=torch does without it"
         ) from None
