@@ -39,6 +39,7 @@ from sspo_cli.rollout.engine import Engine
 from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.run.failures import explained_end, explained_full_memory
+from sspo_cli.run.reference import keep_reference, read_reference
 from sspo_cli.run.saving import save
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
@@ -189,6 +190,9 @@ def prepare(
     _note_data(folder, rendered, tracker, is_resumed=loaded.checkpoint is not None)
     if needs_cold_start:
         policy = _start_cold(folder, options, policy, stage, rendered, tracker, interruption)
+    reference = None
+    if options.learning.kl:
+        reference = (read_reference if loaded.checkpoint else keep_reference)(folder.path, policy)
     optimizer = adamw(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
@@ -212,6 +216,7 @@ def prepare(
         tracker=tracker,
         interruption=interruption,
         state=state,
+        reference=reference,
     )
     if loaded.forked:
         save(run)  # the other run may be deleted

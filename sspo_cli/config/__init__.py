@@ -1,4 +1,4 @@
-"""The configuration of a run: its options, and the ways in, YAML files and dotted overrides."""
+"""The configuration of a run: its options, read from YAML files and dotted overrides."""
 
 from sspo_cli.config.base import Options
 from sspo_cli.config.data import (

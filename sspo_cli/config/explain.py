@@ -1,4 +1,4 @@
-"""Sentences for options that do not validate, with what was probably meant and how it is written."""
+"""Messages for options that do not validate, with the probably intended name or spelling."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             yield f"unknown option `{path}`{hint_for_unknown(item['loc'], root)}"
-        elif item["type"] == "value_error":  # raised by our own validators, a sentence already
+        elif item["type"] == "value_error":  # from our own validators, already a sentence
             yield str(item["ctx"]["error"])
         else:
             value, message = shorten(repr(item["input"]), LONGEST_VALUE), item["msg"]

@@ -1,4 +1,4 @@
-"""What was probably meant by an option that does not exist, and how a value that does not validate is written."""
+"""Hints for options that do not exist and for values that do not validate."""
 
 import difflib
 import json
@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-LONGEST_NAME = 120  # characters of a name that is compared
-NEAR, NEAR_ANYWHERE = 0.7, 0.8  # how alike two names are, in a section and in all of them
+LONGEST_NAME = 120  # most characters of a name that are compared
+NEAR, NEAR_ANYWHERE = 0.7, 0.8  # similarity of two names that suffices within a section, and among all options
 
-# Names of other programs for options of this one.
+# Names of options in other programs.
 ELSEWHERE = {
     "lr": "optimizer.learning_rate",
     "warmup_ratio": "optimizer.warmup_steps",
@@ -53,13 +53,13 @@ KL = re.compile(r"(?:use_|init_)?kl(?:_\w+)?|beta|adap_kl_ctrl")
 TRUNCATED_SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 # The option that a section's name alone most likely stands for.
 MAIN = {"model": "name", "objective": "method", "wandb": "mode", "cold_start": "steps", "rollout": "engine"}
-OFF = {"cold_start": "cold_start.steps=0", "wandb": "wandb.mode=disabled"}  # of sections that cannot be null
+OFF = {"cold_start": "cold_start.steps=0", "wandb": "wandb.mode=disabled"}  # for sections that cannot be null
 YES, NO = ("yes", "y", "on", "1", "True"), ("no", "n", "off", "0", "False")
 MULTIPLES = {"k": 1_000, "K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
 
 def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> str:
-    """Return the end of a sentence about an option that does not exist: what was probably meant, or what there is."""
+    """Return the end of a sentence about an unknown option: the probably intended option, or the existing ones."""
     section, prefix = _section_of(location[:-1], root)
     name = str(location[-1])[:LONGEST_NAME]
     fields = root.model_fields
@@ -81,7 +81,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
     for option, path in _all_options(root):
         everywhere.setdefault(option, []).append(path)
     alike = everywhere.get(name, [])
-    if not prefix:  # of no section, so of any
+    if not prefix:  # without a section, it may be in any
         close = difflib.get_close_matches(name, everywhere, n=1, cutoff=NEAR_ANYWHERE)
         alike = everywhere[close[0]][:1] if close else []
     if not alike and (near := _alike(name, here)):
@@ -92,7 +92,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
 
 
 def hint_for_value(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """Return the end of a sentence about a value that does not validate: how it is written; empty if the message says it."""
+    """Return the end of a sentence about an invalid value: how to write it; empty if the message explains it."""
     location, value, kind = error["loc"], error["input"], error["type"]
     path = ".".join(str(part) for part in location)
     section, _ = _section_of(location[:-1], root)
@@ -131,7 +131,7 @@ def option_named(name: str, root: type[BaseModel]) -> str | None:
 
 
 def nested_section(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Find the section class that a field holds, directly, in a list or as an optional."""
+    """Return the section class of a field, directly, in a list or optional; None if it has none."""
     annotation = section.model_fields[name].annotation if name in section.model_fields else None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
@@ -147,7 +147,7 @@ def _section_of(location: Sequence[str | int], root: type[BaseModel]) -> tuple[t
 
 
 def _alike(name: str, here: Mapping[str, str]) -> str | None:
-    """Return the option of a section that is spelt alike, or that the name adds a word to: `format` for `format_weight`."""
+    """Return the option of a section with a similar name, or one to which the name adds a word: `format` for `format_weight`."""
     words = name.split("_")
     if near := difflib.get_close_matches(name, here, n=1, cutoff=NEAR_ANYWHERE):
         return near[0]
@@ -177,7 +177,7 @@ def _write_section(path: str, value: Any, section: type[BaseModel], can_be_null:
 
 
 def _whole_list(path: str, field: FieldInfo, value: Any) -> str:
-    """Say how a list is given; an override of one of its items cannot be."""
+    """Explain how to write a list, whose items cannot be overridden separately."""
     is_of_sections = any(isinstance(part, type) and issubclass(part, BaseModel) for part in get_args(field.annotation))
     if isinstance(value, str) or (isinstance(value, int | float) and not is_of_sections):
         return f"write {path}=[{value}]"
@@ -196,7 +196,7 @@ def _whole_list(path: str, field: FieldInfo, value: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """Read what a person may write for a number: `10k`, `1,000`, `5%`, `16.0` for an integer."""
+    """Parse informal spellings of numbers: `10k`, `1,000`, `5%`, `16.0` for an integer."""
     if isinstance(value, float):
         return value if value % 1 == 0 else None
     if not isinstance(value, str):
@@ -217,7 +217,7 @@ def _literals(annotation: Any) -> Iterator[str]:
 
 
 def _all_options(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and dotted path of every option; those of the items of a list once, where they are first."""
+    """Yield name and dotted path of every option; options of list items are yielded once, at their first occurrence."""
     for name in section.model_fields:
         yield name, prefix + name
         nested = nested_section(section, name)
