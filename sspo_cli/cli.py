@@ -17,7 +17,7 @@ from sspo_cli.errors import UserError, check_name, command_line, first_line, say
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import refuse_several_ranks
 from sspo_cli.redaction import redacted
-from sspo_cli.small_commands import configs_command, ls_command, options_command
+from sspo_cli.small_commands import configs_command, export_command, ls_command, options_command
 from sspo_cli.usage import UsageError, explain_usage
 
 app = typer.Typer(
@@ -350,3 +350,4 @@ def report_command(
 app.command("options")(options_command)
 app.command("configs")(configs_command)
 app.command("ls")(ls_command)
+app.command("export")(export_command)

@@ -29,6 +29,7 @@ from sspo_cli.rollout.engine import Engine
 from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.run.failures import explained_end, explained_full_memory
+from sspo_cli.run.reference import keep_reference, read_reference
 from sspo_cli.run.saving import save
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks.contamination import question_keys
@@ -207,6 +208,9 @@ def prepare(
     _note_data(folder, rendered, tracker, is_resumed=loaded.checkpoint is not None)
     if rendered.demonstrations:
         policy = _start_cold(folder, options, policy, rendered, tracker, opened.interruption)
+    reference = None
+    if options.learning.kl:
+        reference = (read_reference if loaded.checkpoint else keep_reference)(folder.path, policy)
     optimizer = adamw(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
@@ -230,6 +234,7 @@ def prepare(
         tracker=tracker,
         interruption=opened.interruption,
         state=state,
+        reference=reference,
     )
     if loaded.forked:
         save(run)  # the other run may be deleted

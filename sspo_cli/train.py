@@ -24,6 +24,7 @@ from sspo_cli.run.dead import check_learning
 from sspo_cli.run.lag import behaviour_policy
 from sspo_cli.run.measuring import measure_if_due
 from sspo_cli.run.recording import kept_completions, kept_rows, with_weights
+from sspo_cli.run.reference import fill_reference
 from sspo_cli.run.saving import keep_rollout, save_if_due, saved_on_failure, take_kept_rollout
 from sspo_cli.run.state import Run
 from sspo_cli.seeds import derive_seed
@@ -83,6 +84,7 @@ def train(run: Run) -> None:
                     # Without a lag, not for the first minibatch: it is learned from by the very policy that sampled it.
                     later = plan[0 if rollout.lag else 1 : learning.mu]
                     fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
+                    fill_reference(run, plan[: learning.mu])
             check_learning(run, groups)
             keep_rollout(run, sync_metrics)
 
@@ -95,7 +97,9 @@ def train(run: Run) -> None:
                 run.policy, run.objective, minibatch, factors, learning, rollout.temperature, on_policy
             )
             state.batch.old_logprobs[rows, : result.old_logprobs.shape[1]] = result.old_logprobs
-            learned = step_metrics(minibatch, result)
+            if on_policy:
+                state.batch.old_entropy[rows, : result.entropy.shape[1]] = result.entropy
+            learned = step_metrics(minibatch, result, learning)
             rate = scheduled_rate(options.optimizer, state.step, options.steps)
             rounding_seed = derive_seed(seed, "rounding", state.step)
             grad_norm, taken = guarded_step(

@@ -19,7 +19,7 @@ ORDER = [
     {"preflight", "model_check", "forks"},
     {"evaluation", "report"},
     {"sweep", "run", "memory"},
-    {"train", "examination"},
+    {"train", "examination", "export"},
     {"session", "usage", "small_commands"},
     {"cli"},
     {"__main__"},

@@ -77,6 +77,7 @@ class Run:
     prompts     prompts of each task
     stage       environments in which episodes are played
     keep_going  continue even if nothing is learned
+    reference   weights of the reference policy; None without a KL penalty
     """
 
     options: RunOptions
@@ -93,3 +94,4 @@ class Run:
     interruption: Interruption
     state: RunState = field(default_factory=RunState)
     keep_going: bool = False
+    reference: Sequence[Tensor] | None = None

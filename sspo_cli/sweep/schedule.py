@@ -40,7 +40,7 @@ def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> It
     try:
         from sspo_cli.sweep.on_ray import RayCluster  # an extra
     except ImportError:
-        raise UserError("--ray needs the extra `ray`: pip install 'sspo[ray]'") from None
+        raise UserError("--ray needs ray; install it with `pip install ray`") from None
     with RayCluster(ray_address, trials, jobs) as cluster:
         yield cluster
 

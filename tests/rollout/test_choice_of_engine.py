@@ -21,9 +21,7 @@ def test_auto_is_the_torch_engine_on_a_cpu(policy):
 
 def test_vllm_that_is_not_installed_is_told(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(
-        UserError, match=r"vLLM is not installed \(`pip install 'sspo\[vllm\]'`.* set rollout.engine=torch"
-    ):
+    with pytest.raises(UserError, match=r"vLLM is not installed \(`pip install vllm` .* set rollout.engine=torch"):
         open_engine(RolloutOptions(engine="vllm"), policy, named=False)
     assert not torch._dynamo.config.disable  # else model.kernels=compiled would compile nothing from here on
 
