@@ -14,6 +14,7 @@ from sspo_cli.redaction import redacted
 from sspo_cli.report.collect import Collection, collect
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import figures, save
+from sspo_cli.report.health import signs_of_trouble
 from sspo_cli.report.html import html_of, html_page, inline_svg, template
 from sspo_cli.report.metrics import metrics_parquet
 from sspo_cli.report.missing import missing
@@ -79,10 +80,13 @@ def write_report(
             drawn.append({**texts, "svg": inline_svg(svg, figure.name, figure.title)})
 
         status.update("writing pages")
+        health, signs = signs_of_trouble(collection)
         parts = {
             "title": _title(collection),
             "summary": _summary(collection),
             "missing": missing(collection),
+            "health": health,
+            "signs": signs,
             "figures": drawn,
             "about": _about(command),
         }

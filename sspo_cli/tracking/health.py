@@ -30,7 +30,8 @@ def health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _signs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     count = max(1, round(PART * len(rows)))
     first, last = rows[:count], rows[-count:]
-    stalest = [row for row in last if row["minibatch"] == max(row["minibatch"] for row in last)]
+    latest = max(row.get("minibatch", 1) for row in last)
+    stalest = [row for row in last if row.get("minibatch", 1) == latest]
 
     for key, name in (("reward/answer", "answer"), ("reward/format", "format")):
         best = max(_mean(rows[start : start + count], key) for start in range(0, len(rows), count))
