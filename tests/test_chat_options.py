@@ -58,9 +58,9 @@ def test_options_of_the_chat_template():
         "assistant\n<think>\n\n</think>\n\n"
     )
     for word in ("role", "endif"):  # in the template, but nothing that it is given
-        with pytest.raises(UserError, match=f"knows no option {word}; leave it out"):
+        with pytest.raises(UserError, match=f"has no option {word}; remove it"):
             rendered(options(f"chat.template_kwargs.{word}=x"))
-    with pytest.raises(UserError, match="knows no option enable_thinkin; leave it out"):
+    with pytest.raises(UserError, match="has no option enable_thinkin; remove it"):
         rendered(options("chat.template_kwargs.enable_thinkin=false"))
 
 
@@ -89,8 +89,8 @@ def test_measurements_with_other_prompts_are_told_apart():
         ("chat.system=prompts/absent.md", "prompts/absent.md cannot be read"),
         ("chat.template=absent.jinja", "absent.jinja cannot be read"),
         ("chat.template=chat", "chat.template = 'chat' is neither a Jinja template nor its file"),
-        ("chat.system='Solve {question}'", "chat.system holds {question}"),
-        ("chat.template_kwargs={messages: []}", "chat.template_kwargs.messages is given to the chat template by sspo"),
+        ("chat.system='Solve {question}'", "chat.system contains {question}"),
+        ("chat.template_kwargs={messages: []}", "chat.template_kwargs.messages is set by sspo itself"),
         ("chat_template_kwargs={a: 1}", "unknown option `chat_template_kwargs`; did you mean `chat.template_kwargs`"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The configuration of a run: its options, and the ways in, YAML files and dotted overrides."""
+"""The configuration of a run: its options, read from YAML files and dotted overrides."""
 
 from sspo_cli.config.base import Options
 from sspo_cli.config.data import (
@@ -12,9 +12,11 @@ from sspo_cli.config.data import (
     TaskOptions,
     task_from_text,
 )
-from sspo_cli.config.explain import explain, option_named
+from sspo_cli.config.explain import explain
 from sspo_cli.config.files import (
+    Given,
     differences,
+    fixed_differences,
     flatten,
     load_config,
     may_change,
@@ -22,15 +24,19 @@ from sspo_cli.config.files import (
     merge_layers,
     nest,
     read_yaml,
+    refuse_unread,
     to_yaml,
     validate,
 )
+from sspo_cli.config.hints import option_named
+from sspo_cli.config.named import named_model_defaults
 from sspo_cli.config.options import (
     DEFAULT_METHOD,
     VALIDATION,
     CheckpointOptions,
     ColdStartOptions,
     EvaluationOptions,
+    ForkOptions,
     LearningOptions,
     LoraOptions,
     ModelOptions,
@@ -54,6 +60,8 @@ __all__ = [
     "ColumnOptions",
     "EpisodeOptions",
     "EvaluationOptions",
+    "ForkOptions",
+    "Given",
     "LearningOptions",
     "LoraOptions",
     "ModelOptions",
@@ -70,14 +78,17 @@ __all__ = [
     "WandbOptions",
     "differences",
     "explain",
+    "fixed_differences",
     "flatten",
     "load_config",
     "may_change",
     "merge_config",
     "merge_layers",
+    "named_model_defaults",
     "nest",
     "option_named",
     "read_yaml",
+    "refuse_unread",
     "task_from_text",
     "to_yaml",
     "validate",

@@ -1,4 +1,4 @@
-"""What `sspo eval` measures: a run, a checkpoint or a model, under its conditions, on its benchmarks."""
+"""Targets of `sspo eval`: runs, checkpoints and models, with their conditions and benchmarks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,24 +6,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text
-from sspo_cli.errors import LONGEST_PATH, UserError
+from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text, validate
+from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Conditions
-from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
+from sspo_cli.named_runs import checkpoint_of, find_run, model_folder, step_of, whole
 from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
-from sspo_cli.tracking.shapes import BEST, MEASURED_MODEL
+from sspo_cli.tracking.shapes import MEASURED_MODEL
 
-MODEL = "model.json"  # in the folder of a model that no run has made: which one it is
+MODEL = "model.json"  # names the model, in the folder of results of a model outside a run
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is measured.
+    """A run, a checkpoint or a model to measure.
 
     name        as the user wrote it
-    folder      of the run, or `model-NAME` beside the runs
-    checkpoint  of the run; None where `name` is a model
+    folder      folder of the run, or `model-NAME` next to the runs
+    checkpoint  checkpoint of the run; None if `name` is a model
     """
 
     name: str
@@ -33,53 +33,61 @@ class Target:
 
     @property
     def step(self) -> int:
-        return int(self.checkpoint.name.removeprefix("step-")) if self.checkpoint else 0
+        return step_of(self.checkpoint) if self.checkpoint else 0
 
     @property
     def model(self) -> str:
-        """Whole path of the weights, or their name on the hub."""
+        """Absolute path of the weights, or their name on the hub."""
         local = self.checkpoint or Path(self.name)
         return str(local.resolve()) if local.exists() else self.name
 
 
-def find_target(name: str, checkpoint: str | None, given: RunOptions | None, runs_dir: Path) -> Target:
+def find_target(
+    name: str, checkpoint: str | None, given: RunOptions | Mapping[str, Any] | None, runs_dir: Path
+) -> Target:
     """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
 
-    The options `given` are a model's, or those of a run that it is measured like; a run has its own. Raises UserError for a
-    checkpoint that a run does not have, and for a model if a checkpoint is asked for.
+    given  options of a model before validation, or of a run whose conditions it uses; a run uses its own
+
+    Raises UserError for a checkpoint that a run does not have, and for a model if a checkpoint is named.
     """
-    if not name:
-        raise UserError("a run or model to measure has an empty name")
-    if len(name) > LONGEST_PATH or "\0" in name:
-        raise UserError(f"there is no run or model {name!r}")
-    for path in (Path(name), runs_dir / name):
-        of_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file()
-        if (path / "checkpoints").is_dir():
-            run = RunFolder.open(path)
-            folder = _checkpoint_of(run, checkpoint or "last")
-        elif of_a_run and path.is_dir() and NAME.fullmatch(path.name):
-            if checkpoint:
-                raise UserError(f"{path} is a checkpoint already; leave out --checkpoint or name the run")
-            run, folder = RunFolder.open(path.parent.parent), _whole(path)
-        else:
-            continue
+    if named := find_run(name, runs_dir):
+        if named.checkpoint and checkpoint:
+            raise UserError(f"{named.checkpoint} is a checkpoint already; leave out --checkpoint or name the run")
+        run = RunFolder.open(named.folder)
+        folder = whole(named.checkpoint) if named.checkpoint else checkpoint_of(run, checkpoint or "last")
         return Target(name, run.config, run.path, folder)
     if checkpoint:
         raise UserError(
             f"there is no run {name} in {runs_dir}, and a model has no checkpoints; leave out --checkpoint or correct the name"
         )
-    given = given or RunOptions()
-    revision = given.model.revision if given.model.name in (None, name) else None
-    options = given.model_copy(update={"model": given.model.model_copy(update={"name": name, "revision": revision})})
-    target = Target(name, options, runs_dir / f"model-{name.strip('/').replace('/', '-')}", None)
+    options = _options_of_model(name, given)
+    target = Target(name, options, model_folder(name, runs_dir), None)
     path = target.folder / MODEL
     if path.exists() and (earlier := read_json(path, MEASURED_MODEL)["model"]) != target.model:
         raise UserError(f"{target.folder} holds the results of another model, {earlier}; choose another --runs-dir")
     return target
 
 
+def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -> RunOptions:
+    """Return the options of a model outside a run, with the defaults of a named model.
+
+    A given revision belongs to the model that is named with it, which may be another one.
+    """
+    if isinstance(given, RunOptions):
+        revision = given.model.revision if given.model.name in (None, name) else None
+        model = given.model.model_copy(update={"name": name, "revision": revision})
+        return given.model_copy(update={"model": model})
+    values = dict(given or {})
+    model_values = values.get("model", {})
+    if not isinstance(model_values, dict):
+        return validate(values)  # raises a UserError that explains the problem
+    revision = model_values.get("revision") if model_values.get("name") in (None, name) else None
+    return validate({**values, "model": {**model_values, "name": name, "revision": revision}})
+
+
 def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
-    """Return the target, sampled by `engine`: a run that vLLM sampled for can be measured without vLLM, for example."""
+    """Return the target with another sampler, for example to measure a run that used vLLM without vLLM."""
     options, rollout = target.options, target.options.rollout
     vllm = None if engine == "torch" else rollout.vllm
     rollout = rollout.model_copy(update={"engine": engine, "vllm": vllm})
@@ -87,7 +95,10 @@ def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Targ
 
 
 def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
-    """Return its options' conditions with `changes`. Raises UserError for several greedy samples and an infinite temperature."""
+    """Return the target's conditions with `changes` applied.
+
+    Raises UserError for several greedy samples and for an infinite temperature.
+    """
     conditions = replace(Conditions.of(target.options), **changes)
     if not math.isfinite(conditions.temperature):
         raise UserError("--temperature inf would sample every token alike; give a number, such as 0.6")
@@ -99,7 +110,7 @@ def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
 
 
 def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[BenchmarkOptions]:
-    """Return the benchmarks to measure it on. Raises UserError if two have the same name, if one is unknown, and for none."""
+    """Return the benchmarks of a target. Raises UserError if two have the same name, if one is unknown, or for none."""
     options = target.options
     tasks = [_benchmark(name, options) for name in benchmarks] or options.evaluation.benchmarks
     if len({task.label for task in tasks}) < len(tasks):
@@ -115,14 +126,14 @@ def limit_of(task: BenchmarkOptions, conditions: Conditions) -> int:
 
 
 def without_limit(task: BenchmarkOptions) -> BenchmarkOptions:
-    """Return the benchmark without a token limit of its own."""
+    """Return the benchmark without its token limit."""
     return task.model_copy(update={"max_new_tokens": None})
 
 
 def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOptions]]]) -> list[str]:
-    """Return a sentence on each run that is measured on a benchmark with another token limit than the target before it.
+    """Return a warning for each run whose token limit on a benchmark differs from that of the target before it.
 
-    Raises UserError if one of the two is a model that no run has made: a base and what was trained from it have one limit.
+    Raises UserError if one of the two is a model outside a run: a base and the runs trained from it must have the same limit.
     """
     first: dict[str, tuple[Target, int]] = {}
     sentences = []
@@ -144,35 +155,8 @@ def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOpt
     return sentences
 
 
-def _checkpoint_of(run: RunFolder, which: str) -> Path:
-    if which == "last":
-        newest, _ = latest_whole(run.checkpoints)
-        if newest is None:
-            raise UserError(f"run {run.path} has no whole checkpoint to measure")
-        return newest
-    if which == "best":
-        if not run.best_path.exists():
-            raise UserError(
-                f"run {run.path} has chosen no best checkpoint; it would need evaluation.validation, problems held out for that"
-            )
-        which = str(read_json(run.best_path, BEST)["step"])
-    folder = run.checkpoints / f"step-{which}"
-    if not folder.is_dir():
-        steps = ", ".join(path.name.removeprefix("step-") for path in checkpoint_folders(run.checkpoints))
-        raise UserError(
-            f"run {run.path} has no checkpoint {which}; use last, best or one of its steps: {steps or 'none'}"
-        )
-    return _whole(folder)
-
-
-def _whole(checkpoint: Path) -> Path:
-    if not is_whole(checkpoint):
-        raise UserError(f"checkpoint {checkpoint} is damaged")
-    return checkpoint
-
-
 def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
-    """Find a benchmark of the options by its name, another one as published or from a path, or a local file."""
+    """Find a benchmark by name in the options, as published, from a path, or as a local file."""
     for benchmark in options.evaluation.benchmarks:
         if benchmark.label == name:
             return benchmark

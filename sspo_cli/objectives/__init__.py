@@ -1,4 +1,4 @@
-"""The paper in small files: a method is an aggregation of a gate, and a normalizer. Tensors in and tensors out.
+"""The paper's objectives: a method is an aggregation of a gate, with a normalizer. Tensors in, tensors out.
 
 >>> objective = build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)
 >>> weights = objective.weights(log_ratio, advantages, mask)  # [B, T], [B], [B, T] -> [B]
@@ -13,6 +13,7 @@ from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
 from sspo_cli.objectives.normalizers import NORMALIZERS
 from sspo_cli.objectives.objective import Objective, build_objective
 from sspo_cli.objectives.options import resolve_options
+from sspo_cli.objectives.penalties import has_kept_entropy, reference_kl
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -24,7 +25,9 @@ __all__ = [
     "Objective",
     "build_objective",
     "group_advantages",
+    "has_kept_entropy",
     "ratio_metrics",
+    "reference_kl",
     "resolve_options",
     "weight_histogram",
 ]

@@ -40,7 +40,7 @@ def adamw_8bit() -> Any:
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
-        raise UserError("optimizer.eight_bit needs torchao; install it with `pip install 'sspo[eight-bit]'`") from None
+        raise UserError("optimizer.eight_bit needs torchao; install it with `pip install torchao`") from None
     return AdamW8bit
 
 
@@ -56,6 +56,17 @@ def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, step
             return options.learning_rate * (1 - progress)
         case "cosine":
             return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def describe_new_end(options: OptimizerOptions, step: int, before: int, after: int) -> str | None:
+    """Say how the learning rate changes at `step` if the schedule ends `after` so many steps instead of `before`."""
+    if before == after or options.schedule == "constant":
+        return None
+    old, new = (scheduled_rate(options, step, steps) for steps in (before, after))
+    return (
+        f"optimizer.schedule = {options.schedule} now ends at step {after} instead of {before}: the learning rate of step "
+        f"{step + 1} is {new:.3g} instead of {old:.3g}"
+    )
 
 
 def guarded_step(

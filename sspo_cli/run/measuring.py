@@ -6,6 +6,7 @@ from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.run.saving import checkpoint_path, drop_old_checkpoints, save
 from sspo_cli.run.state import Run
+from sspo_cli.tracking.dead import evaluation_signs
 
 
 def measure_if_due(run: Run) -> None:
@@ -39,7 +40,6 @@ def measure_if_due(run: Run) -> None:
     def advance(problems: int) -> None:
         run.tracker.advance(problems)
         if run.interruption.requested:
-            save(run)
             raise Interrupted
 
     if benchmarks := [benchmark for benchmark in run.benchmarks if not is_measured(benchmark)]:
@@ -49,10 +49,16 @@ def measure_if_due(run: Run) -> None:
         under, identity = conditions[benchmark.name], identities[benchmark.name]
         partial = partial_path(run.folder.eval, benchmark, under, identity, model)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
-            answers = evaluate(run.engine, benchmark, run.checker, under, identity, advance, partial, run.stage)
+            try:
+                answers = evaluate(run.engine, benchmark, run.checker, under, identity, advance, partial, run.stage)
+            except Interrupted:
+                save(run)
+                raise
         measured = benchmark.measured_on(run.folder)
         summary = record(run.folder.eval, answers, measured, under, identity, step, f"step-{step}")
         partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
+        for sign in evaluation_signs(answers, options.prompt, options.template.asks_for_tags):
+            run.tracker.note(f"health: {benchmark.name}: {sign}")
     run.engine.sleep()
     drop_old_checkpoints(run)

@@ -58,6 +58,7 @@ class RunFolder:
     metrics.jsonl      one object for each optimizer step
     completions.jsonl  sampled completions with their rewards and the weights of their tokens
     weights.jsonl      histograms of the token weights, one object for each optimizer step
+    console.log        what the console said, of every start
     checkpoints/       step-N, written by `sspo_cli.policy`; best.json
     questions.bin      a key of each question that is trained on, by which `sspo eval` recognizes it in a benchmark
     eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.benchmark`
@@ -70,6 +71,7 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.completions_path = path / "completions.jsonl"
         self.weights_path = path / "weights.jsonl"
+        self.log_path = path / "console.log"
         self.checkpoints = path / "checkpoints"
         self.best_path = self.checkpoints / "best.json"
         self.eval = path / "eval"
@@ -78,8 +80,10 @@ class RunFolder:
         self._lock = FileLock(path / ".lock")
 
     @classmethod
-    def create(cls, path: Path, config: RunOptions, command: Sequence[str]) -> Self:
-        """Makes the folder and writes `config.json`; the lock is held.
+    def create(
+        cls, path: Path, config: RunOptions, command: Sequence[str], about: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Makes the folder and writes `config.json`, with what else there is to say `about` the run; the lock is held.
 
         A run that failed before its first step holds nothing and is replaced. Raises UserError where the folder holds
         something else, is being written by another process, or cannot be written.
@@ -91,13 +95,14 @@ class RunFolder:
         try:
             if any(not entry.name.startswith(".") for entry in path.iterdir()) and not run._came_to_nothing():
                 raise UserError(f"run {path} exists; choose another --run or add --resume")
-            about = {
+            content = {
                 "options": redacted(config.model_dump(mode="json")),
                 "command": redacted(list(command)),
                 "created": _now(),
                 **_program(),
+                **(about or {}),
             }
-            write_json_atomic(run.config_path, about)
+            write_json_atomic(run.config_path, content)
             run.write_status("running", 0, config.steps)
             with explain_os_errors("create", path):
                 run.checkpoints.mkdir(exist_ok=True)
@@ -140,13 +145,39 @@ class RunFolder:
     def change(self, config: RunOptions, after: str | None, changes: Sequence[str]) -> None:
         """The run goes on with other options; `config.json` keeps a list of what was changed after which checkpoint.
 
-        Raises UserError where the disk refuses.
+        A run whose steps are raised after a checkpoint is extended from there, which `config.json` says too. Raises UserError
+        where the disk refuses.
         """
         about = read_json(self.config_path, CONFIG)
+        step = int(after.removeprefix("step-")) if after else 0
+        if step and config.steps != self.config.steps:
+            extension = {"after": step, "steps": [self.config.steps, config.steps]}
+            about.setdefault("extended", []).append(extension)
         about["options"] = redacted(config.model_dump(mode="json"))
         about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
         write_json_atomic(self.config_path, about)
         vars(self).pop("config", None)  # to be read anew
+
+    @property
+    def extended(self) -> list[dict[str, Any]]:
+        """What `config.json` says of extensions, in their order: `after` which step, and the `steps` before and since then."""
+        return read_json(self.config_path, CONFIG).get("extended", [])
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What `config.json` says of where the run's weights come from: the run it is a fork of, and its extensions."""
+        about = read_json(self.config_path, CONFIG)
+        return {name: about[name] for name in ("extended", "origin") if name in about}
+
+    @property
+    def name_in_commands(self) -> str:
+        """The run's path, as a command that is typed in the same folder has it."""
+        return f"./{self.path}" if str(self.path).startswith("-") else str(self.path)
+
+    @property
+    def resume_command(self) -> list[str]:
+        """The words of the command that continues the run."""
+        return ["sspo", "train", "--resume", "--run", self.name_in_commands]
 
     @property
     def data(self) -> dict[str, Any]:

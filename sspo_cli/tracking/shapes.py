@@ -1,6 +1,7 @@
-"""What the files of a run folder hold, as types that they are checked against when they are read.
+"""Types of the files in a run folder, checked when the files are read.
 
-Files come from older versions, other programs and editors. What is named here has its type; a file may hold more.
+Files may come from older versions, other programs or editors. The fields named here must have these types; a file may have
+more fields.
 """
 
 from datetime import datetime
@@ -60,11 +61,19 @@ class _Start(TypedDict):
 
 
 @exact
+class _Extension(TypedDict):
+    after: Count
+    steps: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+@exact
 class _Config(_Start):
     options: dict[str, Any]
     changes: NotRequired[list[dict[str, Any]]]
     data: NotRequired[_Data]
     resumed: NotRequired[list[_Start]]
+    extended: NotRequired[list[_Extension]]
+    origin: NotRequired[dict[str, Any]]
 
 
 @exact
@@ -130,7 +139,8 @@ class _StepAnswer(_Answer):
 
 
 @exact
-class _Chunk(TypedDict):
+class _Problem(TypedDict):
+    place: Count
     rows: list[_Answer]
 
 
@@ -186,13 +196,13 @@ STEP_ROW: TypeAdapter[Any] = TypeAdapter(
 WEIGHTS: TypeAdapter[Any] = TypeAdapter(_Weights)
 COMPLETION: TypeAdapter[Any] = TypeAdapter(_Completion)
 ANSWER: TypeAdapter[Any] = TypeAdapter(_StepAnswer)
-PARTIAL_CHUNK: TypeAdapter[Any] = TypeAdapter(_Chunk)
+PARTIAL_PROBLEM: TypeAdapter[Any] = TypeAdapter(_Problem)
 MEASURED_MODEL: TypeAdapter[Any] = TypeAdapter(_Model)
 BEST: TypeAdapter[Any] = TypeAdapter(_Best)
 
 
 def check_shape(value: T, shape: TypeAdapter[Any], where: str) -> T:
-    """Return the value as it is. Raises UserError, which begins with `where`, if it does not have this shape."""
+    """Return the value unchanged. Raises UserError, beginning with `where`, if it does not have this shape."""
     try:
         shape.validate_python(value)
     except ValidationError as error:

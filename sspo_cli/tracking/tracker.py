@@ -25,23 +25,25 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.redaction import redacted
-from sspo_cli.tracking.console import console_sink
+from sspo_cli.tracking.console import LogSink, console_sink
 from sspo_cli.tracking.jsonl import JsonlSink
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
 from sspo_cli.tracking.wandb import WandbSink
 
 
-def open_tracker(run: RunFolder, console: Console | None = None) -> "Tracker":
-    """The sinks that the run's options ask for; `console` stands in for standard output."""
+def open_tracker(run: RunFolder, options: RunOptions | None = None, console: Console | None = None) -> "Tracker":
+    """The sinks that the options ask for, by default the run's own; `console` stands in for standard output."""
+    options = options or run.config
     view = console_sink(run, console or Console())
     sinks: list[Sink] = [JsonlSink(run)]
-    if run.config.wandb.mode != "disabled":
-        sinks.append(WandbSink(run, view.note))
-    return Tracker([*sinks, view])  # the view last: it begins when nothing else can fail, and ends first
+    if options.wandb.mode != "disabled":
+        sinks.append(WandbSink(run, options, view.note))
+    return Tracker([*sinks, LogSink(run), view])  # the view last: it begins when nothing else can fail, and ends first
 
 
 class Tracker:

@@ -1,4 +1,4 @@
-"""The appendix of a report: every run, whether it counts or not."""
+"""The table of all runs, including those that are not counted."""
 
 import shlex
 from typing import Any
@@ -8,12 +8,12 @@ import pandas as pd
 from sspo_cli.config import VALIDATION, flatten
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import TRAINED, with_headings
-from sspo_cli.report.groups import RunGroup, distinguish, method_name, short_settings
+from sspo_cli.report.groups import RunGroup, distinguish, effects_of, method_name, short_settings
 from sspo_cli.report.records import RunRecord, Select, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table
 
 SHOWN_ANYWAY = ("seed", "objective.method", "objective.gate")
-NUMBERS = {  # by name in the files: heading and form
+NUMBERS = {  # heading and format, by name in the files
     "seconds": ("Wall time", "{:,.0f} s"),
     "tokens": ("Tokens", "{:,.0f}"),
     "reward": ("Final reward", "{:.2f}"),
@@ -23,9 +23,9 @@ NUMBERS = {  # by name in the files: heading and form
 
 
 def runs_table(collection: Collection) -> Table:
-    """Make a line for each run, its numbers those of the selected step."""
+    """Make a line for each run, with the numbers of the selected step."""
     members = [(group, run) for group in collection.groups for run in group.runs]
-    options = [dict(flatten(run.options.model_dump(mode="json"))) for _, run in members]
+    options = [dict(flatten(run.options.model_dump(mode="json"))) | _extension(run) for _, run in members]
     options = [{key: value for key, value in flat.items() if key not in SHOWN_ANYWAY} for flat in options]
     differing = distinguish([group.setting for group, _ in members], options)
     scores = _scores(collection)
@@ -55,6 +55,10 @@ def runs_table(collection: Collection) -> Table:
     return Table("runs", "Every run", pd.DataFrame(rows), headings, body, _notes(collection, folder))
 
 
+def _extension(run: RunRecord) -> dict[str, Any]:
+    return {key: value for key, value in effects_of(run).items() if key == "extended"}
+
+
 def _fields(group: RunGroup, run: RunRecord, differs: str) -> dict[str, Any]:
     names = {"run": str(run.path), "setting": group.setting, "method": group.method, "gate": group.gate}
     state = {"state": run.state, "reason": run.reason, "step": run.step, "steps": run.options.steps}
@@ -74,7 +78,7 @@ def _numbers(run: RunRecord, select: Select) -> dict[str, float | None]:
 
 
 def _scores(collection: Collection) -> dict[RunRecord, dict[str, float]]:
-    """Return of each run Pass@1 in % by heading at the selected step."""
+    """Return Pass@1 in % at the selected step, by run and heading."""
     frame = collection.frame
     rows = with_headings(frame[(frame["kind"] == TRAINED) & frame["selected"] & (frame["benchmark"] != VALIDATION)])
     scores: dict[RunRecord, dict[str, float]] = {run: {} for run in collection.runs}

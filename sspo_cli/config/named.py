@@ -1,0 +1,58 @@
+"""Defaults for a named model, for which those of the embedded task would be harmful, such as a learning rate of 3e-3."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Customary values for reinforcement learning of instruct models, equal to those of the presets. Options that are not listed
+# have the same default for every model.
+NAMED_MODEL: dict[str, Any] = {
+    "prompt": "think-answer",
+    "rollout.max_new_tokens": 512,
+    "optimizer.learning_rate": 1e-6,
+    "optimizer.schedule": "constant",
+    "cold_start.steps": 0,
+    "cold_start.learning_rate": 1e-5,
+    "cold_start.warmup_steps": 10,
+    "evaluation.every": 100,
+}
+ADAPTERS = {"optimizer.learning_rate": 1e-5}  # with model.lora, because far fewer weights are trained
+TASK = "gsm8k"
+HAVE_TEST = ("arithmetic", "calculator", "calculator-two", "gsm8k", "codeact")  # tasks that have a test split
+
+
+def named_model_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, by dotted name, the defaults for options missing in `values`; empty without a named model.
+
+    Tasks default to GSM8K, benchmarks to the test splits of the published data sets among the tasks. A section that is already
+    an object is complete.
+    """
+    model = values.get("model")
+    if not _given(model, "name"):
+        return {}
+    customary = {**NAMED_MODEL, **(ADAPTERS if _given(model, "lora") is not None else {})}
+    missing = {name: value for name, value in customary.items() if not _is_given(values, name)}
+    if "tasks" not in values:
+        missing["tasks"] = [{"name": TASK}]
+    if not _is_given(values, "evaluation.benchmarks"):
+        missing["evaluation.benchmarks"] = list(_test_splits(values.get("tasks", missing.get("tasks"))))
+    return missing
+
+
+def _test_splits(tasks: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(tasks, list):
+        return  # the field validation says what is wrong
+    named = [task if isinstance(task, str) else _given(task, "name") for task in tasks if not _given(task, "path")]
+    yield from ({"name": name, "split": "test"} for name in HAVE_TEST if name in named)
+
+
+def _is_given(values: Mapping[str, Any], name: str) -> bool:
+    section, _, option = name.rpartition(".")
+    if not section:
+        return option in values
+    part = values.get(section, {})
+    return not isinstance(part, dict) or option in part
+
+
+def _given(section: Any, option: str) -> Any:
+    """Return the value of an option in a section given as a dictionary or an object, or None."""
+    return section.get(option) if isinstance(section, dict) else getattr(section, option, None)
