@@ -58,8 +58,10 @@ def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock) -> list[G
     options = run.options
     rollout = options.rollout
 
-    def begin_check(index: int, completion: Completion) -> None:
+    def begin_check(index: int, _: int, completion: Completion) -> None:
         """Check an answer while others are still sampled; the grading then has its verdict at once."""
+        if completion.episode is not None:  # it has its reward
+            return
         text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
         run.checker.submit(extract_answer(text, [gold]), gold)
 
