@@ -1,4 +1,4 @@
-"""Sampling with weights of earlier rollouts, as an asynchronous sampler does: `rollout.lag`."""
+"""Sampling with the weights of an earlier rollout (`rollout.lag`), as an asynchronous sampler does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
