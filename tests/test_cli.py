@@ -17,7 +17,7 @@ SMALL = {
     "rollout__prompts": 4,
     "rollout__group_size": 4,
     "rollout__max_new_tokens": 48,
-    "cold_start__steps": 150,
+    "cold_start__steps": 60,
     "cold_start__learning_rate": 1e-2,
     "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 30}]",
 }
