@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from sspo_cli import ranks
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import Objective, ratio_metrics
 from sspo_cli.policy.batch import OUTCOME, Batch
@@ -54,7 +55,7 @@ def accumulate_gradient(
     shapes = (per_row, per_row, per_token, per_token, per_token, per_token)
     factors = factors.to(policy.device)
     result = StepResult(*(torch.zeros(shape, device=policy.device) for shape in shapes))
-    for rows, micro in minibatch.micro_batches(options.token_budget, policy.shares_prompts):
+    for rows, micro in minibatch.share(options.token_budget, policy.shares_prompts):
         micro = micro.to(policy.device)
         logprobs, entropy = policy.logprobs(micro, temperature)
         old_logprobs = logprobs.detach() if on_policy else micro.old_logprobs
@@ -70,7 +71,7 @@ def accumulate_gradient(
         weights = objective.weights(log_ratio, advantages, micro.mask)
         # A completion that is masked out has no S, and no gradient: it counts 0, as the mean over its tokens does.
         weighted = torch.where(micro.mask.any(dim=1), factors[rows] * weights * advantages, 0.0)
-        (-weighted.sum()).backward()
+        (-weighted.sum() * ranks.size()).backward()  # of which fully_shard takes the mean over the ranks
 
         tokens = slice(micro.mask.shape[1])
         result.objective[rows] = weighted.detach()
@@ -79,7 +80,9 @@ def accumulate_gradient(
         result.log_ratio[rows, tokens] = log_ratio.detach()
         result.token_weights[rows, tokens] = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
         result.entropy[rows, tokens] = entropy
-    return StepResult(*(getattr(result, field.name).cpu() for field in fields(result)))
+    values = [getattr(result, field.name).cpu() for field in fields(result)]
+    ranks.add(*values)  # each row was computed by one of them
+    return StepResult(*values)
 
 
 def _bounded(importance: Tensor, options: LearningOptions) -> Tensor:
@@ -110,9 +113,13 @@ def fill_old_logprobs(
 ) -> None:
     """Write the current policy's log-probabilities of those minibatches' rows into `batch.old_logprobs`, in place."""
     for rows in minibatches:
-        for picked, micro in batch.select(rows).micro_batches(token_budget, policy.shares_prompts):
+        minibatch = batch.select(rows)
+        old_logprobs = torch.zeros(minibatch.mask.shape)
+        for picked, micro in minibatch.share(token_budget, policy.shares_prompts):
             logprobs, _ = policy.logprobs(micro.to(policy.device), temperature)
-            batch.old_logprobs[rows[picked], : logprobs.shape[1]] = logprobs.cpu()
+            old_logprobs[picked, : logprobs.shape[1]] = logprobs.cpu()
+        ranks.add(old_logprobs)
+        batch.old_logprobs[rows, : old_logprobs.shape[1]] = old_logprobs
 
 
 def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) -> dict[str, float]:
