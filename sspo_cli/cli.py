@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
-from sspo_cli.launchers import refuse_several_ranks
+from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
 from sspo_cli.redaction import redacted
 from sspo_cli.usage import UsageError, explain_usage
 
@@ -34,6 +34,12 @@ Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and miniba
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 EngineName = Annotated[
     Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
+]
+Nproc = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc", min=1, max=1024, help="Ranks on this machine, one on each GPU; torchrun for several machines."
+    ),
 ]
 RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
 
@@ -63,20 +69,47 @@ def main() -> None:
             sys.exit(2)
         _end(str(explain_usage(error)), 1)
     except UserError as error:
-        _end(str(error), 1)
+        _end_rank(error)
     except Interrupted as error:
-        _end(str(error), 130)
+        _end(str(error) if is_first_rank(os.environ) else None, 130)
     except Exception as error:
         if not says_memory_is_full(error):
             raise
         reason = first_line(error)[:200]
-        _end(f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows", 1)
+        _end_rank(
+            UserError(f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows")
+        )
 
 
-def _end(sentence: str, code: int) -> NoReturn:
-    with suppress(OSError):  # the terminal may be closed
-        print(f"sspo: {redacted(sentence)}", file=sys.stderr, flush=True)
+def _end_rank(error: UserError) -> NoReturn:
+    """End by an error; of several ranks, each says what no other one says."""
+    sentence: str | None = redacted(str(error))
+    if is_rank(os.environ):
+        from sspo_cli import ranks
+
+        sentence = ranks.words_of(error, str(sentence))
+    _end(sentence, 1)
+
+
+def _end(sentence: str | None, code: int) -> NoReturn:
+    if sentence is not None:
+        with suppress(OSError):  # the terminal may be closed
+            print(f"sspo: {redacted(sentence)}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _are_started(nproc: int | None, device: str) -> bool:
+    """Start the ranks of `--nproc` and wait for their end, and return True; in a rank, join the others and return False."""
+    if nproc and nproc > 1 and not is_rank(os.environ):
+        from sspo_cli.supervisor import check_gpus, run_ranks
+
+        check_gpus(nproc, device)
+        run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc)
+        return True
+    from sspo_cli import ranks
+
+    ranks.start(device)
+    return False
 
 
 @app.command("train", cls=ObjectiveCommand)
@@ -97,10 +130,11 @@ def train_command(
     ] = None,
     allow_any_gate: AnyGate = False,
     allow_any_method: AnyMethod = False,
+    nproc: Nproc = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Train a policy; with no options, the embedded task with SSPO-atanlog on this machine."""
-    refuse_several_ranks(os.environ)
+    refuse_wrong_ranks(os.environ, nproc)
     shortcuts: dict[str, Any] = {"objective.method": method, "objective.gate": gate, "seed": seed}
     shortcuts["objective.allow_any_gate"] = allow_any_gate or None
     shortcuts["objective.allow_any_method"] = allow_any_method or None
@@ -123,13 +157,17 @@ def train_command(
         preview_memory(options, device_memory, lambda line: print(f"# {line}"))
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
+    if _are_started(nproc, options.device):
+        return
 
+    from sspo_cli import ranks
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
         resume_run(runs_dir / str(run), options if config or set_ or flags else None, sys.argv)
     else:
-        start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv)
+        start_run(options, runs_dir / (run or ranks.on_first(lambda: free_name(runs_dir, options))), sys.argv)
+    ranks.stop()
 
 
 @app.command("eval")

@@ -95,7 +95,7 @@ def _take_gpu(device: str) -> None:
     if device not in ("auto", "cuda"):
         raise UserError(f"device = {device} is one GPU, and several ranks need one each; use cuda, or auto")
     if local >= count:
-        raise UserError(f"this machine has {count} GPUs, too few for its ranks; start {count}, or set device=cpu")
+        raise UserError(f"this machine has {count} GPUs, too few for its ranks; start {count}")
     torch.cuda.set_device(local)
 
 
@@ -162,6 +162,13 @@ def add(*tensors: Tensor) -> None:
     if size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def total(value: float) -> float:
+    """Return the sum of the ranks' values."""
+    tensor = torch.tensor(value, dtype=torch.float64)
+    add(tensor)
+    return tensor.item()
 
 
 def anywhere(flag: bool) -> bool:
@@ -237,7 +244,9 @@ def _why_lost(error: BaseException) -> str:
         silent = [number for number, key in keys.items() if _process.store.add(key, 0) == before[number]]
         if silent:
             names = " and ".join(f"rank {number}" for number in silent)
-            return f"{names} did not answer for {patience():g} seconds ({PATIENCE}): it was stopped, or its machine hangs"
+            return (
+                f"{names} did not answer for {patience():g} seconds ({PATIENCE}): it was stopped, or its machine hangs"
+            )
     return f"another rank has ended, or did not answer for {patience():g} seconds ({first_line(error)[:200]})"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.config import (
     ENVIRONMENTS,
     VALIDATION,
@@ -27,7 +28,7 @@ from sspo_cli.interruption import Interruption
 from sspo_cli.memory import check_memory, device_here
 from sspo_cli.model_check import Limit, check_model, check_reach, check_structure
 from sspo_cli.objectives import Objective, build_objective
-from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
+from sspo_cli.policy.checkpoint import load_optimizer, load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
@@ -96,13 +97,16 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
 def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | None = None) -> None:
     """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
     with explained_full_disk(folder), ExitStack() as stack:
-        interruption = stack.enter_context(Interruption())  # until the status says how the run ended
+        interruption = stack.enter_context(
+            Interruption(speaks=ranks.is_first())
+        )  # until the status says how the run ended
         tracker = stack.enter_context(open_tracker(folder))
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         episode = options.episode or EpisodeOptions()
         opened = open_environments(options.environments, episode, checker)
         environments = stack.enter_context(opened)  # before gold answers are loaded
-        with explained_full_memory(folder), explained_compiler_errors():
+        remedy = f"repeat the command with --run {folder.path.name} --resume, which continues from the last checkpoint"
+        with explained_full_memory(folder), explained_compiler_errors(), ranks.explained_loss(remedy):
             train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
         with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
             for sign in health(folder.metrics()):
@@ -192,8 +196,7 @@ def prepare(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
     if loaded.checkpoint and loaded.saved:
-        with usable_state(loaded.checkpoint):
-            optimizer.load_state_dict(loaded.saved["optimizer"])
+        load_optimizer(loaded.checkpoint, loaded.saved, policy, optimizer)
     return Run(
         options=options,
         folder=folder,
@@ -221,7 +224,7 @@ def _objective(options: RunOptions) -> Objective:
 def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     """Open the last whole checkpoint, or the model of the config."""
     device = resolve_device(options.device)
-    checkpoint, damaged = set_damaged_aside(folder.checkpoints)
+    checkpoint, damaged = ranks.on_first(lambda: set_damaged_aside(folder.checkpoints))
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
     check_memory(options, device_here(options, device), tracker.note, checkpoint)

@@ -23,6 +23,14 @@ SAVING = 600.0  # seconds that ranks may take to end after another one was inter
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
+def check_gpus(count: int, device: str) -> None:
+    """Raise UserError if the ranks are to have a GPU each, and this machine has fewer."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < count:
+        raise UserError(f"--nproc {count} needs as many GPUs, and this machine has {torch.cuda.device_count()}")
+
+
 def run_ranks(command: Sequence[str], count: int) -> None:
     """Run the command as `count` ranks until all have ended.
 
@@ -156,5 +164,6 @@ def _explain(codes: Sequence[int], killed: Sequence[int], store: Any) -> None:
         raise UserError(f"{of_rank}{own[rank]}{remedy}")
     if all(code in (0, INTERRUPTED) for code in codes):
         raise Interrupted
-    rank = next((rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED) and rank not in killed), killed[0] if killed else 0)
+    failed = [rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED)]
+    rank = next((rank for rank in failed if rank not in killed), failed[0])
     raise UserError(f"rank {rank} failed (exit code {codes[rank]}); see its output above")

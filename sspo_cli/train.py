@@ -5,6 +5,7 @@ from itertools import islice
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.evaluation.benchmark import grade_groups
 from sspo_cli.objectives import group_advantages, weight_histogram
 from sspo_cli.policy.batch import collate, minibatch_rows
@@ -27,7 +28,7 @@ from sspo_cli.run.saving import keep_rollout, save_if_due, saved_on_failure, tak
 from sspo_cli.run.state import Run
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.mixture import problem_stream
-from sspo_cli.types import Completion, Prompt
+from sspo_cli.types import Completion, Group, Prompt
 
 
 def train(run: Run) -> None:
@@ -52,26 +53,32 @@ def train(run: Run) -> None:
         # A rollout batch: the policy becomes the behaviour policy, which samples; the completions are graded.
         if state.batch is None:
             prompts = list(islice(upcoming, rollout.prompts))
+            mine = ranks.share(len(prompts))
             sync_metrics = take_kept_rollout(run)  # of programs that look at the clock, say, another one would differ
         if state.batch is None:
 
-            def begin_check(index: int, completion: Completion, prompts: list[Prompt] = prompts) -> None:
+            def begin_check(index: int, completion: Completion, prompts: list[Prompt] = prompts[mine]) -> None:
                 """Check an answer while others are still sampled; the grading then has its verdict at once."""
                 text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
                 run.checker.submit(extract_answer(text, [gold]), gold)
 
-            with saved_on_failure(run), behaviour_policy(run):
+            def sample_share(prompts: list[Prompt] = prompts[mine], first: int = mine.start) -> list[Group]:
+                """Sample and grade this rank's prompts."""
                 with clock.phase("sampling"):
-                    sync_metrics = run.engine.sync(run.policy)
                     sampling_seed = derive_seed(seed, "sampling", state.rollout)
-                    sampling = Sampling(rollout.temperature, rollout.max_new_tokens, sampling_seed)
+                    sampling = Sampling(rollout.temperature, rollout.max_new_tokens, sampling_seed, first)
                     in_environment = partial(clock.phase, "environment")
                     completions = play(
                         run.engine, prompts, rollout.group_size, sampling, run.stage, begin_check, in_environment
                     )
                     run.engine.sleep()
                 with clock.phase("grading"):
-                    groups = grade_groups(prompts, completions, run.checker, options.reward.scoring)
+                    return grade_groups(prompts, completions, run.checker, options.reward.scoring)
+
+            with saved_on_failure(run), behaviour_policy(run):
+                with clock.phase("sampling"):
+                    sync_metrics = run.engine.sync(run.policy)
+                groups = ranks.gather(sample_share)
                 rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
                 advantages = group_advantages(rewards, learning.std)
                 state.tokens += sum(completion.own_tokens for group in groups for completion in group.completions)

@@ -3,11 +3,12 @@
 A benchmark is sampled chunk by chunk. The chunks that are done are kept in `partial/`, so that a stopped one continues there.
 """
 
+import functools
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Self
 import xxhash
 from filelock import FileLock
 
+from sspo_cli import ranks
 from sspo_cli.config import EpisodeOptions, RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.identity import Identity
@@ -156,7 +158,7 @@ def evaluate(
             progress(len(chunk) // conditions.samples)
         for groups in _graded_chunks(engine, benchmark, checker, conditions, stage, first=len(chunks)):
             chunks.append([row for group in groups for row in _rows(group, conditions, identity)])
-            if partial:
+            if partial and ranks.is_first():
                 append_jsonl(partial, {"rows": chunks[-1]})
             progress(len(groups))
     return [row for chunk in chunks for row in chunk]
@@ -230,6 +232,7 @@ def summarize(
     }
 
 
+@ranks.by_first
 def record(
     folder: Path,
     rows: Sequence[dict[str, Any]],
@@ -285,20 +288,28 @@ def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
     if partial is None:
         yield []
         return
+    if not ranks.is_first():
+        yield ranks.on_first(list[list[dict[str, Any]]])  # those that the first rank has read
+        return
     lock = FileLock(partial.with_name(f".{partial.name}.lock"))
-    with explain_os_errors("write", partial):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-    if not take_lock(lock):
-        raise UserError(
-            f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
-            f"(its work is {partial}); wait for it"
-        )
-    try:
+
+    def open_chunks() -> list[list[dict[str, Any]]]:
+        with explain_os_errors("write", partial):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+        if not take_lock(lock):
+            raise UserError(
+                f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
+                f"(its work is {partial}); wait for it"
+            )
         truncate_jsonl(partial, lambda chunk: True)  # a chunk that a kill has torn would run into the next one
-        yield [chunk["rows"] for chunk in read_jsonl(partial, PARTIAL_CHUNK)]
+        return [chunk["rows"] for chunk in read_jsonl(partial, PARTIAL_CHUNK)]
+
+    try:
+        yield ranks.on_first(open_chunks)
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def _graded_chunks(
@@ -309,22 +320,32 @@ def _graded_chunks(
     A problem's draws depend on its place in the benchmark alone, not on interruptions, `max_rows` or other benchmarks.
     """
     with ThreadPoolExecutor(1) as background:
-        checking = None
-        for number in range(first, math.ceil(len(benchmark.prompts) / conditions.chunk)):
+        checking: Future[list[Group]] | None = None
+
+        def sample(number: int) -> list[Group]:
+            """Sample this rank's share of a chunk, begin its grading, and return the graded share of the chunk before."""
+            nonlocal checking
             start = number * conditions.chunk
-            prompts = benchmark.prompts[start : start + conditions.chunk]
+            chunk = benchmark.prompts[start : start + conditions.chunk]
+            mine = ranks.share(len(chunk))
+            prompts = chunk[mine]
             sampling = Sampling(
                 temperature=conditions.temperature,
                 max_new_tokens=conditions.max_new_tokens,
                 seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
-                first=start,
+                first=start + mine.start,
             )
             completions = play(engine, prompts, conditions.samples, sampling, stage)
             checked, checking = checking, background.submit(grade_groups, prompts, completions, checker)
-            if checked:
-                yield checked.result()
-        if checking:
-            yield checking.result()
+            return checked.result() if checked else []
+
+        numbers = range(first, math.ceil(len(benchmark.prompts) / conditions.chunk))
+        for number in numbers:
+            groups = ranks.gather(functools.partial(sample, number))
+            if number > first:
+                yield groups
+        if last := checking:
+            yield ranks.gather(last.result)
 
 
 def _rows(group: Group, conditions: Conditions, identity: Identity) -> list[dict[str, Any]]:

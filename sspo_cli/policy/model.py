@@ -24,6 +24,7 @@ from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, t
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.pretrained import load_pretrained, load_tokenizer
 from sspo_cli.policy.sharding import compute, gathered, shard, whole
+from sspo_cli.policy.spread_files import save_model
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
 # Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
@@ -182,8 +183,12 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
-        self.model.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
+        if ranks.size() > 1:
+            save_model(self.model, folder)
+        else:
+            self.model.save_pretrained(folder, safe_serialization=True)
+        if ranks.is_first():
+            self.tokenizer.save_pretrained(folder)
 
 
 def fingerprint(policy: Policy) -> str:
@@ -191,7 +196,8 @@ def fingerprint(policy: Policy) -> str:
     digest = xxhash.xxh3_128(f"{policy.dtype} {policy.device.type} {policy.end_ids}".encode())
     for name, tensor in policy.model.state_dict().items():
         digest.update(name.encode())
-        digest.update(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        content: Any = whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -239,6 +245,9 @@ def load_policy(
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
+    spread = ranks.size() > 1
+    if spread and options.kernels == "compiled":
+        raise UserError("model.kernels = compiled is not for several ranks yet; use model.kernels=torch")
     dtype = _compute_dtype(options, device)
     weights_dtype = dtype if options.lora else DTYPES[options.weights]
     adapter = folder if folder is not None and (folder / "adapter_config.json").is_file() else None
@@ -259,7 +268,6 @@ def load_policy(
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")
-    spread = ranks.size() > 1
     return build_policy(model, tokenizer, options, device, dtype, adapter, notes, spread=spread)
 
 

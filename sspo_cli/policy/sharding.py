@@ -44,11 +44,9 @@ def _call(model: Any, function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def compute(model: Any, function: Callable[..., T], *arguments: Any) -> T:
+def compute(model: Any, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function that uses parts of the model, so that what they need is gathered, as in the model's own forward pass."""
-    if not isinstance(model, FSDPModule):
-        return function(*arguments)
-    return model.compute(function, *arguments)
+    return model.compute(function, *arguments) if hasattr(model, "compute") else function(*arguments)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sspo_cli.policy.model import Policy
+from sspo_cli.policy.sharding import spread_like, whole
 from sspo_cli.run.state import Run
 
 
@@ -32,10 +33,10 @@ def behaviour_policy(run: Run) -> Iterator[None]:
 
 
 def _weights(policy: Policy) -> list[Tensor]:
-    return [parameter.detach().to("cpu", copy=True) for parameter in policy.parameters]
+    return [whole(parameter.detach()).to("cpu", copy=True) for parameter in policy.parameters]
 
 
 @torch.no_grad()
 def _set_weights(policy: Policy, weights: list[Tensor]) -> None:
     for parameter, value in zip(policy.parameters, weights, strict=True):
-        parameter.copy_(value)
+        parameter.copy_(spread_like(value, parameter))

@@ -1,5 +1,6 @@
 """When a run is measured on its benchmarks."""
 
+from sspo_cli import ranks
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record
 from sspo_cli.evaluation.identity import Identity
 from sspo_cli.interruption import Interrupted
@@ -33,12 +34,12 @@ def measure_if_due(run: Run) -> None:
             row["benchmark"] == name and conditions[name].matches(row, identities[name], "prompt") for row in summaries
         )
 
-    if options.evaluation.validation and not checkpoint_path(run).exists():
+    if options.evaluation.validation and not ranks.on_first(checkpoint_path(run).exists):
         save(run)
 
     def advance(problems: int) -> None:
         run.tracker.advance(problems)
-        if run.interruption.requested:
+        if ranks.anywhere(run.interruption.requested):
             save(run)
             raise Interrupted
 
@@ -52,7 +53,8 @@ def measure_if_due(run: Run) -> None:
             answers = evaluate(run.engine, benchmark, run.checker, under, identity, advance, partial, run.stage)
         measured = benchmark.measured_on(run.folder)
         summary = record(run.folder.eval, answers, measured, under, identity, step, f"step-{step}")
-        partial.unlink()
+        if ranks.is_first():
+            partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
     run.engine.sleep()
     drop_old_checkpoints(run)

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from sspo_cli import ranks
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.redaction import redacted
@@ -36,7 +37,9 @@ from sspo_cli.tracking.wandb import WandbSink
 
 
 def open_tracker(run: RunFolder, console: Console | None = None) -> "Tracker":
-    """The sinks that the run's options ask for; `console` stands in for standard output."""
+    """The sinks that the run's options ask for, of the first rank; `console` stands in for standard output."""
+    if not ranks.is_first():
+        return Tracker([])
     view = console_sink(run, console or Console())
     sinks: list[Sink] = [JsonlSink(run)]
     if run.config.wandb.mode != "disabled":

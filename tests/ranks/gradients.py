@@ -50,7 +50,12 @@ def make_policy(kind: str, dtype: str = "float32") -> Policy:
             shape.pop(name, None)
         model = Qwen3MoeForCausalLM(
             Qwen3MoeConfig(
-                **shape, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=16, norm_topk_prob=True
+                **shape,
+                num_experts=8,
+                num_experts_per_tok=2,
+                moe_intermediate_size=24,
+                head_dim=16,
+                norm_topk_prob=True,
             )
         )
     else:
@@ -82,7 +87,9 @@ def make_batch(prompts: int = 4, group_size: int = 4) -> Batch:
     groups = []
     for number in range(prompts):
         written = [ids(1, 20) for _ in range(group_size)]
-        completions = [Completion(tokens, [-1.0] * len(tokens), "", truncated=not i) for i, tokens in enumerate(written)]
+        completions = [
+            Completion(tokens, [-1.0] * len(tokens), "", truncated=not i) for i, tokens in enumerate(written)
+        ]
         prompt = Prompt(Problem(str(number), "", "", "test"), "", ids(2, 12))
         groups.append(Group(prompt, completions, [Reward(0.0, 0.0, None, "ok")] * group_size))
     return collate(groups, torch.randn(prompts, group_size, generator=draw), mask_truncated=True)
@@ -91,7 +98,9 @@ def make_batch(prompts: int = 4, group_size: int = 4) -> Batch:
 def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
     """The gradient and its norm before clipping, and the weights after a clipped step of AdamW."""
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], budget, 1.0)
-    batch.old_logprobs.add_(torch.where(batch.mask, 0.1 * torch.sin(torch.arange(batch.mask.numel())).view(batch.mask.shape), 0.0))
+    batch.old_logprobs.add_(
+        torch.where(batch.mask, 0.1 * torch.sin(torch.arange(batch.mask.numel())).view(batch.mask.shape), 0.0)
+    )
     objective = build_objective(method="sspo", gate="atanlog", token_limit=64)
     options = LearningOptions(token_budget=budget)
     factors = objective.factors(batch.mask.sum(dim=1))
@@ -111,7 +120,9 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
 def all_gradients() -> dict[str, Any]:
     """Those of every kind, of a policy and a batch made anew."""
     torch.set_num_threads(1)
-    found = {f"{kind} {budget}": gradient(make_policy(kind), make_batch(), budget) for kind in KINDS for budget in BUDGETS}
+    found = {
+        f"{kind} {budget}": gradient(make_policy(kind), make_batch(), budget) for kind in KINDS for budget in BUDGETS
+    }
     found["two rows"] = gradient(make_policy("dense"), make_batch(1, 2), 100_000)  # fewer than ranks
     found["bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), 100_000)
     return found
