@@ -58,9 +58,9 @@ def test_options_of_the_chat_template():
         "assistant\n<think>\n\n</think>\n\n"
     )
     for word in ("role", "endif"):  # in the template, but nothing that it is given
-        with pytest.raises(UserError, match=f"knows no option {word}; leave it out"):
+        with pytest.raises(UserError, match=f"has no option {word}; remove it"):
             rendered(options(f"chat.template_kwargs.{word}=x"))
-    with pytest.raises(UserError, match="knows no option enable_thinkin; leave it out"):
+    with pytest.raises(UserError, match="has no option enable_thinkin; remove it"):
         rendered(options("chat.template_kwargs.enable_thinkin=false"))
 
 

@@ -58,7 +58,7 @@ def test_what_a_benchmark_asks_is_left_out_and_recorded() -> None:
     data = about("apart")["data"]
     assert data["overlaps"] == [{"task": "mine", "benchmark": "asked", "rows": 2, "of": 12, "problems": 2}]
     assert (data["problems"], data["left_out"]["problems"]) == (8, 2)  # two are validation's
-    said = "2 of the 12 rows of mine ask what asked asks, 2 of its problems; they are left out of training"
+    said = "2 of the 12 rows of mine ask 2 problems of asked; they are left out of training"
     assert said in " ".join(Path("apart.txt").read_text().split())
     seen = {row["benchmark"]: row["trained_on"] for row in about("apart", "eval/summary.json")}
     assert seen == {"validation": 0, "asked": 0}
@@ -83,7 +83,7 @@ def test_a_benchmark_that_is_measured_later_is_checked_too() -> None:
 
 def test_a_task_of_which_nothing_is_left_is_refused() -> None:
     assert_told(
-        train("none", tasks="[{name: file, path: asked.jsonl}]"), "every problem of task asked is one of a benchmark"
+        train("none", tasks="[{name: file, path: asked.jsonl}]"), "every problem of task asked is in a benchmark"
     )
 
 

@@ -4,18 +4,18 @@ import re
 from dataclasses import dataclass
 
 CALL, PROPOSAL, NOTHING = "call", "proposal", "nothing"
-STOP = ("</execute>", "</solution>")  # a turn ends behind the first of them
+STOP = ("</execute>", "</solution>")  # a turn ends after the first of these
 _TAGS = re.compile(r"</?(?:think|execute|solution)>")
 _KINDS = {"<execute>": CALL, "<solution>": PROPOSAL}
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """The kind and the content of a turn's action.
+    """The action of a turn.
 
     kind         CALL, PROPOSAL or NOTHING
     content      the code or the solution, without the tags
-    well_formed  the turn is exactly one action and ends with it: counts for r_format
+    well_formed  the turn has exactly one action and ends with it, which counts for r_format
     """
 
     kind: str
@@ -24,13 +24,13 @@ class Action:
 
 
 def read_action(turn: str) -> Action:
-    """Read one turn of the policy, with what the chat template opened of it.
+    """Read the action of one turn, given with the text that the chat template opened the turn with.
 
-    A proposal wins over code, and several blocks of one kind are joined by newlines, as in MINT. What a thought contains is
-    no action, whether the thought is closed or not. Inside a block, other tags are part of its content.
+    A proposal takes precedence over code, and several blocks of one kind are joined by newlines, as in MINT. Tags within a
+    thought, closed or not, are ignored. Within a block, other tags are part of its content.
     """
     blocks: dict[str, list[str]] = {CALL: [], PROPOSAL: []}
-    inside: re.Match[str] | None = None  # the tag that is open
+    inside: re.Match[str] | None = None  # the open tag
     end = 0
     for tag in _TAGS.finditer(turn):
         if inside is None:

@@ -1,4 +1,4 @@
-"""The embedded environment: a calculator in place of a Python session. Any system, no sandbox, always the same."""
+"""The embedded environment: a calculator instead of a Python session. Deterministic, runs on any system, no sandbox."""
 
 import ast
 import operator
@@ -11,8 +11,8 @@ from sspo_cli.environments.result import Result
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Turn
 
-LONGEST = 64  # characters of an expression
-LARGEST = 10**12  # absolute value of any number in it, given or computed
+LONGEST = 64  # most characters of an expression
+LARGEST = 10**12  # largest absolute value of a number in it, given or computed
 _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -22,7 +22,7 @@ ERROR, WRONG = "error", "wrong"
 
 
 class CalculatorEnvironment(ActingEnvironment):
-    """Calls are expressions; the answer to one is its bare value, or `error`. By default one proposal decides."""
+    """Episodes in which a call is an expression and its answer the value, or `error`."""
 
     def __init__(self, checker: AnswerChecker, limits: EpisodeLimits | None = None) -> None:
         super().__init__(checker, limits or EpisodeLimits(turns=4, proposals=1))
@@ -35,13 +35,13 @@ class CalculatorEnvironment(ActingEnvironment):
 
 
 def calculate(expression: str) -> int | None:
-    """Evaluate integers, `+`, `-`, `*` and parentheses; None for all else, and where a number gets too large."""
+    """Evaluate integers, `+`, `-`, `*` and parentheses; return None for anything else and if a number gets too large."""
     expression = expression.strip()
     if len(expression) > LONGEST:
         return None
     try:
         return _value(ast.parse(expression, mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the parser's own, and a null byte
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # raised by the parser; ValueError for a null byte
         return None
 
 

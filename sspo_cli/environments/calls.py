@@ -1,7 +1,7 @@
-"""One call of one interpreter, from the trainer's side: what is sent, what comes back, and how it ends.
+"""The trainer's side of a call: it sends code to an interpreter, reads the output and determines how the call ended.
 
-Nothing that comes from a program is parsed. How a call ended is known from the clock, the wait status and the budgets;
-the token that a program may forge only ends its own observation early.
+The output of programs is never parsed. The end of a call follows from the clock, the wait status and the budgets. A
+program may forge the token that ends a call, but this only cuts its own observation short.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ from sspo_cli.environments.interpreter import HEADER, READY, SETUP_FAILED
 from sspo_cli.environments.result import Result
 from sspo_cli.environments.server_link import ServerLink
 
-STARTING = 60.0  # seconds in which an interpreter must be confined
-SETTING_UP = 60.0  # seconds in which a problem's setup must be done
+STARTING = 60.0  # most seconds until an interpreter is confined
+SETTING_UP = 60.0  # most seconds of a problem's setup
 GRACE = 1.0  # seconds between a deadline and the kill
-ENDING = 30.0  # seconds in which a killed process must be gone
-MOST_OUTPUT = 8 << 20  # bytes after which a call is ended
+ENDING = 30.0  # most seconds until a killed process has ended
+MOST_OUTPUT = 8 << 20  # bytes of output at which a call is ended
 GONE = "the interpreter was ended and its variables are gone"
 
 
 class SandboxFailure(Exception):
-    """The sandbox failed, never the program: the call has no result."""
+    """The sandbox itself failed, not the program; the call has no result."""
 
 
 class SetupFailed(Exception):
-    """The setup of `interpreter` raised or did not end; the message says how."""
+    """The setup of `interpreter` raised an exception or did not end, as the message describes."""
 
     def __init__(self, interpreter: "Interpreter", message: str) -> None:
         super().__init__(message)
@@ -42,13 +42,13 @@ class SetupFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
-    """Limits of one call.
+    """Limits of the sandbox.
 
-    call_timeout  seconds of wall time; a program is interrupted then and keeps its variables, unless it does not stop
-    memory_mib    of one interpreter, in addition to what all share
-    output_chars  of the text of one call
-    parallel      interpreters that run at the same time; None: as many as this process may use cores
-    total_mib     of all live interpreters together; None: half of what is available at the start
+    call_timeout  seconds of wall time of a call; the program is then interrupted and keeps its variables if it stops
+    memory_mib    memory of one interpreter, in addition to the memory that all of them share
+    output_chars  most characters of the output of a call
+    parallel      interpreters that run at the same time; None: the number of cores that this process may use
+    total_mib     memory of all live interpreters together; None: half of the memory available at the start
     """
 
     call_timeout: float = 30.0
@@ -60,7 +60,7 @@ class SandboxLimits:
 
 @dataclass(slots=True)
 class Process:
-    """A live process of an interpreter. The trainer holds its sockets; `process_id` is 0 until the server reports it."""
+    """The live process of an interpreter. The trainer holds its sockets; `process_id` is 0 until the server reports it."""
 
     number: int
     calls: socket.socket
@@ -75,11 +75,11 @@ class Process:
 
 @dataclass(slots=True, eq=False)
 class Interpreter:
-    """One episode's Python session; it gets a process when it is first called.
+    """The Python session of one episode; its process starts with the first call.
 
-    setup  code that prepares variables; no cell
-    cells  those whose effects its variables have, run again after the process was lost through no fault of theirs
-    note   what the next observation must say of an earlier end
+    setup  code that prepares variables, not counted as a cell
+    cells  cells that have run; they run again if the process is lost for a reason other than the program
+    note   text about an earlier end of the process, added to the next observation
     """
 
     setup: str | None
@@ -89,14 +89,14 @@ class Interpreter:
     note: str | None = None
 
     def forget(self) -> None:
-        """Handle the end of the process."""
+        """Close the descriptors of a process that has ended."""
         if self.process:
             self.process.close()
             self.process = None
 
 
 class Call:
-    """Drives one call as events come. `result` is set when it is over."""
+    """Drives one call as events arrive. `result` is set when the call is over."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Call:
     ) -> None:
         self.interpreter = interpreter
         self.result: Result | None = None
-        self.deadline = 0.0  # when `check_deadline` has something to do
+        self.deadline = 0.0  # next time at which `check_deadline` acts
         self._ending: str | None = None  # why the process ends
         self._interrupted = self._killed = False
         self._code, self._limits, self._server, self._next_number = code, limits, server, next_number
@@ -127,7 +127,7 @@ class Call:
         return self.interpreter.process
 
     def register(self, selector: selectors.BaseSelector) -> None:
-        """Wait for what can happen next."""
+        """Register the descriptors whose events can come next."""
         if not self._calls_closed:
             waits = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
             selector.register(self.process.calls, waits, self)
@@ -145,7 +145,10 @@ class Call:
                 self._read_token()
 
     def check_deadline(self, now: float) -> None:
-        """Interrupt a program at its deadline, and end its process a second later. Raises SandboxFailure."""
+        """Interrupt a program at its deadline, and kill its process a second later.
+
+        Raises SandboxFailure if a killed process does not end.
+        """
         if now < self.deadline:
             return
         if self._killed:
@@ -160,13 +163,16 @@ class Call:
             self._server.order(messages.INTERRUPT, self.process.number)
 
     def kill(self, reason: str) -> None:
-        """End the process; the call is over when its wait status arrives."""
+        """Kill the process; the call is over when its wait status arrives."""
         self._ending, self._killed = self._ending or reason, True
         self.deadline = time.monotonic() + ENDING
         self._server.order(messages.KILL, self.process.number)
 
     def process_ended(self, wait_status: int) -> None:
-        """Handle a wait status. Raises SandboxFailure and SetupFailed."""
+        """Handle the end of the process.
+
+        Raises SandboxFailure if the process was not confined, and SetupFailed if it ended during the setup.
+        """
         self._read_output()
         self.interpreter.forget()
         if self._token == READY:
@@ -176,7 +182,7 @@ class Call:
             raise SetupFailed(self.interpreter, self._text() if failed else self._reason(wait_status)[1])
         status, said = self._reason(wait_status)
         self.interpreter.cells.clear()
-        if self._pending:  # an earlier cell that was run again: this call's own has yet to come
+        if self._pending:  # it ended while an earlier cell ran again; the cell of this call still has to run
             self._note = said
             self._start_process()
         else:
@@ -218,11 +224,13 @@ class Call:
         self._send_more()
 
     def _send_more(self) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # an end is read below
+        with contextlib.suppress(
+            BlockingIOError, BrokenPipeError, ConnectionResetError
+        ):  # handled at the end of its output
             self._unsent = self._unsent[self.process.calls.send(self._unsent) :]
 
     def _read_output(self) -> None:
-        """Read what is there; where there is too much, only what a pipe holds."""
+        """Read the available output; past `MOST_OUTPUT`, only as much as a pipe holds."""
         while not self._output_closed:
             try:
                 data = os.read(self.process.output, 1 << 16)
@@ -241,7 +249,7 @@ class Call:
             return
         except OSError:
             data = b""
-        if not data:  # the process has ended, or will be
+        if not data:  # the socket is closed: the process has ended, or is about to
             self._calls_closed = True
             self._unsent = b""
             if not self._ending:
@@ -256,7 +264,7 @@ class Call:
                 self._step_done()
 
     def _step_done(self) -> None:
-        """Handle the byte that says the process is confined, is set up, or has run a cell."""
+        """Handle the token that reports that the process is confined, is set up, or has run a cell."""
         if self._pending:
             self._send_next()
             return
@@ -271,13 +279,13 @@ class Call:
             self.kill("output")
 
     def _reason(self, wait_status: int) -> tuple[str, str]:
-        """Return the status and what the observation says."""
+        """Return the status and the text of the observation."""
         limit = f"{self._limits.call_timeout:g}"
         ending = self._ending
         by_signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
         if ending == "timeout" or by_signal == signal.SIGXCPU:
             return "timeout", f"Timed out after {limit} seconds and did not stop: {GONE}."
-        if ending == "memory" or (by_signal == signal.SIGKILL and not ending):  # by the kernel, when memory ran out
+        if ending == "memory" or (by_signal == signal.SIGKILL and not ending):  # killed by the kernel, out of memory
             return "memory", f"Out of memory: {GONE}."
         if ending == "output":
             return "crashed", f"More than {MOST_OUTPUT >> 20} MiB of output: {GONE}."

@@ -1,6 +1,6 @@
-"""A Python session of numbered cells that shows values and errors as IPython does, in which CodeActInstruct was recorded.
+"""A Python session of numbered cells that shows values and errors like IPython, with which CodeActInstruct was recorded.
 
-It runs inside a confined process, next to the program that it runs: nothing that it writes is more than text.
+It shares a confined process with the programs that it runs, so its output is untrusted text.
 """
 
 import ast
@@ -13,17 +13,17 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-WIDTH = 75  # of the line above an error and of its title
-CONTEXT = 2  # statements shown before and after the one that failed
-LONGEST_STATEMENT = 6  # lines; a longer one is shown by its first three and its last two
-HIDDEN = {__file__, str(Path(__file__).with_name("interpreter.py"))}  # whose frames no error shows
-FRAMES = 4  # of the program's own that an error shows
+WIDTH = 75  # characters of the line above an error and of its title
+CONTEXT = 2  # statements shown before and after the failing statement
+LONGEST_STATEMENT = 6  # lines; of a longer statement the first three and the last two are shown
+HIDDEN = {__file__, str(Path(__file__).with_name("interpreter.py"))}  # files whose frames are left out of errors
+FRAMES = 4  # frames of the program shown in an error
 
 
 class TimeoutError(BaseException):
-    """Raised in the program at its deadline. No subclass of Exception, which programs catch."""
+    """Raised in the program at its deadline. Not a subclass of Exception, so that `except Exception` does not catch it."""
 
-    __module__ = "builtins"  # for its name in tracebacks
+    __module__ = "builtins"  # gives the plain name in tracebacks
 
 
 class Session:
@@ -35,7 +35,7 @@ class Session:
         sys.modules["__main__"] = self._module
 
     def set_up(self, code: str) -> None:
-        """Run code that is no cell. Its exceptions are not caught."""
+        """Run code without counting it as a cell. Exceptions are not caught."""
         exec(compile(code, "<setup>", "exec"), self._module.__dict__)
 
     def run(self, code: str) -> None:
@@ -67,7 +67,7 @@ class Session:
 
 
 def _shown(value: object) -> str:
-    """Return the repr of a value; of a container that is wider than a line, one element a line."""
+    """Return the repr of a value, with one element per line for a container that is wider than a line."""
     if isinstance(value, list | tuple | dict | set | frozenset):
         return pprint.pformat(value, width=79, sort_dicts=False)
     return repr(value)
@@ -97,14 +97,14 @@ def _described(error: BaseException, with_earlier: bool = True) -> Iterator[str]
         yield f"    [... {len(own) - FRAMES} frames are left out ...]\n"
         for frame, number in own[-FRAMES // 2 :]:
             yield from _place(frame, number)
-    if frames and frames[-1] not in own:  # where in a library it failed; the frames between are left out
+    if frames and frames[-1] not in own:  # the frame in a library that raised; frames between are left out
         yield from _place(*frames[-1])
     message = str(error)
     yield f"{kind}: {message}" if message else kind
 
 
 def _place(frame: types.FrameType, number: int) -> Iterator[str]:
-    """Return the line that failed, marked, with the statements around it."""
+    """Yield the failing line, marked, and the statements around it."""
     name, function = frame.f_code.co_filename, frame.f_code.co_qualname
     if name.startswith("<cell "):
         place = f"Cell In[{name[6:-1]}], line {number}"
@@ -129,14 +129,14 @@ def _place(frame: types.FrameType, number: int) -> Iterator[str]:
 
 
 def _within_library(path: str) -> str:
-    """Return a module's path as every machine has it."""
+    """Return a module's path from its package on, which is equal on all machines."""
     for folder in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")):
         path = path.removeprefix(folder + "/")
     return path
 
 
 def _pieces(lines: list[str]) -> list[range]:
-    """Line numbers of each statement, of a compound one only those of its head, and of each comment; none of blank lines."""
+    """Return the line numbers of each statement and comment; of a compound statement only those of its header."""
     try:
         tree = ast.parse("".join(lines))
     except (SyntaxError, ValueError, RecursionError):

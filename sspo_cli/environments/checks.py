@@ -1,11 +1,11 @@
-"""The checks of proposed solutions, each by the rule that its problem names.
+"""Checks of proposed solutions, by the rule that the problem names.
 
-The trainer decides, never code that a policy wrote.
+They run in the trainer; code written by a policy never decides.
 
-math        equal in value, by the checker of all mathematical tasks; Python's notation of the answer counts as well
-denotation  the same set of values, as WikiTableQuestions compares: numbers, dates, normalized text
+math        equal in value, by the checker of all mathematical tasks; an answer in Python notation is accepted as well
+denotation  the same set of values, compared like WikiTableQuestions: numbers, dates, normalized text
 within-5    MINT's rule for GSM8K and MATH, whose golds are rounded: a number within 5 % of the gold. For evaluation only
-theoremqa   TheoremQA's rule: numbers within 4 %, lists of them, `True` or `False`, a letter. For evaluation only
+theoremqa   TheoremQA's rule: numbers within 4 %, lists of numbers, `True` or `False`, a letter. For evaluation only
 choice      the letter of an option
 """
 
@@ -56,7 +56,7 @@ def unquoted(solution: str) -> str:
 
 
 def within(tolerance: float) -> Callable[[str, str], bool]:
-    """Return the rule that compares numbers by their relative difference."""
+    """Return a rule that accepts numbers up to this relative difference."""
 
     def compare(solution: str, gold: str) -> bool:
         given, expected = number_of(solution), number_of(gold)
@@ -66,7 +66,7 @@ def within(tolerance: float) -> Callable[[str, str], bool]:
 
 
 def theoremqa(solution: str, gold: str) -> bool:
-    """Compare by the type of the gold."""
+    """Compare a solution with the gold by the rule for the gold's type."""
     if (truth := _TRUTH.get(gold.lower())) is not None:
         return _TRUTH.get(solution.lower().rstrip(".")) == truth
     if re.fullmatch(r"[a-z]", gold):
@@ -84,7 +84,7 @@ def same_choice(solution: str, gold: str) -> bool:
 
 
 def number_of(text: str) -> float | None:
-    """Return the only number of a text, which may have a unit or words around it; None if it has none or several."""
+    """Return the only number of a text, which may be surrounded by words or a unit; None if there is not exactly one."""
     text = _FRACTION.sub(r"\1/\2", text.replace("\\,", ""))
     numbers = [match[0] for match in _NUMBER.finditer(text)]
     if len(numbers) != 1:

@@ -1,4 +1,4 @@
-"""Code-acting as in CodeActInstruct and MINT: Python in `<execute>`, answers in `<solution>`, an observation after each turn."""
+"""Code-acting as in CodeActInstruct and MINT: Python in `<execute>`, answers in `<solution>`, observations after turns."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +12,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Turn
 
-# The data set's own words; of its variants the one without tools, which are not here.
+# The prompt of the data set, in its variant without tools, because tools do not exist here.
 _SYSTEM = """\
 You are a helpful assistant assigned with the task of problem-solving. To achieve this, you will be using an interactive \
 coding environment equipped with a variety of tool functions to assist you throughout the process.
@@ -38,7 +38,7 @@ _LAST = "You should take the last step to propose a solution."
 
 
 class CodeActEnvironment(ActingEnvironment):
-    """Episodes with a Python session each, in a sandbox that the caller has started and ends."""
+    """Episodes that each have a Python session in a sandbox. The caller starts and ends the sandbox."""
 
     def __init__(self, sandbox: Sandbox, checker: AnswerChecker, limits: EpisodeLimits | None = None) -> None:
         super().__init__(checker, limits or EpisodeLimits())
@@ -51,7 +51,7 @@ class CodeActEnvironment(ActingEnvironment):
         return self._sandbox.failures
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """End the interpreters of episodes that will take no more turns."""
+        """End the interpreters of episodes that take no more turns."""
         self._sandbox.close(episode.session for episode in episodes)
 
     def _begin(self, episode: Episode) -> None:
@@ -63,16 +63,16 @@ class CodeActEnvironment(ActingEnvironment):
         except BaseException as error:
             problems = {id(episode.session): episode.problem for episode, _ in calls}
             self.close(episode for episode, _ in calls)
-            for episode, _ in calls:  # those that had run their code have not taken their turn either
+            for episode, _ in calls:  # no episode takes its turn, also those whose code has run
                 self._begin(episode)
             if isinstance(error, SetupFailed):
                 problem = problems[id(error.interpreter)]
                 raise UserError(
-                    f"the setup of problem {problem.id} of {problem.task} does not run ({error}); mend it or leave it out"
+                    f"the setup of problem {problem.id} of {problem.task} fails ({error}); correct it or leave the problem out"
                 ) from None
             if isinstance(error, SandboxFailure):
                 raise UserError(
-                    f"{error}, so this turn has no results; nothing is lost, --resume continues from the saved state"
+                    f"{error}, so this turn has no results; no progress is lost, --resume continues from the saved state"
                 ) from None
             raise
 

@@ -1,8 +1,9 @@
-"""What takes a process's rights away for good: limits, capabilities, Landlock, seccomp. Standard library only.
+"""Permanent confinement of a process by limits, capabilities, Landlock and seccomp. Standard library only.
 
-Landlock decides which files can be read, seccomp forbids everything but reading and computing. Neither is enough alone:
-without seccomp a UDP packet leaves, without Landlock `/etc/shadow` and the command lines of other processes are read.
-No step needs root, a namespace or a setuid program, and none can be undone by the process or its heirs.
+Landlock limits which files can be read; seccomp forbids every system call except those for reading and computing. Both are
+needed: without seccomp a program can send a UDP packet, without Landlock it can read `/etc/shadow` and the command lines
+of other processes. No step needs root, a namespace or a setuid program, and neither the process nor its children can undo
+one.
 """
 
 import ctypes
@@ -22,33 +23,33 @@ _CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION = 0x20080522
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
-# Of Landlock's ABI 1, then what ABI 2, 3 and 5 add: refer, truncate, ioctl on devices.
+# The rights of Landlock's ABI 1, and those that ABI 2, 3 and 5 add: refer, truncate, ioctl on devices.
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _NETWORK_RIGHTS = 0b11  # ABI 4: bind and connect of TCP
-_SCOPES = 0b11  # ABI 6: abstract sockets and signals stay within the domain
+_SCOPES = 0b11  # ABI 6: no abstract sockets and signals to processes outside the domain
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class CannotConfine(Exception):
-    """This machine lacks what confinement needs; the message names it and what to do."""
+    """A feature that confinement needs is missing; the message names it and a remedy."""
 
 
 class Confiner:
-    """Confines children of this process. Raises CannotConfine where the kernel has no Landlock."""
+    """Confines children of this process. Raises CannotConfine if the kernel has no Landlock."""
 
     def __init__(self, confinement: Confinement) -> None:
         self._confinement = confinement
         self._filter = bytes.fromhex(confinement.filter)
         rules = _landlock_rules(confinement.readable)
-        # Out of the way of the descriptors that a child gets.
+        # A high number, so that it does not collide with the descriptors that a child gets.
         self._rules = fcntl.fcntl(rules, fcntl.F_DUPFD_CLOEXEC, 64)
         os.close(rules)
         with open("/proc/self/statm", encoding="ascii") as file:
             self._address_space = int(file.read().split()[0]) * resource.getpagesize()
 
     def confine_this_process(self) -> None:
-        """Take the rights of a freshly forked child away. Raises OSError where a step fails."""
+        """Confine a newly forked child. Raises OSError if a step fails."""
         self._set_limits()
         _prefer_for_oom_killer()
         _prctl(_PR_SET_DUMPABLE, 0)
@@ -78,19 +79,19 @@ class Confiner:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when the thread that started it ends; at once if that has happened already."""
+    """Make the kernel kill this process when the thread that started it ends; exit at once if it has ended already."""
     _prctl(_PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def hide_memory() -> None:
-    """Forbid others of the same user to trace this process and to read its memory."""
+    """Forbid other processes of the same user to trace this process and to read its memory."""
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def landlock_version() -> int:
-    """Return the kernel's Landlock ABI. Raises CannotConfine where it has none."""
+    """Return the kernel's Landlock ABI. Raises CannotConfine if it has none."""
     try:
         return _syscall(_LANDLOCK_CREATE, None, 0, 1)
     except OSError as error:
@@ -104,7 +105,7 @@ def landlock_version() -> int:
 
 
 def _landlock_rules(readable: Iterable[str]) -> int:
-    """Return the descriptor of a rule set that forbids all but reading what is below `readable`."""
+    """Return the descriptor of a rule set that forbids everything except reading below the paths `readable`."""
     version = landlock_version()
     rights = sum(bits for since, bits in _FILE_RIGHTS.items() if since <= version)
     attributes = struct.pack("=Q", rights)
@@ -126,12 +127,15 @@ def _landlock_rules(readable: Iterable[str]) -> int:
 
 
 def _prefer_for_oom_killer() -> None:
-    """Let the kernel end this process first when memory runs out. /proc/self belongs to root unless it is dumpable."""
+    """Let the kernel kill this process first when memory runs out.
+
+    The process is made dumpable because its files in /proc belong to root otherwise.
+    """
     _prctl(_PR_SET_DUMPABLE, 1)
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
-    except OSError:  # a read-only /proc; the budget of the sandbox holds without it
+    except OSError:  # /proc is read-only; the sandbox's own memory budget still holds
         pass
 
 
@@ -148,7 +152,7 @@ def _prctl(option: int, value: int, argument: object = None) -> None:
 
 
 def _syscall(number: int, *arguments: object) -> int:
-    # A C variadic function: integers must be given as wide as the kernel reads them.
+    # syscall is variadic in C, so integers must be passed as wide as the kernel reads them.
     wide = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
     result = _libc.syscall(ctypes.c_long(number), *wide)
     if result < 0:

@@ -1,4 +1,4 @@
-"""WikiTableQuestions' comparison of two sets of values, after its published definition."""
+"""WikiTableQuestions' comparison of two sets of values, by its published definition."""
 
 import ast
 import re
@@ -12,23 +12,26 @@ _DETAIL = re.compile(r"(?<!^)\s*\([^)]*\)$")
 
 
 def split(gold: str) -> list[str]:
-    """Split a gold answer into its values, which bars separate; `\\p` is a bar, as in the data set's own files."""
+    """Split a gold answer at its bars into values; `\\p` stands for a bar within a value, as in the data set's files."""
     return [_ESCAPED.sub(lambda escape: _ESCAPES[escape[1]], value) for value in gold.split("|")]
 
 
 def joined(values: Iterable[str]) -> str:
-    """Write values as one gold answer."""
+    """Join values into one gold answer."""
     return "|".join(value.replace("\\", "\\\\").replace("|", "\\p").replace("\n", "\\n") for value in values)
 
 
 def same_denotation(solution: str, gold: str) -> bool:
-    """Whether one way of reading the solution as a list gives the gold's values: equally many, each equal to one of them."""
+    """Report whether the solution, read as a list in one of several ways, has the gold's values.
+
+    It must have equally many values, each equal to a gold value.
+    """
     expected = _unique(split(gold))
     return any(_match(_unique(values), expected) for values in _readings(solution))
 
 
 def _readings(solution: str) -> Iterator[list[str]]:
-    """List the readings: the whole as one value; a Python list; parts between bars, lines, semicolons or commas."""
+    """Yield the readings: the whole as one value; a Python list; parts between bars, lines, semicolons or commas."""
     yield [solution]
     try:
         value = ast.literal_eval(solution)
@@ -70,7 +73,7 @@ def _number(text: str) -> float | None:
 
 
 def _normalized(text: str) -> str:
-    """Lower case, without diacritics, footnote marks, details in brackets, quotation marks and a final period."""
+    """Lower the case and strip diacritics, footnote marks, details in brackets, quotation marks and a final period."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
     for signs, plain in ((_DASHES, "-"), (_SINGLE, "'"), (_DOUBLE, '"')):
         text = text.translate(dict.fromkeys(map(ord, signs), plain))

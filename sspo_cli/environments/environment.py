@@ -1,4 +1,4 @@
-"""Play the environment's part: read the policy's turns, check its proposals, keep the record."""
+"""The protocol of environments, and the part that all have in common: read turns, check proposals, keep the record."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,12 +18,12 @@ class Environment(Protocol):
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """The strings that end a turn of the policy, and belong to it."""
+        """Strings that end a turn of the policy and are part of it."""
         ...
 
     @property
     def system_prompt(self) -> str | None:
-        """The system turn of its problems; it names the limits."""
+        """System turn of the prompts, which states the limits; None for no system turn."""
         ...
 
     def open(self, problem: Problem, seed: int, turns: Sequence[Turn] = ()) -> Episode:
@@ -31,16 +31,16 @@ class Environment(Protocol):
         ...
 
     def step(self, moves: Sequence[tuple[Episode, str]]) -> list[str | None]:
-        """Take one turn in each of these episodes and return what each policy reads next; None: the episode is over."""
+        """Take one turn in each of these episodes; return the text that each policy reads next, or None if it is over."""
         ...
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """Free what episodes hold; those that are over have been freed."""
+        """Free the resources of episodes; those that are over are already free."""
         ...
 
 
 class ActingEnvironment:
-    """An environment in which turns run code or propose solutions. Subclasses run the code and word the answers."""
+    """An environment in which turns run code or propose solutions. Subclasses run the code and phrase the answers."""
 
     stop = STOP
     system_prompt: str | None = None
@@ -49,10 +49,10 @@ class ActingEnvironment:
         self._checker, self.limits = checker, limits
 
     def open(self, problem: Problem, seed: int, turns: Sequence[Turn] = ()) -> Episode:
-        """Begin an episode; with `turns`, continue one that has taken them.
+        """Begin an episode; with `turns`, continue one that has taken these.
 
-        What was answered then stands, whatever the same code would do now; only the variables are made again, at the next
-        call. Raises UserError for a record of an episode with more turns or proposals than the limits allow.
+        The recorded answers stay, even if the same code would behave differently now; only the variables are restored, at
+        the next call. Raises UserError for a record with more turns or proposals than the limits allow.
         """
         episode = Episode(problem, seed, self.limits, list(turns))
         if episode.turns_left < 0 or episode.proposals_left < 0:
@@ -65,9 +65,10 @@ class ActingEnvironment:
         return episode
 
     def step(self, moves: Sequence[tuple[Episode, str]]) -> list[str | None]:
-        """Take one turn in each of these episodes: all code runs at once, all proposals are checked at once.
+        """Take one turn in each of these episodes; their checks run in parallel, and so does their code.
 
-        Returns what each policy reads next, or None where its episode is over. If it raises, no episode has taken its turn.
+        Returns the text that each policy reads next, or None if its episode is over. If it raises, no episode has taken its
+        turn.
         """
         actions = [read_action(text) for _, text in moves]
         calls = [i for i, action in enumerate(actions) if action.kind == CALL]
@@ -87,7 +88,7 @@ class ActingEnvironment:
         return answers
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """Free what episodes hold. The calculator's hold nothing."""
+        """Free the resources of episodes; by default there are none."""
 
     def _record(self, episode: Episode, text: str, action: Action, result: Result | None, status: str) -> None:
         lost = result is not None and result.variables_lost
@@ -99,12 +100,12 @@ class ActingEnvironment:
             episode.turns[-1] = replace(turn, answer=answer)
 
     def _begin(self, episode: Episode) -> None:
-        """Prepare an episode that may have taken turns."""
+        """Prepare a new or continued episode."""
 
     def _run(self, calls: Sequence[tuple[Episode, str]]) -> list[Result]:
         """Run code in these episodes."""
         raise NotImplementedError
 
     def _answer(self, episode: Episode, turn: Turn, output: str) -> str:
-        """Word what the policy reads after this turn, which is not the last."""
+        """Phrase the text that the policy reads after this turn, which is not the last."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""An episode: the record of its turns, from which everything else about it follows."""
+"""Episodes: the record of turns, from which the outcome and the reward follow."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from sspo_cli.types import Outcome, Problem, Reward, Turn
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLimits:
-    """How many turns an episode has, and how many of them may propose a solution."""
+    """The most turns of an episode, and the most of them that may propose a solution."""
 
     turns: int = 5
     proposals: int = 2
@@ -17,7 +17,7 @@ class EpisodeLimits:
 
 @dataclass(slots=True, eq=False)
 class Episode:
-    """One problem being worked on. `session` is the environment's own, such as an interpreter."""
+    """An attempt at one problem. `session` belongs to the environment, such as an interpreter."""
 
     problem: Problem
     seed: int
@@ -43,7 +43,7 @@ class Episode:
 
     @property
     def outcome(self) -> Outcome:
-        """Read it when the episode is over, or when no tokens are left for another turn."""
+        """Summarize an episode that is over, or has no tokens left for another turn."""
         calls = [turn for turn in self.turns if turn.action == CALL]
         if self.solved:
             ended = "solved"
@@ -63,10 +63,10 @@ class Episode:
 
     @property
     def reward(self) -> Reward:
-        """The reward of the episode, from the policy's own turns alone, never from what it was answered.
+        """Reward of the episode, computed from the policy's own turns and not from the text that it read.
 
-        r_answer  1 if a proposal was accepted
-        r_format  the share of turns that are exactly one action and end with it; 0 without a proposal
+        r_answer  1 if a proposal was accepted, otherwise 0
+        r_format  share of turns that have exactly one action and end with it; 0 without a proposal
         """
         proposals = [turn for turn in self.turns if turn.action == PROPOSAL]
         if not proposals:
@@ -78,7 +78,7 @@ class Episode:
 
     @property
     def cells(self) -> list[str]:
-        """The code that the interpreter's variables come from."""
+        """Code of the turns so far, which defines the interpreter's variables."""
         cells: list[str] = []
         for turn in self.turns:
             if turn.variables_lost:

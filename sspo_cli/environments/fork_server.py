@@ -1,7 +1,7 @@
-"""The trusted process that interpreters are forked from: it has loaded numpy, sympy and pandas, and knows nothing else.
+"""The trusted process from which interpreters are forked, with numpy, sympy and pandas loaded and no other data.
 
-It is started by exec, before golds are loaded: a fork of the trainer would carry every gold in its memory. It takes
-orders from the trainer through one socket and reports how its children end. It never reads what a child writes.
+It is started by exec, before gold answers are loaded, because a fork of the trainer would have them in its memory. It takes
+orders from the trainer through one socket and reports how its children end. It never reads the output of a child.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from sspo_cli.environments.messages import (
 )
 
 REQUIRED = ("numpy", "sympy", "pandas")
-# Loaded once here, so that no program waits for them.
+# Loaded once before the fork, so that programs import them without delay.
 PRELOADED = (
     *REQUIRED,
     *(
@@ -60,7 +60,7 @@ PRELOADED = (
     ),
     *("re", "string", "json", "statistics", "heapq", "bisect", "operator", "calendar", "typing", "dataclasses", "time"),
 )
-DESCRIPTORS = 256  # the server has a dozen open
+DESCRIPTORS = 256  # the server uses about a dozen
 SIGNALS = {INTERRUPT: signal.SIGINT, PAUSE: signal.SIGSTOP, RESUME: signal.SIGCONT, KILL: signal.SIGKILL}
 
 
@@ -79,18 +79,18 @@ def serve(descriptor: int, parent: int) -> None:
 
 
 def _prepare(confinement: Confinement) -> Confiner:
-    landlock_version()  # before anything slow
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # a child closes them all
+    landlock_version()  # first, because the imports below are slow
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # few, because a child closes all of them
     for name in PRELOADED:
         importlib.import_module(name)
     sympy = importlib.import_module("sympy")
 
-    x = sympy.Symbol("x")  # what sympy builds at first use
+    x = sympy.Symbol("x")  # fills the caches that sympy builds at first use
     sympy.simplify(sympy.solve(x**2 - 3 * x + 2, x)[0] + sympy.sqrt(8) + sympy.Rational(1, 3))
     str(sympy.integrate(sympy.sin(x), x))
     sys.path[:] = [path for path in sys.path if os.path.isdir(path)]
     gc.collect()
-    gc.freeze()  # so that no child copies pages by counting references to what all share
+    gc.freeze()  # the collector then does not touch shared objects, which would copy their pages in each child
     hide_memory()
     return Confiner(confinement)
 
@@ -98,8 +98,8 @@ def _prepare(confinement: Confinement) -> Confiner:
 class _Server:
     def __init__(self, control: socket.socket, confiner: Confiner) -> None:
         self._control, self._confiner = control, confiner
-        self._process_ids: dict[int, int] = {}  # by the interpreter's number
-        self._notices: deque[bytes] = deque()  # sent when there is room: the trainer may be busy sending orders
+        self._process_ids: dict[int, int] = {}  # by interpreter number
+        self._notices: deque[bytes] = deque()  # sent when the socket has room: the trainer may be busy sending orders
         control.setblocking(False)
         self._child_ended, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
@@ -126,7 +126,7 @@ class _Server:
                 return  # the children end with this process
 
     def _obey(self) -> bool:
-        """Carry out one order; False when the trainer is gone."""
+        """Carry out one order; return False if the trainer has closed the socket."""
         order, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 2)
         if not order:
             return False
@@ -135,11 +135,11 @@ class _Server:
             try:
                 self._process_ids[number] = self._fork(descriptors, seed)
                 self._notices.append(NOTICE.pack(STARTED, number, self._process_ids[number]))
-            except OSError as error:  # no memory or too many processes
+            except OSError as error:  # out of memory, or too many processes
                 self._notices.append(NOTICE.pack(NOT_STARTED, number, error.errno or 0))
             for descriptor in descriptors:
                 os.close(descriptor)
-        elif number in self._process_ids:  # not reaped yet, so the process id is still its own
+        elif number in self._process_ids:  # not reaped yet, so the process id cannot belong to another process
             os.kill(self._process_ids[number], SIGNALS[what])
         return True
 
@@ -151,14 +151,14 @@ class _Server:
                 die_with_parent(server)
                 self._become_interpreter(descriptors)
                 CallLoop().serve(seed)
-            except BaseException as error:  # read by the trainer only where the process was not confined
+            except BaseException as error:  # the trainer reads this only if the process was not confined
                 os.write(1, f"{type(error).__name__}: {error}".encode())
                 os._exit(1)
             os._exit(0)
         return process_id
 
     def _become_interpreter(self, descriptors: list[int]) -> None:
-        """Leave the server's signals and descriptors behind, and all rights."""
+        """Drop the server's signal handlers and descriptors, and give up all rights."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         calls, output = (fcntl.fcntl(descriptor, fcntl.F_DUPFD, CALLS + 1) for descriptor in descriptors)

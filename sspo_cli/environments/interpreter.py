@@ -1,8 +1,8 @@
-"""One episode's interpreter: a confined child of the fork server that runs the cells it is sent.
+"""The interpreter of one episode: a confined child of the fork server that runs cells.
 
-Descriptors: 0 is /dev/null, 1 and 2 are one pipe for all that programs print, 3 is the socket that calls come through.
-A call is a header and code; when it is over, its token is written back. A program can forge the token, which ends only
-its own observation early: the process is stopped between calls.
+Descriptors: 0 is /dev/null, 1 and 2 are the pipe for the output of programs, 3 is the socket for calls. A call is a header
+and code; when it is over, its token is written back. A program can forge the token, but this only cuts its own observation
+short, because the process is stopped between calls.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ import types
 from sspo_cli.environments import cells
 
 CALLS = 3  # descriptor
-HEADER = struct.Struct("=I8s?d")  # bytes of code, token, whether it is the setup, seconds until the deadline
-READY = bytes(8)  # written in the place of a token once the process is confined
+HEADER = struct.Struct("=I8s?d")  # length of the code in bytes, token, is setup, seconds until the deadline
+READY = bytes(8)  # written instead of a token when the process is confined
 SETUP_FAILED = 98  # exit status
 
 
 class CallLoop:
-    """Runs calls one after the other until the socket is closed."""
+    """Runs calls one after another until the socket is closed."""
 
     def __init__(self) -> None:
         self._session = cells.Session()
@@ -31,7 +31,7 @@ class CallLoop:
         self._running = False
 
     def serve(self, seed: int) -> None:
-        """Answer calls until the socket is closed."""
+        """Seed the random numbers, then answer calls until the socket is closed."""
         _seed(seed)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, self._interrupt)
@@ -39,13 +39,13 @@ class CallLoop:
         while header := _read(HEADER.size):
             length, token, is_setup, self._seconds = HEADER.unpack(header)
             code = _read(length).decode()
-            # Both are one stream, so that output stays in order; each line is written at once, because a kill loses the rest.
+            # One stream for both keeps the output in order. It is line-buffered, because a kill loses what is in the buffer.
             sys.stdout = sys.stderr = output = _standard_output()
             if is_setup:
                 self._set_up(code)
             else:
                 self._run(code)
-            with contextlib.suppress(ValueError, OSError):  # the program may have closed it
+            with contextlib.suppress(ValueError, OSError):  # the program may have closed the stream
                 output.flush()
             os.write(CALLS, token)
 
@@ -61,19 +61,19 @@ class CallLoop:
             self._running = True
             self._session.run(code)
             self._running = False
-        except BaseException as error:  # the deadline struck while the session described an error, or memory ran out
+        except BaseException as error:  # the deadline passed while the session formatted an error, or memory ran out
             self._running = False
             os.write(1, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
 
     def _interrupt(self, number: int, frame: types.FrameType | None) -> None:
-        """Interrupt the cell at its deadline; ignored if it has just ended."""
+        """Interrupt the running cell at its deadline; do nothing if it has just ended."""
         if self._running:
             self._running = False
             raise cells.TimeoutError(f"Timed out after {self._seconds:g} seconds.") from None
 
 
 def _standard_output() -> io.TextIOWrapper:
-    """Open a stream to descriptor 1, whatever programs have done to earlier ones."""
+    """Open a new stream to descriptor 1, because programs may have changed or closed earlier ones."""
     return io.TextIOWrapper(
         io.FileIO(1, "w", closefd=False), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
@@ -87,7 +87,7 @@ def _seed(seed: int) -> None:
 
 
 def _read(length: int) -> bytes:
-    """Exactly so many bytes of the call socket, or fewer where it is closed."""
+    """Read exactly so many bytes from the call socket, or fewer if it is closed."""
     data = b""
     while len(data) < length and (more := os.read(CALLS, length - len(data))):
         data += more

@@ -1,8 +1,8 @@
-"""How much memory there is, and how much of it a process has of its own. Linux only."""
+"""Memory of the machine and of single processes. Linux only."""
 
 from pathlib import Path
 
-# A container's limit and what it uses, of cgroup v2 and v1. What the page cache could give back counts as used.
+# Files with a container's limit and usage, for cgroup v2 and v1. Reclaimable page cache counts as used.
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -11,20 +11,20 @@ _OWN = ("RssAnon", "RssShmem", "VmSwap")
 
 
 def available_bytes() -> int:
-    """Return the bytes that can be allocated without swapping, within the limits of this container."""
+    """Return the bytes that can be allocated without swapping, within this container's limit."""
     available = _kilobytes(Path("/proc/meminfo"), ("MemAvailable",)) << 10
     for limit, usage in _CGROUPS:
         try:
             available = min(available, int(Path(limit).read_text()) - int(Path(usage).read_text()))
-        except (OSError, ValueError):  # another version of cgroups, or `max`
+        except (OSError, ValueError):  # another version of cgroups, or no limit (`max`)
             continue
     return max(0, available)
 
 
 def private_bytes(process_id: int) -> int:
-    """Return what a process does not share with files, in bytes: swapped out or not, pages shared since a fork included.
+    """Return the anonymous memory of a process in bytes, including swapped pages and pages shared since a fork.
 
-    0 after its end.
+    Returns 0 if the process has ended.
     """
     try:
         return _kilobytes(Path(f"/proc/{process_id}/status"), _OWN) << 10

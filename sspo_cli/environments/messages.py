@@ -1,24 +1,24 @@
-"""What the trainer and the fork server send each other. Any system can read it."""
+"""Messages between the trainer and the fork server. This module can be imported on any system."""
 
 import struct
 from dataclasses import dataclass
 
-ORDER = struct.Struct("=cQQ")  # what, the interpreter's number, a seed
+ORDER = struct.Struct("=cQQ")  # kind, interpreter number, seed
 OPEN, INTERRUPT, PAUSE, RESUME, KILL = b"o", b"i", b"p", b"r", b"k"
-NOTICE = struct.Struct("=cQq")  # what, the interpreter's number, process id, errno or wait status
+NOTICE = struct.Struct("=cQq")  # kind, interpreter number, and process id, errno or wait status
 READY, REFUSED, STARTED, NOT_STARTED, ENDED = b"r", b"f", b"s", b"n", b"e"
-MESSAGE = 1 << 16  # bytes; a configuration is the longest
+MESSAGE = 1 << 16  # most bytes of a message; the longest is a Confinement
 
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What the children of one server are confined by; made once, before any of them.
+    """The confinement of all children of a server, created once before the first child.
 
-    machine      of `syscalls.ARCHITECTURES`
-    filter       of system calls, as `syscalls.filter_program` compiles it, in hexadecimal
-    readable     files and folders that may be read, with all below them
-    memory       bytes of address space, in addition to what the server has
-    cpu_seconds  of one interpreter, should nobody be left to end it
+    machine      a key of `syscalls.ARCHITECTURES`
+    filter       system-call filter from `syscalls.filter_program`, in hexadecimal
+    readable     files and folders that may be read, folders with everything below them
+    memory       bytes of address space, in addition to the server's
+    cpu_seconds  processor time of one interpreter, in case the trainer cannot end it
     """
 
     machine: str

@@ -1,4 +1,4 @@
-"""An answer as sympy prints it, in the LaTeX that the checker reads: `(1 + sqrt(5))/2`, `2*pi`, `-3 + 2*I`, `[1, 2]`."""
+"""Translation of answers as sympy prints them, such as `(1 + sqrt(5))/2` or `[1, 2]`, into LaTeX for the checker."""
 
 import ast
 
@@ -8,7 +8,7 @@ _OPERATIONS: dict[type[ast.operator], str] = {ast.Add: "{} + {}", ast.Sub: "{} -
 
 
 def as_latex(answer: str) -> str | None:
-    """Translate an expression of numbers, names, operators, `sqrt` and lists; None for all else."""
+    """Translate an expression of numbers, names, operators, `sqrt` and lists; return None for anything else."""
     if len(answer) > LONGEST:
         return None
     try:

@@ -1,15 +1,15 @@
-"""What a call of code gives back. Any system."""
+"""The result of running code. This module can be imported on any system."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call printed, notes of the sandbox included, and how it ended.
+    """The output of a call, including notes of the sandbox, and how the call ended.
 
-    status   "ok" (exceptions of the program included), "timeout", "memory" or "crashed"; after the last two, and after a
-             timeout whose `variables_lost` is true, the interpreter starts anew at its next call
-    seconds  of wall time, without waiting for other interpreters
+    status   "ok" (even if the program raised an exception), "timeout", "memory" or "crashed"; after the last two, and after a
+             timeout with `variables_lost`, the interpreter restarts without variables at its next call
+    seconds  wall time, without the time spent waiting for other interpreters
     """
 
     text: str

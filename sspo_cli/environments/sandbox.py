@@ -1,15 +1,14 @@
-"""Runs Python programs that nobody has read, many at once: text in, text out.
+"""A sandbox that runs many untrusted Python programs in parallel: text in, text out.
 
-A trusted fork server (`fork_server`) forks one interpreter an episode; each confines itself (`confinement`) before it
-sees any code. It can read Python's and the system's libraries and compute. It cannot make a process, a thread, a file,
-a socket, a pipe or shared memory, send a signal, or read anything else. Between its calls it is stopped, so nothing
-of an episode runs on. Programs therefore have no threads, subprocesses, files to write, pip, asyncio or network. The
-names, sizes and times of files stay visible, their contents do not.
+A trusted fork server (`fork_server`) forks one interpreter per episode, which confines itself (`confinement`) before it
+receives any code. An interpreter can compute and can read Python's and the system's libraries. It cannot create a process,
+a thread, a file, a socket, a pipe or shared memory, send a signal, or read other files. It is stopped between its calls.
+Programs therefore have no threads, subprocesses, writable files, pip, asyncio or network. The names, sizes and times of
+other files are visible, their contents are not.
 
-It runs on 64-bit Linux 5.13 or newer on x86_64 or aarch64 with Landlock enabled, as root or not, also in a container
-whose profile allows Landlock, as Docker's does. It needs no root, namespaces, setuid programs or other packages.
-Everywhere else, and if its self-test at the start finds anything that a program could do, it refuses to start; no option
-runs code without it.
+The sandbox needs 64-bit Linux 5.13 or newer with Landlock, on x86_64 or aarch64. It needs no root, namespaces, setuid
+programs or other packages, and runs in containers whose profile allows Landlock, as Docker's does. On any other system, and
+if the self-test at the start finds something that a program could do, it refuses to start. No option runs code without it.
 """
 
 import contextlib
@@ -29,27 +28,30 @@ from sspo_cli.environments.server_link import ServerLink, ServerLost, confinemen
 
 __all__ = ["Interpreter", "Result", "Sandbox", "SandboxFailure", "SandboxLimits", "SetupFailed"]
 
-DESCRIPTORS = 8192  # for 4,000 live interpreters
-MEMORY_EVERY = 0.1  # seconds between two looks at how much memory the running interpreters have
+DESCRIPTORS = 8192  # enough for 4,000 live interpreters
+MEMORY_EVERY = 0.1  # seconds between two measurements of the running interpreters' memory
 
 
 class Sandbox:
-    """A context manager. Start it before anything secret is loaded, in a thread that lives as long as it does.
+    """A context manager that runs code in confined interpreters.
 
-    failures  how often the fork server was lost and started anew; its interpreters ran their cells again
+    Enter it before anything secret is loaded, in a thread that outlives the block, since the fork server ends with this
+    thread.
+
+    failures  number of times that the fork server was lost and restarted, after which interpreters run their cells again
     """
 
     def __init__(self, limits: SandboxLimits | None = None) -> None:
-        """Start nothing yet. Entering the context raises UserError where programs cannot be confined."""
+        """Store the limits; the sandbox starts on entry, which raises UserError if programs cannot be confined."""
         self.failures = 0
         self._limits = limits or SandboxLimits()
-        self._live: dict[int, Interpreter] = {}  # by the number of their process
-        self._memory: dict[int, int] = {}  # bytes that each had when it ran last
+        self._live: dict[int, Interpreter] = {}  # by process number
+        self._memory: dict[int, int] = {}  # bytes at the last measurement, by process number
         self._numbers = 0
 
     def __enter__(self) -> Self:
         limits = self._limits
-        cpu_seconds = int(20 * limits.call_timeout) + 60  # should the trainer be stopped and nobody hold the clock
+        cpu_seconds = int(20 * limits.call_timeout) + 60  # in case the trainer is stopped and cannot enforce the limit
         self._confinement = confinement_of_this_machine(limits.memory_mib << 20, cpu_seconds)
         self._parallel = limits.parallel or len(os.sched_getaffinity(0))
         one_each = self._parallel * limits.memory_mib << 20
@@ -72,28 +74,28 @@ class Sandbox:
         return self._server.process_id
 
     def open(self, setup: str | None, seed: int, cells: Iterable[str] = ()) -> Interpreter:
-        """Return an interpreter whose random numbers start at `seed`.
+        """Create an interpreter, whose process starts with its first call.
 
-        It starts at its first call. `cells` are those that an episode which is continued has run before; they run again
-        first, and their output is dropped.
+        seed   for its random numbers
+        cells  the earlier cells of a continued episode; they run first, and their output is discarded
         """
         return Interpreter(setup, seed, list(cells))
 
     def close(self, interpreters: Iterable[Interpreter]) -> None:
-        """End interpreters; an interpreter that has ended is no error."""
+        """End interpreters; those that have ended are skipped."""
         for interpreter in interpreters:
             if interpreter.process:
                 number = interpreter.process.number
                 self._forget(number)
-                with contextlib.suppress(ServerLost):  # then it has ended as well
+                with contextlib.suppress(ServerLost):  # the interpreter has ended with the server
                     self._server.order(messages.KILL, number)
 
     def run(self, calls: Sequence[tuple[Interpreter, str]]) -> list[Result]:
-        """Run one cell in each of these interpreters, at most `parallel` at a time, and return their results in order.
+        """Run one cell in each of these distinct interpreters, at most `parallel` at a time; return results in order.
 
-        An interpreter may occur once. If the fork server is lost or cannot start an interpreter, it is started anew once,
-        and what had not ended runs again, each interpreter's earlier cells first. Raises SandboxFailure if that fails as
-        well, SetupFailed for a setup that raises.
+        If the fork server is lost or cannot start an interpreter, it is restarted once. Calls that had not ended run again,
+        after the earlier cells of their interpreters. Raises SandboxFailure if this fails as well, and SetupFailed if a
+        setup raises an exception.
         """
         results: dict[int, Result] = {}
         try:
@@ -102,7 +104,7 @@ class Sandbox:
             self._restart_server()
             try:
                 self._run_remaining(calls, results)
-            except ServerLost:  # the next run starts it anew
+            except ServerLost:  # the next call of `run` restarts it
                 self._forget_all()
                 raise SandboxFailure("the sandbox's fork server ended twice within one turn") from None
         return [results[index] for index in range(len(calls))]
@@ -130,12 +132,12 @@ class Sandbox:
                 if now >= look_at_memory:
                     self._keep_memory_budget(running)
                     look_at_memory = now + MEMORY_EVERY
-        except BaseException:  # nothing is left half run; cells that had ended run again at the next call
+        except BaseException:  # leave no cell half run; the next call runs the completed ones again
             self.close(call.interpreter for call in running)
             raise
 
     def _await_events(self, running: dict[Call, int], latest: float) -> None:
-        """Handle what arrives until `latest` at the latest."""
+        """Wait for events until `latest`, and handle those that arrive."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._server, selectors.EVENT_READ, None)
             for call in running:
@@ -145,7 +147,7 @@ class Sandbox:
         for key, mask in events:
             if key.data and key.data.result is None:
                 key.data.handle(key.fd, mask)
-        if any(key.data is None for key, _ in events):  # last: an end closes descriptors
+        if any(key.data is None for key, _ in events):  # last, because the end of a process closes its descriptors
             self._read_notices(running)
 
     def _read_notices(self, running: dict[Call, int]) -> None:
@@ -168,7 +170,7 @@ class Sandbox:
                     interpreter.forget()
 
     def _keep_memory_budget(self, running: Iterable[Call]) -> None:
-        """End the largest interpreters, running or not, while all together have too much."""
+        """End the largest interpreters, running or not, until the total is within the budget."""
         by_number = {call.process.number: call for call in running if call.interpreter.process}
         for number, call in by_number.items():
             self._memory[number] = max(0, private_bytes(call.process.process_id) - self._shared)
@@ -188,7 +190,7 @@ class Sandbox:
 
     def _start_server(self) -> None:
         self._server = ServerLink(self._confinement)
-        self._shared = private_bytes(self._server.process_id)  # with every interpreter, until either writes to it
+        self._shared = private_bytes(self._server.process_id)  # shared with every interpreter until either writes to it
 
     def _restart_server(self) -> None:
         self._forget_all()
@@ -206,8 +208,8 @@ class Sandbox:
 
 
 def _allow_descriptors() -> None:
-    """Raise this process's own limit where it may: it needs two descriptors for each live interpreter."""
-    import resource  # does not exist on Windows, where entering the sandbox has been refused before
+    """Raise this process's limit of descriptors as far as allowed: each live interpreter takes two."""
+    import resource  # not available on Windows, where the sandbox has refused to start before this point
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)

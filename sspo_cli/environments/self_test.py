@@ -1,4 +1,4 @@
-"""The look at the start: an interpreter tries what no program may do. Any success is a UserError that names it."""
+"""The self-test at the start of the sandbox: an interpreter attempts what no program may do, and every attempt must fail."""
 
 import json
 import tempfile
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 SECRET = "canary"
 CONFINED = "confined"
-# The interpreter is our own and has run nothing foreign yet, so what it prints is believed. {secret} is a file of the
-# trainer's, {folder} one that it may write to, {parent} the trainer.
+# The interpreter has not run untrusted code yet, so its output can be trusted here. {secret} is a file of the trainer,
+# {folder} a folder that the trainer may write to, {parent} the trainer's process id.
 PROGRAM = """
 import ctypes, os, signal, socket, subprocess, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +63,7 @@ NUMBERS = {"x86_64": {"ptrace": 101, "unshare": 272}, "aarch64": {"ptrace": 117,
 
 
 def check_confinement(sandbox: "Sandbox", machine: str, parent: int) -> None:
-    """Check that an interpreter is confined and its memory can be watched. Raises UserError otherwise."""
+    """Raise UserError unless an interpreter is confined and its memory can be measured."""
     with tempfile.TemporaryDirectory() as folder:
         secret = Path(folder) / "secret"
         secret.write_text(SECRET, encoding="utf-8")
@@ -84,4 +84,4 @@ def check_confinement(sandbox: "Sandbox", machine: str, parent: int) -> None:
             "on which Landlock and seccomp work, the calculator task runs anywhere"
         )
     if not watched:
-        raise UserError("the sandbox cannot see how much memory its interpreters use; mount /proc without hidepid=")
+        raise UserError("the sandbox cannot read the memory use of its interpreters; mount /proc without hidepid=")

@@ -1,4 +1,4 @@
-"""The trainer's end of the fork server: starts it, sends it orders, reads its notices."""
+"""The trainer's connection to the fork server: starts it, sends orders, reads notices."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from sspo_cli.environments.messages import Confinement
 from sspo_cli.environments.syscalls import ARCHITECTURES, filter_program
 from sspo_cli.errors import UserError
 
-STARTING = 120.0  # seconds in which the server must have loaded its packages
+STARTING = 120.0  # most seconds until the server has loaded its packages
 PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sspo_cli.environments.fork_server import serve; "
     "del sys.path[0]; serve(int(sys.argv[2]), int(sys.argv[3]))"
@@ -38,11 +38,11 @@ ADVICE = "code-acting tasks need a Linux machine that can confine programs; the 
 
 
 class ServerLost(Exception):
-    """The fork server ended by itself."""
+    """The fork server ended unexpectedly."""
 
 
 class ServerLink:
-    """A running fork server. Raises UserError where it cannot be started or cannot confine."""
+    """A running fork server. Raises UserError if it cannot be started or cannot confine programs."""
 
     def __init__(self, confinement: Confinement) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -57,7 +57,7 @@ class ServerLink:
                 stderr=self._errors,
                 env=ENVIRONMENT,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is the trainer's
+                start_new_session=True,  # so that Ctrl-C reaches only the trainer
             )
         try:
             self._control.settimeout(STARTING)
@@ -76,17 +76,17 @@ class ServerLink:
         return self._process.pid
 
     def open(self, number: int, seed: int, calls: socket.socket, output: int) -> None:
-        """Have an interpreter forked that answers calls on one descriptor and prints to the other."""
+        """Order the fork of an interpreter that answers calls on `calls` and prints to `output`."""
         order = messages.ORDER.pack(messages.OPEN, number, seed)
         self._send(lambda: socket.send_fds(self._control, [order], [calls.fileno(), output]))
 
     def order(self, what: bytes, number: int) -> None:
-        """Send an interpreter a signal; nothing happens where it has ended. Raises ServerLost."""
+        """Send a signal to an interpreter, unless it has ended. Raises ServerLost."""
         order = messages.ORDER.pack(what, number, 0)
         self._send(lambda: self._control.send(order))
 
     def notices(self) -> list[tuple[bytes, int, int]]:
-        """Return what has arrived: the kind, the interpreter's number, a process id, errno or wait status."""
+        """Return the notices that have arrived: kind, interpreter number, and process id, errno or wait status."""
         arrived: list[tuple[bytes, int, int]] = []
         while True:
             try:
@@ -100,7 +100,7 @@ class ServerLink:
             arrived.append(messages.NOTICE.unpack(notice))
 
     def close(self) -> None:
-        """End the server and with it all interpreters."""
+        """End the server and all its interpreters."""
         self._control.close()
         self._process.kill()
         self._process.wait()
@@ -111,7 +111,7 @@ class ServerLink:
             try:
                 send()
                 return
-            except BlockingIOError:  # it is forking; its own notices never make it wait
+            except BlockingIOError:  # the server is busy forking; it never blocks on its notices
                 with selectors.DefaultSelector() as selector:
                     selector.register(self._control, selectors.EVENT_WRITE)
                     selector.select(timeout=1.0)
@@ -135,7 +135,7 @@ class ServerLink:
 
 
 def confinement_of_this_machine(memory: int, cpu_seconds: int) -> Confinement:
-    """Return what programs may do on this system. Raises UserError if no confinement is known for it."""
+    """Return the confinement for this system. Raises UserError if the system is not supported."""
     if sys.platform != "linux" or platform.machine() not in ARCHITECTURES or sys.maxsize < 1 << 32:
         raise UserError(
             f"the sandbox confines programs on 64-bit Linux on {' or '.join(ARCHITECTURES)}, not on "
@@ -146,9 +146,9 @@ def confinement_of_this_machine(memory: int, cpu_seconds: int) -> Confinement:
 
 
 def readable_paths() -> tuple[str, ...]:
-    """Python's own files and packages, the system's libraries, and nothing that a user or an experiment has written."""
+    """Return the folders of Python and its packages and of the system's libraries; no user's or experiment's files."""
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     python = {sysconfig.get_path(name) for name in names} | {os.path.join(sys.base_prefix, "lib")}
-    python |= set(site.getsitepackages())  # elsewhere on Debian's Python
+    python |= set(site.getsitepackages())  # another folder in Debian's Python
     system = {"/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"}
     return tuple(sorted(python | system | {"/dev/null", "/dev/urandom"}))

@@ -1,13 +1,13 @@
 """The system calls that a confined program may make, as a seccomp filter in classic BPF. Standard library only.
 
-Everything that is not on the list fails with EPERM: no process, thread, socket, signal, file or shared memory can be made,
-and no kernel facility is reached that was added after the list was written.
+Every other call fails with EPERM: a program cannot create a process, thread, socket, file or shared memory or send a
+signal, and cannot use kernel features that are newer than this list.
 """
 
 import errno
 import struct
 
-# Each name with its number on x86_64 and on aarch64; None: the architecture does not have it.
+# Numbers on x86_64 and aarch64 by name; None if the architecture does not have the call.
 ALLOWED = {
     # Open descriptors.
     "read": (0, 63),
@@ -45,7 +45,7 @@ ALLOWED = {
     "mremap": (25, 216),
     "madvise": (28, 233),
     "brk": (12, 214),
-    # Signals and timers of the program's own.
+    # Signals and timers of the process itself.
     "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
@@ -61,7 +61,7 @@ ALLOWED = {
     "clock_getres": (229, 114),
     "gettimeofday": (96, 169),
     "time": (201, None),
-    # What a process may know about itself and the machine.
+    # Queries about the process itself and the machine.
     "getpid": (39, 172),
     "getppid": (110, 173),
     "gettid": (186, 178),
@@ -81,17 +81,17 @@ ALLOWED = {
     "sched_getaffinity": (204, 123),
     "sched_yield": (24, 124),
     "getrandom": (318, 278),
-    # What the C library needs within one thread.
+    # Calls that the C library needs within one thread.
     "futex": (202, 98),
     "set_robust_list": (273, 99),
     "rseq": (334, 293),
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-# Allowed for some arguments: numbers, index of the argument, and what it may be.
+# Calls that are allowed for some arguments: numbers, index of the argument, allowed values.
 OPEN = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
 IOCTL, FCNTL, PRLIMIT64 = (16, 29), (72, 25), (302, 261)
-# Linux's numbers of requests and flags, whatever system imports this.
+# Written as numbers of Linux, because other systems import this module too.
 REQUESTS = {
     IOCTL: (0x5401, 0x5413, 0x541B, 0x5451),  # TCGETS, TIOCGWINSZ, FIONREAD, FIOCLEX
     # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. Not F_SETOWN and F_SETLEASE, which send signals, nor
@@ -140,12 +140,12 @@ def _instruction(code: int, value: int, *, skip_true: int = 0, skip_false: int =
 
 
 def _rule(number: int | None, verdict: list[bytes]) -> list[bytes]:
-    """Return the instructions that decide a call of that number; every path through `verdict` returns."""
+    """Return the instructions for calls of this number; every path through `verdict` must return."""
     return [] if number is None else [_instruction(_EQUAL, number, skip_false=len(verdict)), *verdict]
 
 
 def _argument(index: int, half: int = 0) -> bytes:
-    """Load 32 of an argument's 64 bits, the low ones or (half 1) the high ones; both machines are little-endian."""
+    """Load the low (half 0) or high (half 1) 32 bits of an argument; both architectures are little-endian."""
     return _instruction(_LOAD, 16 + 8 * index + 4 * half)
 
 
@@ -159,7 +159,7 @@ def _reads_only(flags: int) -> list[bytes]:
 
 
 def _one_of(argument: int, requests: tuple[int, ...]) -> list[bytes]:
-    """Compare 32 bits, as which the kernel reads ioctl's and fcntl's request."""
+    """Compare the low 32 bits, because the kernel reads only these of the requests of ioctl and fcntl."""
     program = [_argument(argument)]
     for request in requests:
         program += [_instruction(_EQUAL, request, skip_false=1), _instruction(_RETURN, _ALLOW)]
@@ -167,7 +167,7 @@ def _one_of(argument: int, requests: tuple[int, ...]) -> list[bytes]:
 
 
 def _asks_about_itself() -> list[bytes]:
-    """prlimit64 of process 0, the caller, without a new limit."""
+    """Accept prlimit64 for process 0, the caller, without a new limit."""
     program = []
     for argument, half in ((0, 0), (2, 0), (2, 1)):
         program += [_argument(argument, half), _instruction(_EQUAL, 0, skip_true=1)]

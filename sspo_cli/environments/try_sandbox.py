@@ -1,11 +1,11 @@
-"""Run episodes in the sandbox from outside: `python -m sspo_cli.environments.try_sandbox < episodes.json`.
+"""Run your own programs in the sandbox: `python -m sspo_cli.environments.try_sandbox < episodes.json`.
 
 Reads {"episodes": [{"turns": [code, …], "gold": …, "solution": …|null}, …]} from standard input, opens all episodes
 together, runs turn 0 of all, then turn 1 of all, and so on, and writes
 {"episodes": [{"turns": [{"text", "status", "seconds"}, …], "correct": true|false|null}, …]}.
 
-`correct` says whether the solution equals the gold: a text or number by the checker of mathematical answers, a list as
-a set of values. It is null without a solution or a gold.
+`correct` is true if the solution equals the gold: texts and numbers are compared by the checker of mathematical answers,
+lists as sets of values. It is null without a solution or a gold.
 """
 
 import argparse
@@ -25,14 +25,21 @@ SEED = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0, or 1 after one sentence on standard error."""
+    """Run the episodes and return the exit status: 0, or 1 after an error message."""
     defaults = SandboxLimits()
     parser = argparse.ArgumentParser(prog="python -m sspo_cli.environments.try_sandbox", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--call-timeout", type=float, default=defaults.call_timeout, help="seconds (%(default)g)")
-    parser.add_argument("--memory-mib", type=int, default=defaults.memory_mib, help="of one episode (%(default)d)")
-    parser.add_argument("--output-chars", type=int, default=defaults.output_chars, help="of one turn (%(default)d)")
-    parser.add_argument("--parallel", type=int, help="turns that run at the same time (as many as cores)")
+    parser.add_argument(
+        "--memory-mib", type=int, default=defaults.memory_mib, help="memory of one episode (%(default)d)"
+    )
+    parser.add_argument(
+        "--output-chars",
+        type=int,
+        default=defaults.output_chars,
+        help="characters of one turn's output (%(default)d)",
+    )
+    parser.add_argument("--parallel", type=int, help="turns that run at the same time (number of cores)")
     options = parser.parse_args(arguments)
     try:
         if min(options.call_timeout, options.memory_mib, options.output_chars, options.parallel or 1) <= 0:
@@ -51,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(text: str) -> list[dict[str, Any]]:
-    """Read the episodes. Raises UserError for anything else."""
+    """Parse the episodes. Raises UserError if the text is not of this form."""
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Does a run fit its device? Estimated from the config of its model alone, before anything is fetched or spent."""
+"""Memory check of a run: estimated from the config of its model, before weights are downloaded."""
 
 import json
 import os
@@ -28,9 +28,9 @@ ADAPTERS = {"model.lora": {"rank": 32}, "model.weights": "float32"}
 def check_memory(
     options: RunOptions, device: Device, note: Callable[[str], object], folder: Path | None = None
 ) -> None:
-    """Note how much memory a run needs by estimate. Raises UserError if its device has less, with options that need less.
+    """Note the estimated memory of a run. Raises UserError if its device has less, and names options that need less.
 
-    `folder` is a checkpoint that is opened instead of the model's own weights.
+    folder  checkpoint to open instead of the model's own weights
     """
     if shape := _shape_or_note(options, note, folder):
         phases = [f"{phase.name} {phase.total / GB:.1f} GB" for phase in estimate(options, shape, device)]
@@ -39,7 +39,10 @@ def check_memory(
 
 
 def preview_memory(options: RunOptions, gigabytes: float | None, note: Callable[[str], object]) -> None:
-    """Note what a run needs, and for what. Raises UserError if it does not fit the device here, or a GPU of so many gigabytes."""
+    """Note the estimated memory of a run by its parts. Raises UserError if the run does not fit.
+
+    gigabytes  memory of the GPU that is meant; None: the device of this machine
+    """
     try:
         device = (
             stated_device(options, gigabytes) if gigabytes else device_here(options, resolve_device(options.device))
@@ -71,7 +74,7 @@ def device_here(options: RunOptions, device: torch.device) -> Device:
 
 
 def stated_device(options: RunOptions, gigabytes: float) -> Device:
-    """Describe a GPU of another machine, where vLLM is installed; or its processor, if the options ask for that."""
+    """Describe the GPU of another machine that has vLLM installed, or its processor if the options ask for a CPU."""
     if options.device == "cpu":
         return Device("cpu", gigabytes * GB, bfloat16=False, vllm=_is_on_cpu_by_vllm(options))
     wanted = options.rollout.engine == "vllm" or (options.rollout.engine == "auto" and options.model.name is not None)
@@ -79,17 +82,17 @@ def stated_device(options: RunOptions, gigabytes: float) -> Device:
 
 
 def _has_server(options: RunOptions) -> bool:
-    """Report whether vLLM samples in a process of its own, whose memory is not this device's concern."""
+    """Report whether a vLLM server samples, whose memory does not count for this device."""
     return options.rollout.vllm is not None and options.rollout.vllm.server is not None
 
 
 def _is_on_cpu_by_vllm(options: RunOptions) -> bool:
-    """Report whether vLLM samples on a CPU: only if it is asked for."""
+    """Report whether vLLM samples on a CPU, which it does only if the options ask for it."""
     return options.rollout.engine == "vllm" and not _has_server(options)
 
 
 def describe(options: RunOptions, shape: ModelShape, device: Device) -> list[str]:
-    """Return a sentence on each phase."""
+    """Describe each phase in a sentence."""
     where = "GPU" if device.kind == "cuda" else "machine"
     large = shape.parameters >= 1e8
     size = f"{shape.parameters / 1e9:.2f} billion" if large else f"{shape.parameters / 1e6:.1f} million"
@@ -98,13 +101,13 @@ def describe(options: RunOptions, shape: ModelShape, device: Device) -> list[str
 
 
 def refuse(options: RunOptions, shape: ModelShape, device: Device) -> None:
-    """Raise UserError if a run does not fit the device, with the options that make it fit."""
+    """Raise UserError if a run does not fit the device; the message has options that make it fit."""
     if problem := _problem(options, shape, device):
         raise UserError(f"{problem}; {_remedy(options, shape, device)}")
 
 
 def _problem(options: RunOptions, shape: ModelShape, device: Device) -> str | None:
-    """Say what does not fit, or None."""
+    """Describe the phase that does not fit; return None if all fit."""
     if device.vllm and device.kind == "cuda" and (options.rollout.vllm or VllmOptions()).kv_cache_gib is None:
         share, needed = vllm_share(options, shape, device), vllm_needs(options, shape, device)
         if share < needed:
@@ -128,7 +131,7 @@ def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
     for changes in _changes(options, device):
         try:
             changed = validate(_changed(options, changes))
-        except UserError:  # options that exclude one another
+        except UserError:  # these options exclude one another
             continue
         lora = changed.model.lora
         shape_now = shape.with_adapters(lora) if lora and not options.model.lora else shape
@@ -141,7 +144,7 @@ def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
 
 
 def _changes(options: RunOptions, device: Device) -> Iterator[dict[str, Any]]:
-    """Yield what to try: first the changes that leave the result as it is, then how weights are kept, then adapters."""
+    """Yield changes in order of preference: first those without effect on the result, then weights' dtype, then LoRA."""
     same: list[Mapping[str, Any]] = []
     if not options.model.gradient_checkpointing:
         same.append({"model.gradient_checkpointing": True})
@@ -167,7 +170,7 @@ def _changed(options: RunOptions, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _written(changes: Mapping[str, Any]) -> str:
-    """Return the changes as they are given on the command line."""
+    """Format the changes as command-line options."""
     values = {name: json.dumps(value).replace('"', "") for name, value in changes.items()}
     return " and ".join(f"{name}={value}" for name, value in values.items())
 

@@ -1,4 +1,4 @@
-"""How much memory a run needs on its device: what is held while it learns, and while it samples.
+"""Estimate of a run's memory on its device, separately for learning and sampling.
 
 Weights, gradients, moments, copies and caches are counted exactly; activations by what the layers of a decoder keep for the
 backward pass.
@@ -14,23 +14,23 @@ from sspo_cli.policy.logprobs import BLOCK_ELEMENTS
 from sspo_cli.rollout.torch_engine import GROWTH
 from sspo_cli.rollout.vllm_engine import CPU_CACHE_GIB
 
-PROMPT = 256  # tokens of the longest prompt: the data sets are not read yet
+PROMPT = 256  # assumed tokens of the longest prompt, because the data sets are not read yet
 FLOAT = 4  # bytes
-MOMENT = 1 + 4 / 256  # bytes of one in 8 bits, with the scale of its block
-# What a process takes before it computes: CUDA's context and workspaces and what vLLM keeps while it sleeps; on a CPU the
+MOMENT = 1 + 4 / 256  # bytes of an 8-bit moment, with its part of the scale of its block
+# Memory that a process takes before it computes: CUDA's context and workspaces and the rest of a sleeping vLLM; on a CPU the
 # libraries.
 RESERVE = {"cuda": 3e9, "cpu": 0.6e9}
-VLLM_WORK = 2e9  # of vLLM's share, what is neither weights nor cache
+VLLM_WORK = 2e9  # bytes of vLLM's share for anything but weights and cache
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a run computes.
+    """The device of a run.
 
     kind      cuda or cpu
     total     bytes of memory
-    bfloat16  what dtype `auto` means
-    vllm      vLLM samples, in this process
+    bfloat16  dtype `auto` is bfloat16, otherwise float32
+    vllm      vLLM samples in this process
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What is held at a time, in bytes by what it is."""
+    """The memory that is held at the same time, in bytes by purpose."""
 
     name: str
     parts: dict[str, float]
@@ -52,19 +52,19 @@ class Phase:
 
 
 def estimate(options: RunOptions, shape: ModelShape, device: Device) -> list[Phase]:
-    """Estimate the phases of a run; its memory is that of the larger one."""
+    """Estimate the phases of a run, of which the largest determines its memory."""
     return [_learning(options, shape, device), _sampling(options, shape, device)]
 
 
 def vllm_needs(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Return the smallest share of the device in which vLLM holds the weights and the cache of its longest text."""
+    """Return the bytes that vLLM needs at least: for the weights and the cache of the longest text."""
     longest = max(limit for _, limit in _sampled(options))
     of_it = (PROMPT + longest) * _cache_of_token(shape, _computed(options, device))
     return shape.parameters * _computed(options, device) + of_it + VLLM_WORK
 
 
 def vllm_share(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Return the share of the device that vLLM takes."""
+    """Return the bytes of the device that vLLM takes."""
     vllm = options.rollout.vllm or VllmOptions()
     cache = vllm.kv_cache_gib or (CPU_CACHE_GIB if device.kind == "cpu" else None)
     if cache is not None:
@@ -73,7 +73,7 @@ def vllm_share(options: RunOptions, shape: ModelShape, device: Device) -> float:
 
 
 def _computed(options: RunOptions, device: Device) -> int:
-    """Return the bytes of a number in the computation."""
+    """Return the bytes of a number in the dtype of the computation."""
     dtype = options.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.bfloat16 else options.model.weights
@@ -88,7 +88,7 @@ def _weight(options: RunOptions, device: Device) -> int:
 
 
 def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
-    """Return what a run holds all the time."""
+    """Return the memory that a run holds all the time."""
     adapters = shape.trained * FLOAT if options.model.lora else 0
     trained = FLOAT if options.model.lora else _weight(options, device)
     moments = 2 * shape.trained * (MOMENT if options.optimizer.eight_bit else FLOAT)
@@ -107,7 +107,7 @@ def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
     parts = _held(options, shape, device) | {
         "gradients": shape.trained * trained,
         "activations": kept,
-        "buffers": max(of_layer, _projection(options, shape, device)),  # one after the other
+        "buffers": max(of_layer, _projection(options, shape, device)),  # not at the same time
     }
     if device.vllm and not (options.rollout.vllm or VllmOptions()).sleep:
         parts["vLLM"] = vllm_share(options, shape, device)
@@ -115,15 +115,18 @@ def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
 
 
 def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tuple[float, float]:
-    """Return what all layers keep of a micro-batch, of checkpointed ones their inputs, and what one needs on the way back."""
+    """Return the bytes that all layers keep of a micro-batch, and those that one layer needs in the backward pass.
+
+    Checkpointed layers keep only their inputs.
+    """
     computed, weight = _computed(options, device), _weight(options, device)
     tokens, attended = _micro_batch(options, shape)
     layer = tokens * _kept_by_layer(options, shape, computed, weight)
-    layer += attended * 2 * shape.queries * computed  # keys and values, once for each head of the queries
+    layer += attended * 2 * shape.queries * computed  # keys and values, repeated for each query head
     if computed < weight:
         layer += computed * shape.cast / shape.layers  # its weights in bfloat16
     mask = attended * options.rollout.max_new_tokens * computed if shape.shares else 0
-    # The gradients of the widest product with those of its parts, and of a hidden state.
+    # The gradients of the widest product and of its factors, and of a hidden state.
     backward = tokens * (3 * computed * shape.intermediate + 3 * FLOAT * shape.hidden)
     if options.model.gradient_checkpointing:
         return shape.layers * tokens * shape.hidden * weight + mask, layer + backward
@@ -131,9 +134,10 @@ def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tupl
 
 
 def _micro_batch(options: RunOptions, shape: ModelShape) -> tuple[int, int]:
-    """Return the tokens of the largest micro-batch, and how many its rows attend to: with their prompts, if those are shared.
+    """Return the tokens of the largest micro-batch, and the tokens that its rows attend to, including shared prompts.
 
-    Its rows have the longest prompts and completions; of demonstrations, whose lengths are not known yet, the budget's.
+    Its rows have the longest possible prompts and completions. The lengths of demonstrations are not known yet; for these the
+    token budget counts.
     """
     rollout = options.rollout
     length = PROMPT + rollout.max_new_tokens
@@ -168,7 +172,7 @@ def _kept_by_layer(options: RunOptions, shape: ModelShape, computed: int, weight
 
 
 def _projection(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Sum the buffers of the vocabulary projection: float32 copies of its weights and their gradient, states, and logits."""
+    """Sum the buffers of the vocabulary projection: hidden states, logits, and float32 copies of weights and gradient."""
     tokens, _ = _micro_batch(options, shape)
     copies = int(_weight(options, device) < FLOAT) + int(options.model.lora is None)
     logits = min(max(BLOCK_ELEMENTS[device.kind], tokens), tokens * shape.vocabulary)
@@ -196,7 +200,7 @@ def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
 
 
 def _sampled(options: RunOptions) -> list[tuple[int, int]]:
-    """Return how many rows the torch engine samples at a time, and to how many tokens: in training, and in evaluation."""
+    """Return the rows that the torch engine samples at the same time and their length, for training and for evaluation."""
     rollout = options.rollout
     at_a_time = min(rollout.prompts, max(1, rollout.max_rows // rollout.group_size))
     sampled = [(at_a_time * rollout.group_size, rollout.max_new_tokens)]

@@ -1,4 +1,4 @@
-"""The sizes of a model that its memory depends on, read off its config: no weight is fetched or allocated."""
+"""Sizes of a model that determine its memory, read from its config without downloading or allocating weights."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,26 +16,26 @@ from sspo_cli.policy.tiny import tiny_config, tiny_tokenizer
 
 
 class NotEstimated(Exception):
-    """Says why the memory of a model cannot be estimated."""
+    """The memory of a model cannot be estimated, for the reason in the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """Sizes of a model.
 
-    parameters    all of them, each once if it is tied; without adapters
-    trained       those that are trained: all, or the adapters'
-    norms         of the trained ones, those of vectors, such as norms and biases
-    cast          those that autocast copies to bfloat16 if they are float32 and trained: of linear layers
-    head          of the vocabulary projection
+    parameters    number of parameters without adapters, tied ones counted once
+    trained       trained parameters: all, or those of the adapters
+    norms         trained parameters in vectors, such as norms and biases
+    cast          parameters of linear layers, which autocast copies to bfloat16 if they are float32 and trained
+    head          parameters of the vocabulary projection
     vocabulary, hidden, layers
-    queries       width of all attention heads of a layer together
-    keys          the same of keys, or of values
+    queries       total width of the query heads of a layer
+    keys          total width of the key heads, which is also that of the values
     has_norms     queries and keys are normalized
     intermediate  width of the feed-forward part that a token passes through
-    linear        inputs and outputs of each linear layer, by its name
-    experts       experts of a token; 0 without a mixture
-    adapted       width of all inputs of a layer's adapters together; 0 without
+    linear        inputs and outputs of each linear layer, by name
+    experts       experts per token; 0 without a mixture of experts
+    adapted       total input width of a layer's adapters; 0 without adapters
     shares        prompts are computed once for their group
     """
 
@@ -57,7 +57,7 @@ class ModelShape:
     linear: dict[str, tuple[int, int]]
 
     def with_adapters(self, lora: LoraOptions) -> Self:
-        """Return the sizes with adapters on those of the linear layers that are their targets, by peft's rule."""
+        """Return the sizes with adapters on the linear layers that peft would select as targets."""
         chosen = [
             sizes
             for name, sizes in self.linear.items()
@@ -69,17 +69,17 @@ class ModelShape:
 
 
 def read_shape(options: ModelOptions, folder: Path | None = None) -> ModelShape:
-    """Read the sizes of a model off its config, or off that in `folder`, a checkpoint with its own.
+    """Read the sizes of a model from its config, or from the config in `folder`, a checkpoint.
 
-    Raises NotEstimated if the config cannot be read, if its weights are quantized, or if it is of a kind whose sizes are
-    unknown.
+    Raises NotEstimated if the config cannot be read, if the weights are quantized, or if the config names its sizes in an
+    unknown way.
     """
     source = str(folder) if folder and not (folder / "adapter_config.json").is_file() else options.name
     try:
         model = _without_weights(options, source)
     except UserError as error:
         raise NotEstimated(str(error)) from None
-    except Exception as error:  # of the model's own code, of every class
+    except Exception as error:  # the model's own code may raise anything
         raise NotEstimated(f"{type(error).__name__} in {source}'s own code") from None
     try:
         return _shape(model, options)
@@ -88,7 +88,7 @@ def read_shape(options: ModelOptions, folder: Path | None = None) -> ModelShape:
 
 
 def _without_weights(options: ModelOptions, source: str | None) -> Any:
-    """Make the model on torch's meta device, where a tensor has a shape and no memory."""
+    """Build the model on torch's meta device, where tensors have shapes but take no memory."""
     with torch.device("meta"):
         if source is None:
             tokenizer = tiny_tokenizer()

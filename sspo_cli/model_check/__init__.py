@@ -1,4 +1,4 @@
-"""Is a model computed right here? Asked before anything is spent, of its structure and of its weights."""
+"""Check that a model is computed correctly, before a run spends anything: its structure, then its weights."""
 
 import os
 from collections.abc import Callable
@@ -21,25 +21,25 @@ from sspo_cli.policy.pretrained import load_config
 from sspo_cli.policy.sharding import local
 from sspo_cli.tracking.files import write_bytes_atomic
 
-ROOMS = ("policy", "rollout", "model_check")  # of the program, that compute what is checked
-REAL_TOKENS = 64  # of each of two rows
+ROOMS = ("policy", "rollout", "model_check")  # packages whose code affects the result
+REAL_TOKENS = 64  # most tokens of each of the two rows
 LIMIT: TypeAdapter[Limit | None] = TypeAdapter(Limit | None)
 
 
 def check_structure(
     options: ModelOptions, note: Callable[[str], object], *, samples: bool, folder: Path | None = None
 ) -> Limit | None:
-    """Check a small random model of the same kind; its weights are not needed. What was right is kept in the user's cache.
+    """Check a small random model of the same kind, before any weights are downloaded.
 
     note     called with a sentence if no small model can be made
-    samples  the torch sampler is used: check its log-probabilities
-    folder   a checkpoint that is opened instead of the model's own weights
+    samples  the torch sampler is used, so check its log-probabilities too
+    folder   checkpoint to open instead of the model's own weights
 
-    Returns the length from which on it is not computed right, for `check_reach`. Raises UserError if the model's config cannot
-    be read, or something is not computed as the model itself does.
+    Returns the length up to which the model is computed correctly, for `check_reach`, or None. A passed check is stored in
+    the user's cache. Raises UserError if the model's config cannot be read, or if a result differs from the model's own.
     """
     if options.name is None:
-        return None  # the embedded model, which is small itself and of a kind that is known
+        return None  # the embedded model, which is small and of a known kind
     source = str(folder) if folder and not (folder / "adapter_config.json").is_file() else options.name
     config = load_config(source, options.revision if source == options.name else None)
     computed = options.model_dump_json(include={"attention", "gradient_checkpointing", "lora"})
@@ -53,14 +53,18 @@ def check_structure(
     except NotShrunk as error:
         note(f"no small model of {source} can be made ({error}); it is checked on its weights alone")
         return None
-    with suppress(OSError, UserError):  # without a place for the cache, every run checks again
+    with suppress(OSError, UserError):  # without a writable cache, every run checks again
         place.parent.mkdir(parents=True, exist_ok=True)
         write_bytes_atomic(place, LIMIT.dump_json(limit))
     return limit
 
 
 def check_reach(limit: Limit | None, reach: int, name: str) -> None:
-    """Raise UserError if a prompt and its completion may have more tokens together, `reach`, than model `name` is right for."""
+    """Raise UserError if a prompt and its completion may together be longer than the model's limit.
+
+    reach  most tokens of a prompt and its completion together
+    name   of the model, for the message
+    """
     if limit and reach > limit.tokens:
         raise UserError(
             f"{name} is not computed right for texts longer than {limit.name} = {limit.tokens} tokens, and up to {reach} are "
@@ -69,9 +73,11 @@ def check_reach(limit: Limit | None, reach: int, name: str) -> None:
 
 
 def check_model(policy: Policy, *, samples: bool) -> None:
-    """Check a model on its own weights, in the dtype and the mode of the run; the torch sampler too if that `samples`.
+    """Check a model on its own weights, in the dtype of the run.
 
-    Raises UserError if a weight is not finite, or if something is not computed as the model itself does.
+    samples  the torch sampler is used, so check its log-probabilities too
+
+    Raises UserError if a weight is not finite, or if a result differs from the model's own.
     """
     name = getattr(policy.model.config, "name_or_path", "") or type(policy.model).__name__
     _check_finite(policy, name)
@@ -79,7 +85,7 @@ def check_model(policy: Policy, *, samples: bool) -> None:
         wrong = compare(policy, _real_rows(policy), samples=samples)
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # of the model's own code, of every class
+    except Exception as error:  # the model's own code may raise anything
         if isinstance(error, torch._dynamo.exc.TorchDynamoException) or says_memory_is_full(error):
             raise
         raise UserError(
@@ -109,7 +115,7 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 
 def _real_rows(policy: Policy) -> list[Row]:
-    """Make two rows of unequal prompts, of words that the tokenizer knows, 64 tokens at most."""
+    """Make two rows with prompts of unequal length, from a text, of at most 64 tokens."""
     words = policy.tokenizer.encode(
         "What is 2 + 3 - 4? Think step by step, then answer: 1 + 1 = 2.", add_special_tokens=False
     )
@@ -124,7 +130,7 @@ def _cache() -> Path:
 
 
 def _key(*parts: str) -> str:
-    """Hash what a result depends on: the parts, the program and the libraries."""
+    """Hash everything that a result depends on: the parts, this program's code and the libraries."""
     digest = xxhash.xxh3_128("\n".join((*parts, torch.__version__, transformers.__version__)).encode())
     for room in ROOMS:
         for file in sorted((Path(sspo_cli.__file__).parent / room).glob("*.py")):

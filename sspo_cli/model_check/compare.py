@@ -1,7 +1,7 @@
-"""A model's own log-probabilities, computed literally, and how far the policy's and the sampler's are from them.
+"""Comparison of the policy's and the sampler's log-probabilities with those of a literal computation by the model.
 
-The literal computation is one forward pass of one sequence, without padding or cache, to full logits. Its own rounding is
-measured, and what differs by more than a multiple of that is wrong. NaN is never within a tolerance.
+The literal computation is one forward pass of one sequence, without padding or cache, to full logits. Its rounding error is
+measured; a larger difference than a multiple of it is an error. NaN is never within a tolerance.
 """
 
 import inspect
@@ -21,9 +21,9 @@ from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
-MULTIPLE = 16.0  # of the rounding, up to which two ways of computing the same agree
-CACHES = ("past_key_values", "cache_params", "state")  # what models call theirs
-GRADIENTS = 1e-3  # relative difference of two gradients in float32; seen: 1e-5
+MULTIPLE = 16.0  # multiples of the rounding error up to which two computations agree
+CACHES = ("past_key_values", "cache_params", "state")  # names of the cache in different models
+GRADIENTS = 1e-3  # tolerated relative difference of two gradients in float32; observed: 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is wrong: a clause for a sentence, and whether the sampler alone is."""
+    """A difference: a clause that describes it, and a flag if only the sampler is wrong."""
 
     text: str
     of_sampler: bool = False
@@ -45,8 +45,8 @@ class Difference:
 def literal(policy: Policy, row: Row, copies: int = 1, hook: Callable[..., Any] | None = None) -> Tensor:
     """Compute the log-probabilities [T] of a row's completion, with the vocabulary projection in float32.
 
-    copies  rows of the batch, which are all this one
-    hook    changes the embeddings, see `torch.nn.Module.register_forward_hook`
+    copies  number of copies of the row in the batch
+    hook    forward hook of the embeddings, see `torch.nn.Module.register_forward_hook`
     """
     model, ids = policy.model, torch.tensor([row.prompt + row.completion] * copies, device=policy.device)
     with ExitStack() as stack:
@@ -61,10 +61,10 @@ def literal(policy: Policy, row: Row, copies: int = 1, hook: Callable[..., Any] 
 
 
 def rounding(policy: Policy, rows: Sequence[Row], exact: Sequence[Tensor]) -> float:
-    """Measure how far the literal values `exact` of the rows move by rounding alone.
+    """Measure by how much rounding changes the literal values `exact` of the rows.
 
-    By computing two copies of a row at once, each embedding changed by as much as rounding it would. Not by computing rows of
-    unequal length together: that a row's values depend on its neighbours is what is looked for.
+    Two copies of a row are computed at once, with each embedding changed by the size of its rounding error. Rows of unequal
+    length are not computed together, because a dependence of a row on its neighbours is an error that this check must find.
     """
     generator = torch.Generator().manual_seed(0)
     epsilon = torch.finfo(policy.dtype).eps
@@ -79,9 +79,9 @@ def rounding(policy: Policy, rows: Sequence[Row], exact: Sequence[Tensor]) -> fl
 
 
 def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference | None:
-    """Find the first way of computing the rows' log-probabilities that is not the literal one, or None.
+    """Find the first computation of the rows' log-probabilities that differs from the literal one, or None.
 
-    Looks at `Policy.logprobs` of all rows in a batch, twice, as it is when it trains, and at the torch sampler if that
+    Checks `Policy.logprobs` of all rows in a batch, twice, in the mode in which it trains, and the torch sampler if
     `samples`.
     """
     with torch.no_grad():
@@ -90,7 +90,7 @@ def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference
         return Difference("its own log-probabilities are not finite")
     noise = rounding(policy, rows, expected)
     if not math.isfinite(noise):
-        return Difference("its own log-probabilities are not finite when its embeddings are rounded otherwise")
+        return Difference("its own log-probabilities are not finite when its embeddings are rounded differently")
     tolerance = MULTIPLE * noise
 
     def differs(distance: float, what: str, of_sampler: bool = False) -> Difference | None:
@@ -105,7 +105,7 @@ def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference
             start = literal(policy, Row(row.prompt, row.completion[:half]))
         if wrong := differs(
             _distance([start], [expected[rows.index(row)][:half]]),
-            "the log-probabilities of a text change when it goes on,",
+            "the log-probabilities of a text change when it continues,",
         ):
             return wrong
     if wrong := _compare_batch(policy, rows, expected, differs):
@@ -125,7 +125,7 @@ def _compare_sampler(
         return None
     try:
         distance = _distance([_by_token(policy, row) for row in drawn], expected)
-    except Exception:  # of the model's own code; what is wrong is known without it
+    except Exception:  # the model's own code may raise anything; the difference is already known
         return wrong
     of_model = (
         "computed token by token, as every sampler does, the model's log-probabilities differ from its own of a text"
@@ -192,9 +192,9 @@ def batch_of(rows: Sequence[Row]) -> Batch:
 
 
 def _by_token(policy: Policy, row: Row) -> Tensor:
-    """Compute the log-probabilities [T] of a row's completion a token at a time, unpadded, by the cache that the model makes.
+    """Compute the log-probabilities [T] of a row's completion token by token, unpadded, with the cache that the model creates.
 
-    Raises an exception of any class if it makes none.
+    Raises any exception of the model's code, for example if the model has no cache.
     """
     ids = torch.tensor([row.prompt + row.completion], device=policy.device)
     model = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
@@ -217,7 +217,7 @@ def _in_float32(head: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return the largest absolute difference of all values; NaN if there is any."""
+    """Return the largest absolute difference of all values, or NaN if any value is NaN."""
     pairs = zip(ours, theirs, strict=True)
     return (
         torch.cat([(a.detach().cpu().double() - b.detach().cpu().double()).flatten() for a, b in pairs])
@@ -229,7 +229,7 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 @contextmanager
 def attention(model: Any, name: str) -> Iterator[None]:
-    """Compute the model's attention by another implementation."""
+    """Use another attention implementation of the model within the block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

@@ -1,4 +1,4 @@
-"""The same kind of model, small: its config with few layers and small widths, all else kept."""
+"""Small models of the same kind: the config with few layers and small widths, everything else unchanged."""
 
 import copy
 import re
@@ -10,10 +10,10 @@ from transformers import PreTrainedConfig
 from sspo_cli.policy.pretrained import config_value
 
 WORDS, FFN_WIDTH, HEADS, EXPERTS, LAYERS = 96, 32, 2, 4, 4
-WIDTH, RANK, STATE = 64, 32, 16  # of models without heads; of low-rank projections; of a state space's head
-FIRST_TOKEN = 8  # ids below may be special
+WIDTH, RANK, STATE = 64, 32, 16  # widths of models without heads, of low-rank projections, and of a state space's head
+FIRST_TOKEN = 8  # smaller ids may be special tokens
 LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer|num_blocks")
-LAYER_NUMBERS = re.compile(r"\w*layers|\w*layer_(indices|ids)|\w*_idxs")  # lists of layers that are of another kind
+LAYER_NUMBERS = re.compile(r"\w*layers|\w*layer_(indices|ids)|\w*_idxs")  # options that list the layers of another kind
 FFN = re.compile(
     r".*(intermediate|ffn|inner|mlp|feed_?forward|block_ff)\w*(size|dim|hidden)|n_inner|.*ffn_dim|d_ff|ffn_hidden"
 )
@@ -21,7 +21,7 @@ EXPERT_COUNTS = re.compile(r"(num|n|moe_num)_?\w*experts|num_moe_experts")
 HEAD_COUNTS = re.compile(r"(num_attention|decoder_attention|encoder_attention|num|n)_heads?|n_head")
 KEY_HEAD_COUNTS = re.compile(r"(num_key_value_heads|num_kv_heads|n_head_kv|n_kv_heads|multi_query_group_num)")
 WIDTHS = re.compile(r"hidden_size|n_embd|d_model|dim|word_embed_proj_dim|emb(ed|edding)?_(dim|size)")
-# Of recurrent layers, whose heads have widths of their own; values have as many heads as keys, or a multiple.
+# Names of recurrent layers' sizes. Their heads have other widths; values have as many heads as keys, or a multiple.
 STATE_HEADS = re.compile(r"linear_num_(key_)?heads")
 STATE_VALUE_HEADS = re.compile(r"linear_num_value_heads|mamba_num_heads")
 TOKENS = re.compile(r".*(token_id|token_index|token_ids)s?")
@@ -29,11 +29,11 @@ SWITCHES = re.compile(
     r"\w*(window|chunk)(_size)?|original_max_position_embeddings|attention_window\w*"
     r"|index_topk|indexer_budget|\w*block_size|\w*_compressed\w*"
 )
-SWITCHED, NEVER = 8, 64  # tokens: a switch that some rows of a check pass, and one that none reaches
+SWITCHED, NEVER = 8, 64  # tokens: a switch that some rows of a check pass, and a switch that no row reaches
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Make a small copy of a config: each kind of its layers once, widths of two heads, few words and experts."""
+    """Make a small copy of a config: one layer of each kind, two heads, a small vocabulary and few experts."""
     small = copy.deepcopy(config)
     for part in _parts(small):
         _shrink_part(part)
@@ -41,7 +41,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def switches(config: PreTrainedConfig) -> dict[str, int]:
-    """Find the lengths from which a model computes its tokens otherwise: windows, chunks, long rotary factors."""
+    """Find the lengths at which a model's computation changes: windows, chunks, long rotary factors."""
     found: dict[str, int] = {}
     for part in _parts(config):
         for values in _dictionaries(vars(part)):
@@ -52,7 +52,7 @@ def switches(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def move_switches(config: PreTrainedConfig, names: Collection[str]) -> PreTrainedConfig:
-    """Put the switches of those names within the rows of a check, so that one row stays below, and all others out of reach."""
+    """Move the named switches to a length that some rows of a check pass, and all others beyond every row."""
     moved = copy.deepcopy(config)
     for part in _parts(moved):
         for values in _dictionaries(vars(part)):
@@ -70,7 +70,7 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def _dictionaries(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a config's values, and those of the dictionaries in it, such as the rotary parameters of each kind of layer."""
+    """Yield a config's dictionary and all dictionaries in it, such as the rotary parameters of each kind of layer."""
     yield values
     for value in list(values.values()):
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -87,7 +87,7 @@ def _shrink_part(part: PreTrainedConfig) -> None:
     _set(values, re.compile(r"\w*per_tok\w*|\w*top_?k|num_selected_experts|moe_k"), lambda value: min(value, 2))
     _set(values, EXPERT_COUNTS, lambda value: min(value, EXPERTS))
     _set(values, re.compile(r"n_group|num_expert_group|topk_group|(mamba_)?n_groups|mamba_ngroups"), lambda value: 1)
-    _set(values, re.compile(r"(mamba_)?chunk_size"), lambda value: min(value, 16))  # of a kernel: padding takes time
+    _set(values, re.compile(r"(mamba_)?chunk_size"), lambda value: min(value, 16))  # kernels pad to it
     _set(values, re.compile(r"vocab_size\w*|\w*_vocab_size"), lambda value: WORDS)
     _set(values, re.compile(r"\w*lora_rank"), lambda value: min(value, RANK))
     _set(values, TOKENS, lambda value: value if value < FIRST_TOKEN else 0)
@@ -98,7 +98,7 @@ def _shrink_part(part: PreTrainedConfig) -> None:
 
 
 def _shrink_widths(part: PreTrainedConfig) -> None:
-    """Keep two heads of the same width, and the proportions of what else depends on them."""
+    """Reduce to two heads and keep the ratios of the widths that depend on them."""
     values = vars(part)
     heads = _first(part, ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"))
     key_heads = _first(part, ("num_key_value_heads", "num_kv_heads", "n_head_kv"))
@@ -106,7 +106,7 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
     head_width = config_value(part, "head_dim") or (width // heads if heads else None)
     small = HEADS * head_width if head_width else WIDTH
     if heads:
-        # As before, either every head has keys of its own or several share them.
+        # Keep the kind of attention: each query head has its own keys, or several heads share them.
         shared = key_heads is not None and key_heads < heads
         _set(values, KEY_HEAD_COUNTS, lambda value: 1 if shared else HEADS)
         _set(values, HEAD_COUNTS, lambda value: HEADS)
@@ -117,7 +117,7 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
             values["attention_head_dim"] = values["attention_hidden_size"] // HEADS
     _set(values, WIDTHS, lambda value: small)
     expand, state_width = config_value(part, "mamba_expand"), _first(part, ("mamba_d_head", "mamba_headdim"))
-    if values.get("mamba_d_ssm") and state_width:  # a width that does not depend on the model's
+    if values.get("mamba_d_ssm") and state_width:  # a width that is independent of the model's width
         values["mamba_n_heads"], values["mamba_d_ssm"] = HEADS, HEADS * state_width
     elif expand and state_width:
         for name in ("mamba_n_heads", "n_mamba_heads"):
@@ -131,14 +131,14 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
 
 
 def _shrink_layers(values: dict[str, Any], layers: int) -> None:
-    """Keep one layer of each kind, by the lists that say what each layer is; periods become the shortest ones."""
+    """Keep one layer of each kind, by the lists of layer kinds; periods become as short as possible."""
     per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers > 1}
     numbers = {
         name: value
         for name, value in values.items()
         if LAYER_NUMBERS.fullmatch(name) and isinstance(value, list) and name not in per_layer
     }
-    heterogeneity = values.get("_heterogeneity_spec")  # values that differ by layer
+    heterogeneity = values.get("_heterogeneity_spec")  # values that differ between layers
     overrides = heterogeneity.per_layer_overrides if heterogeneity else {}
     kinds: dict[str, int] = {}
     for index in range(layers):

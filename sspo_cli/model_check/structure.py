@@ -15,21 +15,21 @@ from sspo_cli.policy.model import Policy, build_policy
 from sspo_cli.policy.pretrained import choose_attention, model_class
 
 CPU = torch.device("cpu")
-TOKENS = 10  # of a completion
-LARGEST = 50e6  # weights of a small model: more would take long, and much memory
+TOKENS = 10  # tokens of a completion
+LARGEST = 50e6  # most weights of a small model, to limit time and memory
 
 
 class NotShrunk(Exception):
-    """A config of which no small model can be made."""
+    """No small model can be made from a config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A length from which on a model is not computed right.
+    """A length beyond which a model is not computed correctly.
 
-    tokens  that are still right
-    name    of the config's value that says so
-    text    what differs beyond
+    tokens  longest correct length
+    name    option of the model's config that sets it
+    text    description of the difference beyond it
     """
 
     tokens: int
@@ -38,7 +38,7 @@ class Limit:
 
 
 class _NoText:
-    """Stands for a tokenizer: a few ids end a completion, and tokens have no text."""
+    """A stand-in for a tokenizer: a few ids end a completion, and tokens have no text."""
 
     eos_token_id = FIRST_TOKEN
     pad_token_id = FIRST_TOKEN
@@ -48,7 +48,7 @@ class _NoText:
 
 
 def rows_to_check() -> list[Row]:
-    """Make rows of two unequal prompts, random words; a short one that stays below a switch, others that pass it."""
+    """Make rows of random tokens with two unequal prompts: one row stays below a switch, the others pass it."""
     draw = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> list[int]:
@@ -59,9 +59,9 @@ def rows_to_check() -> list[Row]:
 
 
 def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *, samples: bool) -> Limit | None:
-    """Check the structure of a model, and return from which length on it is not computed right, or None.
+    """Check the structure of a model; return the length up to which it is computed correctly, or None for any length.
 
-    Raises UserError if something is not computed as the model itself does, NotShrunk if no small model can be made.
+    Raises UserError if a result differs from the model's own, and NotShrunk if no small model can be made.
     """
     small, lengths = shrink(config), switches(config)
     wrong = _difference(source, move_switches(small, ()), options, samples)
@@ -77,7 +77,7 @@ def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *,
 
 
 def advice(difference: Difference, lora: LoraOptions | None = None) -> str:
-    """Say what can be done about a difference."""
+    """Suggest a remedy for a difference."""
     if difference.of_sampler:
         return "sample with vLLM (rollout.engine=vllm) or choose another model"
     return "name other layers in model.lora.targets or choose another model" if lora else "choose another model"
@@ -91,7 +91,7 @@ def _difference(source: str, config: PreTrainedConfig, options: ModelOptions, sa
             or compare_gradients(policy, rows)
             or _compare_attention(policy, rows[2])
         )
-    except Exception as error:  # of the model's own code, of every class
+    except Exception as error:  # the model's own code may raise anything
         if says_memory_is_full(error):
             raise
         return Difference(f"it fails with {type(error).__name__}: {first_line(error)}", of_sampler=_in_sampler(error))
@@ -99,7 +99,7 @@ def _difference(source: str, config: PreTrainedConfig, options: ModelOptions, sa
 
 @torch.no_grad()
 def _compare_attention(policy: Policy, row: Row) -> Difference | None:
-    """Compare the attention of the options with the one that every model defines itself."""
+    """Compare the configured attention with the implementation that each model defines itself."""
     expected = literal(policy, row)
     with attention(policy.model, "eager"):
         eager = literal(policy, row)
@@ -119,7 +119,7 @@ def _in_sampler(error: BaseException) -> bool:
 
 
 def _random_policy(source: str, config: PreTrainedConfig, options: ModelOptions) -> Policy:
-    """Make a policy of random weights whose distributions are far from uniform, so that what is wrong shows."""
+    """Make a policy with random weights whose distributions are far from uniform, so that errors become visible."""
     kind = model_class(source, config)
     wanted, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
     with torch.random.fork_rng(devices=[]):
@@ -135,19 +135,19 @@ def _random_policy(source: str, config: PreTrainedConfig, options: ModelOptions)
             model.generation_config.eos_token_id = list(range(FIRST_TOKEN, FIRST_TOKEN + WORDS // 6))
             _spread_out(model)
             model.eval()(input_ids=torch.full((1, 3), FIRST_TOKEN), use_cache=False)
-        except Exception as error:  # of the model's own code
+        except Exception as error:  # from the model's own code
             raise NotShrunk(first_line(error)) from None
         lora = _lora_of_small(options.lora, model)
         plain = {"kernels": "torch", "lora": lora, "dtype": "float32", "weights": "float32", "attention": wanted}
         policy = build_policy(model, _NoText(), options.model_copy(update=plain), CPU, torch.float32)
-        if lora:  # adapters begin as the identity
+        if lora:  # adapters start as zero and would hide an error
             for parameter in policy.parameters:
                 nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
     return policy
 
 
 def _lora_of_small(lora: LoraOptions | None, model: nn.Module) -> LoraOptions | None:
-    """Return the adapters for a small model: of the layers named by a path, those of that kind that it has."""
+    """Return the adapter options for a small model; of targets given as paths, the last parts."""
     if lora is None or isinstance(lora.targets, str):
         return lora
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
@@ -157,10 +157,10 @@ def _lora_of_small(lora: LoraOptions | None, model: nn.Module) -> LoraOptions | 
 
 @torch.no_grad()
 def _spread_out(model: nn.Module) -> None:
-    """Scale the matrices so that their products keep the size of their inputs, and the logits get twice that."""
+    """Scale the matrices so that their products keep the scale of their inputs and the logits have twice that scale."""
     for parameter in model.parameters():
         if parameter.ndim < 2 or not parameter.is_floating_point():
             continue
         deviation, mean = parameter.std().item(), parameter.mean().abs().item()
-        if deviation > 0 and mean < 0.3 * deviation:  # drawn around 0: not a decay or a scale
+        if deviation > 0 and mean < 0.3 * deviation:  # drawn around 0, unlike a decay or a scale
             parameter.mul_(2.0 / parameter.shape[-1] ** 0.5 / deviation)

@@ -1,4 +1,4 @@
-"""The paper in small files: a method is an aggregation of a gate, and a normalizer. Tensors in and tensors out.
+"""The paper's objectives: a method is an aggregation of a gate, with a normalizer. Tensors in, tensors out.
 
 >>> objective = build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)
 >>> weights = objective.weights(log_ratio, advantages, mask)  # [B, T], [B], [B, T] -> [B]

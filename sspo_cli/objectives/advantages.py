@@ -11,10 +11,10 @@ def group_advantages(rewards: Tensor, std: Literal["sample", "population", "none
 
     rewards [P, G] -> advantages [P, G]
 
-    std  by what to divide: "sample" (÷ G - 1), "population" (÷ G), or "none": only subtract the mean
+    std  the divisor: "sample" (standard deviation with G - 1), "population" (with G), or "none" (subtract the mean only)
 
-    A group whose rewards are all equal says nothing: its advantages are exactly 0. Whether they are equal is decided on
-    the rewards themselves, since the floating-point deviation of equal numbers need not be 0.
+    The advantages of a group with equal rewards are exactly 0. The rewards themselves are compared, because the computed
+    standard deviation of equal floating-point numbers need not be 0.
     """
     rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     advantages = rewards - rewards.mean(-1, keepdim=True)

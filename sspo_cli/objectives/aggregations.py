@@ -1,7 +1,7 @@
-"""How the gated tokens of a completion become its one weight S_i.
+"""Aggregations of the gated tokens of a completion into its weight S_i.
 
-An aggregation gets a gate (log ratio -> log f, elementwise), log ratios [B, T] that are finite at masked positions too,
-and a boolean mask [B, T]; it gives the weights [B].
+An aggregation takes a gate (log ratio -> log f, elementwise), log ratios [B, T] that are finite everywhere, and a boolean
+mask [B, T]; it returns the weights [B].
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""The paper's conditions on a gate (section 3), checked numerically for a gate or a method of the user's own.
+"""Numerical check of the paper's conditions on a gate (section 3), for user-defined gates and methods.
 
-Everything is a function of d = log ρ: log f, and its derivative w = ρ f'/f. Of each tensor [2, N], row 0 is the gate of
-negative advantages, row 1 that of positive ones.
+Everything is a function of d = log ρ: log f, and its derivative w = ρ f'/f. In each tensor [2, N], row 0 is for negative
+advantages and row 1 for positive ones.
 """
 
 import math
@@ -18,16 +18,16 @@ GateFor = Callable[[Tensor, torch.dtype], Callable[[Tensor], Tensor]]
 
 TOLERANCE = 1e-6
 VANISHED = 0.1
-"""The most that w may still be at ρ = e^±20 to count as → 0: arctan tails fall slowly, with τ = 5 to 0.06."""
+"""Largest w at ρ = e^±20 that counts as vanished. Arctan tails fall slowly: with τ = 5 to 0.06."""
 
 
 def check_usable(gate_for: GateFor, name: str) -> None:
-    """Raise UserError unless the gate runs, keeps the shape, and is finite and so is its gradient, at every ratio."""
+    """Raise UserError unless the gate runs, keeps the shape, and has finite values and gradients at every ratio."""
     for dtype in (torch.float32, torch.float64):
         log_ratio = _grid(dtype)
         try:
             log_f, w = _evaluate(gate_for, log_ratio)
-        except Exception as error:  # whatever the user's function raises
+        except Exception as error:  # the user's function may raise anything
             problem = f"{type(error).__name__}: {error}"
             raise UserError(f"{name} fails on log ratios of shape {list(log_ratio.shape)}: {problem}") from error
         for what, values in (("log f", log_f), ("the derivative of log f", w)):
@@ -36,7 +36,10 @@ def check_usable(gate_for: GateFor, name: str) -> None:
 
 
 def check_conditions(gate_for: GateFor, name: str, override: str) -> None:
-    """Raise UserError that names the first of conditions (i), (ii), (iv), (iii) that the gate breaks, where, and `override`."""
+    """Raise UserError if the gate breaks one of the conditions (i), (ii), (iv), (iii), checked in this order.
+
+    The message names the condition, the ratio at which it fails, and the option `override`.
+    """
     log_ratio = _grid(torch.float64)
     log_f, w = _evaluate(gate_for, log_ratio)
     violation = (
@@ -50,10 +53,10 @@ def check_conditions(gate_for: GateFor, name: str, override: str) -> None:
 
 
 def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:
-    """Check (i), that f is continuously differentiable, and its gradient is the one that autograd finds.
+    """Check (i): f is continuously differentiable, and autograd computes its derivative.
 
-    Every interval of the grid is halved again and again, on towards its rougher half. Where log f is C¹, its slope over
-    the interval and w at both ends become one; at a jump of either, or where a gradient was detached, they never do.
+    Each interval of the grid is bisected repeatedly towards its rougher half. If log f is C¹, its slope over the interval
+    and w at both ends converge to the same value. At a jump of either, or if a gradient was detached, they do not.
     """
     left, right = log_ratio[:, :-1], log_ratio[:, 1:]
     while (right - left).max() > 1e-7:
@@ -73,7 +76,7 @@ def _roughness(gate_for: GateFor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
-    """Check (ii), f(1) = 1 and f'(1) = 1."""
+    """Check (ii): f(1) = 1 and f'(1) = 1."""
     on_policy, f = log_ratio == 0, log_f.exp()
     for what, values in (("f(1) = 1", f), ("f'(1) = 1", f * w)):
         if (bad := on_policy & ((values - 1).abs() > TOLERANCE)).any():
@@ -82,7 +85,7 @@ def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
 
 
 def _decreasing(log_ratio: Tensor, w: Tensor) -> str | None:
-    """Check (iv), that f is non-decreasing."""
+    """Check (iv): f is non-decreasing."""
     if (bad := w < -TOLERANCE).any():
         return f"(iv), f is non-decreasing: ρ f'/f is {_at(w, log_ratio, bad)}"
     return None
@@ -105,7 +108,7 @@ def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
 
 
 def _rises_outwards(values: Tensor) -> Tensor:
-    """Mark the values that exceed a value nearer to ρ = 1: [2, N] -> [2, N]."""
+    """Mark the values that exceed a value closer to ρ = 1: [2, N] -> [2, N]."""
     middle = values.shape[1] // 2
     lowest_right = values[:, middle:].cummin(1).values
     lowest_left = values[:, : middle + 1].flip(1).cummin(1).values.flip(1)
@@ -118,20 +121,20 @@ def _evaluate(gate_for: GateFor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
         log_ratio = log_ratio.detach().requires_grad_()
         log_f = gate_for(torch.tensor([-1.0, 1.0]), log_ratio.dtype)(log_ratio)
         if log_f.shape != log_ratio.shape:
-            raise ValueError(f"it gives the shape {list(log_f.shape)}")
+            raise ValueError(f"it returns the shape {list(log_f.shape)}")
         (w,) = torch.autograd.grad(log_f.sum(), log_ratio)
     return log_f.detach(), w
 
 
 def _grid(dtype: torch.dtype) -> Tensor:
-    """Make log ratios [2, N] over ±LOG_RATIO_LIMIT, 0 in the middle; dense there, since small temperatures are sharp."""
+    """Make a grid of log ratios [2, N] over ±LOG_RATIO_LIMIT, dense around 0, where gates with small temperatures bend."""
     half = torch.linspace(0, 5, 1001, dtype=torch.float64).sinh() * (LOG_RATIO_LIMIT / math.sinh(5))
     half[-1] = LOG_RATIO_LIMIT
     return torch.cat([-half.flip(0)[:-1], half]).to(dtype).expand(2, -1)
 
 
 def _at(values: Tensor, log_ratio: Tensor, bad: Tensor) -> str:
-    """Describe the bad value nearest to ρ = 1, and where it is."""
+    """Describe the bad value closest to ρ = 1, and its ratio."""
     row, column = min(bad.nonzero().tolist(), key=lambda index: abs(log_ratio[index[0], index[1]].item()))
     sign = "Â > 0" if row else "Â <= 0"
     return f"{values[row, column].item():.6g} at ρ = {math.exp(log_ratio[row, column].item()):.4g} ({sign})"

@@ -1,4 +1,4 @@
-"""Metrics of how far off-policy a minibatch is, from its log ratios and token weights."""
+"""Off-policy metrics of a minibatch, from its log ratios and token weights."""
 
 import math
 from typing import Any
@@ -13,20 +13,20 @@ EDGES = torch.arange(1, 24, dtype=torch.float64) / 20  # between the 24 bins; k 
 
 
 def ratio_metrics(log_ratio: Tensor, advantages: Tensor, mask: Tensor, token_weights: Tensor) -> dict[str, float]:
-    """Summarize a whole minibatch; only tokens under the mask count.
+    """Summarize a whole minibatch over the tokens under the mask.
 
     log_ratio [B, T]; advantages [B]; mask [B, T]; token_weights [B, T], of Objective.token_weights
 
-    Returns means over all tokens, except the dispersion, which is over completions; then the same where Â > 0 (`positive_`)
-    and where Â < 0 (`negative_`). Keys without a token are left out.
+    Returns means over all tokens (the dispersion: over completions), and the same for Â > 0 (prefix `positive_`) and for
+    Â < 0 (`negative_`). A key that has no tokens is omitted.
 
     ratio/log_mean, ratio/log_std  of d
     ratio/log_abs_p99              99th percentile of |d|
-    ratio/outside                  share of tokens with ρ outside 1 ± 0.2, whatever the gate
+    ratio/outside                  share of tokens with ρ outside 1 ± 0.2, for any gate
     ratio/dispersion               mean over completions of 1/|y_i| Σ_t (d_it - log s_i)², section 3
     ratio/kl                       mean of ρ - 1 - d, an estimate of KL(π_old ‖ π_θ)
-    weights/mean                   mean of w, where Â ≠ 0
-    weights/attenuated             share of tokens with w < 0.5, a clipped one's being 0, where Â ≠ 0
+    weights/mean                   mean of w over tokens with Â ≠ 0
+    weights/attenuated             share of tokens with w < 0.5 among those with Â ≠ 0; a clipped token has w = 0
     """
     log_ratio, mask = clean_log_ratio(log_ratio.detach(), mask), mask.bool()
     deviation = log_ratio - token_mean(log_ratio, mask)[:, None]
@@ -42,14 +42,13 @@ def ratio_metrics(log_ratio: Tensor, advantages: Tensor, mask: Tensor, token_wei
 
 
 def weight_histogram(token_weights: Tensor, advantages: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Count the tokens by their weight w, where Â > 0 (`positive`) and where Â < 0 (`negative`).
+    """Count tokens by their weight w, separately for Â > 0 (`positive`) and Â < 0 (`negative`).
 
-    Shapes as in `ratio_metrics`. The counts are of 24 bins of `width` 0.05, [0, 0.05) the first and [1.15, ∞) the last. NaN
-    is not counted.
+    Shapes as in `ratio_metrics`. There are 24 bins of `width` 0.05, from [0, 0.05) to [1.15, ∞). NaN is not counted.
     """
     mask = mask.bool().cpu()
     weights, signs = token_weights.cpu()[mask], advantages.cpu().sign()[:, None].expand_as(mask)[mask]
-    # On-policy, w is 1 but for rounding errors, which must not send it to the bin below.
+    # On-policy, w is 1 up to rounding errors, which must not move it into the bin below.
     bins = torch.bucketize(weights.double().round(decimals=6), EDGES, right=True)
     counted = ~weights.isnan()
     counts = {

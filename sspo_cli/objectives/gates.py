@@ -1,10 +1,12 @@
 """The gates f of the paper and their options.
 
-A gate returns log f of the log ratio d = log ρ, so that nothing overflows: [B, T] -> [B, T]. Its signature declares its
-options: `tau` becomes tau_neg and tau_pos and arrives as a [B, 1] tensor, picked by the sign of each advantage;
-`positive` (Â > 0, [B, 1]) arrives unasked; every other parameter is an option of the same name. A new gate is one
-function here and its name in SSPO_GATES; a new option is one entry in OPTIONS. The config, the keywords of
-`build_objective` and the command line follow.
+A gate maps the log ratio d = log ρ to log f, so that nothing overflows: [B, T] -> [B, T]. Its signature declares its
+options. For a parameter `tau` there are the options tau_neg and tau_pos; the gate receives a [B, 1] tensor with the one
+that belongs to the sign of each advantage. A parameter `positive` receives Â > 0 as [B, 1] and is no option. Every other
+parameter is an option of the same name.
+
+To add a gate, write one function here and add it to SSPO_GATES. To add an option, add one entry to OPTIONS. The config, the
+keywords of `build_objective` and the command line are derived from these.
 """
 
 import math
@@ -24,16 +26,16 @@ Gate = Callable[..., Tensor]
 
 
 def clip(log_ratio: Tensor, positive: Tensor, eps_low: float, eps_high: float, clip_space: str = "ratio") -> Tensor:
-    """Compute eq. (1): min(ρ, 1 + ε_high) where Â > 0, else max(ρ, 1 - ε_low).
+    """Compute eq. (1): min(ρ, 1 + ε_high) if Â > 0, otherwise max(ρ, 1 - ε_low).
 
-    In clip_space "log" the bounds are ε away in log ρ instead, which is what the released code of GMPO does.
+    With clip_space "log" the bounds are ±ε in log ρ, as in the released code of GMPO.
     """
     low, high = (-eps_low, eps_high) if clip_space == "log" else (math.log1p(-eps_low), math.log1p(eps_high))
     return torch.where(positive, log_ratio.clamp(max=high), log_ratio.clamp(min=low))
 
 
 def sigmoid(log_ratio: Tensor, tau: Tensor) -> Tensor:
-    """Compute eq. (9), the gate of SAPO: σ(τ(ρ - 1)) · 4/τ, and not 1 but 2/τ at ρ = 1."""
+    """Compute eq. (9), the gate of SAPO: σ(τ(ρ - 1)) · 4/τ. At ρ = 1 its value is 2/τ and its derivative 1."""
     return logsigmoid(tau * torch.expm1(log_ratio)) + torch.log(4 / tau)
 
 
@@ -65,8 +67,8 @@ def siglog(log_ratio: Tensor, tau: Tensor) -> Tensor:
 def cispo(log_ratio: Tensor, eps_high: float) -> Tensor:
     """Compute the gate of CISPO (arXiv 2506.13585, eq. 4), whose gradient is sg(min(ρ, 1 + ε_high)) ∇log π for both signs of Â.
 
-    f is ρ up to 1 + ε_high and continues with the slope that it has there in log ρ. CISPO gives the gradient alone, so its
-    loss cannot be compared with that of other gates. It breaks condition (iii): ρ f' does not fall on either side of 1.
+    f is ρ up to 1 + ε_high; beyond, it is linear in log ρ with the slope at that point. CISPO defines only the gradient, so
+    its loss is not comparable with that of other gates. It breaks condition (iii): ρ f' does not fall on both sides of 1.
     """
     cap = math.log1p(eps_high)
     return log_ratio.clamp(max=cap) + torch.log1p((log_ratio - cap).clamp(min=0))
@@ -75,7 +77,7 @@ def cispo(log_ratio: Tensor, eps_high: float) -> Tensor:
 def pspo(log_ratio: Tensor, alpha: float) -> Tensor:
     """Compute the smoothed ratio of PSPO (arXiv 2509.21282): (1 - α)ρ + α.
 
-    It breaks conditions (ii), f'(1) being 1 - α, and (iii).
+    It breaks conditions (ii), since f'(1) = 1 - α, and (iii).
     """
     return torch.logaddexp(log_ratio + math.log1p(-alpha), torch.full_like(log_ratio, math.log(alpha)))
 
@@ -85,8 +87,8 @@ def cegppo(
 ) -> Tensor:
     """Compute the gate of CE-GPPO (arXiv 2509.20712): a clip that keeps a gradient outside its range.
 
-    Where eq. (1) clips, value and ρ f' are β_high (1 + ε_high) for Â > 0 and β_low (1 - ε_low) otherwise, whatever ρ. It
-    breaks condition (i): the value jumps unless β = 1, and it is not the integral of the gradient.
+    At ratios that eq. (1) clips, both f and ρ f' are β_high (1 + ε_high) for Â > 0 and β_low (1 - ε_low) otherwise. It
+    breaks condition (i): f jumps unless β = 1, and the gradient is not the derivative of f.
     """
     clipped = clip(log_ratio, positive, eps_low, eps_high)
     bound = clipped.detach()
@@ -106,16 +108,16 @@ GATES: dict[str, Gate] = {
 
 
 Default = Callable[[Aggregation, str | Gate, Mapping[str, Any]], Any]
-"""(aggregation, gate, the options that are given) -> value; a free cell starts where the method of the same cell does."""
+"""(aggregation, gate, the options that are given) -> default. A free cell has the defaults of the method in the same cell."""
 
 
 @dataclass(frozen=True)
 class Option:
     """An option of gates: a positive number, or one of `choices`.
 
-    description  what the config says of it
+    description  its description in the config
     default      its value if none is given
-    choices      the words that it can be; it is a number if there are none
+    choices      its possible values, if it is a word; empty for a number
     absent_from  methods that do not have it although their gate does
     """
 
@@ -126,7 +128,7 @@ class Option:
 
 
 def _tau_default(of_sigmoid: float, of_others: float) -> Default:
-    """Take the first pairs of the grids in appendix A, as printed."""
+    """Make a default from the first pairs of the grids in appendix A, as printed."""
     return lambda aggregation, gate, given: of_sigmoid if gate == "sigmoid" else of_others
 
 
@@ -135,9 +137,9 @@ def _eps_default(of_sequence: float, of_cispo: float) -> Default:
         if gate == "cispo":
             return of_cispo
         if aggregation is sequence:
-            return of_sequence  # of GSPO's authors
+            return of_sequence  # from GSPO's authors
         if given.get("clip_space") == "log":
-            return 0.4  # of GMPO's released code
+            return 0.4  # from GMPO's released code
         return 0.2  # the middle of the grid in appendix A
 
     return default
@@ -159,7 +161,7 @@ OPTIONS: dict[str, Option] = {
         "gmpo: clip the ratio (eq. 7) or its logarithm",
         lambda aggregation, gate, given: "ratio",
         choices=("ratio", "log"),
-        absent_from=("grpo", "gspo", "luspo"),  # they clip the ratio; only of GMPO there are two readings
+        absent_from=("grpo", "gspo", "luspo"),  # these clip the ratio; only GMPO's paper and code differ
     ),
     "alpha": Option("pspo: weight of the old policy in the smoothed one", lambda aggregation, gate, given: 0.1),
     # Defaults of the released code of CE-GPPO.
@@ -171,11 +173,11 @@ BY_SIGN = {"tau": ("tau_neg", "tau_pos")}
 
 
 LARGEST = 10**9
-"""Of a temperature or a clip range: at far less, a gate is the identity in float32."""
+"""Largest temperature or clip range: far below it, a gate is already the identity in float32."""
 
 
 def check_values(resolved: Mapping[str, Any]) -> None:
-    """Check the range of every option; a number of a wrong type is left to the caller. Raises UserError."""
+    """Raise UserError if an option is out of range; values that are not numbers are left to the caller."""
     numbers = {name: _as_float(value) for name, value in resolved.items() if _is_number(value)}
     for name, value in numbers.items():
         if not 0 < value <= LARGEST:
@@ -199,5 +201,5 @@ def _is_number(value: Any) -> bool:
 def _as_float(value: Any) -> float:
     try:
         return float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer too large for a float
         return math.inf

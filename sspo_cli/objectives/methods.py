@@ -1,4 +1,4 @@
-"""The table of methods: a method is an aggregation of a gate, and a normalizer. A new method is one line."""
+"""The table of methods: an aggregation, its gates and a normalizer. A new method is one line."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from sspo_cli.objectives.gates import GATES, SSPO_GATES
 class Method(NamedTuple):
     """An aggregation of a gate.
 
-    gates       built-in gates that it takes; a method that takes several takes a user's own as well
-    default     the gate if none is given; None: one has to be given
+    gates       built-in gates that it takes; a method that takes several also takes user-defined ones
+    default     the gate if none is given; None: a gate is required
     normalizer  the normalizer if none is given
     """
 
@@ -30,7 +30,7 @@ METHODS: dict[str, Method] = {
     "cispo": Method(arithmetic, ("cispo",), "cispo", "token"),  # arXiv 2506.13585
     "pspo": Method(arithmetic, ("pspo",), "pspo"),  # arXiv 2509.21282
     "cegppo": Method(arithmetic, ("cegppo",), "cegppo", "token"),  # arXiv 2509.20712
-    # Every cell of the table, those included that nobody has named yet.
+    # Each aggregation with any gate, including combinations that no publication has named.
     "arithmetic": Method(arithmetic, tuple(GATES), None),
     "geometric": Method(geometric, tuple(GATES), None),
     "sequence": Method(sequence, tuple(GATES), None),

@@ -1,4 +1,4 @@
-"""The objective of a method, tensors in and tensors out, and the stable way to one."""
+"""The objective of a method, and `build_objective`, the stable interface for other programs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ from sspo_cli.objectives.ratios import clean_log_ratio
 class Objective(ABC):
     """Computes the weight S_i and the factor c_i of every completion; the loss of a minibatch is -Σ_i c_i · S_i · Â_i.
 
-    token_limit  the most tokens that a completion can have; only the normalizer `constant` needs it
+    token_limit  maximum length of a completion; only the normalizer `constant` uses it
     """
 
     method: str
@@ -40,7 +40,7 @@ class Objective(ABC):
     token_limit: int
 
     def factors(self, lengths: Tensor) -> Tensor:
-        """Compute c_i from the numbers of own tokens of all completions of the minibatch: [N] -> [N]."""
+        """Compute c_i from the lengths, in own tokens, of all completions of the minibatch: [N] -> [N]."""
         return self.normalizer(lengths, self.token_limit)
 
     def weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -48,15 +48,15 @@ class Objective(ABC):
 
         log_ratio [B, T]; advantages [B]; mask [B, T], nonzero on tokens that the policy wrote  ->  [B]
 
-        What stands at masked positions, NaN included, has no influence on the value or the gradient.
+        Values at masked positions, even NaN, do not affect the result or its gradient.
         """
         return self.weights_of_clean(clean_log_ratio(log_ratio, mask), advantages, mask.bool())
 
     def token_weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """Compute the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 where ρ = 1.
 
-        Shapes as in `weights`  ->  [B, T], 0 at masked positions. It is |y_i| times the derivative in d_it of S_i for
-        the arithmetic mean, of log S_i for the others.
+        Shapes as in `weights`  ->  [B, T], 0 at masked positions. It is |y_i| times the derivative in d_it of S_i for the
+        arithmetic mean, and of log S_i for the other aggregations.
         """
         with torch.enable_grad():
             dtype = torch.promote_types(log_ratio.dtype, torch.float32)
@@ -69,18 +69,18 @@ class Objective(ABC):
     @property
     @abstractmethod
     def is_arithmetic(self) -> bool:
-        """Whether S is a mean of gated ratios, so that its tokens are weighed in S and not in log S."""
+        """True if S is a mean of gated ratios, so that token weights are derivatives of S and not of log S."""
 
     @abstractmethod
     def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Compute S from log ratios that are finite and 0 at masked positions, and a boolean mask."""
+        """Compute S from finite log ratios, 0 at masked positions, and a boolean mask."""
 
 
 @dataclass(frozen=True)
 class GatedObjective(Objective):
     """An aggregation of a gate.
 
-    options  what the gate's parameters are filled from: some of those in OPTIONS
+    options  values for the gate's parameters, by their names in OPTIONS
     """
 
     aggregation: Aggregation
@@ -89,7 +89,7 @@ class GatedObjective(Objective):
 
     @property
     def is_arithmetic(self) -> bool:
-        """Whether the aggregation is the arithmetic mean."""
+        """True for the arithmetic mean."""
         return self.aggregation is arithmetic
 
     def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class GatedObjective(Objective):
         return self.aggregation(self.gate_for(advantages, log_ratio.dtype), log_ratio, mask)
 
     def gate_for(self, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """Bind the gate to eq. (10)'s τ(Â) and the options, so that it is a function of the log ratio alone."""
+        """Bind the gate to τ(Â) of eq. (10) and the other options; the result is a function of the log ratio alone."""
         positive = (advantages > 0)[:, None]
         arguments: dict[str, Any] = {"positive": positive, **self.options}
         for parameter, (negative_option, positive_option) in BY_SIGN.items():
@@ -109,13 +109,13 @@ class GatedObjective(Objective):
 
 @dataclass(frozen=True)
 class OwnObjective(Objective):
-    """A function of the user's own."""
+    """A user-defined method."""
 
     function: OwnMethod
 
     @property
     def is_arithmetic(self) -> bool:
-        """False: tokens are weighed in log S, so that a factor of the function's own is divided out."""
+        """False: the derivative of log S cancels a factor that the function itself applies."""
         return False
 
     def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -136,18 +136,17 @@ def build_objective(
 ) -> Objective:
     """Build the objective of a method: `build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)`.
 
-    method            a name in METHODS: a published method, or arithmetic, geometric, sequence with any gate; or a method of
-                      your own, as "module:function" or a callable (log_ratio, advantages, mask) -> S
+    method            a name in METHODS: a published method, or arithmetic, geometric or sequence with any gate; or your own
+                      method as "module:function" or as a callable (log_ratio, advantages, mask) -> S
     gate              a name in GATES, "module:function", or a callable (log_ratio) or (log_ratio, tau) -> log f
     normalizer        a name in NORMALIZERS
-    token_limit       the most tokens that a completion can have, for the normalizer `constant`
-    allow_any_gate    take a gate of your own although it breaks the paper's conditions (i)-(iv)
-    allow_any_method  the same of a method
+    token_limit       maximum length of a completion in tokens, required by the normalizer `constant`
+    allow_any_gate    accept your own gate even if it breaks the paper's conditions (i)-(iv)
+    allow_any_method  accept your own method even if it breaks them
     OPTIONS
 
-    Options that are None get the method's defaults. Raises UserError for all that `resolve_options` refuses, for a
-    value that is not a number, and for a gate or a method that fails, gives other shapes, is not finite or breaks a
-    condition.
+    Options that are None get the method's defaults. Raises UserError in all cases of `resolve_options`, for a value that is
+    not a number, and for a gate or a method that fails, returns another shape or non-finite values, or breaks a condition.
     """
     resolved = resolve_options(method=method, gate=gate, normalizer=normalizer, **options)
     method, gate, normalizer = (resolved.pop(name) for name in ("method", "gate", "normalizer"))
@@ -155,7 +154,7 @@ def build_objective(
         if not OPTIONS[name].choices and not isinstance(value, Real):
             raise UserError(f"{name} = {value!r} must be a positive number")
     if normalizer == "constant" and token_limit is None:
-        raise UserError("normalizer constant divides by the token limit of a completion; give token_limit")
+        raise UserError("normalizer constant divides by the maximum length of a completion; pass token_limit")
     divide, limit = NORMALIZERS[normalizer], token_limit or 1
     if gate is None:
         return _own_objective(method, divide, limit, allow_any_method)

@@ -1,4 +1,4 @@
-"""What may be given for a method, what is filled in, and what is refused."""
+"""Validation and defaults of a method's options."""
 
 import inspect
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from sspo_cli.plugins import load_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
-OWN_NORMALIZER = "sequence"  # of a method of the user's own, if none is given
+OWN_NORMALIZER = "sequence"  # default normalizer of a user-defined method
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
@@ -45,15 +45,15 @@ def resolve_options(
     allow_any_method: Any = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Return the method, its gate, its normalizer and every option of theirs, with defaults for what is missing or None.
+    """Return the method, its gate, its normalizer and all their options, with defaults for those missing or None.
 
     OPTIONS
 
-    Idempotent. Numbers of a wrong type are passed on as they are: this runs before the validation of a config, which says
-    better what is wrong with them.
+    Idempotent. Numbers of a wrong type are returned unchanged: the config is validated after this function, with better
+    messages.
 
-    Raises UserError for an unknown method, gate or normalizer, a gate that cannot be imported or that the method does not
-    take, an option that the two do not have, and a number out of range.
+    Raises UserError for an unknown method, gate or normalizer, for a gate that cannot be imported or does not belong to the
+    method, for an option that method and gate do not have, and for a number out of range.
     """
     method = DEFAULT_METHOD if method is None else method
     given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
@@ -64,9 +64,7 @@ def resolve_options(
     if not isinstance(method, str) or method not in METHODS:
         load_method(method)
         if refused := [name for name, value in {"gate": gate, **given}.items() if value is not None]:
-            raise UserError(
-                f"method {function_name(method)} is a function of your own, which has no option {refused[0]}"
-            )
+            raise UserError(f"method {function_name(method)} is your own function and has no option {refused[0]}")
         return {"method": method, "gate": None, "normalizer": normalizer or OWN_NORMALIZER, **extra}
     gate = _choose_gate(method, gate)
     names = _option_names(method, load_gate(gate))
@@ -81,9 +79,9 @@ def resolve_options(
 
 
 def load_method(method: str | OwnMethod) -> OwnMethod:
-    """Return a method of the user's own by `module:function`, or the callable itself.
+    """Import a user-defined method by `module:function`; return a callable unchanged.
 
-    Raises UserError for the name of a method that does not exist, and if there is no such module or function.
+    Raises UserError for an unknown method and for a module or function that does not exist.
     """
     if callable(method):
         return method
@@ -93,7 +91,7 @@ def load_method(method: str | OwnMethod) -> OwnMethod:
 
 
 def load_gate(gate: str | Gate) -> Gate:
-    """Return a gate by its name or by `module:function`, or the callable itself.
+    """Find a gate by its name or by `module:function`; return a callable unchanged.
 
     Raises UserError if there is no such gate, module or function.
     """
@@ -101,9 +99,9 @@ def load_gate(gate: str | Gate) -> Gate:
 
 
 def gate_parameters(gate: Gate) -> list[str]:
-    """List what a gate takes next to the log ratio: some of tau, positive and the options by name.
+    """List the parameters of a gate after the log ratio: tau, positive, or names of options.
 
-    Raises UserError for a parameter that nothing here can give, and for a callable without a signature.
+    Raises UserError for any other parameter without a default, and for a callable without a signature.
     """
     try:
         _, *parameters = inspect.signature(gate).parameters.values()
@@ -116,14 +114,14 @@ def gate_parameters(gate: Gate) -> list[str]:
     for parameter in parameters:
         if parameter.name not in known and parameter.default is parameter.empty:
             raise UserError(
-                f"gate {function_name(gate)} wants {parameter.name}; after the log ratio a gate may have the parameters "
-                f"{', '.join(known)}, and others only with a default"
+                f"gate {function_name(gate)} has the unknown parameter {parameter.name}; after the log ratio a "
+                f"gate may have the parameters {', '.join(known)}, and others only with a default"
             )
     return [parameter.name for parameter in parameters if parameter.name in known]
 
 
 def function_name(function: str | Callable[..., Any]) -> str:
-    """Name a gate or a method for people."""
+    """Return the name of a gate or a method, for messages."""
     return function if isinstance(function, str) else getattr(function, "__name__", repr(function))
 
 
@@ -132,9 +130,9 @@ def _choose_gate(method: str, gate: str | Gate | None) -> str | Gate:
     gate = default if gate is None else gate
     if gate is None:
         raise UserError(
-            f"method {method} needs a gate; choose from {', '.join(gates)}, or give your own module:function"
+            f"method {method} needs a gate; choose from {', '.join(gates)}, or pass your own module:function"
         )
-    function = load_gate(gate)  # first of all: a misspelt name is not of any method
+    function = load_gate(gate)  # first, so that a misspelt name is reported as such
     gate = next((name for name, built_in in GATES.items() if built_in is function), gate)
     if gate in gates or (gate not in GATES and len(gates) > 1):
         return gate

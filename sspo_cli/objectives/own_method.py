@@ -1,4 +1,4 @@
-"""A method of the user's own: a function of the log ratios of whole completions, checked like a gate."""
+"""User-defined methods: functions of the log ratios of whole completions, checked like gates."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ from sspo_cli.objectives.ratios import clean_log_ratio
 OwnMethod = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(log ratios [B, T], 0 where masked; advantages [B]; boolean mask [B, T]) -> S [B], differentiable in the log ratios."""
 
-LENGTHS = (1, 3, 5)  # own tokens of the completions that a method is tried on
+LENGTHS = (1, 3, 5)  # own tokens of the completions on which a method is checked
 TOLERANCE = 1e-5
 
 
 def along_equal_ratios(method: OwnMethod, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Return a method as a gate: log S of completions whose tokens all have one ratio ρ, less log S at ρ = 1.
+    """Return a method as a gate: log S of completions whose tokens all have the ratio ρ, minus log S at ρ = 1.
 
-    So a factor c_i of the method's own is divided out. The gate is what `conditions` checks: [2, N] -> [2, N].
+    The difference cancels a factor c_i that the method itself applies. `conditions` checks this gate: [2, N] -> [2, N].
     """
 
     def gate(log_ratio: Tensor) -> Tensor:
@@ -32,12 +32,16 @@ def along_equal_ratios(method: OwnMethod, advantages: Tensor, dtype: torch.dtype
 
 
 def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
-    """Check what an aggregation of a gate has by construction, on random completions.
+    """Raise UserError unless a method has the properties that an aggregation of a gate has by construction.
 
-    One weight S_i a completion, finite, as is its gradient; it depends on nothing but the completion's own unmasked tokens
-    and its advantage, so that any split into micro-batches gives the same. If `on_policy`, its gradient at ρ = 1 is that of
-    the policy, positive and the same at every token. `name` begins the sentence of the UserError that says what does not
-    hold.
+    Checked on random completions:
+
+    - There is one weight S_i per completion, and S_i and its gradient are finite.
+    - S_i depends only on the completion's own unmasked tokens and its advantage, so that the split into micro-batches does
+      not matter.
+    - If `on_policy`: at ρ = 1 the gradient is the policy gradient, equal and positive at every token.
+
+    name  subject of the error message
     """
     draw = torch.Generator().manual_seed(0)
     lengths = torch.tensor([length for length in LENGTHS for _ in range(2)])
@@ -53,8 +57,8 @@ def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
         alone, _ = _evaluate(method, name, ratios[row : row + 1, : lengths[row]], advantages[row : row + 1], own)
         if not torch.allclose(alone[0], weights[row], rtol=TOLERANCE, atol=TOLERANCE):
             raise UserError(
-                f"{name} weighs a completion by more than its own tokens: S is {alone[0].item():.6g} alone and "
-                f"{weights[row].item():.6g} next to others; a factor of the whole minibatch is objective.normalizer"
+                f"{name} weights a completion by more than its own tokens: S is {alone[0].item():.6g} alone and "
+                f"{weights[row].item():.6g} in a batch; for a factor of the whole minibatch use objective.normalizer"
             )
     if not on_policy:
         return
@@ -63,8 +67,8 @@ def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
         own_gradient = gradient[row, mask[row]]
         if not own_gradient.min() > 0 or not torch.allclose(own_gradient, own_gradient.mean(), rtol=1e-4, atol=0):
             raise UserError(
-                f"{name} has not the policy gradient at ρ = 1: the derivatives of S by the log ratios of a "
-                f"completion are {', '.join(f'{value:.4g}' for value in own_gradient.tolist())}, and not equal and positive; "
+                f"{name} does not have the policy gradient at ρ = 1: the derivatives of S by the log ratios of a completion "
+                f"must be equal and positive, and are {', '.join(f'{value:.4g}' for value in own_gradient.tolist())}; "
                 "pass --allow-any-method to run it anyway"
             )
 
@@ -78,9 +82,9 @@ def _evaluate(
             log_ratio = clean_log_ratio(log_ratio, mask).requires_grad_()
             weights = method(log_ratio, advantages, mask)
             if weights.shape != advantages.shape:
-                raise ValueError(f"it gives the shape {list(weights.shape)}")
+                raise ValueError(f"it returns the shape {list(weights.shape)}")
             (gradient,) = torch.autograd.grad(weights.sum(), log_ratio)
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # the user's function may raise anything
         problem = f"{type(error).__name__}: {error}"
         raise UserError(f"{name} fails on log ratios of shape {list(log_ratio.shape)}: {problem}") from error
     return weights.detach(), gradient

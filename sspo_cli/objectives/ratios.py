@@ -1,15 +1,15 @@
-"""Log ratios d = log ρ made safe, and the mean over a completion's own tokens."""
+"""Sanitized log ratios d = log ρ, and the mean over a completion's own tokens."""
 
 import torch
 from torch import Tensor
 
-LOG_RATIO_LIMIT = 20.0  # e^20 is 5e8: further out no gate differs from its limit, and none overflows in float32
+LOG_RATIO_LIMIT = 20.0  # e^20 is 5e8: beyond, gates are at their limits; within, none overflows in float32
 
 
 def clean_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Make log ratios [B, T] safe: float32 or wider, 0 at masked positions, within ±LOG_RATIO_LIMIT without gradient there.
+    """Sanitize log ratios [B, T]: float32 or wider, 0 at masked positions, clamped to ±LOG_RATIO_LIMIT.
 
-    Masked by `where` and before any exp: 0 · inf would be NaN, in the gradient even where the value is unused.
+    Masked with `where`, before any exp: a product of 0 and inf would be NaN, and would put NaN into the gradient.
     """
     dtype = torch.promote_types(log_ratio.dtype, torch.float32)
     return torch.where(mask.bool(), log_ratio.to(dtype), 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

@@ -1,4 +1,4 @@
-"""What is given: r = r_answer + r_format (appendix A). Text in, number out."""
+"""Rewards of completions: r = r_answer + r_format (appendix A). Text in, number out; imports no torch."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def grade(texts: Sequence[str], golds: Sequence[str], checker: AnswerChecker) -> list[Reward]:
-    """Return the paper's reward of each text, a completion with whatever the chat template opened of it."""
+    """Compute the paper's reward of each completion, given with the text that the chat template opened it with."""
     extracted = [extract_answer(text, [gold]) for text, gold in zip(texts, golds, strict=True)]
     verdicts = checker.check(list(zip(extracted, golds, strict=True)))
     return [

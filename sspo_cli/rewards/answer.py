@@ -1,4 +1,4 @@
-"""r_answer: whether an answer equals the gold answer."""
+"""r_answer: the comparison of an answer with the gold answer."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from sspo_cli.rewards.pool import LastingPool
 from sspo_cli.rewards.quick import prepared, quick_verdict
 
 CACHE_SIZE = 1 << 16
-WALL_CLOCK = 20.0  # times its processor time that a check may take on a machine that is busy with other things
+WALL_CLOCK = 20.0  # limit of a check by the clock, in multiples of its processor-time limit: the machine may be busy
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the answers are equal, and how the check ended.
+    """The result of a check: `equal`, and how the check ended.
 
     status  "ok", "timeout", "error" (the comparison failed, as when its worker died) or "no answer"
     """
@@ -30,19 +30,20 @@ class Verdict:
 
 
 class AnswerChecker:
-    """Compare answers by value. What computer algebra must decide runs in worker processes that are killed at the limit.
+    """Compare answers by value, with computer algebra in worker processes that are killed at a time limit.
 
-    A context manager. The workers start at the first answer that needs them and end with the block. Verdicts are kept, so
-    the same pair is decided once.
+    Use it as a context manager. The workers start with the first answer that needs them and end with the block. Verdicts
+    are cached, so that each pair is checked once.
 
-    timeouts  checks that ran out of time so far
+    timeouts  number of checks that ran out of time so far
     """
 
     def __init__(self, *, workers: int | None = None, timeout: float = 3.0) -> None:
-        """Start nothing yet; by default there will be as many workers as cores, but no more than four.
+        """Set the limits; no worker is started yet.
 
-        timeout  seconds of processor time for each check, so that a busy machine changes no verdict; a check that takes
-                 `WALL_CLOCK` times as long by the clock is ended too
+        workers  number of processes; by default the number of cores, at most four
+        timeout  seconds of processor time for each check, so that a busy machine changes no verdict; a check is also ended
+                 after `WALL_CLOCK` times as many seconds by the clock
         """
         self.timeouts = 0
         self._workers = workers or min(4, os.cpu_count() or 1)
@@ -65,7 +66,7 @@ class AnswerChecker:
         return [verdict.result() for verdict in pending]
 
     def submit(self, prediction: str | None, gold: str) -> Future[Verdict]:
-        """Begin to decide about one pair, as `check` does."""
+        """Start the check of one pair; the future holds the verdict that `check` would return."""
         return self._decide(*prepared(prediction, gold))
 
     def _start(self, prediction: str | None, gold: str) -> Future[Verdict]:
@@ -85,7 +86,7 @@ class AnswerChecker:
             self._fail(verdict, "timeout")
         except ProcessExpired as error:
             self._fail(verdict, "timeout" if error.exitcode == -signal.SIGPROF else "error")
-        except UserError as error:  # no fault of the answer: whoever waits for the verdict gets it
+        except UserError as error:  # the answer is not at fault, so the caller gets the error instead of a verdict
             verdict.set_exception(error)
         except Exception:  # such as a MemoryError
             self._fail(verdict, "error")
@@ -96,13 +97,13 @@ class AnswerChecker:
 
     @property
     def limit(self) -> float:
-        """Seconds of processor time for each check."""
+        """Limit of each check, in seconds of processor time."""
         return self._timeout
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
-        """Call a function in a worker process, which is killed at the limit by the clock.
+        """Call a function in a worker process, which is killed at the wall-clock limit.
 
-        Raises, from the future, what `LastingPool.schedule` does.
+        The future raises the exceptions of `LastingPool.schedule`.
         """
         from sspo_cli.rewards import equality  # loads sympy, which many runs never need
 

@@ -1,4 +1,4 @@
-"""What runs in a worker process: the symbolic comparison. The only module here that loads sympy."""
+"""Symbolic comparison of answers, run in worker processes. The only module of this package that loads sympy."""
 
 import logging
 import re
@@ -14,8 +14,8 @@ from sspo_cli.rewards.notation import with_both_signs
 from sspo_cli.rewards.numbers import agree
 from sspo_cli.rewards.quick import without_percent
 
-# Units stay: `t`, `d` and `m` are in its list of them, and `3t` would be 3. LaTeX alone is read: of other text it would take
-# the last number, the 2 of `2^{\\aleph_0}`.
+# math-verify must not strip units: its list of units has `t`, `d` and `m`, so `3t` would become 3. It reads only LaTeX
+# here: in other text it takes the last number, such as the 2 of `2^{\\aleph_0}`.
 READ_AS = (
     LatexExtractionConfig(
         normalization_config=NormalizationConfig(
@@ -24,7 +24,7 @@ READ_AS = (
     ),
 )
 MEMORY = 2 << 30  # bytes of address space that a worker may use
-PRECISION = 60  # digits to which exact numbers are evaluated; those that agree in ten fewer are equal
+PRECISION = 60  # digits to which exact numbers are evaluated; numbers that agree in 50 of them are equal
 
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 
@@ -32,9 +32,9 @@ _library_numeric_eq = grader.sympy_numeric_eq
 
 
 def prepare_worker() -> None:
-    """Make a worker safe to kill and unable to take the machine, and load what sympy loads at first use."""
+    """Limit a worker's memory, let signals kill it at once, and load what sympy loads at first use."""
     for ending in (signal.SIGTERM, signal.SIGPROF):
-        signal.signal(ending, signal.SIG_DFL)  # a handler in Python would wait for the end of a long multiplication
+        signal.signal(ending, signal.SIG_DFL)  # a Python handler would run only after a long multiplication has ended
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -43,12 +43,12 @@ def prepare_worker() -> None:
 
 
 def equal(prediction: str, gold: str, limit: float) -> bool:
-    """Report whether math-verify finds both the same, by our comparison of numbers.
+    """Report whether math-verify considers both answers equal, with this package's comparison of numbers.
 
-    `limit` is in seconds of processor time.
+    limit  seconds of processor time, after which the kernel ends this process by SIGPROF
 
-    At the limit the kernel ends this process by SIGPROF, even in the middle of a long multiplication; math-verify's own
-    limits are signals that Python handles, and overshoot.
+    math-verify's own time limits are off: Python handles their signals only between bytecodes, so that a long
+    multiplication overshoots them.
     """
     signal.setitimer(signal.ITIMER_PROF, limit)
     try:
@@ -66,7 +66,7 @@ def equal(prediction: str, gold: str, limit: float) -> bool:
 
 
 def _complex(expression: Basic | MatrixBase | str) -> Basic | MatrixBase | str:
-    """Put the imaginary unit for `i`, and symbols that may be complex: the library takes those of `4i` for real."""
+    """Replace `i` by the imaginary unit and other symbols by ones that may be complex; the library takes all for real."""
     if not isinstance(expression, Basic) or expression.has(Sum, Product):
         return expression
     symbols = {symbol: Symbol(symbol.name) if symbol.name != "i" else I for symbol in expression.free_symbols}
@@ -78,9 +78,10 @@ def _multiple(answer: str, factor: Fraction) -> str:
 
 
 def _numeric_eq(gold: Basic | MatrixBase, given: Basic | MatrixBase, *settings: int) -> bool:
-    """Compare numbers exactly or by the digits of their decimals, in place of math-verify's absolute tolerances.
+    """Compare numbers exactly or by the digits of their decimals.
 
-    By these `3.4 \\cdot 10^{-31}` is equal to `7 \\cdot 10^{-20}`. Matrices come back here by their elements.
+    Replaces math-verify's absolute tolerances, by which `3.4 \\cdot 10^{-31}` equals `7 \\cdot 10^{-20}`. For a matrix
+    the library calls this function again with each pair of elements.
     """
     if isinstance(gold, MatrixBase | MatrixExpr) or isinstance(given, MatrixBase | MatrixExpr):
         return _library_numeric_eq(gold, given, *settings)
@@ -91,7 +92,7 @@ def _numeric_eq(gold: Basic | MatrixBase, given: Basic | MatrixBase, *settings: 
     if gold == given:
         return True
     if gold.free_symbols or given.free_symbols:
-        return expand_log((gold - given).expand(), force=True).expand() == 0  # of positive arguments
+        return expand_log((gold - given).expand(), force=True).expand() == 0  # `force` takes the arguments for positive
     if not any(decimals) and not (gold.is_Rational and given.is_Rational):
         gold, given = gold.evalf(PRECISION), given.evalf(PRECISION)
         return bool(abs(gold - given) < Float(10, PRECISION) ** (10 - PRECISION) * abs(gold))

@@ -1,16 +1,17 @@
-"""r_format, literally as in the paper's appendix A."""
+"""r_format, exactly as defined in the paper's appendix A."""
 
 import re
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-# Each tag occurs once where this is asked, so a lazy `.*?` has one way to match.
+# Matched only against texts with one tag of each kind, so that a lazy `.*?` has a single way to match.
 _COMPLETE = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 
 
 def format_reward(text: str) -> float:
-    """Return 1 for one `<think>…</think>` and one `<answer>…</answer>` and nothing else.
+    """Return 1 for one `<think>…</think>` followed by one `<answer>…</answer>` and nothing else.
 
-    Otherwise 0.5 if only both edge tags are right, 0.25 if one of them is, else 0. Outer white space does not count.
+    Otherwise return 0.5 if the text begins with `<think>` and ends with `</answer>`, 0.25 if only one of these holds,
+    and 0 if neither does. Leading and trailing white space is ignored.
     """
     text = text.strip()
     if all(text.count(tag) == 1 for tag in TAGS) and _COMPLETE.fullmatch(text):

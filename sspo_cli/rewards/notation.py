@@ -1,4 +1,4 @@
-"""Rewriting of answers into LaTeX: Unicode signs, plain-text mathematics such as `2pi` or `sqrt(2)`, bases, synonyms."""
+"""Translation of answers into LaTeX: Unicode signs, plain text such as `2pi` or `sqrt(2)`, number bases, synonyms."""
 
 import re
 import unicodedata
@@ -37,7 +37,7 @@ _FUNCTIONS = (
     "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot arcsec arccsc arcsinh arccosh arctanh "
     "ln log exp max min gcd lcm sqrt cbrt abs floor ceil binom factorial frac"
 )
-# What a word of plain text stands for in LaTeX; whatever is not listed stays a word.
+# LaTeX commands by the plain-text words that stand for them. Any other word stays a word.
 NAMES = {name: name for name in f"{_LETTERS} {_FUNCTIONS} infty".split()} | {
     **dict.fromkeys(["Pi", "PI"], "pi"),
     **dict.fromkeys(["inf", "infinity", "Infinity", "oo"], "infty"),
@@ -48,7 +48,7 @@ NAMES = {name: name for name in f"{_LETTERS} {_FUNCTIONS} infty".split()} | {
     "dfrac": "frac",
     "union": "cup",
 }
-_ARGUMENTS = {  # what takes the place of the parentheses around them
+_ARGUMENTS = {  # the delimiters that replace the parentheses around an argument
     r"\sqrt": (r"\sqrt{", "}"),
     r"\cbrt": (r"\sqrt[3]{", "}"),
     r"\abs": (r"\left|", r"\right|"),
@@ -73,7 +73,7 @@ _IN_BASE = re.compile(
 _NUMERAL_INDEX = re.compile(rf"(?<=\w)()_\{{?({'|'.join(_NUMERALS[2:])})(?![A-Za-z])\}}?")
 _SYNONYMS = (
     (re.compile(r"(?<=[\w)\]}])\*\*(?=[\w({-])"), "^"),
-    (re.compile(r"(?<=\S)~(?=\S)"), " "),  # a space of TeX; in front of a number it says `about`
+    (re.compile(r"(?<=\S)~(?=\S)"), " "),  # a space in TeX; in front of a number, `~` means "about"
     (re.compile(r"\\degrees?(?![A-Za-z])"), r"^\\circ "),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"\\(?:equiv|coloneqq)(?![A-Za-z])"), "="),
@@ -116,7 +116,7 @@ _BARE_LOG = re.compile(r"\\log(?![A-Za-z]|\s*_)")
 
 
 def in_latex(answer: str) -> str:
-    """Write an answer in LaTeX's signs, without the approximation of a value that it names as well."""
+    """Translate an answer into LaTeX, and drop the approximation that follows an exact value."""
     text = _in_ascii(answer)
     for written, read in _SYNONYMS:
         text = written.sub(read, text)
@@ -131,20 +131,20 @@ def in_latex(answer: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Report whether a text has words of three letters or more that are no names of mathematics, outside of `\\text{}`."""
+    """Report whether a text has words of three or more letters, other than mathematical names and those in `\\text{}`."""
     return any(
         command(word[0]) is None for word in _WORD.finditer(_IN_TEXT.sub(" ", text)) if word[0] not in ("and", "mod")
     )
 
 
 def with_logarithms(answer: str, gold: str) -> str:
-    """Make an answer's logarithms without a base natural, or decimal if the gold writes that base."""
+    """Give logarithms without a base the base 10 if the gold writes that base, otherwise make them natural."""
     decimal = re.search(r"\\log\s*_\s*(?:\{\s*10\s*\}|10)", gold)
     return _BARE_LOG.sub(r"\\log_{10}" if decimal else r"\\ln", answer)
 
 
 def with_both_signs(answer: str) -> str:
-    """`\\frac{1+x}{2}, \\frac{1-x}{2}` of `\\frac{1 \\pm x}{2}`, and so for each member of a list."""
+    """Expand `\\frac{1 \\pm x}{2}` to `\\frac{1+x}{2}, \\frac{1-x}{2}`, and each member of a list in the same way."""
     members = _BRACES.sub(r"\1", answer)
     return _EITHER_SIGN.sub(lambda member: ", ".join(_SIGN.sub(sign, member[0]) for sign in "+-"), members)
 
@@ -167,7 +167,7 @@ def _script(mark: str, characters: str) -> str:
 
 
 def command(word: str) -> str | None:
-    """Return the command that a word of plain text stands for, and an `x` if they are written as one word: `sinx`."""
+    """Return the LaTeX command of a plain-text word, followed by the `x` of words such as `sinx`; None if it has none."""
     if word in NAMES:
         return NAMES[word]
     return f"{NAMES[word[:-1]]} x" if word.endswith("x") and word[:-1] in NAMES else None
@@ -186,7 +186,10 @@ def _with_index(match: re.Match[str]) -> str:
 
 
 def _with_braces(text: str) -> str:
-    """`\\sqrt{x+1}` of `\\sqrt(x+1)`, and so for the other commands that take braces; parentheses that never end stay."""
+    """Replace parentheses by braces after commands that take braces: `\\sqrt(x+1)` becomes `\\sqrt{x+1}`.
+
+    An unclosed parenthesis stays.
+    """
     start = 0
     while call := _CALL.search(text, start):
         opening = call.end() - 1
@@ -208,6 +211,6 @@ def _with_braces(text: str) -> str:
 
 
 def _exactly(text: str) -> str:
-    """`\\sqrt{2}` of `\\sqrt{2} \\approx 1.41`, but `1.41` of `x \\approx 1.41`."""
+    """Keep the exact side of an approximation: `\\sqrt{2}` of `\\sqrt{2} \\approx 1.41`, but `1.41` of `x \\approx 1.41`."""
     exact, *rounded = _APPROXIMATELY.split(text)
     return exact.strip() if not (rounded and _NAME.fullmatch(exact)) else rounded[-1].strip()

@@ -1,9 +1,10 @@
-"""Numbers exactly as they are written: integers, decimals, fractions, mixed and repeating numbers."""
+"""Exact values of written numbers: integers, decimals, fractions, mixed and repeating numbers."""
 
 import re
 from fractions import Fraction
 
-# Groups of three digits. A point needs two groups or decimals behind a comma, since `1.234` is a decimal.
+# Digits in groups of three. A point separates groups only if there are two of them, or decimals after a comma, because
+# `1.234` alone is a decimal.
 _COMMA = r"(?:,|,?\\[!,:; ] ?|\{,\}|[ \u00a0\u2009\u202f])"
 _GROUPED = rf"\d{{1,3}}(?:{_COMMA}\d{{3}}){{1,12}}|\d{{1,3}}(?:'\d{{3}}){{1,12}}|\d{{1,2}}(?:,\d\d){{1,6}},\d{{3}}"
 _POINTED = r"\d{1,3}(?:\.\d{3}){2,12}(?:,\d{1,40})?|\d{1,3}\.\d{3},\d{1,2}"
@@ -21,7 +22,7 @@ _DECIMAL_COMMA = re.compile(r"([+-]?\d{1,40}),(\d{1,2}|\d{4,40})")
 
 
 def number(text: str) -> Fraction | None:
-    """Return the value of a plain number, with separators of thousands or an exponent of ten."""
+    """Return the value of a plain number, which may have thousands separators and an exponent of ten, or None."""
     match = _NUMBER.fullmatch(text)
     if not match or not (match["pointed"] or match["digits"] or match["decimals"]):
         return None
@@ -34,7 +35,10 @@ def number(text: str) -> Fraction | None:
 
 
 def value_of(text: str) -> Fraction | None:
-    """Return the value of a plain or repeating number, a mixed number (`2 1/2`) or a ratio that is no integer."""
+    """Return the value of a plain or repeating number, a mixed number (`2 1/2`) or a ratio, or None.
+
+    A ratio that equals an integer, such as `6/3`, has no value here: it is an unfinished computation.
+    """
     if repeating := _REPEATING.fullmatch(text):
         sign, whole, once, again = repeating.groups()
         rest = Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1))
@@ -48,20 +52,21 @@ def value_of(text: str) -> Fraction | None:
 
 
 def with_decimal_comma(text: str) -> Fraction | None:
-    """Return the value of `1,5` read as 1.5."""
+    """Return the value of a number with a decimal comma (`1,5` is 1.5), or None."""
     match = _DECIMAL_COMMA.fullmatch(text)
     return Fraction(f"{match[1]}.{match[2]}") if match else None
 
 
 def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: bool, places: int | None = None) -> bool:
-    """Whether two numbers are equal: exactly, or as decimals, relative to their size and to the digits that the gold gives.
+    """Report whether two numbers are equal, exactly or to the precision of the decimals that they are written with.
 
-    A decimal stands for an exact value that agrees with it to six digits, a gold decimal of more digits for what rounds to it.
-    An answer with more digits than a gold decimal must round to it and be within one percent of it, so that 0.24 is no 0.2.
+    Numbers written without decimals must be exactly equal. If either is a decimal, they must agree to six digits. A gold
+    decimal of more than six digits is equal to the values that round to it. An answer with more digits than the gold
+    decimal must round to the gold and be within one percent of it, so that 0.24 is not 0.2.
 
-    decimal       whether the answer is written as a decimal
-    gold_decimal  whether the gold is
-    places        decimals that the gold is written with, as the two of 12.50; None: those that its value needs
+    decimal       the answer is written as a decimal
+    gold_decimal  the gold is written as a decimal
+    places        number of decimals that the gold is written with, such as 2 for 12.50; None: as many as its value needs
     """
     difference = abs(given - expected)
     if not difference or not (decimal or gold_decimal):
@@ -76,11 +81,11 @@ def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: b
 
 
 def places_of(text: str) -> int | None:
-    """Count the decimals that a plain decimal is written with; None of any other text."""
+    """Count the decimals that a plain decimal is written with; return None for any other text."""
     match = _DECIMAL.fullmatch(text)
     return len(match[1]) if match else None
 
 
 def _decimal_places(value: Fraction) -> int:
-    """Count the decimals that it takes to write a value out; 400, more than any number here has, if it never ends."""
+    """Count the decimals that a value needs; return 400, more than any number here has, if it has infinitely many."""
     return next((places for places in range(400) if 10**places % value.denominator == 0), 400)

@@ -1,4 +1,4 @@
-"""Worker processes that are killed at a limit of time, and replaced when they die."""
+"""Worker processes that are killed at a time limit and replaced when they die."""
 
 import math
 import multiprocessing
@@ -16,13 +16,13 @@ from pebble import ProcessExpired, ProcessPool
 
 from sspo_cli.errors import UserError
 
-REPLACEMENTS = 3  # pools in a row that may break without finishing a task before the tasks are given up
-ATTEMPTS = 2  # at a task whose worker is lost
-# Exit codes of a worker that its task did not end: its fork server has died (multiprocessing's code), or it got a signal to
-# all processes of a job or a terminal. A worker that pebble itself ends, at the limit of time, is a TimeoutError.
+REPLACEMENTS = 3  # consecutive pools that may break without finishing a task before the tasks fail
+ATTEMPTS = 2  # runs of a task whose worker is lost
+# Exit codes of a worker that something other than its task has ended: the death of its fork server (multiprocessing's code),
+# or a signal to all processes of a job or a terminal. If pebble ends a worker at its time limit, it raises TimeoutError.
 LOST = (255, -signal.SIGTERM, -signal.SIGHUP)
 POLL = 0.05  # seconds between two looks at the pool
-STALL = 60.0  # seconds beyond its limit of time after which a task that nothing finishes is taken for lost
+STALL = 60.0  # seconds beyond its time limit after which an unfinished task counts as lost
 
 
 @dataclass(eq=False)
@@ -35,22 +35,24 @@ class _Task:
 
 
 class LastingPool:
-    """A pebble process pool that is made anew when it breaks.
+    """A pebble process pool that is replaced when it breaks.
 
-    Workers are forked from a small server that has imported the initializer's module: the parent has threads and torch, and
-    a killed worker is replaced in half a second. A worker that dies without a task, as when the system is short of memory,
-    breaks pebble's pool for good; a thread then makes a new pool and schedules again what is not done.
+    Workers are forked from a small server that has imported the initializer's module. The parent cannot be forked safely,
+    since it has threads, and starting a worker from the server takes half a second instead of torch's import time.
+
+    If a worker dies without a task, for example because the system is short of memory, pebble's pool stays broken. A
+    thread then creates a new pool and schedules the unfinished tasks again.
     """
 
     def __init__(self, workers: int, initializer: Callable[[], None]) -> None:
-        """Start nothing yet; each worker calls `initializer`."""
+        """Store the settings; no process is started yet. Each worker calls `initializer` first."""
         self._workers = workers
         self._initializer = initializer
         self._tasks: set[_Task] = set()
         self._lock = threading.RLock()
         self._pool: ProcessPool | None = None
-        self._broken = 0  # pools in a row
-        self._progress = 0.0  # when a task last ended, or tasks were last scheduled where there was none
+        self._broken = 0  # consecutive broken pools
+        self._progress = 0.0  # time at which a task last ended, or was scheduled while there was no other
         self._closing = threading.Event()
 
     def schedule(
@@ -58,8 +60,8 @@ class LastingPool:
     ) -> Future[Any]:
         """Call a function in a worker, which is killed after `timeout` seconds.
 
-        The future raises TimeoutError then, ProcessExpired if the worker dies of the task, and UserError if
-        `REPLACEMENTS` pools in a row break.
+        The future raises TimeoutError at the limit, ProcessExpired if the task ends its worker, and UserError if more than
+        `REPLACEMENTS` pools break in a row.
         """
         task = _Task(function, args, timeout)
         with self._lock:
@@ -73,7 +75,7 @@ class LastingPool:
         return task.result
 
     def close(self) -> None:
-        """End the workers; tasks that are not done stay so."""
+        """End the workers; the futures of unfinished tasks are never set."""
         self._closing.set()
         with self._lock:
             pool, self._pool = self._pool, None
@@ -87,7 +89,7 @@ class LastingPool:
         return ProcessPool(self._workers, initializer=self._initializer, context=context)
 
     def _hand_over(self, task: _Task) -> None:
-        """Give a task to the pool. If that is broken, `_watch` does it again with the next one."""
+        """Schedule a task in the pool. If the pool is broken, `_watch` schedules the task in the next pool."""
         task.attempts += 1
         assert self._pool is not None
         with suppress(RuntimeError, OSError):
@@ -95,12 +97,12 @@ class LastingPool:
             future.add_done_callback(lambda done: self._settle(task, done))
 
     def _settle(self, task: _Task, done: Future[Any]) -> None:
-        """Take over how a task has ended, unless no fault of its own ended it."""
+        """Set the result of a task, or schedule it again if the pool or its worker was lost for another reason."""
         error = done.exception()
         if isinstance(error, BrokenProcessPool):
             return
         with self._lock:
-            if task not in self._tasks:  # a later pool has finished it, or all is closed
+            if task not in self._tasks:  # a later pool has finished it, or this pool is closed
                 return
             self._progress = time.monotonic()
             if isinstance(error, ProcessExpired) and error.exitcode in LOST and task.attempts < ATTEMPTS:
@@ -120,7 +122,7 @@ class LastingPool:
                 if self._pool is None or not self._tasks or not self._is_lost(self._pool):
                     continue
                 self._broken += 1
-                # In a thread of its own: the end of a broken pool may take long.
+                # In another thread, because stopping a broken pool may take long.
                 threading.Thread(target=_end, args=(self._pool,), daemon=True).start()
                 self._pool = self._new_pool()
                 self._progress = time.monotonic()
@@ -133,18 +135,18 @@ class LastingPool:
             for task in given_up:
                 task.result.set_exception(
                     UserError(
-                        f"the processes that check answers have died {REPLACEMENTS + 1} times in a row, perhaps for want of "
-                        "memory; free some, and start again"
+                        f"the processes that check answers have died {REPLACEMENTS + 1} times in a row, perhaps because "
+                        "memory ran out; free some memory and start again"
                     )
                 )
 
     def _is_lost(self, pool: ProcessPool) -> bool:
         limit = max(math.inf if task.timeout is None else task.timeout for task in self._tasks)
         if time.monotonic() - self._progress > STALL + limit:
-            return True  # such as after the death of a worker that held the lock of the others
+            return True  # for example, a worker died while it held a lock that the others wait for
         try:
             return not pool.active
-        except (RuntimeError, OSError):  # it cannot even start
+        except (RuntimeError, OSError):  # the pool cannot start its workers
             return True
 
 

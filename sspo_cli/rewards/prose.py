@@ -1,4 +1,4 @@
-"""Words around an answer: its unit, and the sentence that states it. What is not known to be prose stays unread."""
+"""The words around an answer: its unit, and the sentence that states it. Unknown words are never skipped."""
 
 import re
 
@@ -9,7 +9,7 @@ def _vocabulary(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# Names of a unit, the first of which stands for the others. Plurals are understood.
+# Names of units, comma-separated; the first name of each stands for the others. Plurals are recognized.
 _UNITS = """
 m meter metre, cm centimeter centimetre, mm millimeter millimetre, km kilometer kilometre, in inch inche, ft foot feet, yd yard,
 mi mile, mph, kmh kph, g gram gramme, kg kilogram kilo, mg milligram, lb pound £ gbp, oz ounce, ton tonne, l liter litre,
@@ -20,7 +20,7 @@ kj, mol, unit, square sq, cubic cu, per /, am, pm
 UNITS = {name: names.split()[0] for names in _UNITS.split(",") for name in names.split()}
 SPEEDS = {"mph": ["mi", "per", "h"], "kmh": ["km", "per", "h"]}
 _WORDS_OF_TWO = _vocabulary("am an as at be by do go he if in is it me my of on so to up us we")
-# A sentence with one of these states no plain value: it denies, doubts, bounds, scales or computes.
+# A sentence with one of these words does not plainly state a value: it denies, doubts, bounds, scales or computes one.
 _NO_PROSE = _vocabulary(
     """
     not never no neither nor none either else wrong false incorrect cannot without except unless isn aren wasn doesn or
@@ -75,14 +75,15 @@ _ANSWERED = re.compile(
     r"(yes|no|true|false)(?=$|\s*[.,;:!?—-]|\s+(?:it|they|there|this|that|the|we|he|she|because|since)\b)",
     re.IGNORECASE,
 )
-_CONTRARY = {"no": "yes", "true": "false", "false": "true"}  # every `no` in a sentence does not deny it
+# `yes` has no entry: a `no` later in the sentence need not deny it.
+_CONTRARY = {"no": "yes", "true": "false", "false": "true"}
 
 
 def same_words(text: str, other: str) -> bool:
-    """Compare two texts, in `\\text{}` or not.
+    """Report whether two texts are equal, each in `\\text{}` or not.
 
-    Of words alone case, punctuation and a leading article are ignored, but never of single letters, digits and signs, which
-    mathematics reads more strictly.
+    Case, punctuation and a leading article are ignored in texts of words, but not in texts with digits or mathematical
+    signs and not in single letters.
     """
     if " ".join(TEXT.sub(r"\1", text).split()) == " ".join(TEXT.sub(r"\1", other).split()):
         return True
@@ -99,7 +100,10 @@ def _words(text: str) -> list[str] | None:
 
 
 def said(sentence: str, gold: str) -> bool:
-    """Whether a sentence states the words of a gold: `The function is even`; for Yes and No also `Yes, it converges`."""
+    """Report whether a sentence states the words of a gold.
+
+    `The function is even` states `even`; for the golds Yes and No, `Yes, it converges` counts as well.
+    """
     words = " ".join(TEXT.sub(r"\1", gold).split()).casefold()
     if not STATED.fullmatch(words):
         return False
@@ -113,7 +117,7 @@ def said(sentence: str, gold: str) -> bool:
 
 
 def states(lead: str) -> bool:
-    """Whether what stands before a value only leads to it: `The answer is`, `x =`, `Janet makes`, or nothing."""
+    """Report whether the text before a value only introduces it: `The answer is`, `x =`, `Janet makes`, or nothing."""
     words = [word.casefold() for word in _LETTERS.findall(lead)]
     if not _LEAD.fullmatch(lead) or not _NO_PROSE.isdisjoint(words) or "n't" in lead or "n’t" in lead:
         return False
@@ -124,7 +128,7 @@ def states(lead: str) -> bool:
 
 
 def follows(tail: str) -> bool:
-    """Whether what stands after a value is only its unit and prose: `apples`, `m^2`, `dollars a day`, or nothing."""
+    """Report whether the text after a value is only its unit and prose: `apples`, `m^2`, `dollars a day`, or nothing."""
     words = _LETTERS.findall(tail)
     if not _TAIL.fullmatch(tail) or tail.startswith("-") or not _NO_PROSE.isdisjoint(word.casefold() for word in words):
         return False
@@ -134,9 +138,10 @@ def follows(tail: str) -> bool:
 
 
 def measured(answer: str, *, glued: bool = False) -> tuple[str, frozenset[str]]:
-    """Split an answer into its value and the words of its unit, none if it has none: (`5.4`, {cent}) of `5.4 \\text{ cents}`.
+    """Split an answer into its value and the words of its unit: `5.4 \\text{ cents}` gives (`5.4`, {cent}).
 
-    A single letter that touches its number, as in `5m`, is a unit only if `glued`.
+    The set is empty if the answer has no unit. A single letter directly after the number, as in `5m`, is a unit only if
+    `glued`.
     """
     answer = _HALF_DAY.sub(r"\1m", answer.translate(INVISIBLE).translate(_RAISED)).strip()
     if currency := _CURRENCY.fullmatch(answer):
@@ -158,7 +163,7 @@ def names_a_variable(text: str) -> bool:
 
 
 def unit_words(text: str) -> frozenset[str]:
-    """Return what a unit is made of, in one spelling: {cm, square} of `square centimeters` and of `cm^2`."""
+    """Return the words of a unit in one spelling: {cm, square} for both `square centimeters` and `cm^2`."""
     tokens = _IN_UNIT.findall(_AFTER_UNIT.split(text, maxsplit=1)[0].strip() or text)
     raised = {"2": "square", "3": "cubic"}
     words = [raised.get(token[-1]) or _unit(token) for token in tokens]
@@ -167,7 +172,7 @@ def unit_words(text: str) -> frozenset[str]:
 
 
 def same_unit(given: frozenset[str], expected: frozenset[str]) -> bool:
-    """Whether an answer's unit may stand for the gold's: either has none, or they agree but for words that are no units."""
+    """Report whether two units are compatible: one is missing, or they differ only in words that are not units."""
     if not given or not expected:
         return True
     return (given <= expected or expected <= given) and (given ^ expected).isdisjoint(UNITS.values())

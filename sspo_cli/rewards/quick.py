@@ -1,4 +1,4 @@
-"""The verdicts that need no computer algebra, and those that it must not give: on words, on the question again."""
+"""Verdicts without computer algebra: where it is not needed, and where it would accept a repeated question."""
 
 import re
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from sspo_cli.rewards.prose import STATED, TEXT, measured, names_a_variable, sai
 from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
 
 _PERCENT = re.compile(r"(?<=\d)\s*(?:per ?cent|pct\.?)$", re.IGNORECASE)
-READABLE = 100  # characters of a number that is written out
+READABLE = 100  # most characters of a number that is written out
 _PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\d+/\d+|\\frac\{\d+\}\{\d+\})")
 _LITERAL = re.compile(  # except for exponents and indices
     r"(?:(?<![\w)\]}%])[+-])?(?<![\d.])(?<![\^_])(?<![\^_]\{)"
     r"(?:(?:\d{1,3}(?:(?:,|,?\\[!,] ?|\{,\}|[ \u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 )
-# `10^3`, `1.5 \times 10^{3}` and roots of a number are finished: nothing shorter says what they say.
+# `10^3`, `1.5 \times 10^{3}` and roots of a number count as final answers: they have no shorter spelling.
 _WRAPPING = r"(?:[\s\[\](){}$]|\\left|\\right|\\sqrt)*"
 _POWER_OR_ROOT = re.compile(
     rf"{_WRAPPING}[+-]?(?:\d+(?:\.\d+)?\s*(?:\\times|\\cdot|\*)\s*(?=10\s*\^))?\d+(?:\s*\^\s*\{{?\d+\}}?)?{_WRAPPING}"
@@ -26,8 +26,8 @@ _FUNCTION = re.compile(
     r"\\(?!(?:[dct]?frac|sqrt|left|right|text\w*|math\w*|circ|quad|degree|pi)(?![A-Za-z]))[A-Za-z]{2,}|[!|]"
 )
 _IN_BASE = re.compile(r"([\dA-Za-z]+)_\s*\{?\s*(\d+)\s*\}?")
-_SIDES = re.compile(r"=(?![^{}]*\})")  # not that of `\sum_{i=1}`
-# Inequalities and alternatives: they name no single value.
+_SIDES = re.compile(r"=(?![^{}]*\})")  # but not the sign in `\sum_{i=1}`
+# Inequalities and alternatives, which name no single value.
 _UNDECIDED = re.compile(
     r"[<>∨]|(?<![A-Za-z])or(?![A-Za-z])|\\(?:[lg]eq?|[lg]t|neq?|not|pm|mp|lor|vee)(?![A-Za-z])", re.IGNORECASE
 )
@@ -42,7 +42,7 @@ _OPTION = re.compile(
 
 
 def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
-    """Both as they are compared: peeled, in one notation, without units if these agree."""
+    """Bring an answer and its gold into the form that is compared: peeled, in LaTeX, without units that agree."""
     gold = _PERCENT.sub(r"\\%", peel(gold))
     if not prediction or len(prediction := peel(prediction)) > MAX_LENGTH:
         return prediction, in_latex(gold)
@@ -61,16 +61,16 @@ def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
 
 
 def quick_verdict(prediction: str, gold: str) -> bool | None:
-    """Return the verdict on answers as `prepared` that needs no computer algebra; None if it does.
+    """Decide about answers from `prepared` if no computer algebra is needed, otherwise return None.
 
-    If the gold is a number, an expression in its place is wrong even if its value is right: `3+5-2` or `\\binom{10}{3}`
-    repeats the question, and would earn the reward without an answer. So is `41 or 42` for a single value.
+    If the gold is a number, an unevaluated expression is wrong even if its value is right: `3+5-2` or `\\binom{10}{3}`
+    repeats the question and would earn the reward without solving it. `41 or 42` is wrong for a gold of one value.
     """
     if prediction == gold:
         return True
     if (expected := value_of(gold)) is not None and (given := value_of(prediction)) is not None:
         return agree(given, expected, decimal="." in prediction, gold_decimal="." in gold, places=places_of(gold))
-    if len(prediction) > MAX_LENGTH or "\\boxed" in prediction:  # what peeling has left is denied, or never ends
+    if len(prediction) > MAX_LENGTH or "\\boxed" in prediction:  # a box that peeling leaves is denied or unclosed
         return False
     if same_words(prediction, gold) or said(prediction, gold):
         return True
@@ -85,7 +85,7 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
 
 
 def respell(gold: str) -> str:
-    """Return another spelling of a gold that is read, such as `2.0` for `2`, by which its check can be tried."""
+    """Respell a gold that `read_gold` returned, for example `2` as `2.0`, to test that its check accepts right answers."""
     value = value_of(in_latex(gold))
     if value is not None:
         spelt = (
@@ -99,9 +99,9 @@ def respell(gold: str) -> str:
 
 
 def without_percent(prediction: str, gold: str) -> tuple[str, str, list[Fraction]]:
-    """Both without a percent sign, and the factors by which the answer may be multiplied to be the gold.
+    """Strip the percent signs; also return the factors by which the answer may be multiplied to equal the gold.
 
-    `35\\%` is right for 35, as MATH's graders hold, and for 0.35.
+    `35\\%` is right for 35, as in MATH's graders, and for 0.35.
     """
     percents = prediction.endswith("\\%"), gold.endswith("\\%")
     factors = [Fraction(1)]
@@ -135,7 +135,7 @@ def _by_value(prediction: str, gold: str, factors: Sequence[Fraction]) -> bool |
 
 
 def _is_finished(answer: str, expected: Fraction) -> bool:
-    """Whether it is a number written out, for an integer that very number."""
+    """Report whether an answer is fully evaluated; for an integer, it must be that integer written out."""
     if expected % 1:
         return not (_OPERATION.search(answer) or _FUNCTION.search(answer))
     if (value := number(answer)) is not None:
@@ -145,7 +145,7 @@ def _is_finished(answer: str, expected: Fraction) -> bool:
 
 
 def _chosen(prediction: str, gold: str) -> bool | None:
-    """Return the verdict on the letters of multiple choice, with the text of the option or without; None if there are none."""
+    """Decide about a multiple-choice letter, with or without the option's text; return None if there is no letter."""
     (letter, text), (gold_letter, gold_text) = _option(prediction), _option(gold)
     if not letter:
         return quick_verdict(prediction, gold_text) if gold_text else None

@@ -1,4 +1,4 @@
-"""The answer that a text gives: between its tags; of an untagged text its last box, else its last formula or number."""
+"""Extraction of answers: between the tags; from untagged text the last box, otherwise the last formula or number."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from sspo_cli.rewards.format import TAGS
 from sspo_cli.rewards.notation import INVISIBLE, command, has_words
 from sspo_cli.rewards.prose import ANSWER, IS, TEXT, UNITS, follows, measured, said, same_words, states
 
-END = 10_000  # characters in which the last number or formula is looked for first
-LABELS = 10  # the last ones that are tried
-PROSE = 8  # words from which on several sentences are a worked solution
-MISSING = ("nan", "NaN", "<NA>", "#N/A")  # as tables of other programs write it
+END = 10_000  # characters at the end of a text that are searched first for a number or formula
+LABELS = 10  # number of labels tried, from the last
+PROSE = 8  # several sentences of at least so many words are a worked solution
+MISSING = ("nan", "NaN", "<NA>", "#N/A")  # marks of a missing value in tables of other programs
 MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
 
 _CURRENCY = r"(?:[€£]|[Ee]uros?|EUR|dollars?|pesos?|reais|rubl\w*|рубл\w*|kr|zł)"
@@ -21,13 +21,13 @@ _NUMBER = (
     rf"|\d{{1,3}} \d{{3}}(?= ?{_CURRENCY})|\d{{1,3}}(?:\.\d{{3}}){{2,}}(?![\d.])(?:,\d+)?|\d{{1,3}}\.\d{{3}},\d{{1,2}}(?!\d)"
     r"|\d+,\d{1,2}(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+(?![^\W_]))?|\.\d+"
 )
-# Letters in front make a name of it (`x2`), but not those of a script that puts no spaces between words.
+# A number directly after letters is part of a name (`x2`), except after a script without spaces between words.
 _SIGNED = rf"(?:(?<![A-Za-z\d_)\]}}%.])[+\u2212-])?(?:\\?[$€£¥₹])?(?<![A-Za-z\d])(?<!\^)(?<!\^\{{)(?:{_NUMBER})"
 _OPERATION = r"[ \t]*(?:\*\*|[*/^+×·÷\u2212-])[ \t]*|:(?=\d)"
 _PERCENT = r"(?:[ \t]*(?:\\?%|per ?cent\b|pct\b))"
 _LIST = rf"[(\[]\s*{_SIGNED}(?:\s*,\s*{_SIGNED})+\s*[)\]]"
-# Each alternative ends before the next opening delimiter, so a megabyte of these takes linear time. A dollar behind a
-# space closes only what opened in front of one: the others are money.
+# Each alternative ends before the next opening delimiter, so that a megabyte of delimiters takes linear time. A dollar
+# sign after a space closes a formula only if the opening one stood before a space; otherwise it is a currency.
 _FORMULA = (
     r"(?<!\\)\$\$(?P<display>(?:\\.|[^$\\])+)\$\$"
     r"|(?<!\\)\\\[(?P<brackets>(?:\\[^\[\]]|[^\\])+)\\\]"
@@ -42,7 +42,7 @@ _PIECES = re.compile(
 )
 _PLAIN_NUMBER = re.compile(rf"{_SIGNED}{_PERCENT}?")
 _ASSIGNMENT = re.compile(rf"[A-Za-z]\s*=\s*({_SIGNED}{_PERCENT}?)|[A-Za-z]\s*:\s*(.*)", re.DOTALL)
-# What follows one of these, up to the end of its sentence, is the answer itself, unless it is taken back.
+# The rest of the sentence after one of these labels is the answer, unless the text takes it back later.
 _LABEL = re.compile(
     rf"(?:(?:^|[.!?;] )[ \t>*_#-]*(?:(?:the|final|correct)[ \t]+){{0,3}}{ANSWER}[ \t*_]*[:：]|^[ \t]*####"
     rf"|(?<![A-Za-z]){ANSWER}s?(?:[ \t]+(?:must|should|would|will)[ \t]+be|[ \t]*{IS})(?![A-Za-z]))[ \t:：*_\"]*",
@@ -59,14 +59,14 @@ _ASIDE = re.compile(
     r",\s+(?!and\b|or\b)[a-z]{2,}|\s(?:for|in|over|after|at|because|since|as|when|with|where|which)\s|\s\(|[;:]\s"
 )
 _CHOICE = re.compile(r"\(?[A-Z]\)?|(?:yes|no|true|false)(?=$|\W)", re.IGNORECASE)
-_BETWEEN = re.compile(r"\s*(?:[^\W\d_]+\s+){0,2}(?:[,;]|[,;]?\s*(?:and|or)\b)\s*")  # what joins the members of a list
+_BETWEEN = re.compile(r"\s*(?:[^\W\d_]+\s+){0,2}(?:[,;]|[,;]?\s*(?:and|or)\b)\s*")  # separators of a list
 
 _MARKS = re.compile(
     r"(?P<box>\\{1,4}(?:boxed|fbox|framebox)\s*\{)|\\{1,4}boxed[ \t]+(?P<token>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
-)  # more than one backslash: escaped once too often
+)  # more than one backslash: escaped too often
 _END = re.compile(
     r"(?<!\.)(?<!\\right)\.$|(?<!\\)\\$"
-)  # a sentence's period, not an ellipsis or an invisible delimiter
+)  # the period of a sentence, not that of an ellipsis or of `\right.`
 _DELIMITERS = (
     ("$$", "$$"),
     ("$", "$"),
@@ -93,11 +93,11 @@ _DENIAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a text answers.
+    """The answer that a text gives.
 
-    answer  bare; None where it gives none
-    reader  what it was read from: "tags", "boxed", "formula" (the last one, or a text that is nothing else), "number" (the
-            last one), "text" (words behind `answer is`); None without an answer
+    answer  without its wrapping; None if the text gives none
+    reader  the source: "tags", "boxed", "formula" (the last formula, or a text that is only a formula), "number" (the last
+            number), "text" (words after `answer is`); None without an answer
     """
 
     answer: str | None
@@ -105,9 +105,9 @@ class Reading:
 
 
 def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
-    """Read the answer of a completion, tagged or not. What it thinks aloud (`<think>`) is no answer.
+    """Read the answer of a completion, tagged or not. The text in `<think>` is ignored.
 
-    Of words it keeps what states a gold: nothing else says which of them are the answer.
+    golds  an answer in words is recognized by these: nothing else marks which words are the answer
     """
     if (tagged := extract_answer(text, golds)) is not None:
         return Reading(tagged, "tags")
@@ -130,9 +130,10 @@ def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
 
 
 def read_gold(gold: str) -> str:
-    """Return the bare answer of a gold field: behind GSM8K's `####`, in a worked solution's tags or last box; else itself.
+    """Return the bare answer of a gold field.
 
-    Words around its only number or formula are left out, but not its unit of measure.
+    It is read after GSM8K's `####`, or from the tags or last box of a worked solution; otherwise the whole field is the
+    answer. Words around its only number or formula are dropped, except a unit of measure.
     """
     gold = gold.rpartition("####")[2]
     if len(gold) > MAX_LENGTH or "<answer>" in gold or _last_boxed(gold):
@@ -141,7 +142,7 @@ def read_gold(gold: str) -> str:
 
 
 def check_gold(gold: str) -> str | None:
-    """Return why no answer can match a gold that is read, as the end of a sentence; None if one can."""
+    """Explain, as the end of a sentence, why no answer can match this gold from `read_gold`; None if one can."""
     if not _holds_something(gold):
         return "which is empty when it is read"
     if gold in MISSING:
@@ -159,17 +160,16 @@ def check_gold(gold: str) -> str | None:
 
 
 def _holds_something(text: str) -> bool:
-    """Report whether a text is more than delimiters, empty `\\text{}` and characters that nobody sees."""
+    """Report whether a text has more than delimiters, empty `\\text{}` and invisible characters."""
     text = TEXT.sub(r"\1", text.translate(INVISIBLE))
     return any(letter.isprintable() and letter not in " $?\\" for letter in text)
 
 
 def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
-    """Return the text between the last complete pair of answer tags, without what is wrapped around it; None without a pair.
+    """Return the peeled text between the last complete pair of answer tags, or None without a pair.
 
-    Its words are left out too if they only state a number or formula, and the text is none of the `golds`.
-    Exactly one pair counts, so naming several answers gains nothing: the last one is what the completion ends on, and
-    tags that the reasoning merely mentions come before it.
+    Words that only state a number or formula are dropped, unless the text equals one of the `golds`. Only the last pair
+    counts, so that naming several answers gains nothing: tags that the reasoning mentions come before it.
     """
     for piece in reversed(text.split("<answer>")[1:]):
         answer, closing, _ = piece.partition("</answer>")
@@ -181,7 +181,7 @@ def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
 def _without_words(answer: str, golds: Sequence[str] = (), *, keep_unit: bool = False) -> str:
     """Return the number or formula of a sentence that plainly states it, with its unit if a gold has one.
 
-    Any other sentence stays whole: it names no answer. `keep_unit`: a unit of measure stays in any case.
+    Any other sentence is returned whole. With `keep_unit`, a unit of measure always stays.
     """
     peeled = peel(answer)
     if len(peeled) > MAX_LENGTH or is_bare(peeled) or any(_spelt(peeled) == _spelt(peel(gold)) for gold in golds):
@@ -208,12 +208,12 @@ def _spelt(text: str) -> str:
 
 
 def outside_thoughts(text: str) -> str:
-    """Return what follows the last `</think>`, up to thoughts that never end."""
+    """Return the text after the last `</think>`, up to an unclosed `<think>`."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def is_bare(text: str) -> bool:
-    """Report whether a text is nothing but an expression: one line without words."""
+    """Report whether a text is only an expression: one line without words."""
     text = text.strip()
     if len(text) > MAX_LENGTH or re.search(r"[\n#]", text) or not re.search(r"\w", text):
         return False
@@ -222,7 +222,7 @@ def is_bare(text: str) -> bool:
 
 
 def _stated(text: str, golds: Sequence[str]) -> Reading | None:
-    """Read the last `Answer: …`, `#### …` or `answer is …`, unless it is taken back later; None if that is no value."""
+    """Read the last `Answer: …`, `#### …` or `answer is …` that has a value, unless it is taken back later."""
     taken_back = max((match.start() for match in _TAKEN_BACK.finditer(text)), default=-1)
     for label in reversed(list(_LABEL.finditer(text))[-LABELS:]):
         line = text[label.end() : label.end() + 200].lstrip().partition("\n")[0].strip(" \t*_")
@@ -238,7 +238,7 @@ def _stated(text: str, golds: Sequence[str]) -> Reading | None:
 
 
 def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
-    """Return the value that a sentence without its subject is or begins with, or the words of a gold."""
+    """Read the value at the start of the words after a label, or the words of a gold."""
     value = _without_words(sentence, golds)
     if (choice := _CHOICE.match(value)) and (len(choice[0].strip("()")) > 1 or choice.end() == len(value)):
         return Reading(choice[0], "text")
@@ -255,7 +255,7 @@ def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
 
 
 def _in_words(text: str, golds: Sequence[str]) -> str | None:
-    """Return the text itself or its last sentence, whichever states a gold of words."""
+    """Return the whole text or its last sentence, whichever states a gold of words; None if neither does."""
     sentences = [text.strip(), *(_SENTENCE.findall(_end(text).strip())[-1:])]
     return next((sentence.strip() for sentence in sentences if any(said(sentence, peel(gold)) for gold in golds)), None)
 
@@ -267,13 +267,13 @@ def _as_number_or_formula(answer: str) -> Reading:
 
 
 def _end(text: str) -> str:
-    """Return the last lines of a long text, cut in a line only if it has no others."""
+    """Return the last complete lines of a long text; a single long line is cut."""
     end = text[-END:]
     return end if len(text) <= END else end.partition("\n")[2] or end
 
 
 def _last_piece(text: str) -> str | None:
-    """Return the last number; or the last formula, with those that are joined to it."""
+    """Return the last number or formula, a formula with the others that are joined to it in a list."""
     pieces = list(_PIECES.finditer(text))
     if not pieces or pieces[-1]["number"]:
         return _content(pieces[-1]) if pieces else None
@@ -282,7 +282,7 @@ def _last_piece(text: str) -> str | None:
 
 
 def _last_run(formulas: Sequence[re.Match[str]]) -> list[re.Match[str]]:
-    """Return the last formula, with those before it that a comma, `and` or `or` joins to it."""
+    """Return the last formula and those before it that a comma, `and` or `or` joins to it."""
     run = list(formulas[-1:])
     for formula in reversed(formulas[:-1]):
         if not _BETWEEN.fullmatch(formula.string, formula.end(), run[-1].start()):
@@ -297,15 +297,15 @@ def _content(piece: re.Match[str]) -> str:
 
 
 def peel(answer: str) -> str:
-    """Return an answer without what is wrapped around it: `\\boxed{}`, `$…$` and its kin, outer white space, a final period.
+    """Strip the wrapping of an answer: `\\boxed{}`, `$…$` and similar delimiters, outer white space, a final period.
 
-    Of prose around a box, only the box is left, unless it denies it (`not \\boxed{42}`); several boxes are a list.
+    Prose around a box is dropped, unless it denies the box (`not \\boxed{42}`). Several boxes become a list.
     """
     if len(answer) > MAX_LENGTH:
         return answer.strip()
     while True:
         peeled = _undelimited(_END.sub("", _HEADING.sub("", _unboxed(answer).strip())).strip())
-        if "\\begin" not in peeled:  # where two backslashes end a row
+        if "\\begin" not in peeled:  # in a matrix, two backslashes end a row
             peeled = _ESCAPED_TWICE.sub(r"\\", peeled)
         if peeled == answer:
             return answer
@@ -313,7 +313,7 @@ def peel(answer: str) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """Return what the boxes of a text hold; all of a text that has none or denies them."""
+    """Return the content of the boxes of a text, or the whole text if it has none or denies them."""
     boxes, around = _boxed(text), text
     for start, end, _ in reversed(boxes):
         around = around[:start] + around[end:]
@@ -321,7 +321,7 @@ def _unboxed(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    """Return what the last box holds; boxes of one formula, and boxes or formulas joined by a comma or `and`, are a list."""
+    """Return the content of the last box; several boxes of one formula, or joined by a comma or `and`, become a list."""
     boxes = _boxed(text)
     if not boxes:
         return None
@@ -337,7 +337,7 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _boxed(text: str) -> list[tuple[int, int, str]]:
-    """Return the outermost complete `\\boxed{…}`: start, end and content of each, by braces that are not escaped."""
+    """Find the outermost complete `\\boxed{…}` by counting unescaped braces: start, end and content of each."""
     boxes: list[tuple[int, int, str]] = []
     open_braces: list[re.Match[str]] = []
     for mark in _MARKS.finditer(text):
@@ -347,13 +347,13 @@ def _boxed(text: str) -> list[tuple[int, int, str]]:
             open_braces.append(mark)
         elif mark[0] == "}" and open_braces and (opening := open_braces.pop())["box"]:
             while boxes and boxes[-1][0] > opening.start():
-                boxes.pop()  # it is inside this one
+                boxes.pop()  # nested in this box
             boxes.append((opening.start(), mark.end(), text[opening.end() : mark.start()]))
     return boxes
 
 
 def _undelimited(text: str) -> str:
-    """`$x$` as `x`, but `$x$ or $y$` as it is."""
+    """Strip one pair of delimiters around the whole text: `$x$` becomes `x`, `$x$ or $y$` stays."""
     for left, right in _DELIMITERS:
         inner = text.removeprefix(left).removesuffix(right)
         if f"{left}{inner}{right}" == text and left not in inner and right not in inner:

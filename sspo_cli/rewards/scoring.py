@@ -1,4 +1,4 @@
-"""How a reward is made up: the weights of answer and format, and a function of the user's own."""
+"""Composition of a reward: the weights of answer and format, and a user-defined function."""
 
 import signal
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from sspo_cli.types import Reward
 class Scoring:
     """The weights of a reward's parts; the paper's are 1 and 1.
 
-    answer    of r_answer
-    format    of r_format
-    function  of the user's own, as `module:function`: (text of a completion, gold answer) -> number; None: there is none
-    weight    of its value
-    low       that it gives at least, and gives if it runs out of time
-    high      that it gives at most
+    answer    weight of r_answer
+    format    weight of r_format
+    function  user-defined reward as `module:function`, (text of a completion, gold answer) -> number, or None
+    weight    weight of the function's value
+    low       lowest value of the function; also its value if it runs out of time
+    high      highest value of the function
     """
 
     answer: float = 1.0
@@ -48,8 +48,8 @@ class Scoring:
     ) -> list[Reward]:
         """Return the rewards with these weights, and with the value of the user's function for each text.
 
-        It runs in the worker processes that check answers, and is killed at the same limit of time. Raises UserError if it
-        raises an exception or gives what is no number in its range.
+        The function runs in the worker processes that check answers and is killed at the same time limit. Raises UserError
+        if it raises an exception or returns anything but a number in its range.
         """
         if self.function is None:
             return [replace(reward, weights=(self.answer, self.format, 0.0)) for reward in rewards]
@@ -72,7 +72,7 @@ class Scoring:
         place = f"for the completion {shorten(repr(text), 160)}"
         if isinstance(value, str):
             raise UserError(f"reward {self.function} fails {place}: {value}")
-        if not self.low <= value <= self.high:  # nor NaN
+        if not self.low <= value <= self.high:  # also refuses NaN
             raise UserError(
                 f"reward {self.function} gives {value:g} {place}, which is not in reward.range = [{self.low:g}, {self.high:g}]"
             )
@@ -83,17 +83,17 @@ PAPER = Scoring()
 
 
 def own_value(name: str, text: str, gold: str, limit: float) -> float | str:
-    """Return the value of the user's function, in a worker process; text says why it has none.
+    """Call the user's function in a worker process; return its value, or a text that explains the failure.
 
-    After `limit` seconds of processor time the kernel ends this process. The import of its module, which may load a large
-    library, does not count.
+    limit  seconds of processor time, after which the kernel ends this process; importing the function's module, which may
+           load a large library, does not count
     """
     try:
         function = load_function("reward", name, {})
         signal.setitimer(signal.ITIMER_PROF, limit)
         value = function(text, gold)
         return float(value) if isinstance(value, Real) else f"it returns {shorten(repr(value), 80)}, which is no number"
-    except (Exception, SystemExit) as error:  # whatever it raises; the type may not be known where this is read
+    except (Exception, SystemExit) as error:  # as text: the parent may be unable to unpickle the class
         return f"{type(error).__name__}: {shorten(first_line(error), 200)}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,4 +1,4 @@
-"""Which version of the reading and the check of answers this is: a fingerprint of its code and of its libraries."""
+"""The version of the answer check: a fingerprint of its code and its libraries."""
 
 import ast
 import json
@@ -9,16 +9,15 @@ from typing import Any
 import xxhash
 
 LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy")
-WITHOUT_EFFECT = ("pool.py", "version.py")  # modules that decide nothing
+WITHOUT_EFFECT = ("pool.py", "version.py")  # modules that do not affect a verdict
 DIGITS = 12
 
 
 @cache
 def checker_version() -> str:
-    """Return a fingerprint that changes with whatever may read or decide an answer differently.
+    """Return a fingerprint that changes with any code that reads or checks answers.
 
-    It is that of the modules' syntax trees and of the libraries' versions, so that comments, docstrings and layout do not
-    count.
+    It hashes the modules' syntax trees and the libraries' versions; comments, docstrings and layout do not count.
     """
     modules = sorted(resources.files("sspo_cli.rewards").iterdir(), key=lambda file: file.name)
     code = [
@@ -31,7 +30,7 @@ def checker_version() -> str:
 
 
 def _tree(node: Any) -> Any:
-    """Return a syntax tree as nested lists, alike in all versions of Python: without docstrings and without empty fields."""
+    """Return a syntax tree as nested lists without docstrings and empty fields, equal in all versions of Python."""
     if isinstance(node, list):
         return [_tree(item) for item in node if not _is_text(item)]
     if not isinstance(node, ast.AST):
@@ -41,5 +40,5 @@ def _tree(node: Any) -> Any:
 
 
 def _is_text(node: Any) -> bool:
-    """Report whether a node is a statement of a text alone: a docstring."""
+    """Report whether a node is a statement that is only a string, such as a docstring."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

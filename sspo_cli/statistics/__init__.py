@@ -1,4 +1,4 @@
-"""Intervals, paired tests and corrections, of shares in 0…1 and of differences between seeds. Imports scipy."""
+"""Intervals, paired tests and corrections for shares in [0, 1] and for differences between seeds. Imports scipy."""
 
 from sspo_cli.statistics.comparisons import (
     differ_alike,

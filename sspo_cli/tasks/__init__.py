@@ -1,4 +1,4 @@
-"""What is asked: problems by the name of their data set, the same whether for training or for a benchmark."""
+"""Problems, by the name of their data set, for training and for benchmarks alike."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from sspo_cli.tasks import aime, arithmetic, calculator, codeact, dapo, deepmath
 from sspo_cli.tasks.rows import PLAIN, Layout
 from sspo_cli.types import Problem
 
-# Problems by path and split, and those that read rows by their layout.
+# Loaders of problems by path and split; those that read rows also take a layout.
 TASKS: dict[str, Callable[..., Iterator[Problem]]] = {
     "arithmetic": arithmetic.problems,
     "calculator": calculator.problems,
@@ -34,9 +34,9 @@ def load_problems(
     """Load the first `limit` problems of a task's split, or all of them.
 
     path    another hub name, a local file or a folder instead of the published data set
-    layout  how that differs from the published one
+    layout  differences of this source from the published data set
 
-    Raises UserError for an unknown task or split, a source that cannot be reached or read, and a row that is no problem.
+    Raises UserError for an unknown task or split, a source that cannot be reached or read, and a row that is not a problem.
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name}{did_you_mean(name, TASKS)}")

@@ -18,12 +18,12 @@ PUBLISHED_2025 = (
 
 
 def problems_of_2024(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the problems of 2024. Raises UserError as `read_rows` does, and for a row without question or answer."""
+    """Load the problems of 2024. Raises UserError like `read_rows`, and for a row without question or answer."""
     return _problems(path, split, layout, PUBLISHED_2024, "aime24")
 
 
 def problems_of_2025(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the problems of 2025. Raises UserError as `read_rows` does, and for a row without question or answer."""
+    """Load the problems of 2025. Raises UserError like `read_rows`, and for a row without question or answer."""
     return _problems(path, split, layout, PUBLISHED_2025, "aime25")
 
 

@@ -1,7 +1,7 @@
-"""The embedded default: chains of additions and subtractions of digits, such as `3+5-2+1`, made here and nowhere stored.
+"""The embedded default task: generated chains of additions and subtractions of digits, such as `3+5-2+1`.
 
-The demonstrations are a cold start that leaves something to learn: every answer is right, but most skip the work, which
-a small model cannot do in its head, and many break the format.
+The demonstrations of the cold start leave something to learn: every answer is right, but most skip the steps that a small
+model needs, and many break the format.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from sspo_cli.types import Problem
 
 SIZES = {"train": 8192, "test": 1024}
 OPERANDS = (4, 6)
-HIGHEST = 20  # every running total is between 0 and this
+HIGHEST = 20  # running totals are between 0 and this number
 WORKED = 0.4  # share of demonstrations that think step by step; the others repeat the question
-WELL_FORMED = 0.4  # share of demonstrations with the right format; the others break it in one of these ways
+WELL_FORMED = 0.4  # share of demonstrations in the right format; the others break it in one of the ways below
 BROKEN = (
     "{thoughts}</think><answer>{answer}</answer>",
     "{thoughts}<answer>{answer}</answer>",
@@ -27,18 +27,16 @@ BROKEN = (
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Distinct questions, always the same ones. Raises UserError for an unknown split, and for a path."""
+    """Generate the distinct questions of a split, equal in every run. Raises UserError for an unknown split or a path."""
     if path is not None:
-        raise UserError(
-            f"task arithmetic is made up by the program and reads no path={path}; drop it, or use task `file`"
-        )
+        raise UserError(f"task arithmetic is generated and reads no path={path}; remove it, or use task `file`")
     if split not in SIZES:
         raise UserError(f"task arithmetic has no split {split}; it has {', '.join(SIZES)}")
     return itertools.islice((problem for problem in _distinct() if split_of(problem.question) == split), SIZES[split])
 
 
 def split_of(question: str) -> str:
-    """By the question's own text, so that no change of sizes or order can leak a test question into training."""
+    """Assign a question to a split by its text, so that no change of sizes or order can leak a test question into training."""
     return "test" if hashlib.sha256(question.encode()).digest()[0] % 8 == 0 else "train"
 
 

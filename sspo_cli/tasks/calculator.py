@@ -1,8 +1,8 @@
-"""The embedded multi-turn task: arithmetic too hard to do in the head of a small model, and a calculator that does it.
+"""The embedded multi-turn task: arithmetic that is too hard for a small model without its calculator.
 
-One call: `47*86-129` is run and its value proposed. Two calls: `47*86%*31` asks for the last two digits of 47*86, times
-31; the calculator has no `%`, so the second call has to be written from the result of the first.
-The demonstrations are a cold start that leaves something to learn: most guess a wrong answer without a call.
+With one call, `47*86-129` is computed and its value proposed. With two calls, `47*86%*31` means the last two digits of 47*86
+times 31; the calculator has no `%`, so that the second call has to use the result of the first.
+The demonstrations of the cold start leave something to learn: most guess a wrong answer without a call.
 """
 
 import hashlib
@@ -13,23 +13,23 @@ from random import Random
 from sspo_cli.errors import UserError
 from sspo_cli.types import Problem
 
-SIZES = {"train": 8192, "validation": 512, "test": 512}  # options are tuned on validation, figures are test's
+SIZES = {"train": 8192, "validation": 512, "test": 512}  # options were tuned on validation, figures are for test
 WORKED = 0.3  # share of demonstrations that use the calculator
 ENVIRONMENT = "calculator"
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Distinct questions that need one call, always the same ones. Raises UserError for an unknown split, and for a path."""
+    """Generate distinct questions that need one call, equal in every run. Raises UserError for an unknown split or a path."""
     return _problems("calculator", _one_call, path, split)
 
 
 def problems_of_two_calls(path: str | None, split: str) -> Iterator[Problem]:
-    """Return problems that need two calls, the second with the first one's result."""
+    """Generate questions that need two calls, the second with the result of the first."""
     return _problems("calculator-two", _two_calls, path, split)
 
 
 def split_of(question: str) -> str:
-    """By the question's own text, so that no change of sizes or order can leak a question into another split."""
+    """Assign a question to a split by its text, so that no change of sizes or order can move it to another."""
     part = hashlib.sha256(question.encode()).digest()[0] % 8
     return {0: "test", 1: "validation"}.get(part, "train")
 
@@ -38,7 +38,7 @@ def _problems(
     task: str, make: Callable[[Random], tuple[str, list[tuple[str, int]]]], path: str | None, split: str
 ) -> Iterator[Problem]:
     if path is not None:
-        raise UserError(f"task {task} is made up by the program and reads no path={path}; drop it")
+        raise UserError(f"task {task} is generated and reads no path={path}; remove it")
     if split not in SIZES:
         raise UserError(f"task {task} has no split {split}; it has {', '.join(SIZES)}")
     of_split = (problem for problem in _distinct(task, make) if split_of(problem.question) == split)
@@ -71,12 +71,12 @@ def _two_calls(random: Random) -> tuple[str, list[tuple[str, int]]]:
     while True:
         a, b, c = (random.randint(11, 99) for _ in range(3))
         first = a * b
-        if first % 100 >= 10:  # no leading zero in what the second call is written from
+        if first % 100 >= 10:  # the operand of the second call must not begin with a zero
             return f"{a}*{b}%*{c}", [(f"{a}*{b}", first), (f"{first % 100}*{c}", first % 100 * c)]
 
 
 def _wrong_guess(random: Random, answer: int) -> int:
-    """Draw a number of the right size."""
+    """Draw a wrong answer of similar size."""
     guess = answer
     while guess == answer:
         guess = random.randint(answer // 2, 2 * answer) if answer > 0 else random.randint(-999, 999)

@@ -1,6 +1,7 @@
-"""Code-acting: the rows of CodeActInstruct whose answers can be checked, and the benchmarks MINT and WikiTableQuestions.
+"""Code-acting tasks: the rows of CodeActInstruct whose answers can be checked, MINT and WikiTableQuestions.
 
-CodeActInstruct has conversations and no gold answers, so a folder holds, in any number of JSON-lines or Parquet files:
+CodeActInstruct has conversations but no gold answers. A folder must therefore hold the following rows, in any number of
+JSON-lines or Parquet files:
 
     {id, conversations}                                    CodeActInstruct; read from the hub if the folder has none
     {task_id, prompt or problem, reference or solution}    MATH's training problems, joined by the problem's text
@@ -8,8 +9,8 @@ CodeActInstruct has conversations and no gold answers, so a folder holds, in any
     {task_id: nt-…, prompt, reference_list, table_id, columns, rows, split}    WikiTableQuestions with its tables
     {task_name, task_id, prompt, reference, extra}         MINT-Bench
 
-Rows without a gold answer or without what their programs need (HotpotQA's Wikipedia, ALFWorld's simulator, APPS' and
-HumanEval's tests) are left out and counted in a warning.
+Rows without a gold answer, and rows whose programs need something that is missing here (HotpotQA's Wikipedia, ALFWorld's
+simulator, APPS' and HumanEval's tests), are left out and counted in a warning.
 """
 
 import hashlib
@@ -35,15 +36,15 @@ MATH = (
     "precalculus",
 )
 TABLES = "wiki_table_questions"
-# MINT's types that are decided by comparing text, with the rule of each.
+# Checks of those types of MINT that are decided by comparing text.
 MINT = {"math": "within-5", "gsm8k": "within-5", "theoremqa": "theoremqa", "mmlu": "choice"}
 UNSEEN_TABLES = "pristine-unseen-tables"  # WikiTableQuestions' official test split
 
 _STOP = re.compile(r"</(?:execute|solution)>")
 _ACTION = re.compile(r"<(execute|solution)>.*?</\1>", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_TOOLS = re.compile(r"\bwikipedia_search\s*\(")  # in the recorded system prompt; the tool is not here
-# An object of strings is a column of numbers whose decimals were read as text; mixed columns stay as they are.
+_TOOLS = re.compile(r"\bwikipedia_search\s*\(")  # a tool named in recorded system prompts, missing here
+# A column of objects that are all strings holds numbers whose decimals were read as text; mixed columns are not changed.
 _FRAME = """\
 import json
 import pandas as pd
@@ -66,11 +67,13 @@ log = logging.getLogger(__name__)
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Load the rows of CodeActInstruct with a gold answer, a teacher's episode with each that can be learnt from.
+    """Load the rows of CodeActInstruct that have a gold answer, with the teacher's episode if it is usable.
 
-    Train and test share no task: an eighth of the tasks, of tables all questions together, is test. There every task occurs
-    once; in train once for each teacher that solved it. Problems of MINT that are in the same folder are not trained on.
-    Raises UserError as `read_rows` does, without a path, and for an unknown split.
+    Train and test share no task: an eighth of the tasks is test, and all questions about a table are in the same split. A
+    task occurs once in test, and in train once for each teacher that solved it. Problems of MINT in the same folder are
+    excluded from training.
+
+    Raises UserError like `read_rows`, and without a path or for an unknown split.
     """
     rows = _folder(path, split, "codeact")
     conversations = [row for row in rows if row.get("conversations") is not None]
@@ -91,9 +94,10 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def more_problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Load the tasks that CodeActInstruct was made from, whether or not a teacher solved them.
+    """Load the tasks that CodeActInstruct was made from, including those that no teacher solved.
 
-    They are MATH and WikiTableQuestions' training questions of a folder, without teachers' episodes, split as `problems` is.
+    These are the training questions of MATH and WikiTableQuestions in a folder, without teachers' episodes, with the splits
+    of `problems`.
     """
     rows = _folder(path, split, "codeact-tasks")
     golds = _Golds(rows)
@@ -104,7 +108,7 @@ def more_problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def mint_problems(path: str | None, split: str) -> Iterator[Problem]:
-    """MINT-Bench's math, gsm8k, theoremqa and mmlu; `id` begins with the type. The others are counted as absent."""
+    """Load MINT-Bench's math, gsm8k, theoremqa and mmlu, with ids that begin with the type; others count as left out."""
     skipped: Counter[str] = Counter()
     for row in _folder(path, split, "mint"):
         name = str(row.get("task_name"))
@@ -127,26 +131,26 @@ def mint_problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def wtq_problems(path: str | None, split: str) -> Iterator[Problem]:
-    """WikiTableQuestions' official test questions, on tables that no training question is about."""
+    """Load WikiTableQuestions' official test questions, whose tables occur in no training question."""
     for row in _folder(path, split, "wtq"):
         if row.get("task_name") == TABLES and row.get("split") == UNSEEN_TABLES:
             yield _table_problem(row, "wtq")
 
 
 def split_of(key: str) -> str:
-    """By a hash of the task's own name or table, so that no order or selection of rows can leak a test task."""
+    """Assign a task to a split by a hash of its name or table, so that no order or selection of rows can leak a test task."""
     return "test" if hashlib.sha256(key.encode()).digest()[0] % 8 == 0 else "train"
 
 
 def plain(question: str) -> str:
-    """Return a question as it is compared: without the words in front of it and with single spaces."""
+    """Normalize a question for comparison: strip the words in front of it and reduce white space."""
     return " ".join(question.removeprefix("Task:").split())
 
 
 class _Golds:
-    """The gold answers of a folder, by what rows are joined on.
+    """The gold answers of a folder, by the keys on which rows are joined.
 
-    benchmark  MINT's questions, as `plain`
+    benchmark  MINT's questions, normalized by `plain`
     """
 
     def __init__(self, rows: list[Row]) -> None:
@@ -165,7 +169,7 @@ class _Golds:
                 self.maths.setdefault(plain(str(row.get("prompt") or row.get("problem"))), gold)
 
     def task(self, row: Row) -> tuple[Problem | None, str]:
-        """Return the problem that a row of golds states, and the key of its split."""
+        """Return the problem of a row with a gold answer, and the key of its split."""
         if row.get("rows") is not None and row.get("split") != UNSEEN_TABLES:
             return _table_problem(row, "codeact"), row.text("table_id")
         question = row.get("prompt") or row.get("problem")
@@ -180,13 +184,16 @@ class _Golds:
 
 
 def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[Problem | None, str]:
-    """Return the problem of a teacher's row, and the key of its split: `<task_type>/<task_name>/<task_id>`, or the table."""
+    """Return the problem of a teacher's row, and the key of its split.
+
+    The key is the table, or `<task_type>/<task_name>/<task_id>`.
+    """
     identity = row.text("id")
     parts = identity.split("/")
     turns = row.get("conversations")
     if len(parts) < 6 or not isinstance(turns, list) or len(turns) < 3:
         raise UserError(
-            f"{row.where} is no row of CodeActInstruct: it needs an id of six parts and a system, a user and other turns"
+            f"{row.where} is not a row of CodeActInstruct: it needs an id of six parts and a system, a user and other turns"
         )
     kind, name, task = parts[1], parts[2], "/".join(parts[3:-2])
     texts = [str(turn.get("content", "")) for turn in turns if isinstance(turn, dict)]
@@ -203,10 +210,10 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
 
 
 def _episode(texts: list[str]) -> tuple[str, ...]:
-    """Return a teacher's turns, each cut where a policy's ends, and what they were answered.
+    """Return a teacher's turns and their answers, with each turn cut at the point where a policy's turn ends.
 
-    Empty where it cannot be learnt from: a turn with two actions, of which the teacher's environment read the later
-    one, the use of a tool that is not here, or an end without a solution.
+    Returns no turns for an episode that must not be imitated: one with two actions in a turn (the teacher's environment read
+    the later one), with a tool that is missing here, or without a solution at the end.
     """
     turns = []
     for text in texts[::2]:
@@ -220,7 +227,7 @@ def _episode(texts: list[str]) -> tuple[str, ...]:
 
 
 def _table_problem(row: Row, task: str) -> Problem:
-    """Make a question about a table. The setup makes `df` or `conn`, as the prompt promises; the gold is not in it."""
+    """Make a question about a table, whose setup defines `df` or `conn` as the prompt says and does not contain the gold."""
     values, columns, rows = row.get("reference_list"), row.get("columns"), row.get("rows")
     if not (isinstance(values, list) and values and isinstance(columns, list) and isinstance(rows, list)):
         raise UserError(f"{row.where} has no reference_list, columns and rows of a table")
@@ -254,7 +261,7 @@ def _reference(row: Row) -> str:
 
 
 def _last_box(solution: str) -> str:
-    """Return what the last `\\boxed{…}` holds, by counting braces; empty without one."""
+    """Return the content of the last `\\boxed{…}`, found by counting braces, or an empty text."""
     boxes = list(_BOX.finditer(solution))
     if not boxes:
         return ""
@@ -273,7 +280,9 @@ def _is_mint(row: Row) -> bool:
 
 def _folder(path: str | None, split: str, task: str) -> list[Row]:
     if path is None:
-        raise UserError(f"task {task} needs path=…, a folder with gold answers; `sspo_cli.tasks.codeact` says which")
+        raise UserError(
+            f"task {task} needs path=…, a folder with gold answers; see `sspo_cli.tasks.codeact` for its form"
+        )
     if split not in SPLITS:
         raise UserError(f"task {task} has no split {split}; it has {', '.join(SPLITS)}")
     return list(read_folder(path))
@@ -283,7 +292,7 @@ def _report(task: str, skipped: Counter[str]) -> None:
     if skipped:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(skipped.items()))
         log.warning(
-            "task %s leaves out what has no gold answer or needs what is not here: %s; none of it counts as unsolved",
+            "task %s leaves out rows that have no gold answer or need data missing here: %s; they do not count as unsolved",
             task,
             counts,
         )

@@ -1,4 +1,4 @@
-"""Training problems that a benchmark asks too: found by their normalised text, counted, and left out of training."""
+"""Training problems that are also in a benchmark: found by normalised text, counted, and left out of training."""
 
 import re
 import unicodedata
@@ -19,7 +19,7 @@ _SPELLING = {
     **{power: f"^{digit}" for digit, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }
 _LABEL = re.compile(r"^\s*(?:task|problem|question)\s*:\s*", re.IGNORECASE)
-# What prompts of published data sets add to a problem.
+# Instructions that the prompts of published data sets add to a problem.
 _INSTRUCTION = re.compile(
     r"(?:please |let'?s )?(?:reason|think) step by step\b[^.\n]*\.?|(?:and )?put your final answer (?:with)?in \\boxed\{\}\.?"
     rf"|{re.escape(INSTRUCTION_BEFORE)}|{re.escape(INSTRUCTION_AFTER)}",
@@ -32,11 +32,11 @@ _SPACE = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Rows of a training task that ask what a benchmark asks.
+    """The overlap of a training task and a benchmark.
 
-    rows      of the task
-    of        all rows of the task
-    problems  of the benchmark that they ask
+    rows      number of rows of the task that are also in the benchmark
+    of        number of all rows of the task
+    problems  number of problems of the benchmark that are also in the task
     """
 
     task: str
@@ -46,20 +46,19 @@ class Overlap:
     problems: int
 
     def sentence(self, left_out: bool) -> str:
-        """Say what is shared and what came of it."""
+        """Describe the overlap and its consequence."""
         shared = (
-            f"{self.rows:,} of the {self.of:,} rows of {self.task} ask what {self.benchmark} asks, {self.problems:,} of its "
-            "problems"
+            f"{self.rows:,} of the {self.of:,} rows of {self.task} ask {self.problems:,} problems of {self.benchmark}"
         )
         if left_out:
             return f"{shared}; they are left out of training"
-        return f"{shared}; they stay in it, so {self.benchmark} says nothing about problems that were not seen"
+        return f"{shared}; they stay in training, so {self.benchmark} does not measure unseen problems"
 
 
 def normalised(question: str) -> str:
-    """Return a question as it is compared: without the layout, the case and the words around it that copies differ in.
+    """Normalize a question for comparison: strip the layout, case and instructions in which copies differ.
 
-    Words, digits and the signs of formulas stay as they are, so that no two problems become one.
+    Words, digits and signs of formulas are kept, so that different problems stay different.
     """
     spelled = "".join(_SPELLING.get(letter, letter) for letter in question.translate(INVISIBLE))
     text = unicodedata.normalize("NFKC", spelled)
@@ -69,7 +68,7 @@ def normalised(question: str) -> str:
 
 
 def question_key(problem: Problem) -> int:
-    """Hash what a problem asks: its normalised question, and the data that an episode is given for it."""
+    """Hash the normalised question of a problem and the data that its episodes start with."""
     return xxhash.xxh3_64_intdigest(f"{normalised(problem.question)}\0{problem.setup or ''}".encode())
 
 
@@ -81,7 +80,7 @@ def question_keys(problems: Iterable[Problem]) -> set[int]:
 def find_overlaps(
     tasks: Sequence[tuple[str, Sequence[Problem]]], benchmarks: Sequence[tuple[str, Sequence[Problem]]]
 ) -> list[Overlap]:
-    """Return for each task and benchmark, given by their names, what they share, if they share anything."""
+    """Find the overlap of each task with each benchmark, both given with their names; omit pairs without one."""
     asked = [(name, question_keys(problems)) for name, problems in benchmarks]
     overlaps = []
     for task, problems in tasks:
@@ -95,9 +94,9 @@ def find_overlaps(
 def decontaminate(
     tasks: Sequence[tuple[str, Sequence[Problem]]], benchmarks: Iterable[Problem]
 ) -> tuple[list[list[Problem]], list[Problem]]:
-    """Return of each task the problems that no benchmark asks, and those that were left out.
+    """Split the problems into those of each task that are in no benchmark, and the others of all tasks.
 
-    Raises UserError if nothing of a task is left.
+    Raises UserError if no problem of a task is left.
     """
     asked = question_keys(benchmarks)
     left: list[list[Problem]] = []
@@ -108,7 +107,7 @@ def decontaminate(
             (left_out if asked and question_key(problem) in asked else left[-1]).append(problem)
         if problems and not left[-1]:
             raise UserError(
-                f"every problem of task {name} is one of a benchmark of this run, so that nothing is left to train on; train on "
-                "others, or set evaluation.decontaminate=false"
+                f"every problem of task {name} is in a benchmark of this run, so that nothing is left to train on; train on "
+                "another task, or set evaluation.decontaminate=false"
             )
     return left, left_out

@@ -1,4 +1,4 @@
-"""DAPO-Math-17k, as its authors published it (verl's columns, every row about 100 times) or as open-r1 cleaned it up."""
+"""DAPO-Math-17k, as published by its authors (verl's columns, every row about 100 times) or as cleaned by open-r1."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ PUBLISHED = Published(
 PROCESSED = Published(
     "open-r1/DAPO-Math-17k-Processed", splits={"train": "train"}, columns=PUBLISHED.columns, config="all"
 )
-# The authors ask for another answer format than the prompt templates do.
+# The authors' instructions, which ask for another answer format than the prompt templates here.
 INSTRUCTION_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
     "(without quotes) where $Answer is the answer to the problem."
@@ -23,9 +23,9 @@ INSTRUCTION_AFTER = 'Remember to put your answer on its own line after "Answer:"
 
 
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load each question once; of the few that have two gold answers, the first counts.
+    """Load each question once, with the first gold answer of the few questions that have two.
 
-    Raises UserError as `read_rows` does, and for a row without question or answer.
+    Raises UserError like `read_rows`, and for a row without question or answer.
     """
     ids: set[str] = set()
     questions: set[str] = set()

@@ -1,4 +1,4 @@
-"""DeepMath-103K: hard problems, a third of them with plain integers for answers, the others LaTeX, Yes/No and letters."""
+"""DeepMath-103K: hard problems; a third of the answers are plain integers, the others LaTeX, Yes/No and letters."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ PUBLISHED = Published("zwhe99/DeepMath-103K", splits={"train": "train"}, columns
 
 
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the rows. Raises UserError as `read_rows` does, and for a row without question or answer."""
+    """Load the rows. Raises UserError like `read_rows`, and for a row without question or answer."""
     for row in read_rows(path, split, PUBLISHED, layout=layout):
         identity = row.identity() or f"{split}-{row.number}"
         yield Problem(identity, row.question("question"), row.gold("final_answer"), "deepmath")

@@ -1,7 +1,7 @@
-"""Readers of local data files, by their type: each yields the place of a row in the file, and its values.
+"""Readers of local data files, by type. Each yields the rows with their places in the file.
 
-Text is read here and not through `datasets`, which builds a cache of each file, infers types that change answers (the text
-"025" next to a number becomes 25), and names no line of a broken file.
+Text files are not read with `datasets`, because it builds a cache of each file, infers types that change answers (the text
+"025" next to a number becomes 25), and does not report the line of an error.
 """
 
 import bz2
@@ -17,22 +17,22 @@ from typing import IO, Any, cast
 
 from sspo_cli.errors import UserError, border, reason, shorten
 
-Place = tuple[str, Any]  # such as "line 3", and what is there
+Place = tuple[str, Any]  # a place such as "line 3", and the value there
 COMPRESSED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-MOST_DIGITS = 4300  # of an integer that Python reads; a longer one stays text
-LONGEST_FIELD = 10_000_000  # characters of a field of a CSV file
+MOST_DIGITS = 4300  # most digits of an integer that Python reads; a longer one stays text
+LONGEST_FIELD = 10_000_000  # most characters of a field of a CSV file
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def type_of(file: Path) -> str | None:
-    """Return the key of `READERS` that a file's name ends in, such as `.jsonl` of `x.jsonl.gz`; None if there is none."""
+    """Return the key of `READERS` for a file's name, such as `.jsonl` for `x.jsonl.gz`, or None."""
     name = file.with_suffix("") if file.suffix in COMPRESSED else file
     is_readable = name.suffix in READERS and (name is file or name.suffix in TEXT)
     return name.suffix if is_readable else None
 
 
 def name_without_type(file: Path) -> str:
-    """Return a file's name without `.jsonl`, `.csv.gz` and the like."""
+    """Return a file's name without its type, such as `.jsonl` or `.csv.gz`."""
     kind = type_of(file)
     return file.name.rpartition(kind)[0] if kind else file.name
 
@@ -40,9 +40,9 @@ def name_without_type(file: Path) -> str:
 def rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each row of a file with its place there.
 
-    columns  those to read if the type allows to read them alone; empty: all
+    columns  columns to read, if the type allows to read single ones; empty: all
 
-    Raises UserError, which names the file and as far as possible the row, for whatever cannot be read.
+    Raises UserError if a file or row cannot be read; the message names the file and, if possible, the row.
     """
     kind = type_of(file)
     if kind is None:
@@ -52,7 +52,7 @@ def rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
     place = ""
     with border(lambda: f"data file {file} cannot be read{f' after {place}' if place else ''}"):
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UserError(f"data file {file} is no file but a folder, a pipe or a device; copy it to a file")
+            raise UserError(f"data file {file} is a folder, a pipe or a device, not a file; copy its data to a file")
         for place, values in READERS[kind](file, columns):
             if not isinstance(values, dict):
                 value = shorten(json.dumps(values, default=str), 40)
@@ -61,7 +61,7 @@ def rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
 
 
 def names_among(names: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Return those of a table's columns that hold some of `columns`, whatever their case; a dotted name is of a nested one."""
+    """Return the columns of a table that hold one of `columns`, ignoring case; a dotted name is in a nested column."""
     wanted = {column.partition(".")[0].lower() for column in columns}
     return [name for name in names if name.lower() in wanted]
 
@@ -71,7 +71,7 @@ def _open(file: Path) -> IO[bytes]:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a text file; a mark of the byte order in front is left out."""
+    """Yield the lines of a text file, without a byte-order mark."""
     with _open(file) as stream:
         for number, content in enumerate(stream, start=1):
             if number == 1 and content.startswith(UTF_16):
@@ -89,7 +89,7 @@ def _json_lines(file: Path, columns: Sequence[str]) -> Iterator[Place]:
 
 
 def _json(file: Path, columns: Sequence[str]) -> Iterator[Place]:
-    """Read an array of objects, or an object with one array of them such as `data`, else the lines of a JSON-lines file."""
+    """Read an array of objects, an object with one such array (for example `data`), or otherwise JSON lines."""
     text = "".join(line for _, line in _lines(file))
     try:
         content = _load_json(text)
@@ -119,7 +119,7 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def _load_json(text: str) -> Any:
-    return json.loads(text, parse_float=str, parse_int=_integer)  # an answer of 0.10 stays as written
+    return json.loads(text, parse_float=str, parse_int=_integer)  # keeps an answer of 0.10 as written
 
 
 def _integer(digits: str) -> int | str:
@@ -127,7 +127,7 @@ def _integer(digits: str) -> int | str:
 
 
 def _csv(file: Path, columns: Sequence[str]) -> Iterator[Place]:
-    """Read a table whose first line names the columns, with commas or, if that line has none, semicolons or tabs."""
+    """Read a table whose first line names the columns, separated by commas or, if it has none, semicolons or tabs."""
     csv.field_size_limit(LONGEST_FIELD)
     lines = (line for _, line in _lines(file))
     head = next(lines, "")
@@ -149,7 +149,7 @@ def _csv(file: Path, columns: Sequence[str]) -> Iterator[Place]:
         if fields and len(fields) != len(names):
             raise UserError(
                 f"{file}, row {number} has {len(fields)} fields, but the first line names {len(names)} columns; quote fields "
-                f"that hold {delimiter!r}"
+                f"that contain {delimiter!r}"
             )
         if fields:
             yield f"row {number}", dict(zip(names, fields, strict=True))

@@ -1,4 +1,4 @@
-"""Which files of a data folder hold a split: as its README.md declares, or by the names of its files and folders."""
+"""The files of a split in a data folder, as declared by its README.md or by the names of files and folders."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from sspo_cli.errors import UserError, border
 from sspo_cli.tasks.files import READERS, type_of
 
-# The names that files of a split have, first the one by which it is asked for.
+# Names that the files of a split may have; the first is the name of the split.
 SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -21,12 +21,12 @@ def files_of_split(
 ) -> list[Path]:
     """Return the files of a split, in order.
 
-    config         asked for by the user
-    known_configs  of the published data set, chosen if the folder has them; all of them, one after the other
-    splits         of the published data set: our name of a split -> the name that it has there
+    config         the configuration that the user names
+    known_configs  configurations of the published data set; those that the folder has are read one after another
+    splits         of the published data set: our name of a split -> its name there
 
-    A folder without any file named after a split is one data set; all of its files are read. Raises UserError for a folder
-    without data files or with several configurations to choose from, and for a split or configuration that it does not have.
+    In a folder without any file named after a split, all files are read. Raises UserError for a folder without data files or
+    with several configurations to choose from, and for a split or configuration that it does not have.
     """
     declared = _declared_configs(folder)
     configs = declared or _folders_as_configs(folder)
@@ -47,9 +47,9 @@ def files_of_split(
 
 
 def choose_split(folder: Path, split: str, available: Mapping[str, object], splits: Mapping[str, str]) -> str:
-    """Return which of the splits that a folder has is meant by `split`; the only one, "", has no name.
+    """Return the folder's name for `split`; a folder with a single unnamed split has the name "".
 
-    Raises UserError if none is.
+    Raises UserError if the folder does not have the split.
     """
     is_standard = any(split in names for names in SPLITS.values())
     if list(available) == [""] and is_standard:
@@ -62,7 +62,7 @@ def choose_split(folder: Path, split: str, available: Mapping[str, object], spli
 
 
 def _declared_configs(folder: Path) -> list[str]:
-    """Return the configurations that the folder's README.md declares, as data sets on the hub do; empty if there are none."""
+    """Return the configurations that the folder's README.md declares in the format of the hub, or an empty list."""
     card = folder / "README.md"
     if not card.is_file():
         return []
@@ -82,7 +82,7 @@ def _declared_files(folder: Path, config: str) -> dict[str, list[Path]]:
 
 
 def _folders_as_configs(folder: Path) -> list[str]:
-    """Return the sub-folders that hold data, if the folder has no other: `main` and `socratic`, for example."""
+    """Return the sub-folders with data, such as `main` and `socratic`, if the folder itself has none."""
     if _data_files(folder) or _below(folder):
         return []
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))]
@@ -90,9 +90,9 @@ def _folders_as_configs(folder: Path) -> list[str]:
 
 
 def _files_by_split(folder: Path, split: str) -> dict[str, list[Path]]:
-    """Group the data files of a folder by the split that their own or their folder's name names.
+    """Group the data files of a folder by the split in their own or their folder's name.
 
-    If some are named after splits, the others belong to none and are left out. If none is, all are grouped under "".
+    If some are named after splits, the others are left out. If none is, all are grouped under "".
     """
     for files in (_data_files(folder), _below(folder)):
         by_split: dict[str, list[Path]] = {}
@@ -113,12 +113,12 @@ def _files_by_split(folder: Path, split: str) -> dict[str, list[Path]]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Return the files with rows in a folder itself, by name."""
+    """Return the data files directly in a folder, sorted by name."""
     return [file for file in sorted(folder.glob("*")) if _has_rows(file)]
 
 
 def _below(folder: Path) -> list[Path]:
-    """Return the files with rows in its folder `data` and in those named after splits, at any depth."""
+    """Return the data files at any depth below the folder `data` and below folders named after splits."""
     names = ("data", *(name for names in SPLITS.values() for name in names))
     places = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in names]
     return [file for place in places for file in sorted(place.rglob("*")) if _has_rows(file)]
@@ -130,7 +130,7 @@ def _has_rows(file: Path) -> bool:
 
 
 def _splits_named(name: str, split: str) -> list[str]:
-    """Return the splits whose name is a word of a file's name: `math.train.jsonl`, `train-00000-of-00002.parquet`."""
+    """Return the splits whose name is a word of a file name, as in `math.train.jsonl` or `train-00000-of-00002.parquet`."""
     if _standard(split) not in SPLITS:
         return [split] if re.search(rf"(?<![A-Za-z\d]){re.escape(split)}(?![A-Za-z\d])", name) else []
     words = {word.removesuffix("set").removesuffix("data") for word in re.split(r"[^a-z]+", name.lower())}

@@ -1,6 +1,6 @@
 """GSM8K: grade-school word problems.
 
-The gold answer is behind `####`, with commas and signs, after a worked solution that serves as a demonstration.
+The gold answer stands after `####`, with commas and signs; the worked solution before it serves as a demonstration.
 """
 
 import re
@@ -13,16 +13,16 @@ from sspo_cli.types import Problem
 PUBLISHED = Published(
     "openai/gsm8k", splits={"train": "train", "test": "test"}, columns=("question", "answer"), config="main"
 )
-CALCULATION = re.compile(r"<<.*?>>")  # the data set's marks for a calculator, such as <<48/2=24>>
+CALCULATION = re.compile(r"<<.*?>>")  # calculator annotations of the data set, such as <<48/2=24>>
 
 
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the rows. Raises UserError as `read_rows` does, and for a row without a gold answer."""
+    """Load the rows. Raises UserError like `read_rows`, and for a row without a gold answer."""
     column = layout.columns.get("answer", "answer")
     for row in read_rows(path, split, PUBLISHED, layout=layout):
         solution, mark, _ = row.text(column).rpartition("####")
         if not mark:
-            raise UserError(f"{row.where} has no gold answer behind `####`; a file of bare answers is task `file`")
+            raise UserError(f"{row.where} has no gold answer after `####`; for a file of bare answers use task `file`")
         gold = row.gold(column).lstrip("$").replace(",", "")
         thoughts = CALCULATION.sub("", solution).strip()
         demonstration = f"<think>\n{thoughts}\n</think>\n<answer>{gold}</answer>"

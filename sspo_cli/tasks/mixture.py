@@ -1,4 +1,4 @@
-"""Several tasks in one endless stream."""
+"""Mixture of several tasks in one endless stream."""
 
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[float], seed: int) -> Iterator[T]:
-    """Draw problems without end, the same ones for the same seed.
+    """Yield problems without end, in an order that depends only on the seed.
 
-    Each draw chooses a task by weight and takes its next problem; each task is shuffled anew every epoch, without replacement.
-    Nothing is done for a problem but drawing its index, so `islice(stream, n, None)` goes on cheaply from draw n.
+    Each draw chooses a task by weight and takes its next problem. Each task is reshuffled every epoch, and drawn without
+    replacement. Only an index is drawn for each problem, so that `islice(stream, n, None)` is a cheap way to resume at draw n.
     """
     orders = [
         _problem_order(len(problems), derive_seed(seed, "order", task))
@@ -26,7 +26,7 @@ def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[fl
 
 
 def _problem_order(count: int, seed: int) -> Iterator[int]:
-    """Yield indices of problems without end, each epoch shuffled anew."""
+    """Yield indices of problems without end, reshuffled every epoch."""
     random = Random(seed)
     while True:
         yield from random.sample(range(count), count)

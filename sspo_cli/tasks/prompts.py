@@ -1,4 +1,4 @@
-"""From a problem to what the model reads: templates by name, rendered through the tokenizer's chat template."""
+"""Prompts: named templates, rendered with the tokenizer's chat template."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from pebble import concurrent
 from sspo_cli.errors import UserError, border, did_you_mean, shorten
 from sspo_cli.types import Problem, Prompt
 
-# System turn by template name; None: the question stands alone.
+# System turn by template name; None: no system turn.
 TEMPLATES: dict[str, str | None] = {
     "think-answer": (
         "You are a helpful assistant. Think step by step before you answer. Enclose the reasoning in <think> </think> tags "
@@ -30,24 +30,24 @@ TEMPLATES: dict[str, str | None] = {
 OPENING = "<think>"
 QUESTION = "{question}"
 
-# Of the first prompt that a chat template renders, in a process of its own: a template is a program, and may run for ever.
+# Limits of the first rendering with a chat template, in a child process: a template is a program and may never end.
 SECONDS = 20.0
-MEMORY = 1 << 30  # bytes more than this process has
-_CHECKED: set[tuple[str, str]] = set()  # chat templates with the prompt templates that they rendered so
-_WITHOUT_SYSTEM: list[Any] = []  # chat templates that refused a system turn
-_JINJA = Environment(extensions=["jinja2.ext.loopcontrols"])  # only parses
-_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag of transformers' own
-LONGEST = 1_000_000  # characters more than the question has
+MEMORY = 1 << 30  # bytes in addition to the memory of this process
+_CHECKED: set[tuple[str, str]] = set()  # chat templates, each with a kind of prompt that passed this check
+_WITHOUT_SYSTEM: list[Any] = []  # chat templates that refuse system turns
+_JINJA = Environment(extensions=["jinja2.ext.loopcontrols"])  # used for parsing only
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag that transformers adds to Jinja
+LONGEST = 1_000_000  # most characters of a rendered prompt in addition to the question's
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How problems are put to the model.
+    """A prompt template.
 
-    name     by which measurements with the same template are known
-    system   the system turn; None: there is none
-    user     the user turn, in which the problem takes the place of `{question}`
-    options  of the chat template, such as `enable_thinking`
+    name     identifies measurements with the same template
+    system   the system turn, or None
+    user     the user turn, in which `{question}` is replaced by the problem
+    options  options of the chat template, such as `enable_thinking`
     """
 
     name: str
@@ -59,7 +59,7 @@ class Template:
     def of(
         cls, name: str, system: str | None = None, user: str | None = None, options: Mapping[str, Any] | None = None
     ) -> Self:
-        """Return the template of a name, with turns of one's own in place of its own.
+        """Return the template with this name; `system` and `user` replace its turns.
 
         Raises UserError for an unknown name, and for a user turn without the question.
         """
@@ -85,10 +85,10 @@ class Template:
 
 
 def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt:
-    """Render a problem; a text is the name of a template.
+    """Render a problem with a template, given as such or by its name.
 
-    Raises UserError for an unknown template, and for a tokenizer whose chat template is missing, cannot render the turns,
-    leaves one out or does not know the template's options.
+    Raises UserError for an unknown template, and if the tokenizer's chat template is missing, cannot render the turns, leaves
+    one out or does not know the template's options.
     """
     if isinstance(template, str):
         template = Template.of(template)
@@ -99,10 +99,10 @@ def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt
 
 
 def render_episode(problem: Problem, system: str | None, thinking: bool, tokenizer: Any) -> Prompt:
-    """Render the first turn of an episode; `system` is its environment's. Raises UserError as `render` does.
+    """Render the prompt of an episode. Raises UserError like `render`.
 
-    A chat template without system turns (Gemma's) gets the system's text in front of the question. `thinking` is for those
-    that have a choice (Qwen3's).
+    system    system turn of the environment; for a chat template without system turns (Gemma's) it precedes the question
+    thinking  passed to chat templates that have this choice (Qwen3's)
     """
     options = {"enable_thinking": thinking}
     alone = [{"role": "user", "content": problem.question}]
@@ -119,9 +119,12 @@ def render_episode(problem: Problem, system: str | None, thinking: bool, tokeniz
 
 
 def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options: Mapping[str, Any]) -> str:
-    """Render turns through the chat template, which is checked at its first `what`; `options` are the template's.
+    """Render turns with the tokenizer's chat template, which is checked with the first prompt of each kind.
 
-    Raises UserError for a tokenizer whose chat template is missing or cannot render them.
+    what     kind of prompt, for messages
+    options  options of the chat template
+
+    Raises UserError if the tokenizer's chat template is missing or cannot render the turns.
     """
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruct model")
@@ -134,7 +137,7 @@ def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options
 
 
 def opening_of(text: str) -> str:
-    """Return what a rendered text has already written of the policy's turn."""
+    """Return the part of the policy's turn that a rendered text already contains."""
     return OPENING if text.rstrip().endswith(OPENING) else ""
 
 
@@ -143,24 +146,24 @@ def _prompt(
 ) -> Prompt:
     text = render_turns(tokenizer, turns, what, options)
     _check_turns(text, turns, tokenizer)
-    # The chat template writes a beginning-of-sequence token itself where the model wants one; a second must not be added.
+    # Special tokens are not added: the chat template already writes the beginning-of-sequence token of models that need one.
     with border(f"the tokenizer {tokenizer.name_or_path} cannot encode problem {problem.id}"):
         token_ids = tokenizer.encode(text, add_special_tokens=False)
     return Prompt(problem, text, token_ids, opening=opening_of(text))
 
 
 def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
-    """Raise UserError for an option that the chat template does not read: it would be ignored."""
+    """Raise UserError for an option that the chat template does not read and would ignore."""
     unknown = options.keys() - _variables(str(tokenizer.chat_template)) if options else ()
     if unknown:
         raise UserError(
-            f"the chat template{_of(tokenizer)} knows no option {min(unknown)}; leave it out of chat.template_kwargs"
+            f"the chat template{_of(tokenizer)} has no option {min(unknown)}; remove it from chat.template_kwargs"
         )
 
 
 @cache
 def _variables(chat_template: str) -> set[str]:
-    """Return the names that a chat template reads from outside; all words of one that is no Jinja and cannot be rendered."""
+    """Return the variables that a chat template reads; all its words if it is not valid Jinja."""
     try:
         return meta.find_undeclared_variables(_JINJA.parse(_GENERATION.sub("", chat_template)))
     except TemplateError:
@@ -168,22 +171,22 @@ def _variables(chat_template: str) -> set[str]:
 
 
 def _check_turns(text: str, turns: list[dict[str, str]], tokenizer: Any) -> None:
-    """Raise UserError if a chat template has left out a turn."""
+    """Raise UserError if a rendered text lacks one of the turns."""
     for turn in turns:
         if turn["content"].strip() not in text:
             raise UserError(
                 f"the chat template{_of(tokenizer)} leaves out the {turn['role']} turn, {shorten(repr(turn['content']), 80)}; "
-                "correct it, or take another"
+                "correct it, or use another"
             )
 
 
 def _of(tokenizer: Any) -> str:
-    """Name the tokenizer, if it has a name, behind what is its."""
+    """Return " of NAME" for a tokenizer with a name, otherwise an empty text."""
     return f" of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
 
 
 def _apply(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> str:
-    """Render the turns. Raises whatever the template does, and ValueError for what is no prompt."""
+    """Render the turns. Raises any exception of the template, and ValueError if the result is not a prompt."""
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
     if not isinstance(text, str) or not text:
         raise ValueError("it writes nothing")
@@ -193,10 +196,10 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, An
 
 
 def _check_template(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:
-    """Render in a child process with limits of time and memory.
+    """Render the turns in a child process with limits of time and memory.
 
-    The child is a fork: it needs the tokenizer, and loading that anew takes seconds. Raises whatever the template does, and
-    ValueError at the limits.
+    The child is a fork, because it needs the tokenizer, which takes seconds to load. Raises any exception of the template,
+    and ValueError at a limit.
     """
     child = concurrent.process(timeout=SECONDS, context=multiprocessing.get_context("fork"))(_apply_within_limits)
     try:
@@ -209,7 +212,7 @@ def _check_template(tokenizer: Any, turns: list[dict[str, str]], options: Mappin
 
 def _apply_within_limits(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:
     statm = Path("/proc/self/statm")
-    if statm.exists():  # elsewhere the limit does not hold
+    if statm.exists():  # on other systems there is no memory limit
         now = int(statm.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
     _apply(tokenizer, turns, options)

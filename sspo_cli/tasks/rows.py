@@ -1,4 +1,4 @@
-"""Rows of a data set: of the hub, of a folder saved by `datasets`, or of local files."""
+"""Rows of a data set, from the hub, from a folder saved by `datasets`, or from local files."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from sspo_cli.rewards import check_gold, read_gold
 from sspo_cli.tasks.files import READERS, names_among, rows_of_file, type_of
 from sspo_cli.tasks.folders import choose_split, files_of_split
 
-# Where questions, answers and ids are, in the order in which they are looked for; upper and lower case count alike.
+# Columns of questions, answers and ids, in the order in which they are tried; case is ignored.
 QUESTIONS = ("question", "problem", "prompt", "messages", "query", "instruction", "input")
 ANSWERS = (
     *("answer", "final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth", "gold", "target"),
@@ -22,17 +22,17 @@ ANSWERS = (
 )
 IDS = ("id", "unique_id", "extra_info.index")
 CHOICES = ("choices", "options")
-SAVED = ("dataset_dict.json", "state.json")  # by `save_to_disk`, of several splits and of one
+SAVED = ("dataset_dict.json", "state.json")  # files that `save_to_disk` writes, for several splits and for one
 _CHAT_AS_TEXT = re.compile(r"""\[\s*\{\s*["'](?:role|content)["']\s*:""")
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a data set is on the hub.
+    """A data set on the hub.
 
-    splits   our name of a split -> the name that it has there
-    columns  those that are read; the others (long solutions) are never decoded. Empty: all
+    splits   our name of a split -> its name there
+    columns  columns that are read, so that others (long solutions) are never decoded; empty: all
     """
 
     name: str
@@ -43,10 +43,10 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a source differs from the published data set.
+    """The differences of a source from the published data set.
 
-    config   the configuration to read of it
-    columns  "question", "answer", "id" or "demonstration" -> the column that it is in; a dotted name is of a nested column
+    config   the configuration to read
+    columns  "question", "answer", "id" or "demonstration" -> its column; a dotted name is a nested column
     """
 
     config: str | None = None
@@ -58,7 +58,7 @@ PLAIN = Layout()
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row. `where` says to a person where it is; `number` counts from 0 over all files of the split."""
+    """A row. `where` describes its place for messages; `number` counts from 0 over all files of the split."""
 
     values: Mapping[str, Any]
     where: str
@@ -66,7 +66,10 @@ class Row:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, column: str) -> Any:
-        """Return the value, or None. A dotted name reaches into a nested column; case counts only if columns differ in it."""
+        """Return the value of a column, or None.
+
+        A dotted name is a nested column. Case is ignored, unless columns differ only in it.
+        """
         value: Any = self.values
         for key in column.split("."):
             if not isinstance(value, Mapping):
@@ -85,7 +88,7 @@ class Row:
     def question(self, *columns: str) -> str:
         """Return the question: the text of the first of these columns that has one, or its only user turn.
 
-        What an `instruction` is about stands below it, as Alpaca's prompt has it. Raises UserError if there is no question, for a
+        The input of an `instruction` follows below it, as in Alpaca's prompt. Raises UserError if there is no question, for a
         chat of several turns or written as text, and for a multiple choice whose options the question does not show.
         """
         columns = self._columns("question", columns)
@@ -115,9 +118,9 @@ class Row:
                 )
 
     def gold(self, *columns: str) -> str:
-        """Return the gold answer in the first of these columns that is not empty, as `read_gold` reads it.
+        """Return the gold answer from the first of these columns that is not empty, as read by `read_gold`.
 
-        Raises UserError if there is none, for several, and for a gold that no answer can match.
+        Raises UserError if there is none or several, and for a gold that no answer can match.
         """
         columns = self._columns("answer", columns)
         for column in columns:
@@ -144,20 +147,20 @@ class Row:
         return (self.columns[role],) if role in self.columns else columns
 
     def _as_text(self, value: Any, column: str) -> str | None:
-        """Return a text or number as text; None for any other value, such as NaN, a truth value or an empty text."""
+        """Return a text or number as text, and None for other values such as NaN, a boolean or an empty text."""
         if not isinstance(value, str | int | float | Decimal) or isinstance(value, bool):
             return None
         if not isinstance(value, str | int) and not math.isfinite(value):
             return None
         text = str(value).strip()
         if HALF_A_PAIR.search(text):
-            raise UserError(f"{self.where} has half a surrogate pair in `{column}`, which is no text")
+            raise UserError(f"{self.where} has half a surrogate pair in `{column}`, which is not valid text")
         return text
 
     def _user_turn(self, turns: Sequence[Any], column: str) -> str | None:
-        """Return what the user says in a chat of one user turn, with a system turn in front or without.
+        """Return the user's turn of a chat that has one, optionally after a system turn.
 
-        The system turn is left out: that of the run's prompt takes its place, so that all data sets are asked alike.
+        The system turn is dropped, because the run's prompt has its own, which is the same for all data sets.
         """
         said = [(turn.get("role"), turn.get("content")) for turn in turns if isinstance(turn, Mapping)]
         roles = [str(role) for role, _ in said]
@@ -184,10 +187,11 @@ class Row:
 def read_rows(
     path: str | None, split: str, published: Published, *copies: Published, layout: Layout = PLAIN
 ) -> Iterator[Row]:
-    """Yield the rows of a split, one after the other.
+    """Yield the rows of a split.
 
-    `copies` are the same data set by other names; of those with an equal name all are read. Raises UserError for an unknown
-    split and for a source that cannot be reached or read.
+    copies  the same data set under other names; those that share the name that is read are read one after another
+
+    Raises UserError for an unknown split and for a source that cannot be reached or read.
     """
     number = count()
     for where, values in _places(path, split, layout, (published, *copies)):
@@ -195,7 +199,7 @@ def read_rows(
 
 
 def read_folder(path: str) -> Iterator[Row]:
-    """Yield the rows of every data file in a folder, whatever it is named, or of a file."""
+    """Yield the rows of a file, or of every data file in a folder, regardless of their names."""
     with border(f"data folder {path} cannot be read"):
         place = Path(path).expanduser()
         files = sorted(file for file in place.iterdir() if type_of(file)) if place.is_dir() else [place]
@@ -210,7 +214,7 @@ def read_folder(path: str) -> Iterator[Row]:
 def _places(
     path: str | None, split: str, layout: Layout, sources: Sequence[Published]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield where each row is, for a person, and what it holds."""
+    """Yield the place of each row, for messages, and its values."""
     published = sources[0]
     if path is None:
         if split not in published.splits:
@@ -239,7 +243,7 @@ def _places(
 
 
 def _local(path: str) -> Path | None:
-    """Return the file or folder that a path names; None if it can only be the name of a data set on the hub.
+    """Return the local file or folder of a path; None if it can only be the name of a data set on the hub.
 
     Raises UserError for a file that does not exist, and for a path that cannot be one.
     """
@@ -261,12 +265,12 @@ def _columns_to_read(published: Published, layout: Layout) -> tuple[str, ...]:
 
 
 def _hub_rows(source: Published, split: str, layout: Layout, about: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import datasets  # takes a second, and the embedded task needs none of it
+    import datasets  # here, because it takes a second and the embedded tasks do not need it
 
     name, config, split = source.name, layout.config or source.config, source.splits.get(split, split)
     try:
         table = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # of the hub, of the network, of the files that were downloaded
+    except Exception as error:  # from the hub, the network or the downloaded files
         raise UserError(
             f"split {split} of {name}{about} cannot be loaded from the Hugging Face hub ({first_line(error)}); if the hub cannot "
             "be reached, give a local copy: the task's path=…, or -b NAME=PATH; its split=… and config=… choose another part"
@@ -277,7 +281,7 @@ def _hub_rows(source: Published, split: str, layout: Layout, about: str) -> Iter
 def _saved_rows(
     folder: Path, split: str, layout: Layout, published: Published
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Read a folder that `save_to_disk` has written."""
+    """Yield the rows of a folder that `save_to_disk` has written."""
     import datasets
 
     if layout.config:

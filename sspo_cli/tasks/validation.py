@@ -1,4 +1,4 @@
-"""Problems held out of the training tasks, by which the best checkpoint is chosen, so that no test set has to serve for it."""
+"""Validation problems, held out of the training tasks to choose the best checkpoint without a test set."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,16 +9,16 @@ from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.contamination import question_key
 from sspo_cli.types import Problem
 
-SEED = 0  # not a run's, so that all runs are chosen by the same problems
+SEED = 0  # not the run's seed, so that all runs hold out the same problems
 
 
 def hold_out(
     problems_by_task: Sequence[Sequence[Problem]], weights: Sequence[float], count: int
 ) -> tuple[list[list[Problem]], list[Problem]]:
-    """Return what is left to train on of each task, and `count` problems of different questions, of each task by its weight.
+    """Split off `count` problems with different questions, from each task in proportion to its weight.
 
-    Nothing that is left asks a question that is held out. The ids of those held out are made distinct over the tasks.
-    Raises UserError where a task has too few problems.
+    Returns the remaining problems of each task, none of which asks a held-out question, and the held-out problems, whose ids
+    are made distinct over the tasks. Raises UserError if a task has too few problems.
     """
     held_out: list[Problem] = []
     for number, (problems, share) in enumerate(zip(problems_by_task, shares(weights, count), strict=True)):
@@ -41,13 +41,13 @@ def hold_out(
 
 
 def without(problems: Iterable[Problem], held_out: Iterable[Problem]) -> list[Problem]:
-    """Leave out those that ask a question that is held out."""
+    """Drop the problems whose question is held out."""
     questions = set(map(question_key, held_out))
     return [problem for problem in problems if question_key(problem) not in questions]
 
 
 def shares(weights: Sequence[float], count: int) -> list[int]:
-    """Split `count` into whole parts by weight; what rounding down leaves goes to the largest remainders, the first if equal."""
+    """Split `count` into integers in proportion to the weights, by the method of largest remainders (ties: the first)."""
     exact = [count * weight / sum(weights) for weight in weights]
     parts = [int(part) for part in exact]
     by_remainder = sorted(range(len(parts)), key=lambda task: parts[task] - exact[task])

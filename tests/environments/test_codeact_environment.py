@@ -118,7 +118,7 @@ def test_a_lost_sandbox_is_one_sentence_and_no_turn(environment, sandbox, monkey
 
 def test_a_setup_that_does_not_run_names_its_problem(environment):
     problem = Problem("nt-1", "", "1", "wtq", environment="codeact", setup="df = missing")
-    with pytest.raises(UserError, match=r"setup of problem nt-1 of wtq does not run \(NameError: name 'missing'"):
+    with pytest.raises(UserError, match=r"setup of problem nt-1 of wtq fails \(NameError: name 'missing'"):
         play(environment, "<execute>1</execute>", problem=problem)
 
 

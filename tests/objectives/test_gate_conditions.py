@@ -176,11 +176,11 @@ def failing(log_ratio):
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
-        (wrong_shape, r"wrong_shape fails on log ratios of shape .*gives the shape \[2, 1\]"),
+        (wrong_shape, r"wrong_shape fails on log ratios of shape .*returns the shape \[2, 1\]"),
         (naive_overflow, r"naive_overflow must be finite: log f in torch.float32 is inf at ρ ="),
         (no_gradient, r"no_gradient fails .*RuntimeError"),
         (failing, r"failing fails .*ZeroDivisionError: by hand"),
-        (lambda log_ratio, beta: log_ratio, "wants beta"),
+        (lambda log_ratio, beta: log_ratio, "unknown parameter beta"),
         (lambda: 0, "must be a Python function of the log ratio"),
         (torch.tanh, "must be a Python function of the log ratio"),
     ],

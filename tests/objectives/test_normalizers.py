@@ -32,7 +32,7 @@ def test_a_minibatch_without_tokens_has_finite_factors():
 
 
 def test_the_constant_normalizer_needs_the_limit():
-    with pytest.raises(UserError, match=r"normalizer constant divides by the token limit.*give token_limit"):
+    with pytest.raises(UserError, match=r"normalizer constant divides by the maximum length.*pass token_limit"):
         build_objective(method="grpo", normalizer="constant")
 
 

@@ -74,11 +74,14 @@ def infinite(log_ratio, advantages, mask):
     ("method", "message"),
     [
         (grpo, r"^method grpo breaks condition \(i\).*pass --allow-any-method to run it anyway$"),
-        (of_the_batch, "^method of_the_batch weighs a completion by more than its own tokens.*objective.normalizer$"),
-        (first_token_only, "^method first_token_only has not the policy gradient at ρ = 1: .*1, 0, 0, and not equal"),
+        (of_the_batch, "^method of_the_batch weights a completion by more than its own tokens.*objective.normalizer$"),
+        (
+            first_token_only,
+            "^method first_token_only does not have the policy gradient at ρ = 1: .*, and are 1, 0, 0; ",
+        ),
         (too_steep, r"^method too_steep breaks condition \(ii\), f'\(1\) = 1: it is 2 at ρ = 1"),
         (unnormalized, "^method unnormalized must be finite: log f in torch.float32 is inf at ρ ="),
-        (of_tokens, r"^method of_tokens fails on .*ValueError: it gives the shape \[6, 5\]$"),
+        (of_tokens, r"^method of_tokens fails on .*ValueError: it returns the shape \[6, 5\]$"),
         (infinite, "^method infinite must be finite: S is not"),
     ],
 )

@@ -162,7 +162,7 @@ def test_runs_that_left_out_other_training_problems_are_not_averaged(tmp_path: P
         run.note_data(data, [1, 2])
     report = Report(tmp_path / "runs", tmp_path / "out")
     assert report.trained().keys() == {"0, 1", "2", "3"}
-    note = "12 of the 4,000 rows of codeact ask what math500 asks, 9 of its problems; they are left out of training (3 runs)."
+    note = "12 of the 4,000 rows of codeact ask 9 problems of math500; they are left out of training (3 runs)."
     assert note in report.notes("table1")
 
 

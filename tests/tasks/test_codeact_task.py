@@ -73,7 +73,7 @@ def test_rows_without_gold_are_counted(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         assert len(both(path)) == 1
-    assert "1 APPS, 2 alfworld, 1 hotpotqa; none of it counts as unsolved" in caplog.text
+    assert "1 APPS, 2 alfworld, 1 hotpotqa; they do not count as unsolved" in caplog.text
 
 
 def test_train_and_test_share_no_task_whatever_the_teacher(tmp_path):
@@ -115,8 +115,8 @@ def test_problems_of_mint_are_not_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"id": "x", "conversations": [1, 2, 3]}, "line 1 is no row of CodeActInstruct"),
-        ({"id": MATH_ID.format(1), "conversations": "text"}, "line 1 is no row of CodeActInstruct"),
+        ({"id": "x", "conversations": [1, 2, 3]}, "line 1 is not a row of CodeActInstruct"),
+        ({"id": MATH_ID.format(1), "conversations": "text"}, "line 1 is not a row of CodeActInstruct"),
         ({"task_id": "nt-1", "prompt": "q", "rows": [], "table_id": "t"}, "has no reference_list, columns and rows"),
     ],
 )

@@ -60,7 +60,7 @@ def test_every_pair_of_task_and_benchmark_is_counted_and_left_out():
     left, left_out = decontaminate([("mine", one), ("gsm8k", two[:1] + problems("gsm8k", "f"))], asked[0][1])
     assert [[problem.question for problem in of_task] for of_task in left] == [["a", "d"], ["f"]]
     assert [problem.question for problem in left_out] == ["Task: b", "c", "B", "c"]
-    with pytest.raises(UserError, match="every problem of task gsm8k is one of a benchmark"):
+    with pytest.raises(UserError, match="every problem of task gsm8k is in a benchmark"):
         decontaminate([("gsm8k", two[:1])], asked[0][1])
     assert decontaminate([("gsm8k", two)], ()) == ([two], [])
 

@@ -85,9 +85,9 @@ def test_paths_that_are_none(path, said):
 
 def test_what_is_no_file_or_folder_of_files(tmp_path):
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
-    assert "zero.jsonl is no file but a folder, a pipe or a device" in refusal(tmp_path / "zero.jsonl")
+    assert "zero.jsonl is a folder, a pipe or a device, not a file" in refusal(tmp_path / "zero.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    assert "pipe.jsonl is no file" in refusal(tmp_path / "pipe.jsonl")
+    assert "pipe.jsonl is a folder, a pipe or a device" in refusal(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     assert "data folder " in refusal(tmp_path / "folder.jsonl")
     (tmp_path / "data").mkdir()

@@ -34,7 +34,7 @@ def test_gsm8k_row_without_marks_is_refused(tmp_path):
     file = write_jsonl(
         tmp_path / "train.jsonl", [{"question": "Q", "answer": "so 4\n#### 4"}, {"question": "Q", "answer": "5"}]
     )
-    with pytest.raises(UserError, match=r"train.jsonl, line 2 has no gold answer behind `####`"):
+    with pytest.raises(UserError, match=r"train.jsonl, line 2 has no gold answer after `####`"):
         load_problems("gsm8k", path=str(file), split="train")
 
 
