@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
-from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
+from sspo_cli.launchers import SUPERVISED, is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
 from sspo_cli.redaction import redacted
 from sspo_cli.usage import UsageError, explain_usage
 
@@ -71,7 +71,8 @@ def main() -> None:
     except UserError as error:
         _end_rank(error)
     except Interrupted as error:
-        _end(str(error) if is_first_rank(os.environ) else None, 130)
+        speaks = SUPERVISED not in os.environ and is_first_rank(os.environ)
+        _end(str(error) if speaks else None, 130)
     except Exception as error:
         if not says_memory_is_full(error):
             raise
@@ -149,6 +150,8 @@ def train_command(
     from sspo_cli.config import load_config, to_yaml
 
     options = load_config(config or [], set_ or [], flags)
+    if dry_run and not is_first_rank(os.environ):
+        return
     if dry_run:
         print(redacted(to_yaml(options)), end="")
 
@@ -201,6 +204,7 @@ def eval_command(
     out: Annotated[Path | None, typer.Option(help="Where the graded --completions go.")] = None,
     config: Config = None,
     set_: Set = None,
+    nproc: Nproc = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy by default.
@@ -208,7 +212,7 @@ def eval_command(
     A run is measured with its own options; -c and -s are for models that no run has made. Without them, such a model is
     measured like the first run that is named with it.
     """
-    refuse_several_ranks(os.environ)
+    refuse_wrong_ranks(os.environ, nproc)
     if bool(target) == bool(completions):
         raise UserError("name what to measure: runs or models, or else --completions FILE with recorded outputs")
     if checkpoint == "":
@@ -222,6 +226,8 @@ def eval_command(
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     changes = {name: value for name, value in conditions.items() if value is not None}
     if completions:
+        if is_rank(os.environ) or nproc:
+            raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
         if changes or benchmark or checkpoint or engine or limit:
             raise UserError(
                 "recorded outputs are graded as they are; --completions goes with no option on how to sample"
@@ -232,9 +238,15 @@ def eval_command(
         grade_file(completions, out, (given or load_config([], [])).answer_timeout)
         return
 
+    if _are_started(nproc, given.device if given else "auto"):
+        return
+
+    from sspo_cli import ranks
     from sspo_cli.evaluation.command import measure
 
-    measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
+    with ranks.explained_loss("the same command continues from what is done"):
+        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
+    ranks.stop()
 
 
 @app.command("sweep")

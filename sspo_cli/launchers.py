@@ -3,10 +3,15 @@
 Ranks that torchrun starts work on one run together, and so do those of `--nproc`. The others would each do the same work.
 """
 
-from collections.abc import Mapping
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
 
 from sspo_cli.errors import UserError
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # The number of ranks, then the number of this rank.
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK")  # also of accelerate, DeepSpeed and Kubernetes' training jobs
 MPI = (
@@ -53,6 +58,18 @@ def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this com
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a process that is no rank, although its parent may be one: a trial on a node of a cluster."""
     return {name: value for name, value in environment.items() if name not in VARIABLES}
+
+
+def ending_with_parent() -> Callable[[], None] | None:
+    """Return what a new process calls first so that it gets a SIGTERM if its parent is killed; None where that is not there."""
+    return _end_with_parent if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # killed between the two lines
+        os._exit(1)
 
 
 def _ranks(environment: Mapping[str, str]) -> str | None:

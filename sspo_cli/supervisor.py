@@ -1,6 +1,5 @@
 """Starts the ranks of `--nproc` on this machine, passes signals on to them, and says why they ended in one sentence."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,14 +12,13 @@ from typing import Any
 
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
-from sspo_cli.launchers import SUPERVISED
+from sspo_cli.launchers import SUPERVISED, ending_with_parent
 
 INTERRUPTED = 130  # the exit code
 POLL = 0.1  # seconds
 # Seconds after the first failure until the other ranks, which mostly notice it at once, are asked to end, and then killed.
 ASK_AFTER, KILL_AFTER = 10.0, 20.0
 SAVING = 600.0  # seconds that ranks may take to end after another one was interrupted
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def check_gpus(count: int, device: str) -> None:
@@ -41,7 +39,7 @@ def run_ranks(command: Sequence[str], count: int) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        with _forwarding_signals(processes):
+        with _forwarding_signals(processes) as forwarded:
             for rank in range(count):
                 processes.append(_start(command, rank, count, store.port))
             killed = _wait(processes, store)
@@ -49,7 +47,7 @@ def run_ranks(command: Sequence[str], count: int) -> None:
         for process in processes:
             if process.poll() is None:
                 process.kill()
-    _explain([process.returncode for process in processes], killed, store)
+    _explain([process.returncode for process in processes], killed, forwarded, store)
 
 
 def _start(command: Sequence[str], rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
@@ -72,20 +70,17 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
         stdin=None if rank == 0 else subprocess.DEVNULL,
         stdout=None if rank == 0 else subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C reaches the ranks through this process alone, once
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        preexec_fn=ending_with_parent(),
     )
 
 
-def _end_with_parent() -> None:
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # killed between the two lines
-        os._exit(1)
-
-
 @contextmanager
-def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass signals on to the ranks; yields the list of those that were passed on."""
+    forwarded: list[int] = []
+
     def forward(number: int, frame: FrameType | None) -> None:
+        forwarded.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -95,7 +90,7 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
-        yield
+        yield forwarded
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -143,12 +138,14 @@ def _describe(code: int) -> str:
     return f"it was ended by {name}{why}"
 
 
-def _explain(codes: Sequence[int], killed: Sequence[int], store: Any) -> None:
+def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[int], store: Any) -> None:
     """Raise what the exit codes and reports of the ranks mean; return if all have done their work."""
     from sspo_cli.ranks import LOST, reported
 
     if not any(codes):
         return
+    if all(code in (0, INTERRUPTED) or -code in forwarded for code in codes):
+        raise Interrupted
     sentences = reported(store, range(len(codes)))
     own = {rank: text.removeprefix(LOST) for rank, text in sentences.items() if not text.startswith(LOST)}
     lost = [text.removeprefix(LOST) for text in sentences.values() if text.startswith(LOST)]
@@ -162,8 +159,6 @@ def _explain(codes: Sequence[int], killed: Sequence[int], store: Any) -> None:
         of_rank = "" if rank == 0 and not died else f"rank {rank}: "
         remedy = "; --resume continues the run from its last checkpoint" if died else ""
         raise UserError(f"{of_rank}{own[rank]}{remedy}")
-    if all(code in (0, INTERRUPTED) for code in codes):
-        raise Interrupted
     failed = [rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED)]
     rank = next((rank for rank in failed if rank not in killed), failed[0])
     raise UserError(f"rank {rank} failed (exit code {codes[rank]}); see its output above")

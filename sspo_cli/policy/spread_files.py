@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,33 @@ class SafetensorsWriter:
         return self._folder / f"part-{number}.safetensors"
 
 
+def write_by_first(
+    writer: SafetensorsWriter, tensors: Iterable[tuple[str, Tensor]], failure: str, complete: Callable[[], None]
+) -> None:
+    """Have the first rank write tensors that all ranks gather as they read them, and then `complete` the files.
+
+    Raises UserError, on all ranks, with the sentence `failure` and the reason if it cannot.
+    """
+    errors: list[Exception] = []
+    for name, tensor in tensors:
+        if ranks.is_first() and not errors:  # the rest is gathered all the same: the other ranks take part in it
+            try:
+                writer.add(name, tensor)
+            except (OSError, SafetensorError) as error:
+                errors.append(error)
+
+    def finish() -> None:
+        try:
+            if errors:
+                raise errors[0]
+            writer.finish()
+            complete()
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{failure}: {first_line(error)}") from error
+
+    ranks.on_first(finish)
+
+
 def save_model(model: Any, folder: Path) -> None:
     """Write a model that is spread over the ranks as `save_pretrained` does; of one with adapters, those.
 
@@ -81,25 +108,8 @@ def save_model(model: Any, folder: Path) -> None:
         adapters = {name: whole(value).cpu() for name, value in model.state_dict().items() if "lora_" in name}
         ranks.on_first(lambda: model.save_pretrained(folder, state_dict=adapters, safe_serialization=True))
         return
-    writer, failure = SafetensorsWriter(folder), list[Exception]()
-    for name, weight in _published_weights(model):
-        if not ranks.is_first() or failure:
-            continue  # which helps to gather the rest
-        try:
-            writer.add(name, weight)
-        except (OSError, SafetensorError) as error:
-            failure.append(error)
-
-    def finish() -> None:
-        try:
-            if failure:
-                raise failure[0]
-            writer.finish()
-            _save_configs(model, folder)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"the weights cannot be written to {folder}: {first_line(error)}") from error
-
-    ranks.on_first(finish)
+    failure = f"the weights cannot be written to {folder}"
+    write_by_first(SafetensorsWriter(folder), _published_weights(model), failure, lambda: _save_configs(model, folder))
 
 
 @torch.no_grad()  # as a decorator it ends at each yield
