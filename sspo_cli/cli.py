@@ -75,11 +75,19 @@ def main() -> None:
         _end(str(error) if speaks else None, 130)
     except Exception as error:
         if not says_memory_is_full(error):
+            _report_bug(error)
             raise
         reason = first_line(error)[:200]
         _end_rank(
             UserError(f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows")
         )
+
+
+def _report_bug(error: Exception) -> None:
+    if is_rank(os.environ):
+        from sspo_cli import ranks
+
+        ranks.report(f"it failed by {type(error).__name__}: {first_line(error)[:200]}; see its output above")
 
 
 def _end_rank(error: UserError) -> NoReturn:

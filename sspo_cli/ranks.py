@@ -72,7 +72,7 @@ def start(device: str) -> None:
     store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
     # gloo next to NCCL: objects and rows of a batch are exchanged on the CPU.
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-    group_store = dist.PrefixStore("sspo/group", store)
+    group_store = dist.PrefixStore(f"sspo/group-{size}", store)
     dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
     _process.rank, _process.size, _process.store = rank, size, store
     threading.Thread(target=_beat, args=(store.clone(), rank), daemon=True).start()
@@ -112,6 +112,7 @@ def stop() -> None:
     if _process.size > 1:
         dist.barrier()
         dist.destroy_process_group()
+        _process.rank, _process.size, _process.store = 0, 1, None
 
 
 def size() -> int:

@@ -17,7 +17,7 @@ from sspo_cli.launchers import SUPERVISED, ending_with_parent
 INTERRUPTED = 130  # the exit code
 POLL = 0.1  # seconds
 # Seconds after the first failure until the other ranks, which mostly notice it at once, are asked to end, and then killed.
-ASK_AFTER, KILL_AFTER = 10.0, 20.0
+ASK_AFTER, KILL_AFTER = 5.0, 12.0
 SAVING = 600.0  # seconds that ranks may take to end after another one was interrupted
 
 

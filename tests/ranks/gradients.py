@@ -1,7 +1,7 @@
-"""The gradient of one minibatch by as many ranks as this process is one of, for models of several kinds.
+"""The gradient of one minibatch by several ranks, for models of several kinds.
 
-`python gradients.py FILE` writes what the first rank has: of each kind the whole gradients, their norm, and what was computed
-row by row.
+`python gradients.py FOLDER` is a rank of the largest number, and then of each smaller one. The first rank writes, for each
+number of ranks, the whole gradients of each kind, their norm, and what was computed row by row; and the models.
 """
 
 import os
@@ -28,6 +28,9 @@ from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 TINY = TinyModelOptions(hidden_size=32, layers=2, heads=2, intermediate_size=48)
 KINDS = ("dense", "untied", "checkpointing", "lora", "moe")
+SIZES = (4, 3, 2)  # numbers of ranks
+WRITING = 3  # ranks that write models, whose tensors do not divide by it
+EXPORTED = ("dense", "untied", "lora", "moe")
 BUDGETS = (80, 100_000)  # tokens of a micro-batch: several, and one for each rank
 
 
@@ -97,6 +100,7 @@ def make_batch(prompts: int = 4, group_size: int = 4) -> Batch:
 
 def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
     """The gradient and its norm before clipping, and the weights after a clipped step of AdamW."""
+    before = policy.parameters
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], budget, 1.0)
     batch.old_logprobs.add_(
         torch.where(batch.mask, 0.1 * torch.sin(torch.arange(batch.mask.numel())).view(batch.mask.shape), 0.0)
@@ -113,6 +117,7 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
         "gradient": torch.cat([grad.flatten() for grad in grads]),
         "norm": norm,
         "weights": torch.cat([whole(parameter.detach()).flatten() for parameter in policy.parameters]),
+        "same_parameters": all(a is b for a, b in zip(before, policy.parameters, strict=True)),
         "rows": {field.name: getattr(result, field.name) for field in fields(result)},
     }
 
@@ -120,17 +125,34 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
 def all_gradients() -> dict[str, Any]:
     """Those of every kind, of a policy and a batch made anew."""
     torch.set_num_threads(1)
-    found = {
-        f"{kind} {budget}": gradient(make_policy(kind), make_batch(), budget) for kind in KINDS for budget in BUDGETS
-    }
-    found["two rows"] = gradient(make_policy("dense"), make_batch(1, 2), 100_000)  # fewer than ranks
-    found["bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), 100_000)
+    found = {kind: gradient(make_policy(kind), make_batch(), BUDGETS[0]) for kind in KINDS}
+    found["large micro-batches"] = gradient(make_policy("dense"), make_batch(), BUDGETS[1])
+    found["two rows"] = gradient(make_policy("dense"), make_batch(1, 2), BUDGETS[1])  # fewer than ranks
+    found["bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), BUDGETS[1])
     return found
 
 
+def export(folder: Path) -> None:
+    """Write the models of some kinds."""
+    for kind in EXPORTED:
+        if ranks.is_first():
+            (folder / kind).mkdir(parents=True)
+        make_policy(kind).save(folder / kind)
+
+
+def as_ranks(folder: Path) -> None:
+    number = int(os.environ["RANK"])
+    for size in SIZES:
+        if number < size:
+            os.environ["WORLD_SIZE"] = str(size)
+            ranks.start("cpu")
+            results = all_gradients()
+            if ranks.is_first():
+                torch.save(results, folder / f"{size}.pt")
+            if size == WRITING:
+                export(folder / "models")
+            ranks.stop()
+
+
 if __name__ == "__main__":
-    ranks.start("cpu")
-    results = all_gradients()
-    if ranks.is_first():
-        torch.save(results, Path(sys.argv[1]))
-    ranks.stop()
+    as_ranks(Path(sys.argv[1]))
