@@ -5,14 +5,14 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm test-extras test-real real-model test-long lint setup benchmark study clean
+.PHONY: demo test test-vllm test-extras test-real real-model test-long lint setup benchmark study study-2 clean
 
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("sspo needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: setup
@@ -90,6 +90,11 @@ study: setup
 	.venv/bin/sspo sweep -c configs/sweeps/study-swapped.yaml --jobs 2
 	.venv/bin/sspo report $(STUDY) --out runs/study-table1
 	.venv/bin/sspo report runs/study-grid runs/study-swapped --out runs/study-table1/swapped
+
+# The second study (docs/study.md), one run at a time. A part ends after two hours at most; the same command continues. What finished
+# runs gave is in runs/study-2, to be committed after each part.
+study-2: setup
+	@timeout --signal=TERM $(or $(PART_SECONDS),7200) .venv/bin/python -m tests.study_2 $(STAGE) || test $$? -eq 124
 
 clean:
 	rm -rf .venv .venv-vllm .venv-extras .venv-real .venv-trl .cache-real build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
-"""The four commands: parse, call, print. Heavy imports stay inside, so that `sspo --help` answers at once."""
+"""The commands: parse, call, print. Heavy imports stay inside, so that `sspo --help` answers at once."""
 
+import json
 import os
 import sys
 from collections import Counter
@@ -10,21 +11,25 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from sspo_cli import __version__
 from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
-from sspo_cli.launchers import SUPERVISED, is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
+from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
 from sspo_cli.redaction import redacted
+from sspo_cli.small_commands import configs_command, ls_command, options_command
 from sspo_cli.usage import UsageError, explain_usage
 
 app = typer.Typer(
     help="Soft Sequence Policy Optimization: train, evaluate, sweep and report on the GRPO family on equal terms.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[list[Path] | None, typer.Option("-c", "--config", help="YAML file of options; later ones override.")]
+Config = Annotated[
+    list[Path] | None,
+    typer.Option("-c", "--config", help="YAML file of options, or a preset of `sspo configs`; later ones override."),
+]
 Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, as section.option=value.")]
 Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
 Gate = Annotated[str | None, typer.Option()]
@@ -42,6 +47,21 @@ Nproc = Annotated[
     ),
 ]
 RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sspo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 class ObjectiveCommand(TyperCommand):
@@ -69,18 +89,16 @@ def main() -> None:
             sys.exit(2)
         _end(str(explain_usage(error)), 1)
     except UserError as error:
-        _end_rank(error)
+        _end_rank(error, 1)
     except Interrupted as error:
-        speaks = SUPERVISED not in os.environ and is_first_rank(os.environ)
-        _end(str(error) if speaks else None, 130)
+        _end_rank(error, 130)
     except Exception as error:
         if not says_memory_is_full(error):
             _report_bug(error)
             raise
         reason = first_line(error)[:200]
-        _end_rank(
-            UserError(f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows")
-        )
+        less = f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows"
+        _end_rank(UserError(less), 1)
 
 
 def _report_bug(error: Exception) -> None:
@@ -90,14 +108,14 @@ def _report_bug(error: Exception) -> None:
         ranks.report(f"it failed by {type(error).__name__}: {first_line(error)[:200]}; see its output above")
 
 
-def _end_rank(error: UserError) -> NoReturn:
+def _end_rank(error: UserError | Interrupted, code: int) -> NoReturn:
     """End by an error; of several ranks, each says what no other one says."""
     sentence: str | None = redacted(str(error))
     if is_rank(os.environ):
         from sspo_cli import ranks
 
         sentence = ranks.words_of(error, str(sentence))
-    _end(sentence, 1)
+    _end(sentence, code)
 
 
 def _end(sentence: str | None, code: int) -> NoReturn:
@@ -131,7 +149,20 @@ def train_command(
     run: Annotated[
         str | None, typer.Option("--run", help="Name of the run's folder; default: method, gate, seed.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with --run from its last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue --run, by its name or folder, from its last checkpoint.")
+    ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN[@STEP]",
+            help="Start a new run from a run's checkpoint, its last one, @best or @STEP, with its options.",
+        ),
+    ] = None,
+    with_optimizer: Annotated[
+        bool, typer.Option("--with-optimizer", help="With --from: continue with the optimizer's moments, too.")
+    ] = False,
     dry_run: DryRun = False,
     device_memory: Annotated[
         float | None,
@@ -148,20 +179,37 @@ def train_command(
     shortcuts["objective.allow_any_gate"] = allow_any_gate or None
     shortcuts["objective.allow_any_method"] = allow_any_method or None
     flags = {key: value for key, value in shortcuts.items() if value is not None}
-    if run is not None:
+    if run is not None and not resume:
         check_name("--run", run)
     if resume and run is None:
-        raise UserError("--resume needs the run's name: --run NAME")
+        raise UserError("--resume needs the run's name or folder: --run RUN")
+    if resume and source is not None:
+        raise UserError("--resume continues a run, and --from starts a new one; give one of the two")
+    if with_optimizer and source is None:
+        raise UserError("--with-optimizer is for --from RUN, whose optimizer it continues with")
     if device_memory is not None and not dry_run:
         raise UserError("--device-memory is for --dry-run; a run looks at its device itself")
 
-    from sspo_cli.config import load_config, to_yaml
+    from sspo_cli.config import Given, merge_config, named_model_defaults, to_yaml
+    from sspo_cli.forks import load_fork, options_to_resume, resolve_fork
+    from sspo_cli.named_runs import require_run
 
-    options = load_config(config or [], set_ or [], flags)
+    given = Given(config or [], set_ or [], flags)
+    if resume:
+        path = require_run(str(run), runs_dir)
+        options = options_to_resume(path, given)
+    elif source is not None:
+        options = load_fork(source, with_optimizer, given, runs_dir)
+    else:
+        options = resolve_fork(given.options(), runs_dir)
     if dry_run and not is_first_rank(os.environ):
         return
     if dry_run:
         print(redacted(to_yaml(options)), end="")
+        is_new = not (resume or source)
+        if is_new and (customary := named_model_defaults(merge_config(given.files, given.overrides, flags))):
+            values = ", ".join(f"{name}={json.dumps(value)}" for name, value in customary.items())
+            print(f"# not given, so as is customary for a named model: {values}")
 
         from sspo_cli.memory import preview_memory
 
@@ -175,7 +223,7 @@ def train_command(
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
-        resume_run(runs_dir / str(run), options if config or set_ or flags else None, sys.argv)
+        resume_run(path, options, sys.argv)
     else:
         start_run(options, runs_dir / (run or ranks.on_first(lambda: free_name(runs_dir, options))), sys.argv)
     ranks.stop()
@@ -228,9 +276,10 @@ def eval_command(
     if out and not completions:
         raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
 
-    from sspo_cli.config import load_config
+    from sspo_cli.config import merge_config, refuse_unread, validate
 
-    given = load_config(config or [], set_ or []) if config or set_ else None
+    refuse_unread(set_ or [], bool(completions))
+    given = merge_config(config or [], set_ or []) if config or set_ else None
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     changes = {name: value for name, value in conditions.items() if value is not None}
     if completions:
@@ -243,10 +292,10 @@ def eval_command(
 
         from sspo_cli.evaluation.recorded import grade_file
 
-        grade_file(completions, out, (given or load_config([], [])).answer_timeout)
+        grade_file(completions, out, validate(given or {}).answer_timeout)
         return
 
-    if _are_started(nproc, given.device if given else "auto"):
+    if _are_started(nproc, validate(given or {}).device):
         return
 
     from sspo_cli import ranks
@@ -259,7 +308,9 @@ def eval_command(
 
 @app.command("sweep")
 def sweep_command(
-    config: Annotated[Path, typer.Option("-c", "--config", help="The sweep's YAML file.")],
+    config: Annotated[
+        Path, typer.Option("-c", "--config", help="The sweep's YAML file, or a preset of `sspo configs`.")
+    ],
     set_: Set = None,
     jobs: Annotated[
         int, typer.Option(min=1, max=1024, help="Trials at a time: on each GPU, or on this machine where it has none.")
@@ -280,7 +331,10 @@ def sweep_command(
     if ray == "":
         raise UserError("--ray is empty; name auto, local or an address")
 
+    from sspo_cli.config.presets import SWEEPS, find_config
     from sspo_cli.sweep import load_sweep, place_for, print_trials, run_sweep
+
+    config = find_config(config, SWEEPS)
 
     trials, folder = load_sweep(config, set_ or [], runs_dir, max_trials), runs_dir / (name or config.stem)
     if dry_run:
@@ -311,3 +365,8 @@ def report_command(
     print(page)
     kinds = Counter(path.suffix.removeprefix(".") for path in others)
     print(f"beside it: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+
+
+app.command("options")(options_command)
+app.command("configs")(configs_command)
+app.command("ls")(ls_command)

@@ -13,7 +13,7 @@ SECONDS_TOGETHER = 1.0  # two signals within that time are one request, sent to 
 class Interrupted(Exception):
     """The work stopped because it was asked to; its state is saved and it can be resumed."""
 
-    def __init__(self, message: str = "stopped; the state is saved, and --resume goes on from it") -> None:
+    def __init__(self, message: str = "stopped; the state is saved") -> None:
         super().__init__(message)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from sspo_cli.errors import UserError, first_line
+from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED, is_first_rank, is_rank
 
 T = TypeVar("T")
@@ -32,7 +33,10 @@ DEFAULT_PATIENCE = 600.0
 HEARTBEAT = 1.0  # seconds
 REPORT_WAIT = 3.0  # seconds until a rank that fails has surely reported why
 FAILED, ALIVE = "sspo/failed/{}", "sspo/alive/{}"  # keys of the store, by rank
-LOST = "lost: "  # begins the report of a rank that has only lost another one
+LOST, STOPPED = (
+    "lost: ",
+    "stopped: ",
+)  # begin the reports of a rank that has lost another one, and of one that was asked to stop
 # What torch's backends say of a peer that has ended or does not answer; most of it comes as a plain RuntimeError.
 LOSS_PHRASES = ("gloo", "connection closed by peer", "connection reset", "timed out", "timeout", "nccl", "broken pipe")
 
@@ -235,7 +239,7 @@ def _why_lost(error: BaseException) -> str:
     deadline = time.monotonic() + REPORT_WAIT
     while time.monotonic() < deadline:
         for number, sentence in reported(_process.store, others).items():
-            if not sentence.startswith(LOST):
+            if not sentence.startswith((LOST, STOPPED)):
                 return f"rank {number}: {sentence}"
         time.sleep(0.1)
     with suppress(Exception):  # the launcher is gone, and the store with it
@@ -267,13 +271,17 @@ def reported(store: Any, numbers: Sequence[int]) -> dict[int, str]:
     return sentences
 
 
-def words_of(error: UserError, sentence: str) -> str | None:
+def words_of(error: UserError | Interrupted, sentence: str) -> str | None:
     """Return what this rank is to print of the error that ends it, None if another rank or the launcher prints it.
 
     An error of one rank alone names it. Reports the error to the others.
     """
     if size() == 1:  # alone, or it has not found the others
         return sentence if is_first_rank(os.environ) else f"rank {os.environ['RANK']}: {sentence}"
+    if isinstance(error, Interrupted):
+        if is_first():
+            report(f"{STOPPED}{sentence}")
+        return sentence if is_first() and SUPERVISED not in os.environ else None
     if isinstance(error, SharedError):
         return None
     is_lost = isinstance(error, LostRank)

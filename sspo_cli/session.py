@@ -18,12 +18,12 @@ from sspo_cli.config import (
     RunOptions,
     TaskOptions,
     differences,
-    may_change,
 )
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.identity import problems_fingerprint
+from sspo_cli.forks import check_resumable, checkpoint_to_fork, load_moments, origin_of
 from sspo_cli.interruption import Interruption
 from sspo_cli.memory import check_memory, device_here
 from sspo_cli.model_check import Limit, check_model, check_reach, check_structure
@@ -32,14 +32,15 @@ from sspo_cli.policy.checkpoint import load_optimizer, load_state, set_damaged_a
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
-from sspo_cli.policy.optimizer import adamw, adamw_8bit
+from sspo_cli.policy.optimizer import adamw, adamw_8bit, describe_new_end
 from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout import open_engine, samples_by_torch
 from sspo_cli.rollout.engine import Engine
 from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
-from sspo_cli.run.failures import explained_full_disk, explained_full_memory
+from sspo_cli.run.failures import explained_end, explained_full_memory
+from sspo_cli.run.saving import save
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.contamination import Overlap, decontaminate, find_overlaps, question_keys
@@ -55,34 +56,25 @@ RENDERED_AT_A_TIME = 256  # problems between two signs of progress
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
-    """Make a new run in `path` and trains it.
+    """Make a new run in `path` and trains it. A fork in the options is a resolved one.
 
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
     _objective(options)  # refuses a gate before a folder is made
     options.reward.scoring.check()
-    with RunFolder.create(path, options, command) as folder:
+    with RunFolder.create(path, options, command, origin_of(options)) as folder:
         _run(folder, options)
 
 
-def resume_run(path: Path, given: RunOptions | None, command: Sequence[str]) -> None:
+def resume_run(path: Path, options: RunOptions | None, command: Sequence[str]) -> None:
     """Continue a run from its last whole checkpoint, or from the start if there is none.
 
-    Raises UserError if there is no such run, if it is finished, or if `given` differs from what it was started with in what
-    is computed, see `may_change`.
+    `options` differ from those that it was started with only in what `fixed_differences` allows; None: not at all. Raises
+    UserError if there is no such run, or if it is finished and its steps are not raised.
     """
     with RunFolder.resume(path) as folder:
-        options = given or folder.config
-        changes = differences(folder.config, options)
-        if fixed := [line for key, line in changes.items() if not may_change(key)]:
-            raise UserError(
-                f"run {path} was started with other options ({'; '.join(fixed)}); resume it without any, or with those that it "
-                "was started with, or start a new run"
-            )
-        if folder.status.get("state") == "finished":
-            raise UserError(
-                f"run {path} is finished; start a new one, or measure it with {command_line('sspo', 'eval', path)}"
-            )
+        options = options or folder.config
+        check_resumable(folder, options)
         _run(folder, options, command)
 
 
@@ -96,24 +88,24 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
 
 def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | None = None) -> None:
     """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
-    with explained_full_disk(folder), ExitStack() as stack:
+    with explained_end(folder), ExitStack() as stack:
         interruption = stack.enter_context(
             Interruption(speaks=ranks.is_first())
         )  # until the status says how the run ended
-        tracker = stack.enter_context(open_tracker(folder))
+        tracker = stack.enter_context(open_tracker(folder, options))
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         episode = options.episode or EpisodeOptions()
         opened = open_environments(options.environments, episode, checker)
         environments = stack.enter_context(opened)  # before gold answers are loaded
-        remedy = f"repeat the command with --run {folder.path.name} --resume, which continues from the last checkpoint"
-        with explained_full_memory(folder), explained_compiler_errors(), ranks.explained_loss(remedy):
+        lost = ranks.explained_loss("the others cannot go on without it")
+        with lost, explained_full_memory(folder, options), explained_compiler_errors():
             train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
         with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")
         tracker.note(
-            f"run folder: {folder.path}; {command_line('sspo', 'report', folder.path)} draws it, "
-            f"{command_line('sspo', 'eval', folder.path)} measures it"
+            f"run folder: {folder.path}; {command_line('sspo', 'report', folder.name_in_commands)} draws it, "
+            f"{command_line('sspo', 'eval', folder.name_in_commands)} measures it"
         )
 
 
@@ -123,12 +115,14 @@ class Loaded:
 
     policy      of the checkpoint, or of the config if there is none
     checkpoint  that a resumed run continues from
-    saved       the checkpoint's state of optimizer and run
+    forked      that a new run starts from, of another run
+    saved       the state of optimizer and run of either
     limit       a length from which on the model is not computed right
     """
 
     policy: Policy
     checkpoint: Path | None
+    forked: Path | None
     saved: dict[str, Any] | None
     limit: Limit | None
 
@@ -172,10 +166,12 @@ def prepare(
     if loaded.checkpoint and loaded.saved:
         with usable_state(loaded.checkpoint):
             state = RunState.from_state_dict(loaded.saved["run"])
-    lost = folder.truncate(state.step, loaded.saved.get("files") if loaded.saved else None)
+    lost = folder.truncate(state.step, loaded.saved.get("files") if loaded.checkpoint and loaded.saved else None)
     tracker.start(options.steps, state.step)
     if loaded.checkpoint:
         tracker.note(f"resuming from {loaded.checkpoint}")
+    if loaded.forked:
+        tracker.note(f"starting from {loaded.forked}, {'with' if loaded.saved else 'without'} its optimizer's moments")
     for sentence in lost:
         tracker.note(sentence)
     if resumed_by is not None:
@@ -188,6 +184,8 @@ def prepare(
     engine = _check(options, loaded, stage, rendered, checker, tracker, needs_cold_start)
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
+        if new_rate := describe_new_end(options.optimizer, state.step, folder.config.steps, options.steps):
+            tracker.note(new_rate)
         folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)
     _note_data(folder, rendered, tracker, is_resumed=loaded.checkpoint is not None)
     if needs_cold_start:
@@ -197,7 +195,9 @@ def prepare(
     )
     if loaded.checkpoint and loaded.saved:
         load_optimizer(loaded.checkpoint, loaded.saved, policy, optimizer)
-    return Run(
+    elif loaded.forked and loaded.saved:
+        load_moments(loaded.forked, loaded.saved, policy, optimizer)
+    run = Run(
         options=options,
         folder=folder,
         policy=policy,
@@ -212,6 +212,9 @@ def prepare(
         interruption=interruption,
         state=state,
     )
+    if loaded.forked:
+        save(run)  # the other run may be deleted
+    return run
 
 
 def _objective(options: RunOptions) -> Objective:
@@ -229,13 +232,16 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
     check_memory(options, device_here(options, device), tracker.note, checkpoint)
     by_torch = samples_by_torch(options.rollout, device)
-    limit = check_structure(options.model, tracker.note, samples=by_torch, folder=checkpoint)
-    policy = load_policy(options.model, device, checkpoint, options.chat.template)
+    forked = None if checkpoint else ranks.on_first(lambda: checkpoint_to_fork(options, folder.path.parent))
+    source = checkpoint or forked
+    limit = check_structure(options.model, tracker.note, samples=by_torch, folder=source)
+    policy = load_policy(options.model, device, source, options.chat.template)
     for note in policy.notes:
         tracker.note(note)
     if options.optimizer.eight_bit:
         adamw_8bit()  # reports at once that it is missing, and is needed to read its state
-    return Loaded(policy, checkpoint, load_state(checkpoint) if checkpoint else None, limit)
+    needs_state = source is not None and (source == checkpoint or (options.fork and options.fork.optimizer))
+    return Loaded(policy, checkpoint, forked, load_state(source) if source and needs_state else None, limit)
 
 
 def _render(options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker) -> Rendered:
@@ -312,7 +318,7 @@ def _check(
     engine.check_capacity(longest)
     by_torch, limit = isinstance(engine, TorchEngine), loaded.limit
     if by_torch and not samples_by_torch(options.rollout, policy.device):  # auto cannot sample this model with vLLM
-        limit = check_structure(options.model, tracker.note, samples=True, folder=loaded.checkpoint)
+        limit = check_structure(options.model, tracker.note, samples=True, folder=loaded.checkpoint or loaded.forked)
     check_reach(limit, longest, str(options.model.name))
     check_model(policy, samples=by_torch)
     if needs_cold_start:

@@ -140,13 +140,14 @@ def _describe(code: int) -> str:
 
 def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[int], store: Any) -> None:
     """Raise what the exit codes and reports of the ranks mean; return if all have done their work."""
-    from sspo_cli.ranks import LOST, reported
+    from sspo_cli.ranks import LOST, STOPPED, reported
 
     if not any(codes):
         return
-    if all(code in (0, INTERRUPTED) or -code in forwarded for code in codes):
-        raise Interrupted
     sentences = reported(store, range(len(codes)))
+    stopped = [sentences.pop(rank) for rank in list(sentences) if sentences[rank].startswith(STOPPED)]
+    if all(code in (0, INTERRUPTED) or -code in forwarded for code in codes):
+        raise Interrupted(*(text.removeprefix(STOPPED) for text in stopped))
     own = {rank: text.removeprefix(LOST) for rank, text in sentences.items() if not text.startswith(LOST)}
     lost = [text.removeprefix(LOST) for text in sentences.values() if text.startswith(LOST)]
     died = [rank for rank in own if codes[rank] < 0]

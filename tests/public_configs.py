@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 QWEN3 = {"vocab_size": 151_936, "head_dim": 128, "max_position_embeddings": 40_960, "tie_word_embeddings": False}
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -15,6 +15,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_key_value_heads=4,
         max_position_embeddings=32_768,
         tie_word_embeddings=False,
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
     ),
     "Qwen/Qwen3-8B": Qwen3Config(
         hidden_size=4096,
@@ -45,6 +55,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
 }
 PARAMETERS = {  # as published in the headers of their weights
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "Qwen/Qwen3-14B": 14_768_307_200,

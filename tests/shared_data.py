@@ -1,4 +1,12 @@
-"""The large published data sets next to the project: where they are, and how many tests did without them."""
+"""The large published data sets next to the project: where they are, and how many tests did without them.
+
+Each is a folder of JSON lines as its authors publish them: gsm8k/train.jsonl and test.jsonl (openai/gsm8k), math500/test.jsonl
+(HuggingFaceH4/MATH-500), aime24/test.jsonl (HuggingFaceH4/aime_2024), aime25/test.jsonl (math-ai/aime25) and opencompass.jsonl
+(opencompass/AIME2025), samples of deepmath (zwhe99/DeepMath-103K), dapo (BytedTsinghua-SIA/DAPO-Math-17k) and codeact
+(xingyaoww/code-act), and outputs/, recorded completions with the verdicts of other graders. `datasets` writes such a file:
+
+    load_dataset("openai/gsm8k", "main", split="test").to_json("gsm8k/test.jsonl")
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,4 +26,7 @@ def skipped_line(skipped: Iterable[Any], folder: Path = SHARED_DATA) -> str | No
     if not count:
         return None
     tests = "1 test was" if count == 1 else f"{count} tests were"
-    return f"{tests} skipped for lack of the published data sets; they go into {folder}, a folder for each: gsm8k/test.jsonl, ..."
+    return (
+        f"{tests} skipped for lack of the published data sets, which are not part of the project; they go into {folder}, a "
+        "folder of JSON lines for each, such as gsm8k/test.jsonl; tests/shared_data.py says which and where they come from"
+    )

@@ -112,7 +112,7 @@ def test_the_help_of_train_names_every_method_and_gate():
         ("train -x", "`sspo train` has no option -x; see `sspo train --help`"),
         ("train --steps 5", "`sspo train` has no option --steps; it is an option of a run: write -s steps=VALUE"),
         ("train --optimizer.learning-rate=1", "write -s optimizer.learning_rate=VALUE"),
-        ("--version", "`sspo` has no option --version"),
+        ("--verzion", "`sspo` has no option --verzion; did you mean --version?"),
         ("trian", "there is no command trian; did you mean train?"),
         ("sweep", "`sspo sweep` needs -c / --config: the sweep's YAML file; see `sspo sweep --help`"),
         (

@@ -98,9 +98,20 @@ def test_options_that_only_one_of_two_methods_has_are_differences_too():
 
 
 def test_what_a_resumed_run_may_change_is_how_it_is_computed():
-    whole = load_config([], ["model.lora={}", "rollout.vllm={server: a, exchange: b}"]).model_dump()
+    given = ["model.lora={}", "rollout.vllm={server: a, exchange: b}", "fork.run=a"]
+    whole = load_config([], given).model_dump()
     assert {key for key, _ in flatten(whole) if may_change(key)} == {
         "threads",
+        "device",
+        "fork.run",
+        "evaluation.every",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "wandb.mode",
+        "wandb.project",
+        "wandb.entity",
+        "wandb.group",
+        "wandb.tags",
         "model.kernels",
         "model.gradient_checkpointing",
         "rollout.engine",

@@ -20,6 +20,13 @@ def test_the_demo_config_is_the_default():
     assert load_config([CONFIGS / "demo.yaml"]) == RunOptions()
 
 
+def test_the_preset_of_a_small_model_is_not_the_embedded_one_s():
+    options = load_config([CONFIGS / "smollm2-135m.yaml"])
+    assert options.prompt == "think-answer"
+    assert (options.cold_start.learning_rate, options.optimizer.learning_rate) == (5e-5, 1e-5)
+    assert [task.name for task in (*options.tasks, *options.evaluation.benchmarks)] == ["gsm8k", "gsm8k"]
+
+
 def test_table_1_is_the_paper_s_setting():
     options = load_config([CONFIGS / "table1.yaml"])
     assert options.model.name == "Qwen/Qwen2.5-7B-Instruct"

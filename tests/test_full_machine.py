@@ -65,7 +65,7 @@ def test_every_library_s_way_to_say_that_the_memory_is_full(train, tmp_path, mon
     monkeypatch.setattr(Policy, "logprobs", lambda *_: fail())
     assert_told(train(), "the memory is full")
     status = json.loads((tmp_path / "full" / "status.json").read_text())
-    assert (status["state"], "--run full --resume" in status["reason"]) == ("failed", True)
+    assert (status["state"], "--resume --run full" in status["reason"]) == ("failed", True)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,9 @@ def test_a_full_disk_says_how_to_continue(train, tmp_path, monkeypatch) -> None:
 
     with monkeypatch.context() as patches:
         patches.setattr(torch, "save", full)
-        assert_told(train(), "No space left on device; once there is room, --run full --resume continues the run")
+        assert_told(
+            train(), "No space left on device; once there is room, `sspo train --resume --run full` continues the run"
+        )
     with monkeypatch.context() as patches:
 
         def append(path: Path, row: object) -> None:
@@ -124,7 +126,9 @@ def test_a_full_disk_says_how_to_continue(train, tmp_path, monkeypatch) -> None:
 
         patches.setattr(jsonl, "append_jsonl", append)
         patches.setattr(os, "replace", full)
-        assert_told(train("--resume"), "No space left on device; once there is room, --run full --resume continues")
+        assert_told(
+            train("--resume"), "No space left on device; once there is room, `sspo train --resume --run full` continues"
+        )
     done = train("--resume")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "full" / "status.json").read_text())["state"] == "finished"

@@ -88,8 +88,11 @@ def test_a_resumed_run_may_be_computed_otherwise(undisturbed: Path, tmp_path: Pa
     [
         (["--run", "whole"], "whole exists; choose another --run or add --resume"),
         (["--run", "whole", "--resume"], "is finished"),
-        (["--run", "whole", "--resume", "-s", "steps=11"], "steps: 10 -> 11"),
-        (["--run", "none", "--resume"], "there is no run"),
+        (["--run", "whole", "--resume", "-s", "steps=9"], "steps: 10 -> 9"),
+        (["--run", "whole", "--resume", "--seed", "1"], "seed: 0 -> 1"),
+        (["--run", "whole", "--resume", "-s", "rollout.prompts=16"], "rollout.prompts: 8 -> 16"),
+        (["--run", "none", "--resume"], "there is no run none"),
+        (["--run", "cold-starts", "--resume"], "there is no run cold-starts"),
         (["--resume"], "--resume needs the run's name"),
     ],
 )

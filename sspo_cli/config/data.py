@@ -16,6 +16,7 @@ from sspo_cli.tasks.rows import Layout
 TaskName = Literal[
     "arithmetic",
     "calculator",
+    "chains",
     "calculator-two",
     "gsm8k",
     "deepmath",
@@ -44,9 +45,9 @@ ENVIRONMENTS = {
 class ColumnOptions(Options):
     """Columns of a data set whose names are not found by themselves; a dotted name is of a nested column."""
 
-    question: str | None = None
-    answer: str | None = None
-    id: str | None = None
+    question: str | None = Field(None, description="what is asked")
+    answer: str | None = Field(None, description="the gold answer")
+    id: str | None = Field(None, description="by which a problem is named; null: its place")
     demonstration: str | None = Field(None, description="a worked completion for the cold start")
 
 
@@ -56,7 +57,7 @@ class TaskOptions(Options):
     A text stands for one too: `gsm8k`, `gsm8k=data/gsm8k`, `gsm8k=data/gsm8k:test` or `problems.jsonl`.
     """
 
-    name: TaskName = "arithmetic"
+    name: TaskName = Field("arithmetic", description="of the data set; file: rows of {question, answer} in `path`")
     path: str | None = Field(None, description="hub name or local folder or file instead of the published one")
     split: str = Field(
         "train", description="train or test, or as the data set names it; of a benchmark, test by default"
@@ -65,7 +66,7 @@ class TaskOptions(Options):
         None, description="configuration of a data set that has several, such as socratic of gsm8k"
     )
     columns: ColumnOptions | None = Field(None, description="where question and answer are; null: by the usual names")
-    weight: PositiveFloat = 1.0
+    weight: PositiveFloat = Field(1.0, description="share of the problems drawn, relative to the other tasks")
     limit: PositiveInt | None = Field(None, description="only the first so many problems")
 
     @model_validator(mode="before")

@@ -37,7 +37,7 @@ def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str
     prefix: list[str] = []
     for part in location[:-1]:
         prefix.append(str(part))
-        section = (_nested(section, part) or section) if isinstance(part, str) else section
+        section = (nested_section(section, part) or section) if isinstance(part, str) else section
     name = str(location[-1])[:LONGEST_VALUE]
     here = {option: ".".join([*prefix, option]) for option in section.model_fields}
     everywhere: dict[str, str] = {}
@@ -49,7 +49,7 @@ def _did_you_mean(location: tuple[str | int, ...], root: type[BaseModel]) -> str
     return f"; the options here are {', '.join(here)}"
 
 
-def _nested(section: type[BaseModel], name: str) -> type[BaseModel] | None:
+def nested_section(section: type[BaseModel], name: str) -> type[BaseModel] | None:
     """Find the section class that a field holds, directly, in a list or as an optional."""
     annotation = section.model_fields[name].annotation if name in section.model_fields else None
     for candidate in (annotation, *get_args(annotation)):
@@ -61,5 +61,5 @@ def _nested(section: type[BaseModel], name: str) -> type[BaseModel] | None:
 def _all_options(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name in section.model_fields:
         yield name, prefix + name
-        if nested := _nested(section, name):
+        if nested := nested_section(section, name):
             yield from _all_options(nested, f"{prefix}{name}.")

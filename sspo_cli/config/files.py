@@ -1,27 +1,58 @@
 """From YAML files and dotted overrides to validated options, and a sentence for everything that is wrong in them."""
 
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from sspo_cli.config.explain import explain
+from sspo_cli.config.explain import explain, option_named
 from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
+from sspo_cli.config.presets import find_config
+from sspo_cli.config.sampling import EpisodeOptions
 from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
 
 MAY_CHANGE = {
+    "device",
     "episode.parallel",
+    "evaluation.every",
+    "fork.run",
     "learning.token_budget",
     "model.gradient_checkpointing",
     "model.kernels",
     "rollout.engine",
     "rollout.max_rows",
     "threads",
+}
+MAY_CHANGE_WHOLLY = ("rollout.vllm", "checkpoint.", "wandb.")
+# What `sspo eval` reads of a model's options: how it is loaded, asked, sampled and checked.
+READ_BY_EVAL = (
+    *(
+        "model.revision",
+        "model.dtype",
+        "model.weights",
+        "model.attention",
+        "prompt",
+        "chat",
+        "episode",
+        "device",
+        "threads",
+    ),
+    *("evaluation.benchmarks", "evaluation.max_new_tokens", "evaluation.samples", "evaluation.temperature"),
+    *("rollout.engine", "rollout.vllm", "rollout.max_new_tokens", "rollout.max_rows", "answer_timeout"),
+)
+READ_BY_GRADING = ("answer_timeout",)
+INSTEAD_IN_EVAL = {
+    "model.name": "name the model as an argument, `sspo eval MODEL`",
+    "seed": "--seed is that of the sampling",
+    "rollout.temperature": "use --temperature",
+    "tasks": "benchmarks are named by -b",
 }
 MOST_PARTS = 10  # of a dotted key; the options have four
 NULLS = ("null", "Null", "NULL", "~")
@@ -46,7 +77,73 @@ def merge_config(
     over = nest(flags or {})
     for override in overrides:  # in whatever order they stand, all of them are meant together
         over = merge(over, _parse_override(override))
-    return merge_layers([*map(read_yaml, files), over])
+    return merge_layers([*map(read_yaml, map(find_config, files)), over])
+
+
+def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:
+    """Raise UserError for an override that `sspo eval` would not read, of a model or of recorded completions.
+
+    A config file may hold such options: it is one of training.
+    """
+    read = READ_BY_GRADING if of_recorded else READ_BY_EVAL
+    for key, _ in flatten(merge_config([], overrides)):
+        if option_named(key, RunOptions) != key or key in read or key.startswith(tuple(f"{name}." for name in read)):
+            continue  # validation reports what is no option
+        what = "the grading of recorded completions" if of_recorded else "an evaluation"
+        raise UserError(
+            f"-s {key} would be ignored: {what} does not read it; {INSTEAD_IN_EVAL.get(key, 'leave it out')}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What options a command line gives: files, later ones over earlier ones, then dotted flags, then overrides."""
+
+    files: Sequence[Path] = ()
+    overrides: Sequence[str] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> RunOptions:
+        """Validate them alone. Raises UserError as `load_config`."""
+        return load_config(self.files, self.overrides, self.flags)
+
+    def over(self, recorded: RunOptions) -> RunOptions:
+        """Lay them over the options of an earlier run, and validate the result.
+
+        Another method or gate has its own defaults, not the values recorded for the earlier one. Raises UserError as
+        `load_config`.
+        """
+        over = merge_config(self.files, self.overrides, self.flags)
+        return validate(merge_layers([_without_derived(recorded.model_dump(mode="json"), over), over]))
+
+    @property
+    def words(self) -> list[str]:
+        """Return the words of a command line that give the same."""
+        flags = [
+            f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in self.flags.items()
+        ]
+        files = [part for file in self.files for part in ("-c", str(file))]
+        return [*files, *(part for text in (*flags, *self.overrides) for part in ("-s", text))]
+
+
+def _without_derived(recorded: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of recorded options what was filled in for a value that `over` replaces, and would contradict the new one."""
+    kept = {**recorded, "rollout": dict(recorded["rollout"])}
+    objective, rollout = _section(over, "objective"), _section(over, "rollout")
+    gate = recorded["objective"].get("gate")
+    if objective.get("gate", gate) != gate:
+        kept["objective"] = {"method": recorded["objective"]["method"]}
+    if recorded["episode"] == EpisodeOptions().model_dump(mode="json"):
+        kept["episode"] = None
+    leaves_vllm = rollout.get("engine") == "torch" and "vllm" not in rollout
+    if leaves_vllm or "server" in _section(rollout, "vllm"):  # a server has other options than vLLM in this process
+        kept["rollout"]["vllm"] = None
+    return kept
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -113,7 +210,15 @@ def may_change(key: str) -> bool:
 
     The results are the same to rounding, except that another engine or `rollout.max_rows` draws other completions.
     """
-    return key in MAY_CHANGE or key.startswith("rollout.vllm")
+    return key in MAY_CHANGE or key.startswith(MAY_CHANGE_WHOLLY)
+
+
+def fixed_differences(recorded: RunOptions, given: RunOptions) -> list[str]:
+    """Describe each option that differs although a resumed run may not change it; `steps` may grow."""
+    changes = differences(recorded, given)
+    if given.steps > recorded.steps:
+        del changes["steps"]
+    return [line for key, line in changes.items() if not may_change(key)]
 
 
 def to_yaml(options: RunOptions) -> str:

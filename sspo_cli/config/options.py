@@ -24,6 +24,7 @@ from sspo_cli.config.data import (
     TaskOptions,
     task_from_text,
 )
+from sspo_cli.config.named import named_model_defaults
 from sspo_cli.config.sampling import EpisodeOptions, RolloutOptions
 from sspo_cli.objectives import DEFAULT_METHOD, METHODS, NORMALIZERS, OPTIONS, SSPO_GATES, resolve_options
 from sspo_cli.tasks.prompts import Template
@@ -93,10 +94,10 @@ class ObjectiveOptions(GateOptions):
 class TinyModelOptions(Options):
     """A Qwen2-shaped model built from scratch with the embedded character tokenizer; used where `model.name` is null."""
 
-    hidden_size: PositiveInt = Field(64, le=2**16)
-    layers: PositiveInt = Field(3, le=1000)
-    heads: PositiveInt = Field(2, le=2**12)
-    intermediate_size: PositiveInt = Field(192, le=2**20)
+    hidden_size: PositiveInt = Field(64, le=2**16, description="width of the residual stream")
+    layers: PositiveInt = Field(3, le=1000, description="transformer layers")
+    heads: PositiveInt = Field(2, le=2**12, description="attention heads of each layer")
+    intermediate_size: PositiveInt = Field(192, le=2**20, description="width of the feed-forward layers")
     seed: TorchSeed = Field(
         0, description="of the initial weights; not the run's seed, so that all seeds share a cold start"
     )
@@ -117,15 +118,19 @@ class TinyModelOptions(Options):
 class LoraOptions(Options):
     """Low-rank adapters by peft instead of training every weight."""
 
-    rank: PositiveInt = Field(16, le=2**16)
-    alpha: PositiveFloat = 32.0
-    targets: list[str] | Literal["all-linear"] = "all-linear"
+    rank: PositiveInt = Field(16, le=2**16, description="of the two low-rank matrices")
+    alpha: PositiveFloat = Field(32.0, description="the update is scaled by alpha / rank")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the layers that get an adapter"
+    )
     seed: TorchSeed = Field(0, description="of the adapters' initial weights")
 
 
 class ModelOptions(Options):
+    """The model: a named one, or a tiny one built from scratch."""
+
     name: str | None = Field(None, description="a Hugging Face causal LM by name or folder; null builds the tiny one")
-    revision: str | None = None
+    revision: str | None = Field(None, description="branch, tag or commit of a model on the hub; null: its main branch")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the computation; auto is bfloat16 where the GPU has it"
     )
@@ -139,10 +144,14 @@ class ModelOptions(Options):
         description="of the layers: torch's; liger-kernel's fused ones, on a GPU; or torch.compile's, when learning. "
         "The results are the same to rounding, those of a compiled run that was resumed too",
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    gradient_checkpointing: bool = False
-    lora: LoraOptions | None = None
-    tiny: TinyModelOptions = TinyModelOptions()
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="implementation of attention: torch's fused one, the plain one, or flash-attention on a GPU"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute the layers' activations again in the backward pass: less memory, more time"
+    )
+    lora: LoraOptions | None = Field(None, description="train low-rank adapters; null: every weight")
+    tiny: TinyModelOptions = Field(TinyModelOptions(), description="the model that is built if name is null")
 
     @model_validator(mode="after")
     def _weights_fit_the_computation(self) -> Self:
@@ -158,6 +167,8 @@ class ModelOptions(Options):
 
 
 class LearningOptions(Options):
+    """How a rollout batch is learned from."""
+
     mu: PositiveInt = Field(2, description="disjoint minibatches of a rollout batch, one optimizer step each")
     epochs: PositiveInt = Field(1, le=1000, description="passes over the same rollout batch")
     std: Literal["sample", "population", "none"] = Field(
@@ -190,12 +201,18 @@ LARGEST_BETA2_IN_BFLOAT16 = 0.995  # it is rounded to the nearest of steps of 1/
 
 
 class OptimizerOptions(Options):
-    learning_rate: PositiveFloat = 2e-4
-    warmup_steps: NonNegativeInt = 10
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.99)
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
+    """AdamW, and its learning rate over the run."""
+
+    learning_rate: PositiveFloat = Field(2e-4, description="the highest, after the warm-up")
+    warmup_steps: NonNegativeInt = Field(10, description="steps in which the rate rises linearly from 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="of the rate after the warm-up: constant, or decaying to 0 at the last step"
+    )
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = Field(
+        (0.9, 0.99), description="decay of the first and of the second moments"
+    )
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
+    max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
     max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
     eight_bit: bool = Field(
         False,
@@ -206,15 +223,17 @@ class OptimizerOptions(Options):
 class ColdStartOptions(Options):
     """The supervised stage that teaches the format before RL; `steps: 0` leaves it out."""
 
-    steps: NonNegativeInt = 700
-    batch_size: PositiveInt = Field(48, le=10**6)
-    learning_rate: PositiveFloat = 3e-3
-    warmup_steps: NonNegativeInt = 50
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
+    steps: NonNegativeInt = Field(700, description="optimizer steps; 0 leaves the stage out")
+    batch_size: PositiveInt = Field(48, le=10**6, description="demonstrations in a step")
+    learning_rate: PositiveFloat = Field(3e-3, description="the highest, after the warm-up")
+    warmup_steps: NonNegativeInt = Field(50, description="steps in which the rate rises linearly from 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="of the rate after the warm-up: constant, or decaying to 0 at the last step"
+    )
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
+    max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
     tasks: list[TaskOptions] = Field([], description="whose worked demonstrations to learn from; none: the run's own")
-    checkpoint_every: PositiveInt = 200
+    checkpoint_every: PositiveInt = Field(200, description="steps between two checkpoints of an unfinished stage")
     seed: TorchSeed = Field(
         0, description="of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
     )
@@ -226,8 +245,12 @@ VALIDATION = "validation"  # what the problems held out of the training tasks ar
 class EvaluationOptions(Options):
     """Pass@1 during training, before the first step and after the last, and every so many between; greedy, the paper's."""
 
-    benchmarks: list[BenchmarkOptions] = [BenchmarkOptions(name="arithmetic", split="test", limit=512)]
-    every: PositiveInt | None = 40
+    benchmarks: list[BenchmarkOptions] = Field(
+        [BenchmarkOptions(name="arithmetic", split="test", limit=512)], description="data sets to measure on"
+    )
+    every: PositiveInt | None = Field(
+        40, description="optimizer steps between two evaluations; null: only before the first step and after the last"
+    )
     max_new_tokens: PositiveInt | None = Field(
         None,
         le=10**7,
@@ -280,22 +303,39 @@ class EvaluationOptions(Options):
 
 
 class CheckpointOptions(Options):
-    every: PositiveInt = 20
+    """When a run is saved, and what stays of it."""
+
+    every: PositiveInt = Field(20, description="optimizer steps between two checkpoints")
     keep: PositiveInt = Field(2, description="the last so many stay")
 
 
 class WandbOptions(Options):
-    mode: Literal["disabled", "offline", "online"] = "disabled"
-    project: str = "sspo"
-    entity: str | None = None
+    """The copy of a run in Weights & Biases."""
+
+    mode: Literal["disabled", "offline", "online"] = Field(
+        "disabled", description="offline needs no login and prints the command that uploads the run"
+    )
+    project: str = Field("sspo", description="that the run is filed under")
+    entity: str | None = Field(None, description="user or team; null: the login's own")
     group: str | None = Field(None, description="null: method and gate")
-    tags: list[str] = []
+    tags: list[str] = Field([], description="of the run")
+
+
+class ForkOptions(Options):
+    """Another run's checkpoint that this one starts from, in the place of the model's own weights."""
+
+    run: str = Field(min_length=1, description="the other run, by its name or folder")
+    step: NonNegativeInt | None = Field(None, description="of its checkpoint; null: the last")
+    optimizer: bool = Field(False, description="with the optimizer's moments, which otherwise start at 0")
+    fingerprint: str | None = Field(
+        None, description="of the checkpoint, filled in at the start; another one is refused"
+    )
 
 
 class RunOptions(Options):
     """A whole run: what `config.json` in its folder holds."""
 
-    seed: Seed = 0
+    seed: Seed = Field(0, description="of problems, sampling and minibatches")
     steps: PositiveInt = Field(160, description="optimizer steps")
     threads: PositiveInt = Field(
         1, le=1024, description="OpenMP threads of the process; one is fastest for tiny models"
@@ -306,7 +346,7 @@ class RunOptions(Options):
     chat: ChatOptions = ChatOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
     model: ModelOptions = ModelOptions()
-    tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1)
+    tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1, description="data sets to train on")
     rollout: RolloutOptions = RolloutOptions()
     reward: RewardOptions = RewardOptions()
     episode: EpisodeOptions | None = Field(None, description="of tasks in episodes; null without such a task")
@@ -316,6 +356,35 @@ class RunOptions(Options):
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     wandb: WandbOptions = WandbOptions()
+    fork: ForkOptions | None = Field(None, description="start from another run's checkpoint, as `--from` does")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fork_needs_no_cold_start(cls, values: Any) -> Any:
+        if not (isinstance(values, dict) and values.get("fork")):
+            return values
+        cold_start = values.get("cold_start", {})
+        return {**values, "cold_start": {"steps": 0, **cold_start}} if isinstance(cold_start, dict) else values
+
+    @model_validator(mode="after")
+    def _moments_are_of_the_weights(self) -> Self:
+        if self.fork and self.fork.optimizer and self.cold_start.steps:
+            raise ValueError(
+                f"fork.optimizer continues with moments that cold_start.steps = {self.cold_start.steps} would make stale; "
+                "set cold_start.steps=0, or leave out the optimizer"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_named_model(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        filled = dict(values)
+        for name, value in named_model_defaults(values).items():
+            section, _, option = name.rpartition(".")
+            filled.update({section: {**filled.get(section, {}), option: value}} if section else {option: value})
+        return filled
 
     @property
     def template(self) -> Template:

@@ -63,7 +63,7 @@ class RolloutOptions(Options):
     )
     prompts: PositiveInt = Field(16, le=10**6, description="P, prompts in a rollout batch")
     group_size: int = Field(8, ge=2, le=10**5, description="G, completions of each prompt")
-    max_new_tokens: PositiveInt = Field(64, le=10**7)
+    max_new_tokens: PositiveInt = Field(64, le=10**7, description="of a completion, in episodes of a turn")
     temperature: PositiveFloat = Field(
         1.0, description="applied by the sampler and by the policy's log-probabilities alike"
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sspo_cli import ranks
-from sspo_cli.config import ENVIRONMENTS, BenchmarkOptions, EpisodeOptions, RunOptions
+from sspo_cli.config import ENVIRONMENTS, BenchmarkOptions, EpisodeOptions
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
@@ -53,7 +53,7 @@ def measure(
     changes: Mapping[str, Any],
     checkpoint: str | None,
     limit: int | None,
-    given: RunOptions | None,
+    given: Mapping[str, Any] | None,
     runs_dir: Path,
     engine: Literal["auto", "torch", "vllm"] | None = None,
 ) -> None:

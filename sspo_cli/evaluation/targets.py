@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text
-from sspo_cli.errors import LONGEST_PATH, UserError
+from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text, validate
+from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Conditions
-from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
+from sspo_cli.named_runs import checkpoint_of, find_run, model_folder, step_of, whole
 from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
-from sspo_cli.tracking.shapes import BEST, MEASURED_MODEL
+from sspo_cli.tracking.shapes import MEASURED_MODEL
 
 MODEL = "model.json"  # in the folder of a model that no run has made: which one it is
 
@@ -33,7 +33,7 @@ class Target:
 
     @property
     def step(self) -> int:
-        return int(self.checkpoint.name.removeprefix("step-")) if self.checkpoint else 0
+        return step_of(self.checkpoint) if self.checkpoint else 0
 
     @property
     def model(self) -> str:
@@ -42,40 +42,47 @@ class Target:
         return str(local.resolve()) if local.exists() else self.name
 
 
-def find_target(name: str, checkpoint: str | None, given: RunOptions | None, runs_dir: Path) -> Target:
+def find_target(
+    name: str, checkpoint: str | None, given: RunOptions | Mapping[str, Any] | None, runs_dir: Path
+) -> Target:
     """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
 
-    The options `given` are a model's, or those of a run that it is measured like; a run has its own. Raises UserError for a
-    checkpoint that a run does not have, and for a model if a checkpoint is asked for.
+    `given` are a model's options before validation, or those of a run that it is measured like; a run has its own. Raises
+    UserError for a checkpoint that a run does not have, and for a model if a checkpoint is asked for.
     """
-    if not name:
-        raise UserError("a run or model to measure has an empty name")
-    if len(name) > LONGEST_PATH or "\0" in name:
-        raise UserError(f"there is no run or model {name!r}")
-    for path in (Path(name), runs_dir / name):
-        of_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file()
-        if (path / "checkpoints").is_dir():
-            run = RunFolder.open(path)
-            folder = _checkpoint_of(run, checkpoint or "last")
-        elif of_a_run and path.is_dir() and NAME.fullmatch(path.name):
-            if checkpoint:
-                raise UserError(f"{path} is a checkpoint already; leave out --checkpoint or name the run")
-            run, folder = RunFolder.open(path.parent.parent), _whole(path)
-        else:
-            continue
+    if named := find_run(name, runs_dir):
+        if named.checkpoint and checkpoint:
+            raise UserError(f"{named.checkpoint} is a checkpoint already; leave out --checkpoint or name the run")
+        run = RunFolder.open(named.folder)
+        folder = whole(named.checkpoint) if named.checkpoint else checkpoint_of(run, checkpoint or "last")
         return Target(name, run.config, run.path, folder)
     if checkpoint:
         raise UserError(
             f"there is no run {name} in {runs_dir}, and a model has no checkpoints; leave out --checkpoint or correct the name"
         )
-    given = given or RunOptions()
-    revision = given.model.revision if given.model.name in (None, name) else None
-    options = given.model_copy(update={"model": given.model.model_copy(update={"name": name, "revision": revision})})
-    target = Target(name, options, runs_dir / f"model-{name.strip('/').replace('/', '-')}", None)
+    options = _options_of_model(name, given)
+    target = Target(name, options, model_folder(name, runs_dir), None)
     path = target.folder / MODEL
     if path.exists() and (earlier := read_json(path, MEASURED_MODEL)["model"]) != target.model:
         raise UserError(f"{target.folder} holds the results of another model, {earlier}; choose another --runs-dir")
     return target
+
+
+def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -> RunOptions:
+    """Return the options of a model that no run has made, with the defaults of a named model.
+
+    A revision that was given belongs to another model if that is named along with it.
+    """
+    if isinstance(given, RunOptions):
+        revision = given.model.revision if given.model.name in (None, name) else None
+        model = given.model.model_copy(update={"name": name, "revision": revision})
+        return given.model_copy(update={"model": model})
+    values = dict(given or {})
+    model_values = values.get("model", {})
+    if not isinstance(model_values, dict):
+        return validate(values)  # which says what is wrong
+    revision = model_values.get("revision") if model_values.get("name") in (None, name) else None
+    return validate({**values, "model": {**model_values, "name": name, "revision": revision}})
 
 
 def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
@@ -142,33 +149,6 @@ def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOpt
                 f"{task.label} is measured for {unequal}: their scores are not comparable; --max-new-tokens gives both one limit"
             )
     return sentences
-
-
-def _checkpoint_of(run: RunFolder, which: str) -> Path:
-    if which == "last":
-        newest, _ = latest_whole(run.checkpoints)
-        if newest is None:
-            raise UserError(f"run {run.path} has no whole checkpoint to measure")
-        return newest
-    if which == "best":
-        if not run.best_path.exists():
-            raise UserError(
-                f"run {run.path} has chosen no best checkpoint; it would need evaluation.validation, problems held out for that"
-            )
-        which = str(read_json(run.best_path, BEST)["step"])
-    folder = run.checkpoints / f"step-{which}"
-    if not folder.is_dir():
-        steps = ", ".join(path.name.removeprefix("step-") for path in checkpoint_folders(run.checkpoints))
-        raise UserError(
-            f"run {run.path} has no checkpoint {which}; use last, best or one of its steps: {steps or 'none'}"
-        )
-    return _whole(folder)
-
-
-def _whole(checkpoint: Path) -> Path:
-    if not is_whole(checkpoint):
-        raise UserError(f"checkpoint {checkpoint} is damaged")
-    return checkpoint
 
 
 def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:

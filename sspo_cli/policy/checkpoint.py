@@ -179,6 +179,11 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def holds_optimizer(name: str) -> bool:
+    """Report whether a checkpoint's file of that name is of the optimizer and the run, and not of the model."""
+    return name in (STATE, OPTIMIZER_INDEX) or name.endswith(".distcp")
+
+
 def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer's part of a checkpoint and its `state`, which as many ranks have written, or others.
 

@@ -59,6 +59,17 @@ def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, step
             return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def describe_new_end(options: OptimizerOptions, step: int, before: int, after: int) -> str | None:
+    """Say how the learning rate changes at `step` if the schedule ends `after` so many steps instead of `before`."""
+    if before == after or options.schedule == "constant":
+        return None
+    old, new = (scheduled_rate(options, step, steps) for steps in (before, after))
+    return (
+        f"optimizer.schedule = {options.schedule} now ends at step {after} instead of {before}: the learning rate of step "
+        f"{step + 1} is {new:.3g} instead of {old:.3g}"
+    )
+
+
 def guarded_step(
     optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, max_grad_norm: float, seed: int
 ) -> tuple[float, bool]:

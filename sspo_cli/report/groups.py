@@ -39,10 +39,11 @@ WITHOUT_EFFECT = (
     "evaluation.temperature",
     "checkpoint.",
     "wandb.",
+    "fork.",  # what it starts from has an effect, see `effects_of`
 )
 
 # Options that make the model that RL starts from, and what it is asked; runs that differ in them are compared in no table.
-START = ("model.", "cold_start.", "tasks", "prompt", "chat.", "episode.")
+START = ("model.", "cold_start.", "tasks", "prompt", "chat.", "episode.", "fork")
 
 # Options that make the regime that methods are compared in: how stale minibatches get, and how much is sampled. Runs that
 # differ in them are no rival configurations of a method either, and have a block of their own in each table.
@@ -54,6 +55,7 @@ REGIME = (
     "rollout.group_size",
     "rollout.max_new_tokens",
     "rollout.temperature",
+    "extended",
 )
 
 LONGEST_TEXT = 80  # characters of a value that is written out
@@ -125,7 +127,7 @@ def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
     models = [_model_name(o) for o in options]
     data = [f"{model}, {' + '.join(task.name for task in o.tasks)}" for model, o in zip(models, options, strict=True)]
     begun = [_named(name, detail) for name, detail in zip(data, distinguish(data, starts), strict=True)]
-    regimes = [{key.rpartition(".")[2]: effect[key] for key in REGIME} for effect in effects]
+    regimes = [{key.rpartition(".")[2]: effect[key] for key in REGIME if key in effect} for effect in effects]
     settings = [_named(name, detail) for name, detail in zip(begun, distinguish(begun, regimes), strict=True)]
     variants = [_method_and_gate(o) for o in options]
     names = [f"{setting} {variant}" for setting, variant in zip(settings, variants, strict=True)]
@@ -161,9 +163,22 @@ def options_with_effect(options: RunOptions) -> dict[str, Any]:
 
 
 def effects_of(run: RunRecord) -> dict[str, Any]:
-    """Return what changes what a run learned: its options, and what was left out of its training tasks for a benchmark."""
-    left_out = {"tasks.left_out": run.left_out} if run.left_out else {}
-    return options_with_effect(run.options) | left_out
+    """Return what changes what a run learned.
+
+    These are its options, what was left out of its training tasks for a benchmark, the checkpoint that it was forked from, and
+    where it was extended.
+    """
+    effects = options_with_effect(run.options)
+    if run.left_out:
+        effects["tasks.left_out"] = run.left_out
+    if (fork := run.options.fork) is None:
+        del effects["fork"]
+    else:
+        optimizer = ", with its optimizer" if fork.optimizer else ""
+        effects["fork"] = f"of {Path(fork.run).name}@{fork.step}{optimizer} ({fork.fingerprint})"
+    if run.extended:
+        effects["extended"] = ", ".join(f"at step {each['after']} from {each['steps'][0]}" for each in run.extended)
+    return effects
 
 
 def mean_over_seeds(runs: Sequence[RunRecord], metric: str) -> pd.Series:

@@ -32,6 +32,7 @@ class RunRecord:
     metrics      a row for each optimizer step, indexed by it
     evaluations  the rows of eval/summary.json, each with all of MEASUREMENT
     data         what config.json says of the training problems; empty in a folder of an older version
+    extended     the extensions of its steps, as config.json says them
     """
 
     path: Path
@@ -43,6 +44,7 @@ class RunRecord:
     metrics: pd.DataFrame
     evaluations: list[dict[str, Any]]
     data: dict[str, Any] = field(default_factory=dict)
+    extended: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def left_out(self) -> str | None:
@@ -144,6 +146,7 @@ def read_run(path: Path) -> RunRecord:
         metrics=metrics.astype(float),
         evaluations=_evaluations(folder),
         data=folder.data,
+        extended=folder.extended,
     )
 
 

@@ -1,17 +1,21 @@
-"""Failures of the machine in the middle of a run, and how it continues after them."""
+"""Failures of the machine in the middle of a run, and the command that continues a run that has ended early."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from sspo_cli.errors import UserError, first_line, says_disk_is_full, says_memory_is_full
+from sspo_cli.config import RunOptions
+from sspo_cli.errors import UserError, command_line, first_line, says_disk_is_full, says_memory_is_full
+from sspo_cli.interruption import Interrupted
 from sspo_cli.tracking.run_folder import RunFolder
+
+TRAIN = "`sspo train "  # how a command begins that an error names already
 
 
 @contextmanager
-def explained_full_memory(folder: RunFolder) -> Iterator[None]:
-    """Turn an exception that means a full memory, of the GPU or the CPU, into a UserError that says what needs less."""
+def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[None]:
+    """Turn an exception that means a full memory, of the GPU or the CPU, into a UserError with a command that needs less."""
     try:
         yield
     except (MemoryError, OverflowError, RuntimeError, ValueError, OSError) as error:
@@ -19,19 +23,30 @@ def explained_full_memory(folder: RunFolder) -> Iterator[None]:
             raise
         on_gpu = isinstance(error, torch.OutOfMemoryError)
         memory = "the GPU's memory is full" if on_gpu else f"the memory is full ({first_line(error)[:200]})"
+        budget, rows = max(1, options.learning.token_budget // 2), max(1, options.rollout.max_rows // 2)
+        less = ["-s", f"learning.token_budget={budget}", "-s", f"rollout.max_rows={rows}"]
         raise UserError(
-            f"{memory}; repeat the command with --run {folder.path.name} --resume and a lower "
-            "learning.token_budget or rollout.max_rows, or model.gradient_checkpointing=true; or start anew with "
-            "model.lora={rank: 16}, or with model.weights=bfloat16 and optimizer.eight_bit=true"
+            f"{memory}; {command_line(*folder.resume_command, *less)} continues the run with less, and so does "
+            "model.gradient_checkpointing=true; or start anew with model.lora={rank: 16}, or with model.weights=bfloat16 and "
+            "optimizer.eight_bit=true"
         ) from None
 
 
 @contextmanager
-def explained_full_disk(folder: RunFolder) -> Iterator[None]:
-    """Add to a UserError that means a full disk how the run continues."""
+def explained_end(folder: RunFolder) -> Iterator[None]:
+    """Add to whatever ends a run early the command that continues it."""
+    command = command_line(*folder.resume_command)
     try:
         yield
+    except Interrupted as error:
+        raise Interrupted(f"{error}; {command} continues the run") from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"ended at once, unsaved; {command} continues the run from its last checkpoint") from None
     except UserError as error:
-        if not says_disk_is_full(error):
+        if TRAIN in str(error):
             raise
-        raise UserError(f"{error}; once there is room, --run {folder.path.name} --resume continues the run") from error
+        condition = "once there is room, " if says_disk_is_full(error) else ""
+        raise type(error)(f"{error}; {condition}{command} continues the run") from error
+    except Exception as error:
+        error.add_note(f"sspo: {command} continues the run from its last checkpoint")
+        raise

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from sspo_cli import ranks
-from sspo_cli.errors import UserError, border
+from sspo_cli.errors import UserError, border, command_line
 from sspo_cli.interruption import Interrupted
-from sspo_cli.policy.checkpoint import describe_last_good, is_whole, keep_last, save_checkpoint
+from sspo_cli.policy.checkpoint import describe_last_good, is_whole, keep_last, latest_whole, save_checkpoint
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tracking.files import explain_os_errors, write_bytes_atomic
 
@@ -31,13 +31,23 @@ def save_if_due(run: Run) -> None:
     if state.bad_steps >= options.optimizer.max_bad_steps:
         raise UserError(
             f"the loss or its gradient was not finite in {state.bad_steps} steps in a row, at step {state.step}; "
-            f"{describe_last_good(run.folder.checkpoints)}; lower optimizer.learning_rate and start anew"
+            f"{describe_last_good(run.folder.checkpoints)}; {_with_lower_rate(run)}"
         )
     stopping = ranks.anywhere(run.interruption.requested)  # read once: a signal may come at any time
     if done or stopping or (state.step % options.checkpoint.every == 0 and not state.bad_steps):
         save(run)
     if stopping and not done:
         raise Interrupted
+
+
+def _with_lower_rate(run: Run) -> str:
+    """Say how to go on after bad steps, as the end of a sentence."""
+    whole, _ = latest_whole(run.folder.checkpoints)
+    rate = f"optimizer.learning_rate={run.options.optimizer.learning_rate / 2:g}"
+    if whole is None:
+        return f"start anew with a lower one, such as {rate}"
+    command = command_line("sspo", "train", "--from", whole, "-s", rate, "--runs-dir", run.folder.path.parent)
+    return f"{command} starts a new run from there at half the rate"
 
 
 def save(run: Run) -> None:

@@ -16,16 +16,30 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sspo_cli.config import Options, RunOptions, explain, flatten, merge_config, merge_layers, nest, read_yaml, validate
+from sspo_cli.config import (
+    Options,
+    RunOptions,
+    differences,
+    explain,
+    flatten,
+    may_change,
+    merge_config,
+    merge_layers,
+    nest,
+    read_yaml,
+    validate,
+)
 from sspo_cli.config.base import Seed
 from sspo_cli.errors import UserError, command_line
+from sspo_cli.forks import resolve_fork
 from sspo_cli.redaction import redacted
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
-OF_THE_MACHINE = ("threads",)  # not in its key: how many threads a trial gets depends on how many run beside it
+# Not in its key: how many threads a trial gets depends on how many run next to it, and a run that is forked may be moved.
+OF_THE_MACHINE: dict[str, Any] = {"threads": True, "fork": {"run"}}
 WIDE = 240  # characters, where no terminal says how many it has
 MOST_TRIALS = 5000  # unless the user allows more
 
@@ -152,11 +166,11 @@ def load_sweep(
         for shared, block, seed in itertools.product(sweep.points(), blocks, sweep.seeds)
         for point in block.points()
     ]
-    return _distinct_trials(file, points, base, over)
+    return _distinct_trials(file, points, base, over, runs_dir)
 
 
 def _distinct_trials(
-    file: Path, points: Sequence[dict[str, Any]], base: dict[str, Any], over: dict[str, Any]
+    file: Path, points: Sequence[dict[str, Any]], base: dict[str, Any], over: dict[str, Any], runs_dir: Path
 ) -> list[Trial]:
     """The trials of the points, dotted options each, over `base` and under `over`; one of those that are the same."""
     varying = {key for key in dict.fromkeys(itertools.chain(*points)) if _varies(key, points)}
@@ -164,7 +178,7 @@ def _distinct_trials(
     trials: dict[str, Trial] = {}
     for point in points:
         try:
-            options = validate(merge_layers([base, nest(point), over]))
+            options = resolve_fork(validate(merge_layers([base, nest(point), over])), runs_dir)
             _refuse_credentials(options)
         except UserError as error:
             which = ", ".join(f"{key}={value}" for key, value in point.items() if key in varying)
@@ -203,6 +217,7 @@ def _best_blocks(
     """What the sweep in `file` varied, of each method and gate where it did best by validation, over its seeds."""
     folder = runs_dir / file.stem
     trials = {trial.name: trial for trial in load_sweep(file, overrides, runs_dir, most, asked_for_by)}
+    check_trials(list(trials.values()), folder)
     if unfinished := [name for name in trials if RunFolder(folder / name).status.get("state") != "finished"]:
         raise UserError(
             f"{len(unfinished)} of {len(trials)} trials of {file}, whose best are asked for, are not finished in {folder}; "
@@ -223,6 +238,29 @@ def _best_blocks(
     return blocks
 
 
+def check_trials(trials: Sequence[Trial], folder: Path) -> None:
+    """Raise UserError if a trial was begun with other options than it has now, or was extended since.
+
+    Its name stays the same if the default of an option has changed since.
+    """
+    for trial in trials:
+        run = RunFolder(folder / trial.name)
+        if not run.config_path.exists():
+            continue
+        if run.extended:
+            before, after = run.extended[-1]["steps"]
+            raise UserError(
+                f"{run.path} was extended from {before} to {after} steps, so it is no trial of this sweep any more; move it "
+                "elsewhere, or give the sweep another --name"
+            )
+        changes = differences(run.config, trial.options)
+        if changed := [line for key, line in changes.items() if not may_change(key)]:
+            raise UserError(
+                f"{run.path} was begun with other options ({'; '.join(changed)}); give the sweep another --name, or set them "
+                "as they were"
+            )
+
+
 def _refuse_credentials(options: RunOptions) -> None:
     """Raises UserError for an address with credentials: trials get their options in files, and on Ray by the network."""
     values = flatten(options.model_dump(mode="json"))
@@ -240,7 +278,7 @@ def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:
     """
     words = [*options.objective.words]
     words += [f"{_short(key)}={value}" for key, value in varied.items() if key not in NAMED and _is_short(value)]
-    own = options.model_dump(mode="json", exclude_defaults=True, exclude=set(OF_THE_MACHINE))
+    own = options.model_dump(mode="json", exclude_defaults=True, exclude=OF_THE_MACHINE)
     digest = xxhash.xxh3_64_hexdigest(json.dumps(own, sort_keys=True).encode())
     name = "-".join([*words, f"seed{options.seed}", digest[:8]])
     return re.sub(r"[^\w.=-]+", "_", name)

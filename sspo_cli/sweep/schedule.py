@@ -11,11 +11,10 @@ from pathlib import Path
 from filelock import FileLock
 from rich.console import Console
 
-from sspo_cli.config import differences, may_change
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.locks import take_lock
-from sspo_cli.sweep.grid import Trial
+from sspo_cli.sweep.grid import Trial, check_trials
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.place import Place, PlaceLost, Running
 from sspo_cli.sweep.view import TrialsView
@@ -72,7 +71,7 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
         raise UserError(f"sweep {folder} is being run by another process")
     with lock:
         remove_leftovers(folder)
-        _check_options(trials, folder)
+        check_trials(trials, folder)
         with Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
             try:
                 failed = _run_all(trials, folder, place, retries, view, interruption)
@@ -141,23 +140,6 @@ def _run_all(
             process.wait()
             view.ended(name, "finished" if _is_finished(folder / name) else "stopped")
     return [name for name, count in failures.items() if count > retries]
-
-
-def _check_options(trials: Sequence[Trial], folder: Path) -> None:
-    """Raise UserError if a trial was begun with other options than it has now.
-
-    Its name stays the same if the default of an option has changed since.
-    """
-    for trial in trials:
-        run = RunFolder(folder / trial.name)
-        if not run.config_path.exists():
-            continue
-        changes = differences(run.config, trial.options)
-        if changed := [line for key, line in changes.items() if not may_change(key)]:
-            raise UserError(
-                f"{run.path} was begun with other options ({'; '.join(changed)}); give the sweep another --name, or set them "
-                "as they were"
-            )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sspo_cli.errors import UserError, did_you_mean
-from sspo_cli.tasks import aime, arithmetic, calculator, codeact, dapo, deepmath, file, gsm8k, math500
+from sspo_cli.tasks import aime, arithmetic, calculator, chains, codeact, dapo, deepmath, file, gsm8k, math500
 from sspo_cli.tasks.rows import PLAIN, Layout
 from sspo_cli.types import Problem
 
@@ -13,6 +13,7 @@ from sspo_cli.types import Problem
 TASKS: dict[str, Callable[..., Iterator[Problem]]] = {
     "arithmetic": arithmetic.problems,
     "calculator": calculator.problems,
+    "chains": chains.problems,
     "calculator-two": calculator.problems_of_two_calls,
     "gsm8k": gsm8k.problems,
     "deepmath": deepmath.problems,

@@ -81,17 +81,19 @@ class RunFolder:
         self._lock = FileLock(path / ".lock")
 
     @classmethod
-    def create(cls, path: Path, config: RunOptions, command: Sequence[str]) -> Self:
-        """Makes the folder and writes `config.json`; the lock is held.
+    def create(
+        cls, path: Path, config: RunOptions, command: Sequence[str], about: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Makes the folder and writes `config.json`, with what else there is to say `about` the run; the lock is held.
 
         A run that failed before its first step holds nothing and is replaced. Raises UserError where the folder holds
         something else, is being written by another process, or cannot be written.
         """
         run = cls(path)
-        ranks.on_first(lambda: run._create(config, command))
+        ranks.on_first(lambda: run._create(config, command, about or {}))
         return run
 
-    def _create(self, config: RunOptions, command: Sequence[str]) -> None:
+    def _create(self, config: RunOptions, command: Sequence[str], about: Mapping[str, Any]) -> None:
         path = self.path
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
@@ -99,13 +101,14 @@ class RunFolder:
         try:
             if any(not entry.name.startswith(".") for entry in path.iterdir()) and not self._came_to_nothing():
                 raise UserError(f"run {path} exists; choose another --run or add --resume")
-            about = {
+            content = {
                 "options": redacted(config.model_dump(mode="json")),
                 "command": redacted(list(command)),
                 "created": _now(),
                 **_program(),
+                **about,
             }
-            write_json_atomic(self.config_path, about)
+            write_json_atomic(self.config_path, content)
             self.write_status("running", 0, config.steps)
             with explain_os_errors("create", path):
                 self.checkpoints.mkdir(exist_ok=True)
@@ -147,17 +150,44 @@ class RunFolder:
     def change(self, config: RunOptions, after: str | None, changes: Sequence[str]) -> None:
         """The run goes on with other options; `config.json` keeps a list of what was changed after which checkpoint.
 
-        Raises UserError where the disk refuses.
+        A run whose steps are raised after a checkpoint is extended from there, which `config.json` says too. Raises UserError
+        where the disk refuses.
         """
 
         def write() -> None:
-            about = read_json(self.config_path, CONFIG)
-            about["options"] = redacted(config.model_dump(mode="json"))
-            about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
-            write_json_atomic(self.config_path, about)
+            content = read_json(self.config_path, CONFIG)
+            step = int(after.removeprefix("step-")) if after else 0
+            if step and config.steps != self.config.steps:
+                extension = {"after": step, "steps": [self.config.steps, config.steps]}
+                content.setdefault("extended", []).append(extension)
+            content["options"] = redacted(config.model_dump(mode="json"))
+            content.setdefault("changes", []).append({"after": after, "changed": list(changes)})
+            write_json_atomic(self.config_path, content)
 
         ranks.on_first(write)
         vars(self).pop("config", None)  # to be read anew
+
+    @property
+    def extended(self) -> list[dict[str, Any]]:
+        """What `config.json` says of extensions, in their order: `after` which step, and the `steps` before and since then."""
+        return read_json(self.config_path, CONFIG).get("extended", [])
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What `config.json` says of where the run's weights come from: the run it is a fork of, and its extensions."""
+        about = read_json(self.config_path, CONFIG)
+        return {name: about[name] for name in ("extended", "origin") if name in about}
+
+    @property
+    def name_in_commands(self) -> str:
+        """The run's path, as a command that is typed in the same folder has it."""
+        return f"./{self.path}" if str(self.path).startswith("-") else str(self.path)
+
+    @property
+    def resume_command(self) -> list[str]:
+        """The words of the command that continues the run."""
+        several = ["--nproc", str(ranks.size())] if ranks.size() > 1 else []
+        return ["sspo", "train", "--resume", "--run", self.name_in_commands, *several]
 
     @property
     @ranks.by_first

@@ -60,11 +60,19 @@ class _Start(TypedDict):
 
 
 @exact
+class _Extension(TypedDict):
+    after: Count
+    steps: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+@exact
 class _Config(_Start):
     options: dict[str, Any]
     changes: NotRequired[list[dict[str, Any]]]
     data: NotRequired[_Data]
     resumed: NotRequired[list[_Start]]
+    extended: NotRequired[list[_Extension]]
+    origin: NotRequired[dict[str, Any]]
 
 
 @exact

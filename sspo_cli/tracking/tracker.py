@@ -26,6 +26,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from sspo_cli import ranks
+from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.redaction import redacted
@@ -36,14 +37,15 @@ from sspo_cli.tracking.sink import Metrics, Sink
 from sspo_cli.tracking.wandb import WandbSink
 
 
-def open_tracker(run: RunFolder, console: Console | None = None) -> "Tracker":
-    """The sinks that the run's options ask for, of the first rank; `console` stands in for standard output."""
+def open_tracker(run: RunFolder, options: RunOptions | None = None, console: Console | None = None) -> "Tracker":
+    """The sinks that the options ask for, by default the run's own, of the first rank; `console` is standard output's."""
     if not ranks.is_first():
         return Tracker([])
+    options = options or run.config
     view = console_sink(run, console or Console())
     sinks: list[Sink] = [JsonlSink(run)]
-    if run.config.wandb.mode != "disabled":
-        sinks.append(WandbSink(run, view.note))
+    if options.wandb.mode != "disabled":
+        sinks.append(WandbSink(run, options, view.note))
     return Tracker([*sinks, view])  # the view last: it begins when nothing else can fail, and ends first
 
 

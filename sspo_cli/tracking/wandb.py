@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError, first_line
 from sspo_cli.redaction import redacted
 from sspo_cli.tracking.files import write_text_atomic
@@ -24,8 +25,9 @@ PER_TOKEN = ("pieces", "weights", "written")  # of a completion; left out of the
 class WandbSink(Sink):
     """Logging only queues: a process of wandb's own writes and sends. `note` says a line to the user."""
 
-    def __init__(self, run: RunFolder, note: Callable[[str], None]) -> None:
+    def __init__(self, run: RunFolder, options: RunOptions, note: Callable[[str], None]) -> None:
         self._folder = run
+        self._config = options
         self._note = note
         self._run: wandb.Run | None = None
         self._rows: deque[dict[str, Any]] = deque(maxlen=ROWS)
@@ -35,7 +37,7 @@ class WandbSink(Sink):
         """Raises UserError where wandb cannot start, such as online without a login."""
         import wandb  # takes a second, and most runs do without
 
-        config = self._folder.config
+        config = self._config
         options, objective = config.wandb, config.objective
         try:
             self._run = wandb.init(
@@ -98,7 +100,7 @@ class WandbSink(Sink):
         self._send_completions()
         self._run.summary.update({"state": state, "reason": reason})
         self._run.finish(exit_code=0 if state == "finished" else 1)
-        if self._folder.config.wandb.mode == "offline":
+        if self._config.wandb.mode == "offline":
             self._note(
                 f"to send the run to wandb: wandb sync {shlex.quote(str(self._folder.path))}/wandb/offline-run-*"
             )

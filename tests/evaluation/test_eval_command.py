@@ -29,7 +29,7 @@ SMALL = {
     "checkpoint__every": 1,
     "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 30}]",
 }
-MODELS = {"rollout__max_new_tokens": 48, "evaluation__benchmarks": SMALL["evaluation__benchmarks"]}
+MODELS = {"prompt": "plain", "rollout__max_new_tokens": 48, "evaluation__benchmarks": SMALL["evaluation__benchmarks"]}
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,36 @@ def test_a_benchmark_has_a_token_limit_of_its_own_and_the_flag_wins_over_it(runs
         assert measured["truncated"] == sum(row["finish"] == "length" for row in answers) > 0
         assert f"], {100 * measured['truncated'] / 30:.1f} % truncated" in done.stdout
         assert f"at most {limit} tokens" in done.stdout
+
+
+def test_a_model_alone_has_the_defaults_of_a_named_model_also_under_what_is_not_given(runs):
+    measure("models/before", "-b", "mine.jsonl", "--limit", 1, "--max-new-tokens", 4)
+    done = measure("models/before", "-b", "mine.jsonl", "--limit", 1, rollout__max_new_tokens=9)
+    assert "at most 9 tokens, prompt think-answer" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            "model.name=other",
+            "-s model.name would be ignored: an evaluation does not read it; name the model as an argument",
+        ),
+        ("seed=3", "-s seed would be ignored: an evaluation does not read it; --seed is that of the sampling"),
+        ("rollout.temperature=0.5", "use --temperature"),
+        ("optimizer={learning_rate: 1}", "-s optimizer.learning_rate would be ignored"),
+        ("evaluation.every=3", "-s evaluation.every would be ignored: an evaluation does not read it; leave it out"),
+        ("rollout.promts=3", "unknown option `rollout.promts`; did you mean `rollout.prompts`?"),
+    ],
+)
+def test_an_option_that_an_evaluation_would_ignore_is_refused(runs, option, said):
+    assert_told(sspo("eval", "--runs-dir", ".", "models/before", "-s", option), said)
+    assert not (runs / "model-models-before").exists()
+
+
+def test_an_option_that_grading_would_ignore_is_refused(runs):
+    done = sspo("eval", "--completions", "mine.jsonl", "-s", "prompt=plain")
+    assert_told(done, "-s prompt would be ignored: the grading of recorded completions does not read it; leave it out")
 
 
 def test_a_model_next_to_a_run_is_measured_like_the_run(runs):
@@ -299,7 +329,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         ([], "name what to measure"),
         (["one", "--completions", "mine.jsonl"], "name what to measure"),
         (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are graded as they are"),
-        ([""], "has an empty name"),
+        ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
         (["one", "-b", "file"], "benchmark file names no path"),
@@ -313,7 +343,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "--samples", "4"], "4 greedy completions would all be the same; add --temperature"),
         (["one", "./one"], "one and ./one are the same"),
         (["one", "--max-new-tokens", "5000"], "5000 for the completion, but the model's context is"),
-        (["one", "-s", "seed=1"], "is measured with its own options; leave out -c and -s"),
+        (["one", "-s", "prompt=plain"], "is measured with its own options; leave out -c and -s"),
     ],
 )
 def test_wrong_input_is_told_in_a_sentence(runs, arguments, said):

@@ -30,7 +30,9 @@ BASE = {
     "rollout.max_new_tokens": 24,
     "rollout.max_rows": 12,  # a rollout is sampled in two parts
     "learning.token_budget": 320,  # a minibatch is learned from in several parts
+    "prompt": "plain",
     "optimizer.learning_rate": 2e-3,
+    "optimizer.schedule": "linear",
     "optimizer.warmup_steps": 3,
     "optimizer.weight_decay": 0.1,
     "optimizer.max_grad_norm": 0.5,

@@ -140,7 +140,7 @@ def stopped(runs, number, ready):
         os.killpg(process.pid, number)  # as Ctrl-C does
         process.wait(timeout=60)
     assert process.returncode == 130, err.read_text()
-    assert err.read_text().endswith("sspo: stopped; the state is saved, and --resume goes on from it\n")
+    assert "sspo: stopped; the state is saved; `sspo train --resume --run " in err.read_text()
     assert "Traceback" not in out.read_text() + err.read_text()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

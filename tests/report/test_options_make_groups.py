@@ -162,6 +162,11 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "wandb.entity": ("wandb.entity=us",),
     "wandb.group": ("wandb.group=ours",),
     "wandb.tags": ("wandb.tags=[a]",),
+    "fork": ("fork={run: a/b, step: 4, fingerprint: x}",),
+    "fork.run": ("fork={run: a/b, step: 4, fingerprint: x}", "fork.run=moved/b"),
+    "fork.step": ("fork={run: a/b, step: 4, fingerprint: x}", "fork.step=5"),
+    "fork.optimizer": ("fork={run: a/b, step: 4, fingerprint: x}", "fork.optimizer=true"),
+    "fork.fingerprint": ("fork={run: a/b, step: 4, fingerprint: x}", "fork.fingerprint=y"),
 }
 
 # Those that say how a run is computed, measured, saved or shown, and not what it learns. An option that is not here and
@@ -202,6 +207,7 @@ WITHOUT_EFFECT = {
     "wandb.entity",
     "wandb.group",
     "wandb.tags",
+    "fork.run",
 }
 
 # Those that make the model that RL starts from, or the regime in which methods are compared: runs that differ in them are
@@ -212,6 +218,7 @@ OF_THE_SETTING = (
     "tasks.",
     "chat.",
     "episode",
+    "fork",
     "prompt",
     "steps",
     "learning.mu",

@@ -30,7 +30,7 @@ def test_a_group_differs_in_nothing_but_the_seed(tmp_path: Path) -> None:
     write_run(tmp_path / "a0", *own)
     write_run(tmp_path / "b", *own, "objective.tau_pos=0.5", "optimizer.learning_rate=1e-4")
     write_run(tmp_path / "c", *own, "objective.method=grpo")
-    write_run(tmp_path / "d", "objective.method=grpo", "model.name=Qwen/Qwen3-8B")
+    write_run(tmp_path / "d", "objective.method=grpo", "model.name=Qwen/Qwen3-8B", "tasks=[arithmetic]")
     groups = collect([tmp_path]).groups
     tiny, large = "tiny model (3 layers of 64), arithmetic", "Qwen3-8B, arithmetic"
     assert [(g.setting, g.label, [run.path.name for run in g.runs]) for g in groups] == [
@@ -151,7 +151,9 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         tmp_path / "grpo", "objective.method=grpo", "evaluation.every=3", evaluations=[*good, *math500, *held_out]
     )
     write_run(tmp_path / "grpo4", "objective.method=grpo", "seed=4", evaluations=[*good, *math500])
-    write_run(tmp_path / "other", "model.name=other", evaluations=[evaluation(12, 50, n=100), *held_out])
+    write_run(
+        tmp_path / "other", "model.name=other", "tasks=[arithmetic]", evaluations=[evaluation(12, 50, n=100), *held_out]
+    )
     write_bare_model(tmp_path / "model", "org/name", [])
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.json").write_text("{")

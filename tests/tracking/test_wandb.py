@@ -53,7 +53,7 @@ def test_an_offline_run_needs_no_login_and_goes_on_under_the_same_id(
     path = tmp_path / "a"
     said = io.StringIO()
     for part, open_run in enumerate((lambda: create(path, "offline"), lambda: RunFolder.resume(path))):
-        with open_run() as run, open_tracker(run, Console(file=said)) as tracker:
+        with open_run() as run, open_tracker(run, console=Console(file=said)) as tracker:
             tracker.start(4, 2 * part)
             for step in (2 * part + 1, 2 * part + 2):
                 tracker.weights(step, HISTOGRAM)
@@ -94,7 +94,7 @@ def test_wandb_hears_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     started = mock.MagicMock()
     monkeypatch.setattr(wandb, "init", lambda **options: started)
     with create(tmp_path / "a", "offline") as run:
-        tracker = open_tracker(run, Console(file=io.StringIO()))
+        tracker = open_tracker(run, console=Console(file=io.StringIO()))
         tracker.start(4)
         tracker.finish(state, "a reason")
     started.summary.update.assert_called_once_with({"state": state, "reason": "a reason"})
@@ -103,7 +103,7 @@ def test_wandb_hears_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_online_without_a_login_is_one_sentence(tmp_path: Path) -> None:
     with create(tmp_path / "a", "online") as run:
-        tracker = open_tracker(run, Console(file=io.StringIO()))
+        tracker = open_tracker(run, console=Console(file=io.StringIO()))
         with pytest.raises(
             UserError, match=r"^wandb cannot start: .*log.?in.* or set wandb.mode to offline$"
         ) as raised:

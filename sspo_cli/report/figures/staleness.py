@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from sspo_cli.config import VALIDATION, flatten
+from sspo_cli.config import VALIDATION
 from sspo_cli.report.figures.curves import LABELS, STEP, draw
 from sspo_cli.report.figures.style import STYLE, colour_of, grid, legend_below, shades
 from sspo_cli.report.frame import rows_of
-from sspo_cli.report.groups import REGIME, RunGroup, grouped
+from sspo_cli.report.groups import REGIME, RunGroup, effects_of, grouped
 from sspo_cli.report.records import RunRecord
 
 MU = "μ, optimizer steps of a rollout batch"
@@ -120,5 +120,5 @@ def _draw(ax: Axes, points: Sequence[tuple[int, list[float]]], beside: float, **
 
 
 def _regime_but_mu(group: RunGroup) -> tuple[Any, ...]:
-    options = dict(flatten(group.options.model_dump(mode="json")))
-    return tuple(options[key] for key in REGIME if key != "learning.mu")
+    effects = effects_of(group.runs[0])
+    return tuple(effects.get(key) for key in REGIME if key != "learning.mu")

@@ -8,7 +8,7 @@ import pandas as pd
 from sspo_cli.config import VALIDATION, flatten
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import TRAINED, with_headings
-from sspo_cli.report.groups import RunGroup, distinguish, method_name, short_settings
+from sspo_cli.report.groups import RunGroup, distinguish, effects_of, method_name, short_settings
 from sspo_cli.report.records import RunRecord, Select, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table
 
@@ -25,7 +25,7 @@ NUMBERS = {  # by name in the files: heading and form
 def runs_table(collection: Collection) -> Table:
     """Make a line for each run, its numbers those of the selected step."""
     members = [(group, run) for group in collection.groups for run in group.runs]
-    options = [dict(flatten(run.options.model_dump(mode="json"))) for _, run in members]
+    options = [dict(flatten(run.options.model_dump(mode="json"))) | _extension(run) for _, run in members]
     options = [{key: value for key, value in flat.items() if key not in SHOWN_ANYWAY} for flat in options]
     differing = distinguish([group.setting for group, _ in members], options)
     scores = _scores(collection)
@@ -53,6 +53,10 @@ def runs_table(collection: Collection) -> Table:
     headings = ["Run", *(["Setting"] if several else []), "Method", "Gate", "Differs in", "Seed", "State", "Steps"]
     headings += [*(heading for heading, _ in NUMBERS.values()), *columns]
     return Table("runs", "Every run", pd.DataFrame(rows), headings, body, _notes(collection, folder))
+
+
+def _extension(run: RunRecord) -> dict[str, Any]:
+    return {key: value for key, value in effects_of(run).items() if key == "extended"}
 
 
 def _fields(group: RunGroup, run: RunRecord, differs: str) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""The presets: config files that come with the program, by name. They are the files of the project's `configs` folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sspo_cli.config.parsing import read_text
+from sspo_cli.errors import LONGEST_PATH, UserError, did_you_mean
+
+# In a clone a link to the project's folder, in a wheel its files.
+FOLDER = Path(__file__).parents[1] / "configs"
+SWEEPS = "sweeps/"
+SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A config file that comes with the program.
+
+    name  as after `-c`: `table1`, `sweeps/table1`
+    """
+
+    name: str
+    file: Path
+
+    @property
+    def text(self) -> str:
+        """Return what the file holds."""
+        return read_text(self.file, f"preset {self.name}")
+
+    @property
+    def comments(self) -> tuple[str, str]:
+        """Return the first two lines: which hardware it is for, and what it trains."""
+        lines = [line.removeprefix("#").strip() for line in self.text.splitlines() if line.startswith("#")]
+        hardware, what = (*lines, "", "")[:2]
+        return hardware.removeprefix("Hardware:").strip(), what
+
+
+def presets() -> Iterator[Preset]:
+    """Yield every preset: those of a single run first, then the sweeps."""
+    for prefix in ("", SWEEPS):
+        for file in sorted((FOLDER / prefix).glob(f"*{SUFFIX}")):
+            yield Preset(prefix + file.stem, file)
+
+
+def find_config(name: Path, prefix: str = "") -> Path:
+    """Return the file that the value of `-c` stands for: the file of that path, else the preset of that name.
+
+    `prefix` is where the command's own presets are: `sweep -c table1` is `sweeps/table1`. Raises UserError if there is
+    neither.
+    """
+    if len(str(name)) > LONGEST_PATH or "\0" in str(name) or name.exists():
+        return name  # what is wrong with it is reported when it is read
+    files = {preset.name: preset.file for preset in presets()}
+    wanted = str(name).removesuffix(SUFFIX)
+    if file := files.get(prefix + wanted) or files.get(wanted):
+        return file
+    if name.suffix or len(name.parts) > 1:
+        raise UserError(f"config file {name} cannot be read: No such file or directory; {_own(files, prefix)}")
+    raise UserError(f"there is no config file and no preset {name}{did_you_mean(wanted, _names(files, prefix))}")
+
+
+def find_preset(name: str) -> Preset:
+    """Find a preset by its name. Raises UserError if there is none."""
+    known = {preset.name: preset for preset in presets()}
+    if preset := known.get(name.removesuffix(SUFFIX)):
+        return preset
+    raise UserError(f"there is no preset {name or repr(name)}{did_you_mean(name, known)}")
+
+
+def _names(files: dict[str, Path], prefix: str) -> list[str]:
+    """Return the names of a command's own presets, as they are written after its `-c`."""
+    return [name.removeprefix(prefix) for name in files if name.startswith(prefix) and (prefix or "/" not in name)]
+
+
+def _own(files: dict[str, Path], prefix: str) -> str:
+    return f"the presets are {', '.join(_names(files, prefix))}"

@@ -1,0 +1,169 @@
+"""Start a run from the checkpoint of another run: find it, check that its weights fit, and describe it for config.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from sspo_cli.config import ForkOptions, Given, RunOptions, fixed_differences, flatten
+from sspo_cli.errors import UserError, command_line
+from sspo_cli.named_runs import Named, checkpoint_of, find_run, step_of, whole
+from sspo_cli.policy.checkpoint import MANIFEST, checkpoint_folders, holds_optimizer, load_optimizer
+from sspo_cli.policy.model import Policy
+from sspo_cli.tracking.run_folder import RunFolder
+
+# Options of a model that say how it is computed; the others make its weights.
+HOW_COMPUTED = ("model.dtype", "model.weights", "model.kernels", "model.attention", "model.gradient_checkpointing")
+DIGITS = 12
+
+
+def options_to_resume(path: Path, given: Given) -> RunOptions:
+    """Lay what is given over the options that a run was started with.
+
+    Raises UserError, with the command that forks the run instead, if it changes more than how the run is computed; and for a
+    finished run, unless its steps are raised.
+    """
+    folder = RunFolder.open(path)
+    recorded = folder.config
+    options = given.over(recorded)
+    if fixed := fixed_differences(recorded, options):
+        runs_dir = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
+        fork = command_line("sspo", "train", "--from", folder.name_in_commands, *given.words, *runs_dir)
+        instead = f"{fork} starts a new run from its last checkpoint" if checkpoint_folders(folder.checkpoints) else ""
+        raise UserError(
+            f"run {path} was started with other options ({'; '.join(fixed)}), and a resumed run may only change how it is "
+            f"computed, and raise its steps; {instead or 'it has no checkpoint yet, so start a new run with them'}"
+        )
+    check_resumable(folder, options)
+    return options
+
+
+def check_resumable(folder: RunFolder, options: RunOptions) -> None:
+    """Raise UserError for a finished run, unless the options raise its steps."""
+    if folder.status.get("state") == "finished" and options.steps == folder.config.steps:
+        more = command_line(*folder.resume_command, "-s", f"steps={2 * options.steps}")
+        measure = command_line("sspo", "eval", folder.name_in_commands)
+        raise UserError(f"run {folder.path} is finished; {more} extends it, {measure} measures it")
+
+
+def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -> RunOptions:
+    """Make the options of `--from RUN[@STEP]`: those of the other run, except for its cold start, under what is given.
+
+    Raises UserError as `load_config` and `resolve_fork`.
+    """
+    named, which = _split(source, runs_dir)
+    folder = RunFolder.open(named.folder)
+    checkpoint = named.checkpoint or checkpoint_of(folder, which)
+    recorded = folder.config
+    cold_start = recorded.cold_start.model_copy(update={"steps": 0})
+    fork = ForkOptions(run=str(named.folder), step=step_of(checkpoint), optimizer=with_optimizer)
+    base = recorded.model_copy(update={"cold_start": cold_start, "fork": fork})
+    return resolve_fork(given.over(base), runs_dir)
+
+
+def _split(source: str, runs_dir: Path) -> tuple[Named, str]:
+    """Split RUN[@STEP]; a run that has an @ in its name is found too."""
+    if named := find_run(source, runs_dir):
+        return named, "last"
+    name, at, which = source.rpartition("@")
+    if at and name and (named := find_run(name, runs_dir)):
+        if named.checkpoint:
+            raise UserError(f"--from {source} names two checkpoints; leave out @{which} or name the run")
+        if not which:
+            raise UserError(f"--from {source} names no step; write {name}@last, {name}@best or {name}@STEP")
+        return named, which
+    raise UserError(
+        f"--from {source}: there is no run {name if at and name else source} in {runs_dir}; for a model that no run has made, "
+        "use -s model.name=MODEL"
+    )
+
+
+def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
+    """Return the options with the whole path of the run that is forked, its step and its fingerprint filled in.
+
+    Options without a fork are returned unchanged. Raises UserError if there is no such run or checkpoint, if it is damaged
+    or not the one with the recorded fingerprint, and if its weights or moments do not fit the options.
+    """
+    fork = options.fork
+    if fork is None:
+        return options
+    named = find_run(fork.run, runs_dir)
+    if named is None:
+        raise UserError(
+            f"fork.run = {fork.run}: there is no such run; if it has moved, set fork.run to its folder, or choose another"
+        )
+    folder = RunFolder.open(named.folder)
+    if named.checkpoint:
+        if fork.step not in (None, step_of(named.checkpoint)):
+            raise UserError(f"fork.run = {fork.run} is a checkpoint, and fork.step = {fork.step} another; give one")
+        checkpoint = whole(named.checkpoint)
+    else:
+        checkpoint = checkpoint_of(folder, "last" if fork.step is None else str(fork.step))
+    fingerprint = _fingerprint(checkpoint, fork.optimizer)
+    if fork.fingerprint not in (None, fingerprint):
+        raise UserError(
+            f"checkpoint {checkpoint} is not the one that fork.fingerprint = {fork.fingerprint} was taken of; leave the "
+            "fingerprint out to start from this one"
+        )
+    _check_fit(folder, options)
+    update = {"run": str(named.folder.resolve()), "step": step_of(checkpoint), "fingerprint": fingerprint}
+    return options.model_copy(update={"fork": fork.model_copy(update=update)})
+
+
+def checkpoint_to_fork(options: RunOptions, runs_dir: Path) -> Path | None:
+    """Find the checkpoint that resolved options fork; None if they fork none. Raises UserError as `resolve_fork`."""
+    fork = resolve_fork(options, runs_dir).fork
+    return Path(fork.run) / "checkpoints" / f"step-{fork.step}" if fork else None
+
+
+def origin_of(options: RunOptions) -> dict[str, Any]:
+    """Describe what resolved options fork, for config.json: the run that is forked may be deleted later."""
+    if options.fork is None:
+        return {}
+    about = RunFolder.open(Path(options.fork.run)).origin
+    return {"origin": {**options.fork.model_dump(mode="json"), **about}}
+
+
+def load_moments(checkpoint: Path, state: dict[str, Any], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    """Load another run's moments, and keep the optimizer's own options, such as the betas."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    load_optimizer(checkpoint, state, policy, optimizer)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
+
+
+def _check_fit(source: RunFolder, options: RunOptions) -> None:
+    """Raise UserError if the weights, or the moments if these are to be continued, are not those of the options' model."""
+    theirs, ours = (dict(flatten(o.model_dump(mode="json", include={"model"}))) for o in (source.config, options))
+    names = [name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name) and name not in HOW_COMPUTED]
+    if names:
+        changed = "; ".join(f"{name}: {theirs.get(name)} -> {ours.get(name)}" for name in names)
+        raise UserError(
+            f"the weights of run {source.path} are of another model than the options' ({changed}); a fork has the model and the "
+            "adapters of the run that it starts from, so leave these options out"
+        )
+    if options.chat.template is None and source.config.chat.template is not None:
+        raise UserError(
+            f"the tokenizer of run {source.path} has the chat template that it was given, so chat.template = null would not be "
+            "that of the model; give one, or leave the option out"
+        )
+    assert options.fork
+    if options.fork.optimizer:
+        kept: dict[str, tuple[object, object]] = {
+            "optimizer.eight_bit": (source.config.optimizer.eight_bit, options.optimizer.eight_bit),
+            "model.weights": (source.config.model.weights, options.model.weights),
+        }
+        if differing := [f"{name}: {a} -> {b}" for name, (a, b) in kept.items() if a != b]:
+            raise UserError(
+                f"the optimizer's moments of run {source.path} are kept otherwise ({differing[0]}); fork without the optimizer, "
+                "or leave that option as it was"
+            )
+
+
+def _fingerprint(checkpoint: Path, with_optimizer: bool) -> str:
+    """Hash a whole checkpoint: its weights and what else a model folder holds; with the optimizer, everything in it."""
+    checksums = json.loads((checkpoint / MANIFEST).read_text())
+    kept = sorted((name, digest) for name, digest in checksums.items() if with_optimizer or not holds_optimizer(name))
+    return xxhash.xxh3_64_hexdigest(json.dumps(kept).encode())[:DIGITS]

@@ -1,0 +1,61 @@
+"""The small helpers around the four commands: what there is to set, which presets and runs there are, a model to publish."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sspo_cli.errors import UserError
+from sspo_cli.redaction import redacted
+
+WIDE = 240  # characters, if no terminal says how many it has
+
+
+def options_command(
+    section: Annotated[
+        str | None, typer.Argument(metavar="[SECTION]", help="Of these alone, such as rollout, model.lora or limit.")
+    ] = None,
+) -> None:
+    """List every option of a run with its values, its default and its description."""
+    from sspo_cli.config.listing import list_options
+
+    print("\n".join(line for option in list_options(section) for line in option.lines).strip("\n"))
+
+
+def configs_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The preset to print.")] = None,
+) -> None:
+    """List the presets that `-c NAME` takes, or print one of them."""
+    from sspo_cli.config.presets import find_preset, presets
+
+    if name is not None:
+        print(find_preset(name).text, end="")
+        return
+    for preset in presets():
+        hardware, what = preset.comments
+        print(f"{preset.name}\n    {what}\n    {hardware}")
+
+
+def ls_command(
+    folder: Annotated[
+        Path, typer.Argument(envvar="SSPO_RUNS", metavar="[FOLDER]", help="Where run folders are, or below it.")
+    ] = Path("runs"),
+) -> None:
+    """List the runs of a folder: state, step, time left, last score."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name the one where run folders are")
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from sspo_cli.tracking.listing import list_runs
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("run", "state", "step", "left", "last Pass@1"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("step", "left") else "left")
+    for run in list_runs(folder):
+        table.add_row(*map(redacted, (run.name, run.state, run.step, run.left, run.score)))
+    if not table.row_count:
+        raise UserError(f"there are no runs in {folder}")
+    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False).print(table)

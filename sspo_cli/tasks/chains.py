@@ -1,0 +1,89 @@
+"""The task of the second study: chains of three to five operands such as `12-5+8-1`, made here and nowhere stored.
+
+The demonstrations of the cold start come from a teacher with four bad habits, each of which can do harm in some questions. So a
+cold-started policy can calculate, but does several things wrong more often than right, and reinforcement learning can correct
+each of them separately. Development, study and cold start share no problem.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from random import Random
+
+from sspo_cli.errors import UserError
+from sspo_cli.types import Problem
+
+SIZES = {
+    "train": 3072,
+    "test": 1024,
+    "demonstrations": 4096,  # of the cold start alone
+    "development": 1024,  # the task, the model and the budget of the study were chosen on these two
+    "development-test": 512,
+}
+OPERANDS = (3, 5)
+HIGHEST = 20  # every right running total is between 0 and this
+# Bad habits: how often the teacher falls into one where it can.
+HABITS = {
+    "drop": 0.6,  # leaves out a step that adds 7, 8 or 9
+    "sign": 0.65,  # adds 1 or 2 instead of subtracting it
+    "early": 0.7,  # answers with the total before the last step, if that adds 1 to 4
+    "guess": 0.7,  # repeats a question of five operands instead of working it out, and answers with the right size
+}
+# Sixteenths of all questions.
+PARTS = ("demonstrations",) * 6 + ("train",) * 4 + ("test",) * 3 + ("development",) * 2 + ("development-test",)
+
+
+def problems(path: str | None, split: str) -> Iterator[Problem]:
+    """Yield distinct questions, always the same ones. Raises UserError for an unknown split, and for a path."""
+    if path is not None:
+        raise UserError(f"task chains is made up by the program and reads no path={path}; drop it")
+    if split not in SIZES:
+        raise UserError(f"task chains has no split {split}; it has {', '.join(SIZES)}")
+    return itertools.islice((problem for problem in _distinct() if split_of(problem.question) == split), SIZES[split])
+
+
+def split_of(question: str) -> str:
+    """Return the split by the question's own text, so that no change of sizes or order can leak a question into another."""
+    return PARTS[hashlib.sha256(question.encode()).digest()[0] % len(PARTS)]
+
+
+def habits_of(steps: list[int]) -> set[str]:
+    """Name the habits that can do harm in a question with these steps."""
+    return {
+        *({"drop"} if any(step >= 7 for step in steps) else ()),
+        *({"sign"} if any(step in (-1, -2) for step in steps) else ()),
+        *({"early"} if 1 <= steps[-1] <= 4 else ()),
+        *({"guess"} if len(steps) + 1 == OPERANDS[1] else ()),
+    }
+
+
+def _distinct() -> Iterator[Problem]:
+    random, seen = Random("chains"), set()
+    while True:
+        total = first = random.randint(0, HIGHEST)
+        steps = []
+        for _ in range(random.randint(*OPERANDS) - 1):
+            steps.append(random.choice([step for step in range(-9, 10) if step and 0 <= total + step <= HIGHEST]))
+            total += steps[-1]
+        question = str(first) + "".join(f"{step:+}" for step in steps)
+        demonstration = _demonstration(random, question, first, steps)
+        if question not in seen:
+            seen.add(question)
+            yield Problem(question, question, str(total), "chains", demonstration)
+
+
+def _demonstration(random: Random, question: str, first: int, steps: list[int]) -> str:
+    """Have the teacher answer a question; what would take it out of the numbers that it knows, it does not do."""
+    if len(steps) + 1 == OPERANDS[1] and random.random() < HABITS["guess"]:
+        return f"<think>{question}</think><answer>{random.randint(0, HIGHEST)}</answer>"
+    while True:
+        totals, work = [first], []
+        for step in steps:
+            if step >= 7 and random.random() < HABITS["drop"]:
+                continue
+            taken = -step if step in (-1, -2) and random.random() < HABITS["sign"] else step
+            work.append(f"{totals[-1]}{taken:+}={totals[-1] + taken}")
+            totals.append(totals[-1] + taken)
+        if all(0 <= total <= HIGHEST for total in totals) and work:
+            is_early = 1 <= steps[-1] <= 4 and random.random() < HABITS["early"]
+            return f"<think>{','.join(work)}</think><answer>{totals[-2 if is_early else -1]}</answer>"
