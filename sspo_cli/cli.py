@@ -16,7 +16,7 @@ from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_fu
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
 from sspo_cli.redaction import redacted
-from sspo_cli.small_commands import configs_command, ls_command, options_command
+from sspo_cli.small_commands import configs_command, export_command, ls_command, options_command
 from sspo_cli.usage import UsageError, explain_usage
 
 app = typer.Typer(
@@ -163,6 +163,10 @@ def train_command(
     with_optimizer: Annotated[
         bool, typer.Option("--with-optimizer", help="With --from: continue with the optimizer's moments, too.")
     ] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Do not stop if no group's rewards ever differ, so that nothing is learned."),
+    ] = False,
     dry_run: DryRun = False,
     device_memory: Annotated[
         float | None,
@@ -223,9 +227,10 @@ def train_command(
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
-        resume_run(path, options, sys.argv)
+        resume_run(path, options, sys.argv, keep_going)
     else:
-        start_run(options, runs_dir / (run or ranks.on_first(lambda: free_name(runs_dir, options))), sys.argv)
+        path = runs_dir / (run or ranks.on_first(lambda: free_name(runs_dir, options)))
+        start_run(options, path, sys.argv, keep_going)
     ranks.stop()
 
 
@@ -370,3 +375,4 @@ def report_command(
 app.command("options")(options_command)
 app.command("configs")(configs_command)
 app.command("ls")(ls_command)
+app.command("export")(export_command)

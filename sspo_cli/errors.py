@@ -51,10 +51,33 @@ def border(failure: str | Callable[[], str], *passing: type[BaseException]) -> I
 
 def reason(error: BaseException) -> str:
     """Return the first line of an error's message, after its type if the message alone does not say what went wrong."""
-    line, name = first_line(error), type(error).__name__
+    line, name = own_names(first_line(error)), type(error).__name__
     if name == "UnpicklingError":  # torch's message explains how to run the code
         return "it is damaged or holds code, which is never run"
     return line if isinstance(error, SAY_WHAT_FAILED) or line == name else f"{name}: {line}"
+
+
+# What the libraries call an option of this program, in the order of replacement.
+FOREIGN = (
+    (r"FlashAttention2? has been toggled on", "model.attention=flash_attention_2 was asked for"),
+    (r"(?:the argument )?[`'\"]*attn_implementation\s*=\s*[`'\"]*(\w+)[`'\"]*", r"model.attention=\1"),
+    (r"[`'\"]*\battn_implementation\b[`'\"]*", "model.attention"),
+    (r"[`'\"]*\b(?:torch_)?dtype\s*=\s*[`'\"]*(?:torch\.)?(\w+)[`'\"]*", r"model.dtype=\1"),
+    (r"[`'\"]*\btorch_dtype\b[`'\"]*", "model.dtype"),
+    (r"[`'\"]*\btrust_remote_code(?:\s*=\s*True)?\b[`'\"]*", "code of the model's own, which sspo never runs"),
+    (r"[`'\"-]*\bgpu[_-]memory[_-]utilization\b[`'\"]*", "rollout.vllm.gpu_memory_utilization"),
+    (r"[`'\"-]*\bkv[_-]cache[_-]memory[_-]bytes\b[`'\"]*", "rollout.vllm.kv_cache_gib"),
+    (r"[`'\"-]*\bmax[_-]num[_-]seqs\b[`'\"]*", "rollout.max_rows"),
+    (r"[`'\"-]*\bmax[_-]model[_-]len\b[`'\"]*", "rollout.max_new_tokens"),
+    (r"[`'\"-]*\benforce[_-]eager\b[`'\"]*", "rollout.vllm.enforce_eager"),
+)
+
+
+def own_names(message: str) -> str:
+    """Return a library's message with the options of this program in the place of the library's arguments."""
+    for foreign, own in FOREIGN:
+        message = re.sub(foreign, own, message)
+    return message
 
 
 def first_line(error: BaseException) -> str:

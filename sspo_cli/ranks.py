@@ -1,4 +1,4 @@
-"""The ranks of a run: processes that share its work, each with a GPU of its own. A process alone is a run's only rank.
+"""The ranks of a run: processes that share its work, each on another GPU. A process alone is a run's only rank.
 
 Every rank holds the whole rollout batch and the same state of the run. Prompts, micro-batches, weights and moments are
 spread, and what ranks compute is put together before anything depends on it. The first rank alone writes the run's folder.
@@ -51,7 +51,7 @@ class LostRank(UserError):
 
 @dataclass
 class _Process:
-    """This process's place among the ranks."""
+    """The place of a process among the ranks."""
 
     rank: int = 0
     size: int = 1

@@ -40,6 +40,7 @@ from sspo_cli.rollout.engine import Engine
 from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.run.failures import explained_end, explained_full_memory
+from sspo_cli.run.reference import keep_reference, read_reference
 from sspo_cli.run.saving import save
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tasks import load_problems
@@ -55,18 +56,20 @@ COLD_STARTS = "cold-starts"  # a folder next to the runs, shared by them
 RENDERED_AT_A_TIME = 256  # problems between two signs of progress
 
 
-def start_run(options: RunOptions, path: Path, command: Sequence[str]) -> None:
-    """Make a new run in `path` and trains it. A fork in the options is a resolved one.
+def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_going: bool = False) -> None:
+    """Make a new run in `path` and trains it, with `keep_going` even if nothing is learned.
+
+    A fork in the options is a resolved one.
 
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
     _objective(options)  # refuses a gate before a folder is made
     options.reward.scoring.check()
     with RunFolder.create(path, options, command, origin_of(options)) as folder:
-        _run(folder, options)
+        _run(folder, options, keep_going)
 
 
-def resume_run(path: Path, options: RunOptions | None, command: Sequence[str]) -> None:
+def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], keep_going: bool = False) -> None:
     """Continue a run from its last whole checkpoint, or from the start if there is none.
 
     `options` differ from those that it was started with only in what `fixed_differences` allows; None: not at all. Raises
@@ -75,7 +78,7 @@ def resume_run(path: Path, options: RunOptions | None, command: Sequence[str]) -
     with RunFolder.resume(path) as folder:
         options = options or folder.config
         check_resumable(folder, options)
-        _run(folder, options, command)
+        _run(folder, options, keep_going, command)
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
@@ -86,7 +89,7 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
     return next(candidate for candidate in candidates if not (runs_dir / candidate).exists())
 
 
-def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | None = None) -> None:
+def _run(folder: RunFolder, options: RunOptions, keep_going: bool, resumed_by: Sequence[str] | None = None) -> None:
     """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
     with explained_end(folder), ExitStack() as stack:
         interruption = stack.enter_context(
@@ -97,9 +100,10 @@ def _run(folder: RunFolder, options: RunOptions, resumed_by: Sequence[str] | Non
         episode = options.episode or EpisodeOptions()
         opened = open_environments(options.environments, episode, checker)
         environments = stack.enter_context(opened)  # before gold answers are loaded
-        lost = ranks.explained_loss("the others cannot go on without it")
+        lost = ranks.explained_loss("the others cannot continue without it")
         with lost, explained_full_memory(folder, options), explained_compiler_errors():
-            train(prepare(folder, options, tracker, interruption, checker, environments, resumed_by))
+            run = prepare(folder, options, tracker, interruption, checker, environments, resumed_by)
+            train(replace(run, keep_going=keep_going))
         with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")
@@ -190,6 +194,9 @@ def prepare(
     _note_data(folder, rendered, tracker, is_resumed=loaded.checkpoint is not None)
     if needs_cold_start:
         policy = _start_cold(folder, options, policy, stage, rendered, tracker, interruption)
+    reference = None
+    if options.learning.kl:
+        reference = (read_reference if loaded.checkpoint else keep_reference)(folder.path, policy)
     optimizer = adamw(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
@@ -211,6 +218,7 @@ def prepare(
         tracker=tracker,
         interruption=interruption,
         state=state,
+        reference=reference,
     )
     if loaded.forked:
         save(run)  # the other run may be deleted

@@ -59,3 +59,16 @@ def ls_command(
     if not table.row_count:
         raise UserError(f"there are no runs in {folder}")
     Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False).print(table)
+
+
+def export_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a checkpoint of one, by its name or folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
+    checkpoint: Annotated[str | None, typer.Option(help="Of the run: last (the default), best, or a step.")] = None,
+    runs_dir: Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")] = Path("runs"),
+) -> None:
+    """Write a run's model to a folder to publish: whole weights, adapters merged, tokenizer, model card."""
+    from sspo_cli.export import export_model
+
+    exported = export_model(run, folder, checkpoint, runs_dir)
+    print(f"{folder}: the model of {exported}, its tokenizer, and README.md, its model card")

@@ -21,9 +21,11 @@ from sspo_cli.rewards import extract_answer
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.episodes import play, sandbox_metrics
 from sspo_cli.run.clock import Clock
+from sspo_cli.run.dead import check_learning
 from sspo_cli.run.lag import behaviour_policy
 from sspo_cli.run.measuring import measure_if_due
 from sspo_cli.run.recording import kept_completions, kept_rows, with_weights
+from sspo_cli.run.reference import fill_reference
 from sspo_cli.run.saving import keep_rollout, save_if_due, saved_on_failure, take_kept_rollout
 from sspo_cli.run.state import Run
 from sspo_cli.seeds import derive_seed
@@ -34,8 +36,8 @@ from sspo_cli.types import Completion, Group, Prompt
 def train(run: Run) -> None:
     """Take optimizer steps until there are `options.steps`.
 
-    Raises Interrupted when asked to stop, and UserError after `optimizer.max_bad_steps` bad steps in a row; the state is
-    saved before. Raises UserError if a file cannot be written.
+    Raises Interrupted when asked to stop, and UserError after `optimizer.max_bad_steps` bad steps in a row and if nothing is
+    learned; the state is saved before. Raises UserError if a file cannot be written.
     """
     options, state = run.options, run.state
     rollout, learning, seed = options.rollout, options.learning, options.seed
@@ -89,6 +91,8 @@ def train(run: Run) -> None:
                     # Without a lag, not for the first minibatch: it is learned from by the very policy that sampled it.
                     later = plan[0 if rollout.lag else 1 : learning.mu]
                     fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
+                    fill_reference(run, plan[: learning.mu])
+            check_learning(run, groups)
             keep_rollout(run, sync_metrics)
 
         # An optimizer step on one minibatch. A step whose loss or gradient is not finite is left out.
@@ -100,7 +104,9 @@ def train(run: Run) -> None:
                 run.policy, run.objective, minibatch, factors, learning, rollout.temperature, on_policy
             )
             state.batch.old_logprobs[rows, : result.old_logprobs.shape[1]] = result.old_logprobs
-            learned = step_metrics(minibatch, result)
+            if on_policy:
+                state.batch.old_entropy[rows, : result.entropy.shape[1]] = result.entropy
+            learned = step_metrics(minibatch, result, learning)
             rate = scheduled_rate(options.optimizer, state.step, options.steps)
             rounding_seed = derive_seed(seed, "rounding", state.step)
             grad_norm, taken = guarded_step(

@@ -3,7 +3,7 @@
 import pytest
 
 from sspo_cli.config import RunOptions, differences, flatten, load_config, may_change, to_yaml
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, border
 
 
 def test_defaults_are_sspo_atanlog_with_the_printed_temperatures():
@@ -132,7 +132,36 @@ def test_what_a_resumed_run_may_change_is_how_it_is_computed():
             r"unknown option `optimizer.learning_rat`; did you mean `optimizer.learning_rate`\?",
         ),
         ("learning_rate=1", r"unknown option `learning_rate`; did you mean `optimizer.learning_rate`\?"),
-        ("rollout.top_p=0.9", r"unknown option `rollout.top_p`; the options here are engine, prompts"),
+        ("rollout.top_p=0.9", r"unknown option `rollout.top_p`; training samples from the whole softmax, whose prob"),
+        ("rollout.foo=1", r"unknown option `rollout.foo`; the options here are engine, prompts"),
+        ("reward.format_weight=1", r"unknown option `reward.format_weight`; did you mean `reward.format`\?$"),
+        ("reward.treads=1", r"unknown option `reward.treads`; the options here are answer, format"),
+        ("evaluation.seed=1", r"unknown option `evaluation.seed`; the options here are benchmarks"),
+        ("learning.learning_rate=1", r"did you mean `optimizer.learning_rate` or `cold_start.learning_rate`\?"),
+        ("learning_rat=1", r"did you mean `optimizer.learning_rate`\?"),
+        ("optimizer.lr=1", r"did you mean `optimizer.learning_rate`\?"),
+        ("num_generations=4", r"did you mean `rollout.group_size`\?"),
+        ("objective.beta=0.1", r"the paper's experiments apply no KL term|did you mean `learning.kl`"),
+        ("learning.kl_coef=0.1", r"the paper's experiments apply no KL term|did you mean `learning.kl`"),
+        ("evaluation.every=None", r"None is text in YAML; write null if nothing is meant, else quote it"),
+        ("model.name=None", r"None is text in YAML; write null"),
+        ("evaluation.every=none", r"write evaluation.every=null"),
+        ("model.lora=true", r"write model.lora=\{\} for its defaults, or model.lora=\{rank: 16\}"),
+        ("model.lora=false", r"write model.lora=null"),
+        ("episode=true", r"write episode=\{\} for its defaults, or episode=\{turns: 5\}"),
+        ("wandb=offline", r"it is a section of options; did you mean wandb.mode=offline\?"),
+        ("model=Qwen/Qwen2.5-7B", r"did you mean model.name=Qwen/Qwen2.5-7B\?"),
+        ("cold_start=false", r"write cold_start.steps=0"),
+        ("tasks.0.limit=100", r"such as -s 'tasks=\[\{name: arithmetic, limit: 100\}\]'"),
+        ("tasks[0].limit=100", r"unknown option `tasks\[0\]`; it is a list, which is given as a whole"),
+        ("evaluation.benchmarks.0.limit=3", r"'evaluation.benchmarks=\[\{name: arithmetic, limit: 3\}\]'"),
+        ("tasks=gsm8k", r"write tasks=\[gsm8k\]"),
+        ("model.gradient_checkpointing=yes", r"write model.gradient_checkpointing=true"),
+        ("rollout.prompts=16.0", r"write rollout.prompts=16$"),
+        ("steps=10k", r"write steps=10000"),
+        ("model.attention=flash", r"did you mean flash_attention_2\?"),
+        ("prompt=5", r"""quote it: prompt='"5"'"""),
+        ("optimizer.betas=0.9", r"write optimizer.betas=\[0.9, 0.99\]"),
         ("model.lora.rnk=1", r"did you mean `model.lora.rank`\?"),
         ("tasks=[{name: gsm8k, wieght: 2}]", r"did you mean `tasks.0.weight`\?"),
         (
@@ -190,3 +219,27 @@ def test_missing_and_binary_files_are_told(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         load_config([tmp_path / "binary.yaml"])
+
+
+def test_a_word_for_nothing_may_be_quoted(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: {name: 'None'}\n")
+    assert load_config([tmp_path / "a.yaml"]).model.name == "None"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            'load your model with the argument `attn_implementation="eager"` meanwhile',
+            "with model.attention=eager meanwhile",
+        ),
+        ("pass torch_dtype=torch.bfloat16 instead", "pass model.dtype=bfloat16 instead"),
+        ("Try increasing `gpu_memory_utilization`", "Try increasing rollout.vllm.gpu_memory_utilization"),
+        ("set the option `trust_remote_code=True`", "set the option code of the model's own, which sspo never runs"),
+        ("FlashAttention2 has been toggled on, but", "model.attention=flash_attention_2 was asked for, but"),
+    ],
+)
+def test_messages_of_libraries_name_the_options_of_this_program(message, said):
+    with pytest.raises(UserError) as raised, border("it cannot be loaded"):
+        raise ValueError(message)
+    assert said in str(raised.value)

@@ -9,6 +9,7 @@ from commands import sspo
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sspo_cli.config import RunOptions, load_config
+from sspo_cli.objectives import NORMALIZERS
 from sspo_cli.policy.tiny import tiny_tokenizer
 from sspo_cli.sweep import load_sweep
 from sspo_cli.sweep.grid import Trial
@@ -92,6 +93,28 @@ def test_the_sweeps_of_table_1_and_of_the_study_are_the_appendix_s_grid(name, se
     assert grids_of(trials) == expected
     assert len(trials) == 19 * seeds
     assert len({trial.name for trial in trials}) == len(trials)
+
+
+def test_the_sweep_of_the_family_has_every_other_objective_and_option_on_the_setting_of_table_1():
+    trials = [trial.options for trial in trials_of("table1-family")]
+    objectives = [options.objective for options in trials]
+    assert {objective.method for objective in objectives} == {"cispo", "pspo", "cegppo", "luspo", "grpo", "sspo"}
+    assert {objective.normalizer for objective in objectives if objective.method == "sspo"} == set(NORMALIZERS)
+    assert {(o.method, o.normalizer, options.learning.std) for o, options in zip(objectives, trials, strict=True)} >= {
+        ("grpo", "token", "sample"),  # DAPO
+        ("grpo", "constant", "none"),  # Dr. GRPO
+    }
+    for method in ("grpo", "sspo"):
+        of_method = [options for options in trials if options.objective.method == method]
+        corrections = {(o.learning.importance_level, o.learning.importance_beyond) for o in of_method}
+        assert corrections == {(level, beyond) for level in ("sequence", "token") for beyond in ("truncate", "mask")}
+        assert {options.rollout.lag for options in of_method} == {0, 1, 2, 4}
+        assert {options.learning.kl for options in of_method} == {0, 1e-3, 1e-2, 4e-2}
+    assert {options.learning.entropy_range for options in trials} == {None, (0.95, 1.05), (0.9, 1.1)}
+    table1 = load_config([CONFIGS / "table1.yaml"])
+    for options in trials:
+        rollout, learning = options.rollout.model_copy(update={"lag": 0}), options.learning
+        assert (rollout, options.optimizer, learning.mu) == (table1.rollout, table1.optimizer, table1.learning.mu)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,9 @@ PENDING: set[str] = {
     "interruption.py",
     "policy",
     "preflight.py",
-    "report",
     "rollout",
     "run",
     "session.py",
-    "sweep",
     "tracking",
     "types.py",
 }

@@ -21,7 +21,7 @@ ORDER = [
     {"preflight", "model_check", "forks"},
     {"evaluation", "report"},
     {"sweep", "run", "memory"},
-    {"train"},
+    {"train", "export"},
     {"session", "usage", "small_commands"},
     {"cli"},
     {"__main__"},

@@ -100,7 +100,7 @@ def test_a_signal_stops_all_trials_at_once_and_waits_for_each(tmp_path, capsys, 
     refresh = TrialsView.refresh
     monkeypatch.setattr(TrialsView, "refresh", lambda self: (refresh(self), signal.raise_signal(number)))
     place = Endless(2)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command continues them"):
         run_sweep(trials("a", "b", "c"), tmp_path, place, retries=1)
     assert place.log == ["stop a", "stop b", "wait a", "wait b"]
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-2:]] == [

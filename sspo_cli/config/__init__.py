@@ -1,4 +1,4 @@
-"""The configuration of a run: its options, and the ways in, YAML files and dotted overrides."""
+"""The configuration of a run: its options, read from YAML files and dotted overrides."""
 
 from sspo_cli.config.base import Options
 from sspo_cli.config.data import (
@@ -12,7 +12,7 @@ from sspo_cli.config.data import (
     TaskOptions,
     task_from_text,
 )
-from sspo_cli.config.explain import explain, option_named
+from sspo_cli.config.explain import explain
 from sspo_cli.config.files import (
     Given,
     differences,
@@ -28,6 +28,7 @@ from sspo_cli.config.files import (
     to_yaml,
     validate,
 )
+from sspo_cli.config.hints import option_named
 from sspo_cli.config.named import named_model_defaults
 from sspo_cli.config.options import (
     DEFAULT_METHOD,

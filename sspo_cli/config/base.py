@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Not pydantic's: nothing that a run can count or be scaled by is larger, and what is would hang or overflow.
+# Bounded, unlike pydantic's types: larger counts and scales have no use in a run, and would hang it or overflow.
 LARGEST = 10**9
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -16,6 +16,6 @@ TorchSeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Options(BaseModel):
-    """A section: unknown keys are errors, a value has the type that is declared, and cannot change after validation."""
+    """A section of options: unknown keys are errors, types are strict, and values are frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)

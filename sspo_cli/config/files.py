@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from sspo_cli.config.explain import explain, option_named
+from sspo_cli.config.explain import explain
+from sspo_cli.config.hints import option_named
 from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
 from sspo_cli.config.presets import find_config

@@ -1,4 +1,4 @@
-"""What there is to set: every option with its type, its default and its description, from the fields themselves."""
+"""The list of all options with their values, defaults and descriptions, derived from the fields."""
 
 import difflib
 import json
@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from sspo_cli.config.base import Options
 from sspo_cli.config.data import BenchmarkOptions, TaskOptions
-from sspo_cli.config.explain import nested_section
+from sspo_cli.config.hints import nested_section
 from sspo_cli.config.named import ADAPTERS, NAMED_MODEL, TASK
 from sspo_cli.config.options import MethodOptions, RunOptions
 from sspo_cli.errors import UserError
@@ -23,11 +23,11 @@ KINDS = {int: "integer", float: "number", bool: "true or false", str: "text", ty
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option as it is listed.
+    """An entry of the list.
 
-    name     dotted; of the items of a list as `tasks[].limit`
-    kind     what values it takes
-    default  as it is written in YAML; None for a section
+    name     dotted name; options of list items are named like `tasks[].limit`
+    kind     its possible values
+    default  default in YAML; None for a section
     """
 
     name: str
@@ -37,14 +37,14 @@ class Option:
 
     @property
     def lines(self) -> list[str]:
-        """Return a heading for a section, else the option with its default, its values and what it means."""
+        """Return a heading for a section, or the option with its default, values and description."""
         if self.default is None:
             return [f"\n{self.name}: {self.description}"]
         return [f"  {self.name} = {self.default}    ({self.kind})", f"      {self.description}"]
 
 
 def list_options(wanted: str | None = None) -> list[Option]:
-    """Return the options of a section, those that have this name, or all of them. Raises UserError for an unknown name."""
+    """Return the options of a section, those with this name, or all. Raises UserError for an unknown name."""
     every = list(_options(RunOptions, ""))
     if wanted is None:
         return every
@@ -65,7 +65,7 @@ def _path(option: Option) -> str:
 
 
 def _options(section: type[BaseModel], prefix: str) -> Iterator[Option]:
-    """Yield the options of a section, those of its own sections last."""
+    """Yield the options of a section, followed by those of its sub-sections."""
     parts = []
     for name, field in section.model_fields.items():
         nested = nested_section(section, name)
@@ -122,7 +122,7 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _kinds(annotation: Any) -> Iterator[str]:
-    """Yield what values a type has, each in a few words."""
+    """Yield short descriptions of the values of a type."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _kinds(parts[0])

@@ -1,10 +1,10 @@
-"""Defaults for a named model. Those of the embedded task would wreck it: its cold start has a learning rate of 3e-3."""
+"""Defaults for a named model, for which those of the embedded task would be harmful, such as a learning rate of 3e-3."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Customary for reinforcement learning of instruct models, and those of the presets. An option that is not here has the same
-# default for every model.
+# Customary values for reinforcement learning of instruct models, equal to those of the presets. Options that are not listed
+# have the same default for every model.
 NAMED_MODEL: dict[str, Any] = {
     "prompt": "think-answer",
     "rollout.max_new_tokens": 512,
@@ -15,16 +15,16 @@ NAMED_MODEL: dict[str, Any] = {
     "cold_start.warmup_steps": 10,
     "evaluation.every": 100,
 }
-ADAPTERS = {"optimizer.learning_rate": 1e-5}  # with model.lora: far fewer weights are trained
+ADAPTERS = {"optimizer.learning_rate": 1e-5}  # with model.lora, because far fewer weights are trained
 TASK = "gsm8k"
-HAVE_TEST = ("arithmetic", "calculator", "calculator-two", "gsm8k", "codeact")  # tasks with a test split of their own
+HAVE_TEST = ("arithmetic", "calculator", "calculator-two", "gsm8k", "codeact")  # tasks that have a test split
 
 
 def named_model_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults, by dotted name, that `values` do not give; none without a named model.
+    """Return, by dotted name, the defaults for options missing in `values`; empty without a named model.
 
-    Tasks default to GSM8K, benchmarks to the test splits of the published data sets among the tasks. A section that is an
-    object already is whole.
+    Tasks default to GSM8K, benchmarks to the test splits of the published data sets among the tasks. A section that is already
+    an object is complete.
     """
     model = values.get("model")
     if not _given(model, "name"):
@@ -54,5 +54,5 @@ def _is_given(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _given(section: Any, option: str) -> Any:
-    """Return the value of an option of a section that is a dictionary or an object; None if it has none."""
+    """Return the value of an option in a section given as a dictionary or an object, or None."""
     return section.get(option) if isinstance(section, dict) else getattr(section, option, None)

@@ -176,6 +176,15 @@ class LearningOptions(Options):
     )
     token_budget: PositiveInt = Field(16384, description="tokens in a micro-batch, prompts and padding included")
     mask_truncated: bool = Field(False, description="leave completions that hit the token limit out of the loss")
+    kl: NonNegativeFloat = Field(
+        0.0,
+        description="β, weight of a penalty on the KL divergence from the policy that RL starts from (k3); the paper has none",
+    )
+    entropy_range: Annotated[tuple[PositiveFloat, PositiveFloat], Strict(False)] | None = Field(
+        None,
+        description="a token whose entropy has changed within a rollout batch by a factor outside of it, such as [0.95, 1.05], "
+        "has no gradient; null: all have",
+    )
     importance_cap: PositiveFloat | None = Field(
         None, description="weigh by the policy's ratio to the sampler, at most this much; null: not at all"
     )
@@ -185,6 +194,15 @@ class LearningOptions(Options):
     importance_beyond: Literal["truncate", "mask"] = Field(
         "truncate", description="a ratio beyond the cap becomes the cap, or 0: its gradient is left out"
     )
+
+    @model_validator(mode="after")
+    def _an_unchanged_entropy_is_in_the_range(self) -> Self:
+        if self.entropy_range and not self.entropy_range[0] < 1 < self.entropy_range[1]:
+            raise ValueError(
+                f"learning.entropy_range = {list(self.entropy_range)} leaves out an entropy that has not changed; give a number "
+                "below 1 and one above it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_of_the_cap(self) -> Self:

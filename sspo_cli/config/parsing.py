@@ -1,7 +1,7 @@
-"""YAML 1.2 as far as options need it: text keys, lists, text, numbers, true, false and null.
+"""A subset of YAML 1.2 for options: text keys, lists, text, numbers, true, false and null.
 
-Everything else that YAML can express (dates, sets, tags, aliases that contain themselves or expand without end) is refused
-by its line before any value is built.
+Everything else that YAML can express (dates, sets, tags, recursive or exploding aliases) is refused with its line before any
+value is built.
 """
 
 import os
@@ -20,6 +20,7 @@ LARGEST_FILE = 1_000_000  # bytes
 MOST_VALUES = 100_000  # aliases expanded
 DEEPEST = 30  # levels of lists and sections; the options have six
 LONGEST_NUMBER = 100  # characters
+NOT_NULL = ("None", "nil", "undefined")  # what other languages call it
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 TAG = "tag:yaml.org,2002:"
@@ -40,9 +41,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def read_text(file: Path, name: str) -> str:
-    """Read a file of text. Raises UserError, which begins with `name`, if it cannot be read or is too large."""
+    """Read a text file. Raises UserError, beginning with `name`, if it cannot be read or is too large."""
     try:
-        with file.open("rb") as stream:  # of a pipe or a device too, so no more than is allowed
+        with file.open("rb") as stream:  # with a limit, because it may be a pipe or a device
             content = stream.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise UserError(f"{name} is larger than {LARGEST_FILE:,} bytes, so it is hardly a file of options")
@@ -56,10 +57,10 @@ def read_text(file: Path, name: str) -> str:
 
 
 def text_or_file(text: str, name: str) -> str:
-    """Return a text, or what the file that it names holds, without its last line end.
+    """Return a text, or the content of the file that it names, without the final newline.
 
-    A line that ends as in `TEXT_FILES` names a file, and so does the path of one that exists. Raises UserError, which begins
-    with `name`, if it cannot be read.
+    A single line names a file if it ends like one of `TEXT_FILES` or if the file exists. Raises UserError, beginning with
+    `name`, if the file cannot be read.
     """
     if "\n" in text or len(text) > LONGEST_PATH:
         return text
@@ -67,15 +68,17 @@ def text_or_file(text: str, name: str) -> str:
     if not text.endswith(TEXT_FILES) and not os.path.isfile(path):
         return text
     content = read_text(Path(path), name).rstrip("\n")
-    if "\n" not in content and content.endswith(TEXT_FILES):  # it would be read as a name the next time
-        raise UserError(f"{name}: the file holds nothing but what ends like the name of a file, {shorten(content, 80)}")
+    if "\n" not in content and content.endswith(TEXT_FILES):  # it would be taken for a file name when it is read again
+        raise UserError(
+            f"{name}: the file contains only a text that ends like the name of a file, {shorten(content, 80)}"
+        )
     return content
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Parse YAML 1.2, in which `1e-6` is a number; None for an empty text.
+    """Parse YAML 1.2, in which `1e-6` is a number; return None for an empty text.
 
-    Raises UserError, which begins with `name` and the line, for what is not valid YAML or no value of an option.
+    Raises UserError, beginning with `name` and the line, for invalid YAML and for values that no option can have.
     """
     try:
         node = YAML(typ="safe", pure=True).compose(text)
@@ -91,7 +94,7 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name}{where} is not valid YAML: {marked.problem if marked else error}") from None
     except RecursionError:
         raise UserError(f"{name} is nested more than {DEEPEST} levels deep") from None
-    except Exception as error:  # of the parser's own, on numbers and tags that it cannot convert
+    except Exception as error:  # from the parser, for numbers and tags that it cannot convert
         raise UserError(f"{name} is not valid YAML: {reason(error)}") from None
 
 
@@ -106,9 +109,9 @@ class _Refused(Exception):
 
 
 def _check(node: Node, known: dict[int, tuple[int, int] | None], depth: int) -> tuple[int, int]:
-    """Return how many values a node expands to, and how many levels deep. Raises _Refused for what no option can be.
+    """Count the values that a node expands to, and its levels. Raises _Refused for a node that no option can have.
 
-    `known` holds the result of each node by its id; None while the node is being checked, so that it contains itself.
+    known  results by node id; None while the node itself is being checked, by which recursion is found
     """
     if id(node) in known:
         result = known[id(node)]
@@ -141,6 +144,8 @@ def _check_scalar(node: Node) -> None:
     if node.tag not in PLAIN and node.tag != MERGE:
         raise _Refused(node, f"{_describe(node)} is no value of an option; quote it to make it text")
     if isinstance(node, ScalarNode):
+        if node.tag == TEXT and node.value in NOT_NULL and not node.style:
+            raise _Refused(node, f"{node.value} is text in YAML; write null if nothing is meant, else quote it")
         if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
             raise _Refused(node, f"a number of {len(node.value):,} characters")
         if NOT_TEXT.search(node.value):

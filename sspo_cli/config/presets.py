@@ -1,4 +1,4 @@
-"""The presets: config files that come with the program, by name. They are the files of the project's `configs` folder."""
+"""Presets: the config files that come with the program, in the project's folder `configs`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 from sspo_cli.config.parsing import read_text
 from sspo_cli.errors import LONGEST_PATH, UserError, did_you_mean
 
-# In a clone a link to the project's folder, in a wheel its files.
+# A link to the project's folder in a clone, a copy of its files in a wheel.
 FOLDER = Path(__file__).parents[1] / "configs"
 SWEEPS = "sweeps/"
 SUFFIX = ".yaml"
@@ -17,7 +17,7 @@ SUFFIX = ".yaml"
 class Preset:
     """A config file that comes with the program.
 
-    name  as after `-c`: `table1`, `sweeps/table1`
+    name  name for `-c`, such as `table1` or `sweeps/table1`
     """
 
     name: str
@@ -25,32 +25,33 @@ class Preset:
 
     @property
     def text(self) -> str:
-        """Return what the file holds."""
+        """Return the text of the file."""
         return read_text(self.file, f"preset {self.name}")
 
     @property
     def comments(self) -> tuple[str, str]:
-        """Return the first two lines: which hardware it is for, and what it trains."""
+        """Return the first two comments: the hardware, and the content."""
         lines = [line.removeprefix("#").strip() for line in self.text.splitlines() if line.startswith("#")]
         hardware, what = (*lines, "", "")[:2]
         return hardware.removeprefix("Hardware:").strip(), what
 
 
 def presets() -> Iterator[Preset]:
-    """Yield every preset: those of a single run first, then the sweeps."""
+    """Yield every preset, single runs before sweeps."""
     for prefix in ("", SWEEPS):
         for file in sorted((FOLDER / prefix).glob(f"*{SUFFIX}")):
             yield Preset(prefix + file.stem, file)
 
 
 def find_config(name: Path, prefix: str = "") -> Path:
-    """Return the file that the value of `-c` stands for: the file of that path, else the preset of that name.
+    """Return the file for a value of `-c`: an existing path, otherwise the preset of that name.
 
-    `prefix` is where the command's own presets are: `sweep -c table1` is `sweeps/table1`. Raises UserError if there is
-    neither.
+    prefix  folder of the command's presets: `sweep -c table1` is `sweeps/table1`
+
+    Raises UserError if there is neither.
     """
     if len(str(name)) > LONGEST_PATH or "\0" in str(name) or name.exists():
-        return name  # what is wrong with it is reported when it is read
+        return name  # errors are reported when it is read
     files = {preset.name: preset.file for preset in presets()}
     wanted = str(name).removesuffix(SUFFIX)
     if file := files.get(prefix + wanted) or files.get(wanted):
@@ -69,7 +70,7 @@ def find_preset(name: str) -> Preset:
 
 
 def _names(files: dict[str, Path], prefix: str) -> list[str]:
-    """Return the names of a command's own presets, as they are written after its `-c`."""
+    """Return the names of a command's presets for its `-c`."""
     return [name.removeprefix(prefix) for name in files if name.startswith(prefix) and (prefix or "/" not in name)]
 
 

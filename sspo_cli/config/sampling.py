@@ -8,26 +8,28 @@ from sspo_cli.config.base import NonNegativeInt, Options, PositiveFloat, Positiv
 
 
 class VllmOptions(Options):
-    """The vLLM engine: in this process beside the learner or, with `server`, in one of its own that was started before."""
+    """The vLLM engine: in this process, or with `server` in a separate process that is already running."""
 
-    # A card of 139 GiB has room for 0.3 beside a 7B policy and its Adam, 85 GiB; not for 0.4.
-    gpu_memory_utilization: float = Field(0.3, gt=0, le=1, description="share of the GPU for its weights and its cache")
+    # A GPU of 139 GiB has room for 0.3 in addition to a 7B policy and its Adam, 85 GiB; not for 0.4.
+    gpu_memory_utilization: float = Field(0.3, gt=0, le=1, description="share of the GPU for vLLM's weights and cache")
     kv_cache_gib: PositiveFloat | None = Field(
-        None, description="for keys and values; null: what the share above leaves, and 1 on the CPU"
+        None, description="size of the cache of keys and values; null: the rest of the share above, on a CPU 1"
     )
     enforce_eager: bool = Field(
-        False, description="without CUDA graphs: starts sooner, samples slower; always on the CPU"
+        False, description="run without CUDA graphs: starts sooner, samples slower; always so on a CPU"
     )
-    sleep: bool = Field(True, description="leave the GPU's memory to the learner while it learns")
+    sleep: bool = Field(True, description="free vLLM's memory while the learner learns")
     tolerance: PositiveFloat | None = Field(
         None,
         description="mean difference from the policy's log-probabilities that stops the run; null: 0.1, or 0.001 in float32",
     )
     server: str | None = Field(
         None,
-        description="address of a `vllm serve`, e.g. http://node7:8000; credentials are best left to SSPO_VLLM_CREDENTIALS",
+        description="address of a running `vllm serve`, such as http://node7:8000; put credentials into SSPO_VLLM_CREDENTIALS",
     )
-    exchange: str | None = Field(None, description="folder through which the server gets the weights; both must see it")
+    exchange: str | None = Field(
+        None, description="folder through which the server gets the weights; both processes must see it"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -36,7 +38,7 @@ class VllmOptions(Options):
             return values
         if values.get("server"):
             if not values.get("exchange"):
-                raise ValueError("rollout.vllm.server needs rollout.vllm.exchange, a folder that the server sees too")
+                raise ValueError("rollout.vllm.server needs rollout.vllm.exchange, a folder that the server can read")
             if own := [name for name in OF_THE_PROCESS if name in values]:
                 raise ValueError(
                     f"rollout.vllm.{own[0]} does not apply with rollout.vllm.server; give it to `vllm serve`"
@@ -55,26 +57,26 @@ OF_THE_PROCESS = ("gpu_memory_utilization", "kv_cache_gib", "enforce_eager", "sl
 
 
 class RolloutOptions(Options):
-    """The sampling phase. Truncated sampling (top-k, top-p) does not exist here: the objectives assume the full softmax."""
+    """The sampling phase. There is no truncated sampling (top-k, top-p): the objectives assume the full softmax."""
 
     engine: Literal["auto", "torch", "vllm"] = Field(
         "auto",
-        description="auto is vllm for a named model on a GPU, where vLLM is installed and has the model; else torch",
+        description="sampler; auto: vllm for a named model on a GPU if vLLM is installed and supports it, otherwise torch",
     )
-    prompts: PositiveInt = Field(16, le=10**6, description="P, prompts in a rollout batch")
+    prompts: PositiveInt = Field(16, le=10**6, description="P, prompts of a rollout batch")
     group_size: int = Field(8, ge=2, le=10**5, description="G, completions of each prompt")
-    max_new_tokens: PositiveInt = Field(64, le=10**7, description="of a completion, in episodes of a turn")
+    max_new_tokens: PositiveInt = Field(64, le=10**7, description="token limit of a completion; in episodes, of a turn")
     temperature: PositiveFloat = Field(
-        1.0, description="applied by the sampler and by the policy's log-probabilities alike"
+        1.0, description="temperature of the sampler and of the policy's log-probabilities"
     )
-    max_rows: PositiveInt = Field(1024, description="completions sampled at a time")
+    max_rows: PositiveInt = Field(1024, description="completions sampled at the same time")
     lag: NonNegativeInt = Field(
         0,
         le=100,
-        description="sample with the weights of so many rollout batches ago, as an asynchronous sampler does: staleness that is "
-        "not due to mu. Ratios are to these weights; checkpoints keep them",
+        description="sample with the weights of so many rollout batches ago, as an asynchronous sampler does; ratios refer to "
+        "these weights",
     )
-    vllm: VllmOptions | None = Field(None, description="of engine vllm; null: its defaults")
+    vllm: VllmOptions | None = Field(None, description="options of vLLM; null: their defaults")
 
     @model_validator(mode="after")
     def _options_of_the_engine(self) -> Self:
@@ -86,17 +88,19 @@ class RolloutOptions(Options):
 
 
 class EpisodeOptions(Options):
-    """Episodes of several turns, for tasks with an environment. `rollout.max_new_tokens` is a turn's."""
+    """Episodes of several turns, for tasks with an environment. `rollout.max_new_tokens` limits a turn."""
 
-    turns: PositiveInt = Field(5, le=1000, description="k, turns of the policy")
-    proposals: PositiveInt = Field(2, le=1000, description="how many of them may propose a solution")
+    turns: PositiveInt = Field(5, le=1000, description="k, most turns of the policy")
+    proposals: PositiveInt = Field(2, le=1000, description="most turns that may propose a solution")
     max_tokens: PositiveInt = Field(
-        4096, le=10**7, description="of a completion, what the policy reads between its turns included"
+        4096,
+        le=10**7,
+        description="token limit of an episode, including the text that the policy reads between its turns",
     )
     thinking: bool = Field(
-        False, description="for chat templates that have a choice: whether the policy thinks before a turn"
+        False, description="let the policy think before a turn, for chat templates that have this choice"
     )
-    observation_chars: PositiveInt = Field(2000, description="of what a program prints, the rest is cut")
+    observation_chars: PositiveInt = Field(2000, description="characters of a program's output that the policy reads")
     call_timeout: PositiveFloat = Field(30.0, le=86_400, description="seconds that a program may run in a turn")
     memory_mib: PositiveInt = Field(512, le=2**22, description="memory of a program")
-    parallel: PositiveInt | None = Field(None, description="programs that run at a time; null: as many as cores")
+    parallel: PositiveInt | None = Field(None, description="programs that run at the same time; null: number of cores")

@@ -1,1 +1,1 @@
-"""Measuring: models and checkpoints on benchmarks, outputs recorded elsewhere, and how results differ."""
+"""Evaluation of models and checkpoints on benchmarks, grading of recorded outputs, and comparison of results."""

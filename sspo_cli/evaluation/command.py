@@ -41,9 +41,12 @@ from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.prompts import Template
+from sspo_cli.tracking.dead import evaluation_signs
 from sspo_cli.tracking.files import ABANDONED, explain_os_errors, remove_leftovers, write_json_atomic
+from sspo_cli.tracking.live import SPEED_PERIOD
+from sspo_cli.tracking.pulse import Pulse
 from sspo_cli.tracking.run_folder import RunFolder
-from sspo_cli.tracking.text import pass_at_1
+from sspo_cli.tracking.text import duration, pass_at_1
 from sspo_cli.types import Problem
 
 
@@ -93,8 +96,16 @@ def measure(
     try:
         with (
             ExitStack() as stack,
-            Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars,
+            Progress(
+                *columns,
+                console=terminal,
+                transient=True,
+                disable=not terminal.is_terminal,
+                speed_estimate_period=SPEED_PERIOD,
+            ) as bars,
         ):
+            if not terminal.is_terminal:
+                stack.enter_context(Pulse(partial(terminal.print, soft_wrap=True), partial(_describe, bars)))
             judges = [stack.enter_context(_open_judge(target, tasks)) for target, _, tasks in plans]
             all_tasks = dict.fromkeys(task for _, _, tasks in plans for task in tasks)
             problems = {task: _read(task, limit, bars) for task in all_tasks}
@@ -119,6 +130,15 @@ def measure(
     for result in results:  # not before: a command that is stopped and started again does nothing twice
         if result.partial:
             result.partial.unlink(missing_ok=True)
+
+
+def _describe(bars: Progress) -> str:
+    """Say how far the newest bar is, for those who see no bars."""
+    if not bars.tasks:
+        return ""
+    task = bars.tasks[-1]
+    left = "-" if task.time_remaining is None else duration(task.time_remaining)
+    return f"{task.description}: {task.completed:.0f}/{task.total or 0:.0f}, {left} left"
 
 
 @dataclass(frozen=True)
@@ -211,6 +231,8 @@ def _measure_target(
         parts = {f"{benchmark.name}/{name}": {**summary, **part} for name, part in summary.get("parts", {}).items()}
         for name, measured in {benchmark.name: summary, **parts}.items():
             bars.console.print(f"{target.name}: {name} Pass@1 {pass_at_1(measured)}", soft_wrap=True)
+        for sign in evaluation_signs(rows, target.options.prompt, template.asks_for_tags):
+            bars.console.print(f"{target.name}: {benchmark.name}: {sign}", soft_wrap=True)
         results.append(EvalResult(target.name, target.options.model.name, summary, rows, path))
     return results
 

@@ -1,4 +1,4 @@
-"""What `sspo eval` prints: targets × benchmarks, how the targets differ from the first one, and how it was measured."""
+"""The output of `sspo eval`: scores by target and benchmark, differences from the first target, conditions."""
 
 import sys
 from collections import defaultdict
@@ -15,17 +15,17 @@ from sspo_cli.tracking.measurement import IDENTITY, columns, differences
 from sspo_cli.tracking.text import truncated
 
 COLUMNS = ("benchmark", "split", "n", "prompt", *IDENTITY)  # other conditions are printed below
-WIDE = 240  # characters, where no terminal says how many it has
+WIDE = 240  # characters, if no terminal reports its width
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """A target on a benchmark.
+    """The result of a target on a benchmark.
 
-    model    name of the model that it is or was trained from; None of the embedded one
+    model    name of the target's model or of the model that it was trained from; None for the embedded model
     summary  as in `summary.json`
     rows     one for each problem and sample, as in `<benchmark>.jsonl`
-    partial  the file of what was done, to be removed; None if nothing is recorded
+    partial  file of finished chunks, to be removed; None if nothing is recorded
     """
 
     target: str
@@ -39,7 +39,7 @@ class EvalResult:
         return self.summary["benchmark"]
 
     def shares(self) -> dict[tuple[str, str], float]:
-        """Return the share of right samples by problem, its id and gold: two files may give other problems the same ids."""
+        """Return the share of right samples by problem, identified by id and gold: two files may use the same ids."""
         correct: dict[tuple[str, str], list[bool]] = defaultdict(list)
         for row in self.rows:
             correct[row["id"], row["gold"]].append(row["correct"])
@@ -72,7 +72,7 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
 
 
 def _pass_at_1(results: Sequence[EvalResult]) -> Table:
-    """Set targets by benchmarks, with a column for each of the different things that were measured by one name."""
+    """Make a table of targets and benchmarks, with a column for each different measurement of a benchmark."""
     headings = columns([result.summary for result in results], [result.model for result in results], COLUMNS)
     cells = {
         (result.target, heading): _share(result.summary) for result, heading in zip(results, headings, strict=True)
@@ -93,7 +93,7 @@ def _pass_at_k(results: Sequence[EvalResult]) -> Table:
 
 
 def _differences(results: Sequence[EvalResult]) -> Table:
-    """Compare each target with the first one, problem by problem; by McNemar's test too if a problem is solved or not."""
+    """Compare each target with the first one, problem by problem, also by McNemar's test if there is one sample each."""
     first, *later = results
     base = first.shares()
     table = Table("", "points", "exact paired p")
@@ -111,7 +111,7 @@ def _differences(results: Sequence[EvalResult]) -> Table:
 
 
 def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
-    """Say what the table of differences does not show: intervals that are no bootstrap's, and other chat templates."""
+    """Explain intervals that are not from a bootstrap, and differing chat templates."""
     first, *later = results
     base = first.shares()
     for result in later:
@@ -128,7 +128,7 @@ def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
 
 
 def _differently(result: EvalResult, first: EvalResult) -> list[str]:
-    """Say how a result was measured differently from the first one; empty if they may be compared."""
+    """Describe how a result was measured differently from the first one; return an empty list if they may be compared."""
     return differences(result.summary, first.summary, same_model=result.model == first.model)
 
 

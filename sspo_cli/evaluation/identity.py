@@ -1,4 +1,4 @@
-"""What makes two measurements of one name the same: the problems, the prompt, the check of answers and the sampler."""
+"""The identity of a measurement: fingerprints of the problems, the prompt, the answer check and the sampler."""
 
 import json
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ from sspo_cli.rewards import checker_version
 from sspo_cli.tasks.prompts import QUESTION, Template
 from sspo_cli.types import Problem, Prompt
 
-DIGITS = 12  # of 64 bits, hexadecimal: enough that no two of a report's benchmarks share them
+DIGITS = 12  # hexadecimal digits of a 64-bit hash, enough to distinguish the benchmarks of a report
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The fingerprints of a measurement, by the names that `tracking.measurement.IDENTITY` has for them.
+    """The fingerprints of a measurement, by their names in `tracking.measurement.IDENTITY`.
 
-    problems  ids, questions and gold answers, in whatever order
-    messages  what the prompt template adds to a question, before any chat template
-    rendered  the prompts as the model reads them, their tokens included
-    checker   of the code that reads and checks answers
+    problems  ids, questions and gold answers, in any order
+    messages  text that the prompt template adds to a question, before any chat template
+    rendered  the rendered prompts and their tokens
+    checker   the code that reads and checks answers
     engine    the kind of sampler: torch or vLLM
     """
 
@@ -33,7 +33,7 @@ class Identity:
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt], template: Template, engine: str) -> Self:
-        """Compute it for rendered problems; `engine` is the sampler's whole name, of which the first word counts."""
+        """Compute the identity for rendered problems; only the first word of the sampler's name `engine` counts."""
         prompts = sorted(prompts, key=lambda prompt: prompt.problem.id)
         return cls(
             problems=problems_fingerprint(prompt.problem for prompt in prompts),
@@ -45,16 +45,16 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """The whole of it in one word, which stands in every row of answers."""
+        """Hash of all fingerprints, recorded in every row of answers."""
         return _fingerprint(astuple(self))
 
     def fields(self) -> dict[str, str]:
-        """Return it as a row of `summary.json` has it."""
+        """Return the fingerprints in the form of a row of `summary.json`."""
         return {"identity": self.digest, **asdict(self)}
 
 
 def problems_fingerprint(problems: Iterable[Problem]) -> str:
-    """Hash everything of the problems that determines what is asked and which answer is right."""
+    """Hash the parts of the problems that determine the questions and the right answers."""
     return _fingerprint(
         sorted([p.id, p.question, p.answer, p.check, p.environment or "", p.setup or ""] for p in problems)
     )

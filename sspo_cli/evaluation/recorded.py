@@ -1,4 +1,4 @@
-"""Recorded outputs of any model, graded without one: `sspo eval --completions`."""
+"""Grading of recorded outputs without a model: `sspo eval --completions`."""
 
 import json
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ NO_GOLD = Verdict(False, "no gold")
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A row of the file: its fields, the recorded text, and the golds, any of which is right."""
+    """A row of the file: its fields, the recorded text, and the golds; an answer is right if it matches one of them."""
 
     fields: dict[str, Any]
     text: str
@@ -32,31 +32,30 @@ class Recorded:
 
 
 def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> None:
-    """Grade the rows of a JSON-lines file, writes them to `out`, and prints a summary. Loads no torch.
-
-    A row has a `gold`, and the model's text in `completion` or `prediction`. It is written back, in its place and with all
-    of its fields, with these. If a row of the file has a field of such a name already, it keeps that, and what is added is
-    called `sspo_…` in all rows.
-
-    extracted  the answer that was read, or null
-    reader     what it was read from: "tags", "boxed" (the last box), "formula" (the last one), "number" (the last one), "text"
-               (words behind `answer is`, or nothing but the gold's words), or null where there is no answer
-    verdict    "correct" or "wrong", and r_answer, the same as 1.0 or 0.0
-    r_format   by the paper's appendix A, literally
-    status     of the check: "ok", "timeout", "error", "no answer", or "no gold" where the row's gold is null or empty
-
-    A gold may be a number, a worked solution that ends in `#### 72` or `\\boxed{72}`, or a list, any of which is right.
+    """Grade the rows of a JSON-lines file, write them to `out`, and print a summary. Loads no torch.
 
     out      default: next to the file, as <stem>.graded.jsonl
     timeout  seconds for each check
 
-    Raises UserError for a file that cannot be read, a row without gold or text (by its line), and an `out` that is the file
-    itself or in no folder. Nothing is written then.
+    A row has a `gold`, and the model's text in `completion` or `prediction`. A gold may be a number, a worked solution that
+    ends in `#### 72` or `\\boxed{72}`, or a list of right answers. Rows are written in order with all of their fields and
+    the following ones, which are called `sspo_…` if a row of the file has a field with this name already:
+
+    extracted  the answer, or null
+    reader     source of the answer: "tags", "boxed" (last box), "formula" (last formula), "number" (last number), "text" (words
+               after `answer is`, or only the gold's words), or null without an answer
+    verdict    "correct" or "wrong"
+    r_answer   1.0 or 0.0
+    r_format   format reward of the paper's appendix A
+    status     of the check: "ok", "timeout", "error", "no answer", or "no gold" if the row's gold is null or empty
+
+    Raises UserError, and writes nothing, for a file that cannot be read, a row without gold or text (by its line), and an
+    `out` that is the file itself or whose folder does not exist.
     """
     rows = _read(path)
     out = out or path.with_name(f"{path.stem}.graded.jsonl")
     if out.exists() and out.samefile(path):
-        raise UserError(f"{out} is what is to be graded; name another file with --out")
+        raise UserError(f"{out} is the file to be graded; name another file with --out")
     if not out.parent.is_dir():
         raise UserError(f"{out} cannot be written: there is no folder {out.parent}")
     terminal = Console(stderr=True)
@@ -93,7 +92,7 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
 
 
 def _free_names(rows: Sequence[Recorded]) -> dict[str, str]:
-    """Name what is added to each row, by names that no row of the file has."""
+    """Return names for the added fields that no row of the file has."""
     taken = set().union(*(row.fields for row in rows))
     names = {}
     for name in ADDED:
@@ -104,14 +103,14 @@ def _free_names(rows: Sequence[Recorded]) -> dict[str, str]:
 
 
 def summary(rows: Sequence[Recorded], graded: Sequence[dict[str, Any]]) -> list[str]:
-    """Summarize graded rows, a line each: the correct share with its 95 % interval, the readers, what went wrong.
+    """Summarize graded rows in lines: the correct share with its 95 % interval, the readers, the failures.
 
-    Rows of several measurements of an `eval/<benchmark>.jsonl` have a share each.
+    The rows of an `eval/<benchmark>.jsonl` with several measurements have a share for each measurement.
     """
     measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
     varying = [name for name in MEASURED if len({json.dumps(row.fields.get(name)) for row in rows}) > 1]
     if not any("identity" in row.fields for row in rows):
-        varying = []  # rows of another program, in which these names may mean something else
+        varying = []  # rows of another program, whose fields of these names may have other meanings
     for row, grade in zip(rows, graded, strict=True):
         measured[", ".join(f"{name} {row.fields.get(name)}" for name in varying)].append(grade)
     lines = [f"{name}: {_correct_share(alike)}" if name else _correct_share(alike) for name, alike in measured.items()]
@@ -125,7 +124,7 @@ def summary(rows: Sequence[Recorded], graded: Sequence[dict[str, Any]]) -> list[
 
 
 def _correct_share(graded: Sequence[dict[str, Any]]) -> str:
-    from sspo_cli.statistics import wilson  # scipy loads longer than a small file takes to grade
+    from sspo_cli.statistics import wilson  # here, because loading scipy takes longer than grading a small file
 
     correct = sum(row["verdict"] == "correct" for row in graded)
     low, high = wilson(correct, len(graded))
@@ -149,7 +148,7 @@ def _read(path: Path) -> list[Recorded]:
 
 def _row(line: str, where: str) -> Recorded:
     try:
-        fields = finite(json.loads(line))  # NaN is how other programs mark a missing value
+        fields = finite(json.loads(line))  # other programs mark missing values with NaN
     except json.JSONDecodeError:
         raise UserError(f"{where} is not valid JSON") from None
     except ValueError:
@@ -182,6 +181,6 @@ def _submit(reading: Reading, golds: Sequence[str], checker: AnswerChecker) -> l
 
 
 def _best(checks: Sequence[Future[Verdict]]) -> Verdict:
-    """Return the verdict by whichever gold is right; else the first that is not plainly wrong, such as a time-out."""
+    """Return the verdict of a gold that matches; otherwise the first that is not plainly wrong, such as a time-out."""
     verdicts = [check.result() for check in checks]
     return max(verdicts, key=lambda verdict: (verdict.equal, verdict.status != "ok"), default=NO_GOLD)

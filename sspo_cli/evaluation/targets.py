@@ -1,4 +1,4 @@
-"""What `sspo eval` measures: a run, a checkpoint or a model, under its conditions, on its benchmarks."""
+"""Targets of `sspo eval`: runs, checkpoints and models, with their conditions and benchmarks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import MEASURED_MODEL
 
-MODEL = "model.json"  # in the folder of a model that no run has made: which one it is
+MODEL = "model.json"  # names the model, in the folder of results of a model outside a run
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is measured.
+    """A run, a checkpoint or a model to measure.
 
     name        as the user wrote it
-    folder      of the run, or `model-NAME` beside the runs
-    checkpoint  of the run; None where `name` is a model
+    folder      folder of the run, or `model-NAME` next to the runs
+    checkpoint  checkpoint of the run; None if `name` is a model
     """
 
     name: str
@@ -37,7 +37,7 @@ class Target:
 
     @property
     def model(self) -> str:
-        """Whole path of the weights, or their name on the hub."""
+        """Absolute path of the weights, or their name on the hub."""
         local = self.checkpoint or Path(self.name)
         return str(local.resolve()) if local.exists() else self.name
 
@@ -47,8 +47,9 @@ def find_target(
 ) -> Target:
     """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
 
-    `given` are a model's options before validation, or those of a run that it is measured like; a run has its own. Raises
-    UserError for a checkpoint that a run does not have, and for a model if a checkpoint is asked for.
+    given  options of a model before validation, or of a run whose conditions it uses; a run uses its own
+
+    Raises UserError for a checkpoint that a run does not have, and for a model if a checkpoint is named.
     """
     if named := find_run(name, runs_dir):
         if named.checkpoint and checkpoint:
@@ -69,9 +70,9 @@ def find_target(
 
 
 def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -> RunOptions:
-    """Return the options of a model that no run has made, with the defaults of a named model.
+    """Return the options of a model outside a run, with the defaults of a named model.
 
-    A revision that was given belongs to another model if that is named along with it.
+    A given revision belongs to the model that is named with it, which may be another one.
     """
     if isinstance(given, RunOptions):
         revision = given.model.revision if given.model.name in (None, name) else None
@@ -80,13 +81,13 @@ def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -
     values = dict(given or {})
     model_values = values.get("model", {})
     if not isinstance(model_values, dict):
-        return validate(values)  # which says what is wrong
+        return validate(values)  # raises a UserError that explains the problem
     revision = model_values.get("revision") if model_values.get("name") in (None, name) else None
     return validate({**values, "model": {**model_values, "name": name, "revision": revision}})
 
 
 def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
-    """Return the target, sampled by `engine`: a run that vLLM sampled for can be measured without vLLM, for example."""
+    """Return the target with another sampler, for example to measure a run that used vLLM without vLLM."""
     options, rollout = target.options, target.options.rollout
     vllm = None if engine == "torch" else rollout.vllm
     rollout = rollout.model_copy(update={"engine": engine, "vllm": vllm})
@@ -94,7 +95,10 @@ def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Targ
 
 
 def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
-    """Return its options' conditions with `changes`. Raises UserError for several greedy samples and an infinite temperature."""
+    """Return the target's conditions with `changes` applied.
+
+    Raises UserError for several greedy samples and for an infinite temperature.
+    """
     conditions = replace(Conditions.of(target.options), **changes)
     if not math.isfinite(conditions.temperature):
         raise UserError("--temperature inf would sample every token alike; give a number, such as 0.6")
@@ -106,7 +110,7 @@ def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
 
 
 def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[BenchmarkOptions]:
-    """Return the benchmarks to measure it on. Raises UserError if two have the same name, if one is unknown, and for none."""
+    """Return the benchmarks of a target. Raises UserError if two have the same name, if one is unknown, or for none."""
     options = target.options
     tasks = [_benchmark(name, options) for name in benchmarks] or options.evaluation.benchmarks
     if len({task.label for task in tasks}) < len(tasks):
@@ -122,14 +126,14 @@ def limit_of(task: BenchmarkOptions, conditions: Conditions) -> int:
 
 
 def without_limit(task: BenchmarkOptions) -> BenchmarkOptions:
-    """Return the benchmark without a token limit of its own."""
+    """Return the benchmark without its token limit."""
     return task.model_copy(update={"max_new_tokens": None})
 
 
 def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOptions]]]) -> list[str]:
-    """Return a sentence on each run that is measured on a benchmark with another token limit than the target before it.
+    """Return a warning for each run whose token limit on a benchmark differs from that of the target before it.
 
-    Raises UserError if one of the two is a model that no run has made: a base and what was trained from it have one limit.
+    Raises UserError if one of the two is a model outside a run: a base and the runs trained from it must have the same limit.
     """
     first: dict[str, tuple[Target, int]] = {}
     sentences = []
@@ -152,7 +156,7 @@ def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOpt
 
 
 def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
-    """Find a benchmark of the options by its name, another one as published or from a path, or a local file."""
+    """Find a benchmark by name in the options, as published, from a path, or as a local file."""
     for benchmark in options.evaluation.benchmarks:
         if benchmark.label == name:
             return benchmark

@@ -138,9 +138,7 @@ def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
         by_vllm = device.vllm and changed.rollout.engine != "torch"
         if not _problem(changed, shape_now, replace(device, vllm=by_vllm)):
             return f"set {_written(changes)}"
-    return (
-        "no options make it fit, and sspo cannot train on several GPUs yet; choose a smaller model or a larger device"
-    )
+    return "no options make it fit on one device; choose a smaller model or a larger device, or several GPUs (--nproc)"
 
 
 def _changes(options: RunOptions, device: Device) -> Iterator[dict[str, Any]]:

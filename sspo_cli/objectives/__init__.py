@@ -13,6 +13,7 @@ from sspo_cli.objectives.methods import DEFAULT_METHOD, METHODS
 from sspo_cli.objectives.normalizers import NORMALIZERS
 from sspo_cli.objectives.objective import Objective, build_objective
 from sspo_cli.objectives.options import resolve_options
+from sspo_cli.objectives.penalties import has_kept_entropy, reference_kl
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -24,7 +25,9 @@ __all__ = [
     "Objective",
     "build_objective",
     "group_advantages",
+    "has_kept_entropy",
     "ratio_metrics",
+    "reference_kl",
     "resolve_options",
     "weight_histogram",
 ]

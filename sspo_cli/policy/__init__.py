@@ -1,1 +1,1 @@
-"""The policy π_θ: its model and tokenizer, its log-probabilities, how it is optimized, started and stored."""
+"""The policy π_θ: model, tokenizer, log-probabilities, learner, optimizer, cold start and checkpoints."""

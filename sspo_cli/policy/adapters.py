@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: on the layers that were named, on all of them, and on nothing that would not be trained right."""
+"""LoRA adapters by peft, refused on layers on which they would not be trained correctly."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from sspo_cli.errors import UserError, did_you_mean, first_line
 
 
 def add_adapters(model: Any, options: LoraOptions, saved: Path | None) -> Any:
-    """Wrap the model by adapters: new ones drawn from `options.seed` alone, or those that were saved.
+    """Wrap the model with adapters, either new ones drawn from `options.seed` alone or `saved` ones.
 
     Raises UserError without peft, for targets that the model does not have or that an adapter cannot be put on, and for a
     saved adapter that is not one of this model.
@@ -19,7 +19,7 @@ def add_adapters(model: Any, options: LoraOptions, saved: Path | None) -> Any:
     try:
         import peft
     except ImportError:
-        raise UserError("model.lora needs peft; install it with `pip install 'sspo[lora]'`") from None
+        raise UserError("model.lora needs peft; install it with `pip install peft`") from None
     if not isinstance(options.targets, str):
         _check_targets(model, options.targets)
     try:
@@ -37,7 +37,7 @@ def add_adapters(model: Any, options: LoraOptions, saved: Path | None) -> Any:
             return peft.get_peft_model(model, config)
     except UserError:
         raise
-    except Exception as error:  # peft and the model's own modules raise of every class
+    except Exception as error:  # peft and the model's own modules may raise anything
         raise UserError(
             f"adapters cannot be put on model.lora.targets = {_written(options.targets)} of {type(model).__name__}: "
             f"{first_line(error)}; name other linear layers, such as {_examples(model, str(error))}"
@@ -60,7 +60,7 @@ def _load_adapter(peft: Any, model: Any, saved: Path) -> Any:
 
 
 def _check_targets(model: Any, targets: list[str]) -> None:
-    """Raise UserError for a target without a layer of that name, and for layers whose adapters would not be trained right."""
+    """Raise UserError for a target that names no layer, and for layers whose adapters would not be trained correctly."""
     matched = {target: _matching(model, target) for target in targets}
     for target, modules in matched.items():
         if not modules:
@@ -85,7 +85,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
 
 
 def _matching(model: Any, target: str) -> dict[str, nn.Module]:
-    """Find the modules of that name, by peft's rule: the whole path, or its end."""
+    """Find the modules that peft selects by a name: those with this path or with a path that ends in it."""
     modules = dict(model.named_modules())
     return {name: module for name, module in modules.items() if name == target or name.endswith(f".{target}")}
 
@@ -96,7 +96,7 @@ def _is_tied(model: Any) -> bool:
 
 
 def _examples(model: Any, refused: str) -> str:
-    """Name a few linear layers, those of attention first, that the error does not name."""
+    """List a few linear layers, those of attention first, except the ones that the error names."""
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = {name for name in names if f"'{name}'" not in refused}
     attention = sorted(names & {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj"})

@@ -39,6 +39,8 @@ class Batch:
     outcomes           [B, 6] float32  of episodes, what `OUTCOME` names; NaN for a single turn
     sampling_logprobs  [B, T] float32  by the sampler
     old_logprobs       [B, T] float32  by the policy at rollout time
+    old_entropy        [B, T] float32  of the policy at rollout time, in nats
+    reference_logprobs [B, T] float32  by the reference policy; 0 without a KL penalty
     """
 
     groups: Tensor
@@ -56,6 +58,8 @@ class Batch:
     outcomes: Tensor
     sampling_logprobs: Tensor
     old_logprobs: Tensor
+    old_entropy: Tensor
+    reference_logprobs: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -70,6 +74,8 @@ class Batch:
             mask=picked.mask[:, :longest],
             sampling_logprobs=picked.sampling_logprobs[:, :longest],
             old_logprobs=picked.old_logprobs[:, :longest],
+            old_entropy=picked.old_entropy[:, :longest],
+            reference_logprobs=picked.reference_logprobs[:, :longest],
         )
 
     def micro_batches(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
@@ -136,6 +142,8 @@ class Batch:
             "outcomes": torch.full((len(state["lengths"]), len(OUTCOME)), torch.nan),
             "own_rewards": torch.zeros_like(state["answer_rewards"]),
             "rewards": state["answer_rewards"] + state["format_rewards"],
+            "old_entropy": torch.zeros_like(state["old_logprobs"]),
+            "reference_logprobs": torch.zeros_like(state["old_logprobs"]),
         }
         return cls(**{**missing, **state})
 
@@ -184,6 +192,8 @@ def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool
         outcomes=torch.tensor([_outcome(completion) for completion in completions]),
         sampling_logprobs=pad_sequence([torch.tensor(c.sampling_logprobs) for c in completions], batch_first=True),
         old_logprobs=torch.zeros(mask.shape),
+        old_entropy=torch.zeros(mask.shape),
+        reference_logprobs=torch.zeros(mask.shape),
     )
 
 

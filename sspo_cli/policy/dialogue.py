@@ -1,7 +1,7 @@
-"""What a chat template writes between two turns of the policy, as tokens: token in, token out.
+"""The tokens that a chat template writes between two turns of the policy.
 
-Own tokens are never decoded and encoded again. What stands between them is found by rendering marks once; what an
-environment answers is encoded as plain text, so that a program cannot print control tokens.
+The policy's own tokens are never decoded and encoded again. The tokens between them are found by rendering marks once. The
+answers of an environment are encoded as plain text, so that a program cannot print control tokens.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ QUESTION, TURN, ANSWER = "Qz7question", "Qz7turn", "Qz7answer"  # marks that no 
 class Dialogue:
     """The frame that a chat template puts around an answer to the policy.
 
-    vocabulary  token ids that the model can read
-    end_ids     that end a sequence
-    before      tokens from the end of the policy's turn to the answer; the first one is of `end_ids`
+    vocabulary  number of token ids that the model can read
+    end_ids     ids that end a sequence
+    before      tokens from the end of the policy's turn to the answer; the first is one of `end_ids`
     after       tokens from the answer to the policy's next turn
-    opening     what the template has already written of that turn (`<think>`, or nothing)
+    opening     text that the template opens this turn with (`<think>`, or nothing)
     """
 
     tokenizer: Any
@@ -35,7 +35,7 @@ class Dialogue:
 
     @classmethod
     def of(cls, policy: Policy, thinking: bool) -> "Dialogue":
-        """Find the frame; `thinking` as of `render_episode`.
+        """Find the frame of the policy's chat template; `thinking` is as in `render_episode`.
 
         Raises UserError for a template or a tokenizer that does not keep turns apart.
         """
@@ -48,8 +48,8 @@ class Dialogue:
         text = render_turns(tokenizer, turns, "turns of an episode", {"enable_thinking": thinking})
         if text.count(TURN) != 1 or text.count(ANSWER) != 1 or text.find(TURN) > text.find(ANSWER):
             raise UserError(
-                f"the chat template of {tokenizer.name_or_path} does not render a user's turn, the model's and a user's again as "
-                "they are; episodes need one that does"
+                f"the chat template of {tokenizer.name_or_path} does not render a user's turn, the model's and another user's "
+                "turn unchanged; episodes need a template that does"
             )
         between, after = text.partition(TURN)[2].split(ANSWER)
         before = tokenizer.encode(between, add_special_tokens=False)
@@ -67,7 +67,7 @@ class Dialogue:
         return dialogue
 
     def bridge(self, turn: list[int], answer: str) -> list[int]:
-        """Return what follows the tokens of a turn: its end, unless the policy wrote it, the answer, and the next turn's start.
+        """Return the tokens after a turn: its end, unless the policy wrote it, the answer, and the start of the next turn.
 
         Raises UserError for an answer with tokens that the model does not have.
         """
@@ -77,7 +77,7 @@ class Dialogue:
         return [*before, *encoded, *self.after]
 
     def encode_turn(self, text: str, opening: str) -> list[int]:
-        """Encode a turn of a demonstration: one that no stop string ends has an end-of-sequence token of its own."""
+        """Encode a turn of a demonstration, with an end-of-sequence token if it does not end with a stop string."""
         ids = self.tokenizer.encode(text.removeprefix(opening), add_special_tokens=False)
         return ids if text.endswith(STOP) else [*ids, self.before[0]]
 
@@ -85,10 +85,10 @@ class Dialogue:
         return self.tokenizer.encode(answer, add_special_tokens=False, split_special_tokens=True)
 
     def _check_answers(self) -> None:
-        """Raise UserError if text can become a token that the template ends or begins a turn with."""
+        """Raise UserError if plain text can become a token with which the template ends or begins a turn."""
         tokenizer = self.tokenizer
         added = tokenizer.added_tokens_decoder
-        # Words such as `user` may be tokens of their own, and text nevertheless.
+        # Words such as `user` may be single tokens and are still text.
         names = {token: added[token].content.strip() for token in self.before if token in added}
         framing = {token for token, name in names.items() if name and not name.isalnum()}
         special = {token for token, description in added.items() if description.special}

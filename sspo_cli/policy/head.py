@@ -1,4 +1,4 @@
-"""What a model does after its vocabulary projection, measured on the model itself."""
+"""Measurement of the scale and the soft cap that a model applies after its vocabulary projection."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from sspo_cli.policy.logprobs import IDENTITY, LogitTransform
 SMALL, LARGE = (
     2.0**-10,
     2.0**20,
-)  # products where a scale and a cap are read off; powers of two are exact in every dtype
+)  # products from which scale and cap are computed; powers of two are exact in every dtype
 
 
 @torch.no_grad()
 def measure_transform(model: Any) -> LogitTransform:
-    """Read a model's scale and soft cap off its own forward pass, its projection's product replaced by known values.
+    """Measure a model's scale and soft cap in its own forward pass, with known values as products of the projection.
 
-    Configs have many names for them, and one name for opposite meanings. Raises UserError for a model without a vocabulary
-    projection, and for one that does anything else to its logits.
+    Configs use many names for them, and one name with opposite meanings. Raises UserError for a model without a vocabulary
+    projection, and for one that changes its logits in another way.
     """
     name, head = type(model).__name__, model.get_output_embeddings()
     if head is None or not hasattr(head, "weight"):
@@ -35,7 +35,7 @@ def measure_transform(model: Any) -> LogitTransform:
     try:
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
         logits = model.eval()(input_ids=ids, use_cache=False).logits
-    except Exception as error:  # of the model's own code, of every class
+    except Exception as error:  # the model's own code may raise anything
         raise UserError(f"{name} cannot be computed on token ids alone: {first_line(error)}") from None
     finally:
         handle.remove()

@@ -1,4 +1,4 @@
-"""Other kernels for the layers of a model, with the same results to rounding."""
+"""Alternative kernels for the layers of a model, with equal results up to rounding."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,29 +12,29 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli.errors import UserError, first_line
 
-# Not its losses: the projection and what follows it are our own. Not its rotary embeddings: they are compiled for each number
-# of rows, and in a sampler rows keep leaving.
+# Not its losses, because the projection and the loss are implemented here. Not its rotary embeddings, because they are compiled
+# for each number of rows, which changes while sampling.
 LIGER = {"rope": False, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
-# Graphs of a layer: with and without gradient, each anew for one prompt, one completion, one token; torch's limit is 8, beyond
-# which it silently compiles no more.
+# Graphs of a layer: with and without gradient, each also for a single prompt, completion or token. Beyond torch's limit of 8 it
+# silently stops compiling.
 GRAPHS = 64
 
 
 def use_liger(model: Any, device: torch.device) -> None:
     """Replace norms and gated units by liger-kernel's fused ones, in place.
 
-    Models of the same kind that this process loads later have them too. Raises UserError if it is not installed, if it has
-    none for the model, and without a GPU.
+    Models of the same kind that this process loads later have them too. Raises UserError if liger-kernel is not installed or
+    has no kernels for the model, and without a GPU.
     """
-    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # which the tests use
+    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # set by the tests
         raise UserError(f"model.kernels = liger needs a CUDA GPU, not device = {device.type}; use model.kernels=torch")
-    from transformers.integrations.liger import apply_liger_kernel  # brings transformers' trainer along
+    from transformers.integrations.liger import apply_liger_kernel  # here, because it imports transformers' trainer
 
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError:
         raise UserError(
-            "model.kernels = liger needs liger-kernel; install it with `pip install 'sspo[liger]'`"
+            "model.kernels = liger needs liger-kernel; install it with `pip install liger-kernel`"
         ) from None
     if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(f"liger-kernel has nothing for {model.config.model_type} models; use model.kernels=torch")
@@ -42,10 +42,10 @@ def use_liger(model: Any, device: torch.device) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile each decoder layer when it is first called; all of them share what is compiled.
+    """Compile the decoder layers at their first call; equal layers share their compiled code.
 
-    Layers are compiled, not the model: they are alike, so that the wait is for a single layer. Raises UserError if the model
-    has none that transformers knows as such.
+    Layers are compiled instead of the model, so that compilation takes as long as for one layer. Raises UserError if
+    transformers does not know the model's layers.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
@@ -56,18 +56,18 @@ def compile_layers(model: Any) -> None:
 
 
 def checkpoint_layers(model: Any, compiled: bool) -> None:
-    """Keep no activations within a layer: its forward pass is computed again in the backward pass.
+    """Recompute the forward pass of each layer in the backward pass instead of keeping its activations.
 
-    transformers does so only for layers in training mode, where models draw at random (dropout, the jitter of routers). So
-    the layer's own flag alone says training, and not while it is computed, except in compiled layers, whose flag is part
-    of what is compiled. Raises UserError for a model that cannot do it.
+    transformers does so only for layers in training mode, in which models draw random numbers (dropout, router jitter).
+    Therefore only the layer's own flag is set to training, and not while the layer is computed. In compiled layers it stays
+    set, because the flag is part of the compiled code. Raises UserError for a model without this feature.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
         raise UserError(
             f"{type(model).__name__} has no layers that can be computed again; set model.gradient_checkpointing=false"
         )
-    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20
+    if hasattr(model, "activation_checkpointing_enable"):  # since transformers 5.20
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -78,7 +78,7 @@ def checkpoint_layers(model: Any, compiled: bool) -> None:
 
 
 def _checkpoint(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
-    """Compute a layer in evaluation mode by the `checkpoint` function, now and in the backward pass."""
+    """Compute a layer in evaluation mode with the `checkpoint` function, now and in the backward pass."""
 
     def evaluate(*args: Any) -> Any:
         layer.training = False
@@ -92,7 +92,7 @@ def _checkpoint(layer: nn.Module, checkpoint: Callable[..., Any], forward: Calla
 
 @contextmanager
 def explained_compiler_errors() -> Iterator[None]:
-    """Raise UserError if torch.compile fails, such as without a C++ compiler, or Triton on a GPU."""
+    """Raise UserError if torch.compile fails, for example without a C++ compiler, or without Triton on a GPU."""
     try:
         yield
     except RuntimeError as error:

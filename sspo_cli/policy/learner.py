@@ -1,6 +1,6 @@
-"""One optimizer step on a minibatch: J = Σ_i c_i · S_i · Â_i, whatever the split into micro-batches."""
+"""One optimizer step on a minibatch: J = Σ_i c_i · (S_i · Â_i - β · KL_i), whatever the split into micro-batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sspo_cli import ranks
 from sspo_cli.config import LearningOptions
-from sspo_cli.objectives import Objective, ratio_metrics
+from sspo_cli.objectives import Objective, has_kept_entropy, ratio_metrics, reference_kl
 from sspo_cli.policy.batch import OUTCOME, Batch
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import PAPER, Scoring
@@ -18,12 +18,14 @@ from sspo_cli.rewards import PAPER, Scoring
 class StepResult:
     """What the forward passes of a minibatch gave, row by row, on the CPU; from it all metrics of the step are computed.
 
-    objective      [B]     c_i · S_i · Â_i, 0 for a completion that is masked out
+    objective      [B]     c_i · (S_i · Â_i - β · KL_i), 0 for a completion that is masked out
     advantages     [B]     Â, times the bounded ratio to the sampler if completions are weighed by it
     old_logprobs   [B, T]  by the behaviour policy
     log_ratio      [B, T]  d
     token_weights  [B, T]  w
     entropy        [B, T]  of the policy, in nats
+    kept           [B, T]  whether the token's entropy is near enough to the behaviour policy's for a gradient
+    reference_kl   [B]     k3 to the reference policy; 0 without a penalty
 
     Tensors [B, T] are 0 outside the mask.
     """
@@ -34,6 +36,8 @@ class StepResult:
     log_ratio: Tensor
     token_weights: Tensor
     entropy: Tensor
+    kept: Tensor
+    reference_kl: Tensor
 
 
 def accumulate_gradient(
@@ -52,7 +56,7 @@ def accumulate_gradient(
     exactly and no forward pass is spent on them; otherwise they are the minibatch's own.
     """
     per_row, per_token = minibatch.advantages.shape, minibatch.mask.shape
-    shapes = (per_row, per_row, per_token, per_token, per_token, per_token)
+    shapes = (per_row, per_row, per_token, per_token, per_token, per_token, per_token, per_row)
     factors = factors.to(policy.device)
     result = StepResult(*(torch.zeros(shape, device=policy.device) for shape in shapes))
     for rows, micro in minibatch.share(options.token_budget, policy.shares_prompts):
@@ -68,9 +72,18 @@ def accumulate_gradient(
             else:  # the gradient of each token by its own ratio, whatever becomes of the tokens in the aggregation
                 fixed = log_ratio.detach()
                 log_ratio = fixed + _bounded(mismatch.exp(), options) * (log_ratio - fixed)
+        kept = micro.mask
+        if options.entropy_range and not on_policy:
+            kept = kept & has_kept_entropy(entropy, micro.old_entropy, options.entropy_range)
+            log_ratio = torch.where(kept, log_ratio, log_ratio.detach())
         weights = objective.weights(log_ratio, advantages, micro.mask)
         # A completion that is masked out has no S, and no gradient: it counts 0, as the mean over its tokens does.
-        weighted = torch.where(micro.mask.any(dim=1), factors[rows] * weights * advantages, 0.0)
+        gains = weights * advantages
+        if options.kl:
+            divergence = reference_kl(logprobs, micro.reference_logprobs, micro.mask)
+            gains = gains - options.kl * divergence
+            result.reference_kl[rows] = divergence.detach()
+        weighted = torch.where(micro.mask.any(dim=1), factors[rows] * gains, 0.0)
         (-weighted.sum() * ranks.size()).backward()  # of which fully_shard takes the mean over the ranks
 
         tokens = slice(micro.mask.shape[1])
@@ -80,6 +93,7 @@ def accumulate_gradient(
         result.log_ratio[rows, tokens] = log_ratio.detach()
         result.token_weights[rows, tokens] = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
         result.entropy[rows, tokens] = entropy
+        result.kept[rows, tokens] = kept.float()
     values = [getattr(result, field.name).cpu() for field in fields(result)]
     ranks.add(*values)  # each row was computed by one of them
     return StepResult(*values)
@@ -93,8 +107,12 @@ def _bounded(importance: Tensor, options: LearningOptions) -> Tensor:
     return importance.clamp(max=options.importance_cap)
 
 
-def step_metrics(minibatch: Batch, result: StepResult) -> dict[str, float]:
-    """Compute the metrics of a step, except the rewards, the norm and the rate; without any token, only the loss."""
+def step_metrics(minibatch: Batch, result: StepResult, options: LearningOptions | None = None) -> dict[str, float]:
+    """Compute the metrics of a step, except the rewards, the norm and the rate; without any token, only the loss.
+
+    policy/reference_kl     mean of k3 over completions, with a penalty
+    policy/entropy_clipped  share of tokens without a gradient because their entropy has changed, with an `entropy_range`
+    """
     metrics = {
         "policy/loss": -result.objective.double().sum().item() + 0.0,  # 0 is not to be written as -0
         **ratio_metrics(result.log_ratio, result.advantages, minibatch.mask, result.token_weights),
@@ -102,24 +120,47 @@ def step_metrics(minibatch: Batch, result: StepResult) -> dict[str, float]:
     if minibatch.mask.any():
         mismatch = (result.old_logprobs - minibatch.sampling_logprobs)[minibatch.mask].abs()
         metrics["policy/entropy"] = result.entropy[minibatch.mask].double().mean().item()
+        if options and options.kl:
+            metrics["policy/reference_kl"] = result.reference_kl[minibatch.mask.any(dim=1)].double().mean().item()
+        if options and options.entropy_range:
+            metrics["policy/entropy_clipped"] = 1 - result.kept[minibatch.mask].double().mean().item()
         metrics["sampler/mismatch_mean"] = mismatch.double().mean().item()
         metrics["sampler/mismatch_max"] = mismatch.max().item()
     return metrics
 
 
-@torch.no_grad()
 def fill_old_logprobs(
     policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
 ) -> None:
-    """Write the current policy's log-probabilities of those minibatches' rows into `batch.old_logprobs`, in place."""
+    """Write the current policy's log-probabilities and entropies of those minibatches' rows into the batch, as the old ones."""
+    for rows, logprobs, entropy in _computed(policy, batch, minibatches, token_budget, temperature):
+        batch.old_logprobs[rows, : logprobs.shape[1]] = logprobs
+        batch.old_entropy[rows, : entropy.shape[1]] = entropy
+
+
+def fill_reference_logprobs(
+    policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
+) -> None:
+    """Write the log-probabilities of those minibatches' rows by `policy`, the reference, into the batch."""
+    for rows, logprobs, _ in _computed(policy, batch, minibatches, token_budget, temperature):
+        batch.reference_logprobs[rows, : logprobs.shape[1]] = logprobs
+
+
+@torch.no_grad()
+def _computed(
+    policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (rows, log-probabilities, entropies) of every minibatch, on the CPU."""
     for rows in minibatches:
         minibatch = batch.select(rows)
-        old_logprobs = torch.zeros(minibatch.mask.shape)
+        logprobs, entropy = (torch.zeros(minibatch.mask.shape) for _ in range(2))
         for picked, micro in minibatch.share(token_budget, policy.shares_prompts):
-            logprobs, _ = policy.logprobs(micro.to(policy.device), temperature)
-            old_logprobs[picked, : logprobs.shape[1]] = logprobs.cpu()
-        ranks.add(old_logprobs)
-        batch.old_logprobs[rows, : old_logprobs.shape[1]] = old_logprobs
+            tokens = slice(micro.mask.shape[1])
+            logprobs[picked, tokens], entropy[picked, tokens] = (
+                values.cpu() for values in policy.logprobs(micro.to(policy.device), temperature)
+            )
+        ranks.add(logprobs, entropy)
+        yield rows, logprobs, entropy
 
 
 def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Log-probabilities of given tokens, without ever holding the whole [tokens × vocabulary] logits.
+"""Log-probabilities of given tokens, without ever storing the whole [tokens × vocabulary] logits.
 
-Axes: N tokens, H hidden states, V words of the vocabulary, of which a block is worked on at a time: each word's weights are
-read once in the forward pass and once in the backward pass, and what a block leaves stays in the processor's cache.
+Axes: N tokens, H hidden states, V words of the vocabulary. The words are processed in blocks, so that the weights are read once
+in the forward pass and once in the backward pass, and the intermediate results of a block stay in the processor's cache.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits held at a time, in float32: 16 MiB, about the cache of a processor; 1 GiB on a GPU.
+# Logits of a block in float32: 16 MiB on a CPU, about the size of its cache; 1 GiB on a GPU.
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 
 
 @dataclass(frozen=True, slots=True)
 class LogitTransform:
-    """What a model does to the product of its vocabulary projection: a scale (Granite, Cohere), then a soft cap (Gemma-2).
+    """The transform of the projection's product: a scale (Granite, Cohere), then a soft cap (Gemma-2).
 
     logits = cap · tanh(scale · product / cap), or scale · product without a cap.
     """
@@ -44,12 +44,12 @@ def token_logprobs(
     """Compute log softmax(transform(hidden · weightᵀ + bias) / temperature) at the targets, and the entropy there.
 
     hidden [N, H], targets [N], weight [V, H], bias [V] -> logprobs [N] float32, entropy [N] float32 without gradient (nats).
-    In float32 whatever the inputs: rounded to bfloat16, logits would differ from one another by more than the policies that
-    are compared.
+    Computed in float32 for inputs of any dtype: the rounding of logits to bfloat16 is larger than the differences between the
+    policies that are compared.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.float(), weight.float()
-        if bias is not None:  # one more weight of each word, of a state that is always 1
+        if bias is not None:  # as one more weight of each word, for a state that is always 1
             hidden = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
             weight = torch.cat([weight, bias.float().unsqueeze(1)], dim=1)
         if transform.cap is None:
@@ -59,16 +59,16 @@ def token_logprobs(
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Works by blocks of words, with a softmax that is scaled anew when a block has a higher logit.
+    """Processes blocks of words with an online softmax, which is rescaled when a block has a higher logit.
 
-    The logits are z = hidden · weightᵀ, or cap · tanh(z). The backward pass computes each block's probabilities again.
+    The logits are z = hidden · weightᵀ, or cap · tanh(z). The backward pass recomputes the probabilities of each block.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
         highest = hidden.new_full((len(hidden), 1), torch.finfo(hidden.dtype).min)
         total, moment = torch.zeros_like(highest), torch.zeros_like(highest)  # Σ e^x and Σ e^x x, x = logit - highest
-        chosen = torch.zeros_like(highest)  # the targets' logits, of the same product: in TF32 another one would differ
+        chosen = torch.zeros_like(highest)  # the targets' logits, from the same TF32 product
         for start, block, logits in _blocks(hidden, weight):
             torch.mm(hidden, block.T, out=logits)
             if cap is not None:
@@ -94,7 +94,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        """d logprob / d logit = [word is the target] - probability, and d logit / d z = cap · (1 - tanh²(z))."""
+        """Apply d logprob / d logit = [word is the target] - probability, and d logit / d z = cap · (1 - tanh²(z))."""
         hidden, weight, targets, normalizer = ctx.saved_tensors
         gradient = gradient.unsqueeze(1)
         of_hidden = torch.zeros_like(hidden)
@@ -118,13 +118,13 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _columns(targets: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
-    """Where each target is in the block of `words` words from `start` on, and whether it is there: [N, 1] each."""
+    """Return the index of each target in the block of `words` words from `start`, and a mask of those in it: [N, 1] each."""
     columns = targets.unsqueeze(1) - start
     return columns.clamp(0, words - 1), (columns >= 0) & (columns < words)
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (first word, weights [words, H], buffer for logits [N, words]) of each block, always with the same memory."""
+    """Yield (first word, weights [words, H], buffer for logits [N, words]) for each block; all share the same memory."""
     words = max(1, min(len(weight), BLOCK_ELEMENTS[hidden.device.type] // max(1, len(hidden))))
     buffer = hidden.new_empty(len(hidden) * words)
     for start in range(0, len(weight), words):

@@ -41,7 +41,7 @@ def adamw_8bit() -> Any:
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
-        raise UserError("optimizer.eight_bit needs torchao; install it with `pip install 'sspo[eight-bit]'`") from None
+        raise UserError("optimizer.eight_bit needs torchao; install it with `pip install torchao`") from None
     return AdamW8bit
 
 

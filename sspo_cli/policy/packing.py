@@ -1,10 +1,10 @@
-"""A micro-batch as one row of tokens: no padding, and each prompt once for all of its completions.
+"""A micro-batch as one row of tokens, without padding and with each prompt once for all of its completions.
 
-The layers of the model work on that row; only attention spreads it out, prompts over [P, S] and completions over [B, T],
-where a completion attends to the keys and values of its prompt and to its own. Gradients flow through the shared ones.
+The layers of the model process this row. Only attention spreads it out, to prompts [P, S] and completions [B, T]; a completion
+attends to the keys and values of its prompt and to its own. Gradients flow through the shared ones.
 
-Axes: N tokens of the row, M of them of prompts; P prompts of S tokens at most; B completions of T input tokens at most (the
-last token of a completion is only predicted).
+Axes: N tokens of the row, M of them in prompts; P prompts of at most S tokens; B completions of at most T input tokens (the last
+token of a completion is only predicted).
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from transformers.masking_utils import sdpa_mask
 
 from sspo_cli.policy.batch import Batch
 
-ATTENTION = "shared_prompts"  # transformers' "sdpa", that also understands a Packing
+ATTENTION = "shared_prompts"  # transformers' "sdpa" with support for a Packing
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where each token of the row belongs.
+    """The layout of the row.
 
     tokens       [1, N] int64        prompts, then completions
-    positions    [1, N] int64        in prompt and completion together
-    prompts      [M], [M]            row and column of each prompt token among the prompts, of shape `prompts_shape` = P, S
-    completions  [N-M], [N-M]        the same of the completions, of shape `completions_shape` = B, T
-    prompt_of    [B]                 the prompt of each completion
-    mask         [B, 1, T, S+T]      what the completions attend to: 0, elsewhere -inf; of the computation's dtype
+    positions    [1, N] int64        positions in prompt and completion together
+    prompts      [M], [M]            row and column of each prompt token, in the shape `prompts_shape` = P, S
+    completions  [N-M], [N-M]        row and column of each completion token, in the shape `completions_shape` = B, T
+    prompt_of    [B]                 prompt of each completion
+    mask         [B, 1, T, S+T]      attention mask of the completions: 0 or -inf, in the dtype of the computation
     before       [B, T+1]            index in the row of the token before each completion token
     """
 
@@ -47,11 +47,11 @@ class Packing:
 
 
 def pack(batch: Batch, dtype: torch.dtype) -> Packing:
-    """Pack the prompts and completions of the batch; `dtype` is that of the computation."""
+    """Pack the prompts and completions of the batch, with a mask in `dtype`."""
     device = batch.tokens.device
     groups, prompt_of = batch.groups.unique(return_inverse=True)
     row_of = torch.empty_like(groups)
-    row_of[prompt_of] = torch.arange(len(batch), device=device)  # any row of a group will do: its prompt is the same
+    row_of[prompt_of] = torch.arange(len(batch), device=device)  # any row of the group
     prompt_lengths, inputs = batch.prompt_lengths[row_of], batch.lengths - 1
     prompt_columns = torch.arange(int(prompt_lengths.max()), device=device)
     columns = torch.arange(max(1, int(inputs.max())), device=device)  # sdpa refuses to attend from nothing
@@ -84,9 +84,9 @@ def pack(batch: Batch, dtype: torch.dtype) -> Packing:
 
 
 def can_share_prompts(model: PreTrainedModel) -> bool:
-    """Report whether every layer mixes tokens by full attention, through transformers' attention interface.
+    """Report whether every layer uses full attention through transformers' attention interface.
 
-    Sliding windows and recurrent layers do not.
+    Sliding windows and recurrent layers are not supported.
     """
     return model._supports_attention_backend and all(
         type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers
@@ -105,7 +105,7 @@ def _attention(
     """Attend: query, key, value [1, heads, N, width] -> [1, N, heads, width]; without a packing, just "sdpa"."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    # In the computation's dtype: rotary embeddings leave float32 also under autocast.
+    # Cast to the computation's dtype, because rotary embeddings return float32 even under autocast.
     tokens = [x[0].transpose(0, 1).to(packing.mask.dtype) for x in (query, key, value)]  # [N, heads, width] each
     split = [len(packing.prompts[0]), len(packing.completions[0])]
     of_prompts, of_completions = zip(*(x.split(split) for x in tokens), strict=True)
@@ -119,7 +119,7 @@ def _attention(
 
 
 def _spread(tokens: Tensor, places: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
-    """Spread tokens [M, heads, width] over their places in [P, heads, S, width], zeros elsewhere."""
+    """Scatter tokens [M, heads, width] to their places in [P, heads, S, width], with zeros elsewhere."""
     return tokens.new_zeros(*shape, *tokens.shape[1:]).index_put(places, tokens).transpose(1, 2)
 
 

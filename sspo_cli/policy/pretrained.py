@@ -1,4 +1,4 @@
-"""Opening models and tokenizers that others made: every tensor of the model comes from the file, or the model is refused."""
+"""Loading of models and tokenizers. A model is refused unless every tensor comes from its files."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -11,8 +11,8 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from sspo_cli.errors import UserError, border
 
-NAMED_KEYS = 3  # tensors that a message names
-# What a model's config may say; beyond that it is damaged.
+NAMED_KEYS = 3  # most tensors named in a message
+# Largest plausible values in a model's config; larger ones are damage.
 LARGEST_SIZES = {
     "num_hidden_layers": 1000,
     "hidden_size": 2**17,
@@ -29,8 +29,8 @@ MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 def load_config(source: str, revision: str | None = None) -> Any:
     """Read the config of a model, without its weights.
 
-    Raises UserError if it cannot be read, if no model has its sizes, or if it names a quantization that transformers would
-    leave out in silence.
+    Raises UserError if it cannot be read, if its sizes are implausible, or if it names a quantization that transformers would
+    silently ignore.
     """
     with _loading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -40,15 +40,15 @@ def load_config(source: str, revision: str | None = None) -> Any:
 
 
 def config_value(config: Any, name: str) -> Any:
-    """Read a value of a config, None if it has none; of one that varies by layer, that of all layers but the exceptions."""
+    """Read a value of a config, or None; for a value that varies by layer, the one of most layers."""
     try:
         return getattr(config, name, None)
-    except RuntimeError:  # it varies by layer, transformers says
+    except RuntimeError:  # raised by transformers for values that vary by layer
         return vars(config).get(name)
 
 
 def model_class(source: str, config: Any) -> Any:
-    """Find the class of a causal LM with that config. Raises UserError if transformers has none."""
+    """Find the class of a causal LM with this config. Raises UserError if transformers has none."""
     try:
         return AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError:
@@ -58,17 +58,17 @@ def model_class(source: str, config: Any) -> Any:
 
 
 def choose_attention(kind: Any, wanted: str) -> tuple[str, list[str]]:
-    """Return the attention that a class of models can compute, and a note if it is not the one that was wanted."""
+    """Return an attention implementation that a class of models supports, and a note if it is not `wanted`."""
     if wanted == "sdpa" and not kind._supports_sdpa:
         return "eager", [f"{kind.__name__} cannot compute its attention by sdpa; model.attention is eager"]
     return wanted, []
 
 
 def load_pretrained(source: str, revision: str | None, dtype: torch.dtype, attention: str) -> tuple[Any, list[str]]:
-    """Load a causal LM and what is to be reported about its weights.
+    """Load a causal LM; also return notes about its weights.
 
-    Raises UserError if it cannot be loaded, or if a tensor of the model is not in its files or has another shape there:
-    transformers would draw it at random.
+    Raises UserError if it cannot be loaded, or if a tensor of the model is missing in its files or has another shape there,
+    because transformers would replace it by random numbers.
     """
     attention, notes = choose_attention(model_class(source, load_config(source, revision)), attention)
     with _loading(source):
@@ -98,11 +98,11 @@ def load_pretrained(source: str, revision: str | None, dtype: torch.dtype, atten
 
 
 def load_tokenizer(source: str, revision: str | None) -> Any:
-    """Load the tokenizer of a model. Raises UserError if it cannot be, and for a folder that is not a whole model."""
+    """Load the tokenizer of a model. Raises UserError if this fails, and for an incomplete model folder."""
     if Path(source).is_dir():
         paths = [path for path in Path(source).iterdir() if path.suffix in MODEL_FILES]
         if folders := [path for path in paths if not path.is_file()]:
-            raise UserError(f"{folders[0]} is no file, so that the model cannot be loaded; copy it again")
+            raise UserError(f"{folders[0]} is not a file, so that the model cannot be loaded; copy it again")
         names = {path.name for path in paths}
         if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
             raise UserError(f"the model folder {source} has no tokenizer; copy the tokenizer's files into it")
@@ -115,12 +115,12 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
 
 
 def _loading(source: str) -> AbstractContextManager[None]:
-    """Turn what transformers raises on broken files into a UserError; a full memory has a sentence of its own."""
+    """Turn exceptions of transformers for broken files into UserError, except those for a full memory."""
     return border(f"model.name = {source} cannot be loaded", torch.OutOfMemoryError, MemoryError)
 
 
 def _check_sizes(source: str, config: Any) -> None:
-    """Raise UserError for sizes that no model has: building it would fail in some layer, or hang."""
+    """Raise UserError for implausible sizes, with which building the model would fail in some layer, or hang."""
     for name, largest in LARGEST_SIZES.items():
         size = config_value(config.get_text_config(), name)
         sizes = size if isinstance(size, list | tuple) else [] if size is None else [size]  # some vary by layer
@@ -147,7 +147,7 @@ def _check_quantization(source: str, config: Any) -> None:
 
 
 def _named(sentence: str, keys: Collection[str]) -> list[str]:
-    """Put the number of keys and the names of a few of them in the sentence, or return nothing without any."""
+    """Fill the number of keys and a few names into the sentence; return an empty list without keys."""
     if not keys:
         return []
     names = sorted(keys)

@@ -7,7 +7,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from sspo_cli.config import TinyModelOptions
 
 CONTEXT = 1024
-INITIALIZER_RANGE = 0.08  # Qwen2's 0.02 is meant for widths of thousands
+INITIALIZER_RANGE = 0.08  # Qwen2's 0.02 is for widths of thousands
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEXT = ("<think>", "</think>", "<answer>", "</answer>", "system", "user", "assistant")
 ACTIONS = ("<execute>", "</execute>", "<solution>", "</solution>")
@@ -18,12 +18,12 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer(action_tags: bool = False) -> Qwen2Tokenizer:
-    """Make Qwen2's byte-level tokenizer without merges, so one token a character of ASCII, with Qwen's chat markup.
+    """Make Qwen2's byte-level tokenizer without merges, with one token per ASCII character and Qwen's chat markup.
 
-    `action_tags`: with a token for each tag of an episode's actions, too.
+    action_tags  also add a token for each tag of an episode's actions
 
-    A Qwen2 model's folder must hold a Qwen2 tokenizer: `AutoTokenizer` takes any other one for that, and drops what it
-    does not know without a word.
+    The folder of a Qwen2 model must have a Qwen2 tokenizer: `AutoTokenizer` would read any other as one, and silently drop
+    what it does not know.
     """
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, *characters))}
@@ -37,7 +37,7 @@ def tiny_tokenizer(action_tags: bool = False) -> Qwen2Tokenizer:
         model_max_length=CONTEXT,
     )
     text = TEXT + ACTIONS if action_tags else TEXT
-    # As in Qwen3, the tags are tokens of their own and yet text, not markup.
+    # As in Qwen3, each tag is a single token, but plain text and not a special token.
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in text])
     return tokenizer
 
@@ -45,18 +45,18 @@ def tiny_tokenizer(action_tags: bool = False) -> Qwen2Tokenizer:
 def tiny_model(
     options: TinyModelOptions, tokenizer: Qwen2Tokenizer, dtype: torch.dtype = torch.float32
 ) -> Qwen2ForCausalLM:
-    """Make a model with random weights of that dtype, drawn from `options.seed` alone."""
+    """Make a model with random weights of this dtype, drawn from `options.seed` alone."""
     config = tiny_config(options, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Qwen2ForCausalLM(config)
-    for parameter in model.parameters():  # not the rotary frequencies, which stay float32 in a loaded model too
+    for parameter in model.parameters():  # but not the rotary frequencies, which are float32 in a loaded model too
         parameter.data = parameter.data.to(dtype)
     return model
 
 
 def tiny_config(options: TinyModelOptions, tokenizer: Qwen2Tokenizer) -> Qwen2Config:
-    """Make the config of that model."""
+    """Make the config of the tiny model."""
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,

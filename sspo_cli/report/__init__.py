@@ -1,4 +1,4 @@
-"""Tables and figures from run folders. Imports pandas and matplotlib, so import it inside the command that needs it."""
+"""Tables and figures from run folders. Import this package inside a command only: it loads pandas and matplotlib."""
 
 from sspo_cli.report.page import write_report
 

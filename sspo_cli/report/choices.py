@@ -1,4 +1,4 @@
-"""Which configuration stands for a method, and which results the others are compared with."""
+"""Selection of the configuration that represents a method, and of the results that others are compared with."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -16,10 +16,10 @@ def best_configurations(
     select: Select,
     key: Callable[[RunGroup], Any] = lambda group: (group.setting, group.method, group.gate),
 ) -> tuple[list[RunGroup], list[str]]:
-    """Choose of the groups that share a key the one with the best mean validation Pass@1 over its seeds; never by a test score.
+    """Choose, among groups with the same key, the one with the best mean validation Pass@1; never by a test score.
 
-    All of them if one that has a finished run has no validation, or another one. Also returns a sentence for each choice,
-    and for each that could not be made.
+    Returns all groups of a key if their finished runs have no common validation. Also returns a sentence for each choice,
+    and for each key without one.
     """
     chosen: list[RunGroup] = []
     notes = []
@@ -50,9 +50,9 @@ def best_configurations(
 def against_best_and_baseline(
     results: Sequence[T], score: Callable[[T], float], method_of: Callable[[T], str]
 ) -> list[tuple[T, T, str]]:
-    """Pair every result with the best of the trained ones, and with the strongest baseline if that is another; none twice.
+    """Pair every result with the best trained one and with the strongest baseline, without repeating a pair.
 
-    Each pair comes with the role of its second. `method_of` a result that was not trained is empty.
+    Each pair comes with the role of its second result. `method_of` returns an empty text for a result that was not trained.
     """
     trained = [result for result in results if method_of(result)]
     if not trained:
@@ -69,7 +69,7 @@ def against_best_and_baseline(
 
 
 def _validation_score(group: RunGroup, select: Select) -> tuple[tuple[Any, ...], float] | None:
-    """Return how validation was measured, and its mean over the finished runs at the selected step; None if a run has none."""
+    """Return the measurement and the mean of validation over the finished runs at the selected step; None if one has none."""
     rows = [row for run in group.finished for row in run.validations if row["step"] == run.selected_step(select)]
     measurements = {measurement_of(row) for row in rows}
     if not rows or len(rows) < len(group.finished) or len(measurements) > 1:

@@ -1,4 +1,4 @@
-"""Everything that a report is about: the groups of runs, the measured models, and one frame of all their evaluations."""
+"""The data of a report: groups of runs, measured models, and one frame of all their evaluations."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sspo_cli.report.records import BareModel, RunRecord, Select, find_runs, rea
 
 @dataclass(frozen=True)
 class Collection:
-    """What was read, and which checkpoint of a run is shown; `left_out` says in a sentence each what is not in it, and why."""
+    """The data of a report and the selected checkpoint. `left_out` has a sentence for each folder that was left out."""
 
     groups: list[RunGroup] = field(default_factory=list)
     bare_models: list[BareModel] = field(default_factory=list)
@@ -34,14 +34,14 @@ class Collection:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The evaluations, as by `evaluation_frame`: what every table and figure of scores is made from."""
+        """Frame of the evaluations from `evaluation_frame`, the source of every table and figure of scores."""
         return evaluation_frame(self.groups, self.bare_models, self.select)
 
 
 def collect(paths: Sequence[Path], select: Select = "last") -> Collection:
-    """Read every run and every measured model in those folders and below them, and group the runs.
+    """Read every run and every measured model in these folders and below them, and group the runs.
 
-    There may be models and no run, so no group. Raises UserError if there is neither.
+    There may be models but no runs, and therefore no groups. Raises UserError if there are neither.
     """
     bare_models: list[BareModel] = []
     left_out: list[str] = []
@@ -58,7 +58,7 @@ def collect(paths: Sequence[Path], select: Select = "last") -> Collection:
         effects = effects_of(record)
         seeds = by_options[tuple(sorted((key, str(value)) for key, value in effects.items()))]
         if rival := seeds.get(record.seed):
-            # The finished or the longer one counts, the first of equal ones.
+            # Keep the finished or longer run, the first of equal ones.
             record, worse = sorted((rival, record), key=lambda run: (run.finished, run.step), reverse=True)
             left_out.append(f"`{worse.path}`: the same options and seed as `{record.path}`")
         seeds[record.seed] = record

@@ -13,21 +13,24 @@ from sspo_cli.tracking.files import explain_os_errors, parse_json
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import COMPLETION, check_shape
 
-BUDGET = 2_400_000  # characters of JSON that the completions of all runs may take together
-SHORTEST_CUT = 300  # tokens; however many runs there are, no completion is cut to fewer
-LONGEST_OPENING = 64  # characters that a prompt template may have put before the policy's first token
+BUDGET = 2_400_000  # most characters of JSON for the completions of all runs together
+SHORTEST_CUT = 300  # tokens that a completion is cut to at least, however many runs there are
+LONGEST_OPENING = 64  # most characters that a prompt template may put before the policy's first token
 
 
 def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list[dict[str, Any]]:
-    """Sample whole rollouts of each run, as many as fit its part of the budget: the last, the first, and ones evenly between.
+    """Sample whole rollouts of each run within its part of the budget: the last, the first, and evenly spaced ones between.
 
-    A run is {path, name, label, seed, complete, damage, groups}: whether all groups are there, and which line of its file cannot
-    be read. A group is {step, rollout, minibatch, epoch, problem, prompt, gold, completions}, and a completion {answer,
-    format, advantage, extracted, tokens, truncated, opening, pieces, read, weights, left_out, outcome}: `opening` is the
-    template's part, `pieces` are the texts of the tokens and `weights` theirs in hundredths. The weights are null where all
-    are 100, and one is where, in a bad step, it is not finite. A run of an older version has the whole text for pieces. Of a
-    long completion, `left_out` pieces are missing after the first half of them. Of an episode, `read` says of each piece
-    whether the policy read it, and `outcome` how it ended; null of a single turn.
+    run         {path, name, label, seed, complete, damage, groups}: `complete` if all groups are included; `damage` describes
+                the line of its file that cannot be read
+    group       {step, rollout, minibatch, epoch, problem, prompt, gold, completions}
+    completion  {answer, format, advantage, extracted, tokens, truncated, opening, pieces, read, weights, left_out, outcome}:
+
+    - `opening`: the text that the template opened the completion with
+    - `pieces`: the texts of the tokens; the whole text in a run of an older version
+    - `weights`: token weights in hundredths; null if all are 100, and a single one is null if a bad step made it not finite
+    - `left_out`: number of pieces missing in the middle of a long completion
+    - `read`, `outcome`: of an episode, flags of the pieces that the policy read, and how it ended; null for a single turn
     """
     runs = [(group, run) for group in groups for run in group.runs]
     if not runs:
@@ -45,7 +48,7 @@ def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list
 
 
 def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
-    """Return groups of the run by step, and whether they are all that it kept. Only lines of sampled rollouts are parsed."""
+    """Return groups of the run by step, and True if they are all that it kept. Parse only lines of sampled rollouts."""
     path = RunFolder(run.path).completions_path
     if not path.exists():
         return [], True
@@ -73,7 +76,7 @@ def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
         rollout = [_group(list(members), longest) for _, members in groupby(rows, itemgetter("step", "problem"))]
         used += len(json.dumps(rollout, ensure_ascii=False))
         if used > budget:
-            if not rollouts:  # a run that has completions shows some: of the last rollout the stalest minibatch
+            if not rollouts:  # always show some: the stalest minibatch of the last rollout
                 rollouts[first] = rollout[-1:]
             break
         rollouts[first] = rollout
@@ -82,9 +85,9 @@ def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _coarse_to_fine(n: int) -> Iterator[int]:
-    """Yield places in 0..n-1, some more than once: the last, the first, then the middle, the quarters, ….
+    """Yield indices in 0..n-1, some more than once: the last, the first, then the middle, the quarters, ….
 
-    They come in the order of their binary digits read backwards, so that any beginning of them is spread evenly.
+    The order is that of reversed binary digits, so that every prefix is spread evenly.
     """
     if n:
         yield from (n - 1, 0)

@@ -1,4 +1,4 @@
-"""The evaluations of a report in one frame, and the views that tables and figures take of it."""
+"""The evaluations of a report in one frame, and the selections that tables and figures use."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ SHARES = ("pass_at_1", "sd", "low", "high", "lowest_seed", "highest_seed", "trun
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A line of the tables. Each is equal to itself only, and can be a key.
+    """A line of the tables. Compared by identity and hashable.
 
     kind           BASE (before RL, after the cold start), BARE (a model that `sspo eval` measured) or TRAINED
-    configuration  the group's hyperparameters
-    group          of a trained line
+    configuration  hyperparameters of the group
+    group          the runs of a trained line
     """
 
     setting: str
@@ -39,23 +39,23 @@ class Line:
 
 
 def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel], select: Select) -> pd.DataFrame:
-    """Build a row for each line and evaluation: by setting its base, its bare models and its groups.
+    """Build a frame with a row for each line and evaluation; a setting has its base, its bare models, then its groups.
 
-    line       the Line, with its `kind` and `setting` in columns of their own
+    line       the Line, with its `kind` and `setting` also as columns
     source     the RunRecord or BareModel, with the run's `seed`
-    selected   whether the evaluation is of the run's selected step; always, of a base and a bare model
-    pass_at_1  as the evaluation says
+    selected   the evaluation is of the run's selected step; always true for a base and a bare model
+    pass_at_1  from the evaluation
     percent    the same in %, from `correct`
 
-    MEASUREMENT, identity, path, trained_on, step and correct are those of the evaluation. Bare models of no setting come last,
-    with their name for a setting; of a base and of bare models, validation is left out.
+    MEASUREMENT, identity, path, trained_on, step and correct are those of the evaluation. Bare models without a setting come
+    last, with their name as setting. Bases and bare models have no validation rows.
     """
     rows: list[dict[str, Any]] = []
 
     def add(line: Line, source: RunRecord | BareModel, evaluation: dict[str, Any], selected: bool) -> None:
         seed = (
             source.seed if isinstance(source, RunRecord) else None
-        )  # the run's; the evaluation's is that of its sampling
+        )  # of the run; the evaluation's own seed is for its sampling
         about = {"line": line, "kind": line.kind, "setting": line.setting, "source": source, "seed": seed}
         rows.append({**evaluation, **about, "selected": selected})
 
@@ -87,15 +87,15 @@ def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel
 
 
 def table_rows(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
-    """Select what tables show: bases, bare models and `groups`, at the selected step and without validation."""
+    """Select the rows for tables: bases, bare models and `groups` at the selected step, without validation."""
     is_shown = np.array([line.group is None or line.group in groups for line in frame["line"]], dtype=bool)
     return with_headings(frame[is_shown & frame["selected"] & (frame["benchmark"] != VALIDATION)])
 
 
 def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
-    """Select all evaluations of the groups' finished runs, validation included, by group and step; `group` is the group.
+    """Select all evaluations of the groups' finished runs, including validation, by group and step; add `group`.
 
-    The groups need not be those that the frame was built from, but their runs are.
+    The groups may differ from those of the frame, but must have the same runs.
     """
     places = {run: place for place, group in enumerate(groups) for run in group.finished}
     rows = frame[(frame["kind"] == TRAINED) & frame["source"].isin(list(places))]
@@ -106,26 +106,26 @@ def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
 
 
 def with_headings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `column`, a heading: the benchmark, and what tells its measurements in `rows` apart if it has several.
+    """Add `column`, a heading: the benchmark, with the differences of its measurements in `rows` if there are several.
 
-    Different models read the same prompt through chat templates of their own; that alone is no column of its own.
+    Different models render the same prompt with different chat templates; this alone does not make another column.
     """
     measurements = rows[[*MEASUREMENT]].to_dict("records")
     return rows.assign(column=columns(measurements, [line.model for line in rows["line"]]))
 
 
 def split(rows: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Split rows by their values in some columns, in the order of the first of each; yields those values and the rows."""
+    """Split rows by their values in some columns, in order of first occurrence; yield these values and the rows."""
     yield from rows.groupby(columns[0] if len(columns) == 1 else [*columns], sort=False, dropna=False)
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Summarize Pass@1 over the seeds: mean, standard deviation, the mean's 95 % interval, the lowest and the highest seed.
+    """Summarize Pass@1 over the seeds: mean, standard deviation, 95 % interval of the mean, lowest and highest seed.
 
-    Also the mean share of the answers that were cut at the token limit, NaN where that is not known. A row for each value of
-    the columns `by` and measurement. The interval is Wilson's for the n problems and the mean number solved, rounded. It is
-    not for n times seeds: the seeds answer the same problems, and before training they may even be the same model. The
-    deviation is that of a sample, and NaN for one seed.
+    Returns a row for each value of the columns `by` and each measurement. It also has the mean share of answers that were cut
+    at the token limit, NaN if unknown. The interval is Wilson's for the n problems and the mean number solved, rounded; it is
+    not for n times the seeds, because all seeds answer the same problems. The standard deviation is that of a sample, and NaN
+    for one seed.
     """
     key = [*by, *MEASUREMENT, "column"]
     summaries = []
@@ -142,7 +142,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def gain(cells: Mapping[str, float], base: Mapping[str, float]) -> float | None:
     """Compute Δ Avg in points: the mean over the base's columns of cell − base.
 
-    Of the numbers as printed (one decimal), so that a reader can check it. None if one of the cells, or the base, is missing.
+    Uses the numbers as printed, with one decimal, so that a reader can check it. Returns None if a cell or the base is missing.
     """
     if not base or not base.keys() <= cells.keys():
         return None
@@ -152,7 +152,7 @@ def gain(cells: Mapping[str, float], base: Mapping[str, float]) -> float | None:
 def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[str, Any]]]:
     """Return the tests before the first step.
 
-    The runs of a setting start from the same model, so one of those that agree stands for all; all of them if they differ.
+    The runs of a setting start from the same model, so one run represents those that agree; all are returned if they differ.
     """
     tests = [
         (run, evaluation)
@@ -172,12 +172,12 @@ def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[s
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = ["line", "kind", "setting", "source", "seed", "selected", *MEASUREMENT]
     names += ["identity", "path", "trained_on", "step", "correct", "truncated", "pass_at_1"]
-    # As objects: a column of whole numbers would turn into floats if one row, of an older version, has none.
+    # As objects, because a column of integers would become floats if a row of an older version lacks the value.
     frame = pd.DataFrame(rows, columns=names, dtype=object)
     frame = frame.astype({"selected": bool, "step": int, "correct": float, "truncated": float, "pass_at_1": float})
     return frame.assign(percent=(100 * frame["correct"] / (frame["n"] * frame["samples"])).astype(float))
 
 
 def _typed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Give each column of the measurement the type of the values that these rows have."""
+    """Convert each column of the measurement to the type of its values in these rows."""
     return rows.assign(**{name: pd.Series(rows[name].tolist(), rows.index) for name in MEASUREMENT})

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, as groups, and what tells groups apart."""
+"""Groups of runs that differ only in the seed, and the names of groups."""
 
 import re
 from collections import defaultdict
@@ -16,9 +16,9 @@ from sspo_cli.report.records import RunRecord
 
 T = TypeVar("T")
 
-BASELINES = tuple(name for name, row in METHODS.items() if row.default and name != "sspo")  # what SSPO is compared with
+BASELINES = tuple(name for name, row in METHODS.items() if row.default and name != "sspo")  # compared with SSPO
 
-# Options that do not change what is learned, next to the seed; runs that differ in them are comparable.
+# Options that do not change what is learned, in addition to the seed; runs that differ in them are comparable.
 WITHOUT_EFFECT = (
     "seed",
     "threads",
@@ -32,21 +32,21 @@ WITHOUT_EFFECT = (
     "cold_start.checkpoint_every",
     "model.gradient_checkpointing",
     "evaluation.benchmarks",
-    "evaluation.decontaminate",  # what was left out by it has an effect, see `effects_of`
+    "evaluation.decontaminate",  # the left-out problems have an effect, see `effects_of`
     "evaluation.every",
     "evaluation.max_new_tokens",
     "evaluation.samples",
     "evaluation.temperature",
     "checkpoint.",
     "wandb.",
-    "fork.",  # what it starts from has an effect, see `effects_of`
+    "fork.",  # the starting checkpoint has an effect, see `effects_of`
 )
 
-# Options that make the model that RL starts from, and what it is asked; runs that differ in them are compared in no table.
+# Options that determine the model that RL starts from and its problems; runs that differ in them are compared in no table.
 START = ("model.", "cold_start.", "tasks", "prompt", "chat.", "episode.", "fork")
 
-# Options that make the regime that methods are compared in: how stale minibatches get, and how much is sampled. Runs that
-# differ in them are no rival configurations of a method either, and have a block of their own in each table.
+# Options that determine the regime in which methods are compared: the staleness of minibatches and the amount of sampling.
+# Runs that differ in them are not alternative configurations of a method, and have separate blocks in each table.
 REGIME = (
     "steps",
     "learning.mu",
@@ -58,20 +58,20 @@ REGIME = (
     "extended",
 )
 
-LONGEST_TEXT = 80  # characters of a value that is written out
+LONGEST_TEXT = 80  # most characters of a value that is written out
 
 HYPERPARAMETERS = [name for name, option in OPTIONS.items() if not option.choices]  # the numbers among them
 
 
 @dataclass(frozen=True, eq=False)
 class RunGroup:
-    """Runs of one configuration, one for each seed. Each is equal to itself only, and can be a key.
+    """Runs of one configuration, one for each seed. Compared by identity and hashable.
 
-    model    its name
-    start    model and training data, and what else makes the model that RL starts from where groups differ in it
-    setting  its start, and the regime where groups of that start differ in it; only groups of one setting are comparable
-    label    method and gate, with the options that tell it from others of the same
-    differs  those options, by dotted name
+    model    name of the model
+    start    model and training data, and other options of the starting model in which groups differ
+    setting  start, and the regime if groups with this start differ in it; only groups of one setting are comparable
+    label    method and gate, with the options in which groups of this method and gate differ
+    differs  these options, by dotted name
     """
 
     model: str
@@ -89,27 +89,27 @@ class RunGroup:
 
     @property
     def counted(self) -> list[RunRecord]:
-        """The runs that means are taken over: finished ones, or all of them before one has."""
+        """Runs that enter means: the finished ones, or all if none is finished."""
         return self.finished or self.runs
 
     @property
     def options(self) -> RunOptions:
-        """Of one of its runs."""
+        """Options of one of the runs."""
         return self.runs[0].options
 
     @property
     def variant(self) -> str:
-        """The label without the options: method and gate."""
+        """Method and gate, without options."""
         return self.label.removesuffix(f" ({self.details})")
 
     @property
     def details(self) -> str:
-        """The options that tell it from others of its method and gate."""
+        """Options in which groups of this method and gate differ, as text."""
         return listed(self.differs)
 
     @property
     def configuration(self) -> str:
-        """The method's hyperparameters, whether others differ in them or not, and the details."""
+        """All hyperparameters of the method, and the other details."""
         objective = self.options.objective.model_dump()
         own = {f"objective.{key}": objective[key] for key in HYPERPARAMETERS if key in objective}
         return listed(own | self.differs)
@@ -120,7 +120,7 @@ class RunGroup:
 
 
 def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
-    """Name the groups by what they differ in; sorted by setting, method and label."""
+    """Name the groups by their differences, and sort them by setting, method and label."""
     options = [runs[0].options for runs in configurations]
     effects = [effects_of(runs[0]) for runs in configurations]
     starts = [{key: value for key, value in effect.items() if key.startswith(START)} for effect in effects]
@@ -154,7 +154,7 @@ def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
 
 
 def options_with_effect(options: RunOptions) -> dict[str, Any]:
-    """Return the options that change what is learned, by dotted name; the seed is not among them."""
+    """Return the options that change what is learned, by dotted name, without the seed."""
     return {
         key: value
         for key, value in flatten(options.model_dump(mode="json"))
@@ -163,10 +163,10 @@ def options_with_effect(options: RunOptions) -> dict[str, Any]:
 
 
 def effects_of(run: RunRecord) -> dict[str, Any]:
-    """Return what changes what a run learned.
+    """Return everything that determines what a run learned.
 
-    These are its options, what was left out of its training tasks for a benchmark, the checkpoint that it was forked from, and
-    where it was extended.
+    This is its options, the training problems left out for a benchmark, the checkpoint that it was forked from, and the steps
+    at which it was extended.
     """
     effects = options_with_effect(run.options)
     if run.left_out:
@@ -182,18 +182,18 @@ def effects_of(run: RunRecord) -> dict[str, Any]:
 
 
 def mean_over_seeds(runs: Sequence[RunRecord], metric: str) -> pd.Series:
-    """Average a metric by step, at the steps that every run has: a mean over changing seeds would jump where one ends."""
+    """Average a metric over runs at the steps that all of them have; otherwise the mean would jump at the end of a run."""
     columns = [run.metrics[metric] for run in runs if metric in run.metrics]
     return pd.concat(columns, axis=1).mean(axis=1, skipna=False).dropna() if columns else pd.Series(dtype=float)
 
 
 def distinguish(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """List for each name that others share the details in which those differ, such as `tau_neg 0.3, tau_pos 0.2`."""
+    """Describe, for each name that occurs several times, the differing details: `tau_neg 0.3, tau_pos 0.2`."""
     return [listed(differing) for differing in differences(names, details)]
 
 
 def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
-    """Return for each name that others share the details in which those differ."""
+    """Return, for each name that occurs several times, the differing details."""
     sharing: dict[str, list[Mapping[Any, Any]]] = defaultdict(list)
     for name, detail in zip(names, details, strict=True):
         sharing[name].append(detail)
@@ -212,19 +212,19 @@ def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> l
 
 
 def listed(details: Mapping[Any, Any]) -> str:
-    """Write details as text: `tau_neg 0.3, tau_pos 0.2`; of a long text its beginning and a hash."""
+    """Format details as `tau_neg 0.3, tau_pos 0.2`; a long text is shortened to its beginning and a hash."""
     return ", ".join(f"{key.removeprefix('objective.')} {_brief(_readable(value))}" for key, value in details.items())
 
 
 def _brief(value: str) -> str:
-    """Return a value as a table has room for it. Lists of tasks stay whole: they say what was trained on."""
+    """Shorten a value for a table, except lists of tasks, which name the training data."""
     if len(value) <= LONGEST_TEXT or value.startswith(("[", "{")):
         return value
     return f"“{' '.join(value[:40].split())}…” ({xxhash.xxh3_64_hexdigest(value.encode('utf-8', 'replace'))[:6]})"
 
 
 def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:
-    """Return by setting its name where others are near: of several with one start, the regime alone."""
+    """Return short names by setting: only the regime if several settings have the same start."""
     starts = {group.setting: group.start for group in groups}
     if len(starts) == 1 or len(set(starts.values())) > 1:
         return {setting: setting for setting in starts}
@@ -232,14 +232,14 @@ def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:
 
 
 def method_name(method: str) -> str:
-    """Write a method's name as the papers do."""
+    """Return a method's name in the spelling of its paper."""
     if method == "cegppo":
         return "CE-GPPO"
     return method.upper() if method in METHODS and METHODS[method].default else method
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
-    """Collect items by their key, in the order of the first of each."""
+    """Collect items by their key, in order of first occurrence."""
     groups: dict[Any, list[T]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -247,13 +247,13 @@ def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
 
 
 def _natural(text: str) -> list[str | float]:
-    """Return a key to sort by in which numbers count by value, so that 8B comes before 14B."""
+    """Return a sort key that orders numbers by value, so that 8B comes before 14B."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _readable(value: Any) -> str:
-    """Write a value; a list of tasks as a reader would: `gsm8k (limit 100) + math500`, without what is at its default."""
+    """Format a value; lists of tasks as `gsm8k (limit 100) + math500`, without options at their defaults."""
     if not (isinstance(value, list) and value and all(isinstance(task, dict) and "name" in task for task in value)):
         return str(value)
     defaults = TaskOptions().model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""The report as one self-contained page: no network, no other file. What runs have written is text in it, never markup."""
+"""The report as one self-contained page without network access. Text from runs is escaped and never becomes markup."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ ElementTree.register_namespace("xlink", XLINK)
 
 
 def template(name: str, **filters: Any) -> jinja2.Template:
-    """Load one of the package's templates; those of HTML escape what is put into them."""
+    """Load one of the package's templates; HTML templates escape their values."""
     environment = jinja2.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -33,28 +33,28 @@ def template(name: str, **filters: Any) -> jinja2.Template:
 
 
 def html_page(*, completions: Sequence[dict[str, Any]], **parts: Any) -> str:
-    """Render the page. `completions` as by `sample_completions`; the other parts are those that page.html.jinja names."""
+    """Render the page from `sample_completions` and the other parts that page.html.jinja names."""
     script = Markup(_resource("page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("page.html.jinja", code=code).render(
         css=Markup(_resource("page.css")),
         script=script,
-        script_hash=f"sha256-{digest}",  # no other script may run, not even one that got past all escaping
+        script_hash=f"sha256-{digest}",  # no other script may run, even if it passed the escaping
         browser=json_for_script(completions) if completions else None,
         **parts,
     )
 
 
 def html_of(tables: Iterable[Table]) -> Markup:
-    """Put each table in a box of its own that scrolls."""
+    """Put each table into a scrolling box."""
     text = "".join(table.to_html() for table in tables)
     return Markup(text.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 
 def inline_svg(svg: bytes, name: str, title: str) -> Markup:
-    """Make matplotlib's SVG an element of a page that holds several: its ids begin with `name`, and it has a title to read out.
+    """Turn matplotlib's SVG into an element of a page with several: its ids begin with `name`, and it has a title.
 
-    Its size follows its container up to the natural one.
+    It shrinks with its container, and does not grow beyond its natural size.
     """
     root = ElementTree.fromstring(svg)
     for node in root.iter():
@@ -70,12 +70,12 @@ def inline_svg(svg: bytes, name: str, title: str) -> Markup:
 
 
 def json_for_script(value: Any) -> Markup:
-    """Write JSON that cannot end the <script> element it stands in, nor open a comment there."""
+    """Encode JSON so that it cannot end its <script> element or open a comment."""
     return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def code(text: str) -> Markup:
-    """Mark up plain text whose `code` stands in backticks."""
+    """Convert plain text with `code` in backticks to markup."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

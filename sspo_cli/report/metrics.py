@@ -1,4 +1,4 @@
-"""The metrics of all runs in one file, for other curves than those that the report draws."""
+"""The metrics of all runs in one file, for curves that the report does not draw."""
 
 from io import BytesIO
 
@@ -8,7 +8,7 @@ from sspo_cli.report.collect import Collection
 
 
 def metrics_parquet(collection: Collection) -> bytes:
-    """Write a row for each run and optimizer step: what the run is, then every metric in float32."""
+    """Encode a row for each run and optimizer step: columns that identify the run, then every metric in float32."""
     parts = [
         run.metrics.astype("float32")
         .reset_index()

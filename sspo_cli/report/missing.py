@@ -1,4 +1,4 @@
-"""What a reader would miss in a report, in sentences."""
+"""Sentences about data that is missing in a report."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ from sspo_cli.tracking.measurement import IDENTITY, MEASUREMENT, describe, has_i
 
 
 def missing(collection: Collection) -> list[str]:
-    """Say what a reader would miss in the tables, in a sentence each that names the run, the configuration or the benchmark."""
+    """List what is missing in the tables, in sentences that name the run, the configuration or the benchmark."""
     tests = collection.frame[collection.frame["benchmark"] != VALIDATION]
     trained = tests[tests["kind"] == TRAINED]
     measured = dict(split(trained, "source"))
@@ -42,7 +42,7 @@ def _named(run: RunRecord) -> str:
 
 
 def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> Iterator[str]:
-    """Say what a run lacks, of which `tests` are all the tests; None if it has none."""
+    """List what a run lacks; `tests` are all its tests, or None."""
     if not run.finished:
         reason = f": {run.reason}" if run.reason else ""
         yield (
@@ -65,7 +65,7 @@ def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> I
 
 
 def _missing_in(setting: str, groups: Sequence[RunGroup], tests: pd.DataFrame) -> Iterator[str]:
-    """Say what some runs of a setting have and others have not."""
+    """List what only some runs of a setting have."""
     yield from _doubts_about_the_base(setting, tests[tests["kind"] == BASE])
     at_step = {
         run: set(rows["benchmark"])
@@ -126,7 +126,7 @@ def _measured_in_several_ways(tests: pd.DataFrame) -> Iterator[str]:
 
 
 def _why(measured: pd.DataFrame) -> str:
-    """Say what of the identity keeps measurements of one name apart, if anything does."""
+    """Explain which parts of the identity separate measurements with the same name."""
     rows = measured[[*IDENTITY]].to_dict("records")
     known = [row for row in rows if has_identity(row)]
     why = describe({name for name in IDENTITY if len({row[name] for row in known}) > 1})
@@ -136,7 +136,7 @@ def _why(measured: pd.DataFrame) -> str:
 
 
 def _contaminated(tests: pd.DataFrame) -> Iterator[str]:
-    """Name the benchmarks of which runs were trained on some problems."""
+    """List the benchmarks with problems that runs were trained on."""
     trained = tests[(tests["kind"] == TRAINED) & tests["trained_on"].fillna(0).astype(bool)]
     for (benchmark, seen, n), measured in split(trained, "benchmark", "trained_on", "n"):
         first, *others = dict.fromkeys(measured["source"])

@@ -1,4 +1,4 @@
-"""A report: tables, figures and the pages that put them together."""
+"""Writing of a report: tables, figures and the pages that contain them."""
 
 import platform
 import re
@@ -14,6 +14,7 @@ from sspo_cli.redaction import redacted
 from sspo_cli.report.collect import Collection, collect
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import figures, save
+from sspo_cli.report.health import signs_of_trouble
 from sspo_cli.report.html import html_of, html_page, inline_svg, template
 from sspo_cli.report.metrics import metrics_parquet
 from sspo_cli.report.missing import missing
@@ -28,19 +29,21 @@ from sspo_cli.tracking.files import (
 )
 from sspo_cli.tracking.run_folder import git_revision
 
-IN_DETAIL = ("seeds", "paired", "configurations")  # tables that the page shows on demand: they are long
+IN_DETAIL = ("seeds", "paired", "configurations")  # long tables, which the page shows on demand
 
 
 def write_report(
     paths: Sequence[Path], out: Path, paper: bool = False, select: Select = "last", command: Sequence[str] = ()
 ) -> list[Path]:
-    """Write tables, figures, metrics.parquet, report.md and index.html in `out`, in the place of an earlier report.
+    """Write tables, figures, metrics.parquet, report.md and index.html to `out`, and replace an earlier report there.
 
-    Returns their paths, the page's first.
+    paths    run folders, or folders of them
+    paper    add the numbers that the paper prints
+    select   checkpoint for the tables
+    command  command line of the user, shown on the page
 
-    Each of `paths` is a run folder or a folder of them; `paper` adds the paper's figures, `select` says which checkpoint's
-    numbers go into the tables, `command` is what the user typed. Files of an earlier report that this one does not have are
-    deleted, others stay. Raises UserError if there is no run to read, or if `out` is in a run's folder or cannot be written.
+    Returns the paths of all files, the page first. Files of an earlier report that this one does not have are deleted, other
+    files stay. Raises UserError if there is no run, or if `out` is in a run's folder or cannot be written.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "config.json").is_file() and (folder / "status.json").is_file():
@@ -77,10 +80,13 @@ def write_report(
             drawn.append({**texts, "svg": inline_svg(svg, figure.name, figure.title)})
 
         status.update("writing pages")
+        health, signs = signs_of_trouble(collection)
         parts = {
             "title": _title(collection),
             "summary": _summary(collection),
             "missing": missing(collection),
+            "health": health,
+            "signs": signs,
             "figures": drawn,
             "about": _about(command),
         }
@@ -103,7 +109,7 @@ def write_report(
 
 
 def _title(collection: Collection) -> str:
-    """Return the setting, or what all of them start from, if there is one."""
+    """Return the setting if there is one, or the common start of all settings."""
     names = {group.start for group in collection.groups} if len(collection.settings) > 1 else {*collection.settings}
     return names.pop() if len(names) == 1 else "Report"
 
@@ -119,7 +125,7 @@ def _summary(collection: Collection) -> str:
 
 
 def _files_of_report(out: Path) -> set[str]:
-    """Return the names of the files that the page of an earlier report lists; none without such a page."""
+    """Return the names of the files that an earlier report's page lists, or an empty set."""
     try:
         page = (out / "index.html").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -129,7 +135,7 @@ def _files_of_report(out: Path) -> set[str]:
 
 
 def _about(command: Sequence[str]) -> str:
-    """Say when, where, by which version and by which command the report was made."""
+    """Describe the date, host, version and command of the report."""
     made = f"Made on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {platform.node()} by sspo {__version__}"
     revision = git_revision()
     made += f", revision `{revision}`" if revision else ""

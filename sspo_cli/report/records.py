@@ -1,4 +1,4 @@
-"""What run folders hold, read into memory: runs, and models that `sspo eval` measured outside a run."""
+"""Records read from folders: runs, and models that `sspo eval` measured outside a run."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,23 +16,23 @@ from sspo_cli.tracking.measurement import MEASUREMENT, comparable
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import ANSWER, MEASURED_MODEL
 
-# Which checkpoint's numbers go into the tables: the one after the last step, or the best one by validation.
+# The checkpoint for the tables: after the last step, or the best by validation.
 Select = Literal["last", "best"]
 
-PART = "/"  # between the name of a benchmark and that of a part of it
+PART = "/"  # separates the names of a benchmark and of its part
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """What a run folder says. Each is equal to itself only, and can be a key.
+    """The content of a run folder. Compared by identity and hashable.
 
-    state        as in status.json, or "killed" where that says running and no process writes the run
+    state        as in status.json, or "killed" if it is "running" and no process writes the run
     step         optimizer steps taken
-    started      when it was first started; None in a folder that does not say
-    metrics      a row for each optimizer step, indexed by it
-    evaluations  the rows of eval/summary.json, each with all of MEASUREMENT
-    data         what config.json says of the training problems; empty in a folder of an older version
-    extended     the extensions of its steps, as config.json says them
+    started      time of the first start; None if the folder does not record it
+    metrics      a row for each optimizer step, indexed by step
+    evaluations  rows of eval/summary.json, each with all of MEASUREMENT
+    data         training problems according to config.json; empty in a folder of an older version
+    extended     extensions of its steps, from config.json
     """
 
     path: Path
@@ -48,7 +48,7 @@ class RunRecord:
 
     @property
     def left_out(self) -> str | None:
-        """Name the training problems that were left out because a benchmark asks them; None if there are none."""
+        """Describe the training problems that were left out because they are in a benchmark; None if there are none."""
         left_out = self.data.get("left_out") or {}
         return f"{left_out['problems']} problems of benchmarks ({left_out['fingerprint']})" if left_out else None
 
@@ -62,16 +62,16 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of all optimizer steps, evaluations and checkpoints not counted; None where no step says."""
+        """Wall time of all optimizer steps, without evaluations and checkpoints; None if no step records it."""
         return float(self.metrics["time/step"].sum()) if "time/step" in self.metrics else None
 
     @property
     def validations(self) -> list[dict[str, Any]]:
-        """The evaluations on held-out training problems that training made, by step: those that may be compared."""
+        """Comparable evaluations on held-out training problems, made during training, by step."""
         return comparable(row for row in self.evaluations if row["benchmark"] == VALIDATION)
 
     def selected_step(self, select: Select) -> int | None:
-        """Return the step whose numbers go into the tables; None for an unfinished run, or one with no validation to go by."""
+        """Return the step for the tables; None for an unfinished run, or one without the required validation."""
         if not self.finished:
             return None
         if select == "last":
@@ -80,14 +80,14 @@ class RunRecord:
         return None if best is None else int(best["step"])
 
     def final(self, metric: str) -> float | None:
-        """Average a metric over the last tenth of the steps; None where none of them has it."""
+        """Average a metric over the last tenth of the steps; return None if none of them has it."""
         if metric not in self.metrics:
             return None
         values = self.metrics[metric].iloc[-max(1, len(self.metrics) // 10) :].dropna()
         return None if values.empty else float(values.mean())
 
     def weights(self) -> list[dict[str, Any]]:
-        """Read the histograms of token weights; none in a run without. Raises UserError for a damaged file."""
+        """Read the histograms of token weights, or an empty list. Raises UserError for a damaged file."""
         return RunFolder(self.path).weights()
 
 
@@ -95,8 +95,8 @@ class RunRecord:
 class BareModel:
     """A model that `sspo eval` measured outside a run.
 
-    name         the last part of its hub name or path
-    evaluations  as those of a RunRecord; their step is 0
+    name         last part of its hub name or path
+    evaluations  as in RunRecord, with step 0
     """
 
     path: Path
@@ -107,13 +107,13 @@ class BareModel:
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Find the folders of runs and of measured models in `paths` and below them, each once.
 
-    A run holds config.json and status.json (model folders have a config.json too), a measured model holds model.json and
-    eval/. Nothing inside one of them is another.
+    A run has config.json and status.json (model folders have a config.json too); a measured model has model.json and eval/.
+    Folders within them are not searched.
     """
     folders: dict[Path, Path] = {}
     for path in paths:
         for folder, below, files in os.walk(path):
-            names = {*files, *below}  # a folder where a file should be is a damaged run, not none
+            names = {*files, *below}  # a folder in place of a file means a damaged run
             if {"config.json", "status.json"} <= names or {"model.json", "eval"} <= names:
                 folders.setdefault(Path(folder).resolve(), Path(folder))
                 below.clear()
@@ -122,7 +122,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_record(path: Path) -> RunRecord | BareModel:
-    """Read a folder that `find_runs` found. Raises UserError for an unreadable or damaged file."""
+    """Read a folder from `find_runs`. Raises UserError for an unreadable or damaged file."""
     return read_run(path) if (path / "status.json").exists() else read_bare_model(path)
 
 
@@ -130,7 +130,7 @@ def read_run(path: Path) -> RunRecord:
     """Read a run. Raises UserError for an unreadable or damaged file."""
     folder = RunFolder.open(path)
     status = folder.status
-    folder.weights()  # they are drawn later; a damaged file is reported while the run can still be left out
+    folder.weights()  # read now, while a run with a damaged file can still be left out
     state = status["state"]
     if state == "running" and not folder.is_being_written():
         state = "killed"
@@ -151,15 +151,15 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_bare_model(path: Path) -> BareModel:
-    """Read what `sspo eval` left of a model. Raises UserError for an unreadable or damaged file."""
+    """Read the results of `sspo eval` for a model. Raises UserError for an unreadable or damaged file."""
     content = read_json(path / "model.json", MEASURED_MODEL)
     return BareModel(path, Path(content["model"]).name, _evaluations(RunFolder(path)))
 
 
 def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any]]:
-    """Read eval/<benchmark>.jsonl, one row for each problem and sample; none without such a file.
+    """Read eval/<benchmark>.jsonl, a row for each problem and sample, or an empty list if there is no such file.
 
-    Of a part of a benchmark, `mint/gsm8k`, its rows. Raises UserError for a damaged file.
+    For a part of a benchmark, such as `mint/gsm8k`, only its rows are returned. Raises UserError for a damaged file.
     """
     name, _, part = benchmark.partition(PART)
     rows = read_jsonl(RunFolder(source.path).eval / f"{name}.jsonl", ANSWER)
@@ -167,7 +167,7 @@ def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any
 
 
 def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
-    """Return the folder that holds all paths, relative to the current one if it is below, and each path's name in it."""
+    """Return the common folder of all paths, relative if it is below the current one, and each path's name in it."""
     common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
     relative = os.path.relpath(common)
     names = {path: os.path.relpath(path, common) for path in paths}
@@ -175,7 +175,7 @@ def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
 
 
 def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """Read the evaluations, each with all of MEASUREMENT: older versions took one sample, and did not say so."""
+    """Read the evaluations and complete MEASUREMENT: older versions took one sample without recording it."""
     rows = folder.evaluations()
     for row in rows:
         if not {"n", "correct", "pass_at_1"} <= row.keys() or row["correct"] > row["n"] * row.get("samples", 1):
@@ -187,7 +187,7 @@ def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _parts(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the parts of a benchmark of several kinds of problems as evaluations of their own."""
+    """Return the parts of a benchmark with several kinds of problems as separate evaluations."""
     name = evaluation["benchmark"]
     return [
         {**evaluation, **of_part, "benchmark": f"{name}{PART}{part}"}

@@ -1,4 +1,4 @@
-"""A table in all its forms: one frame of numbers, shown as Markdown, LaTeX and HTML, kept as CSV and JSON."""
+"""Tables: a frame of numbers, written as Markdown, LaTeX, HTML, CSV and JSON."""
 
 import html
 import json
@@ -11,16 +11,16 @@ import pandas as pd
 
 BEST, SECOND, BASELINE = "best", "second", "strongest baseline"
 NOTHING = "–"
-LONG = 900  # characters of a note
+LONG = 900  # characters above which a note opens on demand
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees of a number.
+    """A cell of a table.
 
-    extra   smaller, behind the text: an interval
+    extra   smaller text after the main one, such as an interval
     marks   some of BEST (bold), SECOND (underlined) and BASELINE (italic)
-    number  what to sort by; None: the text
+    number  sort key; None: the text
     """
 
     text: str
@@ -31,14 +31,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table in all its forms.
+    """A table, with methods for its formats.
 
-    name      of its files, such as table1
-    title     a line above it, plain text
-    frame     the numbers, a row for each cell or for each line of the table
-    headings  of the columns that a reader sees
-    lines     their cells; a text alone is the heading of the lines that follow
-    notes     a sentence or more each, for under the table; code in backticks, else plain text
+    name      name of its files, such as table1
+    title     line above the table, plain text
+    frame     the numbers, a row for each cell or each line of the table
+    headings  headings of the visible columns
+    lines     cells of each line; a text instead of cells is a heading for the following lines
+    notes     notes below the table, plain text with code in backticks
     """
 
     name: str
@@ -52,13 +52,13 @@ class Table:
         return self.frame.to_csv(index=False)
 
     def to_json(self) -> str:
-        """Write an object of name, title, notes and rows, those of the frame; what is missing is null."""
+        """Return an object with name, title, notes and the rows of the frame; missing values are null."""
         rows = json.loads(self.frame.to_json(orient="records", double_precision=15))
         content = {"name": self.name, "title": self.title, "notes": self.notes, "rows": rows}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Write the title, the table in bold, <u> and italic, and the notes."""
+        """Return the title, the table with marks in bold, <u> and italic, and the notes."""
         padding = [""] * (len(self.headings) - 1)
         lines = [
             [f"**{_escape_markdown(line)}**", *padding] if isinstance(line, str) else [_markdown(cell) for cell in line]
@@ -70,7 +70,7 @@ class Table:
         return f"**{_escape_markdown(self.title)}**\n\n{table}\n\n{notes}\n"
 
     def to_html(self) -> str:
-        """Write a <figure> of the table, its title as caption and its notes as list. `data-sort` of a cell is its number."""
+        """Return a <figure> with the title as caption and the notes as list; `data-sort` of a cell is its number."""
         head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
         bodies = ""
         for heading, block in self._blocks():
@@ -86,7 +86,7 @@ class Table:
         )
 
     def to_latex(self) -> str:
-        """Write a float that needs booktabs and graphicx, in characters that pdflatex knows; a wide one is scaled to fit."""
+        """Return a float for pdflatex that needs booktabs and graphicx; a wide table is scaled to fit."""
         blocks = []
         for heading, block in self._blocks():
             rows = [rf"\multicolumn{{{len(self.headings)}}}{{l}}{{{escape_latex(heading)}}}"] if heading else []
@@ -114,7 +114,7 @@ class Table:
         )
 
     def _blocks(self) -> list[tuple[str, list[list[Cell]]]]:
-        """Return the lines below each heading; those before the first one have none."""
+        """Return the lines below each heading; lines before the first heading have an empty one."""
         blocks: list[tuple[str, list[list[Cell]]]] = []
         for line in self.lines:
             if isinstance(line, str):
@@ -127,9 +127,9 @@ class Table:
 
 
 def escape_latex(text: str) -> str:
-    """Write text in characters that pdflatex sets without packages; code in backticks becomes typewriter that may break.
+    """Escape text for pdflatex without packages; code in backticks becomes typewriter type that may break.
 
-    A letter that it does not know becomes its nearest in ASCII, or a question mark.
+    Other letters become their closest ASCII letter or a question mark.
     """
     parts = ["".join(LATEX.get(letter) or _ascii(letter) for letter in part) for part in text.split("`")]
     code = [re.sub(r"([-/=.]|\\_)", r"\1\\allowbreak{}", part) for part in parts[1::2]]
@@ -166,9 +166,9 @@ def _escape_markdown(text: str) -> str:
 def ranks_and_marks(
     values: Sequence[float | None], baselines: Sequence[bool]
 ) -> list[tuple[int | None, frozenset[str]]]:
-    """Rank and mark the cells of a column by what is printed: equal ones share both.
+    """Rank and mark the cells of a column by their printed values; equal ones share rank and mark.
 
-    A single number is not marked, nor are numbers that all print alike: there is nothing that they would be better than.
+    Nothing is marked if there is a single number or if all print alike.
     """
     printed = [None if value is None else round(value, 1) for value in values]
     order = sorted({value for value in printed if value is not None}, reverse=True)
@@ -199,7 +199,7 @@ def _html(cell: Cell) -> str:
 
 
 def _html_note(note: str) -> str:
-    """Write a note; one that is too long to be read in passing opens on demand."""
+    """Return a note as HTML; a long one opens on demand."""
     first, colon, rest = (_code(html.escape(part), "<code>", "</code>") for part in note.partition(": "))
     return f"<details><summary>{first}</summary>{rest}</details>" if len(note) > LONG else f"{first}{colon}{rest}"
 

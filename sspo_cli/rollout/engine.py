@@ -1,4 +1,4 @@
-"""What the loop asks of a sampler."""
+"""The protocol of samplers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +11,17 @@ from sspo_cli.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn. Never truncated (top-k, top-p): the objectives assume the full softmax.
+    """The parameters of sampling. There is no truncation (top-k, top-p): the objectives assume the full softmax.
 
     temperature     0 is greedy
-    max_new_tokens  a completion without an end-of-sequence token by then is truncated
+    max_new_tokens  length at which a completion without an end-of-sequence token is truncated
     seed            the same seed, weights and prompts give the same completions
-    first           place of the call's first prompt among all prompts that share the seed
-    stop            strings that end a completion as an end-of-sequence token does, after the token that completes one of them;
-                    tokens are never cut
+    first           index of the call's first prompt among all prompts that share the seed
+    stop            strings that end a completion like an end-of-sequence token, after the token that completes one of them;
+                    tokens are never split
 
-    A prompt's draws depend on the seed and its own place alone. How many prompts are sampled together, and in how many
-    calls, changes nothing but the rounding of the logits.
+    The random numbers of a prompt depend only on the seed and its index. The number of prompts that are sampled together, and
+    the number of calls, only affect the rounding of the logits.
     """
 
     temperature: float
@@ -31,16 +31,16 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def seed_of(self, index: int) -> int:
-        """Return the seed of the draws of a call's prompt."""
+        """Return the seed of the random numbers of a prompt of this call."""
         return derive_seed(self.seed, "prompt", self.first + index)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an engine is asked to sample: `group_size` completions of each prompt.
+    """A request to sample `group_size` completions of each prompt.
 
-    prompts  token ids of each
-    seeds    of the draws of each prompt; None: by their places
+    prompts  token ids of each prompt
+    seeds    seeds of the random numbers of each prompt; None: by their indices
     """
 
     prompts: Sequence[list[int]]
@@ -49,11 +49,11 @@ class Request:
     seeds: Sequence[int] | None = None
 
     def seed_of(self, index: int) -> int:
-        """Return the seed of the draws of prompt number `index`."""
+        """Return the seed of the random numbers of prompt number `index`."""
         return self.sampling.seed_of(index) if self.seeds is None else self.seeds[index]
 
     def part(self, start: int, count: int) -> "Request":
-        """Return the request of `count` of the prompts, from number `start` on."""
+        """Return the request for `count` prompts from number `start`."""
         end = start + count
         sampling = replace(self.sampling, first=self.sampling.first + start)
         return Request(self.prompts[start:end], self.group_size, sampling, self.seeds and self.seeds[start:end])
@@ -68,16 +68,16 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Name the sampler for the run's notes: `auto` is not the same everywhere."""
+        """Name of the sampler for the run's notes, because `auto` depends on the machine."""
 
     def check_capacity(self, tokens: int) -> None:
-        """Check that a prompt and its completion, `tokens` together, fit, whatever the model's context.
+        """Raise UserError if a prompt and its completion, `tokens` together, do not fit this sampler.
 
-        Raises UserError if they do not.
+        The model's context is checked elsewhere.
         """
 
     def sync(self, policy: Policy) -> dict[str, float]:
-        """Set behaviour policy := policy. Returns metrics of a check of that if the weights were copied.
+        """Set behaviour policy := policy. Returns metrics of a probe if the weights were copied.
 
         Raises UserError if the check fails.
         """
@@ -86,15 +86,15 @@ class Engine(Protocol):
         """Sample the completions of each prompt, in the order of the prompts."""
 
     def sleep(self) -> None:
-        """Leave its memory to the learner, as far as it can; the next sync wakes it up."""
+        """Free memory for the learner as far as possible, until the next sync."""
 
 
 def to_completion(policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool) -> Completion:
-    """Make a completion of sampled tokens and their log-probabilities.
+    """Make a completion from sampled tokens and their log-probabilities.
 
-    ended  by an end-of-sequence token, which is the last one then, or by a stop string; the completion is truncated otherwise
+    ended  the completion ended with an end-of-sequence token, its last one, or with a stop string; otherwise it is truncated
     """
     written = token_ids[:-1] if ended and token_ids[-1] in policy.end_ids else token_ids
-    # Tags may be special tokens of the tokenizer, so only the end of the sequence is left out of the text.
+    # Tags may be special tokens, so decode all of them and leave out only the end of the sequence.
     text = policy.tokenizer.decode(written, skip_special_tokens=False)
     return Completion(token_ids, logprobs, text, truncated=not ended)

@@ -1,4 +1,4 @@
-"""Strings that end a turn, looked for in sampled tokens. A string need be no token, and may end inside one (`>.`)."""
+"""Detection of stop strings in sampled tokens. A string may span several tokens, and may end within one (`>.`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +11,15 @@ class StopStrings:
     """Finds the rows whose last token completes one of the strings, without decoding at every token."""
 
     def __init__(self, strings: Sequence[str], tokenizer: Any, words: int) -> None:
-        """Take `words`, the size of the vocabulary that is sampled from. The strings end in ASCII characters."""
+        """Prepare the search in a vocabulary of `words` tokens. The strings must end in ASCII characters."""
         self._strings = strings
         self._tokenizer = tokenizer
-        # The tokens of a string have a byte of it each. One more holds what the decoding changes at a text's beginning.
+        # Each token of a string has at least a byte of it. One more token allows for changes at the start of decoded text.
         self._reach = max(len(string.encode()) for string in strings) + 1
         self._candidates = _tokens_with({string[-1] for string in strings}, tokenizer, words)
 
     def completed(self, written: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Report of each of the `rows` [R] of `written` [B, T] whether its token number `step` completes a string: [R] bool."""
+        """Mark the rows whose token number `step` completes a string: rows [R] of written [B, T] -> [R] bool."""
         found = self._candidates.to(written.device)[written[rows, step]]
         start = max(0, step + 1 - self._reach)
         for place in found.nonzero().flatten().tolist():
@@ -29,6 +29,6 @@ class StopStrings:
 
 
 def _tokens_with(characters: set[str], tokenizer: Any, words: int) -> Tensor:
-    """Report of each token whether its name has one of the characters: [words] bool. Too many are no harm."""
+    """Mark the tokens whose names have one of the characters: [words] bool. Marking too many is harmless."""
     names = tokenizer.convert_ids_to_tokens(list(range(words)))
     return torch.tensor([bool(name) and not characters.isdisjoint(name) for name in names])

@@ -1,4 +1,4 @@
-"""Sampling with vLLM in this process, next to the learner: the weights go over in memory at every sync."""
+"""Sampling with vLLM in the process of the learner, with weights handed over in memory at every sync."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ import torch
 import torch._dynamo
 
 from sspo_cli.config import VllmOptions
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, first_line, own_names
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
 from sspo_cli.rollout.probe import TOLERANCE, probe
@@ -21,17 +21,17 @@ from sspo_cli.types import Completion
 
 CPU_CACHE_GIB = 1.0
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights go over in memory
-    "VLLM_LOGGING_LEVEL": "CRITICAL",  # it would write over the run's own display, and all its requests after a failure
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that weights are handed over in memory
+    "VLLM_LOGGING_LEVEL": "CRITICAL",  # its log would overwrite the run's display, and list all requests after a failure
     "VLLM_NO_USAGE_STATS": "1",
 }
 
 
 class VllmEngine:
-    """One a process: vLLM keeps state of the process's own."""
+    """A vLLM engine, at most one per process because vLLM keeps global state."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
-        """Start vLLM; `temperature` is the probe's. Raises UserError if it cannot sample for the policy."""
+        """Start vLLM; `temperature` is for the probe. Raises UserError if vLLM cannot sample for the policy."""
         if reason := why_not(policy):
             raise UserError(f"rollout.engine = vllm cannot be used: {reason}; set rollout.engine=torch")
         self.policy = policy
@@ -41,11 +41,11 @@ class VllmEngine:
         self.asleep = False
         with _guarded("start"), _undisturbed(), tempfile.TemporaryDirectory() as folder:
             policy.model.config.save_pretrained(folder)
-            policy.tokenizer.save_pretrained(folder)  # with which it finds stop strings
+            policy.tokenizer.save_pretrained(folder)  # vLLM needs the tokenizer for stop strings
             self.llm = self._start(folder, max_rows)
 
     def _start(self, folder: str, max_rows: int) -> Any:
-        """Start without weights: the first sync brings them. Prompts and completions are token ids."""
+        """Start vLLM without weights, which come with the first sync. Prompts and completions are token ids."""
         from vllm import LLM, __version__
 
         self.name = f"vLLM {__version__} in this process"
@@ -55,13 +55,13 @@ class VllmEngine:
             model=folder,
             load_format="dummy",
             dtype=str(self.policy.dtype).removeprefix("torch."),
-            # Logits in float32, as the policy's own; log-probabilities at the temperature, not before it.
+            # Logits in float32 like the policy's, and log-probabilities after the temperature is applied.
             hf_overrides={"head_dtype": "float32", "architectures": [_architecture(self.policy)]},
             logprobs_mode="processed_logprobs",
-            generation_config="vllm",  # not the top-k and top-p that the model's folder may recommend
-            max_model_len=-1,  # the model's context, or as much of it as fits
+            generation_config="vllm",  # ignores top-k and top-p that the model's folder may recommend
+            max_model_len=-1,  # the model's context as far as it fits
             max_num_seqs=max_rows,
-            # After a part of a prompt vLLM takes the request's generator back, which one on a CPU cannot do.
+            # Off on a CPU: between the chunks of a prompt vLLM rewinds the request's generator, which a CPU generator cannot do.
             enable_chunked_prefill=None if self.on_gpu else False,
             gpu_memory_utilization=options.gpu_memory_utilization,
             kv_cache_memory_bytes=int(cache_gib * 2**30) if cache_gib else None,
@@ -70,7 +70,7 @@ class VllmEngine:
         )
 
     def check_capacity(self, tokens: int) -> None:
-        """Raise UserError if vLLM's cache is too small: it would cut completions, and they would count as truncated."""
+        """Raise UserError if vLLM's cache is too small, because it would cut completions, which would count as truncated."""
         capacity = self.llm.llm_engine.model_config.max_model_len
         if tokens > capacity:
             raise UserError(
@@ -82,7 +82,7 @@ class VllmEngine:
         self.policy = policy
         with _guarded("take the policy's weights"):
             if self.asleep:
-                torch.cuda.empty_cache()  # what torch keeps of the learner's memory, vLLM could not get
+                torch.cuda.empty_cache()  # returns the learner's cached memory, so that vLLM can use it
                 self.llm.wake_up(tags=["weights"])
             weights = checkpoint_weights(policy, policy.dtype)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -90,12 +90,12 @@ class VllmEngine:
             if self.asleep:
                 self.llm.wake_up(tags=["kv_cache"])
                 self.asleep = False
-            self.llm.reset_prefix_cache()  # its keys and values are of the weights before
+            self.llm.reset_prefix_cache()  # its keys and values belong to the old weights
         tolerance = self.options.tolerance or TOLERANCE[policy.dtype]
         return probe(policy, self.generate, self.temperature, tolerance)
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Sample with a seed of each prompt's own, by its place in the request."""
+        """Sample with a separate seed for each prompt, by its index in the request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -110,9 +110,9 @@ class VllmEngine:
                     temperature=sampling.temperature,
                     max_tokens=sampling.max_new_tokens,
                     seed=request.seed_of(index),
-                    logprobs=0,  # of the chosen token alone
+                    logprobs=0,  # only of the chosen token
                     stop_token_ids=self.policy.end_ids,
-                    # Stop strings are looked for in the text with special tokens, as the torch engine does.
+                    # Stop strings are searched in the text with special tokens, as in the torch engine.
                     stop=list(sampling.stop),
                     include_stop_str_in_output=bool(sampling.stop),
                     skip_special_tokens=False,
@@ -138,18 +138,18 @@ class VllmEngine:
 
     def sleep(self) -> None:
         if self.options.sleep and self.on_gpu and not self.asleep:
-            self.llm.sleep(level=2)  # weights and cache are dropped, not kept aside: the next sync brings new ones
+            self.llm.sleep(level=2)  # drops weights and cache, because the next sync brings new weights
             self.asleep = True
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Undo what vLLM changes in this process.
+    """Undo vLLM's changes to this process.
 
-    It writes to the environment, which checkers and other processes of ours would inherit; it takes
-    `torch.set_num_threads` away or sets one thread itself, and makes float32 products exact, which the learner's projection
-    beside bfloat16 must not be; on a CPU it would compile, which takes longer than it saves and needs a compiler.
-    It also seeds the global generators, from which nothing here draws except the optimizer, which seeds them itself.
+    vLLM writes to the environment, which our subprocesses would inherit. It disables `torch.set_num_threads` or sets one thread
+    itself. It makes float32 products exact, but the learner's projection next to bfloat16 must use TF32. On a CPU it would
+    compile, which takes longer than it saves and needs a compiler. It also seeds the global generators, which only the
+    optimizer uses, after seeding them itself.
     """
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -171,17 +171,17 @@ def _undisturbed() -> Iterator[None]:
         os.environ.update(environment | written)
 
 
-# Dynamo stays disabled for an engine that is started, not for a question: another engine's learner may compile.
+# Dynamo is disabled permanently only when an engine is started; otherwise the learner may compile.
 @torch._dynamo.config.patch(disable=torch._dynamo.config.disable)
 @_undisturbed()
 def why_not(policy: Policy) -> str | None:
-    """Say what keeps vLLM from sampling for this policy on this machine, or None."""
+    """Explain why vLLM cannot sample for this policy on this machine; return None if it can."""
     try:
         from vllm import ModelRegistry
         from vllm.platforms import current_platform
     except ImportError as error:
         if error.name == "vllm":
-            return "vLLM is not installed (`pip install 'sspo[vllm]'` for GPUs; for CPUs see the README)"
+            return "vLLM is not installed (`pip install vllm` for GPUs, in a separate environment; for CPUs see docs/vllm.md)"
         return f"the installed vLLM cannot be imported: {first_line(error)}"
     config = policy.model.config
     built_for = "cpu" if current_platform.is_cpu() else "cuda"
@@ -211,7 +211,7 @@ def _architecture(policy: Policy) -> str:
 def _pack_again(model: torch.nn.Module) -> None:
     """Renew the packed copies of weights that a reload does not renew on a CPU.
 
-    They are a vocabulary projection that is tied to the embedding, and a mixture's experts.
+    These are a vocabulary projection tied to the embedding, and the experts of a mixture.
     """
     from vllm.platforms import current_platform
 
@@ -227,18 +227,18 @@ def _pack_again(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _guarded(task: str) -> Iterator[None]:
-    """Raise UserError with the option to change if vLLM fails to do its `task`."""
+    """Raise UserError, with the option to change, if vLLM fails in a `task`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if "out of memory" in str(error):  # torch.OutOfMemoryError, or a plain RuntimeError of vLLM's own allocator
+        if "out of memory" in str(error):  # torch.OutOfMemoryError, or a RuntimeError of vLLM's allocator
             raise UserError(
                 f"the GPU has too little memory for vLLM to {task} ({first_line(error)}); lower "
                 "rollout.vllm.gpu_memory_utilization or rollout.max_rows"
             ) from None
         raise UserError(
-            f"vLLM could not {task}: {first_line(error)}; its options are under rollout.vllm, and rollout.engine=torch "
-            "does without it"
+            f"vLLM could not {task}: {own_names(first_line(error))}; its options are under rollout.vllm, and "
+            "rollout.engine=torch does without it"
         ) from None

@@ -1,1 +1,1 @@
-"""A run in progress: its state, and when it saves, measures and records."""
+"""Parts of the training loop: state, saving, measuring, recording."""

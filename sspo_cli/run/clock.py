@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Time measurement of a run."""
 
 import time
 from collections import defaultdict
@@ -7,15 +7,19 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Measures the wall time of the steps, by phase, and of this process's part of the run.
+    """Measures the wall time of steps by phase, and of this process's part of the run.
 
-    Evaluations and checkpoints are in neither a step's time nor the speed.
+    Evaluations and checkpoints count neither for a step's time nor for the speed.
     """
 
     def __init__(self, tokens: int, environments: bool) -> None:
-        """Start the first step; `tokens` were sampled before. `environments` have a phase of their own, if there are any."""
+        """Start the first step.
+
+        tokens        sampled tokens before this process
+        environments  measure a separate phase for environments
+        """
         self._names = ("sampling", "grading", "learning", *(["environment"] if environments else []))
-        self._nested = 0.0  # seconds of the phases in the one that is being measured
+        self._nested = 0.0  # seconds of phases within the one that is being measured
         self._began = self._last = time.perf_counter()
         self._busy = 0.0
         self._tokens_before = tokens
@@ -23,7 +27,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of a `with` to a phase of the step, without that of phases in it."""
+        """Add the time of the block to a phase of the step, without phases nested in it."""
         start = time.perf_counter()
         before, self._nested = self._nested, 0.0
         yield
@@ -32,7 +36,7 @@ class Clock:
         self._nested = before + took
 
     def metrics(self, tokens: int) -> dict[str, float]:
-        """Return the seconds of the step that ends now, and sampled tokens a second over all steps of the part."""
+        """Return the seconds of the step that ends now, and the sampled tokens per second of this process so far."""
         now = time.perf_counter()
         step = now - self._last
         self._busy += step

@@ -1,4 +1,4 @@
-"""Failures of the machine in the middle of a run, and the command that continues a run that has ended early."""
+"""Failures of the machine during a run, and the command that continues a run after an early end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ TRAIN = "`sspo train "  # how a command begins that an error names already
 
 @contextmanager
 def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[None]:
-    """Turn an exception that means a full memory, of the GPU or the CPU, into a UserError with a command that needs less."""
+    """Turn an out-of-memory exception of the GPU or the CPU into a UserError with a command that needs less memory."""
     try:
         yield
     except (MemoryError, OverflowError, RuntimeError, ValueError, OSError) as error:
@@ -27,14 +27,14 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
         less = ["-s", f"learning.token_budget={budget}", "-s", f"rollout.max_rows={rows}"]
         raise UserError(
             f"{memory}; {command_line(*folder.resume_command, *less)} continues the run with less, and so does "
-            "model.gradient_checkpointing=true; or start anew with model.lora={rank: 16}, or with model.weights=bfloat16 and "
-            "optimizer.eight_bit=true"
+            "model.gradient_checkpointing=true; or start a new run with model.lora={rank: 16}, or with "
+            "model.weights=bfloat16 and optimizer.eight_bit=true"
         ) from None
 
 
 @contextmanager
 def explained_end(folder: RunFolder) -> Iterator[None]:
-    """Add to whatever ends a run early the command that continues it."""
+    """Add the command that continues the run to any exception that ends it early."""
     command = command_line(*folder.resume_command)
     try:
         yield

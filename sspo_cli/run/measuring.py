@@ -7,6 +7,7 @@ from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.run.saving import checkpoint_path, drop_old_checkpoints, save
 from sspo_cli.run.state import Run
+from sspo_cli.tracking.dead import evaluation_signs
 
 
 def measure_if_due(run: Run) -> None:
@@ -56,5 +57,7 @@ def measure_if_due(run: Run) -> None:
         if ranks.is_first():
             partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
+        for sign in evaluation_signs(answers, options.prompt, options.template.asks_for_tags):
+            run.tracker.note(f"health: {benchmark.name}: {sign}")
     run.engine.sleep()
     drop_old_checkpoints(run)

@@ -1,4 +1,4 @@
-"""Which completions of a rollout batch go into `completions.jsonl`, and as what."""
+"""Selection and description of the completions for `completions.jsonl`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,9 +13,9 @@ from sspo_cli.types import Completion, Group
 
 
 def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
-    """Choose of a minibatch's rows those that are kept: the first group of the first minibatch and of the last, the stalest.
+    """Choose the rows of a minibatch that are kept: the first group of the first minibatch and of the last, the stalest.
 
-    If these are the same minibatch, two groups of it.
+    If there is a single minibatch, its first two groups are kept.
     """
     groups = (minibatch == 0) + (minibatch == options.learning.mu - 1)
     return rows[: groups * options.rollout.group_size].tolist()
@@ -24,7 +24,7 @@ def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
 def kept_completions(
     groups: Sequence[Group], advantages: Tensor, plan: Sequence[Tensor], options: RunOptions, tokenizer: Any
 ) -> dict[int, dict[str, Any]]:
-    """Describe the completions that any minibatch of the plan keeps, by their row in the rollout batch.
+    """Describe the completions that a minibatch of the plan keeps, by their row in the rollout batch.
 
     advantages [P, G]
     """
@@ -33,7 +33,7 @@ def kept_completions(
 
 
 def with_weights(completions: Sequence[dict[str, Any]], token_weights: Tensor) -> list[dict[str, Any]]:
-    """Add to each completion the weights of its tokens, which are the first rows of token_weights [B, T]."""
+    """Add the token weights to the completions, which are the first rows of token_weights [B, T]."""
     return [
         {**completion, "weights": [round(weight, 3) for weight in weights[: len(completion["pieces"])].tolist()]}
         for completion, weights in zip(completions, token_weights, strict=False)
@@ -41,7 +41,7 @@ def with_weights(completions: Sequence[dict[str, Any]], token_weights: Tensor) -
 
 
 def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: Any) -> dict[str, Any]:
-    """Describe a graded completion of the rollout batch, by its row there, for `completions.jsonl`."""
+    """Describe the graded completion in a row of the rollout batch, for `completions.jsonl`."""
     place, number = divmod(row, advantages.shape[1])
     group = groups[place]
     completion, reward = group.completions[number], group.rewards[number]
@@ -60,13 +60,13 @@ def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: 
         "tokens": completion.own_tokens,
         "truncated": completion.truncated,
         "status": reward.status,
-        "pieces": pieces + [""] * has_end,  # the end is no text
+        "pieces": pieces + [""] * has_end,  # the end token has no text
         **_describe_episode(completion),
     }
 
 
 def _describe_episode(completion: Completion) -> dict[str, Any]:
-    """Describe an episode: `written` counts tokens that the policy wrote and that it read, in turn, first written ones."""
+    """Describe an episode; `written` has the alternating numbers of tokens that the policy wrote and read, written first."""
     if completion.episode is None:
         return {}
     return {

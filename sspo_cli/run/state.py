@@ -1,4 +1,4 @@
-"""What the loop works with, and where it is."""
+"""The state of the training loop and its components."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,19 +23,21 @@ from sspo_cli.types import Prompt
 
 @dataclass
 class RunState:
-    """Where a run is: next to the weights and the optimizer, all that a resumed one needs to continue as if never stopped.
+    """The state of a run that, with weights and optimizer, lets a resumed run continue as if it had never stopped.
 
-    step       optimizer steps done, skipped ones included
-    rollout    rollout batches used up
-    position   minibatches of the current rollout batch that are used up
+    step       optimizer steps taken, including skipped ones
+    rollout    finished rollout batches
+    position   finished minibatches of the current rollout batch
     batch      the current rollout batch; None until it is sampled
-    kept       by their row in it, the completions that go into `completions.jsonl` once they are learned from
-    tokens     sampled so far
+    kept       descriptions of completions for `completions.jsonl`, by row of the batch, written when they are learned from
+    tokens     tokens sampled so far
     timeouts   answer checks that ran out of time so far
-    skipped    steps left out for a NaN loss or gradient so far
-    bad_steps  how many of them in a row, just now
+    skipped    steps skipped so far because of a NaN loss or gradient
+    bad_steps  consecutive skipped steps up to now
+    learned    a rollout batch has had a gradient
+    alike      consecutive rollout batches without a gradient up to now
 
-    recent_weights  the trained ones at the start of the current rollout and of the `rollout.lag` before it, oldest first
+    recent_weights  trained weights at the start of the current rollout and of the `rollout.lag` ones before, oldest first
     """
 
     step: int = 0
@@ -47,6 +49,8 @@ class RunState:
     timeouts: int = 0
     skipped: int = 0
     bad_steps: int = 0
+    learned: bool = False
+    alike: int = 0
     recent_weights: list[list[Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,9 +59,9 @@ class RunState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
-        """Restore the state that a checkpoint holds.
+        """Restore the state from a checkpoint.
 
-        Raises ValueError for one of an older version inside a rollout batch, which lacks part of what is kept of it now.
+        Raises ValueError for a checkpoint of an older version within a rollout batch, which lacks part of the state.
         """
         if state["batch"] is not None and "kept" not in state:
             raise ValueError(
@@ -68,10 +72,12 @@ class RunState:
 
 @dataclass
 class Run:
-    """What the loop works with.
+    """The components of the training loop.
 
-    prompts  of each task
-    stage    what episodes are played with
+    prompts     prompts of each task
+    stage       environments in which episodes are played
+    keep_going  continue even if nothing is learned
+    reference   weights of the reference policy; None without a KL penalty
     """
 
     options: RunOptions
@@ -87,3 +93,5 @@ class Run:
     tracker: Tracker
     interruption: Interruption
     state: RunState = field(default_factory=RunState)
+    keep_going: bool = False
+    reference: Sequence[Tensor] | None = None

@@ -1,4 +1,4 @@
-"""Sweeps: a grid of trials, each a run in a process of its own, on this machine or on a Ray cluster."""
+"""Sweeps: a grid of trials, each run in a separate process, on this machine or on a Ray cluster."""
 
 from sspo_cli.sweep.grid import load_sweep, print_trials
 from sspo_cli.sweep.schedule import place_for, run_sweep

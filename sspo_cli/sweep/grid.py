@@ -1,4 +1,4 @@
-"""A sweep file and the trials that it expands to."""
+"""Sweep files and their expansion into trials."""
 
 import itertools
 import json
@@ -38,16 +38,16 @@ from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
-# Not in its key: how many threads a trial gets depends on how many run next to it, and a run that is forked may be moved.
+# Not in a trial's key: its threads depend on the number of parallel trials, and a run that is forked may be moved.
 OF_THE_MACHINE: dict[str, Any] = {"threads": True, "fork": {"run"}}
-WIDE = 240  # characters, where no terminal says how many it has
+WIDE = 240  # characters, if no terminal reports its width
 MOST_TRIALS = 5000  # unless the user allows more
 
 FilePath = Annotated[Path, Strict(False)]  # text in YAML
 
 
 class Block(Options):
-    """Part of a sweep: `options` for all of its trials, `grid` lists crossed, lists of one `zip` group taken in step."""
+    """Part of a sweep: `options` of all its trials, `grid` with lists that are crossed, `zip` with lists taken in step."""
 
     options: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
@@ -81,12 +81,12 @@ class Block(Options):
         return self
 
     def count(self) -> int:
-        """Return how many combinations there are."""
+        """Return the number of combinations."""
         lists = [*self.grid.values(), *(next(iter(group.values())) for group in self.zip)]
         return math.prod(map(len, lists))
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """Every combination, as dotted options."""
+        """Yield every combination as dotted options."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
         axes += [
             [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
@@ -97,8 +97,10 @@ class Block(Options):
 
 
 class SweepOptions(Block):
-    """A sweep file: a base config, and what varies. Each of `blocks` (a method with its own grid, say) is crossed with
-    the sweep's own grid and with `seeds`."""
+    """A sweep file: a base config and the options that vary.
+
+    Each of `blocks`, for example a method with its own grid, is crossed with the sweep's own grid and with `seeds`.
+    """
 
     base: list[FilePath] = Field([], description="config files, relative to the sweep file")
     best_of: FilePath | None = Field(
@@ -118,7 +120,7 @@ class SweepOptions(Block):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run of a sweep. `name` says what varies, and ends in the trial's key, a hash of its options."""
+    """One run of a sweep. `name` lists the options that vary, and ends in the trial's key, a hash of its options."""
 
     name: str
     varied: dict[str, Any]
@@ -136,13 +138,14 @@ def load_sweep(
     most: int = MOST_TRIALS,
     asked_for_by: Sequence[Path] = (),
 ) -> list[Trial]:
-    """The trials of a sweep file, in its order, each distinct. `runs_dir` has the folder of the sweep that `best_of` names.
+    """Expand a sweep file into its distinct trials, in the order of the file.
 
-    most          trials at most; more are a mistake, or meant
-    asked_for_by  sweep files that name this one, directly or not, as their `best_of`
+    runs_dir      has the folder of the sweep that `best_of` names
+    most          most trials that are allowed
+    asked_for_by  sweep files that refer to this one by `best_of`, directly or indirectly
 
-    Raises UserError where the file or a trial does not validate, where that sweep is not finished, where sweeps ask for each
-    other's best, and for too many trials.
+    Raises UserError if the file or a trial does not validate, if the sweep of `best_of` is not finished or refers back to this
+    one, and for too many trials.
     """
     chain = [*asked_for_by, file]
     if file.resolve() in {path.resolve() for path in asked_for_by}:
@@ -172,7 +175,7 @@ def load_sweep(
 def _distinct_trials(
     file: Path, points: Sequence[dict[str, Any]], base: dict[str, Any], over: dict[str, Any], runs_dir: Path
 ) -> list[Trial]:
-    """The trials of the points, dotted options each, over `base` and under `over`; one of those that are the same."""
+    """Make the distinct trials of the points, whose dotted options override `base` and are overridden by `over`."""
     varying = {key for key in dict.fromkeys(itertools.chain(*points)) if _varies(key, points)}
     overridden = set(dict(flatten(over)))
     trials: dict[str, Trial] = {}
@@ -198,7 +201,7 @@ def _varies(key: str, points: Sequence[dict[str, Any]]) -> bool:
 
 
 def print_trials(trials: Sequence[Trial], folder: Path) -> None:
-    """What differs between the trials, a row each, and the state of those that are begun in `folder`."""
+    """Print a row for each trial with the options that vary, and its state if it has been started in `folder`."""
     options = list(dict.fromkeys(key for trial in trials for key in trial.varied))
     title = f"{len(trials)} trials, to be run in {folder}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -214,7 +217,7 @@ def print_trials(trials: Sequence[Trial], folder: Path) -> None:
 def _best_blocks(
     file: Path, overrides: Sequence[str], runs_dir: Path, most: int, asked_for_by: Sequence[Path]
 ) -> list[Block]:
-    """What the sweep in `file` varied, of each method and gate where it did best by validation, over its seeds."""
+    """Return a block for each method and gate of the sweep in `file`, with its best configuration by validation."""
     folder = runs_dir / file.stem
     trials = {trial.name: trial for trial in load_sweep(file, overrides, runs_dir, most, asked_for_by)}
     check_trials(list(trials.values()), folder)
@@ -239,9 +242,9 @@ def _best_blocks(
 
 
 def check_trials(trials: Sequence[Trial], folder: Path) -> None:
-    """Raise UserError if a trial was begun with other options than it has now, or was extended since.
+    """Raise UserError if a trial was started with other options than it has now, or has been extended.
 
-    Its name stays the same if the default of an option has changed since.
+    Its name does not change with the default of an option.
     """
     for trial in trials:
         run = RunFolder(folder / trial.name)
@@ -262,7 +265,7 @@ def check_trials(trials: Sequence[Trial], folder: Path) -> None:
 
 
 def _refuse_credentials(options: RunOptions) -> None:
-    """Raises UserError for an address with credentials: trials get their options in files, and on Ray by the network."""
+    """Raise UserError for an address with credentials, because trials get their options in files or over the network."""
     values = flatten(options.model_dump(mode="json"))
     if named := [key for key, value in values if redacted(value) != value]:
         raise UserError(
@@ -272,9 +275,9 @@ def _refuse_credentials(options: RunOptions) -> None:
 
 
 def _trial_name(varied: dict[str, Any], options: RunOptions) -> str:
-    """`sspo-atanlog-tau_neg=0.3-tau_pos=0.2-seed0-1a2b3c4d`: what varies, and a hash of the options.
+    """Name a trial by what varies and a hash: `sspo-atanlog-tau_neg=0.3-tau_pos=0.2-seed0-1a2b3c4d`.
 
-    The hash is of those that are not at their defaults, so that a new option of a later version leaves it as it is.
+    The hash is of the options that are not at their defaults, so that new options of later versions do not change it.
     """
     words = [*options.objective.words]
     words += [f"{_short(key)}={value}" for key, value in varied.items() if key not in NAMED and _is_short(value)]
@@ -290,7 +293,7 @@ def _state(run: RunFolder) -> str:
 
 
 def _short(option: str) -> str:
-    """`tau_neg` of `objective.tau_neg`."""
+    """Return the last part of an option's name: `tau_neg` of `objective.tau_neg`."""
     return option.rpartition(".")[2]
 
 

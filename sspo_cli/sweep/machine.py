@@ -1,4 +1,4 @@
-"""This machine as a place for trials: some at a time on each of its GPUs, or on its processor."""
+"""The local machine as a place for trials: several at the same time on each of its GPUs, or on its processor."""
 
 import os
 import shutil
@@ -13,17 +13,17 @@ from sspo_cli.sweep.place import command_of, log_of, spawn
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Room for one trial. `gpu` is an entry of CUDA_VISIBLE_DEVICES, None on the processor."""
+    """A place for one trial. `gpu` is an entry of CUDA_VISIBLE_DEVICES, or None for the processor."""
 
     name: str
     gpu: str | None
 
 
 class Machine:
-    """Runs at most one trial in each slot; the machine's cores are shared out evenly among the slots."""
+    """Runs at most one trial in each slot. The slots share the machine's cores evenly."""
 
     def __init__(self, jobs: int, gpus: Sequence[str]) -> None:
-        """`jobs` trials at a time on each GPU, or on the processor where there are none."""
+        """Create `jobs` slots on each GPU, or on the processor if there are no GPUs."""
         on_gpus = [Slot(f"GPU {gpu}", gpu) for gpu in gpus for _ in range(jobs)]
         self._free = on_gpus or [Slot(f"slot {number}", None) for number in range(1, jobs + 1)]
         self._cores_each = max(1, len(os.sched_getaffinity(0)) // len(self._free))
@@ -42,7 +42,7 @@ class Machine:
 
 
 class RunningProcess:
-    """A trial in a slot, which is free again as soon as the trial is known to have ended."""
+    """A trial in a slot, which becomes free when the trial is found to have ended."""
 
     def __init__(self, process: subprocess.Popen[bytes], slot: Slot, free: list[Slot]) -> None:
         self._process, self._slot, self._free = process, slot, free
@@ -65,7 +65,7 @@ class RunningProcess:
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, or else every GPU that the driver lists; none without a driver."""
+    """Return the entries of CUDA_VISIBLE_DEVICES, or every GPU that the driver lists, or none without a driver."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name not in ("", "-1")]

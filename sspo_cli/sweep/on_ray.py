@@ -1,6 +1,6 @@
-"""Run trials on a Ray cluster.
+"""Trials on a Ray cluster.
 
-Its nodes must see the folder of runs, and the one that the sweep is started in, under the same paths.
+Its nodes must see the folder of runs, and the folder that the sweep is started in, under the same paths.
 """
 
 import logging
@@ -23,9 +23,9 @@ from sspo_cli.tracking.run_folder import RunFolder
 
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.2
-SAVING_SECONDS = 120.0  # for a trial whose worker is gone, to save its state
-GPU_UNITS = 10_000  # Ray divides a GPU no finer
-LOST = -1  # the exit code of a trial that went down with its worker or its node
+SAVING_SECONDS = 120.0  # time for a trial whose worker is gone to save its state
+GPU_UNITS = 10_000  # smallest parts into which Ray divides a GPU
+LOST = -1  # exit code of a trial whose worker or node was lost
 
 
 class RayCluster:
@@ -34,19 +34,20 @@ class RayCluster:
     def __init__(self, address: str, trials: Sequence[Trial], jobs: int) -> None:
         """Connect to a cluster.
 
-        `address`: `local` starts a cluster on this machine for as long as the sweep runs, `auto` finds the one that this
-        machine belongs to, and anything else is a cluster's address. `jobs` trials share a GPU.
+        address  `local` starts a cluster on this machine for the time of the sweep, `auto` finds the cluster that this machine
+                 belongs to, anything else is a cluster's address
+        jobs     trials that share a GPU
 
         Raises UserError if the cluster cannot be reached, or if none of its nodes can ever hold a trial.
         """
         _check_answers(address)
         try:
-            with _ignored(signal.SIGHUP):  # a closed terminal must not take a local cluster away under its trials
+            with _ignored(signal.SIGHUP):  # a closed terminal must not end a local cluster before its trials
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except AuthenticationError:
             raise UserError(
                 f"the Ray cluster at {address} refuses this process; set RAY_AUTH_MODE, and if that is `token` also "
-                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as they are set on its nodes"
+                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as on its nodes"
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster can be reached at {address}: {first_line(error)}") from None
@@ -78,10 +79,10 @@ class RayCluster:
     def start(self, trial: Trial, folder: Path) -> "RunningTask | None":
         """Submit a trial if the cluster has room for it.
 
-        Raises PlaceLost if nothing runs and none of the nodes that are left can hold it.
+        Raises PlaceLost if nothing runs and no remaining node can hold it.
         """
         wanted = self._wanted(trial)
-        # Ray would queue it, and not say that it waits. What it reports as free lags behind, so count here.
+        # Ray would queue the task silently. Its report of free resources lags behind, so count them here.
         self._started = [task for task in self._started if task.poll() is None]
         if not self._started and not _can_hold(wanted):
             raise PlaceLost(f"no node that is left in the Ray cluster has the {_amounts(wanted)} that a trial takes")
@@ -100,7 +101,7 @@ class RayCluster:
 
     def _wanted(self, trial: Trial) -> dict[str, float]:
         on_gpu = self._has_gpus and trial.options.device != "cpu"
-        share = GPU_UNITS // self._jobs / GPU_UNITS  # rounded down, else the last of them would find no room
+        share = GPU_UNITS // self._jobs / GPU_UNITS  # rounded down, otherwise the last trial would not fit
         return {"CPU": float(trial.options.threads), "GPU": share if on_gpu else 0.0}
 
 
@@ -114,7 +115,7 @@ class RunningTask:
 
     @property
     def slot(self) -> str:
-        """What the trial takes of the cluster."""
+        """Resources that the trial takes of the cluster."""
         return _amounts(self.takes)
 
     def poll(self) -> int | None:
@@ -125,7 +126,7 @@ class RunningTask:
             except RayError as error:
                 self._lose(error)
         elif self._code is None and not _can_hold(self.takes):
-            ray.cancel(self._task)  # it was queued for a node that is gone, and would wait without an end
+            ray.cancel(self._task)  # queued for a node that is gone, it would wait forever
             self._lose("no node that is left can hold it")
         return self._code
 
@@ -134,7 +135,7 @@ class RunningTask:
         ray.cancel(self._task)
 
     def wait(self) -> None:
-        """Wait until the trial has ended, also if its worker or its node has ended before it."""
+        """Wait until the trial has ended, even if its worker or its node has ended before it."""
         ray.wait([self._task])
         deadline = time.monotonic() + SAVING_SECONDS
         while self._run.is_being_written() and time.monotonic() < deadline:
@@ -150,8 +151,8 @@ class RunningTask:
 def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> int:
     """Run a trial's process on a node and return its exit code; stop the process if the task is cancelled.
 
-    Ray cancels a task by a SIGINT that only Python knows of: its handler runs between two instructions of the main thread,
-    and does not interrupt a blocking call. Ray repeats it until the task has ended, so the handler raises nothing.
+    Ray cancels a task by simulating SIGINT within Python: the handler runs between two instructions of the main thread and
+    does not interrupt a blocking call. Ray repeats this until the task has ended, so the handler raises nothing.
     """
     is_cancelled = False
 
@@ -173,18 +174,18 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd:
 
 
 def _alive_nodes() -> list[dict[str, float]]:
-    """Return what each node of the cluster has in total, used or not."""
+    """Return the total resources of each node of the cluster, used or not."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _can_hold(wanted: Mapping[str, float]) -> bool:
-    """Return whether a node of the cluster has as much in total; Ray lets what never fits wait without an end."""
+    """Report whether a node of the cluster has this much in total; Ray would let a task that never fits wait forever."""
     return any(_fits(wanted, node) for node in _alive_nodes())
 
 
 @contextmanager
 def _ignored(number: signal.Signals) -> Iterator[None]:
-    """Ignore a signal here, and in every process that is started meanwhile for as long as it lives."""
+    """Ignore a signal within the block, and permanently in processes started within it."""
     previous = signal.signal(number, signal.SIG_IGN)
     try:
         yield
@@ -193,7 +194,7 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError if nothing listens at `host:port`; Ray itself would try for minutes."""
+    """Raise UserError if nothing listens at `host:port`, because Ray would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
@@ -208,7 +209,7 @@ def _fits(wanted: Mapping[str, float], available: Mapping[str, float]) -> bool:
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    """Return amounts for people: `2 CPUs and 0.5 GPUs`."""
+    """Format resources: `2 CPUs and 0.5 GPUs`."""
     amounts = [f"{resources.get('CPU', 0.0):g} CPUs"]
     if resources.get("GPU"):
         amounts.append(f"{resources['GPU']:g} GPUs")

@@ -1,4 +1,4 @@
-"""Schedule a sweep: start trials where there is room, retry what failed, and end so that it can be continued."""
+"""Scheduling of a sweep: starts trials, retries failed ones, and stops so that the sweep can be continued."""
 
 import os
 import secrets
@@ -22,7 +22,7 @@ from sspo_cli.tracking.files import explain_os_errors, remove_leftovers
 from sspo_cli.tracking.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
-NAMED = 10  # trials in a message
+NAMED = 10  # most trials named in a message
 
 
 @contextmanager
@@ -40,19 +40,19 @@ def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> It
     try:
         from sspo_cli.sweep.on_ray import RayCluster  # an extra
     except ImportError:
-        raise UserError("--ray needs the extra `ray`: pip install 'sspo[ray]'") from None
+        raise UserError("--ray needs ray; install it with `pip install ray`") from None
     with RayCluster(ray_address, trials, jobs) as cluster:
         yield cluster
 
 
 def _keep_local_ray_private() -> None:
-    """Set what makes a Ray cluster of this process listen on the loopback interface alone, and to those who know a secret.
+    """Restrict a Ray cluster of this process to the loopback interface, and require a generated token.
 
-    Ray reads the variables once, when it is imported; every process of the cluster inherits them.
+    Ray reads these environment variables when it is imported; every process of the cluster inherits them.
     """
     os.environ.update(
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # no cluster of several machines, whatever the system: 127.0.0.1 for an address
-        RAY_AUTH_MODE="token",  # other users of this machine reach the loopback interface too
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # no cluster of several machines on any system, and the address 127.0.0.1
+        RAY_AUTH_MODE="token",  # because other users of this machine reach the loopback interface too
         RAY_AUTH_TOKEN=secrets.token_hex(32),
     )
 
@@ -60,9 +60,9 @@ def _keep_local_ray_private() -> None:
 def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int) -> None:
     """Run every trial that is not finished, each in `folder`/its name, and show their progress.
 
-    A trial that fails is tried again, from its last checkpoint, up to `retries` times after the others. Raises UserError
-    if trials failed for good, if the place was lost, if another process runs this sweep, or if the folder cannot be written
-    or holds a trial with other options; Interrupted if stopped: the trials have saved their state then.
+    A trial that fails is retried from its last checkpoint, up to `retries` times and after the others. Raises UserError if
+    trials failed finally, if the place was lost, if another process runs this sweep, or if the folder cannot be written or has
+    a trial with other options. Raises Interrupted when stopped, after the trials have saved their state.
     """
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _run_all(
     try:
         while queue or running:
             if interruption.requested:
-                raise Interrupted("stopped; the trials have saved their state, and the same command goes on")
+                raise Interrupted("stopped; the trials have saved their state, and the same command continues them")
             for name, process in list(running.items()):
                 if (code := process.poll()) is None:
                     continue
@@ -119,10 +119,10 @@ def _run_all(
                 view.ended(name, "to be retried" if again else "failed")
             for trial in queue[:]:
                 run = folder / trial.name
-                if RunFolder(run).is_being_written():  # left by a sweep that was killed, or on a node that is lost
-                    view.left_running(trial.name)  # its turn comes later
+                if RunFolder(run).is_being_written():  # by a sweep that was killed, or on a node that was lost
+                    view.left_running(trial.name)  # tried later
                     continue
-                if _is_finished(run):  # by that process, meanwhile
+                if _is_finished(run):  # finished by that process in the meantime
                     queue.remove(trial)
                     view.ended(trial.name, "finished")
                 elif (started := place.start(trial, folder)) is not None:
@@ -143,7 +143,7 @@ def _run_all(
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the names for a message, of many the first."""
+    """Join names for a message, only the first of many."""
     more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 

@@ -1,4 +1,4 @@
-"""How a sweep gets on: a live table on a terminal, a line for each event elsewhere."""
+"""Progress of a sweep: a live table on a terminal, otherwise a line for each event."""
 
 import statistics
 import time
@@ -20,12 +20,12 @@ from sspo_cli.tracking.shapes import METRICS, check_shape
 from sspo_cli.tracking.text import duration
 
 ORDER = ("running", "still running", "stopped", "failed", "to be retried", "waiting", "finished")  # from top to bottom
-RECENT = 20  # steps whose mean time is taken for what is left
-MARGIN = 6  # lines of a terminal that are not rows of the table
+RECENT = 20  # steps whose mean time predicts the remaining time
+MARGIN = 6  # lines of the terminal that are not rows of the table
 
 
 class TrialsView:
-    """The state, step, reward, time left and slot of every trial; what is known of them is read from their folders."""
+    """A table with the state, step, reward, time left and slot of every trial, read from their folders."""
 
     def __init__(self, trials: Sequence[Trial], folder: Path, console: Console) -> None:
         self._options = {trial.name: trial.options for trial in trials}
@@ -59,7 +59,7 @@ class TrialsView:
         self._say("started", name)
 
     def left_running(self, name: str) -> None:
-        """Report once that a process which this sweep does not run, or has lost sight of, is still at the trial."""
+        """Report once that a process which this sweep does not control is still running the trial."""
         if self._states[name] != "still running":
             self._states[name] = "still running"
             self._say("still running", name)
@@ -81,8 +81,10 @@ class TrialsView:
             self._console.print(f"{what:13} {name} ({', '.join(progress)})", soft_wrap=True)
 
     def _left(self) -> list[str]:
-        """How long the sweep goes on, at the pace of the steps that it has taken since it was started; nothing before the
-        first one and after the last."""
+        """Estimate the remaining time from the steps since the sweep was started.
+
+        Returns an empty list before the first step and after the last.
+        """
         self._steps.update({name: self._step(name) for name, state in self._states.items() if state == "running"})
         done = sum(self._steps.values()) - self._steps_before
         to_do = sum(
@@ -111,7 +113,7 @@ class TrialsView:
         return table
 
     def _progress(self, name: str) -> tuple[str, str, str]:
-        """Step, reward and time left, by the last metrics that the trial wrote."""
+        """Return step, reward and time left, from the last metrics of the trial."""
         rows = self._last_rows(name, RECENT)
         if not rows:
             return "", "", ""
@@ -120,12 +122,12 @@ class TrialsView:
         return f"{last['step']}/{steps}", f"{last.get('reward/mean') or 0.0:.2f}", duration(left) if left else ""
 
     def _step(self, name: str) -> int:
-        """The last one that the trial took."""
+        """Return the last step that the trial took."""
         rows = self._last_rows(name, 1)
         return rows[-1]["step"] if rows else 0
 
     def _last_rows(self, name: str, count: int) -> list[dict[str, Any]]:
-        """The last metrics of a trial; none where they are damaged, which the trial itself reports."""
+        """Return the last metrics of a trial, or none if they are damaged, which the trial itself reports."""
         path = RunFolder(self._folder / name).metrics_path
         try:
             return [check_shape(row, METRICS, str(path)) for row in last_jsonl_rows(path, count)]

@@ -29,6 +29,7 @@ TEMPLATES: dict[str, str | None] = {
 }
 OPENING = "<think>"
 QUESTION = "{question}"
+ASKED = "<answer>"
 
 # Limits of the first rendering with a chat template, in a child process: a template is a program and may never end.
 SECONDS = 20.0
@@ -75,6 +76,11 @@ class Template:
             name, known = f"{name}-{digest[:8]}", TEMPLATES[name]
             return cls(name, known if system is None else system or None, user or QUESTION, options or {})
         return cls(name, TEMPLATES[name])
+
+    @property
+    def asks_for_tags(self) -> bool:
+        """Report whether the prompt says that the answer belongs in tags."""
+        return ASKED in f"{self.system} {self.user}"
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return the turns that a chat template renders."""

@@ -1,1 +1,1 @@
-"""The run folder, which is the truth, and its copies: console and wandb. A sink each."""
+"""The run folder, and the sinks that mirror it: console and Weights & Biases."""

@@ -1,73 +1,129 @@
-"""The console as a sink: a live view on a terminal, one plain line a step elsewhere. It never ends a run."""
+"""The console sinks: a live view on a terminal, otherwise one plain line per step. They never end a run."""
 
+import os
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from sspo_cli.redaction import redacted
 from sspo_cli.tracking.live import LiveSink
+from sspo_cli.tracking.pulse import Pulse
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
-from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, time_left
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts
+from sspo_cli.tracking.time_left import StageProgress, TimeLeft
 
 
 def console_sink(run: RunFolder, console: Console) -> Sink:
-    """The live view where the terminal can draw it."""
+    """Return the live view if the terminal can draw it, otherwise plain lines."""
     draws = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
-    return LiveSink(run, console) if draws else PlainSink(console)
+    return LiveSink(run, console) if draws else PlainSink(console, run.config.evaluation.every)
 
 
 class PlainSink(Sink):
-    """For logs and pipes: short, aligned, no colours."""
+    """Short aligned lines without colours, for logs and pipes; during a long step or stage, a line every 30 s."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, every: int | None = None) -> None:
+        """Open the sink; two evaluations are `every` steps apart."""
         self._file = console.file
-        self._start_step = 0
-        self._total_steps = 0
+        self._total_steps = self._step = 0
+        self._step_began = 0.0
+        self._left = TimeLeft(every)
+        self._stage: StageProgress | None = None
+        self._pulse = Pulse(self._say, self._describe)
+        self._writing = threading.Lock()
 
     def start(self, total_steps: int, start_step: int) -> None:
-        self._start_step, self._total_steps = start_step, total_steps
+        self._total_steps, self._step, self._step_began = total_steps, start_step, time.perf_counter()
+        self._left.start(total_steps, start_step)
+        self._pulse.__enter__()
 
     def begin_stage(self, name: str, total: int) -> None:
-        self._stage, self._stage_total, self._done = name, total, 0
-        self._stage_values: Mapping[str, float] = {}
-        self._stage_began = time.perf_counter()
+        self._stage = StageProgress(name, total)
+        self._left.begin_stage()
 
     def advance(self, amount: int, values: Mapping[str, float]) -> None:
-        self._done += amount
-        self._stage_values = values
+        if self._stage:
+            self._stage.advance(amount, values)
 
     def end_stage(self) -> None:
-        values = "".join(f", {name} {value:.4g}" for name, value in self._stage_values.items())
-        took = duration(time.perf_counter() - self._stage_began)
-        self._say(f"{self._stage}: {self._done}/{self._stage_total} in {took}{values}")
+        if self._stage:
+            self._left.end_stage()
+            self._say(self._stage.result())
+            self._stage, self._step_began = None, time.perf_counter()
 
     def log(self, step: int, metrics: Metrics) -> None:
+        self._step, self._step_began = step, time.perf_counter()
+        self._left.log(step, metrics)
         columns = [
             f"step {step:{len(str(self._total_steps))}}/{self._total_steps}",
             f"reward {number(metrics, 'reward/mean')} ({', '.join(reward_parts(metrics))})",
             *([f"solved {number(metrics, 'episodes/solved', '.0%')}"] if "episodes/solved" in metrics else []),
             f"entropy {number(metrics, 'policy/entropy')}",
             f"attenuated {number(metrics, 'weights/attenuated', '6.1%')}",
+            f"rate {number(metrics, 'optimizer/learning_rate', '.1e')}",
+            f"grad {number(metrics, 'policy/grad_norm')}",
+            f"length {number(metrics, 'completions/length', '6.1f')}",
+            f"truncated {number(metrics, 'completions/truncated', '4.0%')}",
             f"{number(metrics, 'time/tokens_per_second', '7.0f')} tokens/s",
             f"{number(metrics, 'time/step', '6.2f')} s",
-            f"{time_left(metrics, step, self._start_step, self._total_steps)} left",
+            f"{self._left} left",
         ]
         self._say("  ".join(columns))
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
+        self._left.evaluation(step)
         self._say(f"step {step}: {benchmark} Pass@1 {pass_at_1(summary)}")
 
     def note(self, text: str) -> None:
         self._say(text)
 
     def finish(self, state: State, reason: str | None) -> None:
-        self._say(state)  # the reason is for the command to tell
+        self._pulse.__exit__(None, None, None)
+        self._say(state)  # the command reports the reason
+
+    def _describe(self) -> str:
+        """Describe the current step or stage and its remaining time."""
+        if self._stage:
+            return self._stage.progress()
+        taken = duration(time.perf_counter() - self._step_began)
+        return f"step {self._step + 1}/{self._total_steps}: {taken} so far, {self._left} left after step {self._step}"
 
     def _say(self, text: str) -> None:
+        self._pulse.heard()
+        with self._writing, suppress(OSError):  # the reader of the pipe may be gone; the run continues
+            self._write(printable(text))
+
+    def _write(self, line: str) -> None:
         encoding = getattr(self._file, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), file=self._file, flush=True)
+
+
+class LogSink(PlainSink):
+    """Appends the plain lines to the log file of the run folder, each with a single write."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__(Console(), run.config.evaluation.every)
+        self._path: Path = run.log_path
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        self._say(f"{datetime.now(UTC).isoformat(timespec='seconds')}: from step {start_step} to {total_steps}")
+        super().start(total_steps, start_step)
+
+    def finish(self, state: State, reason: str | None) -> None:
+        super().finish(state, reason)
+        if reason:
+            self._say(reason)
+
+    def _write(self, line: str) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            print(printable(text).encode(encoding, "replace").decode(encoding), file=self._file, flush=True)
-        except OSError:  # the reader of the pipe has gone; the run folder still hears
-            return
+            os.write(descriptor, f"{redacted(line)}\n".encode())
+        finally:
+            os.close(descriptor)

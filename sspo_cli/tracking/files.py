@@ -1,4 +1,4 @@
-"""Files that survive a crash: whole files are replaced atomically, JSON lines are appended one write at a time."""
+"""Files that survive a crash: whole files are replaced atomically, JSON lines are appended with single writes."""
 
 import json
 import math
@@ -15,34 +15,37 @@ from pydantic import TypeAdapter
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.shapes import ROW, check_shape
 
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # as write_bytes_atomic names them
-ABANDONED = 86_400.0  # seconds after which a temporary file is that of a writer that was killed
-LONGEST_ROW = 4096  # bytes; a row of metrics has some 1,300
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # names that write_bytes_atomic uses
+ABANDONED = 86_400.0  # seconds after which a temporary file counts as left by a killed writer
+LONGEST_ROW = 4096  # bytes; a row of metrics has about 1,300
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """As UTF-8. Replaces `path`, or leaves the old file as it was. Raises UserError where the disk refuses (full, read-only)."""
+    """Replace `path` by this text in UTF-8, or leave the old file unchanged.
+
+    Raises UserError if the disk refuses (full, read-only).
+    """
     write_bytes_atomic(path, _encode(text))
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Replaces `path`, or leaves the old file as it was. Raises UserError where the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: os.replace cannot cross file systems
+    """Replace `path`, or leave the old file unchanged. Raises UserError if the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace cannot cross file systems
     with explain_os_errors("write", path):
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+                os.fsync(file.fileno())  # otherwise a power failure may leave the new name on an empty file
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
-    """Remove temporary files of writers that were killed, those that are `older_than` some seconds.
+    """Remove temporary files of killed writers that are at least `older_than` seconds old.
 
-    Whoever alone may write in the folder removes all; in others, a process may be about to rename a new one.
+    Use 0 only as the folder's single writer; otherwise another process may be about to rename a new file.
     """
     for path in folder.glob(".*.tmp"):
         with suppress(FileNotFoundError):
@@ -51,17 +54,17 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Indented JSON with a final newline. Raises UserError where the disk refuses."""
+    """Replace `path` by indented JSON with a final newline. Raises UserError if the disk refuses."""
     write_text_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces the whole file. Raises UserError where the disk refuses."""
+    """Replace `path` by these rows. Raises UserError if the disk refuses."""
     write_text_atomic(path, "".join(map(_line, rows)))
 
 
 def read_json(path: Path, shape: TypeAdapter[Any] | None = None) -> Any:
-    """Raises UserError for a missing, unreadable or malformed file, and for one that does not have the shape."""
+    """Read a JSON file. Raises UserError if it is missing, unreadable, malformed or not of this shape."""
     with explain_os_errors("read", path):
         text = path.read_bytes()
     value = parse_json(text, str(path))
@@ -69,10 +72,10 @@ def read_json(path: Path, shape: TypeAdapter[Any] | None = None) -> Any:
 
 
 def parse_json(text: bytes, where: str) -> Any:
-    """Raises UserError, which begins with `where`, for what is not valid JSON, is nested too deeply, or is no Unicode."""
+    """Parse JSON. Raises UserError, beginning with `where`, if it is invalid, nested too deeply, or not Unicode."""
     try:
         value = json.loads(text)
-        if b"\\ud" in text.lower():  # perhaps half a surrogate pair, which can be printed nowhere
+        if b"\\ud" in text.lower():  # perhaps half a surrogate pair, which cannot be printed
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         raise UserError(f"{where} is not valid JSON") from None
@@ -82,52 +85,52 @@ def parse_json(text: bytes, where: str) -> Any:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds one line in a single write, so that a crash tears at most this line.
+    """Append one line with a single write, so that a crash can only truncate this line.
 
-    Raises UserError where the disk refuses.
+    Raises UserError if the disk refuses.
     """
     with explain_os_errors("write", path), open(path, "ab") as file:
         file.write(_encode(_line(row)))
 
 
 def read_jsonl(path: Path, shape: TypeAdapter[Any] = ROW) -> list[dict[str, Any]]:
-    """Every whole row; none where the file does not exist. A last line that a crash has torn is dropped.
+    """Read all complete rows; a missing file has none, and a last line truncated by a crash is dropped.
 
-    Raises UserError where the file cannot be read, or a line is damaged or does not have the shape.
+    Raises UserError if the file cannot be read, or if a line is damaged or not of this shape.
     """
     if not path.exists():
         return []
     with explain_os_errors("read", path):
-        *lines, _torn = path.read_bytes().split(b"\n")  # a whole row ends in a newline, so `_torn` is empty or torn
+        *lines, _torn = path.read_bytes().split(b"\n")  # a row ends in a newline: `_torn` is incomplete
     places = (f"{path}, line {number}" for number in range(1, len(lines) + 1))
     return [check_shape(parse_json(line, place), shape, place) for line, place in zip(lines, places, strict=True)]
 
 
 def last_jsonl_rows(path: Path, count: int) -> list[dict[str, Any]]:
-    """At most the last `count` whole rows, without reading the rest of a long file; none where it does not exist.
+    """Read at most the last `count` complete rows, without reading the rest of a long file; a missing file has none.
 
-    Raises UserError where the file cannot be read or one of them is damaged.
+    Raises UserError if the file cannot be read or one of these rows is damaged.
     """
     if not path.exists():
         return []
     with explain_os_errors("read", path), open(path, "rb") as file:
         start = max(0, os.path.getsize(path) - count * LONGEST_ROW)
         file.seek(start)
-        lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first may be cut, the last is torn or empty
+        lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first may be cut, the last is truncated or empty
     return [check_shape(parse_json(line, f"{path}, at its end"), ROW, str(path)) for line in lines[-count:]]
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keeps only the rows for which `keep` holds, atomically; a torn last line goes too.
+    """Keep only the rows for which `keep` is true, atomically; a truncated last line is dropped.
 
-    Raises UserError like `read_jsonl`, and where the disk refuses.
+    Raises UserError like `read_jsonl`, and if the disk refuses.
     """
     if path.exists():
         write_jsonl_atomic(path, [row for row in read_jsonl(path) if keep(row)])
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has no word for them, and other programs refuse Python's."""
+    """Replace NaN and infinity by None: JSON cannot represent them, and other programs refuse Python's notation."""
     match value:
         case float():
             return value if math.isfinite(value) else None
@@ -140,7 +143,7 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
-    """Turns an OSError into a UserError with the path: `cannot write runs/a/status.json: No space left on device`."""
+    """Turn an OSError into a UserError with the path: `cannot write runs/a/status.json: No space left on device`."""
     try:
         yield
     except OSError as error:
@@ -152,5 +155,5 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _encode(text: str) -> bytes:
-    """UTF-8; half a surrogate pair, which a tokenizer can produce, becomes `?` instead of an exception."""
+    """Encode as UTF-8; half a surrogate pair, which a tokenizer can produce, becomes `?` instead of an exception."""
     return text.encode("utf-8", errors="replace")

@@ -1,28 +1,28 @@
-"""What the metrics of a run say of its health: what went wrong, by how much, and what to change."""
+"""Health check of a run from its metrics: signs of trouble with their values and remedies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-FEWEST_STEPS = 20  # a shorter run says nothing of a trend
-PART = 0.2  # of the steps at each end that are compared
+FEWEST_STEPS = 20  # shorter runs show no trend
+PART = 0.2  # share of the steps at each end that are compared
 
-# Where a healthy run stays below, or above.
-FALLEN = 0.8  # a reward at the end, of its best fifth
-COLLAPSED = 0.1  # entropy at the end, of that at the start
+# Limits that a healthy run stays below, or above.
+FALLEN = 0.8  # final reward relative to that of the best fifth
+COLLAPSED = 0.1  # final entropy relative to the initial one
 ALIKE = 0.8  # share of groups without a difference in reward
-SOLVED = 0.9  # answer reward from which such groups are what is wanted
+SOLVED = 0.9  # answer reward from which such groups are a success
 ATTENUATED = 0.3  # share of tokens with w < 0.5
 TRUNCATED = 0.2  # share of completions at the token limit
 MISMATCH = 0.05  # nats between the sampler's log-probabilities and the policy's
-DRIFT = 0.1  # nats by which tokens with Â < 0 have become less likely within a rollout batch
+DRIFT = 0.1  # nats by which tokens with Â < 0 become less likely within a rollout batch
 
 
 def health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name each sign of trouble in the rows of `metrics.jsonl`, in one sentence with its value and a remedy.
+    """Describe each sign of trouble in the rows of `metrics.jsonl`, in one sentence with its value and a remedy.
 
-    Empty for a healthy run, and for one of fewer than 20 steps. Compared are the means over the first and the last fifth of
-    the steps; the last minibatch of a rollout batch, the stalest, decides over what depends on staleness.
+    Returns an empty list for a healthy run, and for one of fewer than 20 steps. Compares the means over the first and the last
+    fifth of the steps. Signs that depend on staleness are taken from the last minibatch of each rollout batch, the stalest.
     """
     return list(_signs(rows)) if len(rows) >= FEWEST_STEPS else []
 
@@ -30,7 +30,8 @@ def health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _signs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     count = max(1, round(PART * len(rows)))
     first, last = rows[:count], rows[-count:]
-    stalest = [row for row in last if row["minibatch"] == max(row["minibatch"] for row in last)]
+    latest = max(row.get("minibatch", 1) for row in last)
+    stalest = [row for row in last if row.get("minibatch", 1) == latest]
 
     for key, name in (("reward/answer", "answer"), ("reward/format", "format")):
         best = max(_mean(rows[start : start + count], key) for start in range(0, len(rows), count))
@@ -74,6 +75,6 @@ def _signs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Average a metric over the rows that have it; NaN, which exceeds no threshold, if none has."""
+    """Average a metric over the rows that have it; return NaN, which exceeds no threshold, if none has it."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return fmean(values) if values else float("nan")

@@ -1,4 +1,4 @@
-"""The run folder as a sink: metrics.jsonl, completions.jsonl, weights.jsonl and status.json."""
+"""The sink of the run folder: metrics.jsonl, completions.jsonl, weights.jsonl and status.json."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ STATUS_SECONDS = 1.0  # between two writes of status.json
 
 
 class JsonlSink(Sink):
-    """Evaluations are not written here: `sspo_cli.evaluation.benchmark` writes them, with or without a run in progress.
+    """Writes the files of a run, except evaluations, which `sspo_cli.evaluation.benchmark` writes with or without a run.
 
-    To log a step waits for no disk: lines go to the system's cache, and `status.json`, which is flushed to the disk so that it
-    is never half there, is written by a thread.
+    Logging a step never blocks on the disk: lines go to the system's cache, and a thread writes `status.json`, which is
+    flushed to the disk so that it is never incomplete.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        status = run.status  # for a `finish` that comes before `start`
+        status = run.status  # in case `finish` is called before `start`
         self._step, self._steps = status.get("step", 0), status.get("steps", run.config.steps)
         self._status_due = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future[None] = Future()  # the last write; there was none yet
+        self._writing: Future[None] = Future()  # the last write
         self._writing.set_result(None)
 
     def start(self, total_steps: int, start_step: int) -> None:
@@ -36,7 +36,7 @@ class JsonlSink(Sink):
         append_jsonl(self._run.metrics_path, {"step": step, **metrics})
         self._step = step
         if self._writing.done() and time.monotonic() >= self._status_due:
-            self._writing.result()  # raises what it ran into
+            self._writing.result()  # raises its exception
             self._writing = self._thread.submit(self._run.write_status, "running", step, self._steps)
             self._status_due = time.monotonic() + STATUS_SECONDS
 

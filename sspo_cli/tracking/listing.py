@@ -1,4 +1,4 @@
-"""The runs below a folder at a glance: state, step, time left, last score."""
+"""Overview of the runs below a folder: state, step, time left, last score."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.text import duration
 from sspo_cli.tracking.time_left import time_left_of
 
-SKIPPED = ("checkpoints", "eval", "cold-starts", "rollouts")  # folders that hold no run
+SKIPPED = ("checkpoints", "eval", "cold-starts", "rollouts")  # folders that contain no runs
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A row of `sspo ls`; of a folder that cannot be read, `state` says why."""
+    """A row of `sspo ls`. For a folder that cannot be read, `state` is the reason."""
 
     name: str
     state: str
@@ -25,7 +25,7 @@ class Listed:
 
 
 def list_runs(runs_dir: Path) -> Iterator[Listed]:
-    """Yield a row for each run in the folder and below it, by name. A damaged one is listed as such."""
+    """Yield a row for each run in the folder and below it, by name, including damaged ones."""
     for path in _run_folders(runs_dir):
         name = str(path.relative_to(runs_dir)) if path != runs_dir else path.name
         try:
@@ -35,7 +35,7 @@ def list_runs(runs_dir: Path) -> Iterator[Listed]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Yield what holds a `config.json`, or looks like a run that has lost its own."""
+    """Yield folders with a `config.json`, and folders that look like runs without one."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name not in SKIPPED)
     except OSError:
@@ -56,7 +56,7 @@ def _describe(name: str, run: RunFolder) -> Listed:
         state = "killed"
     step, steps = status.get("step", 0), status.get("steps", run.config.steps)
     every, left = run.config.evaluation.every, None
-    if state in ("running", "killed"):  # the status may be a few steps behind
+    if state in ("running", "killed"):  # status.json may be a few steps behind
         rows = run.metrics()
         step = rows[-1]["step"] if rows else step
         left = time_left_of(rows, steps, every) if state == "running" else None
@@ -65,7 +65,7 @@ def _describe(name: str, run: RunFolder) -> Listed:
 
 
 def _last_score(rows: Sequence[dict[str, Any]]) -> str:
-    """Return Pass@1 on each benchmark at the last step that was measured: `arithmetic 98.2 %`."""
+    """Format Pass@1 on each benchmark at the last measured step: `arithmetic 98.2 %`."""
     measured = [row for row in rows if "pass_at_1" in row]
     last = max((row["step"] for row in measured), default=None)
     scores = {row["benchmark"]: row["pass_at_1"] for row in measured if row["step"] == last}

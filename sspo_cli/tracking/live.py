@@ -8,24 +8,34 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
-from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline, time_left
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline
+from sspo_cli.tracking.time_left import TimeLeft
 
 HISTORY = 32  # steps in the sparklines
+STEPS = "steps"
+SPEED_PERIOD = 600.0  # seconds over which the speed of a stage is measured: a problem of a large model takes a minute
 SAMPLE_CHARACTERS = 600
 SAMPLING_TIMES = ("time/sampling", "time/grading")
 
 
-class LiveSink(Sink):
-    """Redrawn by a thread of rich's, four times a second, so the loop only leaves values behind.
+class StageTimeLeft(TimeRemainingColumn):
+    """Of a stage; how long the steps take is shown with the evaluations to come."""
 
-    All that comes from a model is shown as `Text`, never parsed as markup.
+    def render(self, task: Task) -> Text:
+        return Text("") if task.description == STEPS else super().render(task)
+
+
+class LiveSink(Sink):
+    """A view that rich redraws in a thread, four times a second, from values that the loop stores.
+
+    Text from a model is shown as `Text` and never parsed as markup.
     """
 
     def __init__(self, run: RunFolder, console: Console) -> None:
@@ -37,11 +47,12 @@ class LiveSink(Sink):
             "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
         )
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
-        self._progress = Progress(description, bar, MofNCompleteColumn(), console=console, expand=True)
+        columns = (description, bar, MofNCompleteColumn(), StageTimeLeft())
+        self._progress = Progress(*columns, console=console, expand=True, speed_estimate_period=SPEED_PERIOD)
+        self._left = TimeLeft(run.config.evaluation.every)
         self._steps: TaskID | None = None
         self._stage: TaskID | None = None
         self._stage_name = ""
-        self._start_step = self._total_steps = self._step = 0
         self._metrics: Metrics = {}
         self._rewards: deque[float] = deque(maxlen=HISTORY)
         self._entropies: deque[float] = deque(maxlen=HISTORY)
@@ -49,8 +60,8 @@ class LiveSink(Sink):
         self._sample: Mapping[str, Any] | None = None
 
     def start(self, total_steps: int, start_step: int) -> None:
-        self._start_step, self._step, self._total_steps = start_step, start_step, total_steps
-        self._steps = self._progress.add_task("steps", total=total_steps, completed=start_step)
+        self._left.start(total_steps, start_step)
+        self._steps = self._progress.add_task(STEPS, total=total_steps, completed=start_step)
         live = Live(self, console=self._console, refresh_per_second=4)
         with _terminal_may_be_gone():
             live.start()
@@ -58,6 +69,7 @@ class LiveSink(Sink):
 
     def begin_stage(self, name: str, total: int) -> None:
         self._stage_name = name
+        self._left.begin_stage()
         self._stage = self._progress.add_task(name, total=total)
 
     def advance(self, amount: int, values: Mapping[str, float]) -> None:
@@ -67,15 +79,17 @@ class LiveSink(Sink):
 
     def end_stage(self) -> None:
         if self._stage is not None:
+            self._left.end_stage()
             self._progress.remove_task(self._stage)
             self._stage = None
 
     def log(self, step: int, metrics: Metrics) -> None:
-        # Only the first minibatch of a rollout batch has been sampled for; its times stay in view for the others.
+        # Only the first minibatch of a rollout batch has sampling times; they stay visible for the others.
         sampled = {
             name: self._metrics[name] for name in SAMPLING_TIMES if name in self._metrics and not metrics.get(name)
         }
-        self._step, self._metrics = step, {**metrics, **sampled}
+        self._metrics = {**metrics, **sampled}
+        self._left.log(step, metrics)
         for history, name in ((self._rewards, "reward/mean"), (self._entropies, "policy/entropy")):
             if math.isfinite(value := metrics.get(name, math.nan)):
                 history.append(value)
@@ -87,6 +101,7 @@ class LiveSink(Sink):
             self._sample = rows[0]
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
+        self._left.evaluation(step)
         self._evaluations = {**self._evaluations, benchmark: f"{benchmark} {pass_at_1(summary)}"}
         self.note(f"step {step}: {benchmark} Pass@1 {pass_at_1(summary)}")
 
@@ -98,7 +113,7 @@ class LiveSink(Sink):
         if self._live is not None:
             with _terminal_may_be_gone():
                 self._live.stop()
-        self.note(state)  # the reason is for the command to tell
+        self.note(state)  # the command reports the reason
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [Text(self._title, style="bold"), self._progress]
@@ -119,16 +134,20 @@ class LiveSink(Sink):
             yield "episodes", Text(f"solved {number(metrics, 'episodes/solved', '.0%')}  {'  '.join(means)}")
         yield "entropy", Text(f"{number(metrics, 'policy/entropy')}  {sparkline(self._entropies)}", style="bold cyan")
         yield "attenuated", Text(f"{number(metrics, 'weights/attenuated', '.1%')} of token weights")
-        left = time_left(metrics, self._step, self._start_step, self._total_steps)
+        optimizer = (
+            f"rate {number(metrics, 'optimizer/learning_rate', '.1e')}  grad {number(metrics, 'policy/grad_norm')}"
+        )
+        length = f"length {number(metrics, 'completions/length', '.1f')}"
+        yield "", Text(f"{optimizer}  {length}  truncated {number(metrics, 'completions/truncated', '.0%')}")
         speed = f"{number(metrics, 'time/tokens_per_second', '.0f')} tokens/s"
-        yield "time", Text(f"{left} left  {duration(metrics.get('time/elapsed', 0.0))} gone  {speed}")
+        yield "time", Text(f"{self._left} left  {duration(metrics.get('time/elapsed', 0.0))} gone  {speed}")
         phases = (f"{name} {number(metrics, f'time/{name}', '.2f')} s" for name in ("sampling", "grading", "learning"))
         yield "", Text("  ".join(phases))
         for text in self._evaluations.values():
             yield "Pass@1", Text(text)
 
     def _sample_lines(self, row: Mapping[str, Any]) -> list[RenderableType]:
-        text = " ".join(printable(row["completion"]).split())  # of a bounded height, whatever was sampled
+        text = " ".join(printable(row["completion"]).split())  # white space is reduced to bound the height
         cut = text[:SAMPLE_CHARACTERS] + ("…" if len(text) > SAMPLE_CHARACTERS else "")
         verdict = f"answer {row['r_answer']}  format {row['r_format']}  gold {row['gold']}"
         return [Rule("a completion", style="dim"), Text(cut), Text(printable(verdict), style="dim")]
@@ -136,7 +155,7 @@ class LiveSink(Sink):
 
 @contextmanager
 def _terminal_may_be_gone() -> Iterator[None]:
-    """A closed terminal ends the view, not the run; rich makes a SystemExit of a broken pipe."""
+    """Ignore errors of a closed terminal, which ends the view but not the run; rich raises SystemExit for a broken pipe."""
     try:
         yield
     except (OSError, SystemExit):

@@ -1,4 +1,4 @@
-"""What a Pass@1 was measured with, as a row of `eval/summary.json` says it: the conditions and the identity.
+"""The measurement of a Pass@1, recorded in `eval/summary.json`: its conditions and its identity.
 
 Only numbers of equal measurements may be compared, ranked, averaged or pooled.
 """
@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-EPISODE = ("turns", "proposals", "max_tokens")  # what episodes are limited by; None for single turns
+EPISODE = ("turns", "proposals", "max_tokens")  # limits of episodes; None for single turns
 CONDITIONS = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt", *EPISODE)
-# Fingerprints of what a name and a number of problems do not show; rows of older versions have none of them.
+# Fingerprints beyond the name and the number of problems; rows of older versions have none of them.
 IDENTITY = ("problems", "messages", "rendered", "checker", "engine")
 MEASUREMENT = CONDITIONS + IDENTITY
 
-# How something was measured that differs in a part of the identity. A corrected gold answer makes another problem.
+# Description of a difference in each part of the identity. A corrected gold answer makes another problem.
 DIFFERENTLY = {
     "problems": "on other problems",
     "messages": "with another prompt",
@@ -24,17 +24,17 @@ DIFFERENTLY = {
 
 
 def measurement_of(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Return what an evaluation was measured with; older versions took one sample, and did not say so."""
+    """Return the measurement of an evaluation; older versions took one sample without recording it."""
     return tuple(row.get(name, 1 if name == "samples" else None) for name in MEASUREMENT)
 
 
 def has_identity(row: Mapping[Any, Any]) -> bool:
-    """Report whether an evaluation says what exactly was measured; older versions did not record it (in a frame it is NaN)."""
+    """Report whether an evaluation has an identity; older versions did not record one (in a frame it is NaN)."""
     return any(isinstance(row.get(name), str) for name in IDENTITY)
 
 
 def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep, by step, the evaluations of the measurement that most of them share, of several such the last one."""
+    """Return the evaluations of the most frequent measurement, by step; of equally frequent ones the last is used."""
     by_step = sorted(rows, key=lambda row: row["step"])
     counts = Counter(measurement_of(row) for row in reversed(by_step))
     usual = max(counts, key=counts.__getitem__, default=None)
@@ -42,9 +42,9 @@ def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bool) -> list[str]:
-    """Say how one evaluation was measured differently from the other; empty if they may be compared.
+    """Describe how two evaluations were measured differently; return an empty list if they may be compared.
 
-    Different models read the same messages through chat templates of their own, which is no difference.
+    Different models render the same messages with different chat templates, which does not count.
     """
     if has_identity(row) != has_identity(other):
         return ["by a version that did not record what exactly"]
@@ -53,9 +53,9 @@ def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bo
 
 
 def describe(differing: Set[str]) -> list[str]:
-    """Say how something was measured that differs in these parts of the identity.
+    """Describe differences in these parts of the identity.
 
-    Other problems and other messages are rendered to other prompts, whatever the chat template is.
+    Other problems or messages always change the rendered prompts, so that `rendered` is not listed with them.
     """
     names = differing - {"rendered"} if differing & {"problems", "messages"} else differing
     return [DIFFERENTLY[name] for name in IDENTITY if name in names]
@@ -64,10 +64,12 @@ def describe(differing: Set[str]) -> list[str]:
 def columns(
     rows: Sequence[Mapping[Any, Any]], models: Sequence[str | None], names: Sequence[str] = MEASUREMENT
 ) -> list[str]:
-    """Return the heading of the column that each evaluation belongs in, by those `names` of its measurement.
+    """Return the heading of the column of each evaluation.
 
-    It is the benchmark, with what tells its columns apart if it has several. That different models, of which each row's is
-    given, have other chat templates makes no column of its own.
+    models  model of each row; different models may have different chat templates within a column
+    names   parts of the measurement that must be equal within a column
+
+    A heading is the benchmark, with the differences of its columns if there are several.
     """
     asked = [tuple(row.get(name) for name in names if name != "rendered") for row in rows]
     rendered: dict[Any, set[Any]] = defaultdict(set)
@@ -86,9 +88,9 @@ def columns(
 
 
 def _details(rows: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> list[list[str]]:
-    """Return of each row the conditions in which they differ, and as few of the fingerprints as tell them apart.
+    """Describe the conditions in which rows differ, and as few fingerprints as are needed to distinguish them.
 
-    Of a row without an identity that alone is said, instead of each missing fingerprint.
+    A row without an identity is described as such, without its missing fingerprints.
     """
     known = [row for row in rows if has_identity(row)]
     telling = [name for name in names if name not in IDENTITY and len({str(row.get(name)) for row in rows}) > 1]

@@ -1,6 +1,6 @@
-"""Whether the files next to a checkpoint still hold what they held when it was saved.
+"""Check of the files next to a checkpoint: they must contain everything that was there when it was saved.
 
-A checkpoint keeps the size and the checksum of each file that grows with the run, and the rows of `eval/summary.json`.
+A checkpoint records the size and the checksum of each file that grows with the run, and the rows of `eval/summary.json`.
 """
 
 import os
@@ -17,7 +17,7 @@ BLOCK = 1 << 24  # bytes
 
 
 def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Flush files to the disk and describe them by name: `bytes`, `rows` and `checksum`. Those that do not exist are left out.
+    """Flush existing files to the disk and describe them by name: `bytes`, `rows` and `checksum`.
 
     Raises UserError if the disk refuses.
     """
@@ -33,7 +33,7 @@ def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 def flush_folder(folder: Path) -> None:
     """Flush all files of a folder, and their names. Raises UserError if the disk refuses.
 
-    Except temporary ones: another thread may replace `status.json` in the meantime, which flushes it by itself.
+    Temporary files are skipped: another thread may be replacing `status.json`, and flushes it itself.
     """
     with explain_os_errors("flush", folder):
         files = (path for path in folder.iterdir() if path.is_file() and not TEMPORARY.fullmatch(path.name))
@@ -46,10 +46,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | None:
-    """Bring a file of rows back to what it held at `step`, and report in a sentence what of it is lost.
+    """Restore a file of rows to its content at `step`; return a sentence if rows are lost, otherwise None.
 
-    What was appended later goes. If what came before is not as recorded, every row up to `step` that is left stays, once.
-
+    Later rows are dropped. If earlier content differs from the record, every distinct remaining row up to `step` is kept.
     Raises UserError if a line of the file is damaged, or the disk refuses.
     """
     if recorded is None:

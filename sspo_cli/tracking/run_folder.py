@@ -61,6 +61,7 @@ class RunFolder:
     metrics.jsonl      one object for each optimizer step
     completions.jsonl  sampled completions with their rewards and the weights of their tokens
     weights.jsonl      histograms of the token weights, one object for each optimizer step
+    console.log        what the console said, of every start
     checkpoints/       step-N, written by `sspo_cli.policy`; best.json
     questions.bin      a key of each question that is trained on, by which `sspo eval` recognizes it in a benchmark
     eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.benchmark`
@@ -73,6 +74,7 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.completions_path = path / "completions.jsonl"
         self.weights_path = path / "weights.jsonl"
+        self.log_path = path / "console.log"
         self.checkpoints = path / "checkpoints"
         self.best_path = self.checkpoints / "best.json"
         self.eval = path / "eval"

@@ -1,6 +1,7 @@
-"""What the files of a run folder hold, as types that they are checked against when they are read.
+"""Types of the files in a run folder, checked when the files are read.
 
-Files come from older versions, other programs and editors. What is named here has its type; a file may hold more.
+Files may come from older versions, other programs or editors. The fields named here must have these types; a file may have
+more fields.
 """
 
 from datetime import datetime
@@ -200,7 +201,7 @@ BEST: TypeAdapter[Any] = TypeAdapter(_Best)
 
 
 def check_shape(value: T, shape: TypeAdapter[Any], where: str) -> T:
-    """Return the value as it is. Raises UserError, which begins with `where`, if it does not have this shape."""
+    """Return the value unchanged. Raises UserError, beginning with `where`, if it does not have this shape."""
     try:
         shape.validate_python(value)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a sink may hear. A sink overrides what it cares for."""
+"""The base class of sinks. A sink overrides the methods that it needs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ Metrics = Mapping[str, float | int]
 
 
 class Sink:
-    """Says nothing itself; see `Tracker` for when each method is called."""
+    """A receiver of a run's events that ignores all of them; see `Tracker` for the meaning of each method."""
 
     def start(self, total_steps: int, start_step: int) -> None: ...
 

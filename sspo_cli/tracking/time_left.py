@@ -1,15 +1,18 @@
-"""How long a run still takes: its steps and the evaluations to come."""
+"""Estimate of a run's remaining time, for its steps and the evaluations to come."""
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-RECENT = 50  # steps whose mean time counts: completions grow or shrink while a policy learns
+from sspo_cli.tracking.text import duration
+
+RECENT = 50  # last steps whose mean time counts, because the length of completions changes during learning
 
 
 def evaluations_left(step: int, steps: int, every: int | None) -> int:
-    """Count the evaluations after `step`: every so many steps, and after the last."""
+    """Count the evaluations after `step`: one after `every` steps, and one after the last."""
     between = (steps - 1) // every - step // every if every else 0
     return max(0, between) + (step < steps)
 
@@ -20,9 +23,9 @@ def time_left(steps_left: int, step_seconds: float, evaluations: int, evaluation
 
 
 def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | None) -> float | None:
-    """Return the seconds that a run still takes, by its rows of `metrics.jsonl`; None without any that says times.
+    """Estimate the remaining seconds of a run from its rows of `metrics.jsonl`; return None if no row has times.
 
-    What passed between two steps and belongs to neither was an evaluation if one was due, else the writing of a checkpoint.
+    Time between two steps counts as an evaluation if one was due, otherwise as the writing of a checkpoint.
     """
     timed = [
         row for row in rows if isinstance(row.get("time/step"), float) and isinstance(row.get("time/elapsed"), float)
@@ -38,3 +41,78 @@ def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | Non
     a_step = fmean(row["time/step"] for row in timed[-RECENT:]) + fmean(gaps[False][-RECENT:])
     an_evaluation = fmean(gaps[True]) if gaps[True] else 0.0
     return time_left(steps - step, a_step, evaluations_left(step, steps, every), an_evaluation)
+
+
+class TimeLeft:
+    """Estimates how long a run still takes, from what a sink hears of it: its steps, and the evaluations to come."""
+
+    def __init__(self, every: int | None) -> None:
+        """`every` is the number of steps between two evaluations."""
+        self._every = every
+        self._start_step = self._total_steps = self._step = 0
+        self._elapsed: float | None = None  # since the first step of this process
+        self._evaluations: dict[int, float] = {}  # seconds, by step
+        self._stage_began = self._stage_seconds = 0.0
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        self._start_step, self._step, self._total_steps = start_step, start_step, total_steps
+
+    def begin_stage(self) -> None:
+        self._stage_began = time.perf_counter()
+
+    def end_stage(self) -> None:
+        self._stage_seconds = time.perf_counter() - self._stage_began
+
+    def evaluation(self, step: int) -> None:
+        """Count the stage that ended last as part of the evaluation at `step`."""
+        self._evaluations[step] = self._evaluations.get(step, 0.0) + self._stage_seconds
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._step, self._elapsed = step, metrics.get("time/elapsed")
+
+    def seconds(self) -> float | None:
+        """Return the estimate at the end of the step that was logged last; None if it says no times."""
+        taken = self._step - self._start_step
+        if self._elapsed is None or not taken:
+            return None
+        between = sum(seconds for step, seconds in self._evaluations.items() if step > self._start_step)
+        an_evaluation = fmean(self._evaluations.values()) if self._evaluations else 0.0
+        to_come = evaluations_left(self._step - 1, self._total_steps, self._every)  # one that is due now included
+        left = self._total_steps - self._step
+        return time_left(left, (self._elapsed - between) / taken, to_come, an_evaluation)
+
+    def __str__(self) -> str:
+        seconds = self.seconds()
+        return "-" if seconds is None else duration(seconds)
+
+
+SOON = 1.0  # seconds within which a stage reports what was done before it was stopped
+
+
+class StageProgress:
+    """How far a stage is, as a line of text."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total, self._done = name, total, 0
+        self._values: Mapping[str, float] = {}
+        self._began = time.perf_counter()
+        self._before = 0  # done before it was stopped
+
+    def advance(self, amount: int, values: Mapping[str, float]) -> None:
+        if not self._done and time.perf_counter() - self._began < SOON:
+            self._before = amount
+        self._done += amount
+        self._values = values
+
+    def progress(self) -> str:
+        """Return `cold start: 120/700, 0:01:05 left, loss 0.2`."""
+        done, gone = self._done - self._before, time.perf_counter() - self._began
+        left = duration(gone / done * (self._total - self._done)) if done > 0 else "-"
+        return f"{self._name}: {self._done}/{self._total}, {left} left{self._details()}"
+
+    def result(self) -> str:
+        """Return `cold start: 700/700 in 0:02:10, loss 0.1`."""
+        return f"{self._name}: {self._done}/{self._total} in {duration(time.perf_counter() - self._began)}{self._details()}"
+
+    def _details(self) -> str:
+        return "".join(f", {name} {value:.4g}" for name, value in self._values.items())

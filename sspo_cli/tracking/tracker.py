@@ -30,7 +30,7 @@ from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.redaction import redacted
-from sspo_cli.tracking.console import console_sink
+from sspo_cli.tracking.console import LogSink, console_sink
 from sspo_cli.tracking.jsonl import JsonlSink
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
@@ -46,7 +46,7 @@ def open_tracker(run: RunFolder, options: RunOptions | None = None, console: Con
     sinks: list[Sink] = [JsonlSink(run)]
     if options.wandb.mode != "disabled":
         sinks.append(WandbSink(run, options, view.note))
-    return Tracker([*sinks, view])  # the view last: it begins when nothing else can fail, and ends first
+    return Tracker([*sinks, LogSink(run), view])  # the view last: it begins when nothing else can fail, and ends first
 
 
 class Tracker:

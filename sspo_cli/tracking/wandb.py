@@ -1,4 +1,4 @@
-"""A copy of the run at Weights & Biases, or in the run folder for `wandb sync` to send later."""
+"""The Weights & Biases sink: mirrors the run online, or in the run folder for a later `wandb sync`."""
 
 import json
 import secrets
@@ -18,12 +18,12 @@ from sspo_cli.tracking.sink import Metrics, Sink
 if TYPE_CHECKING:
     import wandb
 
-ROWS = 64  # of the table of completions: the latest so many
-PER_TOKEN = ("pieces", "weights", "written")  # of a completion; left out of the table
+ROWS = 64  # number of latest completions in the table
+PER_TOKEN = ("pieces", "weights", "written")  # fields of a completion that the table leaves out
 
 
 class WandbSink(Sink):
-    """Logging only queues: a process of wandb's own writes and sends. `note` says a line to the user."""
+    """Queues data for wandb's own process, which writes and sends it. `note` prints a line for the user."""
 
     def __init__(self, run: RunFolder, options: RunOptions, note: Callable[[str], None]) -> None:
         self._folder = run
@@ -34,8 +34,8 @@ class WandbSink(Sink):
         self._step = 0
 
     def start(self, total_steps: int, start_step: int) -> None:
-        """Raises UserError where wandb cannot start, such as online without a login."""
-        import wandb  # takes a second, and most runs do without
+        """Start wandb. Raises UserError if it cannot start, for example online without a login."""
+        import wandb  # here, because it takes a second and most runs do not use it
 
         config = self._config
         options, objective = config.wandb, config.objective
@@ -51,12 +51,12 @@ class WandbSink(Sink):
                 mode=options.mode,
                 dir=self._folder.path,
                 config=config.model_dump(mode="json"),
-                # Its console capture would wrap the live view, and its own lines would break it.
+                # wandb's console capture would wrap the live view, and its own lines would break the view.
                 settings=wandb.Settings(
                     console="off",
                     silent=options.mode == "offline",
                     quiet=True,
-                    x_disable_meta=redacted(sys.argv) != sys.argv,  # it holds the command line
+                    x_disable_meta=redacted(sys.argv) != sys.argv,  # the metadata include the command line
                 ),
             )
         except (wandb.errors.Error, OSError) as error:
@@ -83,7 +83,7 @@ class WandbSink(Sink):
         self._send(step, values)
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
-        """With several samples, Pass@1 is their mean, avg@n, and goes by that name too."""
+        """Log the scores of a benchmark; with several samples, Pass@1 is also logged as avg@n."""
         values = {name: summary[name] for name in ("pass_at_1", "low", "high", "format", "truncated", "tokens")}
         if summary["samples"] > 1:
             values[f"avg_at_{summary['samples']}"] = summary["pass_at_1"]
@@ -106,13 +106,13 @@ class WandbSink(Sink):
             )
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
-        """wandb drops a step that it has already, so the part that a resumed run repeats does not appear twice."""
+        """Log values of a step. wandb ignores steps that it already has, so that a resumed run does not repeat them."""
         assert self._run is not None, "start comes first"
         self._step = step
         self._run.log({"step": step, **values}, step=step)
 
     def _send_completions(self) -> None:
-        """Seldom and with a cap: each table is a file of its own."""
+        """Log a table of the latest completions, rarely and with few rows, because each table is a separate file."""
         import wandb
 
         if self._rows:
@@ -122,7 +122,7 @@ class WandbSink(Sink):
             self._rows.clear()
 
     def _run_id(self) -> str:
-        """Kept in the run folder, so that a resumed run goes on as the same one."""
+        """Return the id of the run at wandb, stored in the run folder so that a resumed run continues it."""
         path = self._folder.path / "wandb-id"
         if not path.exists():
             write_text_atomic(path, secrets.token_hex(4) + "\n")
@@ -130,5 +130,5 @@ class WandbSink(Sink):
 
 
 def _cell(value: Any) -> Any:
-    """Return what a table has for a value: the turns of an episode as JSON."""
+    """Convert a value for a table; the turns of an episode become JSON."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

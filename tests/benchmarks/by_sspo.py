@@ -73,7 +73,7 @@ def main() -> None:
     timed(train, "fill_old_logprobs", "old log-probabilities")
     timed(train, "accumulate_gradient", "forward and backward")
     timed(train, "guarded_step", "optimizer")
-    session.start_run(options, runs / f"run-{time.time_ns()}", ["benchmark"])
+    session.start_run(options, runs / f"run-{time.time_ns()}", ["benchmark"], keep_going=True)
     report(out, times=times, rows=rows, memory=rows[-1]["memory"])
 
 

@@ -112,7 +112,7 @@ def test_the_file_itself_is_never_overwritten(tmp_path):
     file = written(tmp_path / "outputs.jsonl", [{"gold": "5", "completion": "5"}])
     before = file.read_bytes()
     for out in (file, tmp_path / "." / "outputs.jsonl"):
-        with pytest.raises(UserError, match="is what is to be graded"):
+        with pytest.raises(UserError, match="is the file to be graded"):
             grade_file(file, out)
     assert file.read_bytes() == before
 

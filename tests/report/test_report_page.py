@@ -21,7 +21,7 @@ from sspo_cli.report.figures import Drawing
 from sspo_cli.report.figures.style import STYLE
 from sspo_cli.report.groups import RunGroup
 from sspo_cli.report.html import inline_svg, json_for_script
-from sspo_cli.tracking.files import write_jsonl_atomic
+from sspo_cli.tracking.files import read_jsonl, write_jsonl_atomic
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,29 @@ def test_what_is_missing_is_named_near_the_top_of_both_pages(tmp_path: Path, one
     assert "lazy` (seed 3) is finished, but has no evaluation" in listed
     listed = page[page.index("What is missing") : page.index('<section id="tables"')]
     assert "bad</code> (seed 1) is failed at step 4 of 12: 5 &lt;bad&gt; steps in a row;" in listed
+
+
+def test_signs_of_trouble_are_named_with_their_run_on_both_pages(tmp_path: Path, one_figure: None) -> None:
+    runs = tmp_path / "runs"
+    write_run(runs / "short")
+    write_run(runs / "good", "seed=1", steps=24)
+    cut = write_run(runs / "cut", "seed=2", steps=24) / "metrics.jsonl"
+    write_jsonl_atomic(cut, [{**row, "completions/truncated": 0.4} for row in read_jsonl(cut)])
+    write_report([runs], tmp_path / "out")
+    markdown, page = ((tmp_path / "out" / name).read_text() for name in ("report.md", "index.html"))
+    assert "## Health: signs of trouble in 1 of 2 runs\n" in markdown
+    sentence = "40% of the completions are cut at the token limit; raise rollout.max_new_tokens."
+    assert f"cut`: {sentence}" in markdown
+    listed = page[page.index('id="health"') : page.index('<section id="tables"')]
+    assert f"cut</code>: {sentence}" in listed
+    assert "good" not in listed
+
+    write_report([runs / "good"], tmp_path / "healthy")
+    page = (tmp_path / "healthy" / "index.html").read_text()
+    assert "Health: signs of trouble in 0 of 1 run<" in page
+    assert "stay within their bounds" in page
+    write_report([runs / "short"], tmp_path / "few")
+    assert "Health" not in (tmp_path / "few" / "report.md").read_text()
 
 
 def test_no_runs_and_no_place_for_the_report(tmp_path: Path) -> None:

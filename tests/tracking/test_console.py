@@ -1,5 +1,7 @@
+import functools
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,12 @@ import pytest
 from rich.console import Console
 
 from sspo_cli.config import RunOptions
-from sspo_cli.tracking.console import PlainSink, console_sink
+from sspo_cli.tracking.console import LogSink, PlainSink, console_sink
 from sspo_cli.tracking.live import LiveSink
+from sspo_cli.tracking.pulse import Pulse
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.sink import Sink
+from sspo_cli.tracking.time_left import StageProgress, TimeLeft
 
 METRICS = {
     "reward/mean": 1.25,
@@ -18,6 +22,10 @@ METRICS = {
     "reward/format": 0.875,
     "policy/entropy": 0.4321,
     "weights/attenuated": 0.0725,
+    "optimizer/learning_rate": 2e-4,
+    "policy/grad_norm": 0.125,
+    "completions/length": 31.5,
+    "completions/truncated": 0.25,
     "time/tokens_per_second": 1234.4,
     "time/step": 0.5,
     "time/sampling": 0.3,
@@ -62,6 +70,7 @@ def test_elsewhere_than_on_a_terminal_a_step_is_one_line() -> None:
     assert lines[0].endswith(", loss 0.25")
     assert lines[2] == (
         "step  50/120  reward 1.250 (answer 0.375, format 0.875)  entropy 0.432  attenuated   7.2%  "
+        "rate 2.0e-04  grad 0.125  length   31.5  truncated  25%  "
         "   1234 tokens/s    0.50 s  0:01:10 left"  # 30 s for the 30 steps since the resumed one, 70 to go
     )
     for word in ("reward", "entropy", "attenuated", "tokens/s"):
@@ -126,6 +135,7 @@ def test_the_live_view_shows_the_run_at_a_glance(run: RunFolder) -> None:
         "answer 0.375  format 0.875",
         "0.432",
         "7.2%",
+        "rate 2.0e-04  grad 0.125  length 31.5  truncated 25%",
         "0:01:10 left",
         "1234 tokens/s",
         "sampling 0.30 s  grading 0.04 s  learning 0.16 s",
@@ -160,3 +170,65 @@ def test_the_live_view_does_not_end_a_run_whose_terminal_is_gone(run: RunFolder)
 
 def test_the_live_view_can_be_closed_before_it_began(run: RunFolder) -> None:
     LiveSink(run, Console(file=io.StringIO(), force_terminal=True)).finish("failed", "no such model")
+
+
+def test_the_time_left_counts_the_evaluations_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    left = TimeLeft(every=40)
+    left.start(100, 0)
+    for step, elapsed, said in ((0, 0.0, "-"), (10, 20.0, "0:04:30"), (40, 80.0, "0:03:30"), (50, 130.0, "0:02:40")):
+        if step:
+            left.log(step, {"time/elapsed": elapsed})  # 2 s a step
+        assert str(left) == said  # evaluations of 30 s: at 40, 80 and 100
+        if step in (0, 40):
+            left.begin_stage()
+            now += 30.0
+            left.end_stage()
+            left.evaluation(step)
+
+
+def test_a_stage_says_how_far_it_is_and_how_long_it_still_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    stage = StageProgress("cold start", 100)
+    assert stage.progress() == "cold start: 0/100, - left"
+    stage.advance(40, {})  # before it was stopped
+    now = 20.0
+    stage.advance(10, {"loss": 0.25})
+    assert stage.progress() == "cold start: 50/100, 0:01:40 left, loss 0.25"
+
+
+def test_without_a_terminal_there_is_a_line_whenever_nothing_was_said_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sspo_cli.tracking.console.Pulse", functools.partial(Pulse, seconds=0.05))
+    sink, buffer = plain()
+    sink.start(120, 20)
+    sink.begin_stage("cold start", 400)
+    sink.advance(100, {})
+    wait_for(lambda: b"cold start: 100/400, " in buffer.getvalue())
+    sink.end_stage()
+    wait_for(lambda: b"step 21/120: 0:00:00 so far, - left after step 20" in buffer.getvalue())
+    sink.finish("finished", None)
+    said = buffer.getvalue()
+    time.sleep(0.2)
+    assert buffer.getvalue() == said
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_log_of_a_run_has_whole_lines_without_credentials_whatever_the_console_shows(run: RunFolder) -> None:
+    sink = LogSink(run)
+    tell(sink)
+    sink.note("from http://me:secret@host:8000\x1b[2J")
+    sink.finish("failed", "no space left")
+    lines = (run.path / "console.log").read_text().splitlines()
+    assert lines[0].endswith(": from step 20 to 120")
+    assert lines[-3:] == ["from http://***@host:8000\ufffd[2J", "failed", "no space left"]
+    assert any(line.startswith("step  50/120  reward 1.250") for line in lines)

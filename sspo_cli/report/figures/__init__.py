@@ -1,4 +1,4 @@
-"""The figures of a report, each with what its caption has to say."""
+"""The figures of a report with their captions."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from sspo_cli.report.records import Select
 
 __all__ = ["Drawing", "best_of_each", "figures", "save"]
 
-CROWDED = 5  # configurations: with more in a panel, each method has a panel of its own too; up to it, each has a figure
+CROWDED = 5  # most configurations that have a figure each; with more in a panel, each method also has its own panel
 CURVES = {"reward": "reward/mean", "entropy": "policy/entropy"}
 NAMES = {"reward": "Reward", "entropy": "Token entropy"}
 INTERVALS = "Intervals are 95 % (Wilson), over problems, not over seeds."
@@ -31,7 +31,7 @@ SELECTED = {"last": "after the last step", "best": "at the best step by validati
 
 
 class Drawing(NamedTuple):
-    """A figure, its title in a few words, its caption in plain sentences, and the name of its files."""
+    """A figure with the name of its files, its title and its caption."""
 
     name: str
     title: str
@@ -40,13 +40,13 @@ class Drawing(NamedTuple):
 
 
 def figures(collection: Collection) -> Iterator[Drawing]:
-    """Draw every figure that the runs have something for, each when its turn comes.
+    """Draw every figure for which the runs have data, lazily.
 
-    Of more than five configurations, none has a figure of its own. Raises UserError for a damaged file of a run.
+    Single configurations have figures only if there are at most `CROWDED`. Raises UserError for a damaged file of a run.
     """
     groups = [group for group in collection.groups if any(len(run.metrics) for run in group.runs)]
     chosen, how = best_of_each(groups, collection.select)
-    best = [replace(group, label=group.variant, differs={}) for group in chosen]  # one of each needs no longer name
+    best = [replace(group, label=group.variant, differs={}) for group in chosen]  # each variant occurs once
     series = series_of(best)
     if groups:
         yield from _training_curves(groups, best, how)
@@ -68,9 +68,10 @@ def figures(collection: Collection) -> Iterator[Drawing]:
 
 
 def best_of_each(groups: Sequence[RunGroup], select: Select) -> tuple[list[RunGroup], str]:
-    """Choose of each method and gate in each setting the best configuration, with a sentence on how it was chosen.
+    """Choose the best configuration of each method and gate in each setting, and describe in a sentence how.
 
-    That of table 1, by validation; without a common validation, by the mean reward of the last tenth of the steps.
+    It is chosen by validation, as in table 1, or without a common validation by the mean reward of the last tenth of the
+    steps.
     """
     validated, _ = best_configurations(groups, select)
     variants = grouped(validated, lambda group: (group.setting, group.method, group.gate))
@@ -110,7 +111,7 @@ def _scores(
     series: Sequence[list[RunGroup]],
     how: str,
 ) -> Iterator[Drawing]:
-    """Draw Pass@1: by staleness, of the selected checkpoints, by step, and by hyperparameters."""
+    """Draw Pass@1 by staleness, for the selected checkpoints, by step, and by hyperparameters."""
     frame, when = collection.frame, SELECTED[collection.select]
     for name, members in _named("staleness", series, lambda members: members[0].start):
         caption = (
@@ -138,7 +139,7 @@ def _scores(
 def _curves_in_detail(
     groups: Sequence[RunGroup], best: Sequence[RunGroup], series: Sequence[list[RunGroup]], how: str
 ) -> Iterator[Drawing]:
-    """Draw a panel for each method and gate: of those that were run at several μ, by μ; and of each crowded setting."""
+    """Draw a panel for each method and gate, by μ if they were run at several, and for each crowded setting."""
     for curve, metric in CURVES.items():
         for name, members in _named(f"{curve}-by-mu", series, lambda members: members[0].start):
             caption = f"{_curves_caption(members)} The darker, the larger μ. {how}".rstrip()
@@ -187,7 +188,7 @@ def _seeds(groups: Sequence[RunGroup]) -> str:
 def _named(
     name: str, parts: Sequence[list[RunGroup]], detail: Callable[[list[RunGroup]], str]
 ) -> list[tuple[str, list[RunGroup]]]:
-    """Name a figure of each part: `name` if there is one, else `name` with the part's detail."""
+    """Name the figure of each part: `name` if there is only one, otherwise `name` with the part's detail."""
     if len(parts) == 1:
         return [(name, parts[0])]
     return [(re.sub(r"[^a-z0-9.]+", "-", f"{name}-{detail(part)}".lower()).strip("-"), part) for part in parts]

@@ -31,7 +31,7 @@ Curve = Callable[[RunGroup], pd.Series]
 
 
 def grid_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
-    """Draw a panel for each model and training data; models side by side if there are several of both."""
+    """Draw a panel for each combination of model and training data; models are columns if there are several of both."""
     with rc_context(STYLE):
         figure, panels = _panels(groups, 2.3)
         handles: dict[str, Any] = {}
@@ -46,7 +46,7 @@ def grid_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
 
 
 def by_method_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
-    """Draw a panel for each method and gate of a setting: its configurations in shades, the others' range of means in grey."""
+    """Draw a panel for each method and gate of a setting, its configurations in shades, the range of the others in grey."""
     variants = grouped(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
         legend = max(map(len, variants.values())) if any(group.differs for group in groups) else 0
@@ -75,7 +75,7 @@ def smoothed_figure(groups: Sequence[RunGroup]) -> Figure:
 
 
 def cost_figure(groups: Sequence[RunGroup]) -> Figure:
-    """Draw the smoothed reward by what it cost: wall time of the optimizer steps, and sampled tokens."""
+    """Draw the smoothed reward against its cost: wall time of the optimizer steps, and sampled tokens."""
     spent = {group: mean_over_seeds(group.counted, "time/step").cumsum() for group in groups}
     longest = max(seconds.max() for seconds in spent.values())
     unit, length = next((u for u in (("hours", 3600), ("minutes", 60)) if longest > 2 * u[1]), ("seconds", 1))
@@ -95,14 +95,14 @@ def smoothed(values: pd.Series) -> pd.Series:
 
 
 def reward_by(group: RunGroup, cost: pd.Series) -> pd.Series:
-    """Return the smoothed mean reward at each mean cost, both over the seeds; of equal costs the last one's."""
+    """Return the smoothed mean reward by mean cost, both over the seeds; the last value of equal costs."""
     reward = smoothed(mean_over_seeds(group.counted, "reward/mean"))
     cost = cost[cost.index.isin(reward.index)].drop_duplicates(keep="last")
     return reward.loc[cost.index].set_axis(cost.to_numpy())
 
 
 def _pairs(groups: Sequence[RunGroup], curves: Sequence[tuple[str, str, Curve]]) -> Figure:
-    """Draw two panels for each setting, given by the labels of their axes and what they draw of a group."""
+    """Draw two panels for each setting, given by their axis labels and the curve of a group."""
     settings = list(dict.fromkeys(group.setting for group in groups))
     with rc_context(STYLE):
         shared = "col" if len({group.start for group in groups}) == 1 else False
@@ -125,7 +125,7 @@ def _pairs(groups: Sequence[RunGroup], curves: Sequence[tuple[str, str, Curve]])
 
 
 def _panels(groups: Sequence[RunGroup], height: float) -> tuple[Figure, dict[str, Axes]]:
-    """Make a panel by setting; as rows of training data and columns of models if there are several of both."""
+    """Make a panel for each setting, with training data as rows and models as columns if there are several of both."""
     settings = {(_data(group), group.model): group.setting for group in groups}
     data, models = (list(dict.fromkeys(names)) for names in zip(*settings, strict=True))
     if min(len(data), len(models)) > 1:
@@ -150,7 +150,7 @@ def _data(group: RunGroup) -> str:
 
 
 def draw(ax: Axes, group: RunGroup, metric: str, **line: Any) -> Line2D:
-    """Draw every seed thin, unfinished ones too, and thick the mean of those that count, which is returned. No smoothing."""
+    """Draw every seed as a thin line and the mean of the counted ones as a thick line, which is returned. No smoothing."""
     if len(group.runs) > 1:
         for run in group.runs:
             if metric in run.metrics:

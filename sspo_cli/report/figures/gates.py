@@ -1,4 +1,4 @@
-"""The gates against clip, by the very objectives that training uses."""
+"""The gates compared with clip, computed by the objectives that training uses."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def _settings(names: tuple[str, ...], *values: float) -> Settings:
     return tuple((f"{value:g}", dict.fromkeys(names, value)) for value in values)
 
 
-# Appendix A's grids, and for gates that are not the paper's, values around the defaults.
+# The grids of appendix A; for other gates, values around the defaults.
 GRIDS: dict[tuple[str, str], Settings] = {
     ("gmpo", "clip"): _settings(("eps_low", "eps_high"), 0.1, 0.2, 0.3),
     ("sapo", "sigmoid"): _pairs((1.0, 1.05), (3.0, 4.0), (7.0, 8.0)),
@@ -50,7 +50,7 @@ CAPTION = (
 
 
 def gates_figure() -> Figure:
-    """Draw a pair of panels for each gate: f(ρ) above, w(ρ) under it; a line for each setting of its grid and sign of Â."""
+    """Draw f(ρ) and, below, w(ρ) for each gate, with a line for each setting of its grid and each sign of Â."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 11.2))
         panels = figure.subplots(6, 4, sharex=True)

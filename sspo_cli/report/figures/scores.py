@@ -1,4 +1,4 @@
-"""Pass@1 with its intervals: by step, and of the selected checkpoints."""
+"""Pass@1 with its intervals, by step and for the selected checkpoints."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -20,7 +20,7 @@ GREY = "#666666"
 
 
 def scores_by_step_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure | None:
-    """Draw a panel for each setting and measurement that some run has at several steps; None if there is none."""
+    """Draw a panel for each setting and measurement that a run has at several steps; return None if there is none."""
     shares = over_seeds(rows_of(frame, groups), by=["group", "setting", "step"])
     panels = [
         (setting, column) for (setting, _), column in split(shares, "setting", "column") if column["step"].nunique() > 1
@@ -36,7 +36,7 @@ def scores_by_step_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Fi
             members = column["group"].unique()
             gap = (column["step"].max() - column["step"].min()) / max(1, column["step"].nunique() - 1)
             for place, group in enumerate(members):
-                shift = 0.05 * gap * (place - (len(members) - 1) / 2)  # so that intervals do not hide one another
+                shift = 0.05 * gap * (place - (len(members) - 1) / 2)  # keeps intervals from overlapping
                 colour, dashes = styles[group]
                 of_group = column[column["group"] == group]
                 handles.setdefault(group.label, draw_intervals(ax, of_group, shift, color=colour, linestyle=dashes))
@@ -47,16 +47,16 @@ def scores_by_step_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Fi
 
 
 def draw_intervals(ax: Axes, shares: pd.DataFrame, shift: float = 0.0, **line: Any) -> Any:
-    """Draw means over seeds by step, moved by `shift`, with their intervals; returns the handle for a legend."""
+    """Draw means over seeds by step with their intervals, moved by `shift`; return the handle for a legend."""
     share, low, high = (100 * shares[name] for name in ("pass_at_1", "low", "high"))
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.2, "elinewidth": 0.7, "capsize": 1.5}
     return ax.errorbar(shares["step"] + shift, share, [share - low, high - share], **style, **line)
 
 
 def final_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure | None:
-    """Draw a block for each setting, a panel for each benchmark in it, a dot with its interval for each configuration.
+    """Draw a block for each setting, with a panel for each benchmark and a dot with interval for each configuration.
 
-    None without a number.
+    Returns None if there is no score.
     """
     lines = table_rows(frame, groups)
     if lines.empty:
@@ -94,7 +94,7 @@ def heading(column: pd.DataFrame) -> str:
 
 
 def _draw_dots(ax: Axes, column: pd.DataFrame, names: Sequence[str]) -> None:
-    """Draw a panel of `final_figure`; `names` are those of the whole block's lines, from top to bottom."""
+    """Draw a panel of `final_figure`; `names` are the lines of the whole block, from top to bottom."""
     ends = list(accumulate(1 + label.count("\n") for label in names))
     places = {label: end - (1 + label.count("\n")) / 2 for label, end in zip(names, ends, strict=True)}
     for row in column.to_dict("records"):

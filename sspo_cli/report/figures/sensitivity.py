@@ -1,4 +1,4 @@
-"""How much a method depends on its hyperparameters: a dot for each configuration that was tried."""
+"""Sensitivity of methods to their hyperparameters: a dot for each configuration."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,20 +15,20 @@ from sspo_cli.report.figures.style import RANGE, STYLE, WIDTH, colour_of
 from sspo_cli.report.frame import rows_of
 from sspo_cli.report.groups import RunGroup, grouped
 
-PLACES = 34  # for configurations, side by side in a row
-GAP = 0.7  # of a place, between the panels of two methods
+PLACES = 34  # most configurations in a row
+GAP = 0.7  # distance between the panels of two methods, in widths of a configuration
 SYMBOLS = {"tau_neg": "τ_neg", "tau_pos": "τ_pos", "eps_low": "ε_low", "eps_high": "ε_high"}
-Scores = dict[str, dict[RunGroup, list[float]]]  # by what was measured and the group, a number for each seed
+Scores = dict[str, dict[RunGroup, list[float]]]  # a number for each seed, by measured quantity and group
 
 
 def sensitivity_figure(frame: pd.DataFrame, groups: Sequence[RunGroup], chosen: Sequence[RunGroup]) -> Figure:
-    """Draw of one setting a panel for each method and gate, above one another for Pass@1 and the final reward.
+    """Draw each configuration of one setting with its seeds, the chosen ones on grey.
 
-    In it is each configuration with its seeds, and the chosen one on grey.
+    Methods and gates are columns; Pass@1 and the final reward are rows.
     """
     scores = _scores(frame, groups)
     rows = _rows(groups)
-    foot = 0.75  # inches, for the names of the configurations
+    foot = 0.75  # inches for the names of the configurations
     heights = [0.35 + 1.05 * len(scores) + foot for _ in rows]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.2))
@@ -66,7 +66,7 @@ def sensitivity_figure(frame: pd.DataFrame, groups: Sequence[RunGroup], chosen: 
 
 
 def tick_labels(groups: Sequence[RunGroup]) -> tuple[str, list[str]]:
-    """Return what the configurations of a method differ in, and the values in each: `τ_neg/τ_pos` and `0.3/0.2`."""
+    """Return the options in which configurations differ, and their values: `τ_neg/τ_pos` and `0.3/0.2`."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for key in dict.fromkeys(key for group in groups for key in group.differs):
         values = tuple(_short(group.differs.get(key)) for group in groups)
@@ -80,7 +80,7 @@ def _short(value: Any) -> str:
 
 
 def _scores(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Scores:
-    """Collect the numbers: validation first, which chooses; then the benchmarks; the reward last."""
+    """Collect the numbers: first validation, by which configurations are chosen, then the benchmarks, then the reward."""
     rows = rows_of(frame, groups)
     rows = rows[rows["selected"]]
     scores: Scores = {}
@@ -91,7 +91,7 @@ def _scores(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Scores:
 
 
 def _rows(groups: Sequence[RunGroup]) -> list[list[list[RunGroup]]]:
-    """Sort the groups by method and gate into as many rows as they need."""
+    """Distribute the groups, by method and gate, over as many rows as they need."""
     rows: list[list[list[RunGroup]]] = []
     free = 0.0
     for members in grouped(groups, lambda group: (group.method, group.gate)).values():

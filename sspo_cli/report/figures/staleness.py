@@ -1,4 +1,4 @@
-"""What staleness does to a method: the same methods at several μ."""
+"""Effect of staleness: the same methods at several μ."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -21,7 +21,7 @@ MU = "μ, optimizer steps of a rollout batch"
 
 
 def series_of(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
-    """Find groups whose settings differ in μ and, if μ alone does not tell them apart, in nothing else."""
+    """Find series of groups whose settings differ only in μ."""
     series: list[list[RunGroup]] = []
     for members in grouped(groups, lambda group: group.start).values():
         settings = {group.setting: mu_of(group) for group in members}
@@ -35,9 +35,9 @@ def mu_of(group: RunGroup) -> int:
 
 
 def staleness_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure:
-    """Draw a panel for Pass@1 on each benchmark, for the final reward, the final entropy and the attenuated share.
+    """Draw panels for Pass@1 on each benchmark, the final reward, the final entropy and the attenuated share, by μ.
 
-    In it is a line for each method and gate by μ, with the lowest and the highest seed.
+    A panel has a line for each method and gate, with bars from the lowest to the highest seed.
     """
     panels = _panels(frame, groups)
     variants = grouped(groups, lambda group: group.variant)
@@ -64,7 +64,7 @@ def staleness_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure:
 
 
 def by_mu_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
-    """Draw a panel for each method and gate, a line for each μ, the darker the staler; on one scale."""
+    """Draw a panel for each method and gate with a line for each μ, darker if staler, on a common scale."""
     variants = grouped(groups, lambda group: group.variant)
     mus = sorted({mu_of(group) for group in groups})
     with rc_context(STYLE):
@@ -83,7 +83,7 @@ def by_mu_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
 
 
 def attenuated(run: RunRecord) -> float | None:
-    """Return the share of tokens with w < 0.5 in the last minibatch of each rollout batch, the mean over the steps."""
+    """Average over the steps the share of tokens with w < 0.5 in the last minibatch of each rollout batch."""
     metrics = run.metrics
     if not {"minibatch", "weights/attenuated"} <= set(metrics):
         return None
@@ -92,7 +92,7 @@ def attenuated(run: RunRecord) -> float | None:
 
 
 def _panels(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> dict[str, Callable[[RunGroup], list[float]]]:
-    """Return by their labels what panels show of each seed of a group."""
+    """Return by label the function that computes a panel's values for the seeds of a group."""
     rows = rows_of(frame, groups)
     rows = rows[rows["selected"] & (rows["benchmark"] != VALIDATION)]
 

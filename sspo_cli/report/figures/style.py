@@ -1,4 +1,4 @@
-"""How every figure looks: colours, sizes, legends, files."""
+"""The style of all figures: colours, sizes, legends, files."""
 
 import math
 import textwrap
@@ -37,14 +37,14 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.06,
     "savefig.dpi": 160,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # embeds text as text
     "svg.fonttype": "none",
-    "svg.hashsalt": "sspo",  # the same runs give the same file
+    "svg.hashsalt": "sspo",  # makes files reproducible
 }
-WIDTH = 7.2  # inches: of a page's text
+WIDTH = 7.2  # inches, the width of a page's text
 LETTERS_AN_INCH = 13
 
-# Okabe and Ito's and Tol's colours, told apart with any colour vision; the baselines are dashed besides.
+# Colours of Okabe and Ito and of Tol, distinguishable with any colour vision; the baselines are also dashed.
 LINES: dict[tuple[str, str], tuple[str, Any]] = {
     ("grpo", "clip"): ("#000000", (0, (5, 1.5))),
     ("gspo", "clip"): ("#56B4E9", (0, (5, 1.5))),
@@ -62,19 +62,19 @@ LINES: dict[tuple[str, str], tuple[str, Any]] = {
 }
 DOTS = (0, (1, 1.2))
 MORE_DASHES = ((0, (4, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)))
-BEHIND = "#c4c4c4"  # of what is shown for comparison only
-RANGE = "#e4e4e4"  # of an area behind lines, some of them grey
+BEHIND = "#c4c4c4"  # lines that are shown for comparison only
+RANGE = "#e4e4e4"  # areas behind lines, lighter than the grey lines
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
-    """Write SVG, PDF and PNG, without a date in any of them: the same figure gives the same files."""
+    """Write SVG, PDF and PNG without dates, so that the same figure gives the same files."""
     nothing_about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     metadata_of: dict[str, dict[str, Any]] = {"svg": nothing_about, "pdf": {"CreationDate": None}, "png": {}}
     paths = []
     with rc_context(STYLE):
         if layout := figure.get_layout_engine():
             layout.execute(figure)
-            figure.set_layout_engine("none")  # once is enough for three files
+            figure.set_layout_engine("none")  # the layout is computed once for all three files
         for kind, metadata in metadata_of.items():
             drawn = BytesIO()
             figure.savefig(drawn, format=kind, metadata=metadata)
@@ -85,7 +85,7 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
 
 
 def _in_256_colours(png: bytes) -> bytes:
-    """Reduce a picture's colours, for a third of the bytes."""
+    """Reduce a picture to 256 colours, which takes a third of the bytes."""
     small = BytesIO()
     with Image.open(BytesIO(png)) as image:
         image.convert("RGB").quantize(dither=Image.Dither.NONE).save(small, "png", optimize=True)
@@ -93,16 +93,16 @@ def _in_256_colours(png: bytes) -> bytes:
 
 
 def colour_of(method: str, gate: str) -> tuple[str, Any]:
-    """Return colour and dashes, the same ones in every report.
+    """Return colour and dashes, which are the same in every report.
 
-    A free cell or a gate of the user's own takes any colour, but always the same one, and dots.
+    A free cell or a user-defined gate gets a colour that depends on its name, and dots.
     """
     colours = [colour for colour, _ in LINES.values()]
     return LINES.get((method, gate), (colours[zlib.crc32(repr((method, gate)).encode()) % len(colours)], DOTS))
 
 
 def line_styles(groups: Sequence[RunGroup]) -> list[tuple[str, Any]]:
-    """Return colours and dashes: further configurations of one method and gate have its colour and other dashes."""
+    """Return colours and dashes; further configurations of a method and gate have its colour with other dashes."""
     configurations: dict[tuple[str, str], list[str]] = defaultdict(list)
     styles = []
     for group in groups:
@@ -116,33 +116,33 @@ def line_styles(groups: Sequence[RunGroup]) -> list[tuple[str, Any]]:
 
 
 def shades(colour: str, number: int) -> list[tuple[float, float, float]]:
-    """Return shades, from a light one of that colour to the colour itself."""
+    """Return shades from a light one to the colour itself."""
     lightness = [0.0] if number == 1 else [0.62 * (1 - place / (number - 1)) for place in range(number)]
     red, green, blue = to_rgb(colour)
     return [(red + (1 - red) * t, green + (1 - green) * t, blue + (1 - blue) * t) for t in lightness]
 
 
 def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure of so many panels, row by row, each `height` inches high; `foot` inches are for the legend."""
+    """Make a figure with `count` panels, row by row, each `height` inches high, and `foot` inches for the legend."""
     columns = 2 if (columns, count) == (3, 4) else min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH if columns > 1 else 5.2, rows * height + foot))
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for ax in axes[count:]:
         ax.set_axis_off()
-    for ax in axes[max(0, count - columns) : count]:  # nothing is under these
+    for ax in axes[max(0, count - columns) : count]:  # the panels with none below
         ax.xaxis.set_tick_params(labelbottom=True)
     return figure, axes[:count]
 
 
 def wrapped(text: str, inches: float) -> str:
-    """Break text into lines that fit."""
+    """Break text into lines that fit the width."""
     width = max(12, int(inches * LETTERS_AN_INCH))
     return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in text.splitlines())
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Draw a legend below all panels; the figure grows by its lines."""
+    """Draw a legend below all panels and enlarge the figure by its lines."""
     width = figure.get_figwidth()
     labels = [wrapped(label, width - 0.8) for label in handles]
     longest = max((len(line) for label in labels for line in label.splitlines()), default=1)
@@ -154,7 +154,7 @@ def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 
 def inches_wide(ax: Axes) -> float:
-    """Estimate what a panel has for its title."""
+    """Estimate the width in inches that a panel has for its title."""
     figure, spec = ax.get_figure(), ax.get_subplotspec()
     assert isinstance(figure, Figure)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""One configuration at a glance."""
+"""Overview figure of one configuration."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def training_figure(frame: pd.DataFrame, group: RunGroup) -> Figure:
         for ax, label in labels.items():
             ax.set(xlabel=STEP, ylabel=label)
             handles, names = ax.get_legend_handles_labels()
-            if handles:  # above the panel, where no line can run through it
+            if handles:  # above the panel, so that no line crosses it
                 ax.legend(
                     handles,
                     names,
@@ -65,7 +65,7 @@ def training_figure(frame: pd.DataFrame, group: RunGroup) -> Figure:
 
 
 def _stalest(run: RunRecord) -> pd.DataFrame:
-    """Select the steps of the last minibatch of a rollout batch; all of them if steps do not say.
+    """Select the steps of the last minibatch of each rollout batch, or all if the metrics do not name minibatches.
 
     In the first minibatch no token is attenuated.
     """

@@ -1,4 +1,4 @@
-"""The token weights that training met, against the formulas of the gates figure."""
+"""The measured distribution of token weights in training."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,12 +13,15 @@ from sspo_cli.report.figures.style import STYLE, colour_of, grid, inches_wide, l
 from sspo_cli.report.groups import RunGroup
 
 Phase = tuple[int, int]
-Shares = dict[Phase, np.ndarray]  # of tokens, by bin
+Shares = dict[Phase, np.ndarray]  # share of tokens in each bin
 MOST_PHASES = 4
 
 
 def weights_figure(groups: Sequence[RunGroup]) -> Figure | None:
-    """Draw two panels for each configuration, Â > 0 and Â < 0, with a line for each staleness phase; None without a histogram."""
+    """Draw two panels for each configuration, Â > 0 and Â < 0, with a line for each phase of staleness.
+
+    Returns None if no run has a histogram.
+    """
     measured = [(group, signs) for group in groups if (signs := shares_by_phase(group))]
     if not measured:
         return None
@@ -58,7 +61,8 @@ def weights_figure(groups: Sequence[RunGroup]) -> Figure | None:
 def shares_by_phase(group: RunGroup) -> tuple[float, Shares, Shares] | None:
     """Return the bins' width, and the share of tokens in each bin by (epoch, minibatch) for Â > 0 and for Â < 0.
 
-    Over all steps of the seeds that count. None if no run has a histogram. Raises UserError for a damaged file.
+    The shares are over all steps of the counted runs. Returns None if no run has a histogram. Raises UserError for a damaged
+    file.
     """
     rows = [row for run in group.counted for row in run.weights()]
     if not rows:
@@ -73,7 +77,7 @@ def shares_by_phase(group: RunGroup) -> tuple[float, Shares, Shares] | None:
 
 
 def _spread(phases: list[Phase]) -> list[Phase]:
-    """Pick the first, the last and some between them."""
+    """Pick the first phase, the last one and some between them."""
     if len(phases) <= MOST_PHASES:
         return phases
     return [phases[round(place)] for place in np.linspace(0, len(phases) - 1, MOST_PHASES)]

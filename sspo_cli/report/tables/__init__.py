@@ -1,4 +1,4 @@
-"""The report's tables, from what was collected."""
+"""The tables of a report."""
 
 from collections import Counter
 
@@ -20,13 +20,13 @@ __all__ = ["tables"]
 
 
 def tables(collection: Collection, *, paper: bool = False) -> list[Table]:
-    """Make every table that there is something for, in this order, and with `paper` `paper1` and `paper2`.
+    """Make every table for which there is data, in this order; with `paper` also `paper1` and `paper2`.
 
     table1          by setting, method and gate: Pass@1 of each benchmark, and its mean gain over the base
     table2          models by methods by benchmarks, if there are several settings
     seeds           each configuration of table1 against the best one and the strongest baseline, seed by seed
-    paired          the same on the same problems
-    configurations  every configuration, and which of them are in table1
+    paired          the same comparison on the same problems
+    configurations  every configuration, with those of table1 marked
     runs            every run
 
     Raises UserError for a damaged file of answers.
@@ -65,7 +65,7 @@ def _selection(collection: Collection, rows: pd.DataFrame) -> list[str]:
 
 
 def _overlaps(collection: Collection) -> list[str]:
-    """Say what training tasks share with benchmarks, and in how many runs that was left out."""
+    """Describe the overlap of training tasks with benchmarks, and in how many runs it was left out."""
     runs: Counter[str] = Counter()
     for run in collection.runs:
         left_out = run.options.evaluation.decontaminate

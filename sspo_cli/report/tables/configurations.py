@@ -1,4 +1,4 @@
-"""The appendix of a grid: every configuration that was tried, over its seeds, and which of them was chosen."""
+"""The table of all configurations over their seeds, with the chosen ones marked."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ REWARD = "reward"
 
 
 def configurations_table(collection: Collection, chosen: Sequence[RunGroup]) -> Table | None:
-    """Make a line for each configuration with a finished run; None if no method and gate has a second one in a setting."""
+    """Make a line for each configuration with a finished run; return None if no method and gate has several in a setting."""
     groups = [group for group in collection.groups if group.finished]
     if not any(group.differs for group in groups):
         return None

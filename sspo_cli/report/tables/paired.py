@@ -1,4 +1,4 @@
-"""Two configurations on the same problems: how far apart they are, and whether that may be chance."""
+"""Paired comparisons of configurations on the same problems."""
 
 import math
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ Problem = tuple[str, str]  # its id and gold answer
 
 @dataclass(frozen=True, eq=False)
 class SolvedShares:
-    """What a line solved of a benchmark.
+    """The results of a line on a benchmark.
 
-    seeds    how many
-    answers  to each problem: samples times seeds
-    solved   by problem the share of all samples of all seeds
+    seeds    number of seeds
+    answers  answers to each problem: samples times seeds
+    solved   share of right answers over all samples and seeds, by problem
     """
 
     line: Line
@@ -45,7 +45,9 @@ class SolvedShares:
 def paired_table(table_rows: pd.DataFrame, notes: Sequence[str]) -> Table | None:
     """Compare each line with the best configuration of its setting and with the strongest baseline, by benchmark.
 
-    `notes` come below its own. None if there are no two lines to compare. A line with a damaged file of answers is named there.
+    notes  added below the table's own notes
+
+    Returns None if there are no two lines to compare. A note names each line whose file of answers is damaged.
     """
     rows: list[dict[str, Any]] = []
     not_compared: list[str] = []
@@ -119,7 +121,7 @@ def _explained(frame: pd.DataFrame) -> list[str]:
 
 
 def _solved_shares(line: Line, measured: pd.DataFrame) -> SolvedShares:
-    """Average over the seeds. Raises LookupError, with the reason, unless there is an answer for each problem and sample."""
+    """Average over the seeds. Raises LookupError unless there is an answer for each problem and sample."""
     seeds = [_solved(evaluation) for evaluation in measured.to_dict("records")]
     if len({frozenset(solved) for solved in seeds}) > 1:
         raise LookupError("its seeds answered different problems")
@@ -128,7 +130,7 @@ def _solved_shares(line: Line, measured: pd.DataFrame) -> SolvedShares:
 
 
 def _solved(evaluation: dict[Any, Any]) -> dict[Problem, float]:
-    """Compute by problem the share of samples that solve it. Raises LookupError like `_solved_shares`."""
+    """Compute the share of samples that solve each problem. Raises LookupError like `_solved_shares`."""
     n, samples, benchmark = evaluation["n"], evaluation["samples"], evaluation["benchmark"]
     # What older versions did not write into each row was the same for the whole file.
     conditions = {
@@ -154,7 +156,7 @@ def _solved(evaluation: dict[Any, Any]) -> dict[Problem, float]:
 
 
 def _compare(result: SolvedShares, reference: SolvedShares) -> dict[str, Any]:
-    """Compute shares and difference in %, its interval and p."""
+    """Compute shares and difference in %, its interval and its p-value."""
     a, b = ([each.solved[problem] for problem in result.solved] for each in (result, reference))
     difference, low, high = paired_bootstrap(a, b)
     if result.answers == reference.answers == 1:

@@ -1,4 +1,4 @@
-"""The paper's tables, for reference: Pass@1 in %, as printed in paper.json. Nothing here is a target."""
+"""The paper's tables as printed, for reference: Pass@1 in %, from paper.json. They are no targets."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from sspo_cli.report.groups import BASELINES, grouped, method_name
 from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
 from sspo_cli.statistics import attainable
 
-# What the paper's headings mean here, with the number of problems; of CodeAct's test the paper does not give it.
+# The paper's headings by benchmark, with the number of problems, which the paper does not give for CodeAct.
 BENCHMARKS = {
     "gsm8k": ("GSM8K", 1319),
     "math500": ("MATH-500", 500),
@@ -21,13 +21,13 @@ BENCHMARKS = {
     "aime25": ("AIME 2025", 30),
     "codeact": ("CodeAct", None),
 }
-SAMPLES = 32  # of which many cells that are no share of the problems may be the mean
+SAMPLES = 32  # samples whose mean explains many cells that one sample of each problem cannot give
 GAIN = "Δ Avg"
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A line of a table of the paper: cells by benchmark, and the mean gain over the base where it is printed."""
+    """A line of a table of the paper: cells by benchmark, and the mean gain over the base if it is printed."""
 
     table: int
     title: str
@@ -56,7 +56,7 @@ PAPER = tuple(_read_rows())
 
 
 def printed(model: str, method: str, gate: str, benchmark: str) -> float | None:
-    """Return what the paper prints for a model, method, gate and benchmark; with an empty method, for the base."""
+    """Return the paper's number for a model, method, gate and benchmark; an empty method means the base."""
     for row in PAPER:
         if (row.model, row.method, row.gate) == (model, method or BASE, gate) and benchmark in row.cells:
             return row.cells[benchmark]
@@ -64,14 +64,14 @@ def printed(model: str, method: str, gate: str, benchmark: str) -> float | None:
 
 
 def paper_tables() -> list[Table]:
-    """Make the paper's tables with what follows from their own cells: Δ Avg, and whether n problems can give them."""
+    """Make the paper's tables; check Δ Avg and the possible percentages against the cells themselves."""
     return [_table(rows) for rows in grouped(PAPER, lambda row: row.table).values()]
 
 
 def attainability(benchmark: str, percent: float) -> tuple[bool | None, bool | None]:
-    """Decide whether greedy answers to the benchmark's problems can give this percentage, and whether 32 samples of each can.
+    """Report whether one greedy answer to each problem can give this percentage, and whether 32 samples of each can.
 
-    None where the number of problems is not known.
+    Both are None if the number of problems is unknown.
     """
     n = BENCHMARKS[benchmark][1]
     return (None, None) if n is None else (attainable(percent, n), attainable(percent, n, SAMPLES))
@@ -108,7 +108,7 @@ def _table(table_rows: list[PaperRow]) -> Table:
 
 
 def _cell(row: PaperRow, column: str, value: float | None, marks: frozenset[str]) -> tuple[Cell, dict[str, Any]]:
-    """Return a cell, and what the files say of it next to its value."""
+    """Return a cell, and its further columns in the files."""
     if column == GAIN:
         cell = Cell(NOTHING) if value is None else Cell(f"{value:+.1f}", marks=marks, number=value)
         return cell, {"printed": row.printed_gain}

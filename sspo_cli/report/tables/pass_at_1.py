@@ -15,13 +15,13 @@ from sspo_cli.tracking.measurement import EPISODE, MEASUREMENT, has_identity
 GAIN = "Δ Avg"
 CUT = "% cut: how many of the answers reached the token limit; none of them in a cell that does not say."
 PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed", "truncated")
-ABOUT = ("setting", "model", "kind", "method", "gate", "configuration")  # a line, in the files
+ABOUT = ("setting", "model", "kind", "method", "gate", "configuration")  # columns that describe a line, in the files
 Record = dict[Hashable, Any]
-Lead = Mapping[str, Callable[[Line], str]]  # by its heading, a column of text about the line
+Lead = Mapping[str, Callable[[Line], str]]  # columns of text about the line, by heading
 
 
 def variant_table(rows: pd.DataFrame, compared: Sequence[str], notes: Sequence[str], paper: bool) -> Table:
-    """Make table 1, of `table_rows`: a line for each method and gate, with intervals and the mean gain over the base."""
+    """Make table 1 from `table_rows`: a line for each method and gate, with intervals and the mean gain over the base."""
     cells = _cells(rows, paper)
     cells = _marked(pd.concat([cells, _gains(cells)], ignore_index=True))
     lead: dict[str, Callable[[Line], str]] = {
@@ -48,7 +48,7 @@ def variant_table(rows: pd.DataFrame, compared: Sequence[str], notes: Sequence[s
 
 
 def method_table(rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table:
-    """Make table 2, of `table_rows`: a line for each method, a block for each setting."""
+    """Make table 2 from `table_rows`: a line for each method, a block for each setting."""
     cells = _marked(_cells(rows, paper))
     explained = [
         "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). The 95 % "
@@ -62,7 +62,7 @@ def method_table(rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table
 
 
 def _cells(rows: pd.DataFrame, paper: bool) -> pd.DataFrame:
-    """Return a row for each line and benchmark that it was measured on, in %; `paper` is what the paper prints there."""
+    """Return a row in % for each line and its benchmarks; the column `paper` has the paper's number."""
     cells = over_seeds(rows, by=["line", "setting"])
     cells["value"] = 100 * cells.pop("pass_at_1")
     cells[[*PERCENT]] *= 100
@@ -74,7 +74,7 @@ def _cells(rows: pd.DataFrame, paper: bool) -> pd.DataFrame:
 
 
 def _gains(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return rows of Δ Avg, for each trained line and bare model that has a cell in every one of its columns."""
+    """Return rows of Δ Avg for each trained line and bare model that has a cell in all of its columns."""
     rows: list[dict[str, Any]] = []
     for setting, base, lines in _with_base(cells):
         columns = _averaged(cells, base, lines)
@@ -88,10 +88,10 @@ def _gains(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _averaged(cells: pd.DataFrame, base: Line, lines: Sequence[Line]) -> list[str]:
-    """Return the columns of the base that Δ Avg is over: one for each benchmark that half of the lines have.
+    """Return the columns of the base that Δ Avg averages: one for each benchmark that half of the lines have.
 
-    Of several measurements of a benchmark it is the one that most trained lines have; of equal ones that of most problems. So
-    one run that was measured otherwise, or on more, takes Δ Avg from no other one.
+    Of several measurements of a benchmark, the one that most trained lines have is used, then the one with most problems. A
+    single run with another measurement therefore does not remove Δ Avg from other runs.
     """
     trained = [line for line in lines if line.kind == TRAINED] or list(lines)
     shared = cells[cells["line"].isin(trained)].groupby("column")["line"].nunique()
@@ -106,7 +106,7 @@ def _averaged(cells: pd.DataFrame, base: Line, lines: Sequence[Line]) -> list[st
 
 
 def _missing_gains(cells: pd.DataFrame) -> list[str]:
-    """Say what Δ Avg leaves out, and which lines have none."""
+    """List what Δ Avg leaves out, and the lines without one."""
     notes = []
     columns = {line: set(of_line["column"]) - {GAIN} for line, of_line in split(cells, "line")}
     for setting, base, lines in _with_base(cells):
@@ -133,7 +133,7 @@ def _with_base(cells: pd.DataFrame) -> Iterable[tuple[str, Line, list[Line]]]:
 
 
 def _numbers(cells: pd.DataFrame, line: Line, name: str, columns: Sequence[str] | None = None) -> dict[str, float]:
-    """Return a line's numbers by column, of those `columns` or of all, where it has them."""
+    """Return a line's numbers by column, for these `columns` or all that it has."""
     of_line = cells[(cells["line"] == line) & cells[name].notna()]
     if columns is not None:
         of_line = of_line[of_line["column"].isin(columns)]
@@ -152,7 +152,7 @@ def _marked(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _grid(name: str, title: str, cells: pd.DataFrame, lead: Lead, intervals: bool, notes: list[str]) -> Table:
-    """Set lines by columns, with a block for each setting, after the columns of text."""
+    """Arrange lines by columns after the columns of text, with a block for each setting."""
     columns = list(cells["column"].unique())
     with_paper = set(cells.loc[cells["paper"].notna(), "column"])
     records = {(row["line"], row["column"]): row for row in cells.to_dict("records")}
@@ -207,7 +207,7 @@ def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
 
 
 def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-    """Say what the base is, what the marks mean, what every column was measured with, and which runs are in it."""
+    """Explain the base, the marks, the conditions of every column, and the runs of every line."""
     notes = [
         "Best cell bold, second best underlined, strongest baseline (of GRPO, GSPO, GMPO, SAPO) italic; cells that print alike "
         "share a mark.",
@@ -219,12 +219,12 @@ def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         after = " or ".join(f"{n} supervised steps" if n else "no cold start" for n in steps)
         notes.append(f"base: the evaluation before the first step of RL and after the cold start ({after}).")
     if kinds - {BASE, TRAINED}:
-        notes.append("Rows `by sspo eval`: that model as it is, without a cold start and without RL.")
+        notes.append("Rows `by sspo eval`: that model itself, without a cold start and without RL.")
     return [*notes, *_conditions(cells), _which_runs(rows), *_fewer_seeds(rows, cells)]
 
 
 def _cut(cells: pd.DataFrame) -> list[str]:
-    """Explain the share of answers that were cut, if there are any; say of rows that older versions wrote that it is unknown."""
+    """Explain the share of cut answers if there are any, and name rows of older versions for which it is unknown."""
     of_benchmarks = cells[cells["column"] != GAIN]
     unknown = sorted(set(of_benchmarks.loc[of_benchmarks["truncated"].isna(), "column"]))
     notes = [CUT] if (of_benchmarks["truncated"] > 0).any() else []
@@ -232,7 +232,7 @@ def _cut(cells: pd.DataFrame) -> list[str]:
 
 
 def _conditions(cells: pd.DataFrame) -> list[str]:
-    """Say what every column was measured with, in a sentence each."""
+    """Describe the conditions of every column in a sentence."""
     sentences = []
     for row in cells[cells["column"] != GAIN].drop_duplicates("column").to_dict("records"):
         decoding = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']}"
@@ -252,7 +252,7 @@ def _conditions(cells: pd.DataFrame) -> list[str]:
 
 
 def _about_code_acting(benchmarks: set[str]) -> list[str]:
-    """Say what the numbers of code-acting are not."""
+    """Describe what the numbers of code-acting do not measure."""
     if not benchmarks & {"codeact", "mint", "wtq"}:
         return []
     absent = (
@@ -275,7 +275,7 @@ def _identity(row: Record) -> str:
 
 
 def _which_runs(rows: pd.DataFrame) -> str:
-    """Name the seeds and the folders of each line."""
+    """List the seeds and the folders of each line."""
     sources = {line: [source.path for source in of_line["source"].unique()] for line, of_line in split(rows, "line")}
     folder, short = short_names([path for paths in sources.values() for path in paths])
     sentences = []
@@ -287,7 +287,7 @@ def _which_runs(rows: pd.DataFrame) -> str:
 
 
 def _fewer_seeds(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-    """Name the cells that are not over all seeds of their line."""
+    """List the cells that do not average all seeds of their line."""
     seeds = _seeds_by_line(rows)
     return [
         f"{line.label} in {line.setting}: {row['column']} is of seed {row['seeds']} only."
@@ -297,7 +297,7 @@ def _fewer_seeds(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
 
 
 def _seeds_by_line(rows: pd.DataFrame) -> dict[Line, str]:
-    """List the seeds of trained lines; a base is the same for all seeds, so it has none."""
+    """List the seeds of trained lines; a base has none, because it is the same for all seeds."""
     return {
         line: ", ".join(map(str, sorted(set(of_line["seed"])))) if line.kind == TRAINED else ""
         for line, of_line in split(rows, "line")

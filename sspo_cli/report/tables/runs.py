@@ -1,4 +1,4 @@
-"""The appendix of a report: every run, whether it counts or not."""
+"""The table of all runs, including those that are not counted."""
 
 import shlex
 from typing import Any
@@ -13,7 +13,7 @@ from sspo_cli.report.records import RunRecord, Select, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table
 
 SHOWN_ANYWAY = ("seed", "objective.method", "objective.gate")
-NUMBERS = {  # by name in the files: heading and form
+NUMBERS = {  # heading and format, by name in the files
     "seconds": ("Wall time", "{:,.0f} s"),
     "tokens": ("Tokens", "{:,.0f}"),
     "reward": ("Final reward", "{:.2f}"),
@@ -23,7 +23,7 @@ NUMBERS = {  # by name in the files: heading and form
 
 
 def runs_table(collection: Collection) -> Table:
-    """Make a line for each run, its numbers those of the selected step."""
+    """Make a line for each run, with the numbers of the selected step."""
     members = [(group, run) for group in collection.groups for run in group.runs]
     options = [dict(flatten(run.options.model_dump(mode="json"))) | _extension(run) for _, run in members]
     options = [{key: value for key, value in flat.items() if key not in SHOWN_ANYWAY} for flat in options]
@@ -78,7 +78,7 @@ def _numbers(run: RunRecord, select: Select) -> dict[str, float | None]:
 
 
 def _scores(collection: Collection) -> dict[RunRecord, dict[str, float]]:
-    """Return of each run Pass@1 in % by heading at the selected step."""
+    """Return Pass@1 in % at the selected step, by run and heading."""
     frame = collection.frame
     rows = with_headings(frame[(frame["kind"] == TRAINED) & frame["selected"] & (frame["benchmark"] != VALIDATION)])
     scores: dict[RunRecord, dict[str, float]] = {run: {} for run in collection.runs}

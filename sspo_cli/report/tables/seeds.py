@@ -1,4 +1,4 @@
-"""Whether two configurations differ by more than seeds of one do."""
+"""Comparison of differences between configurations with the noise between seeds."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True, eq=False)
 class SeedValues:
-    """A quantity of a configuration, by seed: Pass@1 in %, or the final reward."""
+    """A quantity of a configuration by seed: Pass@1 in %, or the final reward."""
 
     group: RunGroup
     values: dict[int, float]
@@ -33,10 +33,12 @@ class SeedValues:
 
 
 def against_noise(group_rows: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
-    """Compare `groups`, whose `rows_of` the frame are given, with the best and the strongest baseline of their setting.
+    """Compare groups with the best one and the strongest baseline of their setting, seed by seed.
 
-    Seed by seed, in Pass@1 on each benchmark at the selected step and in the final reward, of finished runs: a row for each
-    two that share two seeds. Holm's correction is for the rows of one setting and quantity.
+    group_rows  rows of the groups, from `rows_of`
+
+    Compares Pass@1 on each benchmark at the selected step and the final reward, of finished runs, with a row for each pair
+    that shares at least two seeds. Holm's correction is over the rows of one setting and quantity.
     """
     families = []
     for (setting, quantity), results in _seed_values(group_rows, groups).items():
@@ -51,7 +53,7 @@ def against_noise(group_rows: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.Da
 
 
 def seeds_table(noise: pd.DataFrame) -> Table | None:
-    """Make a table of what `against_noise` returns; None if it is empty."""
+    """Make a table of the result of `against_noise`; return None if it is empty."""
     if noise.empty:
         return None
     several = noise["setting"].nunique() > 1
@@ -81,9 +83,9 @@ def seeds_table(noise: pd.DataFrame) -> Table | None:
 
 
 def verdict(noise: pd.DataFrame, groups: Sequence[RunGroup]) -> str:
-    """Say in a sentence which of the rows of `against_noise`, by quantity and setting, are beyond the noise of seeds."""
+    """Summarize in a sentence which differences of `against_noise` exceed the noise of seeds."""
     if noise.empty:
-        return "No two configurations share two seeds, so that nothing here tells a difference from the noise of seeds."
+        return "No two configurations share two seeds, so that differences cannot be compared with the noise of seeds."
     names = short_settings(groups)
     parts = []
     for (setting, quantity), family in split(noise, "setting", "quantity"):
@@ -100,7 +102,7 @@ def verdict(noise: pd.DataFrame, groups: Sequence[RunGroup]) -> str:
 
 
 def _seed_values(group_rows: pd.DataFrame, groups: Sequence[RunGroup]) -> dict[tuple[str, str], list[SeedValues]]:
-    """Collect by setting and quantity, the benchmarks first."""
+    """Collect the values by setting and quantity, benchmarks first."""
     values: dict[tuple[str, str], list[SeedValues]] = {}
     tests = group_rows[group_rows["selected"] & (group_rows["benchmark"] != VALIDATION)]
     for (group, column), measured in split(tests, "group", "column"):
@@ -114,7 +116,7 @@ def _seed_values(group_rows: pd.DataFrame, groups: Sequence[RunGroup]) -> dict[t
 
 
 def _compare(result: SeedValues, reference: SeedValues, role: str) -> dict[str, Any] | None:
-    """Compare two by their common seeds; None if they share no two."""
+    """Compare two configurations by their common seeds; return None if they share fewer than two."""
     seeds = sorted(result.values.keys() & reference.values.keys())
     if len(seeds) < 2:
         return None

@@ -1,0 +1,157 @@
+"""A run's model as a folder to publish: whole weights, tokenizer, and a model card that says what was done."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sspo_cli import __version__
+from sspo_cli.config import RunOptions, TaskOptions
+from sspo_cli.errors import UserError, border
+from sspo_cli.named_runs import checkpoint_of, find_run, step_of, whole
+from sspo_cli.policy.model import load_policy
+from sspo_cli.redaction import redacted
+from sspo_cli.tracking.files import explain_os_errors, read_json, write_text_atomic
+from sspo_cli.tracking.run_folder import RunFolder
+from sspo_cli.tracking.shapes import CONFIG
+
+CARD = "README.md"  # where the Hugging Face hub looks for it
+
+
+def export_model(name: str, folder: Path, which: str | None, runs_dir: Path) -> Path:
+    """Write the model of a run's checkpoint (last, best or a step) to a new folder, whole or not at all; return the checkpoint.
+
+    Adapters are merged into the weights. Raises UserError if there is no such checkpoint, if the folder exists or if it cannot
+    be written.
+    """
+    found = find_run(name, runs_dir)
+    if found is None:
+        raise UserError(f"there is no run {name} in {runs_dir}")
+    if found.checkpoint and which:
+        raise UserError(f"{found.checkpoint} is a checkpoint already; leave out --checkpoint or name the run")
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists; name a new folder")
+    run = RunFolder.open(found.folder)
+    checkpoint = whole(found.checkpoint) if found.checkpoint else checkpoint_of(run, which or "last")
+    card = model_card(run, checkpoint)
+    changes: dict[str, Any] = {"kernels": "torch", "gradient_checkpointing": False}
+    if run.config.model.lora:
+        changes["dtype"] = "float32"  # in which the adapters are merged
+    model = run.config.model.model_copy(update=changes)
+    policy = load_policy(model, torch.device("cpu"), checkpoint, run.config.chat.template)
+    merged = policy.model.merge_and_unload() if run.config.model.lora else policy.model
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with explain_os_errors("create", folder):
+        temporary.mkdir(parents=True)
+    try:
+        with border(f"{folder} cannot be written"):
+            merged.save_pretrained(temporary)
+            policy.tokenizer.save_pretrained(temporary)
+        write_text_atomic(temporary / CARD, card)
+        with explain_os_errors("create", folder):
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return checkpoint
+
+
+def model_card(run: RunFolder, checkpoint: Path) -> str:
+    """Describe a checkpoint in Markdown, with the head that the Hugging Face hub reads.
+
+    Raises UserError for a damaged file of the run.
+    """
+    options, step = run.config, step_of(checkpoint)
+    words, base = options.objective.words, _public(options.model.name)
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head |= {"tags": list(dict.fromkeys(["sspo", *words])), **({"base_model": base} if base else {})}
+    scores = [row for row in run.evaluations() if row["step"] in (0, step) and "pass_at_1" in row]
+    every_option = json.dumps(redacted(options.model_dump(mode="json")), indent=2, ensure_ascii=False)
+    lines = [
+        *("---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""),
+        *(f"# {run.path.name}", ""),
+        f"{base or 'A small model built from scratch'}, trained by reinforcement learning with {' '.join(words)}: "
+        f"checkpoint of step {step} of {options.steps}, seed {options.seed}.",
+        *("", "## Training", "", "| | |", "|:--|:--|"),
+        *(f"| {name} | {value} |" for name, value in _training(options, read_json(run.config_path, CONFIG)).items()),
+        *("", *_prompt(options)),
+        *("## Scores", "", *_scores(scores), ""),
+        *("Every option of the run:", "", "```json", every_option, "```", ""),
+    ]
+    return "\n".join(lines)
+
+
+def _training(options: RunOptions, about: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a reader should know of the training, by name; `about` is the content of config.json."""
+    objective = options.objective.model_dump(mode="json", exclude={"method", "gate"})
+    rollout, optimizer, data = options.rollout, options.optimizer, about.get("data")
+    packages = about.get("packages", {})
+    versions = (f"{name} {packages[name]}" for name in ("torch", "transformers", "vllm", "peft") if name in packages)
+    program = (f"sspo {packages.get('sspo', __version__)}", f"revision {about.get('revision') or 'unknown'}", *versions)
+    return {
+        "method": options.objective.method,
+        "gate": options.objective.gate or "none",
+        **{f"`{name}`": str(value) for name, value in objective.items()},
+        "weights": _trained(options),
+        "data": "; ".join(map(_describe_task, options.tasks)),
+        **({"training problems": f"{data['problems']}, fingerprint {data['fingerprint']}"} if data else {}),
+        "rollout": f"{rollout.prompts} prompts, {rollout.group_size} completions each, at most {rollout.max_new_tokens} "
+        f"tokens, temperature {rollout.temperature}",
+        "optimizer": f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule}; μ = {options.learning.mu}",
+        "cold start": _cold_start(options),
+        "prompt": f"template {options.template.name}",
+        "program": ", ".join(program),
+    }
+
+
+def _public(name: str | None) -> str | None:
+    """Return a model's name without the folder of this machine that it is in; None for a model built from scratch."""
+    return name if name is None or not Path(name).exists() else Path(name).resolve().name
+
+
+def _trained(options: RunOptions) -> str:
+    lora = options.model.lora
+    return f"adapters of rank {lora.rank}, merged" if lora else "all"
+
+
+def _describe_task(task: TaskOptions) -> str:
+    limit = f", the first {task.limit} problems" if task.limit else ""
+    source = f" from {_public(task.path)}" if task.path else ""
+    return f"{task.label} ({task.split}{limit}){source}"
+
+
+def _cold_start(options: RunOptions) -> str:
+    cold = options.cold_start
+    if not cold.steps:
+        return "none"
+    return f"{cold.steps} steps of {cold.batch_size} demonstrations, learning rate {cold.learning_rate:g}"
+
+
+def _prompt(options: RunOptions) -> list[str]:
+    """Quote the system turn, without which the model is not asked as it was trained."""
+    if not (system := options.template.system):
+        return []
+    return [
+        "Its system turn, which the model was trained with:",
+        "",
+        *(f"> {line}" for line in system.splitlines()),
+        "",
+    ]
+
+
+def _scores(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return ["Not measured at this checkpoint."]
+    table = [
+        "| benchmark | step | Pass@1 | 95 % interval | problems | samples | temperature | token limit | prompt |",
+        "|:--|--:|--:|:--|--:|--:|--:|--:|:--|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["benchmark"], row["step"])):
+        interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %" if {"low", "high"} <= row.keys() else "–"
+        cells = (row.get(name, "–") for name in ("n", "samples", "temperature", "max_new_tokens", "prompt"))
+        score = f"{100 * row['pass_at_1']:.1f} %"
+        table.append(f"| {' | '.join(map(str, (row['benchmark'], row['step'], score, interval, *cells)))} |")
+    return [*table, "", "Intervals are Wilson's, over the problems. Step 0 is the model before reinforcement learning."]

@@ -1,0 +1,32 @@
+"""Terms that other trainers have and the paper leaves out: a KL penalty, and clipping by entropy."""
+
+import torch
+from torch import Tensor
+
+from sspo_cli.objectives.ratios import LOG_RATIO_LIMIT, token_mean
+
+SMALL_ENTROPY = 1e-8
+
+
+def reference_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Estimate KL(π_θ ‖ π_ref) for each completion by k3: 1/|y_i| Σ_t (e^δ - 1 - δ), δ = log π_ref - log π_θ.
+
+    logprobs, reference_logprobs [B, T]; boolean mask [B, T]  ->  [B], differentiable in the logprobs, 0 without tokens
+
+    The penalty of GRPO (arXiv 2402.03300, eq. 4), never negative. Its gradient is (1 - e^δ) ∇log π_θ. As in TRL and verl, it is
+    not corrected for the tokens being sampled by the behaviour policy.
+    """
+    delta = torch.where(mask, reference_logprobs - logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return token_mean(torch.expm1(delta) - delta, mask)
+
+
+def has_kept_entropy(entropy: Tensor, old_entropy: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Decide for each token whether H(π_θ) / H(π_old) lies between the bounds: [B, T], [B, T] -> boolean [B, T].
+
+    Entropy ratio clipping (arXiv 2512.05591) removes the gradient of the other tokens, whatever their gate does, and keeps their
+    value. The bounds are excluded and both entropies, in nats, are raised by 1e-8, as in its released code:
+    two that are 0 have the ratio 1.
+    """
+    low, high = bounds
+    ratio = (entropy + SMALL_ENTROPY) / (old_entropy + SMALL_ENTROPY)
+    return (low < ratio) & (ratio < high)

@@ -1,0 +1,32 @@
+"""Other weights for a policy, for a while: those of an earlier rollout, or of the reference."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sspo_cli.policy.model import Policy
+from sspo_cli.policy.sharding import spread_like, whole
+
+
+def trained_weights(policy: Policy) -> list[Tensor]:
+    """Copy the weights that are trained, adapters alone with LoRA, to the CPU; of several ranks each has all of them."""
+    return [whole(parameter.detach()).to("cpu", copy=True) for parameter in policy.parameters]
+
+
+@contextmanager
+def given_weights(policy: Policy, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Compute with other weights for the time of a `with`."""
+    current = trained_weights(policy)
+    _set(policy, weights)
+    try:
+        yield
+    finally:
+        _set(policy, current)
+
+
+@torch.no_grad()
+def _set(policy: Policy, weights: Sequence[Tensor]) -> None:
+    for parameter, value in zip(policy.parameters, weights, strict=True):
+        parameter.copy_(spread_like(value, parameter))
