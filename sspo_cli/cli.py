@@ -217,7 +217,7 @@ def train_command(
 
         from sspo_cli.memory import preview_memory
 
-        preview_memory(options, device_memory, lambda line: print(f"# {line}"))
+        preview_memory(options, device_memory, lambda line: print(f"# {line}"), nproc or 1)
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
     if _are_started(nproc, options.device):

@@ -238,7 +238,7 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     checkpoint, damaged = ranks.on_first(lambda: set_damaged_aside(folder.checkpoints))
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
-    check_memory(options, device_here(options, device), tracker.note, checkpoint)
+    check_memory(options, device_here(options, device, ranks.size()), tracker.note, checkpoint)
     by_torch = samples_by_torch(options.rollout, device)
     forked = None if checkpoint else ranks.on_first(lambda: checkpoint_to_fork(options, folder.path.parent))
     source = checkpoint or forked
