@@ -1,4 +1,4 @@
-"""The one exception that a user sees, what its sentences are made of, and the borders that turn other exceptions into it."""
+"""The exception for users, helpers for its messages, and the conversion of other exceptions into it."""
 
 import difflib
 import errno
@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from sspo_cli.interruption import Interrupted
 
-LONGEST_WORD = 240  # characters of a message without a space between them
+LONGEST_WORD = 240  # most characters of a word in a message
 LONGEST_MESSAGE = 1600
 LONGEST_NAME = 200  # bytes: file systems allow 255, and temporary and lock files add to it
 LONGEST_PATH = 1000
@@ -20,9 +20,9 @@ SAY_WHAT_FAILED = (OSError, ValueError, RuntimeError, ImportError)  # other exce
 
 
 class UserError(Exception):
-    """Says that what the user gave cannot be used. The message is one sentence: what is wrong, where, and what to do instead.
+    """An error in the user's input. The message is one sentence: what is wrong, where, and what to do instead.
 
-    It is kept on one line, and long values in it are shortened.
+    The message is reduced to one line, and long values in it are shortened.
     """
 
     def __init__(self, message: str) -> None:
@@ -33,12 +33,12 @@ class UserError(Exception):
 
 @contextmanager
 def border(failure: str | Callable[[], str], *passing: type[BaseException]) -> Iterator[None]:
-    """Turn every exception of the libraries behind a kind of input into a UserError: `failure`, and the reason.
+    """Turn every exception in the block into a UserError with the message `failure` and the reason.
 
-    `failure` may be a function, called when something has failed.
+    failure  beginning of the message, or a function that returns it
+    passing  exceptions that pass unchanged, in addition to UserError, Interrupted and those that end the process
 
-    Broken input makes a library raise anything: a KeyError, a ZeroDivisionError, a panic of Rust code. A UserError,
-    Interrupted and what ends the process pass unchanged, and so do the exceptions `passing`.
+    Broken input can make a library raise anything: KeyError, ZeroDivisionError, a panic of Rust code.
     """
     try:
         yield
@@ -50,14 +50,14 @@ def border(failure: str | Callable[[], str], *passing: type[BaseException]) -> I
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, after its type if the message alone does not say what went wrong."""
+    """Return the first line of an error's message, preceded by its type if the message alone is not clear."""
     line, name = own_names(first_line(error)), type(error).__name__
     if name == "UnpicklingError":  # torch's message explains how to run the code
         return "it is damaged or holds code, which is never run"
     return line if isinstance(error, SAY_WHAT_FAILED) or line == name else f"{name}: {line}"
 
 
-# What the libraries call an option of this program, in the order of replacement.
+# Names of this program's options in messages of libraries, in the order of replacement.
 FOREIGN = (
     (r"FlashAttention2? has been toggled on", "model.attention=flash_attention_2 was asked for"),
     (r"(?:the argument )?[`'\"]*attn_implementation\s*=\s*[`'\"]*(\w+)[`'\"]*", r"model.attention=\1"),
@@ -74,7 +74,7 @@ FOREIGN = (
 
 
 def own_names(message: str) -> str:
-    """Return a library's message with the options of this program in the place of the library's arguments."""
+    """Replace a library's arguments in its message by the options of this program."""
     for foreign, own in FOREIGN:
         message = re.sub(foreign, own, message)
     return message
@@ -86,7 +86,7 @@ def first_line(error: BaseException) -> str:
     return message.splitlines()[0] if message else type(error).__name__
 
 
-# What torch, numpy and the C++ library say instead of raising MemoryError, also to sizes beyond any memory.
+# Messages of torch, numpy and the C++ library that mean MemoryError, also for impossible sizes.
 _MEMORY_PHRASES = (
     "allocate memory",
     "not enough memory",
@@ -105,14 +105,14 @@ def says_memory_is_full(error: BaseException) -> bool:
     """Report whether an exception of any library means that there is too little memory, on the CPU or a GPU."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    if isinstance(error, OverflowError):  # of Python: an integer that is no size
+    if isinstance(error, OverflowError):  # from Python, for an integer that is too large for a size
         return "int too large" in str(error) or "index-sized" in str(error)
     is_of_a_library = isinstance(error, RuntimeError | ValueError | OSError)
     return is_of_a_library and any(phrase in str(error).lower() for phrase in _MEMORY_PHRASES)
 
 
 def says_disk_is_full(error: BaseException | None) -> bool:
-    """Report whether an exception or one that caused it means that there is no room on the disk, or none within a quota."""
+    """Report whether an exception or its cause means that the disk or a quota is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -123,7 +123,7 @@ def says_disk_is_full(error: BaseException | None) -> bool:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Leave out the middle of a text that is longer than `limit` characters."""
+    """Shorten a text to `limit` characters by leaving out its middle."""
     if len(text) <= limit:
         return text
     tail = limit // 3
@@ -131,25 +131,25 @@ def shorten(text: str, limit: int) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return the end of such a sentence if `name` should have been one of `known`."""
+    """Return the end of a message about a name that is not one of `known`: the nearest one, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(str(name).lower()[:LONGEST_WORD], known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
 
 
 def check_name(option: str, name: str) -> None:
-    """Raise UserError for a name that is no folder inside of another one: empty, too long, or leading out of it."""
+    """Raise UserError for a name that cannot be a sub-folder: empty, too long, or leading out of its folder."""
     path = PurePath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise UserError(
-            f"{option} {name or repr(name)} does not name a folder inside of the runs folder; see also --runs-dir"
+            f"{option} {name or repr(name)} does not name a folder inside the runs folder; see also --runs-dir"
         )
     if max(len(part.encode(errors="replace")) for part in path.parts) > LONGEST_NAME or len(name) > LONGEST_PATH:
         raise UserError(f"{option} {name} is too long for the name of a folder; use at most {LONGEST_NAME} characters")
-    if not name.isprintable():  # half a surrogate pair is what bytes that are no text become
+    if not name.isprintable():  # for example half a surrogate pair, from bytes that are not text
         raise UserError(f"{option} {name!r} has characters that cannot be printed")
 
 
 def command_line(*words: str | Path) -> str:
-    """Return a command as it can be pasted into a shell, in backticks."""
+    """Format a command for pasting into a shell, in backticks."""
     return f"`{shlex.join(map(str, words))}`"

@@ -9,7 +9,7 @@ from sspo_cli.errors import UserError, border
 
 
 def take_lock(lock: FileLock, timeout: float = 0.0) -> bool:
-    """Take a lock within `timeout` seconds; returns whether it was taken, or another process still holds it.
+    """Take a lock within `timeout` seconds; return False if another process still holds it.
 
     Raises UserError if the disk refuses: it is full, failing, read-only or without locks.
     """
@@ -23,7 +23,7 @@ def take_lock(lock: FileLock, timeout: float = 0.0) -> bool:
 
 @contextmanager
 def hold_lock(lock: FileLock, timeout: float = 600.0) -> Iterator[None]:
-    """Hold a lock during a `with`. Raises UserError as `take_lock` does, and if another process holds it for too long."""
+    """Hold a lock within the block. Raises UserError like `take_lock`, and if another process holds it for too long."""
     if not take_lock(lock, timeout):
         raise UserError(f"another process has held {lock.lock_file} for {timeout / 60:g} minutes; end it and try again")
     try:

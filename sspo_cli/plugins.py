@@ -1,4 +1,4 @@
-"""Functions that a user names: a built-in one by its name, or one of their own as `module:function`."""
+"""Functions that a user names: a built-in one by its name, or their own as `module:function`."""
 
 import importlib
 import os
@@ -10,10 +10,12 @@ from sspo_cli.errors import UserError, did_you_mean
 
 
 def load_function(kind: str, name: object, built_in: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """Return the built-in function of that name, or imports `module:function`.
+    """Return the built-in function of this name, or import `module:function`.
 
-    The module is looked for in the current directory first. `kind` says in messages what the function is, such as
-    "gate". Raises UserError if there is no such built-in, module or function, or if the module cannot be imported.
+    kind  kind of the function for messages, such as "gate"
+
+    The module is searched in the current directory first. Raises UserError if there is no such built-in, module or function,
+    or if the module cannot be imported.
     """
     text = str(name)  # a config may hold anything
     if text in built_in:
@@ -22,10 +24,10 @@ def load_function(kind: str, name: object, built_in: Mapping[str, Callable[..., 
     if not (module_name and function_name):
         raise UserError(f"unknown {kind} {name!r}{did_you_mean(name, [*built_in, 'module:function'])}")
     current_directory = os.getcwd()
-    sys.path.insert(0, current_directory)  # a console script does not look there by itself
+    sys.path.insert(0, current_directory)  # a console script does not search there by default
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module may raise anything
         raise UserError(f"{kind} {name} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(current_directory)

@@ -1,4 +1,4 @@
-"""Checks before anything is spent: sizes fit the machine, a perfect answer earns the full reward, problems fit the model."""
+"""Checks before a run: sizes fit the machine, a perfect answer earns the full reward, problems fit the model."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -14,18 +14,18 @@ from sspo_cli.types import Prompt
 CALL = "6*7"  # the code that a perfect episode runs
 CLOSING = "</think>"
 
-# Bytes that are needed at least, so that only what can never fit is refused.
+# Lower bounds in bytes, so that only sizes that can never fit are refused.
 PER_COMPLETION = 512  # its token ids, text and reward as Python objects
-PER_TOKEN = 12  # while it is sampled: its id and its log-probability
+PER_TOKEN = 12  # id and log-probability of a token while it is sampled
 PER_INDEX = 8
-PER_WEIGHT = 16  # itself, its gradient and two moments
-PER_LAYER = 16384  # of a model, its modules as Python objects
+PER_WEIGHT = 16  # a weight, its gradient and two moments
+PER_LAYER = 16384  # modules of a layer as Python objects
 
 
 def check_sizes(options: RunOptions) -> None:
     """Raise UserError if a part of the run needs more memory than the machine has.
 
-    The system grants more memory than there is and later kills who uses it, so absurd sizes are not left to it.
+    The system would grant more memory than it has and kill the process later.
     """
     rollout, learning, evaluation, tiny = options.rollout, options.learning, options.evaluation, options.model.tiny
     completions = rollout.prompts * rollout.group_size
@@ -59,12 +59,12 @@ def check_rewards(
     stage: Stage,
     note: Callable[[str], None],
 ) -> None:
-    """Note one rendered prompt and the rewards of synthetic completions, encoded and decoded as sampled ones are.
+    """Note one rendered prompt and the rewards of synthetic completions, encoded and decoded like sampled ones.
 
-    Of a problem with an environment, the reward of a perfect episode instead: a call, and the gold answer. Raises UserError
-    if the perfect one does not have the whole reward of answer and format, or another spelling of the gold is not right:
-    because of a chat template that swallows the tags, say, or of a gold answer that no answer can match. So does a function of
-    the user's own that does not come to an end.
+    For a problem with an environment, the reward of a perfect episode is noted: a call, and the gold answer. Raises UserError
+    if the perfect completion does not earn the full reward of answer and format, or if another spelling of the gold is not
+    right. Possible causes are a chat template that drops the tags, or a gold that no answer can match. Also raises UserError
+    if the user's reward function does not end.
     """
     note(f"the first prompt, rendered:\n{prompt.text}")
     if prompt.problem.environment:
@@ -108,7 +108,7 @@ def check_rewards(
 
 
 def _check_episode(prompt: Prompt, stage: Stage, note: Callable[[str], None]) -> None:
-    """Play a perfect episode, each turn encoded and decoded as a sampled one is. Raises UserError if it is not solved."""
+    """Play a perfect episode with turns encoded and decoded like sampled ones. Raises UserError if it is not solved."""
     problem, dialogue = prompt.problem, stage.dialogue
     assert problem.environment
     assert dialogue
@@ -131,12 +131,12 @@ def _check_episode(prompt: Prompt, stage: Stage, note: Callable[[str], None]) ->
     if total < 2.0 and episode.limits.turns > 1:
         raise UserError(
             f"a perfect episode of problem {problem.id} of {problem.task} earns {total:g} instead of 2 (it ended by "
-            f"{episode.outcome.ended}); choose another tokenizer, or mend the gold answer"
+            f"{episode.outcome.ended}); choose another tokenizer, or correct the gold answer"
         )
 
 
 def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy, stage: Stage = NO_STAGE) -> int:
-    """Return how many tokens a prompt and its completion may have at most, over all of them.
+    """Return the largest number of tokens that a prompt and its completion may have together.
 
     Raises UserError for a prompt with tokens that the model does not have, and for one that leaves too little of the model's
     context for its completion.

@@ -1,10 +1,10 @@
-"""Credentials in addresses, which are neither kept nor printed."""
+"""Removal of credentials from addresses before anything is stored or printed."""
 
 import re
 from typing import Any
 
 HIDDEN = "***"
-# `user:password@` of an address; a password that should have been encoded may hold a slash, a port is no password.
+# `user:password@` of an address. An unencoded password may contain a slash; a port is not a password.
 _USER = re.compile(r"(?<=://)(?:[^\s/?#@:]*:(?!\d+(?:[/?#]|$))[^\s@]*@(?:[^\s/?#@]*@)*|[^\s/?#]*@)")
 _PARAMETER = re.compile(r"([?&][\w.-]*(?:key|token|secret|password|auth)[\w.-]*=)[^&#\s]+", re.IGNORECASE)
 

@@ -1,11 +1,11 @@
-"""Every random draw of a run is a function of its seed, its purpose and its index.
+"""Seeds of a run's random draws, derived from its seed, the purpose and an index.
 
-So a resumed run needs no stored generator state: it draws what the uninterrupted run would have drawn.
+A resumed run therefore needs no stored generator state, and draws the same numbers as an uninterrupted one.
 """
 
 import xxhash
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """Derive a seed in [0, 2^63), unrelated for any two different triples."""
+    """Derive a seed in [0, 2^63); different triples have unrelated seeds."""
     return xxhash.xxh3_64_intdigest(f"{seed}/{purpose}/{index}".encode()) >> 1

@@ -59,8 +59,10 @@ def train(run: Run) -> None:
             sync_metrics = take_kept_rollout(run)  # of programs that look at the clock, say, another one would differ
         if state.batch is None:
 
-            def begin_check(index: int, completion: Completion, prompts: list[Prompt] = prompts[mine]) -> None:
+            def begin_check(index: int, _: int, completion: Completion, prompts: list[Prompt] = prompts[mine]) -> None:
                 """Check an answer while others are still sampled; the grading then has its verdict at once."""
+                if completion.episode is not None:  # it has its reward
+                    return
                 text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
                 run.checker.submit(extract_answer(text, [gold]), gold)
 

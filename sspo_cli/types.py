@@ -1,4 +1,4 @@
-"""The nouns that travel between the rooms. No torch here: tasks and rewards work on text."""
+"""Data types that the packages exchange. This module imports no torch, because tasks and rewards work on text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 class Problem:
     """One item of a data set.
 
-    id             unique within its task, stable over runs
-    question       plain text or LaTeX, as the user turn of the prompt
-    answer         the gold answer, bare: no `####`, no `\\boxed{}`, no tags
-    task           name of the task that it came from
+    id             unique within its task, stable between runs
+    question       plain text or LaTeX, the user turn of the prompt
+    answer         the bare gold answer: no `####`, no `\\boxed{}`, no tags
+    task           name of its task
     demonstration  a worked completion for the cold start, tags included, or None
-    environment    name of the environment that its episodes are played in; None: one turn, no calls
+    environment    name of the environment for its episodes; None: a single turn without calls
     setup          code that prepares an episode's variables, without the gold answer, or None
     check          name of the rule by which a proposal is compared with the gold answer (`environments.checks`)
     episode        a worked episode for the cold start: the policy's turns and the observations alternate; empty: none
-    part           the part of its benchmark that is reported on its own as well, such as MINT's `gsm8k`; empty: none
+    part           part of its benchmark that is also reported separately, such as MINT's `gsm8k`; empty: none
     """
 
     id: str
@@ -36,8 +36,8 @@ class Problem:
 class Prompt:
     """A problem, rendered through the chat template.
 
-    opening  what the template has already written of the completion (`<think>`, or nothing); rewards read it as part of
-             the completion's text
+    opening  text that the template opens the completion with (`<think>`, or nothing); rewards read it as part of the
+             completion
     """
 
     problem: Problem
@@ -48,12 +48,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """r = r_answer + r_format, in [0, 2] (appendix A), unless a run has weights or a reward of its own.
+    """r = r_answer + r_format, in [0, 2] (appendix A), unless a run has other weights or its own reward function.
 
     extracted  the text between the answer tags, or None
     status     how the answer check ended: "ok", "timeout", "error" or "no answer"
     own        value of the user's function; 0 without one
-    weights    of answer, format and own in the sum
+    weights    weights of answer, format and own in the sum
     """
 
     answer: float
@@ -71,16 +71,16 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of the policy in an episode, and the environment's answer. Plain values, so it is stored as JSON.
+    """One turn of the policy in an episode, and the environment's answer. All values can be stored as JSON.
 
-    text            the policy's own, with what the chat template opened of it
+    text            the policy's text, beginning with the text that the chat template opened it with
     action          "call", "proposal" or "nothing"
     content         the code or the solution
-    well_formed     exactly one action, at the end
-    status          of a call "ok", "timeout", "memory" or "crashed"; of a proposal "solved", "wrong" or, where the check did
-                    not end, "timeout" or "error"; else "nothing"
-    answer          what the policy reads next; None: the episode is over
-    variables_lost  the interpreter was ended, and its next cell finds no variables of earlier ones
+    well_formed     the turn has exactly one action and ends with it
+    status          for a call "ok", "timeout", "memory" or "crashed"; for a proposal "solved", "wrong" or, if the check failed,
+                    "timeout" or "error"; otherwise "nothing"
+    answer          text that the policy reads next; None if the episode is over
+    variables_lost  the interpreter has ended, so that the next cell has no variables of earlier ones
     """
 
     text: str
@@ -94,15 +94,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an episode.
+    """The outcome of an episode.
 
-    solved     a proposal was accepted; `proposals` says which
-    proposals  of the policy, accepted or not
-    turns      of the policy
-    calls      of them that ran code
-    timeouts   calls that ran out of time
-    crashes    calls that ended their interpreter by other means, memory included
-    ended      "solved", "proposals", "turns", or "tokens" (out of tokens: the completion is truncated)
+    solved     a proposal was accepted, number `proposals`
+    proposals  number of proposals, accepted or not
+    turns      number of turns of the policy
+    calls      number of turns that ran code
+    timeouts   number of calls that ran out of time
+    crashes    number of calls that ended their interpreter in another way, including out of memory
+    ended      reason of the end: "solved", "proposals", "turns", or "tokens" (the completion is truncated)
     """
 
     solved: bool
@@ -116,7 +116,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What an episode was, turn by turn, and how its environment has judged it."""
+    """A finished episode: its turns, its outcome and its reward."""
 
     turns: tuple[Turn, ...]
     outcome: Outcome
@@ -125,14 +125,14 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer: all tokens after the prompt. Of an episode, the turns of the policy and what it read between them.
+    """One sampled answer: all tokens after the prompt. For an episode, the policy's turns and the text that it read between.
 
-    token_ids          an end-of-sequence token included where the policy wrote one
-    sampling_logprobs  by the sampler, at the sampling temperature, one for each token; 0 for those that the policy read
-    text               decoded, without the last end-of-sequence token
+    token_ids          tokens, including an end-of-sequence token that the policy wrote
+    sampling_logprobs  log-probability of each token by the sampler at the sampling temperature; 0 for tokens that were read
+    text               decoded text, without the last end-of-sequence token
     truncated          cut at the token limit
-    read               of an episode, for each token, whether the policy read it; empty: it wrote all of them
-    episode            the episode; None: a single turn
+    read               for an episode, True for each token that the policy read; empty if it wrote all of them
+    episode            the episode; None for a single turn
     """
 
     token_ids: list[int]
@@ -144,7 +144,7 @@ class Completion:
 
     @property
     def own_tokens(self) -> int:
-        """|y_i|: the tokens that the policy wrote."""
+        """|y_i|, the number of tokens that the policy wrote."""
         return len(self.token_ids) - sum(self.read)
 
 

@@ -1,4 +1,4 @@
-"""Mistakes on the command line as one sentence each, in the place of the parser's box."""
+"""One-sentence messages for mistakes on the command line, instead of the parser's box."""
 
 import difflib
 import re
@@ -11,11 +11,11 @@ from sspo_cli.errors import UserError, command_line, did_you_mean, shorten
 # The parser's own class (click's, or typer's copy of it), of which typer exports this one subclass.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 LONGEST_VALUE = 120  # characters of a value that a sentence repeats
-SURELY_MEANT, PERHAPS_MEANT = 0.8, 0.6  # how alike two names are
+SURELY_MEANT, PERHAPS_MEANT = 0.8, 0.6  # similarity of two names
 
 
 def explain_usage(error: Any) -> UserError:
-    """Make a UserError of a usage error: what is wrong, the option or command that was probably meant, where help is."""
+    """Turn a usage error into a UserError with the problem, the probably intended option or command, and a hint at --help."""
     kind, context = type(error).__name__, error.ctx
     message = error.format_message().strip().removesuffix(".")
     path = context.command_path.split() if context else []
@@ -38,9 +38,9 @@ def explain_usage(error: Any) -> UserError:
 
 
 def _given(error: Any) -> str:
-    """Return the option and the value that it was given."""
+    """Return the option and its value."""
     option = max(error.param.opts, key=len) if error.param else "a value"
-    failed: list[Any] = getattr(error.__cause__, "errors", list)()  # of pydantic, which converts the values
+    failed: list[Any] = getattr(error.__cause__, "errors", list)()  # from pydantic, which converts the values
     return f"`{option} {shorten(str(failed[0]['input']), LONGEST_VALUE)}`" if failed else option
 
 
@@ -66,5 +66,5 @@ def _meant_flag(extra: str) -> str | None:
 
 
 def _clause(sentence: str) -> str:
-    """Return a sentence as part of another one."""
+    """Convert a sentence to a clause."""
     return f"{sentence[:1].lower()}{sentence[1:]}".removesuffix(".")

@@ -197,14 +197,45 @@ def test_an_episode_that_cannot_be_solved_is_refused_before_anything_is_spent(ru
         session.start_run(options(episode__max_tokens=1020), runs / "too-long", [])
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs of the whole config, which share their cold starts."""
+    return tmp_path_factory.mktemp("learned")
+
+
+def last_row(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "eval" / "summary.json").read_text())[-1]
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("method", ["sspo", "grpo"])
-def test_the_calculator_config_learns_to_call(tmp_path: Path, method: str):
-    done = sspo(
-        "train", "-c", CONFIGS / "calculator.yaml", "--method", method, "--runs-dir", tmp_path, "--run", "calculator"
-    )
+def test_the_calculator_config_learns_to_call(learned: Path, method: str, seed: int):
+    name = f"{method}-{seed}"
+    words = ["--runs-dir", learned, "--run", name, "--method", method, "--seed", seed]
+    done = sspo("train", "-c", CONFIGS / "calculator.yaml", *words)
     assert done.returncode == 0, done.stderr
-    before, after = json.loads((tmp_path / "calculator" / "eval" / "summary.json").read_text())
+    before, after = json.loads((learned / name / "eval" / "summary.json").read_text())
+    assert (before["temperature"], before["samples"]) == (after["temperature"], after["samples"]) == (1.0, 4)
     assert before["pass_at_1"] <= 0.4
     assert after["pass_at_1"] >= 0.9
     assert after["episodes"]["calls"] > 0.9
+    greedy = ["-b", "calculator", "--temperature", 0, "--samples", 1]
+    done = sspo("eval", name, "--runs-dir", learned, *greedy)
+    assert done.returncode == 0, done.stderr
+    row = last_row(learned / name)
+    assert row["temperature"] == 0
+    assert row["pass_at_1"] >= 0.9
+
+
+@pytest.mark.long
+def test_a_second_call_is_written_from_the_result_of_the_first(learned: Path):
+    benchmark = "[{name: calculator-two, split: test, limit: 256}]"
+    sets = ["-s", "tasks=[{name: calculator-two}]", "-s", f"evaluation.benchmarks={benchmark}"]
+    done = sspo("train", "-c", CONFIGS / "calculator.yaml", "--runs-dir", learned, "--run", "two", *sets)
+    assert done.returncode == 0, done.stderr
+    answers = rows(learned / "two" / "eval" / "calculator-two.jsonl")
+    step = last_row(learned / "two")["step"]
+    both = [answer["correct"] for answer in answers if answer["step"] == step and answer["outcome"]["calls"] == 2]
+    assert len(both) > 0.8 * 4 * 256
+    assert sum(both) / len(both) >= 0.9

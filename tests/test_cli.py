@@ -17,7 +17,7 @@ SMALL = {
     "rollout__prompts": 4,
     "rollout__group_size": 4,
     "rollout__max_new_tokens": 48,
-    "cold_start__steps": 150,
+    "cold_start__steps": 60,
     "cold_start__learning_rate": 1e-2,
     "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 30}]",
 }
@@ -89,7 +89,7 @@ def test_the_help_of_train_names_every_method_and_gate():
 
     said = " ".join(sspo("train", "--help").stdout.replace("│", " ").split())
     assert all(name in said for name in (*METHODS, *SSPO_GATES, "module:function"))
-    assert "Run a gate of your own although it breaks the paper's conditions." in said
+    assert "Accept your own gate even if it breaks the paper's conditions." in said
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,10 @@ def test_the_help_of_train_names_every_method_and_gate():
         ("train --optimizer.learning-rate=1", "write -s optimizer.learning_rate=VALUE"),
         ("--verzion", "`sspo` has no option --verzion; did you mean --version?"),
         ("trian", "there is no command trian; did you mean train?"),
-        ("sweep", "`sspo sweep` needs -c / --config: the sweep's YAML file; see `sspo sweep --help`"),
+        (
+            "sweep",
+            "`sspo sweep` needs -c / --config: the sweep's YAML file, or a preset of `sspo configs`; see `sspo sweep --help`",
+        ),
         (
             "report",
             "`sspo report` needs RUN_OR_FOLDER...: runs by name or folder, or folders of runs; see `sspo report --help`",

@@ -78,7 +78,7 @@ def test_options_that_were_written_by_a_run_are_read_again():
         (["-s", "prompt=# no value"], "gives no value"),
         (["--run", ""], "--run '' does not name a folder"),
         (["--run", "."], "--run . does not name a folder"),
-        (["--run", "../outside"], "--run ../outside does not name a folder inside of the runs folder"),
+        (["--run", "../outside"], "--run ../outside does not name a folder inside the runs folder"),
         (["--run", "a/../../outside"], "does not name a folder inside"),
         (["--run", "/outside"], "does not name a folder inside"),
         (["--run", "a" * 5000], "is too long"),

@@ -1,4 +1,4 @@
-"""A sweep that is killed again and again, its trials with it, ends with the same tables as one that was left alone."""
+"""A sweep that is killed twice, its trials with it, ends with the same tables as one that was left alone."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ from sspo_cli.tracking.files import last_jsonl_rows
 # The cold start is just long enough that some answers are right, and no two steps or trials come out alike.
 TEXT = """
 options:
-  steps: 24
+  steps: 16
   model.tiny: {hidden_size: 32, heads: 1, layers: 1}
   rollout: {prompts: 4, group_size: 4, max_new_tokens: 32}
   optimizer.learning_rate: 3e-3
   cold_start: {steps: 250, learning_rate: 1e-2, warmup_steps: 10, checkpoint_every: 100}
-  evaluation: {every: 9, validation: 50, benchmarks: [{name: arithmetic, split: test, limit: 100}]}
-  checkpoint.every: 5
+  evaluation: {every: 6, validation: 50, benchmarks: [{name: arithmetic, split: test, limit: 50}]}
+  checkpoint.every: 4
 blocks:
   - options: {objective.method: grpo}
   - options: {objective.method: sspo}
@@ -59,15 +59,14 @@ def tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_three_times_ends_with_the_same_tables_byte_for_byte(tmp_path, monkeypatch):
+def test_a_sweep_killed_twice_ends_with_the_same_tables_byte_for_byte(tmp_path, monkeypatch):
     def steps() -> int:
         rows = [last_jsonl_rows(path, 1) for path in killed.glob("small/*/metrics.jsonl")]
         return sum(row[0]["step"] for row in rows if row)
 
     moments = {
         "in the cold start": lambda: any(killed.glob("small/cold-starts/*/step-100")),
-        "between two checkpoints": lambda: steps() >= 8,
-        "after the first trial": lambda: "finished" in states(killed).values() and steps() >= 32,
+        "after the first trial": lambda: "finished" in states(killed).values() and steps() >= 22,  # between checkpoints
     }
     killed, alone = tmp_path / "killed", tmp_path / "alone"
     killed.mkdir()

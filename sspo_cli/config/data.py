@@ -1,4 +1,4 @@
-"""Options of data: which tasks, how their problems are put to the model, what its answers earn."""
+"""Options of data: tasks, benchmarks, prompts and rewards."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ TaskName = Literal[
     "file",
 ]
 TASK_NAMES: tuple[str, ...] = get_args(TaskName)
-# The environment of each task whose problems are played in episodes.
+# Environment by task, for tasks that are played in episodes.
 ENVIRONMENTS = {
     "calculator": "calculator",
     "calculator-two": "calculator",
@@ -43,31 +43,31 @@ ENVIRONMENTS = {
 
 
 class ColumnOptions(Options):
-    """Columns of a data set whose names are not found by themselves; a dotted name is of a nested column."""
+    """Columns of a data set with other names than usual; a dotted name is a nested column."""
 
     question: str | None = Field(None, description="what is asked")
     answer: str | None = Field(None, description="the gold answer")
-    id: str | None = Field(None, description="by which a problem is named; null: its place")
-    demonstration: str | None = Field(None, description="a worked completion for the cold start")
+    id: str | None = Field(None, description="column of the problem's id; null: its position")
+    demonstration: str | None = Field(None, description="column of a worked completion for the cold start")
 
 
 class TaskOptions(Options):
-    """A data set. Several of them are mixed by weight.
+    """A data set. Several are mixed by weight.
 
-    A text stands for one too: `gsm8k`, `gsm8k=data/gsm8k`, `gsm8k=data/gsm8k:test` or `problems.jsonl`.
+    May be written as text: `gsm8k`, `gsm8k=data/gsm8k`, `gsm8k=data/gsm8k:test` or `problems.jsonl`.
     """
 
-    name: TaskName = Field("arithmetic", description="of the data set; file: rows of {question, answer} in `path`")
-    path: str | None = Field(None, description="hub name or local folder or file instead of the published one")
+    name: TaskName = Field("arithmetic", description="data set; file: rows of {question, answer} in `path`")
+    path: str | None = Field(None, description="hub name, local folder or file instead of the published data set")
     split: str = Field(
-        "train", description="train or test, or as the data set names it; of a benchmark, test by default"
+        "train", description="train, test, or another split of the data set; the default for benchmarks is test"
     )
-    config: str | None = Field(
-        None, description="configuration of a data set that has several, such as socratic of gsm8k"
+    config: str | None = Field(None, description="configuration of a data set with several, such as socratic for gsm8k")
+    columns: ColumnOptions | None = Field(
+        None, description="columns of question and answer; null: found by their usual names"
     )
-    columns: ColumnOptions | None = Field(None, description="where question and answer are; null: by the usual names")
     weight: PositiveFloat = Field(1.0, description="share of the problems drawn, relative to the other tasks")
-    limit: PositiveInt | None = Field(None, description="only the first so many problems")
+    limit: PositiveInt | None = Field(None, description="number of problems used, from the first")
 
     @model_validator(mode="before")
     @classmethod
@@ -82,17 +82,17 @@ class TaskOptions(Options):
 
     @property
     def label(self) -> str:
-        """Return the name that results are filed under: the task's, or a local file's or folder's without its type."""
+        """Return the name for results: the task's, or that of a local file or folder without its type."""
         return name_without_type(Path(self.path)) if self.name == "file" and self.path else self.name
 
     @property
     def layout(self) -> Layout:
-        """Return how the rows differ from the published data set's."""
+        """Return the differences from the rows of the published data set."""
         return Layout(self.config, self.columns.model_dump(exclude_none=True) if self.columns else {})
 
 
 class BenchmarkOptions(TaskOptions):
-    """A data set to measure on."""
+    """A data set for measuring."""
 
     max_new_tokens: PositiveInt | None = Field(
         None, le=10**7, description="of a completion; null: evaluation.max_new_tokens"
@@ -100,9 +100,11 @@ class BenchmarkOptions(TaskOptions):
 
 
 def task_from_text(text: str, split: str) -> dict[str, Any]:
-    """Return the options that NAME, NAME=PATH, NAME=PATH:SPLIT, NAME:SPLIT, a path or PATH:SPLIT stands for.
+    """Parse NAME, NAME=PATH, NAME=PATH:SPLIT, NAME:SPLIT, a path or PATH:SPLIT into options.
 
-    `split` is meant if the text has none. Raises ValueError for an unknown name and an empty path.
+    split  used if the text has none
+
+    Raises ValueError for an unknown name and an empty path.
     """
     name, equals, path = text.partition("=")
     if equals and name in TASK_NAMES:
@@ -119,21 +121,21 @@ def task_from_text(text: str, split: str) -> dict[str, Any]:
 
 
 def _path_and_split(text: str, split: str) -> tuple[str, str]:
-    """Split `data/gsm8k:test`; a path that exists is one, even with a colon."""
+    """Split `data/gsm8k:test` at its colon, unless the whole text is an existing path."""
     path, colon, own = text.rpartition(":")
     return (path, own) if colon and path and own and "/" not in own and not Path(text).exists() else (text, split)
 
 
 class ChatOptions(Options):
-    """The turns and the chat template of a prompt, next to the prompt template; episodes use only the chat template.
+    """Changes of the prompt template and the chat template; episodes use only the chat template.
 
-    A text of one line that ends in .txt, .md, .jinja or .j2, or names a file that exists, stands for what that file holds.
+    A single line that ends in .txt, .md, .jinja or .j2, or that is an existing file, is replaced by the content of the file.
     """
 
-    system: str | None = Field(None, description="system turn in place of the prompt template's; '' leaves it out")
-    user: str | None = Field(None, description="user turn with {question}; null: the question alone")
+    system: str | None = Field(None, description="system turn instead of the prompt template's; '' removes it")
+    user: str | None = Field(None, description="user turn, with {question}; null: the question alone")
     template: str | None = Field(
-        None, description="chat template in place of the tokenizer's, such as for a base model"
+        None, description="chat template instead of the tokenizer's, for example for a base model"
     )
     template_kwargs: dict[str, Any] = Field(
         {}, description="options of the chat template, such as enable_thinking: false"
@@ -148,22 +150,22 @@ class ChatOptions(Options):
     def _can_be_rendered(self) -> Self:
         if self.user is not None and "{question}" not in self.user:
             raise ValueError(
-                f"chat.user = {shorten(repr(self.user), 80)} has no {{question}}; put it where the problem is to be"
+                f"chat.user = {shorten(repr(self.user), 80)} has no {{question}}; insert it at the place of the problem"
             )
         if self.system is not None and "{question}" in self.system:
-            raise ValueError("chat.system holds {question}, where no problem is put in; move it to chat.user")
+            raise ValueError(
+                "chat.system contains {question}, but the problem is inserted only in chat.user; move it there"
+            )
         if self.template is not None and not re.search(r"\{[{%]", self.template):
             raise ValueError(
                 f"chat.template = {shorten(repr(self.template), 80)} is neither a Jinja template nor its file"
             )
         if taken := RENDERED_WITH & self.template_kwargs.keys():
-            raise ValueError(
-                f"chat.template_kwargs.{min(taken)} is given to the chat template by sspo itself; leave it out"
-            )
+            raise ValueError(f"chat.template_kwargs.{min(taken)} is set by sspo itself; leave it out")
         return self
 
 
-# What `apply_chat_template` takes itself.
+# Arguments of `apply_chat_template` itself.
 RENDERED_WITH = {
     *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
     *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
@@ -172,7 +174,7 @@ RENDERED_WITH = {
 
 
 class RewardOptions(Options):
-    """The reward of a completion in training. Pass@1 does not depend on it: it counts right answers."""
+    """The reward of a completion in training. Pass@1 counts right answers and does not depend on it."""
 
     answer: NonNegativeFloat = Field(1.0, description="weight of r_answer, 1 or 0")
     format: NonNegativeFloat = Field(1.0, description="weight of r_format, between 0 and 1")
@@ -181,7 +183,7 @@ class RewardOptions(Options):
     )
     weight: PositiveFloat = Field(1.0, description="of its value")
     range: Annotated[tuple[Bounded, Bounded], Strict(False)] = Field(
-        (0.0, 1.0), description="that its values lie in; one that runs out of time counts as the lowest"
+        (0.0, 1.0), description="range of the function's values; a call that runs out of time counts as the lowest"
     )
 
     @model_validator(mode="after")
@@ -192,10 +194,10 @@ class RewardOptions(Options):
         if self.function is None and not (self.answer or self.format):
             raise ValueError("reward.answer = 0 and reward.format = 0 leave nothing to learn; give one a weight")
         if self.function is None and (self.weight, self.range) != (1.0, (0.0, 1.0)):
-            raise ValueError("reward.weight and reward.range are of reward.function, which is not given")
+            raise ValueError("reward.weight and reward.range apply to reward.function, which is not given")
         return self
 
     @property
     def scoring(self) -> Scoring:
-        """Return the weights and the function that a reward is the sum of."""
+        """Return the weights and the function of the reward."""
         return Scoring(self.answer, self.format, self.function, self.weight, *self.range)

@@ -1,7 +1,7 @@
-"""Every option, as frozen pydantic models. The ways in, YAML files and dotted overrides, are in `files.py`.
+"""All options of a run as frozen pydantic models; `files.py` reads them from YAML files and dotted overrides.
 
-An option is documented where it is declared. Sections that a run does not need stay at their defaults; an option that
-the chosen method does not have is refused, never ignored.
+An option is documented in its declaration. Sections that a run does not need stay at their defaults. An option that the
+chosen method does not have is refused and never ignored.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -38,17 +38,17 @@ class MethodOptions(Options):
 
     method: str = Field(
         DEFAULT_METHOD,
-        description=f"name of the method: {', '.join(NAMED_METHODS)}; or an aggregation: {', '.join(AGGREGATIONS)}; or your own "
-        "as module:function",
+        description=f"method: {', '.join(NAMED_METHODS)}; an aggregation: {', '.join(AGGREGATIONS)}; or your own as "
+        "module:function",
     )
     gate: str | None = Field(
         None,
-        description=f"for sspo: {', '.join(SSPO_GATES)}; for aggregations any gate; or your own as module:function",
+        description=f"gate; sspo takes {', '.join(SSPO_GATES)}, aggregations take any gate; or your own as module:function",
     )
     normalizer: Literal[tuple(NORMALIZERS)] | None = Field(  # type: ignore[valid-type]
         None,
-        description="factor of each completion: 1/N (sequence), its share of the minibatch's tokens (token), or its length, "
-        "over N and the token limit (constant) or over N (length); null: the method's own",
+        description="factor of each completion: 1/N (sequence), its share of the minibatch's tokens (token), its length over N "
+        "times the token limit (constant), or its length over N (length); null: the method's own",
     )
 
 
@@ -64,22 +64,20 @@ GateOptions: Any = create_model("GateOptions", __base__=MethodOptions, **GATE_FI
 
 
 class ObjectiveOptions(GateOptions):
-    """The method and its own hyperparameters; those that it does not have are refused (see `sspo_cli.objectives`)."""
+    """The method and its hyperparameters; options that the method does not have are refused."""
 
-    allow_any_gate: bool = Field(False, description="run a gate of your own although it breaks the paper's conditions")
-    allow_any_method: bool = Field(
-        False, description="run a method of your own although it breaks the paper's conditions"
-    )
+    allow_any_gate: bool = Field(False, description="accept your own gate even if it breaks the paper's conditions")
+    allow_any_method: bool = Field(False, description="accept your own method even if it breaks the paper's conditions")
 
     @property
     def words(self) -> list[str]:
-        """The method and its gate, if it has one."""
+        """Names of the method and of its gate, if it has one."""
         return [word for word in (self.method, self.gate) if word is not None]
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Replace what is not given by the method's defaults, so that a run folder says what was run."""
+        """Fill in the method's defaults, so that the run folder records what was run."""
         if not isinstance(values, dict) or not values.keys() <= cls.model_fields.keys():
             return values  # the field validation says what is wrong
         if values.get("method", DEFAULT_METHOD) is None:
@@ -92,17 +90,17 @@ class ObjectiveOptions(GateOptions):
 
 
 class TinyModelOptions(Options):
-    """A Qwen2-shaped model built from scratch with the embedded character tokenizer; used where `model.name` is null."""
+    """A Qwen2-shaped model with random weights and the embedded character tokenizer, used if `model.name` is null."""
 
     hidden_size: PositiveInt = Field(64, le=2**16, description="width of the residual stream")
     layers: PositiveInt = Field(3, le=1000, description="transformer layers")
     heads: PositiveInt = Field(2, le=2**12, description="attention heads of each layer")
     intermediate_size: PositiveInt = Field(192, le=2**20, description="width of the feed-forward layers")
     seed: TorchSeed = Field(
-        0, description="of the initial weights; not the run's seed, so that all seeds share a cold start"
+        0, description="seed of the initial weights; not the run's seed, so that all seeds share a cold start"
     )
     action_tags: bool = Field(
-        False, description="whether <execute>, <solution> and their ends are tokens, for tasks in episodes"
+        False, description="make <execute>, <solution> and their closing tags single tokens, for tasks in episodes"
     )
 
     @model_validator(mode="after")
@@ -116,42 +114,42 @@ class TinyModelOptions(Options):
 
 
 class LoraOptions(Options):
-    """Low-rank adapters by peft instead of training every weight."""
+    """Low-rank adapters (peft), trained instead of all weights."""
 
-    rank: PositiveInt = Field(16, le=2**16, description="of the two low-rank matrices")
-    alpha: PositiveFloat = Field(32.0, description="the update is scaled by alpha / rank")
+    rank: PositiveInt = Field(16, le=2**16, description="rank of the two matrices")
+    alpha: PositiveFloat = Field(32.0, description="scale: the update is multiplied by alpha / rank")
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="names of the layers that get an adapter"
     )
-    seed: TorchSeed = Field(0, description="of the adapters' initial weights")
+    seed: TorchSeed = Field(0, description="seed of the adapters' initial weights")
 
 
 class ModelOptions(Options):
     """The model: a named one, or a tiny one built from scratch."""
 
-    name: str | None = Field(None, description="a Hugging Face causal LM by name or folder; null builds the tiny one")
+    name: str | None = Field(None, description="Hugging Face causal LM by name or folder; null: the tiny model")
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub; null: its main branch")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the computation; auto is bfloat16 where the GPU has it"
+        "auto", description="dtype of the computation; auto: bfloat16 if the GPU supports it, otherwise float32"
     )
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of a model that is trained in full, and of its gradients; bfloat16 takes half the memory and needs "
+        description="dtype of fully trained weights and their gradients; bfloat16 takes half the memory and needs "
         "optimizer.eight_bit",
     )
     kernels: Literal["torch", "liger", "compiled"] = Field(
         "torch",
-        description="of the layers: torch's; liger-kernel's fused ones, on a GPU; or torch.compile's, when learning. "
-        "The results are the same to rounding, those of a compiled run that was resumed too",
+        description="kernels of the layers: torch, liger (fused, on a GPU), or compiled (torch.compile, when learning); the "
+        "results are equal up to rounding",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="implementation of attention: torch's fused one, the plain one, or flash-attention on a GPU"
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute the layers' activations again in the backward pass: less memory, more time"
+        False, description="recompute activations in the backward pass: less memory, more time"
     )
     lora: LoraOptions | None = Field(None, description="train low-rank adapters; null: every weight")
-    tiny: TinyModelOptions = Field(TinyModelOptions(), description="the model that is built if name is null")
+    tiny: TinyModelOptions = Field(TinyModelOptions(), description="the model if name is null")
 
     @model_validator(mode="after")
     def _weights_fit_the_computation(self) -> Self:
@@ -167,15 +165,15 @@ class ModelOptions(Options):
 
 
 class LearningOptions(Options):
-    """How a rollout batch is learned from."""
+    """The learning phase: optimizer steps on a rollout batch."""
 
-    mu: PositiveInt = Field(2, description="disjoint minibatches of a rollout batch, one optimizer step each")
+    mu: PositiveInt = Field(2, description="μ, disjoint minibatches of a rollout batch, with one optimizer step each")
     epochs: PositiveInt = Field(1, le=1000, description="passes over the same rollout batch")
     std: Literal["sample", "population", "none"] = Field(
-        "sample", description="by which group advantages are divided (eq. 4)"
+        "sample", description="standard deviation that divides group advantages (eq. 4): with G - 1, with G, or none"
     )
-    token_budget: PositiveInt = Field(16384, description="tokens in a micro-batch, prompts and padding included")
-    mask_truncated: bool = Field(False, description="leave completions that hit the token limit out of the loss")
+    token_budget: PositiveInt = Field(16384, description="tokens of a micro-batch, including prompts and padding")
+    mask_truncated: bool = Field(False, description="exclude completions that reach the token limit from the loss")
     kl: NonNegativeFloat = Field(
         0.0,
         description="β, weight of a penalty on the KL divergence from the policy that RL starts from (k3); the paper has none",
@@ -186,13 +184,13 @@ class LearningOptions(Options):
         "has no gradient; null: all have",
     )
     importance_cap: PositiveFloat | None = Field(
-        None, description="weigh by the policy's ratio to the sampler, at most this much; null: not at all"
+        None, description="multiply by the ratio of the policy to the sampler, up to this cap; null: do not"
     )
     importance_level: Literal["sequence", "token"] = Field(
-        "sequence", description="what the ratio is of and weighs: a whole completion, or the gradient of each token"
+        "sequence", description="level of this ratio: one for a completion, or one for the gradient of each token"
     )
     importance_beyond: Literal["truncate", "mask"] = Field(
-        "truncate", description="a ratio beyond the cap becomes the cap, or 0: its gradient is left out"
+        "truncate", description="a ratio beyond the cap becomes the cap (truncate) or 0 (mask)"
     )
 
     @model_validator(mode="after")
@@ -208,18 +206,18 @@ class LearningOptions(Options):
     def _options_of_the_cap(self) -> Self:
         if self.importance_cap is None and (self.importance_level, self.importance_beyond) != ("sequence", "truncate"):
             raise ValueError(
-                "learning.importance_level and learning.importance_beyond say how learning.importance_cap is applied, "
+                "learning.importance_level and learning.importance_beyond determine how learning.importance_cap is applied, "
                 "which is null; set it, for example learning.importance_cap=2"
             )
         return self
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-LARGEST_BETA2_IN_BFLOAT16 = 0.995  # it is rounded to the nearest of steps of 1/256 or 1/128
+LARGEST_BETA2_IN_BFLOAT16 = 0.995  # larger decays are lost in rounding to steps of 1/256 or 1/128
 
 
 class OptimizerOptions(Options):
-    """AdamW, and its learning rate over the run."""
+    """AdamW and its learning rate."""
 
     learning_rate: PositiveFloat = Field(2e-4, description="the highest, after the warm-up")
     warmup_steps: NonNegativeInt = Field(10, description="steps in which the rate rises linearly from 0")
@@ -231,17 +229,19 @@ class OptimizerOptions(Options):
     )
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
     max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
-    max_bad_steps: PositiveInt = Field(5, description="steps in a row with a NaN loss or gradient before the run stops")
+    max_bad_steps: PositiveInt = Field(
+        5, description="consecutive steps with a NaN loss or gradient before the run stops"
+    )
     eight_bit: bool = Field(
         False,
-        description="AdamW's moments in 8 bits (torchao), but for those of small tensors; in the cold start too",
+        description="8-bit moments (torchao), except for small tensors; also in the cold start",
     )
 
 
 class ColdStartOptions(Options):
-    """The supervised stage that teaches the format before RL; `steps: 0` leaves it out."""
+    """The supervised stage before RL, which teaches the format; `steps: 0` skips it."""
 
-    steps: NonNegativeInt = Field(700, description="optimizer steps; 0 leaves the stage out")
+    steps: NonNegativeInt = Field(700, description="optimizer steps; 0 skips the stage")
     batch_size: PositiveInt = Field(48, le=10**6, description="demonstrations in a step")
     learning_rate: PositiveFloat = Field(3e-3, description="the highest, after the warm-up")
     warmup_steps: NonNegativeInt = Field(50, description="steps in which the rate rises linearly from 0")
@@ -250,18 +250,20 @@ class ColdStartOptions(Options):
     )
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
     max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
-    tasks: list[TaskOptions] = Field([], description="whose worked demonstrations to learn from; none: the run's own")
+    tasks: list[TaskOptions] = Field(
+        [], description="tasks whose worked demonstrations are used; none: those of the run"
+    )
     checkpoint_every: PositiveInt = Field(200, description="steps between two checkpoints of an unfinished stage")
     seed: TorchSeed = Field(
-        0, description="of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
+        0, description="seed of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
     )
 
 
-VALIDATION = "validation"  # what the problems held out of the training tasks are filed under
+VALIDATION = "validation"  # name of the held-out training problems in results
 
 
 class EvaluationOptions(Options):
-    """Pass@1 during training, before the first step and after the last, and every so many between; greedy, the paper's."""
+    """Pass@1 during training: before the first step, every so many steps, and after the last; greedy as in the paper."""
 
     benchmarks: list[BenchmarkOptions] = Field(
         [BenchmarkOptions(name="arithmetic", split="test", limit=512)], description="data sets to measure on"
@@ -272,20 +274,20 @@ class EvaluationOptions(Options):
     max_new_tokens: PositiveInt | None = Field(
         None,
         le=10**7,
-        description="of a completion, unless its benchmark has a limit of its own; null: as in the rollout",
+        description="token limit of a completion, unless its benchmark has one; null: rollout.max_new_tokens",
     )
     samples: PositiveInt = Field(1, le=10**5, description="completions of each problem; Pass@1 is their mean (avg@n)")
     temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
     validation: NonNegativeInt = Field(
-        0, description="problems held out of the training tasks; by them the best checkpoint is chosen and kept"
+        0, description="problems held out of the training tasks to choose and keep the best checkpoint"
     )
     decontaminate: bool = Field(
         True,
-        description="leave out of the training tasks what a benchmark asks, by its normalised text; it is reported anyway",
+        description="exclude training problems that are also in a benchmark, by normalised text; they are reported in any case",
     )
 
     def limits(self, rollout: RolloutOptions) -> list[int]:
-        """Return the token limits in use: of the validation problems, if there are any, and of each benchmark."""
+        """Return the token limits of the validation problems, if there are any, and of each benchmark."""
         of_all = self.max_new_tokens or rollout.max_new_tokens
         limits = [benchmark.max_new_tokens or of_all for benchmark in self.benchmarks]
         return [of_all, *limits] if self.validation else limits
@@ -321,53 +323,55 @@ class EvaluationOptions(Options):
 
 
 class CheckpointOptions(Options):
-    """When a run is saved, and what stays of it."""
+    """Checkpoints of a run."""
 
     every: PositiveInt = Field(20, description="optimizer steps between two checkpoints")
-    keep: PositiveInt = Field(2, description="the last so many stay")
+    keep: PositiveInt = Field(2, description="number of latest checkpoints that are kept")
 
 
 class WandbOptions(Options):
-    """The copy of a run in Weights & Biases."""
+    """The mirror of a run at Weights & Biases."""
 
     mode: Literal["disabled", "offline", "online"] = Field(
         "disabled", description="offline needs no login and prints the command that uploads the run"
     )
-    project: str = Field("sspo", description="that the run is filed under")
+    project: str = Field("sspo", description="project of the run")
     entity: str | None = Field(None, description="user or team; null: the login's own")
     group: str | None = Field(None, description="null: method and gate")
     tags: list[str] = Field([], description="of the run")
 
 
 class ForkOptions(Options):
-    """Another run's checkpoint that this one starts from, in the place of the model's own weights."""
+    """The checkpoint of another run from which this run starts, instead of the model's own weights."""
 
     run: str = Field(min_length=1, description="the other run, by its name or folder")
-    step: NonNegativeInt | None = Field(None, description="of its checkpoint; null: the last")
-    optimizer: bool = Field(False, description="with the optimizer's moments, which otherwise start at 0")
+    step: NonNegativeInt | None = Field(None, description="step of its checkpoint; null: the last")
+    optimizer: bool = Field(False, description="also continue with the optimizer's moments, which otherwise start at 0")
     fingerprint: str | None = Field(
         None, description="of the checkpoint, filled in at the start; another one is refused"
     )
 
 
 class RunOptions(Options):
-    """A whole run: what `config.json` in its folder holds."""
+    """All options of a run, as recorded in `config.json`."""
 
-    seed: Seed = Field(0, description="of problems, sampling and minibatches")
+    seed: Seed = Field(0, description="seed of problems, sampling and minibatches")
     steps: PositiveInt = Field(160, description="optimizer steps")
     threads: PositiveInt = Field(
         1, le=1024, description="OpenMP threads of the process; one is fastest for tiny models"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     prompt: str = Field("plain", description="name of the prompt template")
-    answer_timeout: PositiveFloat = Field(3.0, le=86_400, description="seconds that the check of one answer may take")
+    answer_timeout: PositiveFloat = Field(
+        3.0, le=86_400, description="seconds of processor time for the check of an answer"
+    )
     chat: ChatOptions = ChatOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
     model: ModelOptions = ModelOptions()
     tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1, description="data sets to train on")
     rollout: RolloutOptions = RolloutOptions()
     reward: RewardOptions = RewardOptions()
-    episode: EpisodeOptions | None = Field(None, description="of tasks in episodes; null without such a task")
+    episode: EpisodeOptions | None = Field(None, description="limits of episodes; null without a task in episodes")
     learning: LearningOptions = LearningOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     cold_start: ColdStartOptions = ColdStartOptions()
@@ -416,7 +420,7 @@ class RunOptions(Options):
 
     @property
     def environments(self) -> set[str]:
-        """Names of the environments that any of its tasks needs."""
+        """Names of the environments that the tasks need."""
         tasks = [*self.tasks, *self.evaluation.benchmarks, *self.cold_start.tasks]
         return {ENVIRONMENTS[task.name] for task in tasks if task.name in ENVIRONMENTS}
 
@@ -433,7 +437,7 @@ class RunOptions(Options):
                 f"reward is of single turns, but tasks has {played[0]}, whose episodes have the reward of their environment; "
                 "leave reward out"
             )
-        if self.episode is None:  # so that a run folder says what was run
+        if self.episode is None:  # filled in, so that the run folder records it
             object.__setattr__(self, "episode", EpisodeOptions())
         longest = max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens or 0)
         if self.episode and self.episode.max_tokens < longest:

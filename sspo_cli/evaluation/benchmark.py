@@ -1,12 +1,13 @@
 """Pass@1 of a policy on a benchmark, avg@n and pass@k: the prompt, the extraction and the check of training.
 
-A benchmark is sampled chunk by chunk. The chunks that are done are kept in `partial/`, so that a stopped one continues there.
+The problems that are done are kept in `partial/`, so that a stopped measurement continues with the others.
 """
 
 import functools
 import json
 import math
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,9 +23,10 @@ from sspo_cli.config import EpisodeOptions, RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.identity import Identity
 from sspo_cli.locks import hold_lock, take_lock
-from sspo_cli.rewards import PAPER, AnswerChecker, Scoring, grade
+from sspo_cli.rewards import PAPER, AnswerChecker, Scoring, extract_answer, grade
 from sspo_cli.rollout.engine import Engine, Sampling
 from sspo_cli.rollout.episodes import NO_STAGE, Stage, play
+from sspo_cli.rollout.torch_engine import whole_weights
 from sspo_cli.seeds import derive_seed
 from sspo_cli.statistics import pass_at_k, wilson
 from sspo_cli.tasks.contamination import question_key
@@ -39,11 +41,11 @@ from sspo_cli.tracking.files import (
     write_jsonl_atomic,
 )
 from sspo_cli.tracking.run_folder import RunFolder
-from sspo_cli.tracking.shapes import EVALUATIONS, PARTIAL_CHUNK
+from sspo_cli.tracking.shapes import EVALUATIONS, PARTIAL_PROBLEM
 from sspo_cli.types import Completion, Group, Problem, Prompt
 
 ABANDONED = 7 * 86_400  # seconds
-CHUNK = 256  # problems at most between two signs of progress
+CHUNK = 256  # problems at most that are sampled together
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +152,32 @@ def evaluate(
     """Sample and grade a benchmark: a row for each problem and sample, as in `<benchmark>.jsonl` except for the step.
 
     `progress(n)` is called when n more problems are done. With a `partial` file (see `partial_path`), what it holds is not
-    done again, and new chunks are appended; the caller removes it. Problems with an environment are played on the `stage`.
+    done again, and each new problem is appended; the caller removes it. Problems with an environment are played on the `stage`.
     Raises UserError if another process writes the file.
     """
-    with _chunks_done(partial) as chunks:
-        for chunk in chunks:
-            progress(len(chunk) // conditions.samples)
-        for groups in _graded_chunks(engine, benchmark, checker, conditions, stage, first=len(chunks)):
-            chunks.append([row for group in groups for row in _rows(group, conditions, identity)])
+    prompts = benchmark.prompts
+    with _problems_done(partial) as done:
+        if done:
+            progress(len(done))
+
+        def keep(place: int, group: Group) -> None:
+            done[place] = _rows(group, conditions, identity)
             if partial and ranks.is_first():
-                append_jsonl(partial, {"rows": chunks[-1]})
-            progress(len(groups))
-    return [row for chunk in chunks for row in chunk]
+                append_jsonl(partial, {"place": place, "rows": done[place]})
+
+        missing = [place for place in range(len(prompts)) if place not in done]
+        share = _sample_and_grade if ranks.size() == 1 else _share_sampling
+        share(engine, benchmark, missing, checker, conditions, stage, keep, progress)
+    return [row for place in range(len(prompts)) for row in done[place]]
 
 
 def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, model: str) -> Path:
-    """Return where chunks that are done are kept: a name of its own for everything that determines the graded completions.
+    """Return where problems that are done are kept: a name of its own for everything that determines the graded completions.
 
     `model` is the policy's fingerprint, so that no other model continues with this one's completions.
     """
     order = [prompt.problem.id for prompt in benchmark.prompts]
-    done_with = [model, asdict(conditions), identity.digest, benchmark.split, order]
+    done_with = ["problem by problem", model, asdict(conditions), identity.digest, benchmark.split, order]
     key = xxhash.xxh3_64_hexdigest(json.dumps(done_with).encode())
     return folder / "partial" / f"{benchmark.name}-{key}.jsonl"
 
@@ -269,7 +276,7 @@ def record(
 def _remove_abandoned(partial: Path) -> None:
     """Remove what no process is at and none has added to for a week: its model has trained on, or was deleted.
 
-    Chunks, and what a kill has left of them: a lock without chunks, or a temporary file.
+    Problems, and what a kill has left of them: a lock without problems, or a temporary file.
     """
     for path in partial.glob("*"):
         with suppress(FileNotFoundError):  # another process removes the same
@@ -283,17 +290,17 @@ def _remove_abandoned(partial: Path) -> None:
 
 
 @contextmanager
-def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
-    """Yield the rows of each whole chunk in the file, which no other process may write meanwhile."""
+def _problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, Any]]]]:
+    """Yield the rows of each whole problem in the file, by its place; no other process may write the file meanwhile."""
     if partial is None:
-        yield []
+        yield {}
         return
     if not ranks.is_first():
-        yield ranks.on_first(list[list[dict[str, Any]]])  # those that the first rank has read
+        yield ranks.on_first(dict[int, list[dict[str, Any]]])  # those that the first rank has read
         return
     lock = FileLock(partial.with_name(f".{partial.name}.lock"))
 
-    def open_chunks() -> list[list[dict[str, Any]]]:
+    def open_problems() -> dict[int, list[dict[str, Any]]]:
         with explain_os_errors("write", partial):
             partial.parent.mkdir(parents=True, exist_ok=True)
         if not take_lock(lock):
@@ -301,51 +308,141 @@ def _chunks_done(partial: Path | None) -> Iterator[list[list[dict[str, Any]]]]:
                 f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
                 f"(its work is {partial}); wait for it"
             )
-        truncate_jsonl(partial, lambda chunk: True)  # a chunk that a kill has torn would run into the next one
-        return [chunk["rows"] for chunk in read_jsonl(partial, PARTIAL_CHUNK)]
+        truncate_jsonl(partial, lambda problem: True)  # a problem that a kill has torn would run into the next one
+        return {problem["place"]: problem["rows"] for problem in read_jsonl(partial, PARTIAL_PROBLEM)}
 
     try:
-        yield ranks.on_first(open_chunks)
+        yield ranks.on_first(open_problems)
     finally:
         if lock.is_locked:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
 
-def _graded_chunks(
-    engine: Engine, benchmark: Benchmark, checker: AnswerChecker, conditions: Conditions, stage: Stage, first: int
-) -> Iterator[list[Group]]:
-    """Yield the graded chunks from number `first` on. The answers of a chunk are checked while the next one is sampled.
+class _Grading:
+    """Checks the answers of sampled problems in the background, and keeps each problem as soon as it is graded.
+
+    `keep(place, group)` and then `progress(1)` are called in the thread of the sampler.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        checker: AnswerChecker,
+        samples: int,
+        background: ThreadPoolExecutor,
+        keep: Callable[[int, Group], None],
+        progress: Callable[[int], None],
+    ) -> None:
+        self._prompts, self._checker, self._samples = benchmark.prompts, checker, samples
+        self._background, self._keep, self._progress = background, keep, progress
+        self._sampled: dict[int, dict[int, Completion]] = defaultdict(dict)  # by place and number in the group
+        self._checking: deque[tuple[int, Future[list[Group]]]] = deque()
+
+    def hear(self, place: int, member: int, completion: Completion) -> None:
+        """Take a completion; a problem is graded when it has all of its samples."""
+        prompt, sampled = self._prompts[place], self._sampled[place]
+        if member in sampled:
+            return
+        sampled[member] = completion
+        if completion.episode is None:  # its check begins at once, and the grading finds the verdict
+            text, gold = prompt.opening + completion.text, prompt.problem.answer
+            self._checker.submit(extract_answer(text, [gold]), gold)
+        if len(sampled) == self._samples:
+            group = [sampled[number] for number in range(self._samples)]
+            graded = self._background.submit(grade_groups, [prompt], [group], self._checker)
+            self._checking.append((place, graded))
+        self.finish(wait=False)
+
+    def finish(self, wait: bool) -> None:
+        """Keep what is graded, in the order of sampling; `wait` for the rest."""
+        while self._checking and (wait or self._checking[0][1].done()):
+            place, graded = self._checking.popleft()
+            self._keep(place, graded.result()[0])
+            self._progress(1)
+
+    def keep_rest(self) -> None:
+        """Keep what is sampled but was not graded before the measurement was stopped."""
+        while self._checking:
+            place, graded = self._checking.popleft()
+            self._keep(place, graded.result()[0])
+
+
+def _sample_and_grade(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+    keep: Callable[[int, Group], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Sample the problems at those places, and keep each as soon as it is graded, see `_Grading`.
 
     A problem's draws depend on its place in the benchmark alone, not on interruptions, `max_rows` or other benchmarks.
     """
+    sampling = Sampling(
+        temperature=conditions.temperature,
+        max_new_tokens=conditions.max_new_tokens,
+        seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
+    )
     with ThreadPoolExecutor(1) as background:
-        checking: Future[list[Group]] | None = None
+        grading = _Grading(benchmark, checker, conditions.samples, background, keep, progress)
+        try:
+            for start in range(0, len(places), conditions.chunk):
+                chunk = places[start : start + conditions.chunk]
 
-        def sample(number: int) -> list[Group]:
-            """Sample this rank's share of a chunk, begin its grading, and return the graded share of the chunk before."""
-            nonlocal checking
-            start = number * conditions.chunk
-            chunk = benchmark.prompts[start : start + conditions.chunk]
-            mine = ranks.share(len(chunk))
-            prompts = chunk[mine]
-            sampling = Sampling(
-                temperature=conditions.temperature,
-                max_new_tokens=conditions.max_new_tokens,
-                seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
-                first=start + mine.start,
+                def hear(index: int, member: int, completion: Completion, chunk: Sequence[int] = chunk) -> None:
+                    grading.hear(chunk[index], member, completion)
+
+                prompts = [benchmark.prompts[place] for place in chunk]
+                groups = play(engine, prompts, conditions.samples, sampling, stage, hear, order=chunk)
+                for index, group in enumerate(groups):  # of an engine that says nothing in between
+                    for member, completion in enumerate(group):
+                        hear(index, member, completion)
+            grading.finish(wait=True)
+        except BaseException:
+            grading.keep_rest()
+            raise
+
+
+def _share_sampling(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+    keep: Callable[[int, Group], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Do the same on several ranks, each its share of some chunks; all ranks keep every problem when all have theirs."""
+    width = conditions.chunk * ranks.size()
+    for start in range(0, len(places), width):
+        chunks = places[start : start + width]
+        graded = ranks.gather(
+            functools.partial(
+                _grade_share, engine, benchmark, chunks[ranks.share(len(chunks))], checker, conditions, stage
             )
-            completions = play(engine, prompts, conditions.samples, sampling, stage)
-            checked, checking = checking, background.submit(grade_groups, prompts, completions, checker)
-            return checked.result() if checked else []
+        )
+        for place, group in graded:
+            keep(place, group)
+        progress(len(graded))
 
-        numbers = range(first, math.ceil(len(benchmark.prompts) / conditions.chunk))
-        for number in numbers:
-            groups = ranks.gather(functools.partial(sample, number))
-            if number > first:
-                yield groups
-        if last := checking:
-            yield ranks.gather(last.result)
+
+def _grade_share(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+) -> list[tuple[int, Group]]:
+    graded: dict[int, Group] = {}
+    with whole_weights(engine):  # also for a rank without a share: all of them gather the weights
+        _sample_and_grade(engine, benchmark, places, checker, conditions, stage, graded.__setitem__, lambda _: None)
+    return sorted(graded.items())
 
 
 def _rows(group: Group, conditions: Conditions, identity: Identity) -> list[dict[str, Any]]:

@@ -59,8 +59,8 @@ class Request:
         return Request(self.prompts[start:end], self.group_size, sampling, self.seeds and self.seeds[start:end])
 
 
-OnCompletion = Callable[[int, Completion], object]
-"""(index of the prompt, its completion); called as soon as the completion is done, while others are still sampled."""
+OnCompletion = Callable[[int, int, Completion], object]
+"""(index of the prompt, number in its group, completion); called as soon as it is done, while others are still sampled."""
 
 
 class Engine(Protocol):

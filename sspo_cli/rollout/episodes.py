@@ -95,18 +95,19 @@ def play(
     stage: Stage = NO_STAGE,
     on_completion: OnCompletion | None = None,
     time_environment: Callable[[], AbstractContextManager[None]] = nullcontext,
+    order: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
     """Sample `group_size` completions of each prompt, in the order of the prompts; those with an environment as episodes.
 
     `sampling.max_new_tokens` is a turn's. The draws of a prompt follow from its place, and those of an episode's later turns
     from its number in the group and the turn's as well, so they do not depend on what else is sampled. `on_completion` hears
-    of single turns, as soon as one is done: an episode has its reward. `time_environment` is entered while an environment
-    works.
+    of each as soon as it is done. `time_environment` is entered while an environment works. `order` are the places of the prompts
+    among those that share the seed, if they do not stand there in a row.
 
     Raises UserError if an environment fails; what it ran is freed then.
     """
     with whole_weights(engine):
-        return _play(engine, prompts, group_size, sampling, stage, on_completion, time_environment)
+        return _play(engine, prompts, group_size, sampling, stage, on_completion, time_environment, order)
 
 
 def _play(
@@ -117,23 +118,24 @@ def _play(
     stage: Stage,
     on_completion: OnCompletion | None,
     time_environment: Callable[[], AbstractContextManager[None]],
+    order: Sequence[int] | None,
 ) -> list[list[Completion]]:
     groups: list[list[Completion]] = [[] for _ in prompts]
     for name in dict.fromkeys(prompt.problem.environment for prompt in prompts):
         places = [place for place, prompt in enumerate(prompts) if prompt.problem.environment == name]
-        seeds = [sampling.seed_of(place) for place in places]
+        seeds = [sampling.seed_of(place if order is None else order[place]) for place in places]
         chosen = [prompts[place] for place in places]
+
+        def report(index: int, member: int, completion: Completion, places: Sequence[int] = places) -> None:
+            if on_completion:
+                on_completion(places[index], member, completion)
+
         if name is None:
-
-            def report(index: int, completion: Completion, places: Sequence[int] = places) -> None:
-                if on_completion:
-                    on_completion(places[index], completion)
-
             request = Request([prompt.token_ids for prompt in chosen], group_size, sampling, seeds)
             completed = engine.generate(request, report)
         else:
             acts = _Acts(engine, stage, stage.environments[name], sampling, time_environment)
-            completed = acts.play(chosen, group_size, seeds)
+            completed = acts.play(chosen, group_size, seeds, report)
         for place, group in zip(places, completed, strict=True):
             groups[place] = group
     return groups
@@ -171,7 +173,9 @@ class _Acts:
     sampling: Sampling
     time_environment: Callable[[], AbstractContextManager[None]]
 
-    def play(self, prompts: Sequence[Prompt], group_size: int, seeds: Sequence[int]) -> list[list[Completion]]:
+    def play(
+        self, prompts: Sequence[Prompt], group_size: int, seeds: Sequence[int], on_completion: OnCompletion
+    ) -> list[list[Completion]]:
         """Play `group_size` episodes of each prompt; `seeds` are those of the prompts' draws."""
         live = [
             _Player(
@@ -182,19 +186,25 @@ class _Acts:
             for prompt, seed_of_prompt in zip(prompts, seeds, strict=True)
             for member in range(group_size)
         ]
-        everyone = list(live)
+        by_row = dict(enumerate(live))
+        rows = {player: row for row, player in by_row.items()}
+        completions: dict[int, Completion] = {}
         try:
             first = self._sample([prompt.token_ids for prompt in prompts], group_size, seeds)
             turns = [turn for group in first for turn in group]
             while live:
-                live = self._step(live, turns)
+                played, live = live, self._step(live, turns)
+                for row in sorted({rows[player] for player in played} - {rows[player] for player in live}):
+                    completions[row] = self._completion(by_row[row])
+                    on_completion(row // group_size, row % group_size, completions[row])
                 contexts = [player.prompt.token_ids + player.token_ids for player in live]
                 later = [derive_seed(player.seed, "turn", len(player.episode.turns)) for player in live]
                 turns = [turn for (turn,) in self._sample(contexts, 1, later)] if live else []
         finally:
             self.environment.close([player.episode for player in live])
-        completions = [self._completion(player) for player in everyone]
-        return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
+        return [
+            [completions[index * group_size + member] for member in range(group_size)] for index in range(len(prompts))
+        ]
 
     def _sample(self, contexts: list[list[int]], group_size: int, seeds: Sequence[int]) -> list[list[Completion]]:
         sampling = replace(self.sampling, stop=self.environment.stop)

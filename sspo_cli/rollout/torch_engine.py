@@ -55,7 +55,7 @@ class TorchEngine:
                 for row, completion in self._sample_rows(request.part(start, at_a_time), stopping):
                     completions[start * group_size + row] = completion
                     if on_completion:
-                        on_completion(start + row // group_size, completion)
+                        on_completion(start + row // group_size, row % group_size, completion)
         return [
             [completions[index * group_size + member] for member in range(group_size)] for index in range(len(prompts))
         ]

@@ -126,9 +126,9 @@ class VllmEngine:
             for output in outputs:
                 index = int(output.request_id)
                 groups[index] = [self._completion(drawn) for drawn in output.outputs]
-                for completion in groups[index]:
+                for member, completion in enumerate(groups[index]):
                     if on_completion:
-                        on_completion(index, completion)
+                        on_completion(index, member, completion)
         return groups
 
     def _completion(self, drawn: Any) -> Completion:

@@ -117,9 +117,9 @@ class VllmServer:
             for done in as_completed(waiting):
                 index = waiting[done]
                 groups[index] = done.result()
-                for completion in groups[index]:
+                for member, completion in enumerate(groups[index]):
                     if on_completion:
-                        on_completion(index, completion)
+                        on_completion(index, member, completion)
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, what is not asked for yet never is
         return groups

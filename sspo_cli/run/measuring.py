@@ -41,7 +41,6 @@ def measure_if_due(run: Run) -> None:
     def advance(problems: int) -> None:
         run.tracker.advance(problems)
         if ranks.anywhere(run.interruption.requested):
-            save(run)
             raise Interrupted
 
     if benchmarks := [benchmark for benchmark in run.benchmarks if not is_measured(benchmark)]:
@@ -51,7 +50,11 @@ def measure_if_due(run: Run) -> None:
         under, identity = conditions[benchmark.name], identities[benchmark.name]
         partial = partial_path(run.folder.eval, benchmark, under, identity, model)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
-            answers = evaluate(run.engine, benchmark, run.checker, under, identity, advance, partial, run.stage)
+            try:
+                answers = evaluate(run.engine, benchmark, run.checker, under, identity, advance, partial, run.stage)
+            except Interrupted:
+                save(run)
+                raise
         measured = benchmark.measured_on(run.folder)
         summary = record(run.folder.eval, answers, measured, under, identity, step, f"step-{step}")
         if ranks.is_first():

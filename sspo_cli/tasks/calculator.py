@@ -1,7 +1,8 @@
 """The embedded multi-turn task: arithmetic that is too hard for a small model without its calculator.
 
 With one call, `47*86-129` is computed and its value proposed. With two calls, `47*86%*31` means the last two digits of 47*86
-times 31; the calculator has no `%`, so that the second call has to use the result of the first.
+times 31; the calculator has no `%`, so that the second call has to use the result of the first. Every result has four
+digits: a small model copies by position, and miscopies the lengths that are rare among its demonstrations.
 The demonstrations of the cold start leave something to learn: most guess a wrong answer without a call.
 """
 
@@ -15,6 +16,7 @@ from sspo_cli.types import Problem
 
 SIZES = {"train": 8192, "validation": 512, "test": 512}  # options were tuned on validation, figures are for test
 WORKED = 0.3  # share of demonstrations that use the calculator
+RESULTS = range(1000, 10_000)
 ENVIRONMENT = "calculator"
 
 
@@ -60,24 +62,26 @@ def _distinct(task: str, make: Callable[[Random], tuple[str, list[tuple[str, int
 
 
 def _one_call(random: Random) -> tuple[str, list[tuple[str, int]]]:
-    a, b, c = random.randint(11, 99), random.randint(11, 99), random.randint(100, 999)
-    if random.random() < 0.5:
-        c = -c
-    question = f"{a}*{b}{c:+}"
-    return question, [(question, a * b + c)]
+    while True:
+        a, b, c = random.randint(11, 99), random.randint(11, 99), random.randint(100, 999)
+        if random.random() < 0.5:
+            c = -c
+        question = f"{a}*{b}{c:+}"
+        if a * b + c in RESULTS:
+            return question, [(question, a * b + c)]
 
 
 def _two_calls(random: Random) -> tuple[str, list[tuple[str, int]]]:
     while True:
         a, b, c = (random.randint(11, 99) for _ in range(3))
-        first = a * b
-        if first % 100 >= 10:  # the operand of the second call must not begin with a zero
-            return f"{a}*{b}%*{c}", [(f"{a}*{b}", first), (f"{first % 100}*{c}", first % 100 * c)]
+        first, digits = a * b, a * b % 100
+        if first in RESULTS and digits * c in RESULTS:
+            return f"{a}*{b}%*{c}", [(f"{a}*{b}", first), (f"{digits}*{c}", digits * c)]
 
 
 def _wrong_guess(random: Random, answer: int) -> int:
     """Draw a wrong answer of similar size."""
     guess = answer
     while guess == answer:
-        guess = random.randint(answer // 2, 2 * answer) if answer > 0 else random.randint(-999, 999)
+        guess = random.choice(RESULTS)
     return guess

@@ -139,7 +139,8 @@ class _StepAnswer(_Answer):
 
 
 @exact
-class _Chunk(TypedDict):
+class _Problem(TypedDict):
+    place: Count
     rows: list[_Answer]
 
 
@@ -195,7 +196,7 @@ STEP_ROW: TypeAdapter[Any] = TypeAdapter(
 WEIGHTS: TypeAdapter[Any] = TypeAdapter(_Weights)
 COMPLETION: TypeAdapter[Any] = TypeAdapter(_Completion)
 ANSWER: TypeAdapter[Any] = TypeAdapter(_StepAnswer)
-PARTIAL_CHUNK: TypeAdapter[Any] = TypeAdapter(_Chunk)
+PARTIAL_PROBLEM: TypeAdapter[Any] = TypeAdapter(_Problem)
 MEASURED_MODEL: TypeAdapter[Any] = TypeAdapter(_Model)
 BEST: TypeAdapter[Any] = TypeAdapter(_Best)
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from random import Random
@@ -40,6 +41,7 @@ class Guessing:
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.calls: list[tuple[int, Sampling]] = []
+        self.seeds: list[int] = []
         self._stop_at = stop_at
 
     def sync(self, policy: object) -> None: ...
@@ -49,7 +51,8 @@ class Guessing:
         if len(self.calls) == self._stop_at:
             raise KeyboardInterrupt
         self.calls.append((len(prompts) * group_size, sampling))
-        draws = [Random(sampling.seed_of(index)) for index in range(len(prompts))]
+        self.seeds += [request.seed_of(index) for index in range(len(prompts))]
+        draws = [Random(request.seed_of(index)) for index in range(len(prompts))]
         return [
             [self._completion(sum(prompt) + draw.randint(0, 1), draw) for _ in range(group_size)]
             for prompt, draw in zip(prompts, draws, strict=True)
@@ -119,13 +122,12 @@ def test_chunks_hold_at_most_max_rows_completions_and_each_problem_has_its_own_s
     done = []
     evaluate(engine, benchmark(), checker, SAMPLED, identity(), done.append)
     assert [rows for rows, _ in engine.calls] == [6] * 5
-    assert done == [2] * 5
-    seeds = {sampling.seed_of(index) for rows, sampling in engine.calls for index in range(rows // 3)}
-    assert len(seeds) == 10
+    assert done == [1] * 10
+    assert len(set(engine.seeds)) == 10
     assert {(sampling.temperature, sampling.max_new_tokens) for _, sampling in engine.calls} == {(0.7, 8)}
     other = Guessing()
     measure(other, checker, replace(SAMPLED, seed=1))
-    assert not seeds & {sampling.seed_of(index) for _, sampling in other.calls for index in range(2)}
+    assert not set(engine.seeds) & set(other.seeds)
     assert measure(Guessing(), checker, replace(SAMPLED, max_rows=30)) == measure(Guessing(), checker, SAMPLED)
 
 
@@ -160,14 +162,49 @@ def test_a_stopped_measurement_goes_on_where_it_was(checker, tmp_path, torn):
     with pytest.raises(KeyboardInterrupt):
         measure(Guessing(stop_at=4), checker, SAMPLED, partial)
     kept = partial.read_bytes()
-    assert kept.count(b"\n") == 3  # the fourth chunk was sampled, and being checked
+    assert 0 < kept.count(b"\n") <= 8  # of the four chunks that were sampled, the last was perhaps still being checked
     partial.write_bytes(kept[: len(kept) - torn])
     engine = Guessing()
     assert measure(engine, checker, SAMPLED, partial) == whole
-    assert len(engine.calls) == (3 if torn else 2)
+    assert len(engine.seeds) == 10 - kept.count(b"\n") + (torn > 0)
     again = Guessing()
     assert measure(again, checker, SAMPLED, partial) == whole
     assert not again.calls
+
+
+class Telling(Guessing):
+    """Reports completions in any order, each when those before are graded; `stop_at` is the number of them it reports."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self._stop_after = stop_at
+
+    def generate(self, request: Request, on_completion: Callable | None = None) -> list[list[Completion]]:
+        groups = super().generate(request)
+        order = [(index, member) for index in range(len(groups)) for member in range(request.group_size)]
+        Random(5).shuffle(order)
+        for index, member in order[: self._stop_after]:
+            on_completion(index, member, groups[index][member])
+            time.sleep(0.01)
+        if self._stop_after is not None:
+            raise KeyboardInterrupt
+        return groups
+
+
+def test_problems_are_kept_and_counted_one_by_one_while_others_of_their_chunk_are_sampled(checker, tmp_path):
+    conditions, done = replace(SAMPLED, max_rows=30), []  # one chunk
+    whole = measure(Guessing(), checker, conditions)
+    assert measure(Telling(), checker, conditions) == whole
+    partial = partial_path(tmp_path, benchmark(), conditions, identity(), "model")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Telling(stop_at=28), benchmark(), checker, conditions, identity(), done.append, partial)
+    kept = len(partial.read_bytes().splitlines())
+    assert 4 <= kept <= 9
+    assert done == [1] * len(done)
+    assert len(done) <= kept
+    engine = Telling()
+    assert measure(engine, checker, conditions, partial) == whole
+    assert len(engine.seeds) == 10 - kept
 
 
 def test_what_another_model_or_other_conditions_did_is_not_gone_on_with(tmp_path):

@@ -1,4 +1,4 @@
-"""Weights of the reward's parts, and a function of the user's own in the workers that check answers."""
+"""Weights of the reward's parts, and user-defined functions in the answer-check workers."""
 
 import sys
 from collections.abc import Iterator
@@ -113,7 +113,7 @@ def test_the_import_of_a_large_module_does_not_count(tmp_path: Path, monkeypatch
     ("overrides", "said"),
     [
         (["reward={answer: 0, format: 0}"], "leave nothing to learn"),
-        (["reward.range=[0, 2]"], "reward.weight and reward.range are of reward.function"),
+        (["reward.range=[0, 2]"], "reward.weight and reward.range apply to reward.function"),
         (["reward={function: 'a:b', range: [1, 1]}"], "reward.range = .* is empty"),
         (["reward.function=''"], "`reward.function` = ''"),
         (["reward.answer=-1"], "`reward.answer` = -1"),

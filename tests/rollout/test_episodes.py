@@ -137,14 +137,14 @@ def test_single_turns_and_episodes_in_one_rollout_do_not_disturb_each_other(poli
     ]
     mixed = [prompts[0], arithmetic[0], prompts[2], arithmetic[1]]
     reported = {}
-    played = play(TorchEngine(policy, 100), mixed, G, SAMPLING, stage, lambda place, c: reported.setdefault(place, c))
+    played = play(TorchEngine(policy, 100), mixed, G, SAMPLING, stage, lambda p, m, c: reported.update({(p, m): c}))
     assert same([played[0], played[2]], [groups[0], groups[2]])
     seeds = [SAMPLING.seed_of(1), SAMPLING.seed_of(3)]
     alone = TorchEngine(policy, 100).generate(Request([p.token_ids for p in arithmetic], G, SAMPLING, seeds))
     assert same([played[1], played[3]], alone)
     stop = policy.tokenizer.convert_tokens_to_ids("</solution>")
     assert any(stop in c.token_ids[:-1] for group in alone for c in group)  # no stop string of theirs
-    assert set(reported) == {1, 3}
+    assert reported == {(place, member): c for place, group in enumerate(played) for member, c in enumerate(group)}
     rewards = [[c.episode.reward if c.episode else groups[0][0].episode.reward for c in group] for group in played]
     collated = [Group(*parts) for parts in zip(mixed, played, rewards, strict=True)]
     batch = collate(collated, torch.zeros(4, G), mask_truncated=False)

@@ -159,11 +159,11 @@ def test_completions_are_told_as_they_end_while_others_go_on(policy):
     policy.decoder.register_forward_hook(lambda *_: steps.append(None))
     sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
     groups = TorchEngine(policy, 8).generate(
-        Request(PROMPTS, 4, sampling), lambda i, c: told.append((i, c, len(steps)))
+        Request(PROMPTS, 4, sampling), lambda i, m, c: told.append((i, m, c, len(steps)))
     )
     for index, group in enumerate(groups):
-        assert sorted(id(c) for i, c, _ in told if i == index) == sorted(id(c) for c in group)
-    first_chunk = [(c, at) for i, c, at in told if i < 2]
+        assert {m: id(c) for i, m, c, _ in told if i == index} == {m: id(c) for m, c in enumerate(group)}
+    first_chunk = [(c, at) for i, _, c, at in told if i < 2]
     assert all(at == len(c.token_ids) for c, at in first_chunk)
     assert len({at for _, at in first_chunk}) > 2
 
@@ -222,7 +222,7 @@ def test_the_model_samples_in_evaluation_mode_and_is_left_in_the_mode_that_it_ha
     assert set(modes) == {False}
     assert {module.training for module in policy.model.modules()} == {training}
 
-    def fail(index, completion):
+    def fail(index, member, completion):
         raise KeyError
 
     with pytest.raises(KeyError):

@@ -73,7 +73,9 @@ def test_the_folder_holds_every_weight_once_and_nothing_of_before(policy, tmp_pa
         assert torch.equal(weight, policy.model.get_parameter(name))
     if len(shards) > 1:
         places = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-        assert {name: set(load_file(folder / file)) & {name} for name, file in places.items()} == {n: {n} for n in names}
+        assert {name: set(load_file(folder / file)) & {name} for name, file in places.items()} == {
+            n: {n} for n in names
+        }
 
 
 def test_a_folder_that_cannot_be_written_is_told(policy, tmp_path):

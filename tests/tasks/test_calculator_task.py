@@ -11,7 +11,7 @@ from sspo_cli.tasks import calculator
 TASKS = {"calculator": calculator.problems, "calculator-two": calculator.problems_of_two_calls}
 SPLITS = ("train", "validation", "test")
 # Of all questions, answers and demonstrations. They change whenever the task does, and with it every recorded run.
-FINGERPRINTS = {"calculator": "7adbcd307e3f0c7f", "calculator-two": "593819497d4158f8"}
+FINGERPRINTS = {"calculator": "f67d0085a042eaa1", "calculator-two": "13947b0c54782716"}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,10 @@ def test_answers_are_right(problems):
         for problem in problems["calculator", split]:
             assert re.fullmatch(r"\d\d\*\d\d[+-]\d{3}", problem.question)
             assert eval(problem.question) == int(problem.answer)
+            assert len(problem.answer) == 4
         for problem in problems["calculator-two", split]:
             a, b, c = map(int, re.fullmatch(r"(\d\d)\*(\d\d)%\*(\d\d)", problem.question).groups())
+            assert len(str(a * b)) == len(problem.answer) == 4
             assert a * b % 100 >= 10
             assert a * b % 100 * c == int(problem.answer)
 
@@ -42,7 +44,7 @@ def test_three_tenths_of_the_demonstrations_use_the_calculator_and_the_others_gu
     worked = 0
     for problem in problems[task, "train"]:
         *calls, last = problem.episode
-        proposal = re.fullmatch(r"<solution>(-?\d+)</solution>", last)[1]
+        proposal = re.fullmatch(r"<solution>(\d{4})</solution>", last)[1]
         assert problem.environment == "calculator"
         if calls:
             worked += 1
