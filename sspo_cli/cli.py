@@ -252,6 +252,12 @@ def eval_command(
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=10**5, help="Of each problem: avg@n and pass@k.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Of the sampling; 0 is greedy.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=1e-6, max=1, help="Sample from the fewest tokens of this probability.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Sample from this many most probable tokens.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, max=10**7, help="Of a completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,
@@ -286,6 +292,7 @@ def eval_command(
     refuse_unread(set_ or [], bool(completions))
     given = merge_config(config or [], set_ or []) if config or set_ else None
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    conditions |= {"top_p": top_p, "top_k": top_k}
     changes = {name: value for name, value in conditions.items() if value is not None}
     if completions:
         if is_rank(os.environ) or nproc:

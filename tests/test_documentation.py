@@ -66,7 +66,7 @@ def modules(folder: Path) -> None:
 def test_links_point_to_files_and_headings(page):
     for link in LINK.findall(FENCED.sub("", page.read_text())):
         path, _, heading = link.partition("#")
-        if "://" in path or path in PENDING:
+        if "://" in path or Path(path).name in PENDING:
             continue
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link

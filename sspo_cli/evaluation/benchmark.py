@@ -78,6 +78,7 @@ class Conditions:
 
     samples      completions of each problem
     temperature  0 is greedy
+    top_p, top_k  of the sampling, see `Sampling`
     prompt       name of the template
     seed         of the sampling
     max_rows     completions sampled at a time
@@ -93,6 +94,8 @@ class Conditions:
     turns: int = EpisodeOptions().turns
     proposals: int = EpisodeOptions().proposals
     max_tokens: int = EpisodeOptions().max_tokens
+    top_p: float = 1.0
+    top_k: int | None = None
 
     @classmethod
     def of(cls, options: RunOptions) -> Self:
@@ -108,7 +111,15 @@ class Conditions:
             turns=episode.turns,
             proposals=episode.proposals,
             max_tokens=episode.max_tokens,
+            top_p=evaluation.top_p,
+            top_k=evaluation.top_k,
         )
+
+    def sampler(self, engine: str) -> str:
+        """Return the sampler that an engine is under these conditions, for the identity: truncated, it is another one."""
+        cuts = [f"top_p={self.top_p:g}"] if self.top_p < 1 else []
+        cuts += [f"top_k={self.top_k}"] if self.top_k else []
+        return ",".join([engine.partition(" ")[0], *cuts])
 
     def on(self, benchmark: Benchmark) -> Self:
         """Return those of a benchmark, which may have a token limit of its own."""
@@ -386,6 +397,8 @@ def _sample_and_grade(
         temperature=conditions.temperature,
         max_new_tokens=conditions.max_new_tokens,
         seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
+        top_p=conditions.top_p,
+        top_k=conditions.top_k,
     )
     with ThreadPoolExecutor(1) as background:
         grading = _Grading(benchmark, checker, conditions.samples, background, keep, progress)

@@ -219,7 +219,7 @@ def _measure_target(
     for benchmark in benchmarks:
         bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
         under = conditions.on(benchmark)
-        identity = Identity.of(benchmark.prompts, template, engine.name)
+        identity = Identity.of(benchmark.prompts, template, under.sampler(engine.name))
         path = partial_path(folder, benchmark, under, identity, model) if to_record else None
         advance = partial(bars.advance, bar)
         rows = evaluate(engine, benchmark, judge.checker, under, identity, advance, path, stage)

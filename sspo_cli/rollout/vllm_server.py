@@ -137,6 +137,8 @@ class VllmServer:
             "stop_token_ids": self.policy.end_ids,
             "return_token_ids": True,
             **UNTRUNCATED,
+            "top_p": request.sampling.top_p,
+            "top_k": request.sampling.top_k or 0,  # of all
         }
         if request.sampling.stop:  # looked for in the text with special tokens, as the torch engine does
             body |= {

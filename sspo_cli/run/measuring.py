@@ -24,7 +24,9 @@ def measure_if_due(run: Run) -> None:
         return
     conditions = {benchmark.name: Conditions.of(options).on(benchmark) for benchmark in run.benchmarks}
     identities = {
-        benchmark.name: Identity.of(benchmark.prompts, options.template, run.engine.name)
+        benchmark.name: Identity.of(
+            benchmark.prompts, options.template, conditions[benchmark.name].sampler(run.engine.name)
+        )
         for benchmark in run.benchmarks
     }
     summaries = [row for row in run.folder.evaluations() if row["step"] == step]
