@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.config import ENVIRONMENTS, VALIDATION, EpisodeOptions, EvaluationOptions, RunOptions, TaskOptions
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
@@ -81,7 +82,7 @@ def examine(
     is wrong.
     """
     device = examine_options(options)
-    check_memory(options, device_here(options, device), tracker.note, folder)
+    check_memory(options, device_here(options, device, ranks.size()), tracker.note, folder)
     limit = check_structure(
         options.model, tracker.note, samples=samples_by_torch(options.rollout, device), folder=folder
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from sspo_cli import ranks
 from sspo_cli.config import EpisodeOptions, RunOptions, differences
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError, command_line
@@ -18,7 +19,7 @@ from sspo_cli.examination import Rendered, examine, objective_of, render_all
 from sspo_cli.forks import check_resumable, checkpoint_to_fork, load_moments, origin_of
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.model_check import check_model, check_reach, check_structure
-from sspo_cli.policy.checkpoint import latest_whole, load_state, set_damaged_aside, usable_state
+from sspo_cli.policy.checkpoint import latest_whole, load_optimizer, load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start
 from sspo_cli.policy.kernels import explained_compiler_errors
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
@@ -50,11 +51,12 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
     Raises UserError if the run exists, if it is refused, which leaves no folder, or if it cannot continue; Interrupted when
     stopped.
     """
-    check_free(path)
+    ranks.on_first(lambda: check_free(path))
     torch.set_num_threads(options.threads)
     with _opened(options) as opened:
         notes: list[str] = []
-        rendered = _examine_new(options, path, opened, Tracker([PlainSink(Console()), NoteSink(notes.append)]))
+        sinks = [PlainSink(Console()), NoteSink(notes.append)] if ranks.is_first() else []
+        rendered = _examine_new(options, path, opened, Tracker(sinks))
         if opened.interruption.requested:
             raise Interrupted("stopped before the run began; nothing is written")
         with RunFolder.create(path, options, command, origin_of(options)) as folder:
@@ -103,7 +105,7 @@ class _Opened:
 @contextmanager
 def _opened(options: RunOptions) -> Iterator[_Opened]:
     with (
-        Interruption() as interruption,  # until the status says how the run ended
+        Interruption(speaks=ranks.is_first()) as interruption,  # until the status says how the run ended
         AnswerChecker(timeout=options.answer_timeout) as checker,
         open_environments(options.environments, options.episode or EpisodeOptions(), checker) as environments,
     ):
@@ -111,7 +113,7 @@ def _opened(options: RunOptions) -> Iterator[_Opened]:
 
 
 def _examine_new(options: RunOptions, path: Path, opened: _Opened, tracker: Tracker) -> Rendered | None:
-    source = checkpoint_to_fork(options, path.parent)
+    source = ranks.on_first(lambda: checkpoint_to_fork(options, path.parent))
     needs_cold_start = options.cold_start.steps > 0
     return examine(options, tracker, opened.checker, opened.environments, source, needs_cold_start)
 
@@ -127,7 +129,8 @@ def _run(
 ) -> None:
     """Train, and end every sink as the run ends. `notes` are of its examination, `resumed_by` is the command of a resumed run."""
     with explained_end(folder), open_tracker(folder, options, earlier=notes) as tracker:
-        with explained_full_memory(folder, options), explained_compiler_errors():
+        lost = ranks.explained_loss("the others cannot continue without it")
+        with lost, explained_full_memory(folder, options), explained_compiler_errors():
             run = prepare(folder, options, tracker, opened, rendered, resumed_by)
             train(replace(run, keep_going=keep_going))
         with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
@@ -215,11 +218,9 @@ def prepare(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
     if loaded.checkpoint and loaded.continued:
-        with usable_state(loaded.checkpoint):
-            optimizer.load_state_dict(loaded.continued["optimizer"])
+        load_optimizer(loaded.checkpoint, loaded.continued, policy, optimizer)
     elif loaded.forked and loaded.saved:
-        with usable_state(loaded.forked):
-            load_moments(optimizer, loaded.saved["optimizer"])
+        load_moments(loaded.forked, loaded.saved, policy, optimizer)
     run = Run(
         options=options,
         folder=folder,
@@ -245,10 +246,10 @@ def _load(
     folder: RunFolder, options: RunOptions, tracker: Tracker, opened: _Opened, rendered: Rendered | None
 ) -> Loaded:
     """Open the last whole checkpoint, or the model of the config or of a fork; examine what is not examined yet."""
-    checkpoint, damaged = set_damaged_aside(folder.checkpoints)
+    checkpoint, damaged = ranks.on_first(lambda: set_damaged_aside(folder.checkpoints))
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
-    forked = None if checkpoint else checkpoint_to_fork(options, folder.path.parent)
+    forked = None if checkpoint else ranks.on_first(lambda: checkpoint_to_fork(options, folder.path.parent))
     source, needs_cold_start = checkpoint or forked, checkpoint is None and options.cold_start.steps > 0
     if rendered is None:
         rendered = examine(options, tracker, opened.checker, opened.environments, source, needs_cold_start)
