@@ -1,11 +1,10 @@
 """THE loop: sample a rollout batch from the policy, grade it, learn from it in μ optimizer steps, repeat."""
 
-from functools import partial
+from collections import deque
 from itertools import islice
 
 import torch
 
-from sspo_cli.evaluation.benchmark import grade_groups
 from sspo_cli.objectives import group_advantages, weight_histogram
 from sspo_cli.policy.batch import collate, minibatch_rows
 from sspo_cli.policy.learner import (
@@ -16,20 +15,18 @@ from sspo_cli.policy.learner import (
     step_metrics,
 )
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
-from sspo_cli.rewards import extract_answer
-from sspo_cli.rollout.engine import Sampling
-from sspo_cli.rollout.episodes import play, sandbox_metrics
+from sspo_cli.rollout.episodes import sandbox_metrics
 from sspo_cli.run.clock import Clock
 from sspo_cli.run.dead import check_learning
 from sspo_cli.run.lag import behaviour_policy
 from sspo_cli.run.measuring import measure_if_due
 from sspo_cli.run.recording import kept_completions, kept_rows, with_weights
 from sspo_cli.run.reference import fill_reference
+from sspo_cli.run.sampling import sample_batch
 from sspo_cli.run.saving import keep_rollout, save_if_due, saved_on_failure, take_kept_rollout
 from sspo_cli.run.state import Run
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.mixture import problem_stream
-from sspo_cli.types import Completion, Prompt
 
 
 def train(run: Run) -> None:
@@ -41,7 +38,7 @@ def train(run: Run) -> None:
     options, state = run.options, run.state
     rollout, learning, seed = options.rollout, options.learning, options.seed
     task_weights = [task.weight for task in options.tasks]
-    drawn = (state.rollout + (state.batch is not None)) * rollout.prompts
+    drawn = (state.rollout + (state.batch is not None)) * rollout.prompts + state.extra
     upcoming = islice(problem_stream(run.prompts, task_weights, derive_seed(seed, "problems")), drawn, None)
     measure_if_due(run)
     clock = Clock(state.tokens, environments=bool(run.stage.environments))
@@ -53,33 +50,22 @@ def train(run: Run) -> None:
 
         # A rollout batch: the policy becomes the behaviour policy, which samples; the completions are graded.
         if state.batch is None:
-            prompts = list(islice(upcoming, rollout.prompts))
+            extra = state.extra
             sync_metrics = take_kept_rollout(run)  # of programs that look at the clock, say, another one would differ
+            if state.batch is not None:
+                deque(islice(upcoming, rollout.prompts + state.extra - extra), maxlen=0)  # its prompts are used up
         if state.batch is None:
-
-            def begin_check(index: int, _: int, completion: Completion, prompts: list[Prompt] = prompts) -> None:
-                """Check an answer while others are still sampled; the grading then has its verdict at once."""
-                if completion.episode is not None:  # it has its reward
-                    return
-                text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
-                run.checker.submit(extract_answer(text, [gold]), gold)
-
             with saved_on_failure(run), behaviour_policy(run):
                 with clock.phase("sampling"):
                     sync_metrics = run.engine.sync(run.policy)
-                    sampling_seed = derive_seed(seed, "sampling", state.rollout)
-                    sampling = Sampling(rollout.temperature, rollout.max_new_tokens, sampling_seed)
-                    in_environment = partial(clock.phase, "environment")
-                    completions = play(
-                        run.engine, prompts, rollout.group_size, sampling, run.stage, begin_check, in_environment
-                    )
-                    run.engine.sleep()
-                with clock.phase("grading"):
-                    groups = grade_groups(prompts, completions, run.checker, options.reward.scoring)
+                groups, graded = sample_batch(run, upcoming, clock)
+                if rollout.equal_groups == "drop":
+                    sync_metrics["groups/sampled"] = len(graded)
                 rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
                 advantages = group_advantages(rewards, learning.std)
-                state.tokens += sum(completion.own_tokens for group in groups for completion in group.completions)
-                state.timeouts += sum(reward.status == "timeout" for group in groups for reward in group.rewards)
+                state.extra += len(graded) - len(groups)
+                state.tokens += sum(completion.own_tokens for group in graded for completion in group.completions)
+                state.timeouts += sum(reward.status == "timeout" for group in graded for reward in group.rewards)
                 state.kept = kept_completions(groups, advantages, plan, options, run.policy.tokenizer)
                 state.batch = collate(groups, advantages, mask_truncated=learning.mask_truncated)
                 with clock.phase("learning"):

@@ -113,7 +113,8 @@ def test_the_sweep_of_the_family_has_every_other_objective_and_option_on_the_set
     assert {options.learning.entropy_range for options in trials} == {None, (0.95, 1.05), (0.9, 1.1)}
     table1 = load_config([CONFIGS / "table1.yaml"])
     for options in trials:
-        rollout, learning = options.rollout.model_copy(update={"lag": 0}), options.learning
+        rollout = options.rollout.model_copy(update={"lag": 0, "equal_groups": "keep"})
+        learning = options.learning
         assert (rollout, options.optimizer, learning.mu) == (table1.rollout, table1.optimizer, table1.learning.mu)
 
 

@@ -1,4 +1,4 @@
-"""The estimate of memory: parameters counted exactly, activations as a tracker of every allocation sees them."""
+"""The memory estimate: parameters counted exactly, activations compared with a tracker of allocations."""
 
 import re
 import weakref
@@ -44,7 +44,7 @@ def public(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> dict[str, Path]:
-    """Models small enough to be run, and large enough that their tensors outweigh what is counted of none."""
+    """Make models that are small enough to run, and large enough that their tensors dominate."""
     folders = {}
     for name, (config, model, more) in MODELS.items():
         folders[name] = tmp_path_factory.mktemp("small") / "model"
@@ -73,7 +73,7 @@ def test_adapters_are_counted_as_peft_makes_them(public):
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes of tensors that were alive at a time, of those that were made while it was on."""
+    """The peak of bytes in live tensors, counting those that were created while it was active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_adapters_are_as_many_as_peft_makes(small, targets):
 
 
 def measured_peak(options: RunOptions) -> float:
-    """Bytes of the tensors that are alive at the worst moment of a micro-batch's forward and backward pass."""
+    """Measure the peak bytes of live tensors in a micro-batch's forward and backward pass."""
     policy = load_policy(options.model, CPU)
     group_size, draw = options.rollout.group_size, torch.Generator().manual_seed(0)
 
@@ -220,7 +220,7 @@ def test_table_1_fits_a_smaller_gpu_as_its_first_line_says(public):
             r"vLLM's share of the GPU is 25.5 GB, and its weights with one text need \d+",
             "set rollout.vllm.gpu_memory_utilization=0.4",
         ),
-        ("Qwen/Qwen3-30B-A3B", {}, 40, "vLLM's share", "sspo cannot train on several GPUs yet"),
+        ("Qwen/Qwen3-30B-A3B", {}, 40, "vLLM's share", "a larger device, or several GPUs (--nproc)"),
         (
             "Qwen/Qwen2.5-7B-Instruct",
             {"model__lora": "{rank: 32}", "rollout__engine": "torch", "evaluation__max_new_tokens": 16384},

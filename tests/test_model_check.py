@@ -1,4 +1,4 @@
-"""Models are computed as they compute themselves, or refused in a sentence that says what differs."""
+"""Models are computed like they compute themselves, or are refused with a sentence that names the difference."""
 
 from dataclasses import replace
 

@@ -46,6 +46,7 @@ READ_BY_EVAL = (
         "threads",
     ),
     *("evaluation.benchmarks", "evaluation.max_new_tokens", "evaluation.samples", "evaluation.temperature"),
+    *("evaluation.top_p", "evaluation.top_k"),
     *("rollout.engine", "rollout.vllm", "rollout.max_new_tokens", "rollout.max_rows", "answer_timeout"),
 )
 READ_BY_GRADING = ("answer_timeout",)

@@ -278,6 +278,8 @@ class EvaluationOptions(Options):
     )
     samples: PositiveInt = Field(1, le=10**5, description="completions of each problem; Pass@1 is their mean (avg@n)")
     temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the fewest most probable tokens of this probability")
+    top_k: PositiveInt | None = Field(None, description="sample from this many most probable tokens; null: from all")
     validation: NonNegativeInt = Field(
         0, description="problems held out of the training tasks to choose and keep the best checkpoint"
     )
@@ -318,6 +320,10 @@ class EvaluationOptions(Options):
             raise ValueError(
                 f"evaluation.samples = {self.samples} greedy completions would all be the same; set evaluation.temperature, "
                 "such as 0.6"
+            )
+        if not self.temperature and (self.top_p < 1 or self.top_k):
+            raise ValueError(
+                "evaluation.top_p and evaluation.top_k do not apply to greedy completions; set evaluation.temperature, e.g. 0.6"
             )
         return self
 

@@ -76,7 +76,29 @@ class RolloutOptions(Options):
         description="sample with the weights of so many rollout batches ago, as an asynchronous sampler does; ratios refer to "
         "these weights",
     )
+    equal_groups: Literal["keep", "drop"] = Field(
+        "keep",
+        description="groups whose rewards are all equal, which have no gradient; drop: sample further prompts in their place",
+    )
+    equal_in: Literal["reward", "answer"] = Field(
+        "reward", description="drop: what must differ within a group, the whole reward or r_answer alone"
+    )
+    most_sampled: int = Field(
+        4,
+        ge=2,
+        le=1000,
+        description="drop: limit of the prompts sampled for a rollout batch, in multiples of `prompts`; then equal ones fill it",
+    )
     vllm: VllmOptions | None = Field(None, description="options of vLLM; null: their defaults")
+
+    @model_validator(mode="after")
+    def _options_of_dropping(self) -> Self:
+        if self.equal_groups == "keep" and (self.equal_in, self.most_sampled) != ("reward", 4):
+            raise ValueError(
+                "rollout.equal_in and rollout.most_sampled apply to dropped groups, but rollout.equal_groups = keep; set it to "
+                "drop, or leave them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_of_the_engine(self) -> Self:

@@ -22,7 +22,7 @@ class Identity:
     messages  text that the prompt template adds to a question, before any chat template
     rendered  the rendered prompts and their tokens
     checker   the code that reads and checks answers
-    engine    the kind of sampler: torch or vLLM
+    engine    the kind of sampler: torch or vLLM, with what truncates its softmax
     """
 
     problems: str

@@ -97,7 +97,7 @@ def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Targ
 def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
     """Return the target's conditions with `changes` applied.
 
-    Raises UserError for several greedy samples and for an infinite temperature.
+    Raises UserError for several greedy samples, for truncated greedy ones and for an infinite temperature.
     """
     conditions = replace(Conditions.of(target.options), **changes)
     if not math.isfinite(conditions.temperature):
@@ -106,6 +106,8 @@ def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
         raise UserError(
             f"{conditions.samples} greedy completions would all be the same; add --temperature, such as 0.6, or --samples 1"
         )
+    if not conditions.temperature and (conditions.top_p < 1 or conditions.top_k):
+        raise UserError("--top-p and --top-k do not apply to greedy completions; add --temperature, such as 0.6")
     return conditions
 
 

@@ -37,6 +37,8 @@ WITHOUT_EFFECT = (
     "evaluation.max_new_tokens",
     "evaluation.samples",
     "evaluation.temperature",
+    "evaluation.top_p",
+    "evaluation.top_k",
     "checkpoint.",
     "wandb.",
     "fork.",  # the starting checkpoint has an effect, see `effects_of`

@@ -11,7 +11,7 @@ from sspo_cli.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The parameters of sampling. There is no truncation (top-k, top-p): the objectives assume the full softmax.
+    """The parameters of sampling. Only evaluations truncate (top-k, top-p): the objectives assume the full softmax.
 
     temperature     0 is greedy
     max_new_tokens  length at which a completion without an end-of-sequence token is truncated
@@ -19,6 +19,7 @@ class Sampling:
     first           index of the call's first prompt among all prompts that share the seed
     stop            strings that end a completion like an end-of-sequence token, after the token that completes one of them;
                     tokens are never split
+    top_p, top_k    sample from the fewest most probable tokens that have this probability, and from at most so many
 
     The random numbers of a prompt depend only on the seed and its index. The number of prompts that are sampled together, and
     the number of calls, only affect the rounding of the logits.
@@ -29,6 +30,8 @@ class Sampling:
     seed: int
     first: int = 0
     stop: tuple[str, ...] = ()
+    top_p: float = 1.0
+    top_k: int | None = None
 
     def seed_of(self, index: int) -> int:
         """Return the seed of the random numbers of a prompt of this call."""

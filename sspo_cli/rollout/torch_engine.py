@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from sspo_cli.policy.model import Policy
-from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
+from sspo_cli.rollout.engine import Engine, OnCompletion, Request, to_completion
 from sspo_cli.rollout.stop_strings import StopStrings
 from sspo_cli.types import Completion
 
@@ -98,7 +99,7 @@ class TorchEngine:
                     x.repeat_interleave(group_size, 0) for x in (logits, positions, attention)
                 )
             uniform = next(uniforms)[rows] if uniforms else None
-            chosen, chosen_logprobs = _sample(logits, sampling.temperature, uniform)
+            chosen, chosen_logprobs = _sample(logits, sampling.temperature, uniform, sampling.top_p, sampling.top_k)
             written[rows, step], logprobs[rows, step] = chosen, chosen_logprobs
             ending = going_on & torch.isin(chosen, ends)
             if stopping:
@@ -126,6 +127,11 @@ class TorchEngine:
             rows.tolist(), written[rows].tolist(), logprobs[rows, :length].tolist(), strict=True
         ):
             yield row, to_completion(self.policy, ids, values, ended)
+
+
+def whole_weights(engine: Engine) -> AbstractContextManager[None]:
+    """Have the weights that the torch engine samples from whole on each rank, since ranks call it unequal numbers of times."""
+    return engine.policy.gathered() if isinstance(engine, TorchEngine) else nullcontext()
 
 
 class _GrowingLayer(DynamicLayer):
@@ -207,7 +213,9 @@ def _uniforms(seeds: Sequence[int], group_size: int, device: torch.device) -> It
         yield from torch.from_numpy(drawn).flatten(1, 2).to(device)
 
 
-def _sample(logits: Tensor, temperature: float, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sample(
+    logits: Tensor, temperature: float, uniform: Tensor | None, top_p: float = 1.0, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Choose a token for each row and return it with its log-probability at the temperature (greedy: at temperature 1).
 
     logits   [R, V]
@@ -215,6 +223,8 @@ def _sample(logits: Tensor, temperature: float, uniform: Tensor | None) -> tuple
     returns  [R], [R]
     """
     probabilities = (logits / (temperature or 1.0)).softmax(dim=-1)
+    if top_p < 1 or top_k:
+        probabilities = _truncate(probabilities, top_p, top_k)
     if uniform is None:
         chosen = probabilities.argmax(dim=-1, keepdim=True)
     else:
@@ -225,6 +235,17 @@ def _sample(logits: Tensor, temperature: float, uniform: Tensor | None) -> tuple
         word = _draw(blocks.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1), uniform[:, 1:])
         chosen = (block * BLOCK + word).clamp_(max=logits.shape[1] - 1)
     return chosen.squeeze(1), probabilities.gather(1, chosen).squeeze(1).log()
+
+
+def _truncate(probabilities: Tensor, top_p: float, top_k: int | None) -> Tensor:
+    """Keep the `top_k` most probable words, then the fewest of them that have `top_p` of their probability; [R, V]."""
+    ranked, words = probabilities.sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        ranked[:, top_k:] = 0.0
+        ranked = ranked / ranked.sum(dim=-1, keepdim=True)
+    before = ranked.cumsum(dim=-1) - ranked
+    ranked = ranked.masked_fill(before >= top_p, 0.0)
+    return torch.zeros_like(probabilities).scatter(1, words, ranked / ranked.sum(dim=-1, keepdim=True))
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:

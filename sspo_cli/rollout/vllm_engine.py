@@ -108,6 +108,8 @@ class VllmEngine:
                 parameters = SamplingParams(
                     n=request.group_size,
                     temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k or 0,  # of all
                     max_tokens=sampling.max_new_tokens,
                     seed=request.seed_of(index),
                     logprobs=0,  # only of the chosen token

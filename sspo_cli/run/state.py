@@ -36,6 +36,7 @@ class RunState:
     bad_steps  consecutive skipped steps up to now
     learned    a rollout batch has had a gradient
     alike      consecutive rollout batches without a gradient up to now
+    extra      prompts drawn in place of dropped groups so far
 
     recent_weights  trained weights at the start of the current rollout and of the `rollout.lag` ones before, oldest first
     """
@@ -51,6 +52,7 @@ class RunState:
     bad_steps: int = 0
     learned: bool = False
     alike: int = 0
+    extra: int = 0
     recent_weights: list[list[Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:

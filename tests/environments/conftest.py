@@ -1,4 +1,7 @@
-"""One sandbox for all tests: its server takes seconds to start. With CI=true a machine that cannot confine fails, not skips."""
+"""One sandbox for all tests, because its server takes seconds to start.
+
+With CI=true the tests fail, and are not skipped, on a machine that cannot confine programs.
+"""
 
 import os
 from collections.abc import Iterator

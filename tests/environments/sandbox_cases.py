@@ -1,4 +1,4 @@
-"""What several tests of the sandbox share."""
+"""Helpers shared by tests of the sandbox."""
 
 from pathlib import Path
 

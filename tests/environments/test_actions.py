@@ -1,4 +1,4 @@
-"""What a turn does, read as MINT reads it, with thoughts apart."""
+"""The action of a turn, read like in MINT and outside of thoughts."""
 
 import pytest
 

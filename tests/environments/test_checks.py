@@ -1,4 +1,4 @@
-"""Solved or not, by every rule; what looks alike is not taken for equal."""
+"""The check of proposals by every rule; similar answers are not accepted."""
 
 import pytest
 

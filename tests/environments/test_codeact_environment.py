@@ -77,7 +77,7 @@ def test_time_outs_and_crashes_are_observations_and_counted(environment):
 
 
 def test_continued_after_every_turn_it_ends_the_same(environment):
-    """As after a killed run: the record goes through JSON, the interpreter is another one, its variables are the same."""
+    """Continue like after a kill: the record goes through JSON; another interpreter has the same variables."""
     moves = [
         "<execute>import random\nx = [random.random()]</execute>",
         "<execute>import os\nos._exit(1)</execute>",

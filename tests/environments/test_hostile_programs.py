@@ -1,4 +1,4 @@
-"""What hostile programs try, all at once and next to innocent ones: none gets out, none harms another, none is believed."""
+"""Hostile programs, run together with innocent ones: none escapes, none harms another, none forges a result."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ SECRET = "s3cr3t-3141592653"
 
 @dataclass
 class Attack:
-    """What became of all programs, and of what they were after."""
+    """The results of all programs, and the state of their targets."""
 
     results: dict[str, list[Result]]
     innocent: list[list[Result]]
@@ -85,7 +85,7 @@ def _play(sandbox: Sandbox, facts: str) -> tuple[dict[str, list[Result]], list[l
 
 
 def _everything(folder: str) -> set[str]:
-    """What a program might leave behind."""
+    """List everything that a program might leave behind."""
     places = (folder, "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")
     names = {str(path) for place in places for path in Path(place).glob("*")}
     system_v = {

@@ -1,4 +1,4 @@
-"""Where programs cannot be confined, the sandbox refuses to start, in one sentence."""
+"""The sandbox refuses to start, with one sentence, if programs cannot be confined."""
 
 import os
 import platform
@@ -87,7 +87,7 @@ def refusal_of(monkeypatch: pytest.MonkeyPatch, **changed: object) -> str:
 
 
 def test_a_filter_that_the_kernel_refuses(sandbox, monkeypatch):
-    """As if it had no seccomp: the interpreter ends before it has read any code."""
+    """Simulate a kernel without seccomp: the interpreter ends before it reads any code."""
     said = refusal_of(monkeypatch, filter="ff" * 8)
     assert "cannot confine programs here: an interpreter could not be confined: OSError: [Errno 22] prctl 22" in said
 

@@ -1,4 +1,4 @@
-"""How calls end, what is kept between them, and what becomes of the fork server's own end."""
+"""The ends of calls, the variables kept between them, and the end of the fork server."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def run(sandbox: Sandbox, *programs: str, setup: str | None = None) -> list[Resu
 
 
 def state(interpreter: Interpreter) -> str:
-    """The kernel's letter for what its process does: R, S, T."""
+    """Return the kernel's letter for the state of its process: R, S, T."""
     assert interpreter.process
     return Path(f"/proc/{interpreter.process.process_id}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -60,7 +60,7 @@ def test_variables_stay_and_values_are_shown_as_ipython_shows_them(sandbox):
 
 
 def test_errors_are_shown_as_ipython_shows_them(sandbox):
-    """As recorded in CodeActInstruct: the statements around the line that failed, long ones shortened, no blank lines."""
+    """Compare with CodeActInstruct: the statements around the failing line, long ones shortened, no blank lines."""
     code = 'q = """\none\ntwo\nthree\nfour\nfive\nsix\n"""\n\n# a comment\ndef f(a):\n    return 1 / a\n\nf(0)\nprint(q)\nq'
     (result,) = run(sandbox, code)
     assert result.text.splitlines() == [
@@ -295,7 +295,7 @@ def _alive(process_id: str) -> bool:
 
 
 def test_many_episodes_are_alive_at_once(sandbox):
-    """As many as a rollout batch of 32 prompts and 8 completions; the trainer has two descriptors for each."""
+    """Keep as many as a rollout batch of 32 prompts and 8 completions; the trainer has two descriptors for each."""
     interpreters = [sandbox.open(None, n) for n in range(256)]
     sandbox.run([(interpreter, f"x = {n}") for n, interpreter in enumerate(interpreters)])
     results = sandbox.run([(interpreter, "x") for interpreter in interpreters])

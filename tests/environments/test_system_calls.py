@@ -1,4 +1,4 @@
-"""The filter, run by a small interpreter of BPF: what it says to each call, on both architectures."""
+"""The verdict of the filter on each call on both architectures, run by a small BPF interpreter."""
 
 import errno
 import fcntl

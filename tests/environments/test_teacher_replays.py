@@ -1,4 +1,4 @@
-"""Real teachers' code, run turn by turn, gives what was recorded, except for what is listed here."""
+"""Code of real teachers, run turn by turn, gives the recorded observations, with the exceptions listed here."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The command from outside: its JSON, its verdicts, its sentences."""
+"""The command `try_sandbox`: its JSON, its verdicts, its messages."""
 
 import json
 import subprocess

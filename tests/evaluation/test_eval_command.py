@@ -165,6 +165,16 @@ def test_an_option_that_grading_would_ignore_is_refused(runs):
     assert_told(done, "-s prompt would be ignored: the grading of recorded completions does not read it; leave it out")
 
 
+def test_truncated_sampling_is_another_measurement(runs):
+    measure("one", "-b", "mine.jsonl", "--temperature", 1)
+    done = measure("one", "-b", "mine.jsonl", "--temperature", 1, "--top-p", 0.001)
+    assert "sampled by torch,top_p=0.001, problems" in done.stdout
+    whole, cut = [row for row in summaries(runs / "one") if row["benchmark"] == "mine"]
+    assert (whole["engine"], cut["engine"]) == ("torch", "torch,top_p=0.001")
+    greedy = measure("one", "-b", "mine.jsonl").stdout  # of so little probability there is one token
+    assert f"{100 * cut['pass_at_1']:.1f} [" in greedy
+
+
 def test_a_model_next_to_a_run_is_measured_like_the_run(runs):
     measure("models/before", "one")
     (base,), trained = summaries(runs / "model-models-before"), summaries(runs / "one")[-1]
@@ -333,6 +343,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
         (["one", "-b", "file"], "benchmark file names no path"),
+        (["one", "--top-p", "0.9"], "--top-p and --top-k do not apply to greedy completions; add --temperature"),
         (["one", "--temperature", "inf"], "--temperature inf would"),
         (["one", "--out", "graded.jsonl"], "--out is for --completions"),
         (["one", "-b", "gsm9k"], "unknown benchmark gsm9k; use arithmetic, calculator"),

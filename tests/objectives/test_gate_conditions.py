@@ -1,4 +1,4 @@
-"""The paper's conditions (i)-(iv): held by its own gates, checked of a user's."""
+"""The paper's conditions (i)-(iv): satisfied by its own gates, checked for user-defined ones."""
 
 import math
 import sys

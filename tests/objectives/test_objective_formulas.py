@@ -67,7 +67,7 @@ def test_small_ratios_in_float32(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", CASES)
 def test_on_policy_every_objective_has_the_plain_policy_gradient(name, dtype):
-    """But for PSPO, whose policy is mixed with the old one: it has 1 - α of it."""
+    """Expect the plain gradient, except for PSPO, which mixes the policy with the old one and has 1 - α of it."""
     _, advantages, mask = ragged_batch(0, dtype)
     log_ratio = torch.zeros(mask.shape, dtype=dtype, requires_grad=True)
     objective = build_objective(**CASES[name][0])

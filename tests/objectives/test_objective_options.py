@@ -1,4 +1,4 @@
-"""What a method has, what is filled in, and what is refused."""
+"""The options of each method, their defaults, and refused options."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Extremes, masks, padding, and micro-batches: what must not change a gradient."""
+"""Extremes, masks, padding and micro-batches, which must not change a gradient."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def partitions(items):
 
 
 def minibatch_gradient(objective, features, theta, advantages, mask, parts, padding):
-    """Of -Σ S Â / N in the parameters of a linear 'policy', summed over the micro-batches, each cut to its longest row."""
+    """Compute the gradient of -Σ S Â / N for a linear 'policy', summed over micro-batches cut to their longest rows."""
     theta = theta.clone().requires_grad_()
     for number, part in enumerate(parts):
         length = int(mask[part].any(0).nonzero().max()) + 1 + padding * (number % 3)

@@ -1,4 +1,4 @@
-"""A method of the user's own, as a function of whole completions."""
+"""User-defined methods, as functions of whole completions."""
 
 import pytest
 import torch

@@ -153,6 +153,8 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "evaluation.max_new_tokens": ("evaluation.max_new_tokens=9",),
     "evaluation.samples": ("evaluation.temperature=0.5", "evaluation.samples=2"),
     "evaluation.temperature": ("evaluation.temperature=0.5",),
+    "evaluation.top_p": ("evaluation.temperature=0.5", "evaluation.top_p=0.5"),
+    "evaluation.top_k": ("evaluation.temperature=0.5", "evaluation.top_k=5"),
     "evaluation.validation": ("evaluation.validation=9",),
     "evaluation.decontaminate": ("evaluation.decontaminate=false",),
     "checkpoint.every": ("checkpoint.every=9",),
@@ -199,6 +201,8 @@ WITHOUT_EFFECT = {
     "evaluation.max_new_tokens",
     "evaluation.samples",
     "evaluation.temperature",
+    "evaluation.top_p",
+    "evaluation.top_k",
     "evaluation.decontaminate",  # what was left out by it has an effect, and is recorded
     "checkpoint.every",
     "checkpoint.keep",

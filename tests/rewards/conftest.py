@@ -1,4 +1,4 @@
-"""One checker for all reward tests: its worker takes seconds to start."""
+"""One checker for all reward tests, because its worker takes seconds to start."""
 
 from collections.abc import Iterator
 

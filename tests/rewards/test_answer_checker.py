@@ -1,4 +1,4 @@
-"""Verdicts by value, and that nothing a model writes can hold the checker up."""
+"""Verdicts by value, also on texts that try to block the checker."""
 
 import os
 import signal

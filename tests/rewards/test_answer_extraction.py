@@ -1,4 +1,4 @@
-"""From a completion to its bare answer, tagged or not."""
+"""Extraction of the bare answer of a completion, tagged or not."""
 
 import time
 

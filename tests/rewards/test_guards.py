@@ -1,4 +1,4 @@
-"""Verdicts on whole completions: what earns the reward, and what only looks as if it should."""
+"""Verdicts on whole completions that earn the reward, and on others that only seem to."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Answers that differ in their characters alone, and those that only seem to."""
+"""Answers that differ only in notation, and answers that only seem to."""
 
 import pytest
 

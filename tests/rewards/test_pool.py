@@ -1,4 +1,4 @@
-"""Workers of the answer checks that die, as when the system is short of memory."""
+"""Death of answer-check workers, for example when memory runs out."""
 
 import multiprocessing.forkserver
 import os
@@ -15,7 +15,7 @@ from sspo_cli.rewards.pool import REPLACEMENTS, LastingPool
 
 
 def end_by_sigterm() -> None:
-    """As the workers that check answers do; pebble's own handler waits for Python."""
+    """Restore the default handler, like the answer-check workers; pebble's handler would wait for Python."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -30,7 +30,7 @@ def square(number: int, seconds: float = 0.0) -> int:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[LastingPool]:
-    """One that lasts through all of what follows."""
+    """Share one pool between all tests."""
     pool = LastingPool(1, end_by_sigterm)
     assert pool.schedule(square, (3,), timeout=30.0).result(timeout=60.0) == 9
     yield pool

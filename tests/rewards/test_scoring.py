@@ -1,4 +1,4 @@
-"""Weights of the reward's parts, and a function of the user's own in the workers that check answers."""
+"""Weights of the reward's parts, and user-defined functions in the answer-check workers."""
 
 import sys
 from collections.abc import Iterator

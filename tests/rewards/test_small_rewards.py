@@ -1,4 +1,4 @@
-"""Gold answers and recorded outputs in the layouts of the published ones, made up; the real ones are in test_shared_rewards."""
+"""Invented gold answers and outputs in the layouts of published ones; the real ones are in test_shared_rewards."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Untagged texts in several languages and number formats: what they answer, by the verdict on a gold."""
+"""Answers of untagged texts in several languages and number formats, checked by the verdict on a gold."""
 
 import pytest
 

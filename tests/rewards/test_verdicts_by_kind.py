@@ -1,4 +1,4 @@
-"""Verdicts by kind: what is right and what is wrong for a gold, each decided by hand."""
+"""Verdicts by kind of answer; the right verdicts were decided by hand."""
 
 import pytest
 

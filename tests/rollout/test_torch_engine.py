@@ -87,6 +87,27 @@ def test_sampled_frequencies_are_the_policy_s_probabilities(policy):
     assert chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "kept"),
+    [
+        (1.0, None, {0: 0.1, 1: 0.4, 2: 0.2, 3: 0.3}),
+        (1.0, 2, {1: 4 / 7, 3: 3 / 7}),
+        (0.65, None, {1: 4 / 7, 3: 3 / 7}),
+        (0.75, None, {1: 4 / 9, 3: 3 / 9, 2: 2 / 9}),
+        (0.5, 2, {1: 1.0}),  # 4/7 of the two
+        (0.01, None, {1: 1.0}),
+        (1.0, 9, {0: 0.1, 1: 0.4, 2: 0.2, 3: 0.3}),
+    ],
+)
+def test_truncated_sampling_draws_from_the_most_probable_words_alone(top_p, top_k, kept):
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(4000, -1)
+    uniform = torch.rand(len(logits), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chosen, logprobs = torch_engine._sample(logits, 1.0, uniform, top_p, top_k)
+    shares = {word: float((chosen == word).float().mean()) for word in set(chosen.tolist())}
+    assert shares == pytest.approx(kept, abs=0.03)
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([kept[word] for word in chosen.tolist()]))
+
+
 def test_words_without_probability_are_never_drawn_and_the_others_as_often_as_they_should():
     """In blocks that are full, half empty, and cut by the end of the vocabulary; few words, so that each is seen."""
     from scipy.stats import chisquare

@@ -1,4 +1,4 @@
-"""What a benchmark asks is found among training problems, however a copy is laid out, and nothing else is."""
+"""Copies of benchmark problems are found among training problems in any layout, and nothing else is."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whatever a library raises on a broken data file is one sentence that names the file and, if there is one, the row."""
+"""Every exception of a library for a broken data file becomes one sentence that names the file and, if possible, the row."""
 
 import contextlib
 import gzip

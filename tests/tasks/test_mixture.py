@@ -1,4 +1,4 @@
-"""Without replacement within an epoch, by weight between tasks, and the same wherever it goes on."""
+"""Mixtures draw without replacement within an epoch and by weight between tasks, and can be continued anywhere."""
 
 from collections import Counter
 from itertools import islice

@@ -1,4 +1,4 @@
-"""What the model reads: one beginning of sequence, the right turns, and what the template opened of the completion."""
+"""Rendered prompts: one beginning of sequence, the right turns, and the opening of the completion."""
 
 import pytest
 from tokenizers.processors import TemplateProcessing

@@ -1,4 +1,4 @@
-"""What is held out of training is asked nowhere in it, and is the same in every run."""
+"""Held-out problems occur nowhere in training and are the same in every run."""
 
 import pytest
 

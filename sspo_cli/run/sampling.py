@@ -1,0 +1,77 @@
+"""Sample the groups of a rollout batch, also those in place of groups that cannot be learned from: `rollout.equal_groups`."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+
+from sspo_cli import ranks
+from sspo_cli.config import RolloutOptions
+from sspo_cli.evaluation.benchmark import grade_groups
+from sspo_cli.rewards import extract_answer
+from sspo_cli.rollout.engine import Sampling
+from sspo_cli.rollout.episodes import play
+from sspo_cli.run.clock import Clock
+from sspo_cli.run.state import Run
+from sspo_cli.seeds import derive_seed
+from sspo_cli.types import Completion, Group, Prompt
+
+
+def sample_batch(run: Run, upcoming: Iterator[Prompt], clock: Clock) -> tuple[list[Group], list[Group]]:
+    """Sample and grade groups of the next prompts; return those of the rollout batch, and all that were sampled for it."""
+    graded: list[Group] = []
+
+    def sample(count: int) -> list[Group]:
+        prompts, first = list(islice(upcoming, count)), len(graded)
+        mine = ranks.share(len(prompts))
+        graded.extend(ranks.gather(lambda: _sample(run, prompts[mine], first + mine.start, clock)))
+        return graded[-count:]
+
+    groups = fill(run.options.rollout, sample)
+    run.engine.sleep()
+    return groups, graded
+
+
+def fill(options: RolloutOptions, sample: Callable[[int], list[Group]]) -> list[Group]:
+    """Return the groups of a rollout batch from `sample(count)`, which samples groups of so many further prompts.
+
+    With `equal_groups: drop`, groups of equal rewards, which have no gradient, are replaced by those of further prompts, as in
+    DAPO (arXiv 2503.14476), until the batch is full or `most_sampled` times its prompts are sampled; equal groups fill it then.
+    """
+    groups = sample(options.prompts)
+    if options.equal_groups == "keep":
+        return groups
+    left = (options.most_sampled - 1) * options.prompts
+    differing = [group for group in groups if has_differing_rewards(group, options)]
+    equal = [group for group in groups if not has_differing_rewards(group, options)]
+    while (missing := options.prompts - len(differing)) and left:
+        more = sample(min(missing, left))
+        left -= len(more)
+        differing += [group for group in more if has_differing_rewards(group, options)]
+        equal += [group for group in more if not has_differing_rewards(group, options)]
+    return [*differing, *equal[:missing]]
+
+
+def has_differing_rewards(group: Group, options: RolloutOptions) -> bool:
+    """Report whether the rewards of a group differ, in whole or in r_answer as `equal_in` says."""
+    return len({reward.total if options.equal_in == "reward" else reward.answer for reward in group.rewards}) > 1
+
+
+def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock) -> list[Group]:
+    """Sample and grade a group for each prompt; `first` prompts of this rollout batch were before them."""
+    options = run.options
+    rollout = options.rollout
+
+    def begin_check(index: int, _: int, completion: Completion) -> None:
+        """Check an answer while others are still sampled; the grading then has its verdict at once."""
+        if completion.episode is not None:  # it has its reward
+            return
+        text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
+        run.checker.submit(extract_answer(text, [gold]), gold)
+
+    with clock.phase("sampling"):
+        seed = derive_seed(options.seed, "sampling", run.state.rollout)
+        sampling = Sampling(rollout.temperature, rollout.max_new_tokens, seed, first)
+        in_environment = partial(clock.phase, "environment")
+        completions = play(run.engine, prompts, rollout.group_size, sampling, run.stage, begin_check, in_environment)
+    with clock.phase("grading"):
+        return grade_groups(prompts, completions, run.checker, options.reward.scoring)
