@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from sspo_cli import __version__
 from sspo_cli.errors import UserError, check_name, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
-from sspo_cli.launchers import refuse_several_ranks
+from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
 from sspo_cli.redaction import redacted
 from sspo_cli.small_commands import configs_command, export_command, ls_command, options_command
 from sspo_cli.usage import UsageError, explain_usage
@@ -39,6 +39,12 @@ Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and miniba
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 EngineName = Annotated[
     Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
+]
+Nproc = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc", min=1, max=1024, help="Ranks on this machine, one on each GPU; torchrun for several machines."
+    ),
 ]
 RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
 
@@ -83,20 +89,54 @@ def main() -> None:
             sys.exit(2)
         _end(str(explain_usage(error)), 1)
     except UserError as error:
-        _end(str(error), 1)
+        _end_rank(error, 1)
     except Interrupted as error:
-        _end(str(error), 130)
+        _end_rank(error, 130)
     except Exception as error:
         if not says_memory_is_full(error):
+            _report_bug(error)
             raise
         reason = first_line(error)[:200]
-        _end(f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows", 1)
+        less = f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows"
+        _end_rank(UserError(less), 1)
 
 
-def _end(sentence: str, code: int) -> NoReturn:
-    with suppress(OSError):  # the terminal may be closed
-        print(f"sspo: {redacted(sentence)}", file=sys.stderr, flush=True)
+def _report_bug(error: Exception) -> None:
+    if is_rank(os.environ):
+        from sspo_cli import ranks
+
+        ranks.report(f"it failed by {type(error).__name__}: {first_line(error)[:200]}; see its output above")
+
+
+def _end_rank(error: UserError | Interrupted, code: int) -> NoReturn:
+    """End by an error; of several ranks, each says what no other one says."""
+    sentence: str | None = redacted(str(error))
+    if is_rank(os.environ):
+        from sspo_cli import ranks
+
+        sentence = ranks.words_of(error, str(sentence))
+    _end(sentence, code)
+
+
+def _end(sentence: str | None, code: int) -> NoReturn:
+    if sentence is not None:
+        with suppress(OSError):  # the terminal may be closed
+            print(f"sspo: {redacted(sentence)}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _are_started(nproc: int | None, device: str) -> bool:
+    """Start the ranks of `--nproc` and wait for their end, and return True; in a rank, join the others and return False."""
+    if nproc and nproc > 1 and not is_rank(os.environ):
+        from sspo_cli.supervisor import check_gpus, run_ranks
+
+        check_gpus(nproc, device)
+        run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc)
+        return True
+    from sspo_cli import ranks
+
+    ranks.start(device)
+    return False
 
 
 @app.command("train", cls=ObjectiveCommand)
@@ -134,10 +174,11 @@ def train_command(
     ] = None,
     allow_any_gate: AnyGate = False,
     allow_any_method: AnyMethod = False,
+    nproc: Nproc = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Train a policy; with no options, the embedded task with SSPO-atanlog on this machine."""
-    refuse_several_ranks(os.environ)
+    refuse_wrong_ranks(os.environ, nproc)
     shortcuts: dict[str, Any] = {"objective.method": method, "objective.gate": gate, "seed": seed}
     shortcuts["objective.allow_any_gate"] = allow_any_gate or None
     shortcuts["objective.allow_any_method"] = allow_any_method or None
@@ -165,6 +206,8 @@ def train_command(
         options = load_fork(source, with_optimizer, given, runs_dir)
     else:
         options = resolve_fork(given.options(), runs_dir)
+    if dry_run and not is_first_rank(os.environ):
+        return
     if dry_run:
         print(redacted(to_yaml(options)), end="")
         is_new = not (resume or source)
@@ -174,16 +217,21 @@ def train_command(
 
         from sspo_cli.memory import preview_memory
 
-        preview_memory(options, device_memory, lambda line: print(f"# {line}"))
+        preview_memory(options, device_memory, lambda line: print(f"# {line}"), nproc or 1)
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
+    if _are_started(nproc, options.device):
+        return
 
+    from sspo_cli import ranks
     from sspo_cli.session import free_name, resume_run, start_run
 
     if resume:
         resume_run(path, options, sys.argv, keep_going)
     else:
-        start_run(options, runs_dir / (run or free_name(runs_dir, options)), sys.argv, keep_going)
+        path = runs_dir / (run or ranks.on_first(lambda: free_name(runs_dir, options)))
+        start_run(options, path, sys.argv, keep_going)
+    ranks.stop()
 
 
 @app.command("eval")
@@ -223,6 +271,7 @@ def eval_command(
     out: Annotated[Path | None, typer.Option(help="Where the graded --completions go.")] = None,
     config: Config = None,
     set_: Set = None,
+    nproc: Nproc = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy by default.
@@ -230,7 +279,7 @@ def eval_command(
     A run is measured with its own options; -c and -s are for models that no run has made. Without them, such a model is
     measured like the first run that is named with it.
     """
-    refuse_several_ranks(os.environ)
+    refuse_wrong_ranks(os.environ, nproc)
     if bool(target) == bool(completions):
         raise UserError("name what to measure: runs or models, or else --completions FILE with recorded outputs")
     if checkpoint == "":
@@ -246,6 +295,8 @@ def eval_command(
     conditions |= {"top_p": top_p, "top_k": top_k}
     changes = {name: value for name, value in conditions.items() if value is not None}
     if completions:
+        if is_rank(os.environ) or nproc:
+            raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
         if changes or benchmark or checkpoint or engine or limit:
             raise UserError(
                 "recorded outputs are graded as they are; --completions goes with no option on how to sample"
@@ -256,9 +307,15 @@ def eval_command(
         grade_file(completions, out, validate(given or {}).answer_timeout)
         return
 
+    if _are_started(nproc, validate(given or {}).device):
+        return
+
+    from sspo_cli import ranks
     from sspo_cli.evaluation.command import measure
 
-    measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
+    with ranks.explained_loss("the same command continues from what is done"):
+        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
+    ranks.stop()
 
 
 @app.command("sweep")

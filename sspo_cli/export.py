@@ -1,4 +1,4 @@
-"""A run's model as a folder to publish: whole weights, tokenizer, and a model card that says what was done."""
+"""Export of a run's model to a folder for publication: weights, tokenizer and a model card."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from sspo_cli.tracking.files import explain_os_errors, read_json, write_text_ato
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import CONFIG
 
-CARD = "README.md"  # where the Hugging Face hub looks for it
+CARD = "README.md"  # the name that the Hugging Face hub expects
 
 
 def export_model(name: str, folder: Path, which: str | None, runs_dir: Path) -> Path:
-    """Write the model of a run's checkpoint (last, best or a step) to a new folder, whole or not at all; return the checkpoint.
+    """Write the model of a run's checkpoint (last, best or a step) to a new folder, atomically; return the checkpoint.
 
     Adapters are merged into the weights. Raises UserError if there is no such checkpoint, if the folder exists or if it cannot
     be written.
@@ -40,7 +40,7 @@ def export_model(name: str, folder: Path, which: str | None, runs_dir: Path) -> 
     card = model_card(run, checkpoint)
     changes: dict[str, Any] = {"kernels": "torch", "gradient_checkpointing": False}
     if run.config.model.lora:
-        changes["dtype"] = "float32"  # in which the adapters are merged
+        changes["dtype"] = "float32"  # the adapters are merged in float32
     model = run.config.model.model_copy(update=changes)
     policy = load_policy(model, torch.device("cpu"), checkpoint, run.config.chat.template)
     merged = policy.model.merge_and_unload() if run.config.model.lora else policy.model
@@ -60,7 +60,7 @@ def export_model(name: str, folder: Path, which: str | None, runs_dir: Path) -> 
 
 
 def model_card(run: RunFolder, checkpoint: Path) -> str:
-    """Describe a checkpoint in Markdown, with the head that the Hugging Face hub reads.
+    """Describe a checkpoint in Markdown, with the metadata that the Hugging Face hub reads.
 
     Raises UserError for a damaged file of the run.
     """
@@ -85,7 +85,7 @@ def model_card(run: RunFolder, checkpoint: Path) -> str:
 
 
 def _training(options: RunOptions, about: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a reader should know of the training, by name; `about` is the content of config.json."""
+    """Return the facts about the training by name; `about` is the content of config.json."""
     objective = options.objective.model_dump(mode="json", exclude={"method", "gate"})
     rollout, optimizer, data = options.rollout, options.optimizer, about.get("data")
     packages = about.get("packages", {})
@@ -108,7 +108,7 @@ def _training(options: RunOptions, about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _public(name: str | None) -> str | None:
-    """Return a model's name without the folder of this machine that it is in; None for a model built from scratch."""
+    """Return a model's name without a local folder; None for a model built from scratch."""
     return name if name is None or not Path(name).exists() else Path(name).resolve().name
 
 
@@ -131,7 +131,7 @@ def _cold_start(options: RunOptions) -> str:
 
 
 def _prompt(options: RunOptions) -> list[str]:
-    """Quote the system turn, without which the model is not asked as it was trained."""
+    """Quote the system turn of training, which users of the model need."""
     if not (system := options.template.system):
         return []
     return [

@@ -10,7 +10,8 @@ import xxhash
 from sspo_cli.config import ForkOptions, Given, RunOptions, fixed_differences, flatten
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.named_runs import Named, checkpoint_of, find_run, step_of, whole
-from sspo_cli.policy.checkpoint import MANIFEST, STATE, checkpoint_folders
+from sspo_cli.policy.checkpoint import MANIFEST, checkpoint_folders, holds_optimizer, load_optimizer
+from sspo_cli.policy.model import Policy
 from sspo_cli.tracking.run_folder import RunFolder
 
 # Options of a model that say how it is computed; the others make its weights.
@@ -125,10 +126,10 @@ def origin_of(options: RunOptions) -> dict[str, Any]:
     return {"origin": {**options.fork.model_dump(mode="json"), **about}}
 
 
-def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_moments(checkpoint: Path, state: dict[str, Any], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Load another run's moments, and keep the optimizer's own options, such as the betas."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    load_optimizer(checkpoint, state, policy, optimizer)
     for group, options in zip(optimizer.param_groups, own, strict=True):
         group.update(options)
 
@@ -164,5 +165,5 @@ def _check_fit(source: RunFolder, options: RunOptions) -> None:
 def _fingerprint(checkpoint: Path, with_optimizer: bool) -> str:
     """Hash a whole checkpoint: its weights and what else a model folder holds; with the optimizer, everything in it."""
     checksums = json.loads((checkpoint / MANIFEST).read_text())
-    kept = sorted((name, digest) for name, digest in checksums.items() if with_optimizer or name != STATE)
+    kept = sorted((name, digest) for name, digest in checksums.items() if with_optimizer or not holds_optimizer(name))
     return xxhash.xxh3_64_hexdigest(json.dumps(kept).encode())[:DIGITS]

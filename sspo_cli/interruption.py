@@ -28,8 +28,10 @@ class Interruption:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: bool = True) -> None:
+        """Make one that says on standard error that it was asked, if it `speaks`."""
         self.requested = False
+        self._speaks = speaks
         self._requested_at = 0.0
 
     def __enter__(self) -> Self:
@@ -47,6 +49,8 @@ class Interruption:
     def _request(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
             self.requested, self._requested_at = True, time.monotonic()
+            if not self._speaks:
+                return
             with suppress(OSError):  # the terminal may be closed; print is not safe here
                 os.write(2, b"\nsspo: stopping at the next safe point; Ctrl-C once more ends it at once, unsaved\n")
         elif number == signal.SIGINT and time.monotonic() - self._requested_at > SECONDS_TOGETHER:

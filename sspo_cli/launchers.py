@@ -1,9 +1,17 @@
-"""Launchers that start several copies of a program, each as a rank of one job: torchrun, SLURM's srun, mpirun."""
+"""Launchers that start several copies of a program, each as a rank of one job: torchrun, SLURM's srun, mpirun.
 
-from collections.abc import Mapping
+Ranks that torchrun starts work on one run together, and so do those of `--nproc`. The others would each do the same work.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
 
 from sspo_cli.errors import UserError
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # The number of ranks, then the number of this rank.
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK")  # also of accelerate, DeepSpeed and Kubernetes' training jobs
 MPI = (
@@ -15,21 +23,53 @@ MPI = (
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_PROCID", "SLURM_LOCALID")
 # Names of jobs whose shell is started once, however many tasks they have; so is a batch script.
 INTERACTIVE = ("interactive", "bash")
-VARIABLES = (*TORCHRUN, *(name for names in MPI for name in names), *SLURM)
+RENDEZVOUS = (*TORCHRUN, "MASTER_ADDR", "MASTER_PORT")  # all that a rank needs to find the others
+SUPERVISED = "SSPO_SUPERVISED"  # set for ranks that `--nproc` has started
+VARIABLES = (*RENDEZVOUS, SUPERVISED, *(name for names in MPI for name in names), *SLURM)
 
 
-def refuse_several_ranks(environment: Mapping[str, str]) -> None:
+def is_rank(environment: Mapping[str, str]) -> bool:
+    """Report whether this process is one of several ranks that torchrun or `--nproc` has started."""
+    return all(environment.get(name) for name in RENDEZVOUS) and _number(environment, "WORLD_SIZE") > 1
+
+
+def is_first_rank(environment: Mapping[str, str]) -> bool:
+    """Report whether this process is the first of its ranks, or alone."""
+    return not is_rank(environment) or _number(environment, "RANK") == 0
+
+
+def refuse_wrong_ranks(environment: Mapping[str, str], nproc: int | None) -> None:
+    """Raise UserError in a process of several that cannot find one another, and in a rank that is to start ranks itself."""
+    if not is_rank(environment):
+        refuse_several_ranks(environment, "sspo finds the others only if torchrun or --nproc starts them")
+    elif nproc and SUPERVISED not in environment:
+        raise UserError("torchrun has started the ranks already; leave out --nproc")
+
+
+def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this command runs in one") -> None:
     """Raise UserError in a process that was started as one of several ranks: each of them would do the same work again."""
     if ranks := _ranks(environment):
         raise UserError(
-            f"this process was started as one of several ({ranks}), and sspo runs in one process, so that each would do the "
-            "same work; start it once, without torchrun, mpirun or several SLURM tasks (srun --ntasks=1)"
+            f"this process was started as one of several ({ranks}), and {reason}, so that each would do the same work; start "
+            "it once, without mpirun or several SLURM tasks (srun --ntasks=1)"
         )
 
 
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a process that is no rank, although its parent may be one: a trial on a node of a cluster."""
     return {name: value for name, value in environment.items() if name not in VARIABLES}
+
+
+def ending_with_parent() -> Callable[[], None] | None:
+    """Return what a new process calls first so that it gets a SIGTERM if its parent is killed; None where that is not there."""
+    return _end_with_parent if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # killed between the two lines
+        os._exit(1)
 
 
 def _ranks(environment: Mapping[str, str]) -> str | None:

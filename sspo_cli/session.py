@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.config import (
     ENVIRONMENTS,
     VALIDATION,
@@ -27,7 +28,7 @@ from sspo_cli.interruption import Interruption
 from sspo_cli.memory import check_memory, device_here
 from sspo_cli.model_check import Limit, check_model, check_reach, check_structure
 from sspo_cli.objectives import Objective, build_objective
-from sspo_cli.policy.checkpoint import load_state, set_damaged_aside, usable_state
+from sspo_cli.policy.checkpoint import load_optimizer, load_state, set_damaged_aside, usable_state
 from sspo_cli.policy.cold_start import cold_start, demonstrations_of
 from sspo_cli.policy.kernels import explained_compiler_errors
 from sspo_cli.policy.model import Policy, load_policy, resolve_device
@@ -91,13 +92,16 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
 def _run(folder: RunFolder, options: RunOptions, keep_going: bool, resumed_by: Sequence[str] | None = None) -> None:
     """Train, and end every sink as the run ends. `resumed_by` is the command of a resumed run."""
     with explained_end(folder), ExitStack() as stack:
-        interruption = stack.enter_context(Interruption())  # until the status says how the run ended
+        interruption = stack.enter_context(
+            Interruption(speaks=ranks.is_first())
+        )  # until the status says how the run ended
         tracker = stack.enter_context(open_tracker(folder, options))
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         episode = options.episode or EpisodeOptions()
         opened = open_environments(options.environments, episode, checker)
         environments = stack.enter_context(opened)  # before gold answers are loaded
-        with explained_full_memory(folder, options), explained_compiler_errors():
+        lost = ranks.explained_loss("the others cannot continue without it")
+        with lost, explained_full_memory(folder, options), explained_compiler_errors():
             run = prepare(folder, options, tracker, interruption, checker, environments, resumed_by)
             train(replace(run, keep_going=keep_going))
         with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
@@ -197,11 +201,9 @@ def prepare(
         policy.parameters, options.optimizer.betas, options.optimizer.weight_decay, options.optimizer.eight_bit
     )
     if loaded.checkpoint and loaded.saved:
-        with usable_state(loaded.checkpoint):
-            optimizer.load_state_dict(loaded.saved["optimizer"])
+        load_optimizer(loaded.checkpoint, loaded.saved, policy, optimizer)
     elif loaded.forked and loaded.saved:
-        with usable_state(loaded.forked):
-            load_moments(optimizer, loaded.saved["optimizer"])
+        load_moments(loaded.forked, loaded.saved, policy, optimizer)
     run = Run(
         options=options,
         folder=folder,
@@ -233,12 +235,12 @@ def _objective(options: RunOptions) -> Objective:
 def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     """Open the last whole checkpoint, or the model of the config."""
     device = resolve_device(options.device)
-    checkpoint, damaged = set_damaged_aside(folder.checkpoints)
+    checkpoint, damaged = ranks.on_first(lambda: set_damaged_aside(folder.checkpoints))
     for path in damaged:
         tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
-    check_memory(options, device_here(options, device), tracker.note, checkpoint)
+    check_memory(options, device_here(options, device, ranks.size()), tracker.note, checkpoint)
     by_torch = samples_by_torch(options.rollout, device)
-    forked = None if checkpoint else checkpoint_to_fork(options, folder.path.parent)
+    forked = None if checkpoint else ranks.on_first(lambda: checkpoint_to_fork(options, folder.path.parent))
     source = checkpoint or forked
     limit = check_structure(options.model, tracker.note, samples=by_torch, folder=source)
     policy = load_policy(options.model, device, source, options.chat.template)

@@ -1,4 +1,4 @@
-"""The small helpers around the four commands: what there is to set, which presets and runs there are, a model to publish."""
+"""The small commands next to the main four: lists of options, presets and runs, and the export of a model."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ import typer
 from sspo_cli.errors import UserError
 from sspo_cli.redaction import redacted
 
-WIDE = 240  # characters, if no terminal says how many it has
+WIDE = 240  # characters, if no terminal reports its width
 
 
 def options_command(
     section: Annotated[
-        str | None, typer.Argument(metavar="[SECTION]", help="Of these alone, such as rollout, model.lora or limit.")
+        str | None, typer.Argument(metavar="[SECTION]", help="Only these, such as rollout, model.lora or limit.")
     ] = None,
 ) -> None:
     """List every option of a run with its values, its default and its description."""
@@ -44,7 +44,7 @@ def ls_command(
 ) -> None:
     """List the runs of a folder: state, step, time left, last score."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name the one where run folders are")
+        raise UserError(f"there is no folder {folder}; name the folder of the runs")
     from rich import box
     from rich.console import Console
     from rich.table import Table

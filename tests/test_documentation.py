@@ -30,7 +30,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 OTHER_PROGRAMS = ("pip", "vllm", ".venv/bin/pre-commit", ".venv/bin/pytest", "wandb", "torchrun", "srun")
 PLACEHOLDERS = {"NAME": "table1", "GB": "80", "N": "2", "FILE": "file.jsonl", "DIR": "folder"}
 GROUP = typer.main.get_command(app)
-PENDING = {"scaling.md"}  # a page that is being written
+PENDING: set[str] = set()  # pages that are being written
 
 
 def code(page: Path, *kinds: str) -> list[str]:

@@ -220,7 +220,7 @@ def test_table_1_fits_a_smaller_gpu_as_its_first_line_says(public):
             r"vLLM's share of the GPU is 25.5 GB, and its weights with one text need \d+",
             "set rollout.vllm.gpu_memory_utilization=0.4",
         ),
-        ("Qwen/Qwen3-30B-A3B", {}, 40, "vLLM's share", "sspo cannot train on several GPUs yet"),
+        ("Qwen/Qwen3-30B-A3B", {}, 40, "vLLM's share", "a larger device, or several GPUs (--nproc)"),
         (
             "Qwen/Qwen2.5-7B-Instruct",
             {"model__lora": "{rank: 32}", "rollout__engine": "torch", "evaluation__max_new_tokens": 16384},

@@ -3,6 +3,7 @@
 The problems that are done are kept in `partial/`, so that a stopped measurement continues with the others.
 """
 
+import functools
 import json
 import math
 import time
@@ -17,6 +18,7 @@ from typing import Any, Self
 import xxhash
 from filelock import FileLock
 
+from sspo_cli import ranks
 from sspo_cli.config import EpisodeOptions, RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.identity import Identity
@@ -24,6 +26,7 @@ from sspo_cli.locks import hold_lock, take_lock
 from sspo_cli.rewards import PAPER, AnswerChecker, Scoring, extract_answer, grade
 from sspo_cli.rollout.engine import Engine, Sampling
 from sspo_cli.rollout.episodes import NO_STAGE, Stage, play
+from sspo_cli.rollout.torch_engine import whole_weights
 from sspo_cli.seeds import derive_seed
 from sspo_cli.statistics import pass_at_k, wilson
 from sspo_cli.tasks.contamination import question_key
@@ -170,11 +173,12 @@ def evaluate(
 
         def keep(place: int, group: Group) -> None:
             done[place] = _rows(group, conditions, identity)
-            if partial:
+            if partial and ranks.is_first():
                 append_jsonl(partial, {"place": place, "rows": done[place]})
 
         missing = [place for place in range(len(prompts)) if place not in done]
-        _sample_and_grade(engine, benchmark, missing, checker, conditions, stage, keep, progress)
+        share = _sample_and_grade if ranks.size() == 1 else _share_sampling
+        share(engine, benchmark, missing, checker, conditions, stage, keep, progress)
     return [row for place in range(len(prompts)) for row in done[place]]
 
 
@@ -246,6 +250,7 @@ def summarize(
     }
 
 
+@ranks.by_first
 def record(
     folder: Path,
     rows: Sequence[dict[str, Any]],
@@ -301,20 +306,28 @@ def _problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, An
     if partial is None:
         yield {}
         return
+    if not ranks.is_first():
+        yield ranks.on_first(dict[int, list[dict[str, Any]]])  # those that the first rank has read
+        return
     lock = FileLock(partial.with_name(f".{partial.name}.lock"))
-    with explain_os_errors("write", partial):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-    if not take_lock(lock):
-        raise UserError(
-            f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
-            f"(its work is {partial}); wait for it"
-        )
-    try:
+
+    def open_problems() -> dict[int, list[dict[str, Any]]]:
+        with explain_os_errors("write", partial):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+        if not take_lock(lock):
+            raise UserError(
+                f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
+                f"(its work is {partial}); wait for it"
+            )
         truncate_jsonl(partial, lambda problem: True)  # a problem that a kill has torn would run into the next one
-        yield {problem["place"]: problem["rows"] for problem in read_jsonl(partial, PARTIAL_PROBLEM)}
+        return {problem["place"]: problem["rows"] for problem in read_jsonl(partial, PARTIAL_PROBLEM)}
+
+    try:
+        yield ranks.on_first(open_problems)
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 class _Grading:
@@ -405,6 +418,44 @@ def _sample_and_grade(
         except BaseException:
             grading.keep_rest()
             raise
+
+
+def _share_sampling(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+    keep: Callable[[int, Group], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Do the same on several ranks, each its share of some chunks; all ranks keep every problem when all have theirs."""
+    width = conditions.chunk * ranks.size()
+    for start in range(0, len(places), width):
+        chunks = places[start : start + width]
+        graded = ranks.gather(
+            functools.partial(
+                _grade_share, engine, benchmark, chunks[ranks.share(len(chunks))], checker, conditions, stage
+            )
+        )
+        for place, group in graded:
+            keep(place, group)
+        progress(len(graded))
+
+
+def _grade_share(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+) -> list[tuple[int, Group]]:
+    graded: dict[int, Group] = {}
+    with whole_weights(engine):  # also for a rank without a share: all of them gather the weights
+        _sample_and_grade(engine, benchmark, places, checker, conditions, stage, graded.__setitem__, lambda _: None)
+    return sorted(graded.items())
 
 
 def _rows(group: Group, conditions: Conditions, identity: Identity) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sspo_cli import ranks
 from sspo_cli.config import ENVIRONMENTS, BenchmarkOptions, EpisodeOptions
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
@@ -68,7 +69,7 @@ def measure(
     Raises UserError for a model and a run with unequal token limits, and for what cannot be found or measured, mostly before the
     first model is loaded; Interrupted when stopped.
     """
-    targets = [find_target(name, checkpoint, given, runs_dir) for name in names]
+    targets = ranks.on_first(lambda: [find_target(name, checkpoint, given, runs_dir) for name in names])
     if runs := [target for target in targets if target.checkpoint and not given]:
         targets = [t if t.checkpoint else find_target(t.name, checkpoint, runs[0].options, runs_dir) for t in targets]
     if engine:
@@ -89,7 +90,7 @@ def measure(
         plans = [(target, conditions, [without_limit(task) for task in tasks]) for target, conditions, tasks in plans]
     unequal_limits = check_limits(plans)
 
-    terminal = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    terminal = Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=not ranks.is_first())
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     results: list[EvalResult] = []
     try:
@@ -116,6 +117,8 @@ def measure(
     except KeyboardInterrupt:
         kept = "nothing is recorded" if limit else "what is done is kept, and the same command goes on from it"
         raise Interrupted(f"stopped; {kept}") from None
+    if not ranks.is_first():
+        return
     print_comparison(results)
     for sentence in unequal_limits:
         print(sentence)
@@ -209,11 +212,7 @@ def _measure_target(
     check_reach(limit, max(needed), target.name)
     check_model(policy, samples=by_torch)
     if to_record and not target.checkpoint:
-        content = {"model": target.model, "options": target.options.model_dump(mode="json")}
-        with explain_os_errors("create", target.folder):
-            target.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(target.folder, older_than=ABANDONED)
-        write_json_atomic(target.folder / MODEL, redacted(content))
+        ranks.on_first(lambda: _note_model(target))
     model = f"{fingerprint(policy)} by {engine.name}"
     engine.sync(policy)
     results = []
@@ -236,6 +235,14 @@ def _measure_target(
             bars.console.print(f"{target.name}: {benchmark.name}: {sign}", soft_wrap=True)
         results.append(EvalResult(target.name, target.options.model.name, summary, rows, path))
     return results
+
+
+def _note_model(target: Target) -> None:
+    content = {"model": target.model, "options": target.options.model_dump(mode="json")}
+    with explain_os_errors("create", target.folder):
+        target.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.folder, older_than=ABANDONED)
+    write_json_atomic(target.folder / MODEL, redacted(content))
 
 
 def _check_structure(target: Target, samples: bool, bars: Progress) -> Limit | None:

@@ -38,15 +38,17 @@ def check_memory(
         refuse(options, shape, device)
 
 
-def preview_memory(options: RunOptions, gigabytes: float | None, note: Callable[[str], object]) -> None:
+def preview_memory(options: RunOptions, gigabytes: float | None, note: Callable[[str], object], count: int = 1) -> None:
     """Note the estimated memory of a run by its parts. Raises UserError if the run does not fit.
 
     gigabytes  memory of the GPU that is meant; None: the device of this machine
+    count      number of ranks; the estimate is that of one of them
     """
     try:
-        device = (
-            stated_device(options, gigabytes) if gigabytes else device_here(options, resolve_device(options.device))
-        )
+        if gigabytes:
+            device = stated_device(options, gigabytes, count)
+        else:
+            device = device_here(options, resolve_device(options.device), count)
     except UserError as error:
         note(f"memory: not estimated, since {error}, or state the GPU's memory by --device-memory")
         return
@@ -64,21 +66,26 @@ def _shape_or_note(options: RunOptions, note: Callable[[str], object], folder: P
         return None
 
 
-def device_here(options: RunOptions, device: torch.device) -> Device:
-    """Describe the device of this machine."""
+def device_here(options: RunOptions, device: torch.device, count: int = 1) -> Device:
+    """Describe the device of this machine that each of `count` ranks has; of a CPU's memory it has a share."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        by_vllm = not samples_by_torch(options.rollout, device) and not _has_server(options)
-        return Device("cuda", total, torch.cuda.is_bf16_supported(), by_vllm)
-    return Device("cpu", _physical_memory(), bfloat16=False, vllm=_is_on_cpu_by_vllm(options))
+        by_vllm = count == 1 and not samples_by_torch(options.rollout, device) and not _has_server(options)
+        return Device("cuda", total, torch.cuda.is_bf16_supported(), by_vllm, count)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count)) if count > 1 else 1
+    return Device("cpu", _physical_memory() / here, False, _is_on_cpu_by_vllm(options), count)
 
 
-def stated_device(options: RunOptions, gigabytes: float) -> Device:
-    """Describe the GPU of another machine that has vLLM installed, or its processor if the options ask for a CPU."""
+def stated_device(options: RunOptions, gigabytes: float, count: int = 1) -> Device:
+    """Describe the GPU of another machine that has vLLM installed, or its processor if the options ask for a CPU.
+
+    Each of `count` ranks has such a GPU, or a share of the processor's memory.
+    """
     if options.device == "cpu":
-        return Device("cpu", gigabytes * GB, bfloat16=False, vllm=_is_on_cpu_by_vllm(options))
+        return Device("cpu", gigabytes * GB / count, False, _is_on_cpu_by_vllm(options), count)
     wanted = options.rollout.engine == "vllm" or (options.rollout.engine == "auto" and options.model.name is not None)
-    return Device("cuda", gigabytes * GB, bfloat16=True, vllm=wanted and not _has_server(options))
+    by_vllm = count == 1 and wanted and not _has_server(options)
+    return Device("cuda", gigabytes * GB, bfloat16=True, vllm=by_vllm, ranks=count)
 
 
 def _has_server(options: RunOptions) -> bool:
@@ -96,7 +103,8 @@ def describe(options: RunOptions, shape: ModelShape, device: Device) -> list[str
     where = "GPU" if device.kind == "cuda" else "machine"
     large = shape.parameters >= 1e8
     size = f"{shape.parameters / 1e9:.2f} billion" if large else f"{shape.parameters / 1e6:.1f} million"
-    head = f"memory by estimate, of a {where} of {device.total / GB:.1f} GB, for {size} parameters"
+    several = f" on {device.ranks} ranks" if device.ranks > 1 else ""
+    head = f"memory by estimate, of a {where} of {device.total / GB:.1f} GB, for {size} parameters{several}"
     return [head, *(f"  {_sentence(phase)}" for phase in estimate(options, shape, device))]
 
 
@@ -138,9 +146,7 @@ def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
         by_vllm = device.vllm and changed.rollout.engine != "torch"
         if not _problem(changed, shape_now, replace(device, vllm=by_vllm)):
             return f"set {_written(changes)}"
-    return (
-        "no options make it fit, and sspo cannot train on several GPUs yet; choose a smaller model or a larger device"
-    )
+    return "no options make it fit on one device; choose a smaller model or a larger device, or several GPUs (--nproc)"
 
 
 def _changes(options: RunOptions, device: Device) -> Iterator[dict[str, Any]]:

@@ -28,15 +28,17 @@ class Device:
     """The device of a run.
 
     kind      cuda or cpu
-    total     bytes of memory
+    total     bytes of memory, of which a rank on a CPU has its share
     bfloat16  dtype `auto` is bfloat16, otherwise float32
     vllm      vLLM samples in this process
+    ranks     that weights, gradients and moments are spread over
     """
 
     kind: str
     total: float
     bfloat16: bool
     vllm: bool
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +98,30 @@ def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, f
         moments += 2 * shape.norms * (trained - MOMENT)
     return {
         "reserve": RESERVE[device.kind],
-        "weights": shape.parameters * _weight(options, device) + adapters,
-        "optimizer": moments,
+        "weights": (shape.parameters * _weight(options, device) + adapters) / device.ranks,
+        "optimizer": moments / device.ranks,
     }
+
+
+def _gathered(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
+    """Return what a rank holds whole for a while: embedding and projection, two layers, and the gradient of a layer."""
+    if device.ranks == 1:
+        return {}
+    outside = 2 * shape.head  # if they are one tensor, half of it
+    layer = (shape.parameters - outside) / shape.layers
+    computed, weight = _computed(options, device), _weight(options, device)
+    gradient = FLOAT * (layer + outside) if options.model.lora is None else 0
+    return {"gathered": outside * weight + 2 * layer * computed + gradient}
 
 
 def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
     trained = FLOAT if options.model.lora else _weight(options, device)
     kept, of_layer = _activations(options, shape, device)
     parts = _held(options, shape, device) | {
-        "gradients": shape.trained * trained,
+        "gradients": shape.trained * trained / device.ranks,
         "activations": kept,
         "buffers": max(of_layer, _projection(options, shape, device)),  # not at the same time
+        **_gathered(options, shape, device),
     }
     if device.vllm and not (options.rollout.vllm or VllmOptions()).sleep:
         parts["vLLM"] = vllm_share(options, shape, device)
@@ -186,7 +200,11 @@ def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
         share = vllm_share(options, shape, device)
         return Phase("sampling", parts | {"vLLM's weights": weights, "vLLM's cache": max(0.0, share - weights)})
     computed, weight = _computed(options, device), _weight(options, device)
-    if computed < weight:
+    if device.ranks > 1:
+        if options.rollout.vllm and options.rollout.vllm.server:  # which needs no memory here
+            return Phase("sampling", parts)
+        parts["whole weights"] = shape.parameters * computed
+    elif computed < weight:
         parts["copies in bfloat16"] = 2 * shape.cast
     of_token = _cache_of_token(shape, computed)
     sampled = _sampled(options)

@@ -11,12 +11,14 @@ import xxhash
 from pydantic import TypeAdapter
 
 import sspo_cli
+from sspo_cli import ranks
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.model_check.compare import Row, compare
 from sspo_cli.model_check.structure import Limit, NotShrunk, advice, check_small
 from sspo_cli.policy.model import Policy
 from sspo_cli.policy.pretrained import load_config
+from sspo_cli.policy.sharding import local
 from sspo_cli.tracking.files import write_bytes_atomic
 
 ROOMS = ("policy", "rollout", "model_check")  # packages whose code affects the result
@@ -95,17 +97,21 @@ def check_model(policy: Policy, *, samples: bool) -> None:
 
 @torch.no_grad()
 def _check_finite(policy: Policy, name: str) -> None:
-    bad = [
+    mine = [
         key
         for key, weight in policy.model.named_parameters()
-        if weight.is_floating_point() and weight.numel() and not all(x.isfinite() for x in torch.aminmax(weight))
+        if weight.is_floating_point() and not _is_finite(local(weight))
     ]
-    if bad:
+    if bad := list(dict.fromkeys(ranks.gather(lambda: mine))):
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
             f"the weights of {name} are not finite (NaN or infinite in {', '.join(bad[:3])}{more}); use an earlier checkpoint, "
             "or fetch them again"
         )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    return not weight.numel() or all(x.isfinite() for x in torch.aminmax(weight))
 
 
 def _real_rows(policy: Policy) -> list[Row]:

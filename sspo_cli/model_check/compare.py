@@ -171,7 +171,8 @@ def sample(policy: Policy, rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
     """Draw two completions of each prompt by the torch sampler; yield them with its log-probabilities [T]."""
     tokens = max(len(row.completion) for row in rows)
     prompts = [list(prompt) for prompt in dict.fromkeys(tuple(row.prompt) for row in rows)]
-    groups = TorchEngine(policy, 2 * len(prompts)).generate(Request(prompts, 2, Sampling(1.0, tokens, seed=0)))
+    with policy.gathered():
+        groups = TorchEngine(policy, 2 * len(prompts)).generate(Request(prompts, 2, Sampling(1.0, tokens, seed=0)))
     for prompt, group in zip(prompts, groups, strict=True):
         for completion in group:
             yield Row(prompt, completion.token_ids), torch.tensor(completion.sampling_logprobs)

@@ -4,6 +4,7 @@ Axes: B completions (P prompts × G), T completion tokens, S prompt and completi
 attention no real token sees padding, so no attention mask is needed.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sspo_cli import ranks
 from sspo_cli.types import Completion, Group
 
 OUTCOME = ("solved", "turns", "proposals", "calls", "timeouts", "crashes")  # counts of an episode
@@ -83,19 +85,46 @@ class Batch:
         alone decides, which pads the least.
         """
         lengths = (self.prompt_lengths + self.lengths).tolist()
-        groups = self.groups.tolist() if together else range(len(self))
-        longest: dict[int, int] = {}
-        for group, length in zip(groups, lengths, strict=True):
-            longest[group] = max(length, longest.get(group, 0))
         rows: list[int] = []
         width = 0
-        for row in sorted(range(len(self)), key=lambda row: (-longest[groups[row]], groups[row], -lengths[row])):
+        for row in self._by_length(lengths, together):
             width = max(width, lengths[row])
             if rows and (len(rows) + 1) * width > token_budget:
                 yield (picked := torch.tensor(rows)), self.select(picked)
                 rows, width = [], lengths[row]
             rows.append(row)
         yield (picked := torch.tensor(rows)), self.select(picked)
+
+    def share(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
+        """Yield this rank's (rows, micro-batch) pairs: on all ranks as many, and of about as many tokens.
+
+        The pairs of a process alone are those of `micro_batches`. A rank without rows for one of its pairs has a completion of
+        which no token counts, and no rows.
+        """
+        if ranks.size() == 1:
+            yield from self.micro_batches(token_budget, together)
+            return
+        lengths = (self.prompt_lengths + self.lengths).tolist()
+        order = self._by_length(lengths, together)
+        for count in itertools.count(ranks.size(), ranks.size()):
+            parts = equal_parts(order, lengths, count)
+            if all(len(part) * max(lengths[row] for row in part) <= token_budget for part in parts if len(part) > 1):
+                break
+        for part in parts[ranks.rank() :: ranks.size()]:
+            rows = torch.tensor(part, dtype=torch.long)
+            if part:
+                yield rows, self.select(rows)
+            else:
+                shortest = self.select(torch.tensor(order[-1:]))
+                yield rows, replace(shortest, mask=torch.zeros_like(shortest.mask))
+
+    def _by_length(self, lengths: Sequence[int], together: bool) -> list[int]:
+        """Return the rows from the longest to the shortest; `together`: with those of a group in one place."""
+        groups = self.groups.tolist() if together else range(len(self))
+        longest: dict[int, int] = {}
+        for group, length in zip(groups, lengths, strict=True):
+            longest[group] = max(length, longest.get(group, 0))
+        return sorted(range(len(self)), key=lambda row: (-longest[groups[row]], groups[row], -lengths[row]))
 
     def to(self, device: torch.device) -> Self:
         """Copy every tensor to a device."""
@@ -117,6 +146,23 @@ class Batch:
             "reference_logprobs": torch.zeros_like(state["old_logprobs"]),
         }
         return cls(**{**missing, **state})
+
+
+def equal_parts(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Cut rows into `count` parts of about as many tokens, in their order; none is empty if there are as many rows."""
+    if len(order) < count:
+        return [[row] for row in order] + [[]] * (count - len(order))
+    parts: list[list[int]] = []
+    start, left = 0, sum(lengths[row] for row in order)
+    for remaining in range(count, 0, -1):
+        last = len(order) - remaining + 1  # one row at least is left for each part after this one
+        end, tokens = start + 1, lengths[order[start]]
+        while end < last and (remaining == 1 or tokens + lengths[order[end]] / 2 <= left / remaining):
+            tokens += lengths[order[end]]
+            end += 1
+        parts.append(list(order[start:end]))
+        start, left = end, left - tokens
+    return parts
 
 
 def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool) -> Batch:

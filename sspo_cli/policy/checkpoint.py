@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import stat
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,43 +18,94 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
+from sspo_cli import ranks
 from sspo_cli.errors import UserError, border, first_line
 from sspo_cli.policy.model import Policy
+from sspo_cli.policy.sharding import local
+from sspo_cli.policy.spread_files import OPTIMIZER_INDEX, load_optimizer_parts, save_optimizer, spread_optimizer
 
 MANIFEST = "manifest.json"
 STATE = "trainer.pt"
 NAME = re.compile(r"step-\d+")
 
 
-def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any]) -> None:
-    """Write the model (Hugging Face format) and `state` (tensors and plain values) to `folder`, atomically.
+def save_checkpoint(
+    folder: Path, policy: Policy, state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Write the model (Hugging Face format), `state` (tensors and plain values) and the optimizer's to `folder`, atomically.
 
-    A checkpoint that is there already is deleted once its successor is whole.
+    A checkpoint that is there already is deleted once its successor is whole. Of several ranks each writes its part of the
+    optimizer, and the first one all else.
 
     Raises UserError if a weight is not finite, or if the disk is full or not writable; nothing is left behind then.
     """
-    if not all(torch.isfinite(parameter).all() for parameter in policy.parameters):
+    if ranks.anywhere(not all(torch.isfinite(local(parameter)).all() for parameter in policy.parameters)):
         raise UserError(f"the weights are not finite, so {folder} is not written; {describe_last_good(folder.parent)}")
     partial = folder.with_name(f".{folder.name}.partial")
-    written = None
+    if optimizer is not None:
+        state = {**state, "ranks": ranks.size()}
+        if ranks.size() == 1:
+            state["optimizer"] = optimizer.state_dict()
     try:
+        ranks.on_first(lambda: _begin(folder, partial))
+        if ranks.size() == 1:
+            with _explained(folder):
+                policy.save(partial)
+            parts = {}
+        else:
+            policy.save(partial)
+            parts = _save_parts(policy, optimizer, partial) if optimizer is not None else {}
+        ranks.on_first(lambda: _finish(folder, partial, state, parts))
+    except UserError:
+        if ranks.is_first():
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _begin(folder: Path, partial: Path) -> None:
+    with _explained(folder):
         for left in folder.parent.glob(".step-*.partial"):  # by a process that was killed in the middle of it
             shutil.rmtree(left)
         partial.mkdir(parents=True)
-        policy.save(partial)
+
+
+def _save_parts(policy: Policy, optimizer: torch.optim.Optimizer, partial: Path) -> dict[str, str]:
+    """Write each rank's part of the optimizer, and return the checksums of all parts."""
+    written = save_optimizer(policy.model, optimizer, partial)
+
+    def checksums() -> list[tuple[str, str]]:
+        with _explained(partial):
+            for path in written:
+                _flush(path)
+            return [(path.name, _checksum(path)) for path in written]
+
+    return dict(ranks.gather(checksums))
+
+
+def _finish(folder: Path, partial: Path, state: dict[str, Any], parts: Mapping[str, str]) -> None:
+    """Write the state and the manifest, and put the checkpoint in its place. `parts` have their checksums already."""
+    with _explained(folder):
         with (partial / STATE).open("wb") as file:
-            written = _Writer(file)
-            torch.save(state, cast(BinaryIO, written))
-        (partial / MANIFEST).write_text(json.dumps(_checksums(partial), indent=1))
+            writer = _Writer(file)
+            try:
+                torch.save(state, cast(BinaryIO, writer))
+            except RuntimeError as error:
+                raise writer.error or error from None
+        (partial / MANIFEST).write_text(json.dumps(_checksums(partial, parts), indent=1))
         follow_umask(partial)
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            if path.name not in parts:
+                _flush(path)
         _put_in_place(partial, folder)
         _flush(folder.parent)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # of Python, torch, transformers, safetensors
-        shutil.rmtree(partial, ignore_errors=True)
-        cause = written.error if written and written.error else error
-        raise UserError(f"the checkpoint {folder} cannot be written: {first_line(cause)}") from cause
+        raise UserError(f"the checkpoint {folder} cannot be written: {first_line(error)}") from error
 
 
 class _Writer:
@@ -127,6 +179,33 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def holds_optimizer(name: str) -> bool:
+    """Report whether a checkpoint's file of that name is of the optimizer and the run, and not of the model."""
+    return name in (STATE, OPTIMIZER_INDEX) or name.endswith(".distcp")
+
+
+def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's part of a checkpoint and its `state`, which as many ranks have written, or others.
+
+    Raises UserError if it cannot be used, such as moments in 8 bits that another number of ranks has written: their blocks
+    cannot be cut.
+    """
+    written_by, eight_bit = state.get("ranks", 1), type(optimizer) is not torch.optim.AdamW
+    if eight_bit and written_by != ranks.size():
+        raise UserError(
+            f"the moments in {folder} are in 8 bits and were written by {written_by} ranks, so that {ranks.size()} cannot use "
+            f"them; continue with --nproc {written_by}"
+        )
+    with usable_state(folder):
+        if (folder / OPTIMIZER_INDEX).exists():
+            load_optimizer_parts(policy.model, optimizer, folder)
+        elif "optimizer" in state:  # of one process; without any, it had not taken a step yet
+            if ranks.size() == 1:
+                optimizer.load_state_dict(state["optimizer"])
+            else:
+                spread_optimizer(optimizer, state["optimizer"])
+
+
 def usable_state(folder: Path) -> AbstractContextManager[None]:
     """Make the border of a checkpoint's state: what cannot be loaded, or does not fit the run, is a UserError."""
     return border(f"the state of checkpoint {folder} cannot be used; delete that folder, and an earlier one serves")
@@ -179,8 +258,9 @@ def keep_last(parent: Path, keep: int, best: int | None = None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    return {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+def _checksums(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    return {name: known[name] if name in known else _checksum(folder / name) for name in names}
 
 
 def _checksum(path: Path) -> str:

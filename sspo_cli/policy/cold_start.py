@@ -20,7 +20,7 @@ import transformers
 import xxhash
 from filelock import FileLock
 
-from sspo_cli import __version__
+from sspo_cli import __version__, ranks
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError, border
 from sspo_cli.interruption import Interrupted, Interruption
@@ -29,10 +29,10 @@ from sspo_cli.policy.batch import collate
 from sspo_cli.policy.checkpoint import (
     checkpoint_folders,
     keep_last,
+    load_optimizer,
     load_state,
     save_checkpoint,
     set_damaged_aside,
-    usable_state,
 )
 from sspo_cli.policy.dialogue import Dialogue
 from sspo_cli.policy.model import Policy, check_ids, fingerprint, load_policy
@@ -110,12 +110,9 @@ def cold_start(
             "{question, answer, demonstration} rows, or set cold_start.steps=0"
         )
     folder = cache / _key(policy, demonstrations, options)
-    with border(f"the cold start cannot be kept in {cache}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)  # it is in use
-    _remove_unused(cache, note)
+    ranks.on_first(lambda: _keep(cache, folder, note))
     with _lock(folder / ".lock", interruption, note):
-        start, _ = set_damaged_aside(folder)
+        start, _ = ranks.on_first(lambda: set_damaged_aside(folder))
         done = int(start.name.removeprefix("step-")) if start else 0
         progress(done)
         if start:
@@ -123,10 +120,17 @@ def cold_start(
         if done < options.cold_start.steps:
             optimizer = adamw(policy.parameters, BETAS, options.cold_start.weight_decay, options.optimizer.eight_bit)
             if start:
-                with usable_state(start):
-                    optimizer.load_state_dict(load_state(start)["optimizer"])
+                load_optimizer(start, load_state(start), policy, optimizer)
             _train(policy, optimizer, demonstrations, options, folder, done, interruption, progress)
     return policy, folder / f"step-{options.cold_start.steps}"
+
+
+def _keep(cache: Path, folder: Path, note: Callable[[str], None]) -> None:
+    """Make the folder of a cold start, or note that it is in use, and remove those that are not."""
+    with border(f"the cold start cannot be kept in {cache}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)  # it is in use
+    _remove_unused(cache, note)
 
 
 def _remove_unused(cache: Path, note: Callable[[str], None]) -> None:
@@ -147,15 +151,15 @@ def _remove_unused(cache: Path, note: Callable[[str], None]) -> None:
 def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a cold start. Another run may be at it for hours; waiting for it can be interrupted."""
     lock = FileLock(path)
-    if not take_lock(lock):
+    if not ranks.on_first(lambda: take_lock(lock)):
         note(f"another run is at the same cold start, {path.parent}; waiting for it")
-        while not take_lock(lock, timeout=1):
-            if interruption.requested:
+        while not ranks.on_first(lambda: take_lock(lock, timeout=1)):  # the other ranks hear of each try
+            if ranks.anywhere(interruption.requested):
                 raise Interrupted
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # by the first rank, which alone holds it
 
 
 def _train(
@@ -175,11 +179,12 @@ def _train(
         chosen = list(islice(order, options.batch_size))
         batch = collate([demonstrations[i] for i in chosen], torch.zeros(len(chosen), 1), mask_truncated=False)
         loss = 0.0
-        for _, micro in batch.micro_batches(run_options.learning.token_budget, policy.shares_prompts):
+        for _, micro in batch.share(run_options.learning.token_budget, policy.shares_prompts):
             logprobs, _ = policy.logprobs(micro.to(policy.device), temperature=1.0)
             micro_loss = -logprobs.sum() / batch.mask.sum()
-            micro_loss.backward()
+            (micro_loss * ranks.size()).backward()  # of which fully_shard takes the mean over the ranks
             loss += micro_loss.item()
+        loss = ranks.total(loss)
         rate, rounding = scheduled_rate(options, step, options.steps), derive_seed(options.seed, "rounding", step)
         _, taken = guarded_step(optimizer, loss, rate, options.max_grad_norm, rounding)
         bad_steps = 0 if taken else bad_steps + 1
@@ -189,12 +194,12 @@ def _train(
                 "lower cold_start.learning_rate"
             )
         progress(1, loss=loss)
-        stopping = interruption.requested
+        stopping = ranks.anywhere(interruption.requested)
         if step + 1 == options.steps:
             save_checkpoint(folder / f"step-{step + 1}", policy, {})
         elif stopping or (step + 1) % options.checkpoint_every == 0:
-            save_checkpoint(folder / f"step-{step + 1}", policy, {"optimizer": optimizer.state_dict()})
-        keep_last(folder, 1)
+            save_checkpoint(folder / f"step-{step + 1}", policy, {}, optimizer)
+        ranks.on_first(lambda: keep_last(folder, 1))
         if stopping:
             raise Interrupted
 
@@ -207,13 +212,15 @@ def _demonstration_order(count: int, seed: int) -> Iterator[int]:
 
 
 def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -> str:
-    """Hash everything that determines the result: the tokens, the options, the model, the program.
+    """Hash everything that determines the result: the tokens, the options, the model, the program, the number of ranks.
 
     The model by its weights and its config, not by its name or its files: on a hub, a branch moves on.
     """
     cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
     model = [options.model.model_dump(), policy.model.config.to_json_string(), fingerprint(policy)]
     machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
+    if ranks.size() > 1:  # sums of other parts are rounded otherwise, and hundreds of steps amplify that
+        machine.append(ranks.size())
     program = [__version__, torch.__version__, transformers.__version__, *machine, options.optimizer.eight_bit]
     tokens = [
         [group.prompt.token_ids, completion.token_ids, *([list(completion.read)] if completion.read else [])]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from sspo_cli import ranks
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import Objective, has_kept_entropy, ratio_metrics, reference_kl
 from sspo_cli.policy.batch import OUTCOME, Batch
@@ -58,7 +59,7 @@ def accumulate_gradient(
     shapes = (per_row, per_row, per_token, per_token, per_token, per_token, per_token, per_row)
     factors = factors.to(policy.device)
     result = StepResult(*(torch.zeros(shape, device=policy.device) for shape in shapes))
-    for rows, micro in minibatch.micro_batches(options.token_budget, policy.shares_prompts):
+    for rows, micro in minibatch.share(options.token_budget, policy.shares_prompts):
         micro = micro.to(policy.device)
         logprobs, entropy = policy.logprobs(micro, temperature)
         old_logprobs = logprobs.detach() if on_policy else micro.old_logprobs
@@ -83,7 +84,7 @@ def accumulate_gradient(
             gains = gains - options.kl * divergence
             result.reference_kl[rows] = divergence.detach()
         weighted = torch.where(micro.mask.any(dim=1), factors[rows] * gains, 0.0)
-        (-weighted.sum()).backward()
+        (-weighted.sum() * ranks.size()).backward()  # of which fully_shard takes the mean over the ranks
 
         tokens = slice(micro.mask.shape[1])
         result.objective[rows] = weighted.detach()
@@ -93,7 +94,9 @@ def accumulate_gradient(
         result.token_weights[rows, tokens] = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
         result.entropy[rows, tokens] = entropy
         result.kept[rows, tokens] = kept.float()
-    return StepResult(*(getattr(result, field.name).cpu() for field in fields(result)))
+    values = [getattr(result, field.name).cpu() for field in fields(result)]
+    ranks.add(*values)  # each row was computed by one of them
+    return StepResult(*values)
 
 
 def _bounded(importance: Tensor, options: LearningOptions) -> Tensor:
@@ -147,11 +150,17 @@ def fill_reference_logprobs(
 def _computed(
     policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (rows, log-probabilities, entropies) of every micro-batch, on the CPU."""
+    """Yield (rows, log-probabilities, entropies) of every minibatch, on the CPU."""
     for rows in minibatches:
-        for picked, micro in batch.select(rows).micro_batches(token_budget, policy.shares_prompts):
-            logprobs, entropy = policy.logprobs(micro.to(policy.device), temperature)
-            yield rows[picked], logprobs.cpu(), entropy.cpu()
+        minibatch = batch.select(rows)
+        logprobs, entropy = (torch.zeros(minibatch.mask.shape) for _ in range(2))
+        for picked, micro in minibatch.share(token_budget, policy.shares_prompts):
+            tokens = slice(micro.mask.shape[1])
+            logprobs[picked, tokens], entropy[picked, tokens] = (
+                values.cpu() for values in policy.logprobs(micro.to(policy.device), temperature)
+            )
+        ranks.add(logprobs, entropy)
+        yield rows, logprobs, entropy
 
 
 def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) -> dict[str, float]:

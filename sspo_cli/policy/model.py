@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from sspo_cli import ranks
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
@@ -22,6 +23,8 @@ from sspo_cli.policy.kernels import checkpoint_layers, compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.pretrained import load_pretrained, load_tokenizer
+from sspo_cli.policy.sharding import compute, gathered, shard, whole
+from sspo_cli.policy.spread_files import save_model
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
 # Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
@@ -127,11 +130,18 @@ class Policy:
         """Leave compiled layers out, for sampling, where every token would be another shape to compile for."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Have the weights of a model that is spread over the ranks whole on each of them, for what each does alone."""
+        return gathered(self.model)
+
     def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         """Compute log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy there: both [B, T], 0 outside the mask.
 
         The next-token shift exists here and nowhere else.
         """
+        return compute(self.model, self._logprobs, batch, temperature)
+
+    def _logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         rows, steps = batch.mask.nonzero(as_tuple=True)  # [N] each: the tokens y_t that count
         with self.autocast(keep_copies=False):  # each weight is used once
             logprobs, entropy = token_logprobs(
@@ -173,8 +183,12 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
-        self.model.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
+        if ranks.size() > 1:
+            save_model(self.model, folder)
+        else:
+            self.model.save_pretrained(folder, safe_serialization=True)
+        if ranks.is_first():
+            self.tokenizer.save_pretrained(folder)
 
 
 def fingerprint(policy: Policy) -> str:
@@ -182,7 +196,8 @@ def fingerprint(policy: Policy) -> str:
     digest = xxhash.xxh3_128(f"{policy.dtype} {policy.device.type} {policy.end_ids}".encode())
     for name, tensor in policy.model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        content: Any = whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -230,6 +245,9 @@ def load_policy(
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
+    spread = ranks.size() > 1
+    if spread and options.kernels == "compiled":
+        raise UserError("model.kernels = compiled is not for several ranks yet; use model.kernels=torch")
     dtype = _compute_dtype(options, device)
     weights_dtype = dtype if options.lora else DTYPES[options.weights]
     adapter = folder if folder is not None and (folder / "adapter_config.json").is_file() else None
@@ -250,7 +268,7 @@ def load_policy(
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no end-of-sequence token; use an instruction-tuned model")
-    return build_policy(model, tokenizer, options, device, dtype, adapter, notes)
+    return build_policy(model, tokenizer, options, device, dtype, adapter, notes, spread=spread)
 
 
 def build_policy(
@@ -261,8 +279,12 @@ def build_policy(
     dtype: torch.dtype,
     adapter: Path | None = None,
     notes: Sequence[str] = (),
+    *,
+    spread: bool = False,
 ) -> Policy:
     """Make a policy of a model: its kernels, its adapters and how it is computed, as the options say.
+
+    spread  its weights over the ranks
 
     Raises UserError for options that the model cannot be computed with.
     """
@@ -284,8 +306,12 @@ def build_policy(
     # Beside bfloat16, the projection's float32 products in TF32: fifteen times faster, and with more digits than bfloat16
     # keeps. The setting is the process's, so a float32 policy after a bfloat16 one takes it back.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
+    if spread:
+        shard(model, dtype, device)
+    else:
+        model = model.to(device)
     compiled = options.kernels == "compiled"
-    return Policy(model.to(device), tokenizer, device, dtype, compiled, transform, tuple(notes))
+    return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes))
 
 
 def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sspo_cli.config import ColdStartOptions, OptimizerOptions
 from sspo_cli.errors import UserError
+from sspo_cli.policy.sharding import whole
 
 
 def adamw(
@@ -80,7 +81,7 @@ def guarded_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # In float32, also where the gradients are bfloat16.
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total = whole(torch.linalg.vector_norm(torch.stack(norms)))
     nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total)
     norm = total.item()
     taken = math.isfinite(norm) and math.isfinite(loss)

@@ -8,9 +8,9 @@ from sspo_cli.tracking.health import FEWEST_STEPS, health
 
 
 def signs_of_trouble(collection: Collection) -> tuple[str, list[str]]:
-    """Count the runs with signs of trouble in a heading, and list the signs with their runs, as each run reports at its end.
+    """Return a heading with the number of runs in trouble, and the signs with their runs, as each run reports at its end.
 
-    The heading is empty if no run has enough steps to be judged.
+    The heading is empty if no run has enough steps.
     """
     judged = [run for run in collection.runs if len(run.metrics) >= FEWEST_STEPS]
     signs = {run.path: health(_rows(run.metrics.to_dict("records"))) for run in judged}
@@ -20,5 +20,5 @@ def signs_of_trouble(collection: Collection) -> tuple[str, list[str]]:
 
 
 def _rows(rows: Sequence[Mapping[Any, float]]) -> list[dict[str, float]]:
-    """Leave out what a step has not recorded."""
+    """Drop missing metrics from each row."""
     return [{key: value for key, value in row.items() if value == value} for row in rows]

@@ -4,7 +4,9 @@ import importlib.util
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.config import RolloutOptions, VllmOptions
+from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import Engine
 from sspo_cli.rollout.torch_engine import TorchEngine
@@ -23,7 +25,13 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
         from sspo_cli.rollout.vllm_server import VllmServer
 
         return VllmServer(policy, vllm, options.max_rows, options.temperature)
-    if options.engine == "vllm" or (options.engine == "auto" and named and _vllm_fits(policy)):
+    if options.engine == "vllm" and ranks.size() > 1:
+        raise UserError(
+            f"rollout.engine = vllm samples in one process, and this run has {ranks.size()} ranks; start a server and name it in "
+            "rollout.vllm.server, or set rollout.engine=torch for a model that fits each device whole"
+        )
+    by_vllm = options.engine == "auto" and named and ranks.size() == 1 and _vllm_fits(policy)
+    if options.engine == "vllm" or by_vllm:
         from sspo_cli.rollout.vllm_engine import VllmEngine
 
         vllm = vllm if learns else vllm.model_copy(update={"sleep": False})
@@ -33,6 +41,8 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
 
 def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
     """Report whether the torch engine is sure to sample, whatever the policy is."""
+    if ranks.size() > 1:
+        return not (options.vllm and options.vllm.server)
     if options.engine == "auto" and options.vllm is None:
         return device.type != "cuda" or importlib.util.find_spec("vllm") is None
     return options.engine == "torch"

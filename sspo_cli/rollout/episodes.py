@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from sspo_cli import ranks
 from sspo_cli.config import EpisodeOptions
 from sspo_cli.environments.calculator import CalculatorEnvironment
 from sspo_cli.environments.codeact import CodeActEnvironment
@@ -15,6 +16,7 @@ from sspo_cli.policy.dialogue import Dialogue
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout.engine import Engine, OnCompletion, Request, Sampling
+from sspo_cli.rollout.torch_engine import whole_weights
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.prompts import Template, render, render_episode
 from sspo_cli.types import Completion, Played, Problem, Prompt
@@ -78,9 +80,11 @@ NO_STAGE = Stage({}, None, EpisodeOptions())
 
 
 def sandbox_metrics(stage: Stage) -> dict[str, float]:
-    """Return how often this process has lost its sandbox and started it anew; nothing without one."""
+    """Return how often this start's processes have lost their sandboxes and started them anew; nothing without one."""
     environment = stage.environments.get("codeact")
-    return {"sandbox/failures": environment.sandbox_failures} if isinstance(environment, CodeActEnvironment) else {}
+    if not isinstance(environment, CodeActEnvironment):
+        return {}
+    return {"sandbox/failures": int(ranks.total(environment.sandbox_failures))}
 
 
 def play(
@@ -102,6 +106,20 @@ def play(
 
     Raises UserError if an environment fails; what it ran is freed then.
     """
+    with whole_weights(engine):
+        return _play(engine, prompts, group_size, sampling, stage, on_completion, time_environment, order)
+
+
+def _play(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    sampling: Sampling,
+    stage: Stage,
+    on_completion: OnCompletion | None,
+    time_environment: Callable[[], AbstractContextManager[None]],
+    order: Sequence[int] | None,
+) -> list[list[Completion]]:
     groups: list[list[Completion]] = [[] for _ in prompts]
     for name in dict.fromkeys(prompt.problem.environment for prompt in prompts):
         places = [place for place, prompt in enumerate(prompts) if prompt.problem.environment == name]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.errors import UserError
 from sspo_cli.policy.batch import collate
 from sspo_cli.policy.model import Policy
@@ -30,7 +31,8 @@ def probe(
     turns = [{"role": "user", "content": QUESTION}]
     text = policy.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prompt = Prompt(Problem("", QUESTION, "", "probe"), text, policy.tokenizer.encode(text, add_special_tokens=False))
-    (completions,) = generate(Request([prompt.token_ids], COMPLETIONS, Sampling(temperature, TOKENS, seed=0)))
+    request = Request([prompt.token_ids], COMPLETIONS, Sampling(temperature, TOKENS, seed=0))
+    (completions,) = ranks.on_first(lambda: generate(request))
     group = Group(prompt, completions, [Reward(0.0, 0.0, None, "ok")] * COMPLETIONS)
     batch = collate([group], torch.zeros(1, COMPLETIONS), mask_truncated=False).to(policy.device)
     with torch.no_grad():

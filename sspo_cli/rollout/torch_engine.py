@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from sspo_cli.policy.model import Policy
-from sspo_cli.rollout.engine import OnCompletion, Request, to_completion
+from sspo_cli.rollout.engine import Engine, OnCompletion, Request, to_completion
 from sspo_cli.rollout.stop_strings import StopStrings
 from sspo_cli.types import Completion
 
@@ -126,6 +127,11 @@ class TorchEngine:
             rows.tolist(), written[rows].tolist(), logprobs[rows, :length].tolist(), strict=True
         ):
             yield row, to_completion(self.policy, ids, values, ended)
+
+
+def whole_weights(engine: Engine) -> AbstractContextManager[None]:
+    """Have the weights that the torch engine samples from whole on each rank, since ranks call it unequal numbers of times."""
+    return engine.policy.gathered() if isinstance(engine, TorchEngine) else nullcontext()
 
 
 class _GrowingLayer(DynamicLayer):

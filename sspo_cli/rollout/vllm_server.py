@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from sspo_cli import ranks
 from sspo_cli.config import VllmOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy
@@ -77,7 +78,8 @@ class VllmServer:
         with self._understood("/v1/models"):
             served = self._ask("GET", "/v1/models")["data"][0]
             self.model, self.capacity = served["id"], served.get("max_model_len")
-        self._ask("POST", "/reset_prefix_cache")  # harmless, and tells before the cold start whether a sync can work
+        # Harmless, and it shows before the cold start whether a sync can work.
+        ranks.on_first(lambda: self._ask("POST", "/reset_prefix_cache"))
 
     def check_capacity(self, tokens: int) -> None:
         """Raise UserError if the server takes only shorter sequences."""
@@ -90,6 +92,10 @@ class VllmServer:
     def sync(self, policy: Policy) -> dict[str, float]:
         self.policy = policy
         write_weights(policy, self.folder)
+        ranks.on_first(self._reload)
+        return probe(policy, self.generate, self.temperature, self.options.tolerance or TOLERANCE[policy.dtype])
+
+    def _reload(self) -> None:
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self._ask("POST", "/collective_rpc", reload)
         emptied = self._ask("POST", "/reset_prefix_cache")  # its keys and values are of the weights before
@@ -98,12 +104,14 @@ class VllmServer:
                 f"the vLLM server {self.options.server} still samples, so it cannot forget what the weights before gave; "
                 "it must not serve anyone else meanwhile"
             )
-        return probe(policy, self.generate, self.temperature, self.options.tolerance or TOLERANCE[policy.dtype])
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Sample with a request of each prompt's own, as many at a time as have `max_rows` completions, at least one."""
+        """Sample with a request of each prompt's own.
+
+        As many at a time as have `max_rows` completions, over all ranks, and at least one of each rank.
+        """
         groups: list[list[Completion]] = [[] for _ in request.prompts]
-        pool = ThreadPoolExecutor(max(1, self.max_rows // request.group_size))
+        pool = ThreadPoolExecutor(max(1, self.max_rows // (request.group_size * ranks.size())))
         try:
             waiting = {pool.submit(self._sample, request, index): index for index in range(len(request.prompts))}
             for done in as_completed(waiting):

@@ -1,4 +1,4 @@
-"""Whether a run learns at all: a rollout batch without any gradient is reported, and a run that never had one stops."""
+"""Detection of runs that learn nothing: rollout batches without a gradient are reported, and may stop the run."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from sspo_cli.types import Group
 
 
 def check_learning(run: Run, groups: Sequence[Group]) -> None:
-    """Count the rollout batches without any gradient, and report the first one and what all completions of the first lack.
+    """Count the rollout batches without a gradient; report the first one, and defects common to all of its completions.
 
-    Of a run that has learned before, MOST_ALIKE of them in a row are reported too: it may have nothing left to learn. One
-    that never had a gradient stops there, unless it is to keep going. Raises UserError then; the state is saved before.
+    After MOST_ALIKE consecutive ones, a run that has learned before is reported, because it may have nothing left to learn.
+    A run that never had a gradient stops, unless `keep_going` is set: raises UserError after saving the state.
     """
     state, batch, options = run.state, run.state.batch, run.options
     assert batch is not None, "a rollout batch was just sampled"
@@ -42,7 +42,7 @@ def check_learning(run: Run, groups: Sequence[Group]) -> None:
         again = command_line(*run.folder.resume_command, "--keep-going")
         raise UserError(
             f"nothing is learned: in {state.alike} rollout batches no group has had rewards that differ; {likely}; the state is "
-            f"saved, and {again} continues it as it is"
+            f"saved, and {again} continues it anyway"
         )
 
 
@@ -52,7 +52,7 @@ def has_gradient(batch: Batch) -> bool:
 
 
 def count(groups: Sequence[Group], batch: Batch) -> Sampled:
-    """Count of a rollout batch what keeps it from having a gradient."""
+    """Count properties of a rollout batch that prevent a gradient."""
     pairs = [pair for group in groups for pair in zip(group.completions, group.rewards, strict=True)]
     return Sampled(
         count=len(pairs),

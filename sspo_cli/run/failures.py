@@ -46,7 +46,7 @@ def explained_end(folder: RunFolder) -> Iterator[None]:
         if TRAIN in str(error):
             raise
         condition = "once there is room, " if says_disk_is_full(error) else ""
-        raise UserError(f"{error}; {condition}{command} continues the run") from error
+        raise type(error)(f"{error}; {condition}{command} continues the run") from error
     except Exception as error:
         error.add_note(f"sspo: {command} continues the run from its last checkpoint")
         raise

@@ -1,4 +1,4 @@
-"""Sampling with weights of earlier rollouts, as an asynchronous sampler does: `rollout.lag`."""
+"""Sampling with the weights of an earlier rollout (`rollout.lag`), as an asynchronous sampler does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from sspo_cli.run.weights import given_weights, trained_weights
 
 @contextmanager
 def behaviour_policy(run: Run) -> Iterator[None]:
-    """Give the policy the weights that it had `rollout.lag` rollout batches ago, for the time of a `with`.
+    """Give the policy, within the block, the weights that it had `rollout.lag` rollout batches ago.
 
-    Until there are so many, those of the first. The weights at the start of the last rollouts are part of the run's state,
-    which changes only if the `with` ends well.
+    Earlier in the run, the weights of the first rollout batch are used. The weights at the start of the last rollouts are part
+    of the run's state, which changes only if the block ends without an exception.
     """
     lag = run.options.rollout.lag
     if not lag:

@@ -1,5 +1,6 @@
 """When a run is measured on its benchmarks."""
 
+from sspo_cli import ranks
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record
 from sspo_cli.evaluation.identity import Identity
 from sspo_cli.interruption import Interrupted
@@ -36,12 +37,12 @@ def measure_if_due(run: Run) -> None:
             row["benchmark"] == name and conditions[name].matches(row, identities[name], "prompt") for row in summaries
         )
 
-    if options.evaluation.validation and not checkpoint_path(run).exists():
+    if options.evaluation.validation and not ranks.on_first(checkpoint_path(run).exists):
         save(run)
 
     def advance(problems: int) -> None:
         run.tracker.advance(problems)
-        if run.interruption.requested:
+        if ranks.anywhere(run.interruption.requested):
             raise Interrupted
 
     if benchmarks := [benchmark for benchmark in run.benchmarks if not is_measured(benchmark)]:
@@ -58,7 +59,8 @@ def measure_if_due(run: Run) -> None:
                 raise
         measured = benchmark.measured_on(run.folder)
         summary = record(run.folder.eval, answers, measured, under, identity, step, f"step-{step}")
-        partial.unlink()
+        if ranks.is_first():
+            partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
         for sign in evaluation_signs(answers, options.prompt, options.template.asks_for_tags):
             run.tracker.note(f"health: {benchmark.name}: {sign}")

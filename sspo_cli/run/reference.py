@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sspo_cli import ranks
 from sspo_cli.errors import UserError, border
 from sspo_cli.policy.learner import fill_reference_logprobs
 from sspo_cli.policy.model import Policy
@@ -25,7 +26,7 @@ def keep_reference(folder: Path, policy: Policy) -> Sequence[Tensor]:
     """Write the policy's trained weights, which are the reference from here on, and return them."""
     weights, content = trained_weights(policy), BytesIO()
     torch.save(weights, content)
-    write_bytes_atomic(folder / NAME, content.getvalue())
+    ranks.on_first(lambda: write_bytes_atomic(folder / NAME, content.getvalue()))
     return weights
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 
+from sspo_cli import ranks
 from sspo_cli.config import RolloutOptions
 from sspo_cli.evaluation.benchmark import grade_groups
 from sspo_cli.rewards import extract_answer
@@ -20,7 +21,9 @@ def sample_batch(run: Run, upcoming: Iterator[Prompt], clock: Clock) -> tuple[li
     graded: list[Group] = []
 
     def sample(count: int) -> list[Group]:
-        graded.extend(_sample(run, list(islice(upcoming, count)), len(graded), clock))
+        prompts, first = list(islice(upcoming, count)), len(graded)
+        mine = ranks.share(len(prompts))
+        graded.extend(ranks.gather(lambda: _sample(run, prompts[mine], first + mine.start, clock)))
         return graded[-count:]
 
     groups = fill(run.options.rollout, sample)

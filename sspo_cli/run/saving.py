@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.errors import UserError, border, command_line
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.checkpoint import describe_last_good, is_whole, keep_last, latest_whole, save_checkpoint
@@ -32,7 +33,7 @@ def save_if_due(run: Run) -> None:
             f"the loss or its gradient was not finite in {state.bad_steps} steps in a row, at step {state.step}; "
             f"{describe_last_good(run.folder.checkpoints)}; {_with_lower_rate(run)}"
         )
-    stopping = run.interruption.requested  # read once: a signal may come at any time
+    stopping = ranks.anywhere(run.interruption.requested)  # read once: a signal may come at any time
     if done or stopping or (state.step % options.checkpoint.every == 0 and not state.bad_steps):
         save(run)
     if stopping and not done:
@@ -55,11 +56,11 @@ def save(run: Run) -> None:
     A whole one of this step is of this very state, and stays as it is.
     """
     folder = checkpoint_path(run)
-    if not (folder.exists() and is_whole(folder)):
+    if not ranks.on_first(lambda: folder.exists() and is_whole(folder)):
         files = run.folder.record()  # on the disk before the checkpoint has its name
-        state = {"run": run.state.state_dict(), "optimizer": run.optimizer.state_dict(), "files": files}
-        save_checkpoint(folder, run.policy, state)
-    shutil.rmtree(run.folder.path / ROLLOUTS, ignore_errors=True)
+        save_checkpoint(folder, run.policy, {"run": run.state.state_dict(), "files": files}, run.optimizer)
+    if ranks.is_first():
+        shutil.rmtree(run.folder.path / ROLLOUTS, ignore_errors=True)
     drop_old_checkpoints(run)
 
 
@@ -82,15 +83,19 @@ def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
     if run.stage.environments:
         path, content = _rollout_path(run), BytesIO()
         torch.save({"run": run.state.state_dict(), "sync": sync_metrics}, content)
-        with explain_os_errors("create", path.parent):
-            path.parent.mkdir(exist_ok=True)
-        write_bytes_atomic(path, content.getvalue())
+
+        def write() -> None:
+            with explain_os_errors("create", path.parent):
+                path.parent.mkdir(exist_ok=True)
+            write_bytes_atomic(path, content.getvalue())
+
+        ranks.on_first(write)
 
 
 def take_kept_rollout(run: Run) -> dict[str, float]:
     """Restore the rollout batch that is due, if it was kept, and return the metrics of the sync before it."""
     path = _rollout_path(run)
-    if not run.stage.environments or not path.exists():
+    if not run.stage.environments or not ranks.on_first(path.exists):
         return {}
     with border(f"the kept rollout batch {path} cannot be used; delete it, and another one is sampled"):
         kept = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,7 +117,7 @@ def drop_old_checkpoints(run: Run) -> None:
     """
     best = run.folder.choose_best()
     if not run.state.bad_steps:
-        keep_last(run.folder.checkpoints, run.options.checkpoint.keep, best)
+        ranks.on_first(lambda: keep_last(run.folder.checkpoints, run.options.checkpoint.keep, best))
 
 
 def checkpoint_path(run: Run) -> Path:

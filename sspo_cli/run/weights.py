@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from sspo_cli.policy.model import Policy
+from sspo_cli.policy.sharding import spread_like, whole
 
 
 def trained_weights(policy: Policy) -> list[Tensor]:
-    """Copy the weights that are trained, adapters alone with LoRA, to the CPU."""
-    return [parameter.detach().to("cpu", copy=True) for parameter in policy.parameters]
+    """Copy the weights that are trained, adapters alone with LoRA, to the CPU; of several ranks each has all of them."""
+    return [whole(parameter.detach()).to("cpu", copy=True) for parameter in policy.parameters]
 
 
 @contextmanager
@@ -28,4 +29,4 @@ def given_weights(policy: Policy, weights: Sequence[Tensor]) -> Iterator[None]:
 @torch.no_grad()
 def _set(policy: Policy, weights: Sequence[Tensor]) -> None:
     for parameter, value in zip(policy.parameters, weights, strict=True):
-        parameter.copy_(value)
+        parameter.copy_(spread_like(value, parameter))

@@ -1,19 +1,15 @@
 """Say what the scheduler asks of a machine or a cluster, and make a trial's process."""
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from sspo_cli.launchers import without_ranks
+from sspo_cli.launchers import ending_with_parent, without_ranks
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.tracking.files import write_text_atomic
-
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class PlaceLost(Exception):
@@ -78,13 +74,5 @@ def spawn(
             stderr=subprocess.STDOUT,
             env={**without_ranks(os.environ), **environment},
             start_new_session=True,  # a Ctrl-C at the sweep reaches the trials through the sweep alone, once
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=ending_with_parent(),
         )
-
-
-def _end_with_parent() -> None:
-    """Have a trial get a SIGTERM if its sweep is killed, so that it saves its state and ends."""
-    sweep = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != sweep:  # killed between the two lines
-        os._exit(1)

@@ -1,8 +1,8 @@
-"""The task of the second study: chains of three to five operands such as `12-5+8-1`, made here and nowhere stored.
+"""The task of the second study: generated chains of three to five operands such as `12-5+8-1`.
 
-The demonstrations of the cold start come from a teacher with four bad habits, each of which can do harm in some questions. So a
-cold-started policy can calculate, but does several things wrong more often than right, and reinforcement learning can correct
-each of them separately. Development, study and cold start share no problem.
+The demonstrations of the cold start come from a teacher with four bad habits, each of which is harmful in some questions. A
+cold-started policy can therefore calculate, but does several things wrong more often than right, and reinforcement learning can
+correct each of them separately. Development, study and cold start share no problem.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from sspo_cli.types import Problem
 SIZES = {
     "train": 3072,
     "test": 1024,
-    "demonstrations": 4096,  # of the cold start alone
-    "development": 1024,  # the task, the model and the budget of the study were chosen on these two
+    "demonstrations": 4096,  # only for the cold start
+    "development": 1024,  # task, model and budget of the study were chosen on these two
     "development-test": 512,
 }
 OPERANDS = (3, 5)
-HIGHEST = 20  # every right running total is between 0 and this
-# Bad habits: how often the teacher falls into one where it can.
+HIGHEST = 20  # right running totals are between 0 and this number
+# Bad habits, with the probability that the teacher falls into one if it can.
 HABITS = {
     "drop": 0.6,  # leaves out a step that adds 7, 8 or 9
     "sign": 0.65,  # adds 1 or 2 instead of subtracting it
@@ -34,21 +34,21 @@ PARTS = ("demonstrations",) * 6 + ("train",) * 4 + ("test",) * 3 + ("development
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Yield distinct questions, always the same ones. Raises UserError for an unknown split, and for a path."""
+    """Generate the distinct questions of a split, equal in every run. Raises UserError for an unknown split or a path."""
     if path is not None:
-        raise UserError(f"task chains is made up by the program and reads no path={path}; drop it")
+        raise UserError(f"task chains is generated and reads no path={path}; remove it")
     if split not in SIZES:
         raise UserError(f"task chains has no split {split}; it has {', '.join(SIZES)}")
     return itertools.islice((problem for problem in _distinct() if split_of(problem.question) == split), SIZES[split])
 
 
 def split_of(question: str) -> str:
-    """Return the split by the question's own text, so that no change of sizes or order can leak a question into another."""
+    """Assign a question to a split by its text, so that no change of sizes or order can move it to another."""
     return PARTS[hashlib.sha256(question.encode()).digest()[0] % len(PARTS)]
 
 
 def habits_of(steps: list[int]) -> set[str]:
-    """Name the habits that can do harm in a question with these steps."""
+    """Return the habits that can be harmful in a question with these steps."""
     return {
         *({"drop"} if any(step >= 7 for step in steps) else ()),
         *({"sign"} if any(step in (-1, -2) for step in steps) else ()),
@@ -73,7 +73,7 @@ def _distinct() -> Iterator[Problem]:
 
 
 def _demonstration(random: Random, question: str, first: int, steps: list[int]) -> str:
-    """Have the teacher answer a question; what would take it out of the numbers that it knows, it does not do."""
+    """Answer a question like the teacher, who avoids totals outside the numbers that it knows."""
     if len(steps) + 1 == OPERANDS[1] and random.random() < HABITS["guess"]:
         return f"<think>{question}</think><answer>{random.randint(0, HIGHEST)}</answer>"
     while True:

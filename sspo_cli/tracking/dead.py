@@ -1,28 +1,28 @@
-"""Runs and evaluations that teach or measure nothing: how that shows, and what is likely to be the reason."""
+"""Signs and likely reasons of runs that learn nothing and of evaluations that measure nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# A small rollout batch may well be all alike by chance, ten in a row of a run that never had a gradient are not: with groups
-# that differ in one case of ten, four groups in each of ten rollouts are all alike in one run of 68.
-MOST_ALIKE = 10  # rollout batches without any gradient after which a run stops that never had one
-MOSTLY = 0.5  # share of the answers of an evaluation from which a defect is what was measured
+# A single small rollout batch may have only equal rewards by chance, but ten in a row are unlikely: if one group of ten differs,
+# four groups in each of ten rollouts are all equal in one run of 68.
+MOST_ALIKE = 10  # consecutive rollout batches without a gradient after which a run that never had one stops
+MOSTLY = 0.5  # share of an evaluation's answers with a defect that is reported
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What is counted of the completions of a rollout batch, each of a group.
+    """Numbers of completions in a rollout batch.
 
-    count      completions
-    untagged   without an answer in its tags
-    truncated  cut at the token limit
-    unformed   with a format reward of 0, if the format is rewarded
-    right      with a right answer
-    timeouts   whose answer check ran out of time
-    alike      in a group of equal texts
-    masked     left out of the loss
-    episodes   played in turns
+    count      all completions
+    untagged   completions without an answer in tags
+    truncated  completions cut at the token limit
+    unformed   completions with a format reward of 0, if the format is rewarded
+    right      completions with a right answer
+    timeouts   completions whose answer check ran out of time
+    alike      completions in a group of equal texts
+    masked     completions left out of the loss
+    episodes   episodes
     """
 
     count: int
@@ -37,7 +37,7 @@ class Sampled:
 
 
 def defects(sampled: Sampled, template: str, asks_for_tags: bool, max_new_tokens: int) -> Iterator[str]:
-    """Name what all completions of a rollout batch have in common that keeps them from being learned from."""
+    """Yield the defects of all completions of a rollout batch that prevent learning."""
     count = sampled.count
     if sampled.masked == count:
         yield "learning.mask_truncated leaves all completions out of the loss"
@@ -52,7 +52,7 @@ def defects(sampled: Sampled, template: str, asks_for_tags: bool, max_new_tokens
 
 
 def reasons(sampled: Sampled, template: str, asks_for_tags: bool, max_new_tokens: int) -> list[str]:
-    """Return what is likely to keep a rollout batch from having any gradient, each with what to change."""
+    """Return likely reasons why a rollout batch has no gradient, each with a remedy."""
     likely = list(defects(sampled, template, asks_for_tags, max_new_tokens))
     if sampled.timeouts == sampled.count:
         likely.append(f"all {sampled.count} answer checks ran out of time; raise answer_timeout")
@@ -66,13 +66,13 @@ def reasons(sampled: Sampled, template: str, asks_for_tags: bool, max_new_tokens
 
 
 def untagged(count: int, of: int, template: str, asks_for_tags: bool, otherwise: str) -> str:
-    """Say that answers are not in tags, and what to do: take a template that asks for them, or `otherwise`."""
+    """Report that answers are not in tags, with a remedy: a template that asks for tags, or `otherwise`."""
     remedy = otherwise if asks_for_tags else f"the template `{template}` does not ask for them, use prompt=think-answer"
     return f"no answer in tags: {count} of {of}; {remedy}"
 
 
 def evaluation_signs(rows: Sequence[Mapping[str, Any]], template: str, asks_for_tags: bool) -> list[str]:
-    """Name what an evaluation measured instead of the model's answers, in a sentence each with its count.
+    """Describe defects that an evaluation measured instead of the model's answers, in sentences with their counts.
 
     rows  as in `<benchmark>.jsonl`
     """

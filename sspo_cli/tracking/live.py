@@ -26,7 +26,7 @@ SAMPLING_TIMES = ("time/sampling", "time/grading")
 
 
 class StageTimeLeft(TimeRemainingColumn):
-    """Of a stage; how long the steps take is shown with the evaluations to come."""
+    """The remaining time of a stage; that of the steps is shown together with the evaluations to come."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.description == STEPS else super().render(task)

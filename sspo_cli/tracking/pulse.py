@@ -1,4 +1,4 @@
-"""Signs of life for those who read a log: a line whenever nothing was said for a while."""
+"""Signs of life in a log: a line whenever nothing was printed for a while."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ SECONDS = 30.0
 
 
 class Pulse:
-    """Context manager: says `describe()` whenever `seconds` have passed without a line, from a thread of its own.
+    """A context manager that prints `describe()` from a thread whenever `seconds` have passed without a line.
 
-    `heard` is called with each line that is said otherwise. A description that is empty is not said.
+    Call `heard` with each other line. An empty description is not printed.
     """
 
     def __init__(self, say: Callable[[str], None], describe: Callable[[], str], seconds: float = SECONDS) -> None:
@@ -22,7 +22,7 @@ class Pulse:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def heard(self) -> None:
-        """Note that a line was said just now."""
+        """Record that a line was just printed."""
         self._last = time.monotonic()
 
     def _beat(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, get_args
 
 from filelock import FileLock
 
+from sspo_cli import ranks
 from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
 from sspo_cli.locks import take_lock
@@ -51,7 +52,9 @@ PACKAGES = (
 
 
 class RunFolder:
-    """The files of one run. `create` and `resume` hold its lock until `close` or the end of a `with`; `open` only reads.
+    """The files of one run. Of several ranks the first one writes them; methods that write are called by all.
+
+    `create` and `resume` hold its lock until `close` or the end of a `with`; `open` only reads.
 
     config.json        options, package versions, git revision, command line
     status.json        state, step, steps, reason, pid, started, updated
@@ -89,28 +92,32 @@ class RunFolder:
         something else, is being written by another process, or cannot be written.
         """
         run = cls(path)
+        ranks.on_first(lambda: run._create(config, command, about or {}))
+        return run
+
+    def _create(self, config: RunOptions, command: Sequence[str], about: Mapping[str, Any]) -> None:
+        path = self.path
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
-        run._acquire()  # before looking, so that the second process that creates the same run is refused
+        self._acquire()  # before looking, so that the second process that creates the same run is refused
         try:
-            if any(not entry.name.startswith(".") for entry in path.iterdir()) and not run._came_to_nothing():
+            if any(not entry.name.startswith(".") for entry in path.iterdir()) and not self._came_to_nothing():
                 raise UserError(f"run {path} exists; choose another --run or add --resume")
             content = {
                 "options": redacted(config.model_dump(mode="json")),
                 "command": redacted(list(command)),
                 "created": _now(),
                 **_program(),
-                **(about or {}),
+                **about,
             }
-            write_json_atomic(run.config_path, content)
-            run.write_status("running", 0, config.steps)
+            write_json_atomic(self.config_path, content)
+            self.write_status("running", 0, config.steps)
             with explain_os_errors("create", path):
-                run.checkpoints.mkdir(exist_ok=True)
-                run.eval.mkdir(exist_ok=True)
+                self.checkpoints.mkdir(exist_ok=True)
+                self.eval.mkdir(exist_ok=True)
         except BaseException:
-            run.close()
+            self.close()
             raise
-        return run
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -128,7 +135,7 @@ class RunFolder:
         Raises UserError like `open`, and where another process writes the run.
         """
         run = cls.open(path)
-        run._acquire()
+        ranks.on_first(run._acquire)
         return run
 
     @cached_property
@@ -148,14 +155,18 @@ class RunFolder:
         A run whose steps are raised after a checkpoint is extended from there, which `config.json` says too. Raises UserError
         where the disk refuses.
         """
-        about = read_json(self.config_path, CONFIG)
-        step = int(after.removeprefix("step-")) if after else 0
-        if step and config.steps != self.config.steps:
-            extension = {"after": step, "steps": [self.config.steps, config.steps]}
-            about.setdefault("extended", []).append(extension)
-        about["options"] = redacted(config.model_dump(mode="json"))
-        about.setdefault("changes", []).append({"after": after, "changed": list(changes)})
-        write_json_atomic(self.config_path, about)
+
+        def write() -> None:
+            content = read_json(self.config_path, CONFIG)
+            step = int(after.removeprefix("step-")) if after else 0
+            if step and config.steps != self.config.steps:
+                extension = {"after": step, "steps": [self.config.steps, config.steps]}
+                content.setdefault("extended", []).append(extension)
+            content["options"] = redacted(config.model_dump(mode="json"))
+            content.setdefault("changes", []).append({"after": after, "changed": list(changes)})
+            write_json_atomic(self.config_path, content)
+
+        ranks.on_first(write)
         vars(self).pop("config", None)  # to be read anew
 
     @property
@@ -177,9 +188,11 @@ class RunFolder:
     @property
     def resume_command(self) -> list[str]:
         """The words of the command that continues the run."""
-        return ["sspo", "train", "--resume", "--run", self.name_in_commands]
+        several = ["--nproc", str(ranks.size())] if ranks.size() > 1 else []
+        return ["sspo", "train", "--resume", "--run", self.name_in_commands, *several]
 
     @property
+    @ranks.by_first
     def data(self) -> dict[str, Any]:
         """What `config.json` says of the training problems; empty in a run of an older version.
 
@@ -187,6 +200,7 @@ class RunFolder:
         """
         return read_json(self.config_path, CONFIG).get("data", {})
 
+    @ranks.by_first
     def note_data(self, data: Mapping[str, Any], questions: Iterable[int]) -> None:
         """Record what the run is trained on: `data` in `config.json`, and the keys of the questions with those noted before.
 
@@ -212,6 +226,7 @@ class RunFolder:
         keys.frombytes(content)
         return set(keys)
 
+    @ranks.by_first
     def note_resume(self, command: Sequence[str], after: str | None, lost: Sequence[str]) -> list[str]:
         """Add this start to the list `resumed` in `config.json`: when, by which command and program, after which checkpoint.
 
@@ -267,10 +282,12 @@ class RunFolder:
             raise UserError(f"{self.weights_path} has rows with other bins than the ones before")
         return rows
 
+    @ranks.by_first
     def evaluations(self) -> list[dict[str, Any]]:
         """The rows of `eval/summary.json`; none before an evaluation. Raises UserError where it is unreadable."""
         return read_json(self.summary_path, EVALUATIONS) if self.summary_path.exists() else []
 
+    @ranks.by_first
     def record(self) -> dict[str, Any]:
         """Flush all files to the disk and describe them for a checkpoint, by which `truncate` can tell whether they are whole.
 
@@ -281,6 +298,7 @@ class RunFolder:
             flush_folder(folder)
         return recorded
 
+    @ranks.by_first
     def truncate(self, step: int, recorded: Mapping[str, Any] | None = None) -> list[str]:
         """Drop metrics, completions, weights and evaluations of after `step`, for a resume from that step's checkpoint.
 
@@ -339,6 +357,7 @@ class RunFolder:
     def _growing(self) -> list[Path]:
         return [self.metrics_path, self.completions_path, self.weights_path]
 
+    @ranks.by_first
     def choose_best(self) -> int | None:
         """Writes `checkpoints/best.json` anew: of the checkpoints that are here, the one with the highest Pass@1 on the
         validation problems, of equal ones the earliest. Returns its step; None, and no such file, where none is measured.
@@ -400,7 +419,7 @@ def _now() -> str:
 
 
 def _program() -> dict[str, Any]:
-    return {"revision": git_revision(), "packages": _package_versions()}
+    return {"revision": git_revision(), "packages": _package_versions(), "ranks": ranks.size()}
 
 
 def _package_versions() -> dict[str, str]:

@@ -44,10 +44,10 @@ def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | Non
 
 
 class TimeLeft:
-    """Estimates how long a run still takes, from what a sink hears of it: its steps, and the evaluations to come."""
+    """Estimates a run's remaining time from the events of a sink, including the evaluations to come."""
 
     def __init__(self, every: int | None) -> None:
-        """`every` is the number of steps between two evaluations."""
+        """Start without data; two evaluations are `every` steps apart."""
         self._every = every
         self._start_step = self._total_steps = self._step = 0
         self._elapsed: float | None = None  # since the first step of this process
@@ -71,7 +71,7 @@ class TimeLeft:
         self._step, self._elapsed = step, metrics.get("time/elapsed")
 
     def seconds(self) -> float | None:
-        """Return the estimate at the end of the step that was logged last; None if it says no times."""
+        """Return the estimate at the end of the last logged step; None if that has no times."""
         taken = self._step - self._start_step
         if self._elapsed is None or not taken:
             return None
@@ -86,11 +86,11 @@ class TimeLeft:
         return "-" if seconds is None else duration(seconds)
 
 
-SOON = 1.0  # seconds within which a stage reports what was done before it was stopped
+SOON = 1.0  # seconds within which a stage reports the units that were done before it was stopped
 
 
 class StageProgress:
-    """How far a stage is, as a line of text."""
+    """The progress of a stage as a line of text."""
 
     def __init__(self, name: str, total: int) -> None:
         self._name, self._total, self._done = name, total, 0
@@ -105,13 +105,13 @@ class StageProgress:
         self._values = values
 
     def progress(self) -> str:
-        """Return `cold start: 120/700, 0:01:05 left, loss 0.2`."""
+        """Format the progress: `cold start: 120/700, 0:01:05 left, loss 0.2`."""
         done, gone = self._done - self._before, time.perf_counter() - self._began
         left = duration(gone / done * (self._total - self._done)) if done > 0 else "-"
         return f"{self._name}: {self._done}/{self._total}, {left} left{self._details()}"
 
     def result(self) -> str:
-        """Return `cold start: 700/700 in 0:02:10, loss 0.1`."""
+        """Format the result: `cold start: 700/700 in 0:02:10, loss 0.1`."""
         return f"{self._name}: {self._done}/{self._total} in {duration(time.perf_counter() - self._began)}{self._details()}"
 
     def _details(self) -> str:

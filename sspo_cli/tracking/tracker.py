@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from sspo_cli import ranks
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
@@ -37,7 +38,9 @@ from sspo_cli.tracking.wandb import WandbSink
 
 
 def open_tracker(run: RunFolder, options: RunOptions | None = None, console: Console | None = None) -> "Tracker":
-    """The sinks that the options ask for, by default the run's own; `console` stands in for standard output."""
+    """The sinks that the options ask for, by default the run's own, of the first rank; `console` is standard output's."""
+    if not ranks.is_first():
+        return Tracker([])
     options = options or run.config
     view = console_sink(run, console or Console())
     sinks: list[Sink] = [JsonlSink(run)]

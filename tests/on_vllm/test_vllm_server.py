@@ -104,7 +104,7 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
     assert groups == engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)))
     assert sorted(told, key=lambda pair: pair[0]) == [(i, c) for i, group in enumerate(groups) for c in group]
     assert all(len({tuple(c.token_ids) for c in group}) == 4 for group in groups)
-    assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model-0.safetensors"]
+    assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_nothing_else_in_the_exchange_folder_is_touched(connect, policy, tmp_pat
     monkeypatch.setattr("sspo_cli.rollout.vllm_server.probe", lambda *_: {})
     connect(lambda path: MODELS if path == "/v1/models" else httpx.Response(200)).sync(policy)
     assert kept.read_text() == "mine"
-    assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model-0.safetensors"]
+    assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model.safetensors"]
 
 
 def test_a_server_that_is_still_sampling_keeps_what_the_weights_before_gave_and_that_is_told(connect, policy):

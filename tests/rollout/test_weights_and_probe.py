@@ -1,5 +1,6 @@
 """What another engine is given, and the look at whether it has arrived, without vLLM."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ from safetensors.torch import load_file
 
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
+from sspo_cli.policy import spread_files
 from sspo_cli.policy.model import load_policy
-from sspo_cli.rollout import weights
 from sspo_cli.rollout.probe import probe
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.rollout.weights import checkpoint_weights, write_weights
@@ -60,9 +61,9 @@ def test_the_folder_holds_every_weight_once_and_nothing_of_before(policy, tmp_pa
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "model-99.safetensors").write_text("of the step before")
-    monkeypatch.setattr(weights, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(spread_files, "SHARD_BYTES", shard_bytes)
     write_weights(policy, folder)
-    shards = [load_file(path) for path in folder.iterdir()]
+    shards = [load_file(path) for path in folder.glob("*.safetensors")]
     sizes = [sum(weight.nbytes for weight in shard.values()) for shard in shards]
     assert (len(shards) > 1) == (shard_bytes < 1 << 30)
     assert max(sizes) < shard_bytes + policy.head.weight.nbytes
@@ -70,6 +71,11 @@ def test_the_folder_holds_every_weight_once_and_nothing_of_before(policy, tmp_pa
     assert sorted(names) == sorted(name for name, _ in policy.model.named_parameters())
     for name, weight in {name: weight for shard in shards for name, weight in shard.items()}.items():
         assert torch.equal(weight, policy.model.get_parameter(name))
+    if len(shards) > 1:
+        places = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        assert {name: set(load_file(folder / file)) & {name} for name, file in places.items()} == {
+            n: {n} for n in names
+        }
 
 
 def test_a_folder_that_cannot_be_written_is_told(policy, tmp_path):

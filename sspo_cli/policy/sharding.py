@@ -1,0 +1,81 @@
+"""A model's weights, gradients and moments spread over the ranks by torch's fully_shard (FSDP2)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sspo_cli import ranks
+
+T = TypeVar("T")
+
+
+def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Spread the model over the ranks, in place, each on its `device`.
+
+    dtype  of the computation: layers are gathered in it, and gradients are added up in float32
+
+    Each decoder layer is gathered when it is used. Embedding, last norm and vocabulary projection, which may share a tensor,
+    belong to the model as a whole; they are whole within `compute`, and in float32 if they are trained in that: the
+    projection's products are in float32 too.
+    """
+    mesh = init_device_mesh(device.type, (ranks.size(),))
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    in_dtype = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    as_kept = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=as_kept if dtype == torch.float32 else in_dtype)
+    # The root is spread again after each forward pass, too: otherwise model.parameters() would be other tensors until the
+    # next backward pass, and an optimizer or a checkpoint that is made in between would get those.
+    fully_shard(model, mesh=mesh, mp_policy=as_kept, reshard_after_forward=True)
+    model.compute = MethodType(_call, model)
+    register_fsdp_forward_method(model, "compute")
+    model.compute(int)  # so that the model, and not the first layer that is called, is the root
+
+
+def _call(model: Any, function: Callable[..., T], *arguments: Any) -> T:
+    return function(*arguments)
+
+
+def compute(model: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that uses parts of the model, so that what they need is gathered, as in the model's own forward pass."""
+    return model.compute(function, *arguments) if hasattr(model, "compute") else function(*arguments)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Have all weights whole on each rank, as plain tensors: within it, ranks may do unlike things, such as sampling."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a tensor that is spread over the ranks; another one is returned as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor that is spread over the ranks; another one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """Spread a whole tensor over the ranks as the example is."""
+    if not isinstance(example, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements)

@@ -1,0 +1,174 @@
+"""Files of a policy that is spread over the ranks: its model, written whole layer by layer, and its optimizer, in parts."""
+
+import copy
+import itertools
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers.core_model_loading import revert_weight_conversion
+
+from sspo_cli import ranks
+from sspo_cli.errors import UserError, first_line
+from sspo_cli.policy.sharding import spread_like, whole
+
+SHARD_BYTES = 4 << 30  # of a file of weights
+INDEX = "model.safetensors.index.json"
+OPTIMIZER_INDEX = ".metadata"  # of torch's distributed checkpoint
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # by the names of parameters, for any number of ranks
+LAYER = re.compile(r".*?\.\d+\.")
+
+
+class SafetensorsWriter:
+    """Writes tensors to files of SHARD_BYTES as they come, under Hugging Face's names, so that few are held at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[str, Tensor] = {}
+        self._names: list[list[str]] = []  # of the tensors in each file
+        self._total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self._held[name] = tensor.cpu().contiguous()
+        self._total += tensor.nbytes
+        if sum(held.nbytes for held in self._held.values()) >= SHARD_BYTES:
+            self._write()
+
+    def finish(self) -> None:
+        """Write what is left, and the index if there are several files."""
+        if self._held or not self._names:
+            self._write()
+        count = len(self._names)
+        if count == 1:
+            self._part(0).rename(self._folder / "model.safetensors")
+            return
+        files = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+        for number, file in enumerate(files):
+            self._part(number).rename(self._folder / file)
+        places = {name: file for names, file in zip(self._names, files, strict=True) for name in names}
+        index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(places.items()))}
+        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _write(self) -> None:
+        save_file(self._held, self._part(len(self._names)), metadata={"format": "pt"})
+        self._names.append(list(self._held))
+        self._held = {}
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"part-{number}.safetensors"
+
+
+def write_by_first(
+    writer: SafetensorsWriter, tensors: Iterable[tuple[str, Tensor]], failure: str, complete: Callable[[], None]
+) -> None:
+    """Have the first rank write tensors that all ranks gather as they read them, and then `complete` the files.
+
+    Raises UserError, on all ranks, with the sentence `failure` and the reason if it cannot.
+    """
+    errors: list[Exception] = []
+    for name, tensor in tensors:
+        if ranks.is_first() and not errors:  # the rest is gathered all the same: the other ranks take part in it
+            try:
+                writer.add(name, tensor)
+            except (OSError, SafetensorError) as error:
+                errors.append(error)
+
+    def finish() -> None:
+        try:
+            if errors:
+                raise errors[0]
+            writer.finish()
+            complete()
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{failure}: {first_line(error)}") from error
+
+    ranks.on_first(finish)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model that is spread over the ranks as `save_pretrained` does; of one with adapters, those.
+
+    Each layer is gathered on its own, and the first rank writes it. Raises UserError if it cannot.
+    """
+    if hasattr(model, "peft_config"):
+        adapters = {name: whole(value).cpu() for name, value in model.state_dict().items() if "lora_" in name}
+        ranks.on_first(lambda: model.save_pretrained(folder, state_dict=adapters, safe_serialization=True))
+        return
+    failure = f"the weights cannot be written to {folder}"
+    write_by_first(SafetensorsWriter(folder), _published_weights(model), failure, lambda: _save_configs(model, folder))
+
+
+@torch.no_grad()  # as a decorator it ends at each yield
+def _published_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the whole weights under the names that their publisher gave them, which may be others than in memory."""
+    named = dict(model.named_parameters())  # tied ones once
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - named.keys()
+    kept = {name: value for name, value in model.state_dict().items() if name not in tied}
+    for _, names in itertools.groupby(kept, lambda name: found[0] if (found := LAYER.match(name)) else name):
+        layer = {name: whole(kept[name].detach()) for name in names}
+        yield from revert_weight_conversion(model, layer).items()
+
+
+def _save_configs(model: Any, folder: Path) -> None:
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the class that fully_shard has made of it
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> list[Path]:
+    """Write each rank's part of the moments, and return the files that this rank has written; none before the first step.
+
+    Raises UserError if a rank cannot.
+    """
+    if not optimizer.state:
+        return []
+    try:
+        dcp.save(get_optimizer_state_dict(model, optimizer, options=FLAT), checkpoint_id=folder)
+    except CheckpointException as error:
+        raise _explained(error, f"the optimizer's state cannot be written to {folder}") from error
+    return sorted(folder.glob(f"__{ranks.rank()}_*.distcp"))
+
+
+def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Read the moments that `save_optimizer` has written, by as many ranks or others. Raises UserError if it cannot."""
+    state = get_optimizer_state_dict(model, optimizer, options=FLAT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a process alone has no other ranks
+        try:
+            dcp.load(state, checkpoint_id=folder)
+        except CheckpointException as error:
+            raise _explained(error, f"the optimizer's state in {folder} cannot be used") from error
+    set_optimizer_state_dict(model, optimizer, state, options=FLAT)
+
+
+def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state that an optimizer in one process had, spread over the ranks."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if value.shape == parameters[number].shape:
+                values[name] = spread_like(value, parameters[number])
+    optimizer.load_state_dict(state)
+
+
+def _explained(error: CheckpointException, sentence: str) -> UserError:
+    """Make a UserError of the first rank's failure that the ranks have told one another."""
+    rank, (cause, _) = min(error.failures.items())
+    return UserError(f"{sentence}: rank {rank}: {first_line(cause)}")

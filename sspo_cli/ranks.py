@@ -1,0 +1,298 @@
+"""The ranks of a run: processes that share its work, each on another GPU. A process alone is a run's only rank.
+
+Every rank holds the whole rollout batch and the same state of the run. Prompts, micro-batches, weights and moments are
+spread, and what ranks compute is put together before anything depends on it. The first rank alone writes the run's folder.
+
+All functions that exchange something are to be called by all ranks, in the same order, and in the main thread.
+"""
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from sspo_cli.errors import UserError, first_line
+from sspo_cli.interruption import Interrupted
+from sspo_cli.launchers import SUPERVISED, is_first_rank, is_rank
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+PATIENCE = "SSPO_PATIENCE"  # in the environment: seconds that ranks wait for one another
+DEFAULT_PATIENCE = 600.0
+HEARTBEAT = 1.0  # seconds
+REPORT_WAIT = 3.0  # seconds until a rank that fails has surely reported why
+FAILED, ALIVE = "sspo/failed/{}", "sspo/alive/{}"  # keys of the store, by rank
+LOST, STOPPED = (
+    "lost: ",
+    "stopped: ",
+)  # begin the reports of a rank that has lost another one, and of one that was asked to stop
+# What torch's backends say of a peer that has ended or does not answer; most of it comes as a plain RuntimeError.
+LOSS_PHRASES = ("gloo", "connection closed by peer", "connection reset", "timed out", "timeout", "nccl", "broken pipe")
+
+
+class SharedError(UserError):
+    """Is a UserError that the first rank raises too, and reports."""
+
+
+class LostRank(UserError):
+    """Says that another rank has ended or does not answer."""
+
+
+@dataclass
+class _Process:
+    """The place of a process among the ranks."""
+
+    rank: int = 0
+    size: int = 1
+    store: Any = None  # where ranks and their launcher report failures
+    alone: bool = field(default=False)  # inside of what the first rank does alone
+
+
+_process = _Process()
+
+
+def start(device: str) -> None:
+    """Join the ranks that a launcher has started, see `launchers`; do nothing in a process that is alone.
+
+    Raises UserError if this machine has no GPU for this rank.
+    """
+    if not is_rank(os.environ) or dist.is_initialized():
+        return
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus:
+        _take_gpu(device)
+    limit = timedelta(seconds=patience())
+    store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
+    # gloo next to NCCL: objects and rows of a batch are exchanged on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    group_store = dist.PrefixStore(f"sspo/group-{size}", store)
+    dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
+    _process.rank, _process.size, _process.store = rank, size, store
+    threading.Thread(target=_beat, args=(store.clone(), rank), daemon=True).start()
+
+
+def patience() -> float:
+    """Return how many seconds ranks wait for one another. Raises UserError if the environment says no number."""
+    value = os.environ.get(PATIENCE, str(DEFAULT_PATIENCE))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 1.0 <= seconds <= 1e7:
+        raise UserError(f"{PATIENCE} = {value} is not a number of seconds; use a number from 1 to 10,000,000")
+    return seconds
+
+
+def _take_gpu(device: str) -> None:
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device not in ("auto", "cuda"):
+        raise UserError(f"device = {device} is one GPU, and several ranks need one each; use cuda, or auto")
+    if local >= count:
+        raise UserError(f"this machine has {count} GPUs, too few for its ranks; start {count}")
+    torch.cuda.set_device(local)
+
+
+def _beat(store: Any, rank: int) -> None:
+    """Count up in the store, by which another rank can tell that this one is alive."""
+    with suppress(Exception):  # the launcher is gone
+        while True:
+            store.add(ALIVE.format(rank), 1)
+            time.sleep(HEARTBEAT)
+
+
+def stop() -> None:
+    """Leave the ranks at the end of a run, once all have come to it."""
+    if _process.size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+        _process.rank, _process.size, _process.store = 0, 1, None
+
+
+def size() -> int:
+    """Return the number of ranks."""
+    return _process.size
+
+
+def rank() -> int:
+    """Return this rank's number, from 0."""
+    return _process.rank
+
+
+def is_first() -> bool:
+    """Report whether this is the rank that writes the run's folder; true of a process alone."""
+    return _process.rank == 0
+
+
+def share(count: int) -> slice:
+    """Return which of `count` things in a row are this rank's; two ranks' shares differ by one at most."""
+    return slice(count * rank() // size(), count * (rank() + 1) // size())
+
+
+def gather(work: Callable[[], Sequence[T]]) -> list[T]:
+    """Do each rank's share of some work, and return all shares in the order of the ranks.
+
+    A UserError of a rank is raised on all of them.
+    """
+    if size() == 1:
+        return list(work())
+    error = ""
+    mine: list[T] = []
+    try:
+        mine = list(work())
+    except UserError as refused:
+        error = str(refused)
+    shares: list[tuple[str, list[T]]] = [("", [])] * size()
+    dist.all_gather_object(shares, (error, mine))
+    for number, (sentence, _) in enumerate(shares):
+        if sentence:
+            common = all(text == sentence for text, _ in shares)
+            sentence = sentence if common else f"rank {number}: {sentence}"
+            raise UserError(sentence) if is_first() else SharedError(sentence)
+    return [item for _, part in shares for item in part]
+
+
+def add(*tensors: Tensor) -> None:
+    """Sum each tensor over the ranks, in place; on the CPU. It is exact if all ranks but one have zeros."""
+    if size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def total(value: float) -> float:
+    """Return the sum of the ranks' values."""
+    tensor = torch.tensor(value, dtype=torch.float64)
+    add(tensor)
+    return tensor.item()
+
+
+def anywhere(flag: bool) -> bool:
+    """Report whether the flag is set on any rank."""
+    count = torch.tensor(int(flag))
+    add(count)
+    return bool(count)
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """Do some work on the first rank, and return its result on all of them; a UserError is raised on all."""
+    if size() == 1 or _process.alone:
+        return work()
+    outcome: list[tuple[str, Any]] = [("", None)]
+    error: UserError | None = None
+    if is_first():
+        _process.alone = True
+        try:
+            outcome = [("", work())]
+        except UserError as refused:
+            error, outcome = refused, [(str(refused), None)]
+        finally:
+            _process.alone = False
+    dist.broadcast_object_list(outcome, src=0)
+    sentence, result = outcome[0]
+    if sentence:
+        raise error or SharedError(sentence)
+    return result
+
+
+def by_first(method: Callable[P, T]) -> Callable[P, T]:
+    """Make a function that the first rank alone runs; all ranks call it and have its result."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_first(lambda: method(*args, **kwargs))
+
+    return call
+
+
+@contextmanager
+def explained_loss(remedy: str) -> Iterator[None]:
+    """Turn what torch raises if another rank has ended or does not answer into a LostRank that says which and why."""
+    try:
+        yield
+    except BaseException as error:  # torch's own CheckpointException is no Exception
+        if size() == 1 or not _says_lost(error):
+            raise
+        raise LostRank(f"{_why_lost(error)}; {remedy}") from error
+
+
+def _says_lost(error: BaseException) -> bool:
+    if isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+        return False
+    if isinstance(error, dist.DistError) or type(error).__name__ == "CheckpointException":
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in LOSS_PHRASES)
+
+
+def _why_lost(error: BaseException) -> str:
+    """Say which rank is lost and why: by its own report or its launcher's, or else by its heartbeat."""
+    others = [number for number in range(size()) if number != rank()]
+    deadline = time.monotonic() + REPORT_WAIT
+    while time.monotonic() < deadline:
+        for number, sentence in reported(_process.store, others).items():
+            if not sentence.startswith((LOST, STOPPED)):
+                return f"rank {number}: {sentence}"
+        time.sleep(0.1)
+    with suppress(Exception):  # the launcher is gone, and the store with it
+        keys = {number: ALIVE.format(number) for number in others}
+        before = {number: _process.store.add(key, 0) for number, key in keys.items()}
+        time.sleep(3 * HEARTBEAT)
+        silent = [number for number, key in keys.items() if _process.store.add(key, 0) == before[number]]
+        if silent:
+            names = " and ".join(f"rank {number}" for number in silent)
+            return (
+                f"{names} did not answer for {patience():g} seconds ({PATIENCE}): it was stopped, or its machine hangs"
+            )
+    return f"another rank has ended, or did not answer for {patience():g} seconds ({first_line(error)[:200]})"
+
+
+def report(sentence: str) -> None:
+    """Leave in the store why this rank ends, for the others and for the launcher."""
+    with suppress(Exception):  # it is gone
+        _process.store.set(FAILED.format(rank()), sentence)
+
+
+def reported(store: Any, numbers: Sequence[int]) -> dict[int, str]:
+    """Return why those ranks have ended, as far as they have said so."""
+    sentences = {}
+    with suppress(Exception):
+        for number in numbers:
+            if store.check([FAILED.format(number)]):
+                sentences[number] = store.get(FAILED.format(number)).decode()
+    return sentences
+
+
+def words_of(error: UserError | Interrupted, sentence: str) -> str | None:
+    """Return what this rank is to print of the error that ends it, None if another rank or the launcher prints it.
+
+    An error of one rank alone names it. Reports the error to the others.
+    """
+    if size() == 1:  # alone, or it has not found the others
+        return sentence if is_first_rank(os.environ) else f"rank {os.environ['RANK']}: {sentence}"
+    if isinstance(error, Interrupted):
+        if is_first():
+            report(f"{STOPPED}{sentence}")
+        return sentence if is_first() and SUPERVISED not in os.environ else None
+    if isinstance(error, SharedError):
+        return None
+    is_lost = isinstance(error, LostRank)
+    report(f"{LOST}{sentence}" if is_lost else sentence)
+    if SUPERVISED in os.environ:
+        return None
+    if is_first():
+        return sentence
+    deadline = time.monotonic() + REPORT_WAIT
+    while time.monotonic() < deadline:
+        if is_lost or reported(_process.store, [0]).get(0) == sentence:
+            return None
+        time.sleep(0.1)
+    return f"rank {rank()}: {sentence}"

@@ -1,0 +1,68 @@
+"""Ranks that exchange a little, as a run does, until the second one fails: `python failing.py KIND FOLDER`."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from sspo_cli import cli, ranks
+from sspo_cli.errors import UserError
+
+
+def refuse() -> list[str]:
+    if ranks.rank() == 1:
+        raise UserError("there is no such file; name another")
+    return ["done"]
+
+
+def caught(work) -> str:
+    try:
+        work()
+    except UserError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def check_exchanges(folder: Path) -> None:
+    """What is refused by one rank is refused by all, and they go on together."""
+
+    def no_room() -> None:
+        raise UserError("no room")
+
+    sentences = [caught(lambda: ranks.gather(refuse)), caught(lambda: ranks.on_first(no_room))]
+    mine = ranks.share(5)
+    sentences += ranks.gather(lambda: [str(number) for number in range(5)[mine]])
+    sentences.append(str(ranks.on_first(lambda: ranks.on_first(lambda: "within"))))
+    sentences.append(str(ranks.anywhere(ranks.rank() == 1)))
+    sentences.append(str(ranks.total(1.0 + ranks.rank())))
+    (folder / f"rank-{ranks.rank()}").write_text("\n".join(sentences))
+
+
+def fail(kind: str) -> None:
+    match kind:
+        case "refused":
+            raise UserError("the GPU's memory is full; ask for less")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "bug":
+            raise KeyError("a mistake")
+
+
+def run(**options: object) -> None:
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    ranks.start("cpu")
+    if kind == "refused":
+        check_exchanges(folder)
+    with ranks.explained_loss("--resume continues"):
+        for turn in range(1000):
+            if turn == 5 and ranks.rank() == 1:
+                fail(kind)
+            ranks.anywhere(False)
+            time.sleep(0.02)
+
+
+cli.app = run
+cli.main()

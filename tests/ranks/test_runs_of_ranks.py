@@ -1,0 +1,116 @@
+"""A run on several ranks is that of one process; killed and continued by as many ranks, it is the same to the last bit."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import assert_told, sspo
+from safetensors.torch import load_file
+from small_runs import arguments, rows, run, without_times
+
+from sspo_cli.errors import UserError
+from sspo_cli.supervisor import run_ranks
+
+STEPS = 10
+FINITE = 1e-5
+# Starts a rank that is killed before or after a call of one of the program's functions.
+KILLED = """
+import os, signal, sys
+if os.environ["RANK"] == {rank!r}:
+    import {module} as module
+    original, left = module.{name}, [{countdown}]
+    def fatal(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    module.{name} = fatal
+from sspo_cli.cli import main
+main()
+"""
+IN_CHECKPOINT = {"rank": "1", "module": "sspo_cli.policy.checkpoint", "name": "save_optimizer", "countdown": 2}
+IN_STEP = {"rank": "0", "module": "sspo_cli.train", "name": "guarded_step", "countdown": 2}
+CALCULATOR = {
+    "steps": 4,
+    "tasks": "[{name: calculator, limit: 60}]",
+    "episode": "{turns: 3, max_tokens: 120}",
+    "rollout.max_new_tokens": 24,
+    "evaluation.benchmarks": "[{name: calculator, split: test, limit: 9}]",
+    "cold_start.steps": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(forked_ranks, undisturbed, tmp_path_factory):
+    """A folder of runs of the small task: `alone`, of one process, `two`, of two ranks, and a killed one as it went on."""
+    runs = tmp_path_factory.mktemp("runs")
+    shutil.copytree(undisturbed, runs / "alone")
+    run(runs, "--run", "two", "--nproc", "2")
+    for number, point in enumerate((IN_CHECKPOINT, IN_STEP)):
+        more = ["--resume"] if number else []
+        command = [sys.executable, "-c", KILLED.format(**point), *arguments(runs, "--run", "killed", *more)]
+        with pytest.raises(UserError, match=f"rank {point['rank']}: it was ended by SIGKILL"):
+            run_ranks(command, 2)
+        shutil.copytree(runs / "killed", runs / f"killed-{number}")
+    run(runs, "--run", "killed", "--resume", "--nproc", "2")
+    return runs
+
+
+def assert_agree(ours: Path, theirs: Path) -> None:
+    """The same completions and answers, and numbers that differ by rounding alone."""
+    assert len(without_times(ours)) == len(without_times(theirs))
+    for mine, other in zip(without_times(ours), without_times(theirs), strict=True):
+        assert mine == pytest.approx(other, abs=FINITE)
+    texts = [[row["completion"] for row in rows(run_folder / "completions.jsonl")] for run_folder in (ours, theirs)]
+    assert texts[0] == texts[1]
+    for path in (ours / "eval").glob("*.jsonl"):
+        assert rows(path) == rows(theirs / "eval" / path.name)
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{STEPS}" / "model.safetensors")
+
+
+def test_two_ranks_do_what_one_process_does(runs):
+    """Each has a cold start of its own: that of two ranks is not taken for one process's."""
+    assert len(list((runs / "cold-starts").iterdir())) == 1
+    assert_agree(runs / "two", runs / "alone")
+    assert json.loads((runs / "two" / "config.json").read_text())["ranks"] == 2
+    assert json.loads((runs / "two" / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_killed_run_continues_to_the_same_bits(runs):
+    about = json.loads((runs / "killed" / "config.json").read_text())
+    assert [start["after"] for start in about["resumed"]] == ["step-3", "step-3"]
+    assert without_times(runs / "killed") == without_times(runs / "two")
+    ours, theirs = final_weights(runs / "killed"), final_weights(runs / "two")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    for name in ("completions.jsonl", "weights.jsonl", "eval/arithmetic.jsonl", "eval/summary.json"):
+        assert (runs / "killed" / name).read_text() == (runs / "two" / name).read_text()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_ranks_continues_to_rounding(runs, count):
+    name = f"on-{count}"
+    shutil.copytree(runs / "killed-1", runs / name)
+    done = sspo("train", "--runs-dir", runs, "--run", name, "--resume", *(["--nproc", count] if count > 1 else []))
+    assert done.returncode == 0, done.stderr
+    assert_agree(runs / name, runs / "two")
+    about = json.loads((runs / name / "config.json").read_text())
+    assert [start["ranks"] for start in about["resumed"]] == [2, count]
+
+
+def test_episodes_are_those_of_one_process(forked_ranks, tmp_path):
+    sets = [part for key, value in CALCULATOR.items() for part in ("-s", f"{key}={value}")]
+    run(tmp_path, "--run", "two", "--nproc", "2", *sets)
+    run(tmp_path, "--run", "alone", *sets)
+    assert_agree(tmp_path / "two", tmp_path / "alone")
+
+
+def test_what_ranks_cannot_do_is_refused(forked_ranks, tmp_path):
+    refused = "rollout.engine = vllm samples in one process, and this run has 2 ranks"
+    done = sspo(*arguments(tmp_path, "--nproc", "2"), rollout__engine="vllm")
+    assert_told(done, refused)
