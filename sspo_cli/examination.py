@@ -23,9 +23,8 @@ from sspo_cli.policy.optimizer import adamw_8bit
 from sspo_cli.policy.outline import outline_policy
 from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout import samples_by_torch
+from sspo_cli.rollout import check_engine, samples_by_torch
 from sspo_cli.rollout.episodes import Stage
-from sspo_cli.rollout.vllm_engine import NOT_INSTALLED
 from sspo_cli.rollout.vllm_server import VllmServer
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.contamination import Overlap, decontaminate, find_overlaps
@@ -112,9 +111,7 @@ def examine_options(options: RunOptions) -> torch.device:
     device = resolve_device(options.device)
     if options.optimizer.eight_bit:
         adamw_8bit()
-    uses_vllm = options.rollout.engine == "vllm" and not (options.rollout.vllm and options.rollout.vllm.server)
-    if uses_vllm and importlib.util.find_spec("vllm") is None:
-        raise UserError(f"rollout.engine = vllm cannot be used: {NOT_INSTALLED}; set rollout.engine=torch")
+    check_engine(options.rollout)
     if options.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(
             "model.attention = flash_attention_2 needs flash-attn, which is not installed; use model.attention=sdpa"

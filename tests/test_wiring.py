@@ -63,7 +63,8 @@ def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Pl
     # One forward pass for the step, and before the first one another for the second minibatch's old log-probabilities.
     assert played["time/learning"] == [0.5, 0.25] * 3
     assert played["time/step"] == [3.0, 0.25] * 3
-    assert played["time/elapsed"] == [3.0, 3.25, 3.25 + 5.5 + 3.0, 12.0, 12.0 + 5.5 + 3.0, 20.75]
+    # An evaluation takes 5 s, and 0.5 s for each of its 8 answers, which are graded one by one as they are done.
+    assert played["time/elapsed"] == [3.0, 3.25, 3.25 + 9.0 + 3.0, 15.5, 15.5 + 9.0 + 3.0, 27.75]
     busy = [3.0, 3.25, 6.25, 6.5, 9.5, 9.75]
     assert played["time/tokens_per_second"] == pytest.approx(
         [tokens / seconds for tokens, seconds in zip(played["tokens"], busy, strict=True)]

@@ -25,11 +25,7 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
         from sspo_cli.rollout.vllm_server import VllmServer
 
         return VllmServer(policy, vllm, options.max_rows, options.temperature)
-    if options.engine == "vllm" and ranks.size() > 1:
-        raise UserError(
-            f"rollout.engine = vllm samples in one process, and this run has {ranks.size()} ranks; start a server and name it in "
-            "rollout.vllm.server, or set rollout.engine=torch for a model that fits each device whole"
-        )
+    check_engine(options)
     by_vllm = options.engine == "auto" and named and ranks.size() == 1 and _vllm_fits(policy)
     if options.engine == "vllm" or by_vllm:
         from sspo_cli.rollout.vllm_engine import VllmEngine
@@ -37,6 +33,21 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
         vllm = vllm if learns else vllm.model_copy(update={"sleep": False})
         return VllmEngine(policy, vllm, options.max_rows, options.temperature)
     return TorchEngine(policy, options.max_rows)
+
+
+def check_engine(options: RolloutOptions) -> None:
+    """Raise UserError if vLLM is to sample in this process and is not installed, or the run has several ranks."""
+    if options.engine != "vllm" or (options.vllm and options.vllm.server):
+        return
+    if ranks.size() > 1:
+        raise UserError(
+            f"rollout.engine = vllm samples in one process, and this run has {ranks.size()} ranks; start a server and name it in "
+            "rollout.vllm.server, or set rollout.engine=torch for a model that fits each device whole"
+        )
+    if importlib.util.find_spec("vllm") is None:
+        from sspo_cli.rollout.vllm_engine import NOT_INSTALLED
+
+        raise UserError(f"rollout.engine = vllm cannot be used: {NOT_INSTALLED}; set rollout.engine=torch")
 
 
 def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
