@@ -1,4 +1,4 @@
-"""The policy's weights as a checkpoint of its model would hold them: what another engine can load."""
+"""The policy's weights in the form of a checkpoint of its model, which other engines can load."""
 
 import shutil
 from collections.abc import Iterator

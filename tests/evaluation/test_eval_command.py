@@ -274,7 +274,7 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
     monkeypatch.setattr(TorchEngine, "generate", counted(2))
     done = sspo(*command)
     assert done.returncode == 130
-    assert "stopped; what is done is kept, and the same command goes on from it" in done.stderr
+    assert "stopped; finished work is kept, and the same command continues from it" in done.stderr
     monkeypatch.setattr(TorchEngine, "generate", counted(0))
     assert sspo(*command).returncode == 0
     assert len(calls) == 1  # that of the second model; the run was measured before
