@@ -29,6 +29,7 @@ METRICS = [
     *("time/sampling", "time/learning"),
 ]
 CPU = "cpu-seconds"  # a file in the run folder: a line for each attempt
+QUESTION = re.compile(r"user\n(.*?)<")
 WHOLE = re.compile(r"<think>([^<]*)</think><answer>([^<]*)</answer>")
 STEP = re.compile(r"\d+([+-]\d+)=-?\d+")
 
@@ -121,7 +122,8 @@ def modes_of(answers: Iterable[dict[str, Any]]) -> dict[str, list[int]]:
     counts: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for answer in answers:
-        _, *operands = re.findall(r"[+-]?\d+", answer["id"])
+        question = QUESTION.search(answer["prompt"])[1]  # not its id, which has a prefix among validation problems
+        _, *operands = re.findall(r"[+-]?\d+", question)
         habits = habits_of([int(operand) for operand in operands])
         for name in (_mode(operands, answer["completion"]), *(habits or ["none"])):
             counts[name] += 1

@@ -123,7 +123,8 @@ def test_the_setting_is_the_best_over_both_seeds_and_the_rate_of_each_mu_by_vali
 
 def test_completions_are_counted_by_their_mode_and_by_the_habits_that_can_do_harm():
     def answer(completion, correct=False, question="5+8-2"):
-        return {"id": question, "completion": completion, "correct": correct}
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        return {"id": f"chains-0-{question}", "prompt": prompt, "completion": completion, "correct": correct}
 
     counted = modes_of(
         [
