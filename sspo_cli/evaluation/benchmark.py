@@ -74,15 +74,15 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """How a benchmark is measured.
+    """The conditions of a measurement.
 
-    samples      completions of each problem
-    temperature  0 is greedy
-    top_p, top_k  of the sampling, see `Sampling`
-    prompt       name of the template
-    seed         of the sampling
-    max_rows     completions sampled at a time
-    turns, proposals, max_tokens  of an episode, in which `max_new_tokens` are a turn's
+    samples       completions of each problem
+    temperature   0 is greedy
+    top_p, top_k  truncation of the sampling, see `Sampling`
+    prompt        name of the template
+    seed          seed of the sampling
+    max_rows      completions sampled at the same time
+    turns, proposals, max_tokens  limits of an episode, in which `max_new_tokens` limits a turn
     """
 
     samples: int
@@ -183,9 +183,9 @@ def evaluate(
 
 
 def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, model: str) -> Path:
-    """Return where problems that are done are kept: a name of its own for everything that determines the graded completions.
+    """Return the file of finished problems, whose name depends on everything that determines the graded completions.
 
-    `model` is the policy's fingerprint, so that no other model continues with this one's completions.
+    model  fingerprint of the policy, so that no other model continues with its completions
     """
     order = [prompt.problem.id for prompt in benchmark.prompts]
     done_with = ["problem by problem", model, asdict(conditions), identity.digest, benchmark.split, order]

@@ -80,7 +80,7 @@ NO_STAGE = Stage({}, None, EpisodeOptions())
 
 
 def sandbox_metrics(stage: Stage) -> dict[str, float]:
-    """Return how often this start's processes have lost their sandboxes and started them anew; nothing without one."""
+    """Return how often the processes of this start have lost and restarted their sandboxes; empty without a sandbox."""
     environment = stage.environments.get("codeact")
     if not isinstance(environment, CodeActEnvironment):
         return {}

@@ -336,9 +336,9 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
     ("arguments", "said"),
     [
         (["nothing"], "there is no run nothing in"),
-        ([], "name what to measure"),
-        (["one", "--completions", "mine.jsonl"], "name what to measure"),
-        (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are graded as they are"),
+        ([], "name runs or models to measure"),
+        (["one", "--completions", "mine.jsonl"], "name runs or models to measure"),
+        (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are not sampled again"),
         ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
