@@ -1,4 +1,4 @@
-"""Preparation of a run from its config, and recording of how it ended."""
+"""From a config to a run: everything that `train.train` works with, and how the run ended."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -52,8 +52,8 @@ from sspo_cli.tracking.tracker import Tracker, open_tracker
 from sspo_cli.train import train
 from sspo_cli.types import Problem, Prompt
 
-COLD_STARTS = "cold-starts"  # folder next to the runs, which share it
-RENDERED_AT_A_TIME = 256  # problems between two reports of progress
+COLD_STARTS = "cold-starts"  # a folder next to the runs, shared by them
+RENDERED_AT_A_TIME = 256  # problems between two signs of progress
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_going: bool = False) -> None:
@@ -63,7 +63,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
 
     Raises UserError if that exists, or if the run cannot continue; Interrupted when stopped.
     """
-    _objective(options)  # refuses an invalid gate before the folder is created
+    _objective(options)  # refuses a gate before a folder is made
     options.reward.scoring.check()
     with RunFolder.create(path, options, command, origin_of(options)) as folder:
         _run(folder, options, keep_going)
@@ -82,7 +82,7 @@ def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], k
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
-    """Return a name for a new run: `sspo-atanlog-seed0`, with a number after it if that exists."""
+    """Name a run that does not exist: `sspo-atanlog-seed0`, or with a number behind."""
     words = [*options.objective.words, f"seed{options.seed}"]
     name = "-".join(words).replace(":", ".")
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -94,7 +94,7 @@ def _run(folder: RunFolder, options: RunOptions, keep_going: bool, resumed_by: S
     with explained_end(folder), ExitStack() as stack:
         interruption = stack.enter_context(
             Interruption(speaks=ranks.is_first())
-        )  # until the status records how the run ended
+        )  # until the status says how the run ended
         tracker = stack.enter_context(open_tracker(folder, options))
         checker = stack.enter_context(AnswerChecker(timeout=options.answer_timeout))
         episode = options.episode or EpisodeOptions()
@@ -104,7 +104,7 @@ def _run(folder: RunFolder, options: RunOptions, keep_going: bool, resumed_by: S
         with lost, explained_full_memory(folder, options), explained_compiler_errors():
             run = prepare(folder, options, tracker, interruption, checker, environments, resumed_by)
             train(replace(run, keep_going=keep_going))
-        with suppress(UserError):  # a damaged file of metrics does not end a run; the report names it
+        with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")
         tracker.note(
@@ -115,13 +115,13 @@ def _run(folder: RunFolder, options: RunOptions, keep_going: bool, resumed_by: S
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The starting point of a run.
+    """What a run starts from.
 
-    policy      policy of the checkpoint, or of the config if there is none
-    checkpoint  checkpoint that a resumed run continues from
-    forked      checkpoint of another run that a new run starts from
-    saved       state of optimizer and run in either checkpoint
-    limit       length beyond which the model is not computed correctly
+    policy      of the checkpoint, or of the config if there is none
+    checkpoint  that a resumed run continues from
+    forked      that a new run starts from, of another run
+    saved       the state of optimizer and run of either
+    limit       a length from which on the model is not computed right
     """
 
     policy: Policy
@@ -133,13 +133,13 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The rendered problems of a run.
+    """The problems of a run, rendered.
 
-    prompts     training prompts of each task
-    benchmarks  benchmarks, the validation problems first
+    prompts     to train on, of each task
+    benchmarks  to measure on, the validation problems first
     held_out    the validation problems
-    left_out    training problems that are also in a benchmark
-    overlaps    overlaps of tasks and benchmarks, left out or not
+    left_out    training problems that a benchmark asks
+    overlaps    of tasks and benchmarks, whether left out or not
     """
 
     prompts: list[list[Prompt]]
@@ -158,9 +158,9 @@ def prepare(
     environments: Mapping[str, Environment],
     resumed_by: Sequence[str] | None = None,
 ) -> Run:
-    """Load or resume all components of a run, and run the cold start if it is not done yet.
+    """Load or resumes everything; runs the cold start if it is not done yet.
 
-    options  the folder's, or those of a resumed run, which may differ in how the run is computed and are stored
+    `options` are the folder's, or a resumed run's that differ from them in how it is computed: the folder keeps them.
     """
     check_sizes(options)
     torch.set_num_threads(options.threads)
@@ -221,7 +221,7 @@ def prepare(
         reference=reference,
     )
     if loaded.forked:
-        save(run)  # at once, because the other run may be deleted
+        save(run)  # the other run may be deleted
     return run
 
 
@@ -247,18 +247,18 @@ def _load(folder: RunFolder, options: RunOptions, tracker: Tracker) -> Loaded:
     for note in policy.notes:
         tracker.note(note)
     if options.optimizer.eight_bit:
-        adamw_8bit()  # reports early that torchao is missing, which is needed to read its state
+        adamw_8bit()  # reports at once that it is missing, and is needed to read its state
     needs_state = source is not None and (source == checkpoint or (options.fork and options.fork.optimizer))
     return Loaded(policy, checkpoint, forked, load_state(source) if source and needs_state else None, limit)
 
 
 def _render(options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker) -> Rendered:
-    """Read the training and benchmark problems, hold out the validation problems, and render all of them."""
+    """Read the problems to train and to measure on, holds the validation problems out, and renders all of them."""
     task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
     to_measure = _problems_by_task(evaluation.benchmarks)
     problems, left_out, overlaps = _apart(options.tasks, to_measure, evaluation, tracker)
     problems, held_out = hold_out(problems, task_weights, evaluation.validation)
-    if not evaluation.decontaminate:  # choosing a checkpoint by a benchmark's problems would also contaminate it
+    if not evaluation.decontaminate:  # a checkpoint chosen by a benchmark's problems is no less contaminated
         names = [task.label for task in evaluation.benchmarks]
         overlaps += find_overlaps([(VALIDATION, held_out)], list(zip(names, to_measure, strict=True)))
     prompts = _render_by_task(problems, options, policy, stage, tracker)
@@ -278,7 +278,7 @@ def _render(options: RunOptions, policy: Policy, stage: Stage, tracker: Tracker)
 def _apart(
     tasks: Sequence[TaskOptions], asked: Sequence[Sequence[Problem]], evaluation: EvaluationOptions, tracker: Tracker
 ) -> tuple[list[list[Problem]], list[Problem], list[Overlap]]:
-    """Read the problems of tasks; report those that are in benchmarks, and leave them out unless the options keep them."""
+    """Read the problems of tasks, and leave out what the benchmarks ask, unless the options keep it; says what that is."""
     problems = [(task.label, of_task) for task, of_task in zip(tasks, _problems_by_task(tasks), strict=True)]
     benchmarks = [(task.label, of_task) for task, of_task in zip(evaluation.benchmarks, asked, strict=True)]
     overlaps = find_overlaps(problems, benchmarks)
@@ -289,7 +289,7 @@ def _apart(
 
 
 def _note_data(folder: RunFolder, rendered: Rendered, tracker: Tracker, is_resumed: bool) -> None:
-    """Record the training problems. Note for a resumed run if they differ from those at its start."""
+    """Record what the run is trained on. Of a resumed run, says if it is not what the run was started with."""
     problems = [prompt.problem for prompt in itertools.chain(*rendered.prompts)]
     left_out, fingerprint = rendered.left_out, problems_fingerprint(problems)
     data = {
@@ -325,12 +325,12 @@ def _check(
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
     by_torch, limit = isinstance(engine, TorchEngine), loaded.limit
-    if by_torch and not samples_by_torch(options.rollout, policy.device):  # `auto` could not use vLLM for this model
+    if by_torch and not samples_by_torch(options.rollout, policy.device):  # auto cannot sample this model with vLLM
         limit = check_structure(options.model, tracker.note, samples=True, folder=loaded.checkpoint or loaded.forked)
     check_reach(limit, longest, str(options.model.name))
     check_model(policy, samples=by_torch)
     if needs_cold_start:
-        engine.sync(policy)  # so that a failing sync is found before the cold start
+        engine.sync(policy)  # whether weights arrive is known before the cold start, not after it
     engine.sleep()
     tracker.note(f"sampler: {engine.name}")
     return engine
@@ -345,7 +345,7 @@ def _start_cold(
     tracker: Tracker,
     interruption: Interruption,
 ) -> Policy:
-    """Run the cold start on the demonstrations of its tasks, or of the run's if it has none, without validation problems."""
+    """Run the cold start on the demonstrations of its own tasks, or else of the run's, never on validation problems."""
     prompts = rendered.prompts
     if tasks := options.cold_start.tasks:
         asked = [[prompt.problem for prompt in b.prompts] for b in rendered.benchmarks if b.name != VALIDATION]

@@ -321,8 +321,8 @@ def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:
         return []
     return [
         f"the experts of {type(model).__name__} are computed in {experts[0].dtype}, not in {dtype}, because they are "
-        "trained in full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or model.lora "
-        "avoids it"
+        "trained in full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or "
+        "model.lora avoids it"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The run folder, the complete record of a run."""
+"""A run is a folder, and the folder is the truth."""
 
 import os
 import subprocess
@@ -86,10 +86,10 @@ class RunFolder:
     def create(
         cls, path: Path, config: RunOptions, command: Sequence[str], about: Mapping[str, Any] | None = None
     ) -> Self:
-        """Create the folder, write `config.json` with the further facts `about` the run, and hold the lock.
+        """Makes the folder and writes `config.json`, with what else there is to say `about` the run; the lock is held.
 
-        A run that failed before its first step is empty and is replaced. Raises UserError if the folder has other content, is
-        being written by another process, or cannot be written.
+        A run that failed before its first step holds nothing and is replaced. Raises UserError where the folder holds
+        something else, is being written by another process, or cannot be written.
         """
         run = cls(path)
         ranks.on_first(lambda: run._create(config, command, about or {}))
@@ -121,7 +121,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open an existing run for reading. Raises UserError if there is none or its `config.json` is unreadable."""
+        """An existing run, to be read. Raises UserError where there is none or its `config.json` is unreadable."""
         run = cls(path)
         if not run.config_path.is_file():
             raise UserError(f"there is no run {path}; it would hold a config.json")
@@ -130,9 +130,9 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Open an existing run to continue it, and hold its lock.
+        """An existing run, to be continued; the lock is held.
 
-        Raises UserError like `open`, and if another process writes the run.
+        Raises UserError like `open`, and where another process writes the run.
         """
         run = cls.open(path)
         ranks.on_first(run._acquire)
@@ -140,7 +140,7 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunOptions:
-        """Options of the run. Raises UserError if `config.json` is unreadable or of another version."""
+        """The options that were run. Raises UserError where `config.json` is unreadable or of another version."""
         options = read_json(self.config_path, CONFIG)["options"]
         if isinstance(evaluation := options.get("evaluation"), dict):
             evaluation.setdefault("decontaminate", False)  # versions without the option left nothing out
@@ -150,10 +150,10 @@ class RunFolder:
             raise UserError(f"{self.config_path} does not fit this version of sspo: {error}") from None
 
     def change(self, config: RunOptions, after: str | None, changes: Sequence[str]) -> None:
-        """Store other options for the rest of the run, with a list of the changes and the checkpoint before them.
+        """The run goes on with other options; `config.json` keeps a list of what was changed after which checkpoint.
 
-        A run whose steps are raised after a checkpoint is extended from there, which `config.json` records. Raises UserError if
-        the disk refuses.
+        A run whose steps are raised after a checkpoint is extended from there, which `config.json` says too. Raises UserError
+        where the disk refuses.
         """
 
         def write() -> None:
@@ -167,34 +167,34 @@ class RunFolder:
             write_json_atomic(self.config_path, content)
 
         ranks.on_first(write)
-        vars(self).pop("config", None)  # so that it is read again
+        vars(self).pop("config", None)  # to be read anew
 
     @property
     def extended(self) -> list[dict[str, Any]]:
-        """Extensions in order, from `config.json`: the step `after` which, and the `steps` before and since."""
+        """What `config.json` says of extensions, in their order: `after` which step, and the `steps` before and since then."""
         return read_json(self.config_path, CONFIG).get("extended", [])
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Origin of the run's weights from `config.json`: the run that it was forked from, and its extensions."""
+        """What `config.json` says of where the run's weights come from: the run it is a fork of, and its extensions."""
         about = read_json(self.config_path, CONFIG)
         return {name: about[name] for name in ("extended", "origin") if name in about}
 
     @property
     def name_in_commands(self) -> str:
-        """Path of the run for commands in the current folder."""
+        """The run's path, as a command that is typed in the same folder has it."""
         return f"./{self.path}" if str(self.path).startswith("-") else str(self.path)
 
     @property
     def resume_command(self) -> list[str]:
-        """Words of the command that continues the run."""
+        """The words of the command that continues the run."""
         several = ["--nproc", str(ranks.size())] if ranks.size() > 1 else []
         return ["sspo", "train", "--resume", "--run", self.name_in_commands, *several]
 
     @property
     @ranks.by_first
     def data(self) -> dict[str, Any]:
-        """Training problems according to `config.json`; empty in a run of an older version.
+        """What `config.json` says of the training problems; empty in a run of an older version.
 
         Raises UserError if the file is unreadable.
         """
@@ -245,11 +245,11 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Content of `status.json`, empty if there is none. Raises UserError if it is unreadable."""
+        """What `status.json` says; empty where there is none. Raises UserError where it is unreadable."""
         return read_json(self.status_path, STATUS) if self.status_path.exists() else {}
 
     def write_status(self, state: State, step: int, steps: int, reason: str | None = None) -> None:
-        """Replace `status.json`, keeping the time of the first start. Raises UserError if the disk refuses."""
+        """Replaces `status.json`; `started` stays that of the first start. Raises UserError where the disk refuses."""
         assert state in get_args(State), state
         now = _now()
         status = {
@@ -264,7 +264,7 @@ class RunFolder:
         write_json_atomic(self.status_path, status)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read a row for each optimizer step. Raises UserError if the file is damaged."""
+        """One row for each optimizer step. Raises UserError where the file is damaged."""
         rows = read_jsonl(self.metrics_path, METRICS)
         for before, row in pairwise(rows):
             if row["step"] <= before["step"]:
@@ -272,11 +272,11 @@ class RunFolder:
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
-        """Read the kept completions. Raises UserError if the file is damaged."""
+        """The sampled completions that were kept. Raises UserError where the file is damaged."""
         return read_jsonl(self.completions_path)
 
     def weights(self) -> list[dict[str, Any]]:
-        """Read a histogram of token weights for each optimizer step. Raises UserError if the file is damaged."""
+        """One histogram of token weights for each optimizer step. Raises UserError where the file is damaged."""
         rows = read_jsonl(self.weights_path, WEIGHTS)
         if len({(row["width"], len(row["positive"]), len(row["negative"])) for row in rows}) > 1:
             raise UserError(f"{self.weights_path} has rows with other bins than the ones before")
@@ -284,7 +284,7 @@ class RunFolder:
 
     @ranks.by_first
     def evaluations(self) -> list[dict[str, Any]]:
-        """Read the rows of `eval/summary.json`, none before an evaluation. Raises UserError if it is unreadable."""
+        """The rows of `eval/summary.json`; none before an evaluation. Raises UserError where it is unreadable."""
         return read_json(self.summary_path, EVALUATIONS) if self.summary_path.exists() else []
 
     @ranks.by_first
@@ -359,12 +359,12 @@ class RunFolder:
 
     @ranks.by_first
     def choose_best(self) -> int | None:
-        """Write `checkpoints/best.json`: the existing checkpoint with the highest Pass@1 on the validation problems.
+        """Writes `checkpoints/best.json` anew: of the checkpoints that are here, the one with the highest Pass@1 on the
+        validation problems, of equal ones the earliest. Returns its step; None, and no such file, where none is measured.
 
-        The earliest of equal ones is chosen. Only comparable measurements count, because a higher share on other problems or by
-        another sampler means nothing. Returns its step; returns None, without a file, if no checkpoint is measured.
+        Only comparable measurements count: of other problems, or by another sampler, a higher share says nothing.
 
-        Raises UserError if the file cannot be written.
+        Raises UserError where the file cannot be written.
         """
         measured = [row for row in self.evaluations() if row["benchmark"] == VALIDATION and "pass_at_1" in row]
         present = [row for row in comparable(measured) if (self.checkpoints / f"step-{row['step']}").is_dir()]
@@ -379,7 +379,7 @@ class RunFolder:
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:
-        """Report whether a process holds the lock; a run with the status `running` and no such process was killed."""
+        """Whether a process holds the lock: a `running` status without one is that of a run that was killed."""
         if not self._lock.is_locked and os.access(self._lock.lock_file, os.W_OK):
             if not take_lock(self._lock):
                 return True
@@ -387,7 +387,7 @@ class RunFolder:
         return self._lock.is_locked
 
     def close(self) -> None:
-        """Release the lock."""
+        """Lets go of the lock."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -409,7 +409,7 @@ class RunFolder:
 
 
 def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the key of a measurement: its benchmark, step, conditions and fingerprints."""
+    """What a measurement is of, and how it was made."""
     names = ("benchmark", "step", "samples", "temperature", "max_new_tokens", "prompt", "identity")
     return tuple(summary.get(name) for name in names)
 
@@ -433,7 +433,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Return the commit that sspo runs from, with `-dirty` if tracked files differ; None outside a git work tree."""
+    """The commit that sspo runs from, with `-dirty` where tracked files differ; None outside a git work tree."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
