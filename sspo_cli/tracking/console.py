@@ -93,7 +93,7 @@ class PlainSink(Sink):
         if self._stage:
             return self._stage.progress()
         taken = duration(time.perf_counter() - self._step_began)
-        return f"step {self._step + 1}/{self._total_steps}: {taken} so far, {self._left} left after step {self._step}"
+        return f"step {self._step}/{self._total_steps}: working for {taken}, {self._left} left"
 
     def _say(self, text: str) -> None:
         self._pulse.heard()

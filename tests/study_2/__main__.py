@@ -9,9 +9,10 @@ import sys
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.sweep import run_sweep
-from tests.study_2.fork import Fork
-from tests.study_2.ledger import Ledger
-from tests.study_2.plan import ROOT, STAGES, trials_of
+
+from .fork import Fork
+from .ledger import Ledger
+from .plan import ROOT, STAGES, trials_of
 
 RUNS = ROOT / "runs/study-2-runs"
 KEPT = ROOT / "runs/study-2"

@@ -11,8 +11,11 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from sspo_cli.sweep.grid import Trial
-from sspo_cli.sweep.place import PR_SET_PDEATHSIG, command_of, log_of
-from tests.study_2.ledger import CPU
+from sspo_cli.sweep.place import command_of, log_of
+
+from .ledger import CPU
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class ForkedProcess:

@@ -11,7 +11,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from sspo_cli.sweep.grid import Trial, load_sweep
-from tests.study_2.ledger import Row
+
+from .ledger import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE, MU, PROMPTS, LAG = "optimizer.learning_rate", "learning.mu", "rollout.prompts", "rollout.lag"

@@ -11,8 +11,8 @@ from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.learner import accumulate_gradient
 from sspo_cli.sweep.grid import load_sweep
-from tests.study_2 import plan
-from tests.study_2.ledger import Ledger, Row, modes_of
+from study_2 import plan
+from study_2.ledger import Ledger, Row, modes_of
 
 SELECT = plan.ROOT / "configs/sweeps/study-2-select.yaml"
 

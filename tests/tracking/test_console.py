@@ -209,7 +209,7 @@ def test_without_a_terminal_there_is_a_line_whenever_nothing_was_said_for_a_whil
     sink.advance(100, {})
     wait_for(lambda: b"cold start: 100/400, " in buffer.getvalue())
     sink.end_stage()
-    wait_for(lambda: b"step 21/120: 0:00:00 so far, - left after step 20" in buffer.getvalue())
+    wait_for(lambda: b"step 20/120: working for 0:00:00, - left" in buffer.getvalue())
     sink.finish("finished", None)
     said = buffer.getvalue()
     time.sleep(0.2)
