@@ -1,4 +1,4 @@
-"""From a config to a run: everything that `train.train` works with, and how the run ended."""
+"""Preparation of a run from its config, and recording of how it ended."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ from sspo_cli.tracking.run_folder import RunFolder, check_free
 from sspo_cli.tracking.tracker import Tracker, open_tracker
 from sspo_cli.train import train
 
-COLD_STARTS = "cold-starts"  # a folder next to the runs, shared by them
+COLD_STARTS = "cold-starts"  # folder next to the runs, which share it
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_going: bool = False) -> None:
@@ -95,7 +95,7 @@ def preview_run(options: RunOptions, path: Path, is_resumed: bool, note: Callabl
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What a run needs until it ends, opened before gold answers are loaded."""
+    """The components that a run needs until its end, opened before gold answers are loaded."""
 
     interruption: Interruption
     checker: AnswerChecker
@@ -133,7 +133,7 @@ def _run(
         with lost, explained_full_memory(folder, options), explained_compiler_errors():
             run = prepare(folder, options, tracker, opened, rendered, resumed_by)
             train(replace(run, keep_going=keep_going))
-        with suppress(UserError):  # a damaged file of metrics ends no run; the report names it
+        with suppress(UserError):  # a damaged file of metrics does not end a run; the report names it
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")
         tracker.note(
@@ -144,12 +144,12 @@ def _run(
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a run starts from.
+    """The starting point of a run.
 
-    policy      of the checkpoint, or of the config if there is none
-    checkpoint  that a resumed run continues from
-    forked      that a new run starts from, of another run
-    saved       the state of optimizer and run of either
+    policy      policy of the checkpoint, or of the config if there is none
+    checkpoint  checkpoint that a resumed run continues from
+    forked      checkpoint of another run that a new run starts from
+    saved       state of optimizer and run in either checkpoint
     rendered    its problems
     stage       that episodes are played on
     """
@@ -238,7 +238,7 @@ def prepare(
         reference=reference,
     )
     if loaded.forked:
-        save(run)  # the other run may be deleted
+        save(run)  # at once, because the other run may be deleted
     return run
 
 
@@ -270,21 +270,21 @@ def _open_engine(options: RunOptions, loaded: Loaded, tracker: Tracker) -> Engin
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
     by_torch = isinstance(engine, TorchEngine)
-    if by_torch and not samples_by_torch(options.rollout, policy.device):  # auto cannot sample this model with vLLM
+    if by_torch and not samples_by_torch(options.rollout, policy.device):  # `auto` could not use vLLM for this model
         folder = loaded.checkpoint or loaded.forked
         check_reach(
             check_structure(options.model, tracker.note, samples=True, folder=folder), longest, str(options.model.name)
         )
     check_model(policy, samples=by_torch)
     if loaded.rendered.demonstrations:
-        engine.sync(policy)  # whether weights arrive is known before the cold start, not after it
+        engine.sync(policy)  # so that a failing sync is found before the cold start
     engine.sleep()
     tracker.note(f"sampler: {engine.name}")
     return engine
 
 
 def _note_data(folder: RunFolder, rendered: Rendered, tracker: Tracker, is_resumed: bool) -> None:
-    """Record what the run is trained on. Of a resumed run, says if it is not what the run was started with."""
+    """Record the training problems. Note for a resumed run if they differ from those at its start."""
     problems = [prompt.problem for prompt in itertools.chain(*rendered.prompts)]
     left_out, fingerprint = rendered.left_out, problems_fingerprint(problems)
     data = {
@@ -308,7 +308,7 @@ def _start_cold(
     tracker: Tracker,
     interruption: Interruption,
 ) -> Policy:
-    """Run the cold start on the demonstrations of its own tasks, or else of the run's, never on validation problems."""
+    """Run the cold start on the demonstrations of its tasks, or of the run's if it has none, without validation problems."""
     if rendered.demonstrated:
         shared = [
             asdict(replace(overlap, task=f"the cold start's {overlap.task}")) for overlap in rendered.their_overlaps

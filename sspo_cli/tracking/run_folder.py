@@ -1,4 +1,4 @@
-"""A run is a folder, and the folder is the truth."""
+"""The run folder, the complete record of a run."""
 
 import errno
 import os
@@ -91,10 +91,10 @@ class RunFolder:
     def create(
         cls, path: Path, config: RunOptions, command: Sequence[str], about: Mapping[str, Any] | None = None
     ) -> Self:
-        """Makes the folder and writes `config.json`, with what else there is to say `about` the run; the lock is held.
+        """Create the folder, write `config.json` with the further facts `about` the run, and hold the lock.
 
-        A run that failed before its first step holds nothing and is replaced. Raises UserError where the folder holds
-        something else, is being written by another process, or cannot be written.
+        A run that failed before its first step is empty and is replaced. Raises UserError if the folder has other content, is
+        being written by another process, or cannot be written.
         """
         run = cls(path)
         ranks.on_first(lambda: run._create(config, command, about or {}))
@@ -126,7 +126,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """An existing run, to be read. Raises UserError where there is none or its `config.json` is unreadable."""
+        """Open an existing run for reading. Raises UserError if there is none or its `config.json` is unreadable."""
         run = cls(path)
         if not run.config_path.is_file():
             raise UserError(f"there is no run {path}; it would hold a config.json")
@@ -135,9 +135,9 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """An existing run, to be continued; the lock is held.
+        """Open an existing run to continue it, and hold its lock.
 
-        Raises UserError like `open`, and where another process writes the run.
+        Raises UserError like `open`, and if another process writes the run.
         """
         run = cls.open(path)
         ranks.on_first(run._acquire)
@@ -145,7 +145,7 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunOptions:
-        """The options that were run. Raises UserError where `config.json` is unreadable or of another version."""
+        """Options of the run. Raises UserError if `config.json` is unreadable or of another version."""
         options = read_json(self.config_path, CONFIG)["options"]
         if isinstance(evaluation := options.get("evaluation"), dict):
             evaluation.setdefault("decontaminate", False)  # versions without the option left nothing out
@@ -155,10 +155,10 @@ class RunFolder:
             raise UserError(f"{self.config_path} does not fit this version of sspo: {error}") from None
 
     def change(self, config: RunOptions, after: str | None, changes: Sequence[str]) -> None:
-        """The run goes on with other options; `config.json` keeps a list of what was changed after which checkpoint.
+        """Store other options for the rest of the run, with a list of the changes and the checkpoint before them.
 
-        A run whose steps are raised after a checkpoint is extended from there, which `config.json` says too. Raises UserError
-        where the disk refuses.
+        A run whose steps are raised after a checkpoint is extended from there, which `config.json` records. Raises UserError if
+        the disk refuses.
         """
 
         def write() -> None:
@@ -172,34 +172,34 @@ class RunFolder:
             write_json_atomic(self.config_path, content)
 
         ranks.on_first(write)
-        vars(self).pop("config", None)  # to be read anew
+        vars(self).pop("config", None)  # so that it is read again
 
     @property
     def extended(self) -> list[dict[str, Any]]:
-        """What `config.json` says of extensions, in their order: `after` which step, and the `steps` before and since then."""
+        """Extensions in order, from `config.json`: the step `after` which, and the `steps` before and since."""
         return read_json(self.config_path, CONFIG).get("extended", [])
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What `config.json` says of where the run's weights come from: the run it is a fork of, and its extensions."""
+        """Origin of the run's weights from `config.json`: the run that it was forked from, and its extensions."""
         about = read_json(self.config_path, CONFIG)
         return {name: about[name] for name in ("extended", "origin") if name in about}
 
     @property
     def name_in_commands(self) -> str:
-        """The run's path, as a command that is typed in the same folder has it."""
+        """Path of the run for commands in the current folder."""
         return f"./{self.path}" if str(self.path).startswith("-") else str(self.path)
 
     @property
     def resume_command(self) -> list[str]:
-        """The words of the command that continues the run."""
+        """Words of the command that continues the run."""
         several = ["--nproc", str(ranks.size())] if ranks.size() > 1 else []
         return ["sspo", "train", "--resume", "--run", self.name_in_commands, *several]
 
     @property
     @ranks.by_first
     def data(self) -> dict[str, Any]:
-        """What `config.json` says of the training problems; empty in a run of an older version.
+        """Training problems according to `config.json`; empty in a run of an older version.
 
         Raises UserError if the file is unreadable.
         """
@@ -250,11 +250,11 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What `status.json` says; empty where there is none. Raises UserError where it is unreadable."""
+        """Content of `status.json`, empty if there is none. Raises UserError if it is unreadable."""
         return read_json(self.status_path, STATUS) if self.status_path.exists() else {}
 
     def write_status(self, state: State, step: int, steps: int, reason: str | None = None) -> None:
-        """Replaces `status.json`; `started` stays that of the first start. Raises UserError where the disk refuses."""
+        """Replace `status.json`, keeping the time of the first start. Raises UserError if the disk refuses."""
         assert state in get_args(State), state
         now = _now()
         status = {
@@ -269,7 +269,7 @@ class RunFolder:
         write_json_atomic(self.status_path, status)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One row for each optimizer step. Raises UserError where the file is damaged."""
+        """Read a row for each optimizer step. Raises UserError if the file is damaged."""
         rows = read_jsonl(self.metrics_path, METRICS)
         for before, row in pairwise(rows):
             if row["step"] <= before["step"]:
@@ -277,11 +277,11 @@ class RunFolder:
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
-        """The sampled completions that were kept. Raises UserError where the file is damaged."""
+        """Read the kept completions. Raises UserError if the file is damaged."""
         return read_jsonl(self.completions_path)
 
     def weights(self) -> list[dict[str, Any]]:
-        """One histogram of token weights for each optimizer step. Raises UserError where the file is damaged."""
+        """Read a histogram of token weights for each optimizer step. Raises UserError if the file is damaged."""
         rows = read_jsonl(self.weights_path, WEIGHTS)
         if len({(row["width"], len(row["positive"]), len(row["negative"])) for row in rows}) > 1:
             raise UserError(f"{self.weights_path} has rows with other bins than the ones before")
@@ -289,7 +289,7 @@ class RunFolder:
 
     @ranks.by_first
     def evaluations(self) -> list[dict[str, Any]]:
-        """The rows of `eval/summary.json`; none before an evaluation. Raises UserError where it is unreadable."""
+        """Read the rows of `eval/summary.json`, none before an evaluation. Raises UserError if it is unreadable."""
         return read_json(self.summary_path, EVALUATIONS) if self.summary_path.exists() else []
 
     @ranks.by_first
@@ -364,12 +364,12 @@ class RunFolder:
 
     @ranks.by_first
     def choose_best(self) -> int | None:
-        """Writes `checkpoints/best.json` anew: of the checkpoints that are here, the one with the highest Pass@1 on the
-        validation problems, of equal ones the earliest. Returns its step; None, and no such file, where none is measured.
+        """Write `checkpoints/best.json`: the existing checkpoint with the highest Pass@1 on the validation problems.
 
-        Only comparable measurements count: of other problems, or by another sampler, a higher share says nothing.
+        The earliest of equal ones is chosen. Only comparable measurements count, because a higher share on other problems or by
+        another sampler means nothing. Returns its step; returns None, without a file, if no checkpoint is measured.
 
-        Raises UserError where the file cannot be written.
+        Raises UserError if the file cannot be written.
         """
         measured = [row for row in self.evaluations() if row["benchmark"] == VALIDATION and "pass_at_1" in row]
         present = [row for row in comparable(measured) if (self.checkpoints / f"step-{row['step']}").is_dir()]
@@ -381,11 +381,11 @@ class RunFolder:
         return best["step"]
 
     def came_to_nothing(self) -> bool:
-        """Whether the run failed before its first step, so that another may take its place."""
+        """Report whether the run failed before its first step, so that another may take its place."""
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:
-        """Whether a process holds the lock: a `running` status without one is that of a run that was killed."""
+        """Report whether a process holds the lock; a run with the status `running` and no such process was killed."""
         if not self._lock.is_locked and os.access(self._lock.lock_file, os.W_OK):
             if not take_lock(self._lock):
                 return True
@@ -438,7 +438,7 @@ def check_free(path: Path) -> None:
 
 
 def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a measurement is of, and how it was made."""
+    """Return the key of a measurement: its benchmark, step, conditions and fingerprints."""
     names = ("benchmark", "step", "samples", "temperature", "max_new_tokens", "prompt", "identity")
     return tuple(summary.get(name) for name in names)
 
@@ -462,7 +462,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit that sspo runs from, with `-dirty` where tracked files differ; None outside a git work tree."""
+    """Return the commit that sspo runs from, with `-dirty` if tracked files differ; None outside a git work tree."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)

@@ -1,7 +1,7 @@
-"""What the loop tells, fanned out to the sinks.
+"""The tracker, which passes the events of a run to all sinks.
 
-The metrics of a step, all optional but `step`; but for `time/*` they are the same in every run of the same seed.
-Rewards, groups and lengths are those of the minibatch's own completions.
+The metrics of a step are listed below; only `step` is required. Except for `time/*`, they are equal in every run with the same
+seed. Rewards, groups and lengths are those of the minibatch's own completions.
 
     step, rollout, minibatch (1..mu), epoch, tokens (sampled so far)
     reward/mean, reward/answer, reward/format, reward/std
@@ -14,7 +14,7 @@ Rewards, groups and lengths are those of the minibatch's own completions.
     sampler/mismatch_mean, sampler/mismatch_max
     grading/timeouts                answer checks that ran out of time so far
     episodes/{solved,turns,proposals,calls,timeouts,crashes}    means over the minibatch's own episodes, if it has any
-    sandbox/failures                how often this process has lost its sandbox and started it anew
+    sandbox/failures                number of times that this process has lost and restarted its sandbox
     time/{sampling,grading,learning,environment,step,elapsed} (seconds), time/tokens_per_second
 """
 
@@ -40,9 +40,9 @@ from sspo_cli.tracking.wandb import WandbSink
 def open_tracker(
     run: RunFolder, options: RunOptions | None = None, console: Console | None = None, earlier: Sequence[str] = ()
 ) -> "Tracker":
-    """The sinks that the options ask for, by default the run's own, of the first rank; `console` is standard output's.
+    """Open the sinks of the options, by default the run's, on the first rank; `console` replaces standard output.
 
-    Notes from before there was a folder, the `earlier` ones, go to its log.
+    `earlier` are notes from before the folder existed; they go to its log.
     """
     if not ranks.is_first():
         return Tracker([])
@@ -58,15 +58,15 @@ def open_tracker(
 
 
 class Tracker:
-    """Every method tells every sink. As a context manager it calls `finish` with the state that the exception means."""
+    """Passes each event to every sink. As a context manager it calls `finish` with the state that the exception means."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
 
     def start(self, total_steps: int, start_step: int = 0) -> None:
-        """Before the first stage; `start_step` is the step of the checkpoint that a resumed run goes on from.
+        """Start all sinks before the first stage; `start_step` is the step of a resumed run's checkpoint.
 
-        Raises UserError where the run folder cannot be written or wandb cannot start.
+        Raises UserError if the run folder cannot be written or wandb cannot start.
         """
         for sink in self._sinks:
             sink.start(total_steps, start_step)
@@ -88,32 +88,32 @@ class Tracker:
             sink.advance(amount, values)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Once for each optimizer step. Raises UserError where the run folder cannot be written."""
+        """Log the metrics of an optimizer step. Raises UserError if the run folder cannot be written."""
         for sink in self._sinks:
             sink.log(step, metrics)
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sampled completions, at most as many as are to be kept; rows as in `completions.jsonl`."""
+        """Log the sampled completions that are kept, as rows of `completions.jsonl`."""
         for sink in self._sinks:
             sink.completions(step, rows)
 
     def weights(self, step: int, histogram: Mapping[str, Any]) -> None:
-        """Once for each optimizer step; `histogram` as a row of `weights.jsonl`."""
+        """Log the histogram of an optimizer step, a row of `weights.jsonl`."""
         for sink in self._sinks:
             sink.weights(step, histogram)
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
-        """One row of `eval/summary.json`, which the evaluation itself has written."""
+        """Log a row of `eval/summary.json`, which the evaluation itself has written."""
         for sink in self._sinks:
             sink.evaluation(step, benchmark, summary)
 
     def note(self, text: str) -> None:
-        """One line for the reader, without credentials."""
+        """Print a line for the user, without credentials."""
         for sink in self._sinks:
             sink.note(redacted(text))
 
     def finish(self, state: State, reason: str | None = None) -> None:
-        """Every sink is closed, even where another one fails."""
+        """Close every sink, even if another one fails."""
         with ExitStack() as closing:
             for sink in reversed(self._sinks):
                 closing.callback(sink.finish, state, redacted(reason))
