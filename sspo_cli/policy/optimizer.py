@@ -17,10 +17,9 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Make an AdamW whose weight decay acts on matrices only, as usual: not on norms and biases.
 
-    `guarded_step` sets the learning rate. `eight_bit`: moments in 8 bits, except those of tensors of less than 4096 numbers
-    or not of whole blocks of 256, which have the weights' dtype; and weights in bfloat16 are rounded up or down at random,
-    by how near they are: to the nearest, an update of less than 1/256 of its weight would be lost. Raises UserError without
-    torchao.
+    `guarded_step` sets the learning rate. With `eight_bit`, moments have 8 bits, except those of tensors with less than 4096
+    numbers or with incomplete blocks of 256, which have the weights' dtype. Weights in bfloat16 are then rounded stochastically,
+    because rounding to the nearest would lose updates of less than 1/256 of the weight. Raises UserError without torchao.
     """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -76,8 +75,8 @@ def guarded_step(
 ) -> tuple[float, bool]:
     """Clip, step and clear the gradients; `seed` is of the stochastic rounding.
 
-    Returns the gradient's norm before clipping, and whether the step was taken: if the loss or the norm is not finite,
-    weights and optimizer state stay as they are.
+    Returns the norm of the gradient before clipping, and False if no step was taken: if the loss or the norm is not finite,
+    weights and optimizer state do not change.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # In float32, also where the gradients are bfloat16.
