@@ -35,5 +35,5 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
 
 
 def _spell(value: Any) -> str:
-    """Write a value as it is given in YAML: null instead of None."""
+    """Write a value in YAML, with null for None."""
     return repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
