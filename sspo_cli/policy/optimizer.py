@@ -59,14 +59,15 @@ def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, step
 
 
 def describe_new_end(options: OptimizerOptions, step: int, before: int, after: int) -> str | None:
-    """Say how the learning rate changes at `step` if the schedule ends `after` so many steps instead of `before`."""
+    """Describe how the learning rate changes from `step` on if the schedule ends `after` so many steps instead of `before`."""
     if before == after or options.schedule == "constant":
         return None
-    old, new = (scheduled_rate(options, step, steps) for steps in (before, after))
-    return (
-        f"optimizer.schedule = {options.schedule} now ends at step {after} instead of {before}: the learning rate of step "
-        f"{step + 1} is {new:.3g} instead of {old:.3g}"
-    )
+    sentence = f"optimizer.schedule = {options.schedule} now ends at step {after} instead of {before}"
+    for index in range(step, min(before + 1, after)):  # the warm-up has the same rates
+        old, new = (f"{scheduled_rate(options, index, steps):.3g}" for steps in (before, after))
+        if old != new:
+            return f"{sentence}: the learning rate of step {index + 1} is {new} instead of {old}"
+    return sentence
 
 
 def guarded_step(
