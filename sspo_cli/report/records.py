@@ -182,7 +182,8 @@ def lineages(runs: Iterable[RunRecord]) -> list[str]:
         if run.lineage:
             alike.setdefault(run.lineage, []).append(f"`{run.path.name}`")
     return [
-        f"{', '.join(names)} {'is' if len(names) == 1 else 'are each'} {lineage}." for lineage, names in alike.items()
+        f"{names[0]} {lineage}." if len(names) == 1 else f"{', '.join(names)}: each {lineage}."
+        for lineage, names in alike.items()
     ]
 
 
@@ -199,14 +200,16 @@ def _forks(origin: Mapping[str, Any]) -> list[str]:
     if not origin:
         return []
     optimizer = "its optimizer" if origin.get("optimizer") else "a new optimizer"
+    source = f"`{Path(origin['run']).name}`"
     earlier = " and ".join([*_forks(origin.get("origin", {})), *_extensions(origin.get("extended", []))])
-    source = f", which is {earlier}" if earlier else ""
-    return [f"a fork of step {origin['step']} of run `{Path(origin['run']).name}`{source}, with {optimizer}"]
+    before = f" ({source} {earlier})" if earlier else ""
+    return [f"is a fork of {source} at step {origin['step']} with {optimizer}{before}"]
 
 
 def _extensions(extended: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
-        f"extended after step {each['after']} from {each['steps'][0]} to {each['steps'][1]} steps" for each in extended
+        f"was extended after step {each['after']} from {each['steps'][0]} to {each['steps'][1]} steps"
+        for each in extended
     ]
 
 

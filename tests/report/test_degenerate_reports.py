@@ -79,12 +79,12 @@ def test_forked_and_extended_runs_are_named_as_such(tmp_path: Path) -> None:
     write_run(tmp_path / "plain", "cold_start.steps=7")
     report = Report(tmp_path, tmp_path / "out")
     forked = (
-        "`forked-0`, `forked-1` are each a fork of step 8 of run `first`, which is a fork of step 4 of run `zeroth`, with a new "
-        "optimizer and extended after step 6 from 6 to 9 steps, with its optimizer."
+        "`forked-0`, `forked-1`: each is a fork of `first` at step 8 with its optimizer (`first` is a fork of `zeroth` at step 4 "
+        "with a new optimizer and was extended after step 6 from 6 to 9 steps)."
     )
     for table in ("table1", "runs"):
         assert forked in report.notes(table)
-        assert "`longer` is extended after step 5 from 5 to 12 steps." in report.notes(table)
+        assert "`longer` was extended after step 5 from 5 to 12 steps." in report.notes(table)
         assert not any(note.startswith("`plain`") for note in report.notes(table))
     (base,) = (note for note in report.notes("table1") if note.startswith("base:"))
     assert base.endswith("after the cold start (7 supervised steps) or at the checkpoint that a run was forked from.")
@@ -100,6 +100,6 @@ def test_a_report_is_not_written_into_the_folder_of_a_measured_model(tmp_path: P
     model = write_bare_model(tmp_path / "m", "org/M", [evaluation(0, 7)])
     before = sorted(model.rglob("*"))
     for out in (model, model / "eval", model / "new"):
-        with pytest.raises(UserError, match="is in the folder of measured model .*m, .*choose another --out"):
+        with pytest.raises(UserError, match=r"is in the folder of measured model .*m, .*choose another --out"):
             write_report([tmp_path], out)
     assert sorted(model.rglob("*")) == before

@@ -269,7 +269,7 @@ def test_the_gates_are_those_of_the_paper() -> None:
     assert list(gates) == [*paper, "CISPO", "PSPO", "CE-GPPO"]
 
     def curves(gate: str, panel: int) -> dict[str, list[np.ndarray]]:
-        """By label, Â > 0 and Â < 0, which are one line if they are equal; the first two lines are clip's, the last is at ρ = 1."""
+        """By label, Â > 0 and Â < 0, one line if equal; the first two lines are clip's, the last is at ρ = 1."""
         drawn: dict[str, list[np.ndarray]] = {}
         for line in gates[gate][panel].get_lines()[2:-1]:
             label = line.get_label() if line.get_linestyle() == "-" else list(drawn)[-1]
@@ -461,7 +461,11 @@ def test_a_figure_or_panel_without_a_curve_is_left_out(tmp_path: Path) -> None:
     def drawn(*groups: RunGroup) -> dict[str, str]:
         return {drawing.name: drawing.caption for drawing in figures(Collection(groups=list(groups)))}
 
-    assert list(drawn(a_group(a_run(steps=1, path=tmp_path, tokens=[64.0])))) == ["pass-at-1", "gates"]
+    assert list(drawn(a_group(a_run(steps=1, path=tmp_path, tokens=[64.0])))) == [
+        "pass-at-1",
+        "pass-at-1-by-step",
+        "gates",
+    ]
     short = a_group(a_run(steps=1, path=tmp_path, tokens=[64.0]), method="grpo", gate="clip")
     assert texts(grid_figure([short, a_group()], "reward/mean")) == ["GRPO clip", "SSPO atanlog"]
     assert "training-m-arithmetic-grpo-clip" not in drawn(short, a_group(a_run(path=tmp_path)))
