@@ -23,6 +23,7 @@ LARGEST_SIZES = {
     "vocab_size": 2**24,
     "max_position_embeddings": 2**30,
 }
+PATH_STARTS = ("/", "./", "../", "~")  # of a folder; the names on the hub are `name` and `owner/name`
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 
 
@@ -32,6 +33,10 @@ def load_config(source: str, revision: str | None = None) -> Any:
     Raises UserError if it cannot be read, if its sizes are implausible, or if it names a quantization that transformers would
     silently ignore.
     """
+    if (source.startswith(PATH_STARTS) or source.count("/") > 1) and not Path(source).is_dir():
+        raise UserError(
+            f"model.name = {source}: there is no such folder; give a model's folder, or its name on the hub"
+        )
     with _loading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     _check_sizes(source, config)
