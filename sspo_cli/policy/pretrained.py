@@ -33,10 +33,6 @@ def load_config(source: str, revision: str | None = None) -> Any:
     Raises UserError if it cannot be read, if its sizes are implausible, or if it names a quantization that transformers would
     silently ignore.
     """
-    if (source.startswith(PATH_STARTS) or source.count("/") > 1) and not Path(source).is_dir():
-        raise UserError(
-            f"model.name = {source}: there is no such folder; give a model's folder, or its name on the hub"
-        )
     with _loading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     _check_sizes(source, config)
@@ -120,7 +116,14 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
 
 
 def _loading(source: str) -> AbstractContextManager[None]:
-    """Turn exceptions of transformers for broken files into UserError, except those for a full memory."""
+    """Turn exceptions of transformers for broken files into UserError, except those for a full memory.
+
+    Raises UserError if the source is a path to no folder.
+    """
+    if (source.startswith(PATH_STARTS) or source.count("/") > 1) and not Path(source).is_dir():
+        raise UserError(
+            f"model.name = {source}: there is no such folder; give a model's folder, or its name on the hub"
+        )
     return border(f"model.name = {source} cannot be loaded", torch.OutOfMemoryError, MemoryError)
 
 
