@@ -265,6 +265,9 @@ def eval_command(
     limit: Annotated[
         int | None, typer.Option(min=1, max=10**9, help="Only the first so many problems; printed, not recorded.")
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Sample anew what is recorded of the same weights and conditions.")
+    ] = False,
     completions: Annotated[
         Path | None, typer.Option(help="Grade recorded rows of {gold, completion} instead of a model.")
     ] = None,
@@ -286,6 +289,8 @@ def eval_command(
         raise UserError("--checkpoint is empty; use last, best or a step")
     if out and not completions:
         raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
+    if again and limit:
+        raise UserError("--limit is never recorded and always samples; leave out --again")
 
     from sspo_cli.config import merge_config, refuse_unread, validate
 
@@ -297,7 +302,7 @@ def eval_command(
     if completions:
         if is_rank(os.environ) or nproc:
             raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
-        if changes or benchmark or checkpoint or engine or limit:
+        if changes or benchmark or checkpoint or engine or limit or again:
             raise UserError(
                 "recorded outputs are graded as they are; --completions goes with no option on how to sample"
             )
@@ -314,7 +319,7 @@ def eval_command(
     from sspo_cli.evaluation.command import measure
 
     with ranks.explained_loss("the same command continues from what is done"):
-        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
+        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine, again)
     ranks.stop()
 
 
@@ -359,7 +364,10 @@ def sweep_command(
 @app.command("report")
 def report_command(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_OR_FOLDER...", help="Runs by name or folder, or folders of runs.")
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_FOLDER...", help="Runs and measured models by name or folder, or folders of them."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Where tables and figures go.")] = Path("report"),
     paper: Annotated[bool, typer.Option("--paper", help="The paper's figures beside ours.")] = False,
@@ -369,11 +377,11 @@ def report_command(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write the paper's tables and figures, and a page to look at, from run folders."""
+    from sspo_cli.named_runs import require_sources
     from sspo_cli.report import write_report
 
     command = ["sspo", *sys.argv[1:]]
-    runs = [runs_dir / path if not path.exists() and (runs_dir / path).is_dir() else path for path in runs]
-    page, *others = write_report(runs, out, paper=paper, select=select, command=command)
+    page, *others = write_report(require_sources(runs, runs_dir), out, paper=paper, select=select, command=command)
     print(page)
     kinds = Counter(path.suffix.removeprefix(".") for path in others)
     print(f"beside it: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")

@@ -259,13 +259,17 @@ def record(
     identity: Identity,
     step: int,
     checkpoint: str,
+    weights: str,
 ) -> dict[str, Any]:
     """Write `<benchmark>.jsonl` and `summary.json` in `folder`; returns the summary.
+
+    `weights` is the policy's fingerprint, by which `find_recorded` finds the measurement again.
 
     Earlier rows of this step under the same conditions and of the same identity are replaced in both, so that every summary
     has its problems.
     """
-    summary = {"step": step, **summarize(rows, benchmark, conditions, identity), "checkpoint": checkpoint}
+    summary = {"step": step, **summarize(rows, benchmark, conditions, identity)}
+    summary |= {"checkpoint": checkpoint, "weights": weights}
     details, summaries = folder / f"{benchmark.name}.jsonl", folder / "summary.json"
 
     def is_replaced(row: dict[str, Any], template: str) -> bool:

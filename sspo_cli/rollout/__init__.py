@@ -1,6 +1,7 @@
 """Sampling: the engines that draw completions from the behaviour policy."""
 
 import importlib.util
+from typing import Literal
 
 import torch
 
@@ -30,13 +31,20 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
             f"rollout.engine = vllm samples in one process, and this run has {ranks.size()} ranks; start a server and name it in "
             "rollout.vllm.server, or set rollout.engine=torch for a model that fits each device whole"
         )
-    by_vllm = options.engine == "auto" and named and ranks.size() == 1 and _vllm_fits(policy)
-    if options.engine == "vllm" or by_vllm:
+    if engine_kind(options, policy, named) == "vLLM":
         from sspo_cli.rollout.vllm_engine import VllmEngine
 
         vllm = vllm if learns else vllm.model_copy(update={"sleep": False})
         return VllmEngine(policy, vllm, options.max_rows, options.temperature)
     return TorchEngine(policy, options.max_rows)
+
+
+def engine_kind(options: RolloutOptions, policy: Policy, named: bool) -> Literal["torch", "vLLM"]:
+    """Return the first word of the name of the engine that `open_engine` opens."""
+    if options.engine == "vllm" or (options.vllm and options.vllm.server):
+        return "vLLM"
+    is_auto = options.engine == "auto" and named and ranks.size() == 1
+    return "vLLM" if is_auto and _vllm_fits(policy) else "torch"
 
 
 def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
