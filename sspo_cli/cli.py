@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. Heavy imports stay inside, so that `sspo --help` answers at once."""
+"""The commands: parse, call, print. Heavy imports are inside of the functions, so that `sspo --help` is fast."""
 
 import json
 import os
@@ -35,10 +35,10 @@ Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
 Gate = Annotated[str | None, typer.Option()]
 AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
 AnyMethod = Annotated[bool, typer.Option("--allow-any-method")]
-Seed = Annotated[int | None, typer.Option(help="Of problems, sampling and minibatches.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of problems, sampling and minibatches.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 EngineName = Annotated[
-    Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sample by this, not by what the options say.")
+    Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sampler, instead of the one in the options.")
 ]
 Nproc = Annotated[
     int | None,
@@ -65,10 +65,10 @@ def _global_options(
 
 
 class ObjectiveCommand(TyperCommand):
-    """Describe the flags of the objective as its options do, which name every method and gate there is."""
+    """A command whose flags of the objective have the descriptions of its options, which name every method and gate."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from sspo_cli.config import ObjectiveOptions  # brings torch along, so not before the help is asked for
+        from sspo_cli.config import ObjectiveOptions  # here, because it imports torch
 
         flags: list[Any] = self.params
         for flag in flags:
@@ -80,12 +80,12 @@ class ObjectiveCommand(TyperCommand):
 
 def main() -> None:
     """Run the `sspo` script. A mistake of the user becomes one sentence and exit code 1, an interruption exit code 130."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn at every fork of a checker
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise tokenizers warns at every fork of a checker
     try:
         if code := app(prog_name="sspo", standalone_mode=False):
             sys.exit(code)
     except UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # has printed the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
             sys.exit(2)
         _end(str(explain_usage(error)), 1)
     except UserError as error:
@@ -170,7 +170,9 @@ def train_command(
     dry_run: DryRun = False,
     device_memory: Annotated[
         float | None,
-        typer.Option(min=0.1, max=10**6, metavar="GB", help="With --dry-run: of the GPU to run on, if it is not here."),
+        typer.Option(
+            min=0.1, max=10**6, metavar="GB", help="With --dry-run: memory of the GPU, if it is not in this machine."
+        ),
     ] = None,
     allow_any_gate: AnyGate = False,
     allow_any_method: AnyMethod = False,
@@ -250,47 +252,51 @@ def eval_command(
             help="arithmetic, gsm8k, math500, aime24, aime25, one as NAME=PATH:SPLIT, or a file of {question, answer}.",
         ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, max=10**5, help="Of each problem: avg@n and pass@k.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Of the sampling; 0 is greedy.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=10**5, help="Samples of each problem: avg@n and pass@k.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = None,
     top_p: Annotated[
         float | None, typer.Option(min=1e-6, max=1, help="Sample from the fewest tokens of this probability.")
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, max=10**9, help="Sample from this many most probable tokens.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=10**7, help="Of a completion.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Of a run: last (the default), best, or a step.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=10**7, help="Token limit of a completion.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint of a run: last (the default), best, or a step.")
+    ] = None,
     engine: EngineName = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Only the first so many problems; printed, not recorded.")
+        int | None, typer.Option(min=1, max=10**9, help="Number of problems, from the first; printed, not recorded.")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Sample anew what is recorded of the same weights and conditions.")
+        bool, typer.Option("--again", help="Measure again what is recorded for the same weights and conditions.")
     ] = False,
     completions: Annotated[
         Path | None, typer.Option(help="Grade recorded rows of {gold, completion} instead of a model.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the graded --completions go.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the graded --completions.")] = None,
     config: Config = None,
     set_: Set = None,
     nproc: Nproc = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy by default.
+    """Measure Pass@1 with its 95 % interval, with the prompt, extraction and check of training; greedy by default.
 
-    A run is measured with its own options; -c and -s are for models that no run has made. Without them, such a model is
-    measured like the first run that is named with it.
+    A run is measured with its own options; -c and -s are for models outside a run. Without them, such a model is measured like
+    the first run that is named with it.
     """
     refuse_wrong_ranks(os.environ, nproc)
     if bool(target) == bool(completions):
-        raise UserError("name what to measure: runs or models, or else --completions FILE with recorded outputs")
+        raise UserError("name runs or models to measure, or --completions FILE with recorded outputs")
     if checkpoint == "":
         raise UserError("--checkpoint is empty; use last, best or a step")
     if out and not completions:
-        raise UserError("--out is for --completions; what a model did goes to the eval folder of the run or model")
+        raise UserError("--out is for --completions; the results of a model go to the eval folder of the run or model")
     if again and limit:
-        raise UserError("--limit is never recorded and always samples; leave out --again")
+        raise UserError("--limit always samples, because it is not recorded; leave out --again")
 
     from sspo_cli.config import merge_config, refuse_unread, validate
 
@@ -303,9 +309,7 @@ def eval_command(
         if is_rank(os.environ) or nproc:
             raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
         if changes or benchmark or checkpoint or engine or limit or again:
-            raise UserError(
-                "recorded outputs are graded as they are; --completions goes with no option on how to sample"
-            )
+            raise UserError("recorded outputs are not sampled again; --completions takes no options of sampling")
 
         from sspo_cli.evaluation.recorded import grade_file
 
@@ -330,18 +334,18 @@ def sweep_command(
     ],
     set_: Set = None,
     jobs: Annotated[
-        int, typer.Option(min=1, max=1024, help="Trials at a time: on each GPU, or on this machine where it has none.")
+        int, typer.Option(min=1, max=1024, help="Parallel trials on each GPU, or on this machine if it has none.")
     ] = 1,
-    retries: Annotated[int, typer.Option(min=0, max=1000, help="How often a failed trial is tried again.")] = 1,
+    retries: Annotated[int, typer.Option(min=0, max=1000, help="Number of times that a failed trial is retried.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="auto|local|ADDRESS", help="Run the trials on a Ray cluster.")
     ] = None,
-    max_trials: Annotated[int, typer.Option(min=1, help="More trials than this are refused.")] = 5000,
-    name: Annotated[str | None, typer.Option(help="Of the sweep's folder; default: the file's name.")] = None,
+    max_trials: Annotated[int, typer.Option(min=1, help="Most trials that are allowed.")] = 5000,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep's folder; default: the file's name.")] = None,
     dry_run: DryRun = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Run a grid of trials in processes; a second call goes on where the first one stopped."""
+    """Run a grid of trials in processes; the same command continues a stopped sweep."""
     refuse_several_ranks(os.environ)
     if name is not None:
         check_name("--name", name)
@@ -369,14 +373,14 @@ def report_command(
             metavar="RUN_OR_FOLDER...", help="Runs and measured models by name or folder, or folders of them."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Where tables and figures go.")] = Path("report"),
-    paper: Annotated[bool, typer.Option("--paper", help="The paper's figures beside ours.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("report"),
+    paper: Annotated[bool, typer.Option("--paper", help="Add the numbers that the paper prints.")] = False,
     select: Annotated[
         Literal["last", "best"], typer.Option(help="The checkpoint in the tables: the last, or the best by validation.")
     ] = "last",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write the paper's tables and figures, and a page to look at, from run folders."""
+    """Write tables, figures and a page from run folders."""
     from sspo_cli.named_runs import require_sources
     from sspo_cli.report import write_report
 
@@ -384,7 +388,7 @@ def report_command(
     page, *others = write_report(require_sources(runs, runs_dir), out, paper=paper, select=select, command=command)
     print(page)
     kinds = Counter(path.suffix.removeprefix(".") for path in others)
-    print(f"beside it: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+    print(f"next to it: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
 
 
 app.command("options")(options_command)

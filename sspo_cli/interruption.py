@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal end long work at the next safe point, where its state can be saved."""
+"""Handling of Ctrl-C, SIGTERM and a closed terminal: work stops at the next safe point, where its state can be saved."""
 
 import os
 import signal
@@ -7,23 +7,23 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
-SECONDS_TOGETHER = 1.0  # two signals within that time are one request, sent to a process and to its group
+SECONDS_TOGETHER = 1.0  # signals within this time are one request, sent to a process and to its group
 
 
 class Interrupted(Exception):
-    """The work stopped because it was asked to; its state is saved and it can be resumed."""
+    """Raised when work stops on request, with its state saved, so that it can be resumed."""
 
     def __init__(self, message: str = "stopped; the state is saved") -> None:
         super().__init__(message)
 
 
 class Interruption:
-    """Context manager: the first signal sets `requested`. Of later ones, only Ctrl-C ends the process at once.
+    """A context manager in which the first signal sets `requested`, and a later Ctrl-C ends the process at once.
 
-    SIGTERM and SIGHUP are requests however often they come: batch systems, sweeps and closing terminals send them to a
-    process and again to its group, at any time while it saves its state, and end what does not stop by SIGKILL. A Ctrl-C
-    (SIGINT) more than SECONDS_TOGETHER after the first signal does what it did before. SIGHUP is left alone if it was
-    ignored at the start, as by `nohup`.
+    SIGTERM and SIGHUP may come several times: batch systems, sweeps and closing terminals send them to a process and to its
+    group at any time while it saves its state, and use SIGKILL on processes that do not stop. A Ctrl-C (SIGINT) more than
+    SECONDS_TOGETHER after the first signal has its default effect. SIGHUP stays ignored if it was ignored at the start, as by
+    `nohup`.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""THE loop: sample a rollout batch from the policy, grade it, learn from it in μ optimizer steps, repeat."""
+"""The training loop: sample a rollout batch from the policy, grade it, learn from it in μ optimizer steps, repeat."""
 
 from collections import deque
 from itertools import islice
@@ -51,7 +51,7 @@ def train(run: Run) -> None:
         # A rollout batch: the policy becomes the behaviour policy, which samples; the completions are graded.
         if state.batch is None:
             extra = state.extra
-            sync_metrics = take_kept_rollout(run)  # of programs that look at the clock, say, another one would differ
+            sync_metrics = take_kept_rollout(run)  # a batch of programs cannot be repeated
             if state.batch is not None:
                 deque(islice(upcoming, rollout.prompts + state.extra - extra), maxlen=0)  # its prompts are used up
         if state.batch is None:
@@ -69,14 +69,14 @@ def train(run: Run) -> None:
                 state.kept = kept_completions(groups, advantages, plan, options, run.policy.tokenizer)
                 state.batch = collate(groups, advantages, mask_truncated=learning.mask_truncated)
                 with clock.phase("learning"):
-                    # Without a lag, not for the first minibatch: it is learned from by the very policy that sampled it.
+                    # Without a lag the first minibatch is skipped: the policy is still the one that sampled it, so ρ = 1 exactly.
                     later = plan[0 if rollout.lag else 1 : learning.mu]
                     fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
                     fill_reference(run, plan[: learning.mu])
             check_learning(run, groups)
             keep_rollout(run, sync_metrics)
 
-        # An optimizer step on one minibatch. A step whose loss or gradient is not finite is left out.
+        # One optimizer step on a minibatch. A step whose loss or gradient is not finite is skipped.
         rows, on_policy = plan[state.position], state.position == 0 and not rollout.lag
         with clock.phase("learning"):
             minibatch = state.batch.select(rows)
@@ -96,7 +96,7 @@ def train(run: Run) -> None:
         state.skipped += not taken
         state.bad_steps = 0 if taken else state.bad_steps + 1
 
-        # The step is recorded.
+        # Record the step.
         epoch, place = divmod(state.position, learning.mu)
         position = {"minibatch": place + 1, "epoch": epoch + 1}
         kept = [{"rollout": state.rollout, **position, **state.kept[row]} for row in kept_rows(rows, place, options)]

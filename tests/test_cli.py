@@ -66,7 +66,7 @@ def test_report_writes_tables_and_figures(runs, tmp_path):
     written = list((tmp_path / "report").iterdir())
     assert all(path.stat().st_size > 0 for path in written)
     suffixes = Counter(path.suffix.removeprefix(".") for path in written if path != Path(page))
-    assert sorted(counts.removeprefix("beside it: ").split(", ")) == sorted(f"{n} {s}" for s, n in suffixes.items())
+    assert sorted(counts.removeprefix("next to it: ").split(", ")) == sorted(f"{n} {s}" for s, n in suffixes.items())
     assert set(suffixes) == {"md", "csv", "tex", "json", "parquet", "png", "svg", "pdf"}
     assert_told(
         sspo("report", tmp_path / "report", "--out", tmp_path / "other"),

@@ -8,26 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sspo_cli"
-# Rooms whose text has not been revised yet. Remove a room after revising it; add none.
-PENDING: set[str] = {
-    "cli.py",
-    "config",
-    "evaluation",
-    "interruption.py",
-    "policy",
-    "preflight.py",
-    "rollout",
-    "run",
-    "session.py",
-    "tracking",
-    "types.py",
-}
+PENDING = {"session.py", "tracking/run_folder.py", "tracking/tracker.py"}  # not revised yet; add none
 FRAGMENTS = re.compile(
     r"(What|How|Whether|Those|That|Which|Where|Who|When|Why|Of|By|From|As|With|Without|For|To|In|On|At|Not|It|Its|They|This|These)\b"
 )
 PHRASES = re.compile(
-    r"\b(anew|beside|but for|goes? on|as it is|as they are|of its own|of one's own|of the user's own|is told|are told|tells"
-    r"|one after the other|nothing but|no more than|and so for|whatever it|whoever|of every class|(?<=Raises UserError )where)\b"
+    r"\b(anew|beside|but for|goes? on|(?<!soon )as it is|as they are|of its own|of one's own|of the user's own|is told"
+    r"|are told|tells|one after the other|nothing but|and so for|whatever it|whoever|of every class"
+    r"|(?<=Raises UserError )where)\b"
 )
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -51,8 +39,8 @@ def problems(file: Path) -> Iterator[str]:
         yield from (f"{file.relative_to(PACKAGE)}:{line} has {match[0]!r}" for match in PHRASES.finditer(text))
 
 
-def test_revised_rooms_are_in_plain_english():
-    files = [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] not in PENDING]
+def test_the_package_is_in_plain_english():
+    files = [file for file in sorted(PACKAGE.rglob("*.py")) if str(file.relative_to(PACKAGE)) not in PENDING]
     assert [problem for file in files for problem in problems(file)] == []
 
 

@@ -75,6 +75,13 @@ def test_links_point_to_files_and_headings(page):
             assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_have_no_row_twice(page):
+    for table in re.findall(r"(?:^\|.*\n)+", FENCED.sub("", page.read_text()), re.MULTILINE):
+        named = re.findall(r"^\| *(`[^|]*`) *\|", table, re.MULTILINE)
+        assert len(named) == len(set(named)), table
+
+
 def test_generated_pages_are_current():
     for path, text in generated().items():
         assert path.read_text(encoding="utf-8") == text, "run `python -m tests.generated_docs`"

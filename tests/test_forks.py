@@ -65,6 +65,13 @@ def test_a_schedule_that_ends_later_says_how_the_rate_changes():
         said
         == "optimizer.schedule = linear now ends at step 20 instead of 10: the learning rate of step 6 is 0.15 instead of 0.1"
     )
+    warming = linear.model_copy(update={"warmup_steps": 5})  # the first step that has another rate is 7
+    assert describe_new_end(warming, 2, before=10, after=20) == (
+        "optimizer.schedule = linear now ends at step 20 instead of 10: the learning rate of step 7 is 0.187 instead of 0.16"
+    )
+    assert (
+        describe_new_end(warming, 2, before=2, after=3) == "optimizer.schedule = linear now ends at step 3 instead of 2"
+    )
     assert describe_new_end(linear.model_copy(update={"schedule": "constant"}), 5, before=10, after=20) is None
 
 

@@ -72,7 +72,11 @@ def test_presets_are_the_project_s_configs_and_go_by_name(tmp_path, monkeypatch)
     assert {preset.file.relative_to(FOLDER) for preset in presets()} == files
     assert sspo("configs", "table1").stdout == (PROJECT / "configs" / "table1.yaml").read_text()
     listed = sspo("configs").stdout
-    assert all(f"{preset.name}\n    {preset.comments[1]}\n" in listed for preset in presets())
+    for preset in presets():
+        assert f"{preset.name}\n    {preset.comments[1]}\n" in listed
+        assert preset.comments[1].endswith(".")  # a whole sentence, even if it goes on in the next line
+    assert "a policy can unlearn what its cold start taught.\n" in listed
+    assert "../" not in listed
     assert load_config([Path("calculator")]) == load_config([PROJECT / "configs" / "calculator.yaml"])
     assert "27 trials, to be run in runs/demo" in sspo("sweep", "-c", "demo", "--dry-run").stdout
     (tmp_path / "study").write_text("steps: 7\n")  # a file comes first

@@ -1,4 +1,4 @@
-"""Grids of trials: what they expand to, and that a second call goes on where the first one stopped."""
+"""Grids of trials: what they expand to, and their continuation by a second call."""
 
 import json
 import os

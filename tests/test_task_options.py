@@ -72,7 +72,7 @@ def test_several_short_forms_and_whole_ones():
         ("evaluation.benchmarks=[3]", "evaluation.benchmarks.0"),
         ("tasks=[{columns: {questoin: q}}]", "unknown option `tasks.0.columns.questoin`; did you mean `tasks"),
         ("tasks=[{name: gsm8k, columns: {demonstration: d}}]", "columns.demonstration is of task file; gsm8k does not"),
-        ("tasks=gsm8k", "`tasks` = 'gsm8k' is not valid: input should be a valid list"),
+        ("tasks=gsm8k", "`tasks` = 'gsm8k' is not valid: it is a list; write tasks="),
     ],
 )
 def test_a_text_that_stands_for_none_is_refused(override, said):

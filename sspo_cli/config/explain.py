@@ -1,6 +1,8 @@
 """Messages for options that do not validate, with the probably intended name or spelling."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -8,6 +10,11 @@ from sspo_cli.config.hints import hint_for_unknown, hint_for_value
 from sspo_cli.errors import shorten
 
 MOST_SENTENCES = 8
+SHAPES = {
+    "model_type": "it is a section of options",
+    "model_attributes_type": "it is a section of options",
+    "list_type": "it is a list",
+}
 LONGEST_VALUE = 120  # characters of a value that a sentence repeats
 
 
@@ -19,8 +26,14 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             yield f"unknown option `{path}`{hint_for_unknown(item['loc'], root)}"
         elif item["type"] == "value_error":  # from our own validators, already a sentence
             yield str(item["ctx"]["error"])
+        elif item["type"] == "missing":
+            yield f"`{path}` is not given, and it has no default"
         else:
-            value, message = shorten(repr(item["input"]), LONGEST_VALUE), item["msg"]
-            if item["type"] in ("model_type", "model_attributes_type"):
-                message = "it is a section of options"
+            message = SHAPES.get(item["type"], item["msg"])
+            value = shorten(_spell(item["input"]), LONGEST_VALUE)
             yield f"`{path}` = {value} is not valid: {message[0].lower()}{message[1:]}{hint_for_value(item, root)}"
+
+
+def _spell(value: Any) -> str:
+    """Write a value in YAML, with null for None."""
+    return repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

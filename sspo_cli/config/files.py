@@ -1,4 +1,4 @@
-"""From YAML files and dotted overrides to validated options, and a sentence for everything that is wrong in them."""
+"""Reading of YAML files and dotted overrides into validated options, with a message for every error in them."""
 
 import io
 import json
@@ -99,7 +99,7 @@ def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What options a command line gives: files, later ones over earlier ones, then dotted flags, then overrides."""
+    """The options of a command line: files, each over the ones before, then dotted flags, then overrides."""
 
     files: Sequence[Path] = ()
     overrides: Sequence[str] = ()

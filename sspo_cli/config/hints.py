@@ -21,6 +21,9 @@ ELSEWHERE = {
     "batch_size": "rollout.prompts",
     "train_batch_size": "rollout.prompts",
     "num_generations": "rollout.group_size",
+    "num_completions": "rollout.group_size",
+    "num_return_sequences": "rollout.group_size",
+    "n": "rollout.group_size",
     "max_completion_length": "rollout.max_new_tokens",
     "max_tokens": "rollout.max_new_tokens",
     "num_iterations": "learning.mu",
@@ -52,7 +55,14 @@ ELSEWHERE = {
 KL = re.compile(r"(?:use_|init_)?kl(?:_\w+)?|beta|adap_kl_ctrl")
 TRUNCATED_SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 # The option that a section's name alone most likely stands for.
-MAIN = {"model": "name", "objective": "method", "wandb": "mode", "cold_start": "steps", "rollout": "engine"}
+MAIN = {
+    "model": "name",
+    "objective": "method",
+    "wandb": "mode",
+    "cold_start": "steps",
+    "rollout": "engine",
+    "fork": "run",
+}
 OFF = {"cold_start": "cold_start.steps=0", "wandb": "wandb.mode=disabled"}  # for sections that cannot be null
 YES, NO = ("yes", "y", "on", "1", "True"), ("no", "n", "off", "0", "False")
 MULTIPLES = {"k": 1_000, "K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
@@ -190,9 +200,7 @@ def _whole_list(path: str, field: FieldInfo, value: Any) -> str:
     written = ", ".join(
         f"{key}: {json.dumps(part) if not isinstance(part, str) else part}" for key, part in item.items()
     )
-    return (
-        f"it is a list, which is given as a whole, such as -s '{path}=[{{{written}}}]'" if written else "it is a list"
-    )
+    return f"give the whole list, such as -s '{path}=[{{{written}}}]'" if written else "give the whole list"
 
 
 def _number(value: Any) -> float | None:

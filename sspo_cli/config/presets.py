@@ -1,5 +1,7 @@
 """Presets: the config files that come with the program, in the project's folder `configs`."""
 
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from sspo_cli.errors import LONGEST_PATH, UserError, did_you_mean
 FOLDER = Path(__file__).parents[1] / "configs"
 SWEEPS = "sweeps/"
 SUFFIX = ".yaml"
+FIRST_SENTENCE = re.compile(r".+?\.(?=\s|$)|.+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,11 @@ class Preset:
 
     @property
     def comments(self) -> tuple[str, str]:
-        """Return the first two comments: the hardware, and the content."""
-        lines = [line.removeprefix("#").strip() for line in self.text.splitlines() if line.startswith("#")]
-        hardware, what = (*lines, "", "")[:2]
-        return hardware.removeprefix("Hardware:").strip(), what
+        """Return the hardware, which is the first comment line, and the first sentence of the comment that follows."""
+        lines = itertools.takewhile(lambda line: line.startswith("#"), self.text.splitlines())
+        hardware, *content = [line.removeprefix("#").strip() for line in lines] or [""]
+        sentence = FIRST_SENTENCE.match(" ".join(content))
+        return hardware.removeprefix("Hardware:").strip(), sentence[0] if sentence else ""
 
 
 def presets() -> Iterator[Preset]:

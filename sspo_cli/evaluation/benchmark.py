@@ -50,12 +50,12 @@ CHUNK = 256  # problems at most that are sampled together
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Problems to measure on, rendered.
+    """Rendered problems of a benchmark.
 
-    name            the task's, or a local file's stem
-    max_new_tokens  of a completion, if the benchmark has a limit of its own
-    path            or hub name that they come from, if that is not the published data set
-    trained_on      how many of them the measured model was trained on; None if that is not known
+    name            name of the task, or of a local file without its type
+    max_new_tokens  token limit of a completion, if the benchmark has one
+    path            local path or hub name of the problems, if it is not the published data set
+    trained_on      number of problems that the measured model was trained on; None if unknown
     """
 
     name: str
@@ -66,7 +66,7 @@ class Benchmark:
     trained_on: int | None = None
 
     def measured_on(self, folder: RunFolder) -> Self:
-        """Return the benchmark for a run's model, which may have been trained on some of it."""
+        """Return the benchmark with the number of problems that a run's model was trained on."""
         questions = folder.questions()
         keys = [question_key(prompt.problem) for prompt in self.prompts] if questions is not None else []
         return replace(self, trained_on=None if questions is None else sum(key in questions for key in keys))
@@ -74,15 +74,15 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """How a benchmark is measured.
+    """The conditions of a measurement.
 
-    samples      completions of each problem
-    temperature  0 is greedy
-    top_p, top_k  of the sampling, see `Sampling`
-    prompt       name of the template
-    seed         of the sampling
-    max_rows     completions sampled at a time
-    turns, proposals, max_tokens  of an episode, in which `max_new_tokens` are a turn's
+    samples       completions of each problem
+    temperature   0 is greedy
+    top_p, top_k  truncation of the sampling, see `Sampling`
+    prompt        name of the template
+    seed          seed of the sampling
+    max_rows      completions sampled at the same time
+    turns, proposals, max_tokens  limits of an episode, in which `max_new_tokens` limits a turn
     """
 
     samples: int
@@ -99,7 +99,7 @@ class Conditions:
 
     @classmethod
     def of(cls, options: RunOptions) -> Self:
-        """Return those of a run. The seed is not the run's, so that all runs are measured alike."""
+        """Return the conditions of a run. The seed is not the run's, so that all runs are measured in the same way."""
         evaluation, episode = options.evaluation, options.episode or EpisodeOptions()
         return cls(
             samples=evaluation.samples,
@@ -122,7 +122,7 @@ class Conditions:
         return ",".join([engine.partition(" ")[0], *cuts])
 
     def on(self, benchmark: Benchmark) -> Self:
-        """Return those of a benchmark, which may have a token limit of its own."""
+        """Return the conditions for a benchmark, which may have a token limit."""
         return replace(self, max_new_tokens=benchmark.max_new_tokens or self.max_new_tokens)
 
     @property
@@ -132,13 +132,13 @@ class Conditions:
 
     @property
     def of_episodes(self) -> dict[str, int]:
-        """Return what an episode is limited by, as its row of a benchmark says it."""
+        """Return the limits of episodes, in the form of a row of a benchmark."""
         return {"turns": self.turns, "proposals": self.proposals, "max_tokens": self.max_tokens}
 
     def matches(self, row: Mapping[str, Any], identity: Identity, template: str) -> bool:
-        """Decide whether a row was measured so; `template` is its key of the template.
+        """Report whether a row was measured under these conditions; `template` is its key of the template.
 
-        Rows of older versions do not say all of the conditions, and nothing of the identity: none of them matches.
+        Rows of older versions lack conditions and the identity, so that none of them matches.
         """
         return (
             row.get("identity") == identity.digest
@@ -183,9 +183,9 @@ def evaluate(
 
 
 def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, model: str) -> Path:
-    """Return where problems that are done are kept: a name of its own for everything that determines the graded completions.
+    """Return the file of finished problems, whose name depends on everything that determines the graded completions.
 
-    `model` is the policy's fingerprint, so that no other model continues with this one's completions.
+    model  fingerprint of the policy, so that no other model continues with its completions
     """
     order = [prompt.problem.id for prompt in benchmark.prompts]
     done_with = ["problem by problem", model, asdict(conditions), identity.digest, benchmark.split, order]
@@ -199,9 +199,9 @@ def grade_groups(
     checker: AnswerChecker,
     scoring: Scoring = PAPER,
 ) -> list[Group]:
-    """Grade sampled completions; what the chat template opened counts as part of the text.
+    """Grade sampled completions, including the text that the chat template opened them with.
 
-    Episodes have their environment's reward, whatever `scoring` is.
+    Episodes have the reward of their environment, for any `scoring`.
     """
     pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
     texts = [p.opening + c.text for p, c in pairs if c.episode is None]
@@ -216,9 +216,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Summarize rows as in `summary.json`, except for step and checkpoint.
 
-    pass_at_1  share of all samples that are right
-    low, high  its 95 % Wilson interval over the problems, as many solved as on average over the samples
-    tokens     mean of a completion
+    pass_at_1  share of right samples
+    low, high  its 95 % Wilson interval over the problems, for the mean number solved over the samples
+    tokens     mean length of a completion
     """
     samples, n = conditions.samples, len(benchmark.prompts)
     solved = [sum(row["correct"] for row in rows[i : i + samples]) for i in range(0, len(rows), samples)]
@@ -261,12 +261,12 @@ def record(
     checkpoint: str,
     weights: str,
 ) -> dict[str, Any]:
-    """Write `<benchmark>.jsonl` and `summary.json` in `folder`; returns the summary.
+    """Write `<benchmark>.jsonl` and `summary.json` in `folder`; return the summary.
 
-    `weights` is the policy's fingerprint, by which `find_recorded` finds the measurement again.
+    weights  fingerprint of the policy, by which `find_recorded` finds the measurement
 
-    Earlier rows of this step under the same conditions and of the same identity are replaced in both, so that every summary
-    has its problems.
+    Earlier rows of this step with the same conditions and identity are replaced in both files, so that every summary has its
+    problems.
     """
     summary = {"step": step, **summarize(rows, benchmark, conditions, identity)}
     summary |= {"checkpoint": checkpoint, "weights": weights}
@@ -463,7 +463,7 @@ def _grade_share(
 
 
 def _rows(group: Group, conditions: Conditions, identity: Identity) -> list[dict[str, Any]]:
-    """Return a graded problem as objects for `<benchmark>.jsonl`, one for each sample."""
+    """Return the rows of a graded problem for `<benchmark>.jsonl`, one for each sample."""
     return [
         {
             "samples": conditions.samples,
@@ -489,7 +489,7 @@ def _rows(group: Group, conditions: Conditions, identity: Identity) -> list[dict
 
 
 def _episode_of(problem: Problem, completion: Completion, conditions: Conditions) -> dict[str, Any]:
-    """Return what a row says of an episode; nothing of a single turn."""
+    """Return the fields of a row for an episode; none for a single turn."""
     if completion.episode is None:
         return {}
     turns = [asdict(turn) for turn in completion.episode.turns]
@@ -502,11 +502,11 @@ def _episode_of(problem: Problem, completion: Completion, conditions: Conditions
 
 
 def _summarize_episodes(rows: Sequence[dict[str, Any]], conditions: Conditions) -> dict[str, Any]:
-    """Summarize the episodes among the rows; nothing without one.
+    """Summarize the episodes among the rows; return no fields if there are none.
 
-    episodes  means of the outcomes; `solved_at_first` is the share that the first proposal has solved: a second one
-              knows that the first is wrong
-    parts     of a benchmark of several kinds of problems, each with its n, correct, Pass@1 and interval
+    episodes  means of the outcomes; `solved_at_first` is the share solved by the first proposal, because a second one knows
+              that the first is wrong
+    parts     parts of a benchmark with several kinds of problems, each with its n, correct, Pass@1 and interval
     """
     outcomes = [row["outcome"] for row in rows if "outcome" in row]
     if not outcomes:

@@ -1,4 +1,4 @@
-"""`sspo eval`: targets on benchmarks, one model after the other."""
+"""`sspo eval`: measures targets on benchmarks, one model after another."""
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ def measure(
     engine: Literal["auto", "torch", "vllm"] | None = None,
     again: bool = False,
 ) -> None:
-    """Measure each target on each benchmark, and print Pass@1 and how the targets differ from the first one.
+    """Measure each target on each benchmark, and print Pass@1 and the differences from the first target.
 
     A run is measured under its own options' conditions, other models under those `given`, or else under those of the first
     run; `changes` replaces some of them, `engine` the sampler. Without `benchmarks`, those of the options. What is measured
@@ -119,7 +119,7 @@ def measure(
     except torch.OutOfMemoryError:
         raise UserError("the GPU's memory is full; lower rollout.max_rows, of a run in its config.json") from None
     except KeyboardInterrupt:
-        kept = "nothing is recorded" if limit else "what is done is kept, and the same command goes on from it"
+        kept = "nothing is recorded" if limit else "finished work is kept, and the same command continues from it"
         raise Interrupted(f"stopped; {kept}") from None
     if not ranks.is_first():
         return
@@ -127,13 +127,15 @@ def measure(
     for sentence in unequal_limits:
         print(sentence)
     if any(result.recorded for result in results):
-        print("recorded: of the same weights under the same conditions, so not sampled again; --again samples it anew")
+        print("recorded: measured earlier with the same weights under the same conditions; --again measures it again")
     if not limit:
         print(
             "every problem with its completions:",
             ", ".join(dict.fromkeys(str(target.folder / "eval") for target in targets)),
         )
-    for result in results:  # not before: a command with --again that is stopped and started again does nothing twice
+    for (
+        result
+    ) in results:  # not earlier, so that a command with --again that is stopped and started again repeats nothing
         if result.partial:
             result.partial.unlink(missing_ok=True)
 
@@ -149,7 +151,7 @@ def _describe(bars: Progress) -> str:
 
 @dataclass(frozen=True)
 class _Judge:
-    """What decides about answers, started before gold answers are loaded."""
+    """The answer checker and the environments, started before gold answers are loaded."""
 
     checker: AnswerChecker
     environments: Mapping[str, Environment]
@@ -177,7 +179,7 @@ class _Measurement:
 
 
 def _check_names(targets: Sequence[Target]) -> None:
-    """Look up each model that no run has made, so that a mistyped name is reported before another target is measured."""
+    """Look up each model outside a run, so that a mistyped name is reported before another target is measured."""
     for target in targets:
         if target.checkpoint is None:
             try:

@@ -1,4 +1,4 @@
-"""Measurements that `sspo eval` shows again instead of sampling anew."""
+"""Lookup of recorded measurements, which `sspo eval` prints instead of sampling again."""
 
 from pathlib import Path
 from typing import Any

@@ -27,7 +27,7 @@ class Batch:
     groups             [B]    int64    number of the group; its rows share their prompt
     tokens             [B, S] int64    prompt, then completion
     prompt_lengths     [B]    int64
-    lengths            [B]    int64    of the completions, with what the policy read in an episode
+    lengths            [B]    int64    of the completions, including text that the policy read in an episode
     own_lengths        [B]    int64    |y_i|, tokens that the policy wrote
     mask               [B, T] bool     True on completion tokens that the policy wrote and that count in the loss
     advantages         [B]    float32  Â
@@ -65,7 +65,7 @@ class Batch:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Self:
-        """Select those rows, trimmed to the longest among them."""
+        """Select rows, and trim them to the longest."""
         picked = replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
         longest = int(picked.lengths.max())
         return replace(
@@ -79,10 +79,10 @@ class Batch:
         )
 
     def micro_batches(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
-        """Yield (rows, micro-batch) pairs of rows of like length; rows × longest stays within `token_budget`, if one row does.
+        """Yield (rows, micro-batch) pairs of rows of similar length, with rows × longest within `token_budget` if possible.
 
-        `together`: the rows of a group follow one another, for a policy that computes their prompt once. Otherwise the length
-        alone decides, which pads the least.
+        together  keep the rows of a group together, for a policy that computes their prompt once; otherwise rows are sorted by
+                  length, which needs the least padding
         """
         lengths = (self.prompt_lengths + self.lengths).tolist()
         rows: list[int] = []
@@ -136,7 +136,7 @@ class Batch:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> Self:
-        """Restore the batch of a checkpoint; older versions had single turns alone, and no rewards of one's own."""
+        """Restore the batch of a checkpoint; older versions had no episodes and no user-defined rewards."""
         missing = {
             "own_lengths": state["lengths"],
             "outcomes": torch.full((len(state["lengths"]), len(OUTCOME)), torch.nan),
@@ -210,7 +210,8 @@ def _outcome(completion: Completion) -> list[float]:
 def minibatch_rows(prompts: int, group_size: int, mu: int, epochs: int, seed: int) -> list[Tensor]:
     """Plan the rows of each optimizer step of a rollout batch.
 
-    Each epoch has μ disjoint minibatches of whole groups, shuffled anew.
+    Each epoch has μ disjoint minibatches of whole groups in a new random order. A group stays whole because its completions
+    share the prompt, and its advantages sum to 0.
     """
     generator = torch.Generator().manual_seed(seed)
     plan = []

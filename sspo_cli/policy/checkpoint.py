@@ -1,7 +1,7 @@
-"""Checkpoints: complete or absent, never half.
+"""Checkpoints, which are complete or absent.
 
-A checkpoint is written next to its place and renamed into it; its manifest, written last, holds every file's checksum, so
-that a damaged one is recognised and the one before it serves.
+A checkpoint is written to a temporary folder and renamed. Its manifest, written last, has the checksum of every file, so that a
+damaged checkpoint is recognized and the one before it is used.
 """
 
 import json
@@ -109,7 +109,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 class _Writer:
-    """A file that remembers why it could not be written, which torch's own message does not say."""
+    """A file that remembers why a write failed, which torch's message does not contain."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -127,7 +127,7 @@ class _Writer:
 
 
 def follow_umask(folder: Path) -> None:
-    """Give the files in a folder the mode of new files: those of safetensors are for their owner alone."""
+    """Give the files in a folder the mode of new files, because safetensors makes files readable only by their owner."""
     probe = folder / ".mode"  # the umask itself can only be read by changing it for all threads
     probe.touch(mode=0o666)
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -137,7 +137,7 @@ def follow_umask(folder: Path) -> None:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename a whole checkpoint into its place. One that is there makes room first; `latest_whole` finds it after a kill."""
+    """Rename a complete checkpoint to its name, after moving an existing one away, which `latest_whole` restores after a kill."""
     replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -156,7 +156,7 @@ def _replaced(folder: Path) -> Path:
 
 
 def _recover(parent: Path) -> None:
-    """Put back what a process that was killed between two renames had moved away."""
+    """Restore a checkpoint that a process moved away before it was killed."""
     for replaced in parent.glob(".step-*.replaced"):
         folder = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
         if not folder.exists():
@@ -165,7 +165,7 @@ def _recover(parent: Path) -> None:
 
 
 def describe_last_good(parent: Path) -> str:
-    """Say which checkpoint to continue from, as the end of a sentence."""
+    """Name the checkpoint to continue from, as the end of a sentence."""
     whole, _ = latest_whole(parent)
     return f"the last good checkpoint is {whole}" if whole else "there is no checkpoint before it"
 
@@ -207,12 +207,12 @@ def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimize
 
 
 def usable_state(folder: Path) -> AbstractContextManager[None]:
-    """Make the border of a checkpoint's state: what cannot be loaded, or does not fit the run, is a UserError."""
-    return border(f"the state of checkpoint {folder} cannot be used; delete that folder, and an earlier one serves")
+    """Turn exceptions in the block into a UserError about a checkpoint's state that cannot be loaded or does not fit the run."""
+    return border(f"the state of checkpoint {folder} cannot be used; delete this folder to use an earlier one")
 
 
 def is_whole(folder: Path) -> bool:
-    """Report whether every file of the manifest is there with its checksum. Raises UserError if a file cannot be read."""
+    """Report whether every file of the manifest exists with its checksum. Raises UserError if a file cannot be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if not isinstance(manifest, dict) or STATE not in manifest:
@@ -220,7 +220,7 @@ def is_whole(folder: Path) -> bool:
         return all(_checksum(folder / name) == digest for name, digest in manifest.items())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
         return False
-    except OSError as error:  # the file may be whole: nothing is passed over for it
+    except OSError as error:  # the file may be intact, so this checkpoint must not be skipped
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
 
 
@@ -231,7 +231,7 @@ def checkpoint_folders(parent: Path) -> list[Path]:
 
 
 def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
-    """Find the newest checkpoint that is whole, and the damaged ones that are newer."""
+    """Find the newest complete checkpoint, and the newer damaged ones."""
     _recover(parent)
     damaged: list[Path] = []
     for folder in reversed(checkpoint_folders(parent)):
@@ -242,7 +242,7 @@ def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
 
 
 def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
-    """Find the same, and rename the damaged ones, which would count among those to keep. Returns their new names."""
+    """Find the same, rename the damaged ones so that they do not count as kept checkpoints, and return their new names."""
     whole, damaged = latest_whole(parent)
     aside = [folder.with_name(f"damaged-{folder.name}") for folder in damaged]
     for folder, place in zip(damaged, aside, strict=True):
@@ -272,7 +272,7 @@ def _checksum(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Flush to the disk, so that the rename is never there before what it names."""
+    """Flush to the disk, so that a rename is never stored before the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

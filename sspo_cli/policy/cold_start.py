@@ -1,7 +1,7 @@
-"""The supervised stage before RL: it teaches the format on worked demonstrations.
+"""The cold start: a supervised stage before RL that teaches the format with worked demonstrations.
 
-Its result is kept under a key that hashes everything that determines it, so that every run with the same cold start,
-whatever its method or seed, begins with the very same weights.
+Its result is cached under a hash of everything that determines it, so that all runs with the same cold start begin with the
+same weights, for any method and seed.
 """
 
 import itertools
@@ -49,7 +49,7 @@ KEY = re.compile(r"[0-9a-f]{16}")
 def demonstrations_of(
     prompts: Sequence[Prompt], policy: Policy, dialogue: Dialogue | None = None, max_tokens: int | None = None
 ) -> list[Group]:
-    """Make a group of one completion of each worked answer, which ends the sequence, and of each worked episode.
+    """Make a group with one completion for each worked answer, including an end of sequence, and each worked episode.
 
     `dialogue` is that of the policy's chat template, for episodes; those of more than `max_tokens` are left out.
     Raises UserError for one with tokens that the model does not have.
@@ -74,7 +74,7 @@ def demonstrations_of(
 
 
 def _worked_episode(prompt: Prompt, dialogue: Dialogue) -> Completion:
-    """Make the completion of a worked episode, whose turns and answers alternate; what is only read has mask 0."""
+    """Make the completion of a worked episode, whose turns and answers alternate; tokens that are read have mask 0."""
     ids: list[int] = []
     read: list[bool] = []
     turn: list[int] = []
@@ -129,12 +129,12 @@ def _keep(cache: Path, folder: Path, note: Callable[[str], None]) -> None:
     """Make the folder of a cold start, or note that it is in use, and remove those that are not."""
     with border(f"the cold start cannot be kept in {cache}"):
         folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)  # it is in use
+        os.utime(folder)  # marks it as used
     _remove_unused(cache, note)
 
 
 def _remove_unused(cache: Path, note: Callable[[str], None]) -> None:
-    """Remove cold starts that no run is at and none has used for KEPT; they would be made again, to the bit the same."""
+    """Remove cold starts that no run has used for KEPT; they can be made again, bit for bit the same."""
     for folder in cache.iterdir():
         with suppress(OSError, UserError):  # of a disk that refuses, or a process that removes the same
             kept = KEPT if checkpoint_folders(folder) else KEPT_EMPTY
@@ -149,7 +149,7 @@ def _remove_unused(cache: Path, note: Callable[[str], None]) -> None:
 
 @contextmanager
 def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a cold start. Another run may be at it for hours; waiting for it can be interrupted."""
+    """Hold the lock of a cold start. Another run may hold it for hours; waiting can be interrupted."""
     lock = FileLock(path)
     if not ranks.on_first(lambda: take_lock(lock)):
         note(f"another run is at the same cold start, {path.parent}; waiting for it")
@@ -205,7 +205,7 @@ def _train(
 
 
 def _demonstration_order(count: int, seed: int) -> Iterator[int]:
-    """Yield indices of demonstrations without end, each epoch shuffled anew."""
+    """Yield indices of demonstrations without end, reshuffled every epoch."""
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(derive_seed(seed, "cold start", epoch))
         yield from torch.randperm(count, generator=generator).tolist()
@@ -214,7 +214,7 @@ def _demonstration_order(count: int, seed: int) -> Iterator[int]:
 def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -> str:
     """Hash everything that determines the result: the tokens, the options, the model, the program, the number of ranks.
 
-    The model by its weights and its config, not by its name or its files: on a hub, a branch moves on.
+    The model counts by its weights and its config, not by its name or files, because a branch on the hub can change.
     """
     cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
     model = [options.model.model_dump(), policy.model.config.to_json_string(), fingerprint(policy)]

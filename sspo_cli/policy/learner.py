@@ -1,4 +1,4 @@
-"""One optimizer step on a minibatch: J = Σ_i c_i · (S_i · Â_i - β · KL_i), whatever the split into micro-batches."""
+"""The gradient of a minibatch, J = Σ_i c_i · (S_i · Â_i - β · KL_i), independent of the split into micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ from sspo_cli.rewards import PAPER, Scoring
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What the forward passes of a minibatch gave, row by row, on the CPU; from it all metrics of the step are computed.
+    """The results of a minibatch's forward passes, row by row, on the CPU; all metrics of the step come from them.
 
     objective      [B]     c_i · (S_i · Â_i - β · KL_i), 0 for a completion that is masked out
     advantages     [B]     Â, times the bounded ratio to the sampler if completions are weighed by it
@@ -24,7 +24,7 @@ class StepResult:
     log_ratio      [B, T]  d
     token_weights  [B, T]  w
     entropy        [B, T]  of the policy, in nats
-    kept           [B, T]  whether the token's entropy is near enough to the behaviour policy's for a gradient
+    kept           [B, T]  True if the token's entropy is close enough to the behaviour policy's for a gradient
     reference_kl   [B]     k3 to the reference policy; 0 without a penalty
 
     Tensors [B, T] are 0 outside the mask.

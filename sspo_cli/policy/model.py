@@ -27,7 +27,7 @@ from sspo_cli.policy.sharding import compute, gathered, shard, whole
 from sspo_cli.policy.spread_files import save_model
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
-# Its progress bars and warnings would be drawn over the run's own display; what matters of them is checked here.
+# transformers' progress bars and warnings would overwrite the run's display; what matters in them is checked here.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
@@ -43,11 +43,11 @@ class Policy:
 
     model      a Hugging Face causal LM, possibly wrapped by peft
     tokenizer  its tokenizer, with a chat template
-    device     where the weights are
-    dtype      of the forward pass; what is trained is in float32, or as `model.weights` says
-    compiled   whether its layers are compiled by torch.compile
-    transform  of the logits, after the vocabulary projection
-    notes      what a user should know of how it was loaded
+    device     device of the weights
+    dtype      dtype of the forward pass; trained weights are float32, or as set by `model.weights`
+    compiled   the layers are compiled by torch.compile
+    transform  transform of the logits after the vocabulary projection
+    notes      notes for the user about the loading
     """
 
     model: Any
@@ -64,14 +64,14 @@ class Policy:
 
     @property
     def end_ids(self) -> list[int]:
-        """Every end-of-sequence id: the tokenizer's and those that the model's generation config adds."""
+        """All end-of-sequence ids: the tokenizer's, and those of the model's generation config."""
         declared = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = declared if isinstance(declared, list) else [declared]
         return sorted({token for token in (*ids, self.tokenizer.eos_token_id) if token is not None})
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's, or an end of the sequence if the embedding does not have it: what padding says is never read."""
+        """The tokenizer's id, or an end-of-sequence id if the embedding lacks it, because padding is never read."""
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None and pad < self.vocabulary else self.end_ids[0]
 
@@ -91,8 +91,8 @@ class Policy:
     def projection(self) -> Callable[[Tensor], Tensor]:
         """Make the function hidden [N, H] -> logits [N, V].
 
-        In float32: rounded to bfloat16 they would differ from one another by more than the policies that are compared. To be
-        made anew after each update, since it may hold a copy of the weights.
+        Computed in float32, because the rounding of logits to bfloat16 is larger than the differences between the policies that
+        are compared. Make it again after each update, because it may have a copy of the weights.
         """
         weight, bias = self.head.weight.float(), None if self.head.bias is None else self.head.bias.float()
 
@@ -104,7 +104,7 @@ class Policy:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether `logprobs` computes the prompt of a group once for all of its completions in the batch."""
+        """True if `logprobs` computes the prompt of a group once for all of its completions in the batch."""
         return self.model.config._attn_implementation == ATTENTION
 
     @property
@@ -122,12 +122,12 @@ class Policy:
         return next((value for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
 
     def autocast(self, keep_copies: bool = True) -> torch.autocast:
-        """Compute in the policy's dtype. `keep_copies`: of the weights in it, which many forward passes then share."""
+        """Compute in the policy's dtype. With `keep_copies`, forward passes share the copies of the weights in this dtype."""
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
 
     def uncompiled(self) -> AbstractContextManager[Any]:
-        """Leave compiled layers out, for sampling, where every token would be another shape to compile for."""
+        """Bypass compiled layers, for sampling, in which every token would need another compilation."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -164,7 +164,7 @@ class Policy:
         hidden = self.decoder(
             input_ids=packing.tokens,
             position_ids=packing.positions,
-            attention_mask=packing.mask,  # four-dimensional ones are left as they are
+            attention_mask=packing.mask,  # transformers does not change four-dimensional masks
             packing=packing,
             use_cache=False,
         ).last_hidden_state
@@ -172,7 +172,7 @@ class Policy:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put every module in evaluation mode, and back in its own mode afterwards."""
+        """Set every module to evaluation mode within the block."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
@@ -192,7 +192,7 @@ class Policy:
 
 
 def fingerprint(policy: Policy) -> str:
-    """Hash the weights and how they are computed with."""
+    """Hash the weights, and the settings with which they are computed."""
     digest = xxhash.xxh3_128(f"{policy.dtype} {policy.device.type} {policy.end_ids}".encode())
     for name, tensor in policy.model.state_dict().items():
         digest.update(name.encode())
@@ -202,7 +202,7 @@ def fingerprint(policy: Policy) -> str:
 
 
 class Vocabulary(Protocol):
-    """What tokens are checked against: a policy, or what is kept of one."""
+    """The vocabulary that tokens are checked against: a policy, or part of one."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -222,7 +222,7 @@ def check_ids(ids: Sequence[int], model: Vocabulary, what: str) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Find the device; `auto` is the first GPU if there is one. Raises UserError for one that is not there or not supported."""
+    """Find the device; `auto` is the first GPU if there is one. Raises UserError for a missing or unsupported device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -240,8 +240,8 @@ def load_policy(
 ) -> Policy:
     """Load the policy of a config.
 
-    folder         holds weights to use instead of the config's own: a cold start's or a checkpoint's
-    chat_template  takes the place of the tokenizer's
+    folder         folder of a cold start or a checkpoint, whose weights replace the config's
+    chat_template  replaces the tokenizer's
 
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
@@ -282,7 +282,7 @@ def build_policy(
     *,
     spread: bool = False,
 ) -> Policy:
-    """Make a policy of a model: its kernels, its adapters and how it is computed, as the options say.
+    """Make a policy from a model, with kernels, adapters and dtypes as set by the options.
 
     spread  its weights over the ranks
 
@@ -290,7 +290,7 @@ def build_policy(
     """
     if options.attention == "sdpa" and model.config._attn_implementation == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
-    model.eval()  # also when it learns: whatever training mode draws at random, the first minibatch must have ρ = 1 exactly
+    model.eval()  # also when learning: random layers of training mode would break ρ = 1 in the first minibatch
     transform = measure_transform(model)
     if options.kernels == "liger":
         use_liger(model, device)
@@ -303,8 +303,8 @@ def build_policy(
     if options.kernels == "compiled":
         compile_layers(model)
     notes = [*notes, *_of_experts(model, dtype)]
-    # Beside bfloat16, the projection's float32 products in TF32: fifteen times faster, and with more digits than bfloat16
-    # keeps. The setting is the process's, so a float32 policy after a bfloat16 one takes it back.
+    # With bfloat16, the projection's float32 products use TF32: fifteen times faster, with more digits than bfloat16 has. The
+    # setting belongs to the process, so a float32 policy after a bfloat16 one resets it.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     if spread:
         shard(model, dtype, device)
@@ -320,9 +320,9 @@ def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:
     if not experts or experts[0].dtype == dtype:
         return []
     return [
-        f"the experts of {type(model).__name__} are computed in {experts[0].dtype}, not in {dtype}, as they are trained in "
-        "full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or model.lora "
-        "avoids it"
+        f"the experts of {type(model).__name__} are computed in {experts[0].dtype}, not in {dtype}, because they are "
+        "trained in full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or "
+        "model.lora avoids it"
     ]
 
 

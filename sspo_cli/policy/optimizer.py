@@ -17,10 +17,9 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Make an AdamW whose weight decay acts on matrices only, as usual: not on norms and biases.
 
-    `guarded_step` sets the learning rate. `eight_bit`: moments in 8 bits, except those of tensors of less than 4096 numbers
-    or not of whole blocks of 256, which have the weights' dtype; and weights in bfloat16 are rounded up or down at random,
-    by how near they are: to the nearest, an update of less than 1/256 of its weight would be lost. Raises UserError without
-    torchao.
+    `guarded_step` sets the learning rate. With `eight_bit`, moments have 8 bits, except those of tensors with less than 4096
+    numbers or with incomplete blocks of 256, which have the weights' dtype. Weights in bfloat16 are then rounded stochastically,
+    because rounding to the nearest would lose updates of less than 1/256 of the weight. Raises UserError without torchao.
     """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -60,14 +59,15 @@ def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, step
 
 
 def describe_new_end(options: OptimizerOptions, step: int, before: int, after: int) -> str | None:
-    """Say how the learning rate changes at `step` if the schedule ends `after` so many steps instead of `before`."""
+    """Describe how the learning rate changes from `step` on if the schedule ends `after` so many steps instead of `before`."""
     if before == after or options.schedule == "constant":
         return None
-    old, new = (scheduled_rate(options, step, steps) for steps in (before, after))
-    return (
-        f"optimizer.schedule = {options.schedule} now ends at step {after} instead of {before}: the learning rate of step "
-        f"{step + 1} is {new:.3g} instead of {old:.3g}"
-    )
+    sentence = f"optimizer.schedule = {options.schedule} now ends at step {after} instead of {before}"
+    for index in range(step, min(before + 1, after)):  # the warm-up has the same rates
+        old, new = (f"{scheduled_rate(options, index, steps):.3g}" for steps in (before, after))
+        if old != new:
+            return f"{sentence}: the learning rate of step {index + 1} is {new} instead of {old}"
+    return sentence
 
 
 def guarded_step(
@@ -75,8 +75,8 @@ def guarded_step(
 ) -> tuple[float, bool]:
     """Clip, step and clear the gradients; `seed` is of the stochastic rounding.
 
-    Returns the gradient's norm before clipping, and whether the step was taken: if the loss or the norm is not finite,
-    weights and optimizer state stay as they are.
+    Returns the norm of the gradient before clipping, and False if no step was taken: if the loss or the norm is not finite,
+    weights and optimizer state do not change.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # In float32, also where the gradients are bfloat16.

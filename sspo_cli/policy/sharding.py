@@ -65,12 +65,12 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Gather a tensor that is spread over the ranks; another one is returned as it is."""
+    """Gather a tensor that is spread over the ranks; return any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a tensor that is spread over the ranks; another one as it is."""
+    """Return this rank's part of a tensor that is spread over the ranks, and any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -48,7 +48,7 @@ def engine_kind(options: RolloutOptions, policy: Policy, named: bool) -> Literal
 
 
 def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
-    """Report whether the torch engine is sure to sample, whatever the policy is."""
+    """Report whether the torch engine samples for any policy."""
     if ranks.size() > 1:
         return not (options.vllm and options.vllm.server)
     if options.engine == "auto" and options.vllm is None:

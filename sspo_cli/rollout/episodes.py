@@ -1,4 +1,4 @@
-"""Episodes: turns of the policy and answers of an environment, as one completion, token in and token out."""
+"""Episodes: the turns of the policy and the answers of an environment as one completion of tokens."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -49,10 +49,10 @@ def open_environments(
 
 @dataclass(frozen=True)
 class Stage:
-    """What episodes are played with; without any environment, nothing.
+    """The environments for episodes and the policy's dialogue; empty without environments.
 
-    environments  by name
-    dialogue      of the policy's chat template
+    environments  environments by name
+    dialogue      dialogue of the policy's chat template
     """
 
     environments: Mapping[str, Environment]
@@ -80,7 +80,7 @@ NO_STAGE = Stage({}, None, EpisodeOptions())
 
 
 def sandbox_metrics(stage: Stage) -> dict[str, float]:
-    """Return how often this start's processes have lost their sandboxes and started them anew; nothing without one."""
+    """Return how often the processes of this start have lost and restarted their sandboxes; empty without a sandbox."""
     environment = stage.environments.get("codeact")
     if not isinstance(environment, CodeActEnvironment):
         return {}
@@ -143,7 +143,7 @@ def _play(
 
 @dataclass(eq=False)
 class _Player:
-    """An episode in progress: what follows its prompt, token by token."""
+    """An episode in progress, with the tokens after its prompt."""
 
     prompt: Prompt
     seed: int
@@ -165,7 +165,7 @@ class _Player:
 
 @dataclass(frozen=True)
 class _Acts:
-    """Plays the episodes of one environment, turn by turn, all that are live at once."""
+    """Plays all live episodes of one environment together, turn by turn."""
 
     engine: Engine
     stage: Stage

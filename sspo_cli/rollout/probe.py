@@ -1,4 +1,4 @@
-"""A look at a sampler after each sync: are its log-probabilities the policy's?"""
+"""The probe after each sync, which compares the sampler's log-probabilities with the policy's."""
 
 import math
 from collections.abc import Callable

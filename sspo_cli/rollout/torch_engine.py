@@ -1,4 +1,4 @@
-"""Sampling with the policy's own model: each prompt is prefilled once for its whole group, finished rows leave the batch."""
+"""Sampling with the policy's own model. Each prompt is prefilled once for its group, and finished rows leave the batch."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ LEAVING = 1 / 8  # share of finished rows at which they leave the batch, which c
 
 
 class TorchEngine:
-    """Samples `max_rows` completions at a time; the weights are the policy's own, so that a sync copies nothing."""
+    """Samples `max_rows` completions at the same time with the policy's own weights, so that a sync copies nothing."""
 
     name = "torch"
 
@@ -83,7 +83,7 @@ class TorchEngine:
         for step in range(sampling.max_new_tokens):
             visible = attention[:, : width + step]
             if step and policy.shares_prompts:
-                # Of full attention, a mask in its last form spares transformers making it of this one anew for each token.
+                # For full attention, pass the final form of the mask, so that transformers does not build it for each token.
                 visible = visible.bool()[:, None, None]
             cached = (
                 {"cache_params": cache, "attention_mask": None if step else visible}
@@ -204,8 +204,7 @@ def _map_states(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
 def _uniforms(seeds: Sequence[int], group_size: int, device: torch.device) -> Iterator[Tensor]:
     """Yield for each token the random numbers in [0, 1) of all rows, [P·G, 2].
 
-    Each prompt has a generator of its own, on the CPU, so that its completions depend neither on the prompts that are
-    sampled with it nor on the device.
+    Each prompt has its own generator on the CPU, so that its completions depend neither on the other prompts nor on the device.
     """
     generators = [np.random.default_rng(seed) for seed in seeds]
     while True:

@@ -1,7 +1,7 @@
-"""Sampling by a `vllm serve`, in a process of its own on this machine or another.
+"""Sampling with a `vllm serve` on this machine or another.
 
-vLLM's own weight transfer (0.32) is for GPUs alone (NCCL, CUDA IPC). What it offers everywhere is to reload the weights
-from a folder, so they go through one that both sides see.
+vLLM's own weight transfer (0.32) works only on GPUs (NCCL, CUDA IPC). Everywhere it can reload weights from a folder, so the
+weights are exchanged through a folder that both sides see.
 """
 
 import os
@@ -63,7 +63,7 @@ def _connect(server: str) -> httpx.Client:
 
 
 class VllmServer:
-    """Its model must be the policy's, in the policy's dtype; it must not serve anyone else meanwhile."""
+    """An engine on a server, whose model must be the policy's in the policy's dtype, and which must have no other users."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
         """Connect; `temperature` is the probe's. Raises UserError if no server answers, or one that takes no weights."""
@@ -125,7 +125,7 @@ class VllmServer:
         return groups
 
     def _sample(self, request: Request, index: int) -> list[Completion]:
-        """Sample the completions of the request's prompt number `index`, with a seed of its own."""
+        """Sample the completions of prompt number `index` with its seed."""
         body = {
             "model": self.model,
             "prompt": request.prompts[index],
@@ -155,7 +155,7 @@ class VllmServer:
         return to_completion(self.policy, choice["token_ids"], logprobs, ended)
 
     def sleep(self) -> None:
-        """Do nothing: the server's memory is its own."""
+        """Do nothing, because the server has its own memory."""
 
     @contextmanager
     def _understood(self, path: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The policy's weights as a checkpoint of its model would hold them: what another engine can load."""
+"""The policy's weights in the form of a checkpoint of its model, which other engines can load."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from sspo_cli.policy.spread_files import SafetensorsWriter, write_by_first
 def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, weight) pairs, one at a time, so that no second copy of the model is ever held whole.
 
-    LoRA's adapters are merged on the way, the policy's own weights stay as they are. The names and shapes are those of
+    LoRA adapters are merged in the copies; the policy's own weights do not change. The names and shapes are those of
     the published checkpoint, where the model in memory has others (experts are fused there). Of several ranks all yield the
     same, and each has to read them to the end: a weight is gathered when it is due.
     """

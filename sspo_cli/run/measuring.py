@@ -1,4 +1,4 @@
-"""When a run is measured on its benchmarks."""
+"""Evaluation of a run on its benchmarks during training."""
 
 from sspo_cli import ranks
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record
@@ -13,10 +13,10 @@ from sspo_cli.tracking.dead import evaluation_signs
 def measure_if_due(run: Run) -> None:
     """Measure Pass@1 on every benchmark before the first step, after the last, and at the steps that the options name.
 
-    Results go into the run folder and the tracker. What a run that is resumed here has measured already is not measured
-    again. With validation problems, each measured step has a checkpoint, and the best of them so far is marked and kept.
+    Results go to the run folder and the tracker. A resumed run does not repeat measurements of its current step. With
+    validation problems, each measured step has a checkpoint, and the best so far is marked and kept.
 
-    Raises Interrupted when asked to stop; the state is saved before, and what is done of the measurement.
+    Raises Interrupted when asked to stop, after saving the state and the finished part of the measurement.
     """
     options, step = run.options, run.state.step
     every = options.evaluation.every

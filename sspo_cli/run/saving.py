@@ -1,4 +1,4 @@
-"""When a run is saved, and which checkpoints stay."""
+"""Checkpoints of a run during training: when they are saved, and which are kept."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ ROLLOUTS = "rollouts"  # in the run folder
 def save_if_due(run: Run) -> None:
     """Save the run every so many steps, after the last one, and when asked to stop.
 
-    A step that was bad is saved only in the latter two cases, since it leaves the weights as they were.
+    A bad step is saved only in the latter two cases, because it does not change the weights.
 
     Raises UserError after `optimizer.max_bad_steps` bad steps in a row, without saving, and Interrupted when asked to stop;
     the state is saved before. Raises UserError if the weights are not finite or the checkpoint cannot be written.
@@ -33,7 +33,7 @@ def save_if_due(run: Run) -> None:
             f"the loss or its gradient was not finite in {state.bad_steps} steps in a row, at step {state.step}; "
             f"{describe_last_good(run.folder.checkpoints)}; {_with_lower_rate(run)}"
         )
-    stopping = ranks.anywhere(run.interruption.requested)  # read once: a signal may come at any time
+    stopping = ranks.anywhere(run.interruption.requested)  # read once, because a signal may come at any time
     if done or stopping or (state.step % options.checkpoint.every == 0 and not state.bad_steps):
         save(run)
     if stopping and not done:
@@ -41,23 +41,23 @@ def save_if_due(run: Run) -> None:
 
 
 def _with_lower_rate(run: Run) -> str:
-    """Say how to go on after bad steps, as the end of a sentence."""
+    """Suggest how to continue after bad steps, as the end of a sentence."""
     whole, _ = latest_whole(run.folder.checkpoints)
     rate = f"optimizer.learning_rate={run.options.optimizer.learning_rate / 2:g}"
     if whole is None:
-        return f"start anew with a lower one, such as {rate}"
+        return f"start a new run with a lower one, such as {rate}"
     command = command_line("sspo", "train", "--from", whole, "-s", rate, "--runs-dir", run.folder.path.parent)
     return f"{command} starts a new run from there at half the rate"
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the weights, the optimizer and the state, the rest of the rollout batch included.
+    """Write a checkpoint of the weights, the optimizer and the state, including the rest of the rollout batch.
 
-    A whole one of this step is of this very state, and stays as it is.
+    A complete checkpoint of this step already has this state and is not written again.
     """
     folder = checkpoint_path(run)
     if not ranks.on_first(lambda: folder.exists() and is_whole(folder)):
-        files = run.folder.record()  # on the disk before the checkpoint has its name
+        files = run.folder.record()  # flushed to the disk before the checkpoint gets its name
         save_checkpoint(folder, run.policy, {"run": run.state.state_dict(), "files": files}, run.optimizer)
     if ranks.is_first():
         shutil.rmtree(run.folder.path / ROLLOUTS, ignore_errors=True)
@@ -66,7 +66,7 @@ def save(run: Run) -> None:
 
 @contextmanager
 def saved_on_failure(run: Run) -> Iterator[None]:
-    """Save the run before a UserError of its rollout ends it, such as one of the sandbox: it continues from there."""
+    """Save the run if a UserError ends its rollout, for example from the sandbox, so that it can be continued."""
     try:
         yield
     except UserError:
@@ -76,9 +76,9 @@ def saved_on_failure(run: Run) -> Iterator[None]:
 
 
 def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
-    """Keep a rollout batch of episodes until the next checkpoint, which has what is left of it.
+    """Store a rollout batch of episodes until the next checkpoint, which includes the rest of it.
 
-    A program may look at the clock, so a run that is resumed before would not sample the same episodes again.
+    Programs may look at the clock, so a run that is resumed earlier could not sample the same episodes again.
     """
     if run.stage.environments:
         path, content = _rollout_path(run), BytesIO()
@@ -93,11 +93,11 @@ def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
 
 
 def take_kept_rollout(run: Run) -> dict[str, float]:
-    """Restore the rollout batch that is due, if it was kept, and return the metrics of the sync before it."""
+    """Restore the current rollout batch if it was stored, and return the metrics of the sync before it."""
     path = _rollout_path(run)
     if not run.stage.environments or not ranks.on_first(path.exists):
         return {}
-    with border(f"the kept rollout batch {path} cannot be used; delete it, and another one is sampled"):
+    with border(f"the kept rollout batch {path} cannot be used; delete it to sample another one"):
         kept = torch.load(path, map_location="cpu", weights_only=True)
         state = RunState.from_state_dict(kept["run"])
     if (state.step, state.rollout) == (run.state.step, run.state.rollout):
@@ -111,9 +111,9 @@ def _rollout_path(run: Run) -> Path:
 
 
 def drop_old_checkpoints(run: Run) -> None:
-    """Delete all checkpoints except the last `checkpoint.keep` and the best by validation, which is chosen anew.
+    """Choose the best checkpoint by validation; delete all except it and the last `checkpoint.keep`.
 
-    After a bad step none is deleted: the next steps may show that the last good weights are older ones.
+    After a bad step none is deleted, because the next steps may show that older weights are the last good ones.
     """
     best = run.folder.choose_best()
     if not run.state.bad_steps:
@@ -121,5 +121,5 @@ def drop_old_checkpoints(run: Run) -> None:
 
 
 def checkpoint_path(run: Run) -> Path:
-    """Name the checkpoint of the current step."""
+    """Return the path of the checkpoint of the current step."""
     return run.folder.checkpoints / f"step-{run.state.step}"

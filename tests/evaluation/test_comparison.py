@@ -341,12 +341,12 @@ def test_what_was_done_of_other_weights_in_the_same_folder_is_not_gone_on_with(
 # ---- what is recorded already
 
 
-def samples_anew(targets: Targets, *arguments: object) -> bool:
+def is_sampled(targets: Targets, *arguments: object) -> bool:
     """Run `sspo eval`, and report whether anything was sampled: what is printed as recorded is exactly what was not."""
     asked = targets.asked
     printed = measure(*arguments)
     is_new = targets.asked > asked
-    assert ["(recorded)" in printed, "--again samples it anew" in printed] == [not is_new] * 2
+    assert ["(recorded)" in printed, "--again measures it again" in printed] == [not is_new] * 2
     return is_new
 
 
@@ -356,7 +356,7 @@ def test_what_is_recorded_is_shown_and_replaced_only_by_again(targets: Targets) 
     summary, answers = (targets.path / "one" / "eval" / name for name in ("summary.json", "mine.jsonl"))
     first = table(measure("one"), "Pass@1 in %")["one"][0]
     files = summary.read_bytes(), answers.read_bytes()
-    targets.solved[weights] = [{5}]  # what sampling anew would show
+    targets.solved[weights] = [{5}]  # what sampling again would show
     assert table(measure("one"), "Pass@1 in %")["one"][0] == f"{first} (recorded)"
     assert (summary.read_bytes(), answers.read_bytes()) == files
     assert table(measure("one", "--again"), "Pass@1 in %")["one"][0].startswith("16.7 ")
@@ -371,17 +371,17 @@ def test_other_conditions_problems_or_weights_are_sampled(targets: Targets) -> N
     command = ("model", "-b", "mine.jsonl")
     sampled = ("--samples", 2, "--temperature", 1)
     for change in ([], sampled, ["--max-new-tokens", 9], ["--temperature", 1, "--top-p", 0.5], ["-s", "prompt=plain"]):
-        assert samples_anew(targets, *command, *change)
-        assert not samples_anew(targets, *command, *change)
-    assert samples_anew(targets, *command, *sampled, "--seed", 3)
-    assert not samples_anew(targets, *command, "--seed", 3)  # greedy completions have no seed
+        assert is_sampled(targets, *command, *change)
+        assert not is_sampled(targets, *command, *change)
+    assert is_sampled(targets, *command, *sampled, "--seed", 3)
+    assert not is_sampled(targets, *command, "--seed", 3)  # greedy completions have no seed
     targets.problems("mine.jsonl", range(5, -1, -1))  # the same in another order
-    assert not samples_anew(targets, *command)
+    assert not is_sampled(targets, *command)
     targets.problems("mine.jsonl", range(6), wrong_golds=[4])
-    assert samples_anew(targets, *command)
+    assert is_sampled(targets, *command)
     targets.model("model", [WEAK, WEAK])  # another seed's weights in the same folder
-    assert samples_anew(targets, *command)
-    assert not samples_anew(targets, *command)
+    assert is_sampled(targets, *command)
+    assert not is_sampled(targets, *command)
 
 
 @pytest.mark.parametrize("fault", ["edited", "shorter", "missing"])
@@ -393,5 +393,5 @@ def test_a_recorded_score_without_its_answers_is_not_believed(targets: Targets, 
     whole = answers.read_text()
     damaged = {"edited": whole.replace("true", "false", 1), "shorter": whole.split("\n", 1)[1], "missing": ""}[fault]
     answers.write_text(damaged) if damaged else answers.unlink()
-    assert samples_anew(targets, "model", "-b", "mine.jsonl")
+    assert is_sampled(targets, "model", "-b", "mine.jsonl")
     assert answers.read_text() == whole

@@ -275,7 +275,7 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
     monkeypatch.setattr(TorchEngine, "generate", counted(2))
     done = sspo(*command)
     assert done.returncode == 130
-    assert "stopped; what is done is kept, and the same command goes on from it" in done.stderr
+    assert "stopped; finished work is kept, and the same command continues from it" in done.stderr
     monkeypatch.setattr(TorchEngine, "generate", counted(0))
     assert sspo(*command).returncode == 0
     assert len(calls) == 1  # that of the second model; the run was measured before
@@ -339,15 +339,15 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
     ("arguments", "said"),
     [
         (["nothing"], "there is no run nothing in"),
-        ([], "name what to measure"),
-        (["one", "--completions", "mine.jsonl"], "name what to measure"),
-        (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are graded as they are"),
+        ([], "name runs or models to measure"),
+        (["one", "--completions", "mine.jsonl"], "name runs or models to measure"),
+        (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are not sampled again"),
         ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
         (["one", "-b", "file"], "benchmark file names no path"),
-        (["one", "--again", "--limit", "3"], "--limit is never recorded and always samples; leave out --again"),
-        (["--completions", "mine.jsonl", "--again"], "recorded outputs are graded as they are"),
+        (["one", "--again", "--limit", "3"], "--limit always samples, because it is not recorded; leave out --again"),
+        (["--completions", "mine.jsonl", "--again"], "recorded outputs are not sampled again"),
         (["."], "is a folder of runs, not a run; name one of them: one"),
         (["one", "--top-p", "0.9"], "--top-p and --top-k do not apply to greedy completions; add --temperature"),
         (["one", "--temperature", "inf"], "--temperature inf would"),
