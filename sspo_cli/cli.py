@@ -128,9 +128,10 @@ def _end(sentence: str | None, code: int) -> NoReturn:
 def _are_started(nproc: int | None, device: str) -> bool:
     """Start the ranks of `--nproc` and wait for their end, and return True; in a rank, join the others and return False."""
     if nproc and nproc > 1 and not is_rank(os.environ):
-        from sspo_cli.supervisor import check_gpus, run_ranks
+        from sspo_cli.ranks import check_start
+        from sspo_cli.supervisor import run_ranks
 
-        check_gpus(nproc, device)
+        check_start(nproc, device)  # here, so that it is said once
         run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc)
         return True
     from sspo_cli import ranks

@@ -69,9 +69,11 @@ def start(device: str) -> None:
     """
     if not is_rank(os.environ) or dist.is_initialized():
         return
+    local = int(os.environ["LOCAL_RANK"])
+    check_start(local + 1, device)
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
-        _take_gpu(device)
+        torch.cuda.set_device(local)
     limit = timedelta(seconds=patience())
     store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
     # gloo next to NCCL: objects and rows of a batch are exchanged on the CPU.
@@ -94,13 +96,15 @@ def patience() -> float:
     return seconds
 
 
-def _take_gpu(device: str) -> None:
-    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+def check_start(count: int, device: str) -> None:
+    """Raise UserError if this machine has too few GPUs for `count` ranks, `device` is one of them, or `patience` is wrong."""
+    patience()
+    if device == "cpu" or not torch.cuda.is_available():
+        return
     if device not in ("auto", "cuda"):
         raise UserError(f"device = {device} is one GPU, and several ranks need one each; use cuda, or auto")
-    if local >= count:
-        raise UserError(f"this machine has {count} GPUs, too few for its ranks; start {count}")
-    torch.cuda.set_device(local)
+    if (gpus := torch.cuda.device_count()) < count:
+        raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start no more than that")
 
 
 def _beat(store: Any, rank: int) -> None:

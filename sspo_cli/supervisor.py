@@ -21,14 +21,6 @@ ASK_AFTER, KILL_AFTER = 5.0, 12.0
 SAVING = 600.0  # seconds that ranks may take to end after another one was interrupted
 
 
-def check_gpus(count: int, device: str) -> None:
-    """Raise UserError if the ranks are to have a GPU each, and this machine has fewer."""
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < count:
-        raise UserError(f"--nproc {count} needs as many GPUs, and this machine has {torch.cuda.device_count()}")
-
-
 def run_ranks(command: Sequence[str], count: int) -> None:
     """Run the command as `count` ranks until all have ended.
 
@@ -62,6 +54,9 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
         "TORCHELASTIC_USE_AGENT_STORE": str(True),  # this process has the store
         SUPERVISED: "1",
     }
+    environment.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # no stack of torch's if this process, and its store, is killed
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the machine's name resolves to
     return subprocess.Popen(

@@ -184,10 +184,9 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
         if ranks.size() > 1:
-            save_model(self.model, folder)
+            save_model(self.model, self.tokenizer, folder)
         else:
             self.model.save_pretrained(folder, safe_serialization=True)
-        if ranks.is_first():
             self.tokenizer.save_pretrained(folder)
 
 

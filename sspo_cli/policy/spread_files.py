@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,28 +89,44 @@ def write_by_first(
                 errors.append(error)
 
     def finish() -> None:
+        if errors:
+            raise errors[0]
+        writer.finish()
+        complete()
+
+    _on_first(finish, failure)
+
+
+def _on_first(write: Callable[[], None], failure: str) -> None:
+    """Have the first rank write files, without an exchange. Raises UserError on all ranks if it cannot."""
+
+    def explained() -> None:
         try:
-            if errors:
-                raise errors[0]
-            writer.finish()
-            complete()
-        except (OSError, SafetensorError) as error:
+            write()
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            SafetensorError,
+        ) as error:  # of Python, torch, transformers, safetensors
             raise UserError(f"{failure}: {first_line(error)}") from error
 
-    ranks.on_first(finish)
+    ranks.on_first(explained)
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Write a model that is spread over the ranks as `save_pretrained` does; of one with adapters, those.
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model that is spread over the ranks, and its tokenizer, as `save_pretrained` does; of one with adapters, those.
 
     Each layer is gathered on its own, and the first rank writes it. Raises UserError if it cannot.
     """
+    failure = f"the weights cannot be written to {folder}"
     if hasattr(model, "peft_config"):
         adapters = {name: whole(value).cpu() for name, value in model.state_dict().items() if "lora_" in name}
-        ranks.on_first(lambda: model.save_pretrained(folder, state_dict=adapters, safe_serialization=True))
-        return
-    failure = f"the weights cannot be written to {folder}"
-    write_by_first(SafetensorsWriter(folder), _published_weights(model), failure, lambda: _save_configs(model, folder))
+        _on_first(lambda: model.save_pretrained(folder, state_dict=adapters, safe_serialization=True), failure)
+    else:
+        configs = partial(_save_configs, model, folder)
+        write_by_first(SafetensorsWriter(folder), _published_weights(model), failure, configs)
+    _on_first(lambda: tokenizer.save_pretrained(folder), failure)
 
 
 @torch.no_grad()  # as a decorator it ends at each yield

@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from commands import assert_told, sspo
 
 from sspo_cli.errors import UserError
-from sspo_cli.ranks import PATIENCE
+from sspo_cli.ranks import PATIENCE, check_start
 from sspo_cli.supervisor import run_ranks
 
 FAILING = Path(__file__).with_name("failing.py")
@@ -37,3 +39,20 @@ def test_one_sentence_says_which_rank_and_why(monkeypatch, tmp_path, capfd, kind
         rest = ["0", "1", "2", "3", "4", "within", "True", "3.0"]
         assert (tmp_path / "rank-0").read_text().splitlines() == [*first, *rest]
         assert (tmp_path / "rank-1").read_text().splitlines() == [*shared, *rest]
+
+
+def test_a_wrong_patience_is_told_once_before_a_rank_starts(monkeypatch, capfd):
+    monkeypatch.setenv(PATIENCE, "long")
+    assert_told(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
+    assert not capfd.readouterr().err
+
+
+def test_each_rank_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_start(2, "auto")
+    check_start(3, "cpu")
+    with pytest.raises(UserError, match="3 ranks need as many GPUs, and this machine has 2"):
+        check_start(3, "cuda")
+    with pytest.raises(UserError, match="device = cuda:1 is one GPU"):
+        check_start(2, "cuda:1")

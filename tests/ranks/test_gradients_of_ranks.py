@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sspo_cli.errors import UserError
+from sspo_cli.policy.spread_files import save_model
 from sspo_cli.supervisor import run_ranks
 
 FLOAT32 = [*gradients.KINDS, "large micro-batches", "two rows"]
@@ -63,6 +65,17 @@ def test_the_files_of_a_model_are_those_of_one_process(alone, together, kind):
             assert all(torch.equal(tensor, written[key]) for key, tensor in expected.items())
         elif name != "adapter_config.json":  # in which peft writes a set, in any order
             assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("kind", "part"), [("lora", "model"), ("lora", "tokenizer"), ("dense", "tokenizer")])
+def test_a_full_disk_is_one_sentence(monkeypatch, tmp_path, kind, part):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    policy = gradients.make_policy(kind)
+    monkeypatch.setattr(getattr(policy, part), "save_pretrained", refuse)
+    with pytest.raises(UserError, match=r"^the weights cannot be written to .*: \[Errno 28\] No space left on device$"):
+        save_model(policy.model, policy.tokenizer, tmp_path)
 
 
 def names(folder: Path) -> list[str]:
