@@ -289,6 +289,9 @@ def eval_command(
     limit: Annotated[
         int | None, typer.Option(min=1, max=10**9, help="Number of problems, from the first; printed, not recorded.")
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure again what is recorded for the same weights and conditions.")
+    ] = False,
     completions: Annotated[
         Path | None, typer.Option(help="Grade recorded rows of {gold, completion} instead of a model.")
     ] = None,
@@ -310,6 +313,8 @@ def eval_command(
         raise UserError("--checkpoint is empty; use last, best or a step")
     if out and not completions:
         raise UserError("--out is for --completions; the results of a model go to the eval folder of the run or model")
+    if again and limit:
+        raise UserError("--limit always samples, because it is not recorded; leave out --again")
 
     from sspo_cli.config import merge_config, refuse_unread, validate
 
@@ -321,7 +326,7 @@ def eval_command(
     if completions:
         if is_rank(os.environ) or nproc:
             raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
-        if changes or benchmark or checkpoint or engine or limit:
+        if changes or benchmark or checkpoint or engine or limit or again:
             raise UserError("recorded outputs are not sampled again; --completions takes no options of sampling")
 
         from sspo_cli.evaluation.recorded import grade_file
@@ -336,7 +341,7 @@ def eval_command(
     from sspo_cli.evaluation.command import measure
 
     with _naming_the_command(), ranks.explained_loss("the same command continues from what is done"):
-        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine)
+        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine, again)
     ranks.stop()
 
 
@@ -395,7 +400,10 @@ def _naming_the_command() -> Iterator[None]:
 @app.command("report")
 def report_command(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_OR_FOLDER...", help="Runs by name or folder, or folders of runs.")
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_FOLDER...", help="Runs and measured models by name or folder, or folders of them."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("report"),
     paper: Annotated[bool, typer.Option("--paper", help="Add the numbers that the paper prints.")] = False,
@@ -405,11 +413,11 @@ def report_command(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write tables, figures and a page from run folders."""
+    from sspo_cli.named_runs import require_sources
     from sspo_cli.report import write_report
 
     command = ["sspo", *sys.argv[1:]]
-    runs = [runs_dir / path if not path.exists() and (runs_dir / path).is_dir() else path for path in runs]
-    page, *others = write_report(runs, out, paper=paper, select=select, command=command)
+    page, *others = write_report(require_sources(runs, runs_dir), out, paper=paper, select=select, command=command)
     print(page)
     kinds = Counter(path.suffix.removeprefix(".") for path in others)
     print(f"next to it: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")

@@ -1,7 +1,9 @@
 """Find the runs, checkpoints and measured models that a user names on the command line."""
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +32,22 @@ class Named:
 def find_run(name: str, runs_dir: Path) -> Named | None:
     """Find a run, or a checkpoint of one, by its path or by its path in the folder of runs; None if there is none.
 
-    Raises UserError for a name that no file can have.
+    Raises UserError for a name that no file can have, and for a folder of runs.
     """
+    named = _find(name, runs_dir)
+    if named is None:
+        for path in (Path(name), runs_dir / name):
+            if (path / "config.json").is_file():  # a model
+                break
+            if runs := _runs_in(path):
+                more = ", …" if len(runs) > NAMED else ""
+                raise UserError(
+                    f"{path} is a folder of runs, not a run; name one of them: {', '.join(map(str, runs[:NAMED]))}{more}"
+                )
+    return named
+
+
+def _find(name: str, runs_dir: Path) -> Named | None:
     if not name:
         raise UserError("the name of a run is empty")
     if len(name) > LONGEST_PATH or "\0" in name:
@@ -58,28 +74,68 @@ def is_run(path: Path) -> bool:
     return (path / "checkpoints").is_dir() or ((path / "config.json").is_file() and (path / "status.json").is_file())
 
 
+def _runs_in(folder: Path, levels: int = 2) -> list[Path]:
+    """Return the runs in a folder and, as a sweep's are in a folder of their own, in the folders in it."""
+    runs = []
+    with suppress(OSError):  # not a folder, or one that may not be read
+        for path in sorted(folder.iterdir()):
+            if is_run(path):
+                runs.append(path)
+            elif levels > 1:
+                runs += _runs_in(path, levels - 1)
+    return runs
+
+
 def require_run(name: str, runs_dir: Path) -> Path:
     """Find a run's folder. Raises UserError if there is none, and for the name of a checkpoint or of a folder of runs."""
     found = find_run(name, runs_dir)
     if found is None:
-        raise UserError(f"there is no run {name} in {runs_dir}{_below(name, runs_dir)}")
+        raise UserError(f"there is no run {name} in {runs_dir}")
     if found.checkpoint:
         raise UserError(f"{name} is a checkpoint; name the run, {found.folder}")
     return found.folder
 
 
-def _below(name: str, runs_dir: Path) -> str:
-    """Return the end of a sentence that names the runs in a folder of runs, or those that there are."""
-    for path in (Path(name), runs_dir / name):
-        if runs := list(_runs_in(path)):
-            more = ", …" if len(runs) > NAMED else ""
-            return f"; {path} is a folder of runs: {', '.join(map(str, runs[:NAMED]))}{more}"
-    return ""
+def require_sources(names: Sequence[str], runs_dir: Path) -> list[Path]:
+    """Find what a report is to be of: runs, measured models, and folders of them, by their paths or paths in the folder of runs.
+
+    A model may be named as `sspo eval` was given it. Raises UserError for the first name that is none of these, for a
+    checkpoint, and for a run without config.json or status.json.
+    """
+    return [_require_source(name, runs_dir) for name in names]
 
 
-def _runs_in(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in sorted(folder.iterdir()) if is_run(path))
+def _require_source(name: str, runs_dir: Path) -> Path:
+    if named := _find(name, runs_dir):
+        if named.checkpoint:
+            raise UserError(f"{name} is a checkpoint; name the run, {named.folder}")
+        for file in ("config.json", "status.json"):
+            if not (named.folder / file).exists():
+                raise UserError(f"run {named.folder} has no {file}, without which it is not in a report; leave it out")
+        return named.folder
+    for path in (Path(name), runs_dir / name, model_folder(name, runs_dir)):
+        if find_runs([path]):
+            return path
+    if existing := [path for path in (Path(name), runs_dir / name) if path.exists()]:
+        raise UserError(f"there are no runs in {existing[0]}, and no measured models")
+    raise UserError(f"there is no run, measured model or folder of runs {name}, here or in {runs_dir}")
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Find the folders of runs and of measured models in `paths` and below them, each once.
+
+    A run has config.json and status.json (model folders have a config.json too); a measured model has model.json and eval/.
+    Folders within them are not searched.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        for folder, below, files in os.walk(path):
+            names = {*files, *below}  # a folder in place of a file means a damaged run
+            if {"config.json", "status.json"} <= names or {"model.json", "eval"} <= names:
+                folders.setdefault(Path(folder).resolve(), Path(folder))
+                below.clear()
+            below.sort()
+    return list(folders.values())
 
 
 def checkpoint_of(run: RunFolder, which: str) -> Path:

@@ -259,13 +259,17 @@ def record(
     identity: Identity,
     step: int,
     checkpoint: str,
+    weights: str,
 ) -> dict[str, Any]:
     """Write `<benchmark>.jsonl` and `summary.json` in `folder`; return the summary.
+
+    weights  fingerprint of the policy, by which `find_recorded` finds the measurement
 
     Earlier rows of this step with the same conditions and identity are replaced in both files, so that every summary has its
     problems.
     """
-    summary = {"step": step, **summarize(rows, benchmark, conditions, identity), "checkpoint": checkpoint}
+    summary = {"step": step, **summarize(rows, benchmark, conditions, identity)}
+    summary |= {"checkpoint": checkpoint, "weights": weights}
     details, summaries = folder / f"{benchmark.name}.jsonl", folder / "summary.json"
 
     def is_replaced(row: dict[str, Any], template: str) -> bool:

@@ -17,8 +17,9 @@ from sspo_cli.config import ENVIRONMENTS, BenchmarkOptions, EpisodeOptions
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
-from sspo_cli.evaluation.comparison import EvalResult, print_comparison
+from sspo_cli.evaluation.comparison import RECORDED, EvalResult, print_comparison
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.reuse import find_recorded
 from sspo_cli.evaluation.targets import (
     MODEL,
     Target,
@@ -36,7 +37,8 @@ from sspo_cli.policy.pretrained import load_config, load_tokenizer
 from sspo_cli.preflight import check_lengths
 from sspo_cli.redaction import redacted
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout import open_engine, samples_by_torch
+from sspo_cli.rollout import engine_kind, open_engine, samples_by_torch
+from sspo_cli.rollout.engine import Engine
 from sspo_cli.rollout.episodes import Stage, open_environments
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.tasks import load_problems
@@ -59,12 +61,14 @@ def measure(
     given: Mapping[str, Any] | None,
     runs_dir: Path,
     engine: Literal["auto", "torch", "vllm"] | None = None,
+    again: bool = False,
 ) -> None:
     """Measure each target on each benchmark, and print Pass@1 and the differences from the first target.
 
     A run is measured under its own options' conditions, other models under those `given`, or else under those of the first
     run; `changes` replaces some of them, `engine` the sampler. Without `benchmarks`, those of the options. What is measured
-    with a `limit` is printed, not recorded. What is done before a kill is not done again by the same command.
+    with a `limit` is printed, not recorded. What is recorded of the same weights under the same conditions is shown and not
+    sampled, unless `again`. What is done before a kill is not done again by the same command.
 
     Raises UserError for a model and a run with unequal token limits, and for what cannot be found or measured, mostly before the
     first model is loaded; Interrupted when stopped.
@@ -111,7 +115,7 @@ def measure(
             problems = {task: _read(task, limit, bars) for task in all_tasks}
             for (target, conditions, tasks), judge in zip(plans, judges, strict=True):
                 of_target = {task: problems[task] for task in tasks}
-                results += _measure_target(target, conditions, of_target, judge, not limit, bars)
+                results += _measure_target(target, conditions, of_target, judge, not limit, again, bars)
     except torch.OutOfMemoryError:
         raise UserError("the GPU's memory is full; lower rollout.max_rows, of a run in its config.json") from None
     except KeyboardInterrupt:
@@ -122,12 +126,16 @@ def measure(
     print_comparison(results)
     for sentence in unequal_limits:
         print(sentence)
+    if any(result.recorded for result in results):
+        print("recorded: measured earlier with the same weights under the same conditions; --again measures it again")
     if not limit:
         print(
             "every problem with its completions:",
             ", ".join(dict.fromkeys(str(target.folder / "eval") for target in targets)),
         )
-    for result in results:  # not earlier, so that a command that is stopped and started again repeats nothing
+    for (
+        result
+    ) in results:  # not earlier, so that a command with --again that is stopped and started again repeats nothing
         if result.partial:
             result.partial.unlink(missing_ok=True)
 
@@ -160,6 +168,16 @@ def _open_judge(target: Target, tasks: Sequence[BenchmarkOptions]) -> Iterator[_
         yield _Judge(checker, environments)
 
 
+@dataclass(frozen=True)
+class _Measurement:
+    """A benchmark under conditions; `recorded` is its summary and its answers if it need not be sampled."""
+
+    benchmark: Benchmark
+    conditions: Conditions
+    identity: Identity
+    recorded: tuple[dict[str, Any], list[dict[str, Any]]] | None
+
+
 def _check_names(targets: Sequence[Target]) -> None:
     """Look up each model outside a run, so that a mistyped name is reported before another target is measured."""
     for target in targets:
@@ -185,56 +203,108 @@ def _measure_target(
     problems: Mapping[BenchmarkOptions, Sequence[Problem]],
     judge: _Judge,
     to_record: bool,
+    again: bool,
     bars: Progress,
 ) -> list[EvalResult]:
     """Measure a target on each benchmark."""
     torch.set_num_threads(target.options.threads)
-    rollout, device = target.options.rollout, resolve_device(target.options.device)
-    limit = _check_structure(target, samples_by_torch(rollout, device), bars)
+    rollout = target.options.rollout
+    limit = _check_structure(target, samples_by_torch(rollout, resolve_device(target.options.device)), bars)
     policy = _load(target)
     for note in policy.notes:
         bars.console.print(f"{target.name}: {note}", soft_wrap=True)
     stage = Stage.of(judge.environments, target.options.episode or EpisodeOptions(), policy)
     template = target.options.template
     benchmarks = [_render(task, of_task, template, policy, stage, bars) for task, of_task in problems.items()]
-    needed = [
-        check_lengths(benchmark.prompts, conditions.on(benchmark).max_new_tokens, policy, stage)
-        for benchmark in benchmarks
-    ]
     if target.checkpoint:
         benchmarks = [benchmark.measured_on(RunFolder(target.folder)) for benchmark in benchmarks]
-    folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
-    engine = open_engine(rollout, policy, named=True, learns=False)
-    engine.check_capacity(max(needed))
-    by_torch = isinstance(engine, TorchEngine)
-    if by_torch and not samples_by_torch(rollout, device):  # auto cannot sample this model with vLLM
-        limit = _check_structure(target, True, bars)
-    check_reach(limit, max(needed), target.name)
-    check_model(policy, samples=by_torch)
-    if to_record and not target.checkpoint:
-        ranks.on_first(lambda: _note_model(target))
-    model = f"{fingerprint(policy)} by {engine.name}"
-    engine.sync(policy)
-    results = []
-    for benchmark in benchmarks:
-        bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
+    weights, kind = fingerprint(policy), engine_kind(rollout, policy, named=True)
+
+    def plan(benchmark: Benchmark) -> _Measurement:
         under = conditions.on(benchmark)
-        identity = Identity.of(benchmark.prompts, template, under.sampler(engine.name))
-        path = partial_path(folder, benchmark, under, identity, model) if to_record else None
-        advance = partial(bars.advance, bar)
-        rows = evaluate(engine, benchmark, judge.checker, under, identity, advance, path, stage)
-        if to_record:
-            summary = record(folder, rows, benchmark, under, identity, target.step, checkpoint)
+        identity = Identity.of(benchmark.prompts, template, under.sampler(kind))
+        if again or not to_record:
+            return _Measurement(benchmark, under, identity, None)
+        recorded = find_recorded(target.folder / "eval", benchmark, under, identity, target.step, weights)
+        return _Measurement(benchmark, under, identity, recorded)
+
+    measurements = [plan(benchmark) for benchmark in benchmarks]
+    to_sample = [measurement for measurement in measurements if not measurement.recorded]
+    engine = _open_engine(target, policy, stage, to_sample, limit, bars) if to_sample else None
+    if engine and to_record and not target.checkpoint:
+        ranks.on_first(lambda: _note_model(target))
+    results = []
+    for measurement in measurements:
+        name, path = measurement.benchmark.name, None
+        if measurement.recorded:
+            summary, rows = measurement.recorded
         else:
-            summary = {**summarize(rows, benchmark, under, identity), "checkpoint": checkpoint}
-        bars.remove_task(bar)
-        parts = {f"{benchmark.name}/{name}": {**summary, **part} for name, part in summary.get("parts", {}).items()}
-        for name, measured in {benchmark.name: summary, **parts}.items():
-            bars.console.print(f"{target.name}: {name} Pass@1 {pass_at_1(measured)}", soft_wrap=True)
+            assert engine
+            summary, rows, path = _sample(target, measurement, engine, judge, stage, weights, to_record, bars)
+        mark = RECORDED if measurement.recorded else ""
+        parts = {f"{name}/{part}": {**summary, **of_part} for part, of_part in summary.get("parts", {}).items()}
+        for label, measured in {name: summary, **parts}.items():
+            bars.console.print(f"{target.name}: {label} Pass@1 {pass_at_1(measured)}{mark}", soft_wrap=True)
         for sign in evaluation_signs(rows, target.options.prompt, template.asks_for_tags):
-            bars.console.print(f"{target.name}: {benchmark.name}: {sign}", soft_wrap=True)
-        results.append(EvalResult(target.name, target.options.model.name, summary, rows, path))
+            bars.console.print(f"{target.name}: {name}: {sign}", soft_wrap=True)
+        if path and not again:  # the same command finds it recorded
+            if ranks.is_first():
+                path.unlink(missing_ok=True)
+            path = None
+        results.append(
+            EvalResult(target.name, target.options.model.name, summary, rows, path, bool(measurement.recorded))
+        )
     return results
+
+
+def _open_engine(
+    target: Target,
+    policy: Policy,
+    stage: Stage,
+    measurements: Sequence[_Measurement],
+    limit: Limit | None,
+    bars: Progress,
+) -> Engine:
+    """Open the engine with the target's weights. Raises UserError if it cannot sample these measurements, or not correctly."""
+    rollout = target.options.rollout
+    needed = max(
+        check_lengths(measurement.benchmark.prompts, measurement.conditions.max_new_tokens, policy, stage)
+        for measurement in measurements
+    )
+    engine = open_engine(rollout, policy, named=True, learns=False)
+    engine.check_capacity(needed)
+    by_torch = isinstance(engine, TorchEngine)
+    if by_torch and not samples_by_torch(rollout, policy.device):  # auto cannot sample this model with vLLM
+        limit = _check_structure(target, True, bars)
+    check_reach(limit, needed, target.name)
+    check_model(policy, samples=by_torch)
+    engine.sync(policy)
+    return engine
+
+
+def _sample(
+    target: Target,
+    measurement: _Measurement,
+    engine: Engine,
+    judge: _Judge,
+    stage: Stage,
+    weights: str,
+    to_record: bool,
+    bars: Progress,
+) -> tuple[dict[str, Any], list[dict[str, Any]], Path | None]:
+    """Measure a target on a benchmark: the summary, the answers, and the file of problems that are done, if there is one."""
+    benchmark, under, identity = measurement.benchmark, measurement.conditions, measurement.identity
+    folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
+    path = partial_path(folder, benchmark, under, identity, f"{weights} by {engine.name}") if to_record else None
+    bar = bars.add_task(f"{target.name}: {benchmark.name}", total=len(benchmark.prompts))
+    advance = partial(bars.advance, bar)
+    rows = evaluate(engine, benchmark, judge.checker, under, identity, advance, path, stage)
+    bars.remove_task(bar)
+    if to_record:
+        summary = record(folder, rows, benchmark, under, identity, target.step, checkpoint, weights)
+    else:
+        summary = {**summarize(rows, benchmark, under, identity), "checkpoint": checkpoint}
+    return summary, rows, path
 
 
 def _note_model(target: Target) -> None:

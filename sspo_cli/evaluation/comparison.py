@@ -15,6 +15,7 @@ from sspo_cli.tracking.measurement import IDENTITY, columns, differences
 from sspo_cli.tracking.text import truncated
 
 COLUMNS = ("benchmark", "split", "n", "prompt", *IDENTITY)  # other conditions are printed below
+RECORDED = " (recorded)"
 WIDE = 240  # characters, if no terminal reports its width
 
 
@@ -22,10 +23,11 @@ WIDE = 240  # characters, if no terminal reports its width
 class EvalResult:
     """The result of a target on a benchmark.
 
-    model    name of the target's model or of the model that it was trained from; None for the embedded model
-    summary  as in `summary.json`
-    rows     one for each problem and sample, as in `<benchmark>.jsonl`
-    partial  file of finished chunks, to be removed; None if nothing is recorded
+    model     name of the target's model or of the model that it was trained from; None for the embedded model
+    summary   as in `summary.json`
+    rows      one for each problem and sample, as in `<benchmark>.jsonl`
+    partial   file of finished chunks, to be removed; None if there is none
+    recorded  measured by an earlier command, and not sampled again
     """
 
     target: str
@@ -33,6 +35,7 @@ class EvalResult:
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
     partial: Path | None
+    recorded: bool = False
 
     @property
     def benchmark(self) -> str:
@@ -75,7 +78,8 @@ def _pass_at_1(results: Sequence[EvalResult]) -> Table:
     """Make a table of targets and benchmarks, with a column for each different measurement of a benchmark."""
     headings = columns([result.summary for result in results], [result.model for result in results], COLUMNS)
     cells = {
-        (result.target, heading): _share(result.summary) for result, heading in zip(results, headings, strict=True)
+        (result.target, heading): _share(result.summary) + (RECORDED if result.recorded else "")
+        for result, heading in zip(results, headings, strict=True)
     }
     table = Table("", *dict.fromkeys(headings))
     for target in dict.fromkeys(result.target for result in results):

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from sspo_cli.errors import UserError
+from sspo_cli.named_runs import find_runs
 from sspo_cli.report.frame import evaluation_frame
 from sspo_cli.report.groups import RunGroup, effects_of, group_runs
-from sspo_cli.report.records import BareModel, RunRecord, Select, find_runs, read_record
+from sspo_cli.report.records import BareModel, RunRecord, Select, read_record
 
 
 @dataclass(frozen=True)

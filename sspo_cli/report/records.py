@@ -1,7 +1,7 @@
 """Records read from folders: runs, and models that `sspo eval` measured outside a run."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -112,25 +112,8 @@ class BareModel:
     evaluations: list[dict[str, Any]]
 
 
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Find the folders of runs and of measured models in `paths` and below them, each once.
-
-    A run has config.json and status.json (model folders have a config.json too); a measured model has model.json and eval/.
-    Folders within them are not searched.
-    """
-    folders: dict[Path, Path] = {}
-    for path in paths:
-        for folder, below, files in os.walk(path):
-            names = {*files, *below}  # a folder in place of a file means a damaged run
-            if {"config.json", "status.json"} <= names or {"model.json", "eval"} <= names:
-                folders.setdefault(Path(folder).resolve(), Path(folder))
-                below.clear()
-            below.sort()
-    return list(folders.values())
-
-
 def read_record(path: Path) -> RunRecord | BareModel:
-    """Read a folder from `find_runs`. Raises UserError for an unreadable or damaged file."""
+    """Read a folder from `named_runs.find_runs`. Raises UserError for an unreadable or damaged file."""
     return read_run(path) if (path / "status.json").exists() else read_bare_model(path)
 
 

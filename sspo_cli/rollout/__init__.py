@@ -1,6 +1,7 @@
 """Sampling: the engines that draw completions from the behaviour policy."""
 
 import importlib.util
+from typing import Literal
 
 import torch
 
@@ -26,8 +27,7 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
 
         return VllmServer(policy, vllm, options.max_rows, options.temperature)
     check_engine(options)
-    by_vllm = options.engine == "auto" and named and ranks.size() == 1 and _vllm_fits(policy)
-    if options.engine == "vllm" or by_vllm:
+    if engine_kind(options, policy, named) == "vLLM":
         from sspo_cli.rollout.vllm_engine import VllmEngine
 
         vllm = vllm if learns else vllm.model_copy(update={"sleep": False})
@@ -48,6 +48,14 @@ def check_engine(options: RolloutOptions) -> None:
         from sspo_cli.rollout.vllm_engine import NOT_INSTALLED
 
         raise UserError(f"rollout.engine = vllm cannot be used: {NOT_INSTALLED}; set rollout.engine=torch")
+
+
+def engine_kind(options: RolloutOptions, policy: Policy, named: bool) -> Literal["torch", "vLLM"]:
+    """Return the first word of the name of the engine that `open_engine` opens."""
+    if options.engine == "vllm" or (options.vllm and options.vllm.server):
+        return "vLLM"
+    is_auto = options.engine == "auto" and named and ranks.size() == 1
+    return "vLLM" if is_auto and _vllm_fits(policy) else "torch"
 
 
 def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:

@@ -47,10 +47,10 @@ def measure_if_due(run: Run) -> None:
 
     if benchmarks := [benchmark for benchmark in run.benchmarks if not is_measured(benchmark)]:
         run.engine.sync(run.policy)
-        model = fingerprint(run.policy)
+        weights = fingerprint(run.policy)
     for benchmark in benchmarks:
         under, identity = conditions[benchmark.name], identities[benchmark.name]
-        partial = partial_path(run.folder.eval, benchmark, under, identity, model)
+        partial = partial_path(run.folder.eval, benchmark, under, identity, weights)
         with run.tracker.stage(f"evaluating on {benchmark.name}", len(benchmark.prompts)):
             try:
                 answers = evaluate(run.engine, benchmark, run.checker, under, identity, advance, partial, run.stage)
@@ -58,7 +58,7 @@ def measure_if_due(run: Run) -> None:
                 save(run)
                 raise
         measured = benchmark.measured_on(run.folder)
-        summary = record(run.folder.eval, answers, measured, under, identity, step, f"step-{step}")
+        summary = record(run.folder.eval, answers, measured, under, identity, step, f"step-{step}", weights)
         if ranks.is_first():
             partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)

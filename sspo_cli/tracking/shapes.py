@@ -126,6 +126,7 @@ class _Evaluation(TypedDict):
     rendered: NotRequired[Text]
     checker: NotRequired[Text]
     engine: NotRequired[Text]
+    weights: NotRequired[Text]
     path: NotRequired[Text]
     trained_on: NotRequired[int | None]
 

@@ -280,7 +280,9 @@ def test_the_answers_of_a_chunk_are_checked_while_the_next_one_is_sampled():
 def test_a_record_under_other_conditions_stands_next_to_the_first(checker, tmp_path, change):
     others = replace(SAMPLED, **change)
     summaries = [
-        record(tmp_path, measure(Guessing(), checker, conditions), benchmark(), conditions, identity(), 3, "step-3")
+        record(
+            tmp_path, measure(Guessing(), checker, conditions), benchmark(), conditions, identity(), 3, "step-3", "w"
+        )
         for conditions in (SAMPLED, others)
     ]
     assert json.loads((tmp_path / "summary.json").read_text()) == summaries
@@ -302,7 +304,7 @@ def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp
     answers = [measure(Guessing(), checker, conditions, of=of) for conditions, of, _ in measured]
     for _ in range(2):
         written = [
-            record(tmp_path, rows, of, conditions, identity(of), step, f"step-{step}")
+            record(tmp_path, rows, of, conditions, identity(of), step, f"step-{step}", "w")
             for rows, (conditions, of, step) in zip(answers, measured, strict=True)
         ]
     assert json.loads((tmp_path / "summary.json").read_text()) == [*summaries, *written]

@@ -46,6 +46,7 @@ class Targets:
         self.path = path
         self.solved: dict[float, Solved] = {}
         self.cut: set[int] = set()  # problems whose completions end at the token limit
+        self.asked = 0  # prompts that were sampled from
 
     def problems(self, name: str, numbers: Sequence[int], wrong_golds: Sequence[int] = ()) -> Path:
         """A file of problems, in which those of `wrong_golds` have another answer."""
@@ -70,6 +71,7 @@ class Targets:
 
     def generate(self, policy: Policy, prompts: Sequence[list[int]], samples: int) -> list[list[Completion]]:
         solved = self.solved[mark_of(policy)]
+        self.asked += len(prompts)
         completions = []
         for prompt in prompts:
             (number,) = map(int, re.findall(r"(\d+)\+1", policy.tokenizer.decode(prompt)))
@@ -254,7 +256,7 @@ def test_files_of_one_name_are_filed_apart_and_each_is_measured_again_in_its_pla
     targets.run("one", [WEAK])
     for _ in range(2):
         for folder in "abc":
-            measure("one", "-b", f"{folder}/problems.jsonl")
+            measure("one", "-b", f"{folder}/problems.jsonl", "--again")
     summaries = json.loads((targets.path / "one" / "eval" / "summary.json").read_text())
     assert [(row["path"], row["correct"]) for row in summaries] == [
         ("a/problems.jsonl", 4),
@@ -334,3 +336,62 @@ def test_what_was_done_of_other_weights_in_the_same_folder_is_not_gone_on_with(
     assert sspo("eval", "--runs-dir", ".", *command).returncode == 130
     targets.model("model", [{5}])
     assert table(measure(*command), "Pass@1 in %")["model"][0].startswith("16.7 ")
+
+
+# ---- what is recorded already
+
+
+def is_sampled(targets: Targets, *arguments: object) -> bool:
+    """Run `sspo eval`, and report whether anything was sampled: what is printed as recorded is exactly what was not."""
+    asked = targets.asked
+    printed = measure(*arguments)
+    is_new = targets.asked > asked
+    assert ["(recorded)" in printed, "--again measures it again" in printed] == [not is_new] * 2
+    return is_new
+
+
+def test_what_is_recorded_is_shown_and_replaced_only_by_again(targets: Targets) -> None:
+    targets.run("one", [WEAK], of_file(targets.problems("mine.jsonl", range(6))))
+    (weights,) = targets.solved
+    summary, answers = (targets.path / "one" / "eval" / name for name in ("summary.json", "mine.jsonl"))
+    first = table(measure("one"), "Pass@1 in %")["one"][0]
+    files = summary.read_bytes(), answers.read_bytes()
+    targets.solved[weights] = [{5}]  # what sampling again would show
+    assert table(measure("one"), "Pass@1 in %")["one"][0] == f"{first} (recorded)"
+    assert (summary.read_bytes(), answers.read_bytes()) == files
+    assert table(measure("one", "--again"), "Pass@1 in %")["one"][0].startswith("16.7 ")
+    assert [row["correct"] for row in json.loads(summary.read_text())] == [1]
+    assert sum(json.loads(line)["correct"] for line in answers.open()) == 1
+    assert not list((summary.parent / "partial").glob("*"))
+
+
+def test_other_conditions_problems_or_weights_are_sampled(targets: Targets) -> None:
+    targets.problems("mine.jsonl", range(6))
+    targets.model("model", [WEAK, WEAK])
+    command = ("model", "-b", "mine.jsonl")
+    sampled = ("--samples", 2, "--temperature", 1)
+    for change in ([], sampled, ["--max-new-tokens", 9], ["--temperature", 1, "--top-p", 0.5], ["-s", "prompt=plain"]):
+        assert is_sampled(targets, *command, *change)
+        assert not is_sampled(targets, *command, *change)
+    assert is_sampled(targets, *command, *sampled, "--seed", 3)
+    assert not is_sampled(targets, *command, "--seed", 3)  # greedy completions have no seed
+    targets.problems("mine.jsonl", range(5, -1, -1))  # the same in another order
+    assert not is_sampled(targets, *command)
+    targets.problems("mine.jsonl", range(6), wrong_golds=[4])
+    assert is_sampled(targets, *command)
+    targets.model("model", [WEAK, WEAK])  # another seed's weights in the same folder
+    assert is_sampled(targets, *command)
+    assert not is_sampled(targets, *command)
+
+
+@pytest.mark.parametrize("fault", ["edited", "shorter", "missing"])
+def test_a_recorded_score_without_its_answers_is_not_believed(targets: Targets, fault: str) -> None:
+    targets.problems("mine.jsonl", range(6))
+    targets.model("model", [WEAK])
+    measure("model", "-b", "mine.jsonl")
+    answers = targets.path / "model-model" / "eval" / "mine.jsonl"
+    whole = answers.read_text()
+    damaged = {"edited": whole.replace("true", "false", 1), "shorter": whole.split("\n", 1)[1], "missing": ""}[fault]
+    answers.write_text(damaged) if damaged else answers.unlink()
+    assert is_sampled(targets, "model", "-b", "mine.jsonl")
+    assert answers.read_text() == whole

@@ -79,8 +79,9 @@ def summaries(folder: Path) -> list[dict]:
 def test_a_run_its_folder_its_checkpoint_and_a_model_folder_agree_with_what_training_measured(runs):
     before = (runs / "one" / "eval" / "summary.json").read_bytes()
     for target in ("one", runs / "one", runs / "one" / "checkpoints" / "step-2"):
-        measure(target)
+        assert "(recorded)" not in measure(target, "--again").stdout
         assert (runs / "one" / "eval" / "summary.json").read_bytes() == before
+    assert "(recorded)" in measure("one").stdout
     shutil.copytree(runs / "one" / "checkpoints" / "step-2", runs / "models" / "after")
     measure("models/after", **MODELS)
     ours, training = summaries(runs / "model-models-after")[-1], summaries(runs / "one")[-1]
@@ -270,7 +271,7 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
 
     for check in ("check_model", "_check_structure"):  # they sample as well
         monkeypatch.setattr(f"sspo_cli.evaluation.command.{check}", lambda *_, **__: None)
-    command = ("eval", "one", "models/before", "--runs-dir", ".", "-b", "mine.jsonl")
+    command = ("eval", "one", "models/before", "--runs-dir", ".", "-b", "mine.jsonl", "--again")
     monkeypatch.setattr(TorchEngine, "generate", counted(2))
     done = sspo(*command)
     assert done.returncode == 130
@@ -280,6 +281,8 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
     assert len(calls) == 1  # that of the second model; the run was measured before
     assert sspo(*command).returncode == 0
     assert len(calls) == 3  # a finished command begins anew
+    assert sspo(*command[:-1]).returncode == 0
+    assert len(calls) == 3  # without --again, nothing is sampled that is recorded
 
 
 def test_which_checkpoint_of_a_run(runs):
@@ -343,6 +346,9 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
         (["one", "-b", "file"], "benchmark file names no path"),
+        (["one", "--again", "--limit", "3"], "--limit always samples, because it is not recorded; leave out --again"),
+        (["--completions", "mine.jsonl", "--again"], "recorded outputs are not sampled again"),
+        (["."], "is a folder of runs, not a run; name one of them: one"),
         (["one", "--top-p", "0.9"], "--top-p and --top-k do not apply to greedy completions; add --temperature"),
         (["one", "--temperature", "inf"], "--temperature inf would"),
         (["one", "--out", "graded.jsonl"], "--out is for --completions"),

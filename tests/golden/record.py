@@ -77,7 +77,9 @@ def run_case(name: str, runs: Path) -> dict[str, Any]:
 
 def without_identity(row: dict[str, Any]) -> dict[str, Any]:
     """What a measurement gave; its fingerprints change with the code that checks answers, and its file has no numbers."""
-    return {key: value for key, value in row.items() if key not in ("identity", "path", "trained_on", *IDENTITY)}
+    return {
+        key: value for key, value in row.items() if key not in ("identity", "weights", "path", "trained_on", *IDENTITY)
+    }
 
 
 def train(runs: Path, name: str, options: Mapping[str, Any]) -> str:

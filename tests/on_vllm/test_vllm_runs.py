@@ -77,7 +77,7 @@ def test_a_cache_too_small_is_told_before_the_cold_start(tmp_path):
 
 def test_eval_on_vllm_finds_what_the_run_measured(runs):
     measured = json.loads((runs / "a" / "eval" / "summary.json").read_text())[-1]
-    done = sspo("eval", "a", "--runs-dir", runs)
+    done = sspo("eval", "a", "--runs-dir", runs, "--again")
     assert done.returncode == 0, done.stderr
     again = json.loads((runs / "a" / "eval" / "summary.json").read_text())[-1]
     assert (again["step"], again["correct"], again["format"]) == (6, measured["correct"], measured["format"])
@@ -108,7 +108,7 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
 
     before = measured("torch")
     monkeypatch.setattr(TorchEngine, "generate", None)
-    done = sspo("eval", *targets, "--runs-dir", by_torch.parent, "--engine", "vllm", "-b", "arithmetic")
+    done = sspo("eval", *targets, "--runs-dir", by_torch.parent, "--engine", "vllm", "-b", "arithmetic", "--again")
     gc.collect()
     assert done.returncode == 0, done.stderr
     after = measured("vLLM")  # next to the others: another sampler makes another column

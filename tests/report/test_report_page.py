@@ -11,7 +11,7 @@ import pytest
 from commands import assert_told, sspo
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from synthetic_runs import kept_group, write_run
+from synthetic_runs import evaluation, kept_group, write_bare_model, write_run
 
 from sspo_cli.errors import UserError
 from sspo_cli.report import write_report
@@ -130,7 +130,23 @@ def test_a_run_is_named_as_for_eval(tmp_path: Path, one_figure: None, monkeypatc
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "out/index.html")
     monkeypatch.setenv("SSPO_RUNS", str(tmp_path / "runs"))
     assert sspo("report", "mine", "--out", "elsewhere").returncode == 0
-    assert_told(sspo("report", "yours", "--out", "out"), "no readable runs in yours")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / "mine" / "checkpoints" / "step-2").mkdir(parents=True)
+    write_bare_model(tmp_path / "runs" / "model-org-name", "org/name", [evaluation(0, 5)])
+    refused = {
+        "yours": f"there is no run, measured model or folder of runs yours, here or in {tmp_path / 'runs'}",
+        "empty": "there are no runs in empty, and no measured models",
+        "": "the name of a run is empty",
+        "mine/checkpoints/step-2": f"is a checkpoint; name the run, {tmp_path / 'runs' / 'mine'}",
+    }
+    for name, said in refused.items():  # also next to a run that there is
+        assert_told(sspo("report", "mine", name, "--out", "refused"), said)
+    assert not (tmp_path / "refused").exists()
+    done = sspo("report", "mine", "org/name", "--out", "both")
+    assert done.returncode == 0, done.stderr
+    assert "1 run, 1 configuration, 1 setting, 1 model without a run" in (tmp_path / "both" / "report.md").read_text()
+    (tmp_path / "runs" / "mine" / "status.json").unlink()
+    assert_told(sspo("report", "org/name", "mine", "--out", "refused"), "mine has no status.json")
 
 
 def test_what_is_missing_is_named_near_the_top_of_both_pages(tmp_path: Path, one_figure: None) -> None:

@@ -5,9 +5,10 @@ import pytest
 from synthetic_runs import evaluation, validation, write_bare_model, write_run
 
 from sspo_cli.errors import UserError
+from sspo_cli.named_runs import find_runs
 from sspo_cli.report.collect import collect
 from sspo_cli.report.missing import missing
-from sspo_cli.report.records import answers, find_runs
+from sspo_cli.report.records import answers
 from sspo_cli.tracking.run_folder import RunFolder
 
 
