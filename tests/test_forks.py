@@ -177,6 +177,16 @@ def test_what_may_not_change_is_refused_with_the_command_that_forks_instead(fami
     assert f"prompts: {SMALL['rollout.prompts']}" in done.stdout
 
 
+def test_a_refused_extension_leaves_a_finished_run_finished(family: Path):
+    status = (family / "whole" / "status.json").read_bytes()
+    steps = json.loads(status)["steps"]
+    resume = ("train", "--runs-dir", family, "--run", "whole", "--resume", "-s", "device=cuda:99")
+    done = sspo(*resume, "-s", f"steps={steps + 1}")
+    assert_told(done, "device = cuda:99 is not available here")
+    assert "continues the run" not in done.stderr
+    assert (family / "whole" / "status.json").read_bytes() == status
+
+
 def test_options_are_laid_over_recorded_ones():
     recorded = load_config(
         overrides=["objective.tau_neg=0.7", "rollout.engine=vllm", "rollout.vllm.sleep=false", "tasks=[calculator]"]

@@ -148,5 +148,6 @@ def _conditions(result: EvalResult) -> str:
     return (
         f"{result.target}, {result.benchmark} ({summary['split']}): {summary['n']} problems{trained_on}, {how}, at most "
         f"{summary['max_new_tokens']} tokens, prompt {summary['prompt']}, checkpoint {summary['checkpoint']}; sampled by "
-        f"{summary['engine']}, problems {summary['problems']}" + (f" from {summary['path']}" if summary["path"] else "")
+        f"{summary['engine'].replace(',', ', ')}, problems {summary['problems']}"
+        + (f" from {summary['path']}" if summary["path"] else "")
     )

@@ -23,6 +23,7 @@ LARGEST_SIZES = {
     "vocab_size": 2**24,
     "max_position_embeddings": 2**30,
 }
+PATH_STARTS = ("/", "./", "../", "~")  # of a folder; the names on the hub are `name` and `owner/name`
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 
 
@@ -115,7 +116,14 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
 
 
 def _loading(source: str) -> AbstractContextManager[None]:
-    """Turn exceptions of transformers for broken files into UserError, except those for a full memory."""
+    """Turn exceptions of transformers for broken files into UserError, except those for a full memory.
+
+    Raises UserError if the source is a path to no folder.
+    """
+    if (source.startswith(PATH_STARTS) or source.count("/") > 1) and not Path(source).is_dir():
+        raise UserError(
+            f"model.name = {source}: there is no such folder; give a model's folder, or its name on the hub"
+        )
     return border(f"model.name = {source} cannot be loaded", torch.OutOfMemoryError, MemoryError)
 
 

@@ -1,5 +1,6 @@
 """Selection of the configuration that represents a method, and of the results that others are compared with."""
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ def best_configurations(
         scores = [_validation_score(group, select) for group in candidates]
         if None in scores or len({measurement for measurement, _ in filter(None, scores)}) > 1:
             chosen += candidates
+            if not candidates[0].finished:  # in no table of scores
+                continue
             notes.append(
                 f"{name} in {setting}: all {len(candidates)} configurations are shown, because they have no common validation "
                 "to choose by (`evaluation.validation`), and a test score must not choose."
@@ -40,9 +43,12 @@ def best_configurations(
         ranked = sorted(zip(filter(None, scores), candidates, strict=True), key=lambda pair: -pair[0][1])
         ((_, score), best), *others = ranked
         chosen.append(best)
-        not_shown = ", ".join(f"{group.label} {100 * score:.1f}" for (_, score), group in others)
+        tied = sum(rival == score for (_, rival), _ in others)
+        first = f", as the first of {tied + 1} equal ones" if tied else ""
+        not_shown = ", ".join(f"{group.label} {100 * rival:.1f}" for (_, rival), group in others)
         notes.append(
-            f"{best.label} in {setting} is shown for its mean validation Pass@1 of {100 * score:.1f} %; not shown: {not_shown}."
+            f"{best.label} in {setting} is shown for its mean validation Pass@1 of {100 * score:.1f} %{first}; not shown: "
+            f"{not_shown}."
         )
     return [group for group in groups if group in chosen], notes
 
@@ -52,20 +58,28 @@ def against_best_and_baseline(
 ) -> list[tuple[T, T, str]]:
     """Pair every result with the best trained one and with the strongest baseline, without repeating a pair.
 
-    Each pair comes with the role of its second result. `method_of` returns an empty text for a result that was not trained.
+    Each pair comes with the role of its second result: `best` or `strongest baseline` or both, `tied for …` if others have
+    its score. `method_of` returns an empty text for a result that was not trained.
     """
     trained = [result for result in results if method_of(result)]
     if not trained:
         return []
     best = max(trained, key=score)
-    baseline = max((result for result in trained if method_of(result) in BASELINES), key=score, default=best)
+    baselines = [result for result in trained if method_of(result) in BASELINES]
+    baseline = max(baselines, key=score, default=best)
+    of_best, of_baseline = _role("best", best, trained, score), _role("strongest baseline", baseline, baselines, score)
     if baseline is best:
-        role = "best, strongest baseline" if method_of(best) in BASELINES else "best"
+        role = f"{of_best}, {of_baseline}" if baselines else of_best
         return [(result, best, role) for result in results if result is not best]
     return [
-        *((result, best, "best") for result in results if result is not best and result is not baseline),
-        *((result, baseline, "strongest baseline") for result in results if result is not baseline),
+        *((result, best, of_best) for result in results if result is not best and result is not baseline),
+        *((result, baseline, of_baseline) for result in results if result is not baseline),
     ]
+
+
+def _role(name: str, reference: T, rivals: Sequence[T], score: Callable[[T], float]) -> str:
+    tied = any(math.isclose(score(rival), score(reference)) for rival in rivals if rival is not reference)
+    return f"tied for {name}" if tied else name
 
 
 def _validation_score(group: RunGroup, select: Select) -> tuple[tuple[Any, ...], float] | None:

@@ -63,7 +63,7 @@ def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
         where = f"{path}, line {number + 1}"
         return check_shape(parse_json(lines[number], where), COMPLETION, where)
 
-    for place in _coarse_to_fine(len(lines)):
+    for place in coarse_to_fine(len(lines)):
         if place in seen:
             continue
         rows = [row(place)]
@@ -84,7 +84,7 @@ def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
     return groups, len(seen) == len(lines) and used <= budget
 
 
-def _coarse_to_fine(n: int) -> Iterator[int]:
+def coarse_to_fine(n: int) -> Iterator[int]:
     """Yield indices in 0..n-1, some more than once: the last, the first, then the middle, the quarters, ….
 
     The order is that of reversed binary digits, so that every prefix is spread evenly.

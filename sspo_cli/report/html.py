@@ -32,8 +32,8 @@ def template(name: str, **filters: Any) -> jinja2.Template:
     return environment.from_string(_resource(name))
 
 
-def html_page(*, completions: Sequence[dict[str, Any]], **parts: Any) -> str:
-    """Render the page from `sample_completions` and the other parts that page.html.jinja names."""
+def html_page(*, completions: Sequence[dict[str, Any]], answers: dict[str, Any], **parts: Any) -> str:
+    """Render the page from `sample_completions`, `sample_answers` and the other parts that page.html.jinja names."""
     script = Markup(_resource("page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("page.html.jinja", code=code).render(
@@ -41,6 +41,7 @@ def html_page(*, completions: Sequence[dict[str, Any]], **parts: Any) -> str:
         script=script,
         script_hash=f"sha256-{digest}",  # no other script may run, even if it passed the escaping
         browser=json_for_script(completions) if completions else None,
+        answers=json_for_script(answers) if answers["sources"] else None,
         **parts,
     )
 

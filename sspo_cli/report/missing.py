@@ -31,10 +31,18 @@ def missing(collection: Collection) -> list[str]:
             for setting, groups in grouped(collection.groups, lambda group: group.setting).items()
             for sentence in _missing_in(setting, groups, tests[tests["setting"] == setting])
         ),
+        *_without_curves(collection.runs),
         *_measured_in_several_ways(tests),
         *_contaminated(tests),
         *(f"{sentence}; left out." for sentence in collection.left_out),
     ]
+
+
+def _without_curves(runs: Sequence[RunRecord]) -> list[str]:
+    recorded = [len(run.metrics) for run in runs if len(run.metrics)]
+    if recorded and max(recorded) == 1:
+        return ["No run has metrics of two steps, so that there are no training curves."]
+    return []
 
 
 def _named(run: RunRecord) -> str:

@@ -1,5 +1,5 @@
-// The report's page: a sortable, filterable table of runs, and a browser of completions.
-// Completions are untrusted text: they reach the page as text nodes only.
+// The report's page: a sortable, filterable table of runs, and browsers of completions and of answers to benchmarks.
+// Completions and answers are untrusted text: they reach the page as text nodes only.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -67,13 +67,18 @@ function tokenOf(text, hundredths) {
   return token;
 }
 
+// By code points, as the text was cut.
+function halvesOf(text) {
+  const letters = [...text];
+  return [letters.slice(0, letters.length / 2).join(""), letters.slice(letters.length / 2).join("")];
+}
+
 function textOf(completion) {
   const { pieces, read, weights, opening, left_out: leftOut } = completion;
   const plain = typeof pieces === "string";
-  const half = pieces.length / 2;
   const text = element("pre", { className: "text" });
   if (opening) text.append(element("span", { className: "opening", title: "opened by the prompt template" }, opening));
-  const parts = plain ? [pieces.slice(0, half), pieces.slice(half)] : pieces;
+  const parts = !plain ? pieces : leftOut ? halvesOf(pieces) : [pieces];
   let observation = null;  // what the policy reads between two turns, in a block of its own
   parts.forEach((piece, i) => {
     if (leftOut && i === parts.length / 2) {
@@ -90,6 +95,8 @@ function textOf(completion) {
   });
   return text;
 }
+
+const option = (value, text, chosen = false) => element("option", { value, textContent: text, selected: chosen });
 
 function fact(label, value, className = "") {
   if (value === null || value === undefined || value === "") return null;
@@ -154,8 +161,6 @@ function browse(runs) {
   const stepsOf = (run) => [...new Set(run.groups.map((group) => group.step))];
   let run, group;
 
-  const option = (value, text, chosen) => element("option", { value, textContent: text, selected: chosen });
-
   // Shows the group nearest to what is asked for, and says in the address which one it is.
   function show({ name, step, problem }, remember = true) {
     run = runs.find((candidate) => candidate.name === name) ?? runs.find((candidate) => candidate.groups.length) ?? runs[0];
@@ -219,7 +224,92 @@ function browse(runs) {
   follow();
 }
 
+// ---- answers ----------------------------------------------------------------------------------------------------
+
+function answerOf(answer) {
+  const facts = element(
+    "ul", { className: "facts" },
+    fact("verdict", answer.right ? "right" : "wrong", answer.right ? "right" : "wrong"),
+    fact("extracted", answer.extracted ?? "nothing"),
+    fact("format reward", answer.format),
+    fact("tokens", answer.finish === "length" ? `${answer.tokens}, cut off` : answer.tokens),
+    answer.status === "ok" ? null : fact("check", answer.status),
+  );
+  const heading = element("h3", {}, `Answer ${answer.sample + 1}`);
+  const text = answer.text === null
+    ? element("p", { className: "left-out" }, "This version did not record the text.")
+    : textOf({ pieces: answer.text, left_out: answer.left_out });
+  return element("article", { className: "completion" }, heading, facts, text);
+}
+
+function browseAnswers({ questions, sources }) {
+  const [pickSource, pickBenchmark, pickVerdict, pickProblem] =
+    ["source", "benchmark", "verdict", "problem"].map((name) => byId(`answers-${name}`));
+  const [before, after] = ["answer-before", "answer-after"].map(byId);
+  let source = sources[0];
+
+  function showSource() {
+    source = sources[Number(pickSource.value)];
+    const kept = pickBenchmark.selectedOptions[0]?.textContent;  // another run is shown on the same benchmark
+    pickBenchmark.replaceChildren(...source.benchmarks.map(({ name }, i) => option(i, name, name === kept)));
+    showBenchmark();
+  }
+
+  function showBenchmark() {
+    const benchmark = source.benchmarks[Number(pickBenchmark.value)];
+    const wanted = (answer) => pickVerdict.value === "all" || answer.right === (pickVerdict.value === "right");
+    const kept = pickProblem.value;  // another run or verdict is shown on the same problem
+    const problems = [...new Set(benchmark?.answers.filter(wanted).map(({ id }) => id))];
+    pickProblem.replaceChildren(...problems.map((id) => option(id, id, id === kept)));
+    byId("answers-sampled").textContent = [
+      source.damage && `Some answers cannot be read: ${source.damage}.`,
+      benchmark && saidOf(benchmark, problems.length),
+    ].filter(Boolean).join(" ");
+    showProblem();
+  }
+
+  function saidOf({ answers, file, problems, right, step, total }, shown) {
+    const ids = new Set(answers.map(({ id }) => id)).size;
+    const counts = `Step ${step}: ${right} of ${total} answers to ${problems} problems are right.`;
+    const sampled = answers.length < total
+      ? ` A sample of ${answers.length} answers to ${ids} problems is here, spread evenly; all are in ${file}.`
+      : " All of them are here.";
+    return counts + sampled + (shown ? "" : ` No answer here is ${pickVerdict.value}.`);
+  }
+
+  function showProblem() {
+    const place = pickProblem.selectedIndex;
+    before.disabled = place <= 0;
+    after.disabled = place === pickProblem.length - 1;
+    pickProblem.disabled = place < 0;
+    const benchmark = source.benchmarks[Number(pickBenchmark.value)];
+    const answers = place < 0 ? [] : benchmark.answers.filter(({ id }) => id === pickProblem.value);
+    if (!answers.length) return byId("answered").replaceChildren();
+    const [{ id, question, gold }] = answers;
+    const heading = element("h3", {}, `Question ${id}`);
+    const facts = element("ul", { className: "facts" }, fact("gold answer", gold));
+    const prompt = element("div", { className: "prompt" }, heading, facts, element("pre", {}, questions[question]));
+    byId("answered").replaceChildren(prompt, element("div", { className: "group" }, ...answers.map(answerOf)));
+  }
+
+  function stepBy(places) {
+    pickProblem.selectedIndex += places;
+    showProblem();
+  }
+
+  pickSource.append(...sources.map(({ name, label }, i) => option(i, `${name} · ${label}`)));
+  pickSource.addEventListener("change", showSource);
+  pickBenchmark.addEventListener("change", showBenchmark);
+  pickVerdict.addEventListener("change", showBenchmark);
+  pickProblem.addEventListener("change", showProblem);
+  before.addEventListener("click", () => stepBy(-1));
+  after.addEventListener("click", () => stepBy(1));
+  showSource();
+}
+
 const runsTable = document.querySelector("#runs table");
 if (runsTable) enliven(runsTable);
 const data = byId("data");
 if (data) browse(JSON.parse(data.textContent));
+const answersData = byId("answers-data");
+if (answersData) browseAnswers(JSON.parse(answersData.textContent));

@@ -11,6 +11,7 @@ from rich.console import Console
 from sspo_cli import __version__
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.redaction import redacted
+from sspo_cli.report.answers import sample_answers
 from sspo_cli.report.collect import Collection, collect
 from sspo_cli.report.completions import sample_completions
 from sspo_cli.report.figures import figures, save
@@ -43,12 +44,17 @@ def write_report(
     command  command line of the user, shown on the page
 
     Returns the paths of all files, the page first. Files of an earlier report that this one does not have are deleted, other
-    files stay. Raises UserError if there is no run, or if `out` is in a run's folder or cannot be written.
+    files stay. Raises UserError if there is no run, or if `out` is in the folder of a run or of a measured model,
+    or cannot be written.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "config.json").is_file() and (folder / "status.json").is_file():
             raise UserError(
                 f"{out} is in the folder of run {folder}, which a report is not part of; choose another --out"
+            )
+        if (folder / "model.json").is_file() and (folder / "eval").is_dir():
+            raise UserError(
+                f"{out} is in the folder of measured model {folder}, which a report is not part of; choose another --out"
             )
     earlier = _files_of_report(out)
     with Console(stderr=True).status("reading runs") as status:  # shown on a terminal only
@@ -96,6 +102,7 @@ def write_report(
             details=[(table.title, html_of([table])) for table in all_tables if table.name in IN_DETAIL],
             runs=html_of(table for table in all_tables if table.name == "runs"),
             completions=sample_completions(collection.groups),
+            answers=sample_answers(collection),
             files=" ".join(sorted(["index.html", "report.md", *(path.name for path in written)])),
             **parts,
         )

@@ -33,6 +33,7 @@ class RunRecord:
     evaluations  rows of eval/summary.json, each with all of MEASUREMENT
     data         training problems according to config.json; empty in a folder of an older version
     extended     extensions of its steps, from config.json
+    origin       the checkpoint that it was forked from, with the origin and extensions of that run; empty if it is no fork
     """
 
     path: Path
@@ -45,6 +46,7 @@ class RunRecord:
     evaluations: list[dict[str, Any]]
     data: dict[str, Any] = field(default_factory=dict)
     extended: list[dict[str, Any]] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def left_out(self) -> str | None:
@@ -85,6 +87,12 @@ class RunRecord:
             return None
         values = self.metrics[metric].iloc[-max(1, len(self.metrics) // 10) :].dropna()
         return None if values.empty else float(values.mean())
+
+    @property
+    def lineage(self) -> str:
+        """Describe the checkpoint that the run was forked from, and its extensions; empty if it has neither."""
+        fork = self.origin or (self.options.fork.model_dump() if self.options.fork else {})
+        return " and ".join([*_forks(fork), *_extensions(self.extended)])
 
     def weights(self) -> list[dict[str, Any]]:
         """Read the histograms of token weights, or an empty list. Raises UserError for a damaged file."""
@@ -147,6 +155,7 @@ def read_run(path: Path) -> RunRecord:
         evaluations=_evaluations(folder),
         data=folder.data,
         extended=folder.extended,
+        origin=folder.origin.get("origin", {}),
     )
 
 
@@ -166,12 +175,42 @@ def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any
     return [row for row in rows if row.get("part") == part] if part else rows
 
 
+def lineages(runs: Iterable[RunRecord]) -> list[str]:
+    """Describe the runs that are forks or were extended, in sentences; runs of the same lineage share one."""
+    alike: dict[str, list[str]] = {}
+    for run in runs:
+        if run.lineage:
+            alike.setdefault(run.lineage, []).append(f"`{run.path.name}`")
+    return [
+        f"{names[0]} {lineage}." if len(names) == 1 else f"{', '.join(names)}: each {lineage}."
+        for lineage, names in alike.items()
+    ]
+
+
 def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
     """Return the common folder of all paths, relative if it is below the current one, and each path's name in it."""
     common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
     relative = os.path.relpath(common)
     names = {path: os.path.relpath(path, common) for path in paths}
     return common if relative.startswith("..") else relative, names
+
+
+def _forks(origin: Mapping[str, Any]) -> list[str]:
+    """Describe a fork, with the lineage of the run that it was forked from."""
+    if not origin:
+        return []
+    optimizer = "its optimizer" if origin.get("optimizer") else "a new optimizer"
+    source = f"`{Path(origin['run']).name}`"
+    earlier = " and ".join([*_forks(origin.get("origin", {})), *_extensions(origin.get("extended", []))])
+    before = f" ({source} {earlier})" if earlier else ""
+    return [f"is a fork of {source} at step {origin['step']} with {optimizer}{before}"]
+
+
+def _extensions(extended: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"was extended after step {each['after']} from {each['steps'][0]} to {each['steps'][1]} steps"
+        for each in extended
+    ]
 
 
 def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:

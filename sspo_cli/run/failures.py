@@ -45,6 +45,8 @@ def explained_end(folder: RunFolder) -> Iterator[None]:
     except UserError as error:
         if TRAIN in str(error):
             raise
+        if folder.status.get("state") == "finished":  # its extension was refused
+            raise
         condition = "once there is room, " if says_disk_is_full(error) else ""
         raise type(error)(f"{error}; {condition}{command} continues the run") from error
     except Exception as error:

@@ -23,12 +23,14 @@ class JsonlSink(Sink):
         self._run = run
         status = run.status  # in case `finish` is called before `start`
         self._step, self._steps = status.get("step", 0), status.get("steps", run.config.steps)
+        self._started = False
         self._status_due = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] = Future()  # the last write
         self._writing.set_result(None)
 
     def start(self, total_steps: int, start_step: int) -> None:
+        self._started = True
         self._step, self._steps = start_step, total_steps
         self._run.write_status("running", self._step, self._steps)
 
@@ -49,4 +51,6 @@ class JsonlSink(Sink):
 
     def finish(self, state: State, reason: str | None) -> None:
         self._thread.shutdown()
+        if not self._started and self._run.status.get("state") == "finished":
+            return  # its extension was refused
         self._run.write_status(state, self._step, self._steps, reason)

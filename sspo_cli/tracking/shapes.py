@@ -67,13 +67,22 @@ class _Extension(TypedDict):
 
 
 @exact
+class _Origin(TypedDict):
+    run: str
+    step: Count
+    optimizer: NotRequired[bool]
+    extended: NotRequired[list[_Extension]]
+    origin: NotRequired["_Origin"]
+
+
+@exact
 class _Config(_Start):
     options: dict[str, Any]
     changes: NotRequired[list[dict[str, Any]]]
     data: NotRequired[_Data]
     resumed: NotRequired[list[_Start]]
     extended: NotRequired[list[_Extension]]
-    origin: NotRequired[dict[str, Any]]
+    origin: NotRequired[_Origin]
 
 
 @exact

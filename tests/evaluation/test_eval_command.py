@@ -168,7 +168,7 @@ def test_an_option_that_grading_would_ignore_is_refused(runs):
 def test_truncated_sampling_is_another_measurement(runs):
     measure("one", "-b", "mine.jsonl", "--temperature", 1)
     done = measure("one", "-b", "mine.jsonl", "--temperature", 1, "--top-p", 0.001)
-    assert "sampled by torch,top_p=0.001, problems" in done.stdout
+    assert "sampled by torch, top_p=0.001, problems" in done.stdout
     whole, cut = [row for row in summaries(runs / "one") if row["benchmark"] == "mine"]
     assert (whole["engine"], cut["engine"]) == ("torch", "torch,top_p=0.001")
     greedy = measure("one", "-b", "mine.jsonl").stdout  # of so little probability there is one token

@@ -104,6 +104,9 @@ def test_damaged_weights_and_unknown_names_are_told(policy, tmp_path):
         load_policy(ModelOptions(name=str(tmp_path)), CPU)
     with pytest.raises(UserError, match=r"model.name = nobody/nothing cannot be loaded"):
         load_policy(ModelOptions(name="nobody/nothing"), CPU)
+    for path in (str(tmp_path / "nowhere"), "./nowhere", "a/b/c"):
+        with pytest.raises(UserError, match=f"model.name = {path}: there is no such folder"):
+            load_policy(ModelOptions(name=path), CPU)
 
 
 def test_a_device_that_is_not_there_is_told():

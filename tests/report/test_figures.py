@@ -1,7 +1,6 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -270,9 +269,12 @@ def test_the_gates_are_those_of_the_paper() -> None:
     assert list(gates) == [*paper, "CISPO", "PSPO", "CE-GPPO"]
 
     def curves(gate: str, panel: int) -> dict[str, list[np.ndarray]]:
-        """By label, Â > 0 and Â < 0; the first two lines are clip's."""
-        lines = gates[gate][panel].get_lines()[2:]
-        return {a.get_label(): [np.asarray(line.get_ydata()) for line in (a, b)] for a, b in list(pairwise(lines))[::2]}
+        """By label, Â > 0 and Â < 0, one line if equal; the first two lines are clip's, the last is at ρ = 1."""
+        drawn: dict[str, list[np.ndarray]] = {}
+        for line in gates[gate][panel].get_lines()[2:-1]:
+            label = line.get_label() if line.get_linestyle() == "-" else list(drawn)[-1]
+            drawn.setdefault(label, []).append(np.asarray(line.get_ydata()))
+        return drawn
 
     ratio = np.asarray(panels[0].get_lines()[0].get_xdata())
     d = np.log(ratio)
@@ -290,9 +292,10 @@ def test_the_gates_are_those_of_the_paper() -> None:
             g = 1 / (1 + np.exp(-tau * (ratio - 1)))
             assert np.allclose(curves("sigmoid (SAPO)", 0)[label][sign], 4 * g / tau)
             assert np.allclose(curves("sigmoid (SAPO)", 1)[label][sign], 4 * g * (1 - g) * ratio)
-    for sign in (0, 1):
-        assert np.allclose(curves("CISPO", 1)["1"][sign], np.minimum(ratio, 2))
-        assert np.allclose(curves("PSPO", 0)["0.3"][sign], 0.7 * ratio + 0.3)
+    (both,) = curves("CISPO", 1)["1"]
+    assert np.allclose(both, np.minimum(ratio, 2))
+    (both,) = curves("PSPO", 0)["0.3"]
+    assert np.allclose(both, 0.7 * ratio + 0.3)
 
 
 def test_a_method_has_one_colour_everywhere() -> None:
@@ -311,12 +314,16 @@ def test_every_collection_gives_figures_that_say_over_how_many_seeds(tmp_path: P
         return {drawing.name: drawing.caption for drawing in figures(Collection(groups=list(groups)))}
 
     one = drawn(a_group(a_run(path=tmp_path)))
-    assert list(one) == ["reward", "entropy", "best", "cost", "pass-at-1", "pass-at-1-by-step", "gates", "training"]
-    assert one["reward"] == "One seed; no smoothing."
+    assert list(one) == ["best", "pass-at-1", "gates", "training"]  # no curve in two figures
+    assert one["training"].startswith("One seed; no smoothing.")
+    assert "Without smoothing they are in the figure of this configuration." in one["best"]
     seeds = a_group(*(a_run(seed, path=tmp_path) for seed in range(3)))
-    single = a_group(a_run(path=tmp_path), method="grpo", gate="clip")
-    assert drawn(seeds)["entropy"].startswith("Thick: mean over 3 seeds")
-    assert "Means over 1 to 3 seeds" in drawn(seeds, single)["best"]
+    single = a_group(a_run(seed=3, path=tmp_path), method="grpo", gate="clip")
+    both = drawn(seeds, single)
+    shared = ["reward", "entropy", "best", "cost", "pass-at-1", "pass-at-1-by-step", "gates"]
+    assert list(both)[: len(shared)] == shared
+    assert both["entropy"].startswith("Thick: mean over 1 to 3 seeds")
+    assert "Means over 1 to 3 seeds" in both["best"]
     many = drawn(*(a_group(a_run(path=tmp_path), details=f"τ {place}") for place in range(7)))
     assert {"reward-by-method", "entropy-by-method"} < set(many)
     assert "the best by" in many["reward"]
@@ -427,3 +434,58 @@ def test_a_study_of_staleness_has_its_figures(tmp_path: Path) -> None:
     assert [ax.get_title() for ax in drawn["best"].figure.axes] == ["mu 2", "mu 2", "mu 4", "mu 4"]
     assert texts(drawn["best"].figure) == ["SSPO atanlog"]  # one of each needs no options in its name
     assert texts(drawn["reward-by-mu"].figure) == ["μ = 2", "μ = 4"]
+
+
+def test_equal_curves_are_drawn_once_and_named(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("reward/mean", "reward/answer", "policy/entropy", "weights/attenuated"), [0.0] * 8)
+    names = ("expsig", "gumbel", "atanlog")
+    groups = [a_group(a_run(path=tmp_path, **nothing), gate=gate) for gate in names]
+    for figure in (grid_figure(groups, "reward/mean"), smoothed_figure(groups), cost_figure(groups)):
+        assert {len(ax.get_lines()) for ax in figure.axes} == {1}
+        assert texts(figure) == [f"SSPO {gate}" for gate in names]
+    captions = {drawing.name: drawing.caption for drawing in figures(Collection(groups=groups))}
+    said = "Equal curves are drawn once, in the colour of the first: SSPO expsig, SSPO gumbel, SSPO atanlog."
+    assert all(captions[name].count(said) == 1 for name in ("reward", "entropy", "best", "cost"))
+    apart = [*groups[:2], a_group(a_run(path=tmp_path, **nothing | {"reward/mean": [0.0] * 7 + [1.0]}))]
+    captions = {drawing.name: drawing.caption for drawing in figures(Collection(groups=apart))}
+    assert captions["reward"].endswith("first: SSPO expsig, SSPO gumbel.")
+    assert captions["entropy"].endswith(said)
+    reward, entropy, attenuated, _ = training_figure(*of_one(groups[0])).axes
+    assert [text.get_text() for text in reward.get_legend().get_texts()] == ["mean, answer"]
+    assert [len(ax.get_lines()) for ax in (reward, entropy, attenuated)] == [1, 1, 1]
+    seeds = [a_run(seed, **{"reward/mean": [1.0] * 8}) for seed in range(3)]
+    assert len(grid_figure([a_group(*seeds)], "reward/mean").axes[0].get_lines()) == 1
+
+
+def test_a_figure_or_panel_without_a_curve_is_left_out(tmp_path: Path) -> None:
+    def drawn(*groups: RunGroup) -> dict[str, str]:
+        return {drawing.name: drawing.caption for drawing in figures(Collection(groups=list(groups)))}
+
+    assert list(drawn(a_group(a_run(steps=1, path=tmp_path, tokens=[64.0])))) == [
+        "pass-at-1",
+        "pass-at-1-by-step",
+        "gates",
+    ]
+    short = a_group(a_run(steps=1, path=tmp_path, tokens=[64.0]), method="grpo", gate="clip")
+    assert texts(grid_figure([short, a_group()], "reward/mean")) == ["GRPO clip", "SSPO atanlog"]
+    assert "training-m-arithmetic-grpo-clip" not in drawn(short, a_group(a_run(path=tmp_path)))
+    run = a_run(path=tmp_path, evaluations=[])
+    bare = a_group(replace(run, metrics=run.metrics[["reward/mean"]]))
+    figure = training_figure(*of_one(bare))
+    assert [ax.get_ylabel() for ax in figure.axes] == ["reward (minibatch mean)"]
+    caption = drawn(bare)["training"]
+    assert "Without a panel: not recorded at two steps: token entropy (nats), stalest tokens with w < 0.5;" in caption
+    assert caption.endswith("no evaluation of a finished run.")
+    assert [ax.get_ylabel()[:6] for ax in smoothed_figure([bare]).axes] == ["reward"]
+    only = a_group(a_run(evaluations=[evaluation(8, 100)]))
+    assert final_figure(*framed([only])) is None  # a single dot
+
+
+def test_no_panel_of_weights_is_empty(tmp_path: Path) -> None:
+    row = {"step": 1, "epoch": 1, "minibatch": 1, "width": 0.05, "positive": [0] * 24, "negative": [0] * 24}
+    append_jsonl(tmp_path / "weights.jsonl", row)
+    assert weights_figure([a_group(a_run(path=tmp_path))]) is None
+    append_jsonl(tmp_path / "weights.jsonl", row | {"step": 2, "positive": [0] * 20 + [5] + [0] * 3})
+    above, below = weights_figure([a_group(a_run(path=tmp_path))]).axes
+    assert (above.axison, below.axison) == (True, False)
+    assert below.texts[0].get_text() == "no tokens with Â < 0"

@@ -16,7 +16,7 @@ from synthetic_runs import kept_group, write_run
 
 from sspo_cli.report import write_report
 from sspo_cli.report.figures import Drawing, gates_figure
-from sspo_cli.tracking.files import write_jsonl_atomic
+from sspo_cli.tracking.files import read_jsonl, write_jsonl_atomic
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><!-- <script> "
@@ -67,6 +67,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     old = [{name: row[name] for name in row if name not in ("pieces", "weights")} for row in kept_group(2, 2, "p2")]
     write_jsonl_atomic(runs / "c10" / "completions.jsonl", old)
     write_run(runs / "d", "seed=9")
+    file = runs / "a" / "eval" / "arithmetic.jsonl"
+    rows = read_jsonl(file)
+    hostile = {"prompt": HOSTILE, "completion": HOSTILE, "gold": HOSTILE}
+    write_jsonl_atomic(file, [row | hostile if row["id"] == "arithmetic-0" else row for row in rows])
 
     def figures(*_: object) -> Iterator[Drawing]:
         yield Drawing("gates", "Gates", "With `code` & <b>.", gates_figure())
@@ -121,7 +125,7 @@ def backgrounds(browser: webdriver.Chrome, selector: str) -> list[str]:
 def test_the_page_renders(browser: webdriver.Chrome, page: str) -> None:
     open_at(browser, page)
     assert browser.title == browser.find_element(By.TAG_NAME, "h1").text
-    assert texts(browser, "h2") == ["Tables", "Figures", "Runs", "Completions"]
+    assert texts(browser, "h2") == ["Tables", "Figures", "Runs", "Completions", "Answers"]
     assert any("<b>full</b> disk" in sentence for sentence in texts(browser, "#missing li"))
     for drawing in browser.find_elements(By.CSS_SELECTOR, ".drawing svg"):
         assert drawing.size["width"] > 300
@@ -233,7 +237,7 @@ def test_what_a_policy_writes_is_text_and_nothing_else(browser: webdriver.Chrome
     assert picked(browser)[2] == " ".join(HOSTILE.split())
     assert browser.title != "owned"
     assert browser.find_elements(By.CSS_SELECTOR, "img, #group script, i b, #group b b") == []
-    assert len(browser.find_elements(By.TAG_NAME, "script")) == 2
+    assert len(browser.find_elements(By.TAG_NAME, "script")) == 3
     browser.refresh()  # by the address, which holds the hostile name
     assert browser.execute_script(written, "#group pre") == [HOSTILE, HOSTILE]
 
@@ -251,3 +255,30 @@ def test_older_runs_show_plain_text_and_runs_without_completions_say_so(browser:
     assert texts(browser, "#group article") == []
     pick.select_by_value(names["a"])
     assert len(texts(browser, "#group article")) == 4
+
+
+def test_the_answers_to_a_benchmark_are_browsed(browser: webdriver.Chrome, page: str) -> None:
+    open_at(browser, page)
+    picks = {
+        name: Select(browser.find_element(By.ID, f"answers-{name}"))
+        for name in ("source", "benchmark", "verdict", "problem")
+    }
+    assert [option.text.partition(" · ")[0] for option in picks["source"].options] == ["b & <i>b", "a"]
+    picks["source"].select_by_visible_text("a · SSPO atanlog, seed 0")
+    assert picks["benchmark"].first_selected_option.text == "arithmetic"
+    assert texts(browser, "#answers-sampled") == [
+        "Step 12: 120 of 200 answers to 200 problems are right. All of them are here."
+    ]
+    written = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)"
+    assert browser.execute_script(written, "#answered pre") == [HOSTILE, HOSTILE]
+    assert browser.title != "owned"
+    assert browser.find_elements(By.CSS_SELECTOR, "#answered img, #answered script") == []
+    browser.find_element(By.ID, "answer-after").click()
+    assert picks["problem"].first_selected_option.text == "arithmetic-1"
+    assert texts(browser, "#answered pre") == ["What is 1 + 1?", "<answer>2</answer>"]
+    assert texts(browser, "#answered .right") == ["verdict right"]
+    picks["verdict"].select_by_value("wrong")
+    assert len(picks["problem"].options) == 80
+    assert texts(browser, "#answered .wrong") == ["verdict wrong"]
+    picks["problem"].select_by_index(79)
+    assert not browser.find_element(By.ID, "answer-after").is_enabled()

@@ -66,7 +66,7 @@ def test_a_report_is_whole(one_run: tuple[Path, list[Path]]) -> None:
     markdown, page = (path.read_text() for path in written[:2][::-1])
     magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     figures = re.findall(r"!\[.+\]\((.+)\.png\)", markdown)
-    assert {"reward", "entropy", "gates", "training", "weights"} <= set(figures)
+    assert {"best", "gates", "training", "weights"} <= set(figures)
     for name in figures:
         for suffix, start in magic.items():
             assert (out / f"{name}.{suffix}").read_bytes().startswith(start)

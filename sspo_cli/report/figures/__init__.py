@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
@@ -10,13 +11,25 @@ from matplotlib.figure import Figure
 
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import Collection
-from sspo_cli.report.figures.curves import ALPHA, by_method_figure, cost_figure, grid_figure, smoothed_figure
+from sspo_cli.report.figures.curves import (
+    ALPHA,
+    by_method_figure,
+    by_seconds,
+    by_tokens,
+    cost_figure,
+    equal_curves,
+    grid_figure,
+    has_cost,
+    has_curve,
+    mean_of,
+    smoothed_figure,
+)
 from sspo_cli.report.figures.gates import CAPTION, gates_figure
 from sspo_cli.report.figures.scores import final_figure, scores_by_step_figure
 from sspo_cli.report.figures.sensitivity import sensitivity_figure
 from sspo_cli.report.figures.staleness import by_mu_figure, series_of, staleness_figure
 from sspo_cli.report.figures.style import save
-from sspo_cli.report.figures.training import training_figure
+from sspo_cli.report.figures.training import left_out_panels, training_figure
 from sspo_cli.report.figures.weights import weights_figure
 from sspo_cli.report.groups import RunGroup, grouped, short_settings
 from sspo_cli.report.records import Select
@@ -42,14 +55,14 @@ class Drawing(NamedTuple):
 def figures(collection: Collection) -> Iterator[Drawing]:
     """Draw every figure for which the runs have data, lazily.
 
-    Single configurations have figures only if there are at most `CROWDED`. Raises UserError for a damaged file of a run.
+    Single configurations have figures only if there are at most `CROWDED`. A report of one configuration has no figure that
+    repeats a panel of its own. Raises UserError for a damaged file of a run.
     """
     groups = [group for group in collection.groups if any(len(run.metrics) for run in group.runs)]
     chosen, how = best_of_each(groups, collection.select)
     best = [replace(group, label=group.variant, differs={}) for group in chosen]  # each variant occurs once
     series = series_of(best)
-    if groups:
-        yield from _training_curves(groups, best, how)
+    yield from _training_curves(groups, best, how)
     yield from _scores(collection, groups, chosen, best, series, how)
     yield from _curves_in_detail(groups, best, series, how)
     for name, members in _named("weights", settings := _by_setting(best), _setting_names(settings)):
@@ -61,10 +74,15 @@ def figures(collection: Collection) -> Iterator[Drawing]:
             )
             yield Drawing(name, _titled("Token weights in training", members, groups), caption, measured)
     yield Drawing("gates", "The gates against clip", CAPTION, gates_figure())
-    each = [[group] for group in groups] if len(groups) <= CROWDED else []
+    each = [[group] for group in groups if _has_own_figure(group)] if len(groups) <= CROWDED else []
     for name, (group,) in _named("training", each, lambda members: f"{members[0].setting} {members[0].label}"):
         caption = f"{_curves_caption([group])} Attenuated: w < 0.5, in the last minibatch of each rollout. {INTERVALS}"
+        caption = f"{caption} {left_out_panels(collection.frame, group)}".rstrip()
         yield Drawing(name, f"{group.label}, {group.setting}", caption, training_figure(collection.frame, group))
+
+
+def _has_own_figure(group: RunGroup) -> bool:
+    return any(has_curve(group, metric) for metric in CURVES.values())
 
 
 def best_of_each(groups: Sequence[RunGroup], select: Select) -> tuple[list[RunGroup], str]:
@@ -90,16 +108,31 @@ def _final_reward(group: RunGroup) -> float:
 
 
 def _training_curves(groups: Sequence[RunGroup], best: Sequence[RunGroup], how: str) -> Iterator[Drawing]:
-    crowded = max(map(len, _by_setting(groups))) > CROWDED
+    crowded = max(map(len, _by_setting(groups)), default=0) > CROWDED
     for name, metric in CURVES.items():
-        drawn = best if crowded else groups
-        caption = f"{_curves_caption(drawn)} {how if crowded else ''}".rstrip()
-        yield Drawing(name, f"{NAMES[name]} by step", caption, grid_figure(drawn, metric))
+        drawn = [group for group in (best if crowded else groups) if has_curve(group, metric)]
+        if drawn and len(groups) > 1:
+            notes = [how] if crowded else []
+            notes.append(equal_curves(drawn, partial(mean_of, metric=metric)))
+            caption = " ".join(filter(None, [_curves_caption(drawn), *notes]))
+            yield Drawing(name, f"{NAMES[name]} by step", caption, grid_figure(drawn, metric))
+    best = [group for group in best if any(has_curve(group, metric) for metric in CURVES.values())]
+    if not best:
+        return
     smoothing = f"Exponentially smoothed with α = {ALPHA}, bias-corrected. Means over {_seeds(best)}."
-    yield Drawing("best", "Reward and entropy, smoothed", f"{smoothing} {how}".rstrip(), smoothed_figure(best))
-    timed = [group for group in best if all({"time/step", "tokens"} <= set(run.metrics) for run in group.counted)]
-    if timed:
-        caption = f"{smoothing} Wall time is without evaluations and checkpoints. {how}".rstrip()
+    equal = equal_curves(best, *(partial(mean_of, metric=metric) for metric in CURVES.values()))
+    recorded = [name for name, metric in CURVES.items() if any(has_curve(group, metric) for group in best)]
+    caption = " ".join(filter(None, [smoothing, how, equal]))
+    if len(groups) == 1:
+        caption += (
+            " Without smoothing they are in the figure of this configuration. A figure of the cost compares configurations, so "
+            "that there is none of one."
+        )
+    yield Drawing("best", f"{' and '.join(recorded).capitalize()}, smoothed", caption, smoothed_figure(best))
+    timed = [group for group in best if has_cost(group)]
+    if timed and len(groups) > 1:
+        notes = ["Wall time is without evaluations and checkpoints.", how, equal_curves(timed, by_seconds, by_tokens)]
+        caption = " ".join(filter(None, [smoothing, *notes]))
         yield Drawing("cost", "Reward by wall time and by sampled tokens", caption, cost_figure(timed))
 
 
@@ -123,7 +156,8 @@ def _scores(
     if final_scores := final_figure(frame, collection.groups):
         caption = f"Pass@1 {when}; ticks: lowest and highest seed; grey: before RL."
         yield Drawing("pass-at-1", "Pass@1", f"{caption} {INTERVALS}", final_scores)
-    if by_step := scores_by_step_figure(frame, best):
+    is_repeated = len(groups) == 1 and _has_own_figure(groups[0])
+    if not is_repeated and (by_step := scores_by_step_figure(frame, best)):
         caption = f"Pass@1 of finished runs during training, means over {_seeds(best)}, side by side around each step."
         yield Drawing("pass-at-1-by-step", "Pass@1 by step", f"{caption} {INTERVALS}", by_step)
     grids = [members for members in _by_setting(groups) if any(group.differs for group in members)]
@@ -141,7 +175,8 @@ def _curves_in_detail(
 ) -> Iterator[Drawing]:
     """Draw a panel for each method and gate, by μ if they were run at several, and for each crowded setting."""
     for curve, metric in CURVES.items():
-        for name, members in _named(f"{curve}-by-mu", series, lambda members: members[0].start):
+        recorded = [with_curve for members in series if (with_curve := [g for g in members if has_curve(g, metric)])]
+        for name, members in _named(f"{curve}-by-mu", recorded, lambda members: members[0].start):
             caption = f"{_curves_caption(members)} The darker, the larger μ. {how}".rstrip()
             yield Drawing(name, f"{NAMES[curve]} by μ", caption, by_mu_figure(members, metric))
     by_mu = {group.setting for members in series for group in members}
@@ -151,7 +186,8 @@ def _curves_in_detail(
         if len(members) > CROWDED and (members[0].setting not in by_mu or any(group.differs for group in members))
     ]
     for curve, metric in CURVES.items():
-        for name, members in _named(f"{curve}-by-method", crowded, _setting_names(crowded)):
+        recorded = [with_curve for members in crowded if (with_curve := [g for g in members if has_curve(g, metric)])]
+        for name, members in _named(f"{curve}-by-method", recorded, _setting_names(crowded)):
             caption = f"{_curves_caption(members)} A panel for each method; grey: the range of the means of the others."
             title = _titled(f"{NAMES[curve]}, method by method", members, groups)
             yield Drawing(name, title, caption, by_method_figure(members, metric))

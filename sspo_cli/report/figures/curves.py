@@ -35,10 +35,13 @@ def grid_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
     with rc_context(STYLE):
         figure, panels = _panels(groups, 2.3)
         handles: dict[str, Any] = {}
+        drawn: set[Any] = set()
         for group, (colour, dashes) in zip(groups, line_styles(groups), strict=True):
-            ax = panels[group.setting]
-            line = draw(ax, group, metric, color=colour, linestyle=dashes)
-            handles.setdefault(group.label, line)
+            handles.setdefault(group.label, Line2D([], [], color=colour, linestyle=dashes))
+            key = (group.setting, points_of(mean_of(group, metric)))
+            if key not in drawn:
+                draw(panels[group.setting], group, metric, color=colour, linestyle=dashes)
+            drawn.add(key)
         for ax in panels.values():
             ax.set(xlabel=STEP, ylabel=LABELS[metric])
         legend_below(figure, handles)
@@ -69,23 +72,47 @@ def smoothed_figure(groups: Sequence[RunGroup]) -> Figure:
     """Draw reward and entropy of each setting, side by side, smoothed."""
 
     def mean(metric: str) -> Curve:
-        return lambda group: smoothed(mean_over_seeds(group.counted, metric))
+        return lambda group: smoothed(mean_of(group, metric))
 
-    return _pairs(groups, [(STEP, f"{label}\n{SMOOTHED}", mean(metric)) for metric, label in LABELS.items()])
+    recorded = [metric for metric in LABELS if any(has_curve(group, metric) for group in groups)]
+    return _pairs(groups, [(STEP, f"{LABELS[metric]}\n{SMOOTHED}", mean(metric)) for metric in recorded])
 
 
 def cost_figure(groups: Sequence[RunGroup]) -> Figure:
     """Draw the smoothed reward against its cost: wall time of the optimizer steps, and sampled tokens."""
-    spent = {group: mean_over_seeds(group.counted, "time/step").cumsum() for group in groups}
-    longest = max(seconds.max() for seconds in spent.values())
+    longest = max(by_seconds(group).index.max() for group in groups)
     unit, length = next((u for u in (("hours", 3600), ("minutes", 60)) if longest > 2 * u[1]), ("seconds", 1))
     reward = f"reward\n{SMOOTHED}"
     return _pairs(
         groups,
         [
-            (f"{unit} of optimizer steps", reward, lambda group: reward_by(group, spent[group] / length)),
-            (TOKENS, reward, lambda group: reward_by(group, mean_over_seeds(group.counted, "tokens"))),
+            (f"{unit} of optimizer steps", reward, lambda group: by_seconds(group, length)),
+            (TOKENS, reward, by_tokens),
         ],
+    )
+
+
+def mean_of(group: RunGroup, metric: str) -> pd.Series:
+    """Average a metric over the counted runs of a group, by step."""
+    return mean_over_seeds(group.counted, metric)
+
+
+def by_seconds(group: RunGroup, unit: float = 1.0) -> pd.Series:
+    """Return the smoothed mean reward by the mean wall time of the optimizer steps, in units of so many seconds."""
+    return reward_by(group, mean_of(group, "time/step").cumsum() / unit)
+
+
+def by_tokens(group: RunGroup) -> pd.Series:
+    """Return the smoothed mean reward by the mean number of sampled tokens."""
+    return reward_by(group, mean_of(group, "tokens"))
+
+
+def has_cost(group: RunGroup) -> bool:
+    """Report whether all counted runs have reward, time and tokens, of at least two steps and two rollouts."""
+    needed = {"reward/mean", "time/step", "tokens"}
+    return (
+        all(needed <= set(run.metrics) for run in group.counted)
+        and min(len(by_seconds(group)), len(by_tokens(group))) > 1
     )
 
 
@@ -102,21 +129,26 @@ def reward_by(group: RunGroup, cost: pd.Series) -> pd.Series:
 
 
 def _pairs(groups: Sequence[RunGroup], curves: Sequence[tuple[str, str, Curve]]) -> Figure:
-    """Draw two panels for each setting, given by their axis labels and the curve of a group."""
+    """Draw the panels of each setting, given by their axis labels and the curve of a group; equal curves are drawn once."""
     settings = list(dict.fromkeys(group.setting for group in groups))
     with rc_context(STYLE):
         shared = "col" if len({group.start for group in groups}) == 1 else False
-        figure, axes = grid(2 * len(settings), 2.5, columns=2, foot=0.3, sharey=shared)
+        width = len(curves)
+        figure, axes = grid(width * len(settings), 2.5, columns=width, foot=0.3, sharey=shared)
         handles: dict[str, Any] = {}
+        drawn: set[Any] = set()
         names = short_settings(groups)
         for group, (colour, dashes) in zip(groups, line_styles(groups), strict=True):
-            row = 2 * settings.index(group.setting)
-            for ax, (_, _, curve) in zip(axes[row : row + 2], curves, strict=True):
-                (line,) = ax.plot(curve(group), color=colour, linestyle=dashes)
-                handles.setdefault(group.label, line)
+            handles.setdefault(group.label, Line2D([], [], color=colour, linestyle=dashes))
+            row = width * settings.index(group.setting)
+            for ax, (_, _, curve) in zip(axes[row : row + width], curves, strict=True):
+                key = (ax, points_of(values := curve(group)))
+                if key not in drawn:
+                    ax.plot(values, color=colour, linestyle=dashes, **_dot(values))
+                drawn.add(key)
         for number, ax in enumerate(axes):
-            xlabel, ylabel, _ = curves[number % 2]
-            ax.set(xlabel=xlabel, ylabel=ylabel, title=wrapped(names[settings[number // 2]], inches_wide(ax)))
+            xlabel, ylabel, _ = curves[number % width]
+            ax.set(xlabel=xlabel, ylabel=ylabel, title=wrapped(names[settings[number // width]], inches_wide(ax)))
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             if xlabel == TOKENS:
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -150,13 +182,43 @@ def _data(group: RunGroup) -> str:
 
 
 def draw(ax: Axes, group: RunGroup, metric: str, **line: Any) -> Line2D:
-    """Draw every seed as a thin line and the mean of the counted ones as a thick line, which is returned. No smoothing."""
-    if len(group.runs) > 1:
-        for run in group.runs:
-            if metric in run.metrics:
-                ax.plot(run.metrics[metric].dropna(), color=line["color"], linewidth=0.5, alpha=0.4, zorder=1.5)
+    """Draw every seed as a thin line and the mean of the counted ones as a thick line, which is returned. No smoothing.
+
+    A seed that is equal to the mean or to another seed is not drawn again.
+    """
     mean = mean_over_seeds(group.counted, metric)
+    seeds = [run.metrics[metric].dropna() for run in group.runs if metric in run.metrics]
+    thin = {points_of(values): values for values in seeds}
+    for values in (values for points, values in thin.items() if points != points_of(mean)):
+        ax.plot(values, color=line["color"], linewidth=0.5, alpha=0.4, zorder=1.5, **_dot(values))
     if mean.empty:
         line.pop("label", None)
-    (thick,) = ax.plot(mean, **line)
+    (thick,) = ax.plot(mean, **line, **_dot(mean))
     return thick
+
+
+def has_curve(group: RunGroup, metric: str) -> bool:
+    """Report whether a run of the group has the metric at two steps; a single point is no curve."""
+    return any(metric in run.metrics and run.metrics[metric].count() > 1 for run in group.runs)
+
+
+def points_of(values: pd.Series) -> tuple[Any, ...]:
+    """Return the points of a curve, by which equal curves are recognized."""
+    return tuple(values.items())
+
+
+def equal_curves(groups: Sequence[RunGroup], *curves: Curve) -> str:
+    """Name in a sentence the groups of a setting that have an equal curve, which is drawn once; empty if there are none."""
+    alike = [
+        members
+        for curve in curves
+        for members in grouped(groups, lambda group: (group.setting, points_of(curve(group)))).values()  # noqa: B023
+        if len(members) > 1 and len(curve(members[0]))
+    ]
+    names = dict.fromkeys(", ".join(group.label for group in members) for members in alike)
+    return f"Equal curves are drawn once, in the colour of the first: {'; '.join(names)}." if names else ""
+
+
+def _dot(values: pd.Series) -> dict[str, Any]:
+    """Return the marker of a curve of a single point, of which no line could be seen."""
+    return {"marker": "o", "markersize": 3} if len(values) == 1 else {}

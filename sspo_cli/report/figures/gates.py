@@ -43,7 +43,8 @@ TITLES = {
 SIGNS: tuple[tuple[float, Any, str], ...] = ((1.0, "-", "Â > 0"), (-1.0, (0, (2.5, 1.2)), "Â < 0"))
 CAPTION = (
     "Gate f(ρ) of a sequence whose tokens all have the probability ratio ρ, and weight w(ρ) of a token in the gradient, at "
-    "the temperatures of the paper's grids; solid for Â > 0 (τ_pos), dashed for Â < 0 (τ_neg); grey: clip at ε = 0.2. All "
+    "the temperatures of the paper's grids; solid for Â > 0 (τ_pos), dashed for Â < 0 (τ_neg), one solid line if both are "
+    "equal; grey: clip at ε = 0.2. All "
     "weights are 1 at ρ = 1, PSPO's 1 - α. SAPO's gate is 2/τ there. Clip is shown in a geometric mean; in GRPO's arithmetic "
     "one, w is ρ where it is 1 here. SAPO, CISPO, PSPO and CE-GPPO are arithmetic means."
 )
@@ -93,9 +94,12 @@ def _draw(
     objective = build_objective(method=method, gate=gate, **options)
     log_ratio = torch.linspace(-4.0, 0.92, 401, dtype=torch.float64)[:, None]
     ratio, mask = log_ratio.exp().flatten(), torch.ones_like(log_ratio)
+    drawn: dict[Axes, torch.Tensor] = {}
     for sign, dashes, _ in SIGNS:
         advantages = torch.full((len(ratio),), sign, dtype=torch.float64)
         f = objective.weights(log_ratio, advantages, mask)
         w = objective.token_weights(log_ratio, advantages, mask).flatten()
         for ax, values in ((f_panel, f), (w_panel, w)):
-            ax.plot(ratio, values, linestyle=dashes, label=label if sign > 0 else None, **line)
+            if ax not in drawn or not torch.equal(drawn[ax], values):
+                ax.plot(ratio, values, linestyle=dashes, label=label if sign > 0 else None, **line)
+            drawn[ax] = values

@@ -56,13 +56,17 @@ def draw_intervals(ax: Axes, shares: pd.DataFrame, shift: float = 0.0, **line: A
 def final_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure | None:
     """Draw a block for each setting, with a panel for each benchmark and a dot with interval for each configuration.
 
-    Returns None if there is no score.
+    Returns None if no setting has scores of two lines.
     """
     lines = table_rows(frame, groups)
     if lines.empty:
         return None
     scores = over_seeds(lines, by=["line", "setting"])
-    blocks = [block for _, block in split(scores, "setting")]
+    blocks = [
+        block for _, block in split(scores, "setting") if block["line"].nunique() > 1
+    ]  # a single dot shows nothing
+    if not blocks:
+        return None
     rows = [
         (block, list(block["column"].unique()[start : start + 3]))
         for block in blocks

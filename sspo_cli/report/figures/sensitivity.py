@@ -56,11 +56,12 @@ def sensitivity_figure(frame: pd.DataFrame, groups: Sequence[RunGroup], chosen: 
                     ax.set_xticks(range(len(members)), [])
                 panels[-1, column].set_xticks(range(len(members)), labels, rotation=90, fontsize=6.5)
                 panels[-1, column].set_xlabel(keys, fontsize=6.5)
-        key = {
+        key: dict[str, Line2D | Patch] = {
             "mean over seeds": Line2D([], [], color="black", marker="o", linestyle="", markersize=4),
             "each seed": Line2D([], [], color="black", marker="_", linestyle="", markersize=6, alpha=0.6),
-            "chosen by validation": Patch(color=RANGE),
         }
+        if any(len(members) > 1 and set(members) & set(chosen) for variants in rows for members in variants):
+            key["chosen by validation"] = Patch(color=RANGE)
         figure.legend(key.values(), key.keys(), loc="outside lower center", ncols=3)
     return figure
 
@@ -87,7 +88,8 @@ def _scores(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Scores:
     for column in sorted(rows["column"].unique(), key=lambda column: not column.startswith(VALIDATION)):
         percents = rows[rows["column"] == column].groupby("group", sort=False)["percent"]
         scores[f"{column} Pass@1 (%)"] = {group: list(values) for group, values in percents}
-    return {**scores, "final reward": {group: group.final("reward/mean") for group in groups}}
+    rewards = {group: values for group in groups if (values := group.final("reward/mean"))}
+    return {**scores, "final reward": rewards} if rewards else scores
 
 
 def _rows(groups: Sequence[RunGroup]) -> list[list[list[RunGroup]]]:

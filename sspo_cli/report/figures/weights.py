@@ -22,7 +22,7 @@ def weights_figure(groups: Sequence[RunGroup]) -> Figure | None:
 
     Returns None if no run has a histogram.
     """
-    measured = [(group, signs) for group in groups if (signs := shares_by_phase(group))]
+    measured = [(group, signs) for group in groups if (signs := shares_by_phase(group)) and (signs[1] or signs[2])]
     if not measured:
         return None
     phases = _spread(sorted({phase for _, (_, *signs) in measured for sign in signs for phase in sign}))
@@ -42,6 +42,9 @@ def weights_figure(groups: Sequence[RunGroup]) -> Figure | None:
                 ax.text(0.1, 0.97, f"Â {sign} 0", transform=ax.transAxes, va="top", fontsize=7)
                 ax.set(xlim=(0, 1.2), xticks=[0, 0.5, 1])
                 ax.label_outer()
+                if not shares:
+                    ax.set_axis_off()
+                    ax.texts[-1].set_text(f"no tokens with Â {sign} 0")
         axes[0].set_yscale("log")
         axes[0].set_ylim(1e-5, 1.5)
         axes[0].yaxis.set_major_locator(LogLocator(numticks=6))

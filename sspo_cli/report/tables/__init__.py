@@ -36,7 +36,7 @@ def tables(collection: Collection, *, paper: bool = False) -> list[Table]:
     rows = table_rows(frame, chosen)
     made: list[Table | None] = []
     if len(rows):
-        notes = [*_selection(collection, rows), *choices, *_overlaps(collection)]
+        notes = [*_selection(collection, rows), *choices, *_overlaps(rows)]
         noise = against_noise(rows_of(frame, chosen), chosen)
         several = rows.loc[rows["kind"] == TRAINED, "line"].nunique() > 1
         made.append(variant_table(rows, [verdict(noise, chosen)] if several else [], notes, paper))
@@ -64,10 +64,10 @@ def _selection(collection: Collection, rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _overlaps(collection: Collection) -> list[str]:
-    """Describe the overlap of training tasks with benchmarks, and in how many runs it was left out."""
+def _overlaps(rows: pd.DataFrame) -> list[str]:
+    """Describe the overlap of training tasks with benchmarks, and in how many runs of the table it was left out."""
     runs: Counter[str] = Counter()
-    for run in collection.runs:
+    for run in rows.loc[rows["kind"] == TRAINED, "source"].unique():
         left_out = run.options.evaluation.decontaminate
         runs.update({Overlap(**overlap).sentence(left_out) for overlap in run.data.get("overlaps", [])})
     return [f"{sentence} ({count} run{'s' * (count > 1)})." for sentence, count in runs.items()]

@@ -18,7 +18,8 @@ REWARD = "reward"
 def configurations_table(collection: Collection, chosen: Sequence[RunGroup]) -> Table | None:
     """Make a line for each configuration with a finished run; return None if no method and gate has several in a setting."""
     groups = [group for group in collection.groups if group.finished]
-    if not any(group.differs for group in groups):
+    rivals = grouped(groups, lambda group: (group.setting, group.method, group.gate)).values()
+    if max(map(len, rivals), default=0) < 2:
         return None
     rows = rows_of(collection.frame, groups)
     scores = over_seeds(rows[rows["selected"]], by=["group"])

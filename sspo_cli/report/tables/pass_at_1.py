@@ -7,7 +7,7 @@ import pandas as pd
 
 from sspo_cli.report.frame import BASE, TRAINED, Line, gain, over_seeds, split
 from sspo_cli.report.groups import BASELINES, grouped, method_name
-from sspo_cli.report.records import PART, short_names
+from sspo_cli.report.records import PART, lineages, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
 from sspo_cli.report.tables.paper import printed
 from sspo_cli.tracking.measurement import EPISODE, MEASUREMENT, has_identity
@@ -208,19 +208,24 @@ def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
 
 def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Explain the base, the marks, the conditions of every column, and the runs of every line."""
-    notes = [
+    marks = (
         "Best cell bold, second best underlined, strongest baseline (of GRPO, GSPO, GMPO, SAPO) italic; cells that print alike "
-        "share a mark.",
-    ]
+        "share a mark, and none is marked if all of a column do."
+    )
+    notes = [marks] if any(cells["mark"]) else []
     kinds = set(rows["kind"])
     if BASE in kinds:
         sources = rows.loc[rows["kind"] == BASE, "source"].unique()
-        steps = sorted({run.options.cold_start.steps for run in sources})
+        forks = [run.options.fork is not None for run in sources]
+        steps = sorted({run.options.cold_start.steps for run, fork in zip(sources, forks, strict=True) if not fork})
         after = " or ".join(f"{n} supervised steps" if n else "no cold start" for n in steps)
-        notes.append(f"base: the evaluation before the first step of RL and after the cold start ({after}).")
+        begun = [f"after the cold start ({after})"] if after else []
+        begun += ["at the checkpoint that a run was forked from"] if any(forks) else []
+        notes.append(f"base: the evaluation before the first step of RL and {' or '.join(begun)}.")
     if kinds - {BASE, TRAINED}:
         notes.append("Rows `by sspo eval`: that model itself, without a cold start and without RL.")
-    return [*notes, *_conditions(cells), _which_runs(rows), *_fewer_seeds(rows, cells)]
+    trained = rows.loc[rows["kind"] == TRAINED, "source"].unique()
+    return [*notes, *_conditions(cells), _which_runs(rows), *lineages(trained), *_fewer_seeds(rows, cells)]
 
 
 def _cut(cells: pd.DataFrame) -> list[str]:

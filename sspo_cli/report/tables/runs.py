@@ -9,7 +9,7 @@ from sspo_cli.config import VALIDATION, flatten
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import TRAINED, with_headings
 from sspo_cli.report.groups import RunGroup, distinguish, effects_of, method_name, short_settings
-from sspo_cli.report.records import RunRecord, Select, short_names
+from sspo_cli.report.records import RunRecord, Select, lineages, short_names
 from sspo_cli.report.table import NOTHING, Cell, Table
 
 SHOWN_ANYWAY = ("seed", "objective.method", "objective.gate")
@@ -25,7 +25,7 @@ NUMBERS = {  # heading and format, by name in the files
 def runs_table(collection: Collection) -> Table:
     """Make a line for each run, with the numbers of the selected step."""
     members = [(group, run) for group in collection.groups for run in group.runs]
-    options = [dict(flatten(run.options.model_dump(mode="json"))) | _extension(run) for _, run in members]
+    options = [dict(flatten(run.options.model_dump(mode="json", exclude={"fork"}))) | _start(run) for _, run in members]
     options = [{key: value for key, value in flat.items() if key not in SHOWN_ANYWAY} for flat in options]
     differing = distinguish([group.setting for group, _ in members], options)
     scores = _scores(collection)
@@ -55,8 +55,9 @@ def runs_table(collection: Collection) -> Table:
     return Table("runs", "Every run", pd.DataFrame(rows), headings, body, _notes(collection, folder))
 
 
-def _extension(run: RunRecord) -> dict[str, Any]:
-    return {key: value for key, value in effects_of(run).items() if key == "extended"}
+def _start(run: RunRecord) -> dict[str, Any]:
+    """Return the checkpoint that a run was forked from and the steps of its extensions, as the names of groups have them."""
+    return {key: value for key, value in effects_of(run).items() if key in ("fork", "extended")}
 
 
 def _fields(group: RunGroup, run: RunRecord, differs: str) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def _notes(collection: Collection, folder: str) -> list[str]:
         f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earlier of "
         "equal ones.",
     ]
+    notes += lineages(collection.runs)
     if offline := [run.path for run in collection.runs if any(run.path.glob("wandb/offline-run-*"))]:
         folders = " ".join(f"{shlex.quote(str(path))}/wandb/offline-run-*" for path in offline)
         notes.append(
