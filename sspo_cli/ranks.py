@@ -33,10 +33,8 @@ DEFAULT_PATIENCE = 600.0
 HEARTBEAT = 1.0  # seconds
 REPORT_WAIT = 3.0  # seconds until a rank that fails has surely reported why
 FAILED, ALIVE = "sspo/failed/{}", "sspo/alive/{}"  # keys of the store, by rank
-LOST, STOPPED = (
-    "lost: ",
-    "stopped: ",
-)  # begin the reports of a rank that has lost another one, and of one that was asked to stop
+# They begin the reports of a rank that has lost another one, and of one that was asked to stop.
+LOST, STOPPED = "lost: ", "stopped: "
 # What torch's backends say of a peer that has ended or does not answer; most of it comes as a plain RuntimeError.
 LOSS_PHRASES = ("gloo", "connection closed by peer", "connection reset", "timed out", "timeout", "nccl", "broken pipe")
 
