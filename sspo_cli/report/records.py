@@ -1,7 +1,7 @@
 """Records read from folders: runs, and models that `sspo eval` measured outside a run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
