@@ -28,14 +28,15 @@ test: setup lint
 	.venv/bin/pytest -n 2
 
 # Minutes to hours: faults, kills and signals at many moments. SSPO_LONG_RUNS says how many of each kind, SSPO_LONG_SEED which.
-test-long: real-model
+test-long: real-model .venv-vllm/.done
 	PYTHONPATH=.venv-real .venv/bin/pytest -m long -s
+	PYTHONDONTWRITEBYTECODE= .venv-vllm/bin/python -m pytest -m long -s tests/on_vllm
 
 # Rollouts on real vLLM, on the CPU, in an environment of its own: vLLM pins torch and transformers. Bytecode is written even
 # where the environment says otherwise: vLLM's import takes twenty seconds without it, eight with it, in every process.
 test-vllm:
 ifeq ($(shell uname -s),Linux)
-	@$(MAKE) --no-print-directory .venv-vllm/.done real-model
+	@$(MAKE) --no-print-directory .venv-vllm/.done
 	PYTHONDONTWRITEBYTECODE= .venv-vllm/bin/python -m pytest tests/on_vllm
 else
 	@echo "test-vllm is skipped: vLLM's CPU build is for Linux"

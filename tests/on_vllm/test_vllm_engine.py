@@ -170,10 +170,9 @@ def test_completions_end_at_every_end_id_and_are_told_as_soon_as_they_are_done(s
     engine = start(policy)
     engine.sync(policy)
     told = []
-    groups = engine.generate(
-        Request(PROMPTS, 8, Sampling(1.0, 12, 1)), lambda prompt, completion: told.append((prompt, completion))
-    )
-    assert sorted(told, key=lambda pair: pair[0]) == [(i, c) for i, group in enumerate(groups) for c in group]
+    groups = engine.generate(Request(PROMPTS, 8, Sampling(1.0, 12, 1)), lambda *done: told.append(done))
+    expected = [(i, member, c) for i, group in enumerate(groups) for member, c in enumerate(group)]
+    assert sorted(told, key=lambda done: done[:2]) == expected
     completions = [c for group in groups for c in group]
     assert {c.truncated for c in completions} == {True, False}
     for c in completions:

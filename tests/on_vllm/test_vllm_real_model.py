@@ -16,6 +16,7 @@ from smollm2 import NAME, folder
 pytestmark = needs_vllm
 
 
+@pytest.mark.long
 def test_a_step_of_a_real_model(tmp_path):
     if not folder().exists():
         pytest.skip(f"{NAME} is not here; `make test-real` builds it")

@@ -173,7 +173,8 @@ def test_a_signal_ends_a_run_with_its_state_saved_and_no_process_left_and_it_goe
 def test_a_run_with_more_ids_than_the_tokenizer_knows(tmp_path):
     policy = tiny_policy(vocabulary=PADDED)
     policy.save(tmp_path / "model")
-    options = SHORT | {"model__name": tmp_path / "model", "cold_start__steps": 0, "steps": 2}
+    task = {"tasks": "[arithmetic]", "prompt": "plain", "rollout__max_new_tokens": 64}
+    options = SHORT | task | {"model__name": tmp_path / "model", "cold_start__steps": 0, "steps": 2}
     done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
     assert done.returncode == 0, done.stderr
     assert all(row["sampler/mismatch_max"] < 1e-3 for row in rows(tmp_path / "a" / "metrics.jsonl"))
@@ -184,6 +185,7 @@ def test_a_run_with_more_ids_than_the_tokenizer_knows(tmp_path):
     gc.collect()
 
 
+@pytest.mark.long
 def test_a_run_on_vllm_learns_as_the_torch_engine_s_does(tmp_path):
     """The embedded task from the same cold start, shorter than the demo: mean rewards of both rise alike."""
     options = {"steps": 24, "cold_start__steps": 400, "evaluation__benchmarks": "[]"}

@@ -98,11 +98,10 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
         assert not found or len(text) - len(last) < min(found) <= len(text)
         assert completion.truncated == (not found and completion.token_ids[-1] not in policy.end_ids)
     told = []
-    groups = engine.generate(
-        Request(PROMPTS, 4, Sampling(1.0, 24, 1)), lambda prompt, completion: told.append((prompt, completion))
-    )
+    groups = engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)), lambda *done: told.append(done))
     assert groups == engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)))
-    assert sorted(told, key=lambda pair: pair[0]) == [(i, c) for i, group in enumerate(groups) for c in group]
+    expected = [(i, member, c) for i, group in enumerate(groups) for member, c in enumerate(group)]
+    assert sorted(told, key=lambda done: done[:2]) == expected
     assert all(len({tuple(c.token_ids) for c in group}) == 4 for group in groups)
     assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model.safetensors"]
 
@@ -128,14 +127,21 @@ def test_a_server_of_another_model_is_noticed_at_the_first_sync(server, tmp_path
         engine.sync(policy)
 
 
-def of_a_run(address, model, runs):
+def of_an_evaluation(address, runs):
     return {
-        "model__name": model,
+        "prompt": "plain",
         "rollout__vllm__server": address,
         "rollout__vllm__exchange": runs,
+        "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 4}]",
+    }
+
+
+def of_a_run(address, model, runs):
+    return of_an_evaluation(address, runs) | {
+        "model__name": model,
+        "tasks": "[arithmetic]",
         "rollout__max_new_tokens": 64,
         "cold_start__steps": 5,
-        "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 4}]",
     }
 
 
@@ -161,16 +167,15 @@ def test_weights_that_do_not_arrive_are_told_before_the_cold_start(server, model
 
 
 def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, model, tmp_path):
-    options = of_a_run(server, model, tmp_path) | {"rollout__max_new_tokens": ROOM}
+    options = of_an_evaluation(server, tmp_path) | {"evaluation__max_new_tokens": ROOM}
     assert_told(sspo("eval", model, "--runs-dir", tmp_path, **options), f"takes sequences of {ROOM} tokens, and 1")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_not_in_dev_mode_is_told_before_the_cold_start(model, tmp_path):
     with serving(model) as address:
-        options = of_a_run(address, model, tmp_path)
-        done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
-        told = sspo("eval", model, "--runs-dir", tmp_path, **options)
+        done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **of_a_run(address, model, tmp_path))
+        told = sspo("eval", model, "--runs-dir", tmp_path, **of_an_evaluation(address, tmp_path))
     assert done.returncode == 1
     assert "was started without VLLM_SERVER_DEV_MODE=1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
