@@ -193,7 +193,7 @@ def test_a_model_that_was_only_measured_has_a_row_of_its_own(tmp_path: Path) -> 
     rows = markdown_rows(table_of(tmp_path))
     assert [(row[0], row[3], row[4]) for row in rows] == [
         ("Method", "arithmetic", "Δ Avg"),
-        ("**Qwen3-8B, arithmetic**", "", ""),
+        ("**Qwen3-8B, gsm8k**", "", ""),
         ("base", "<u>30.0</u> [24.1, 36.7]", "–"),
         ("Qwen3-8B by sspo eval", "20.0 [15.0, 26.1]", "<u>-10.0</u>"),
         ("SSPO", "**60.0** [53.1, 66.5]", "**+30.0**"),
@@ -254,11 +254,11 @@ def test_table_2_has_a_block_for_each_setting_and_a_row_for_each_method(tmp_path
             write_run(tmp_path / f"{name}-{better}", f"model.name={model}", *overrides, evaluations=rows)
     assert markdown_rows(table_of(tmp_path, "table2")) == [
         ["Method", "arithmetic"],
-        ["**Qwen3-8B, arithmetic**", ""],
+        ["**Qwen3-8B, gsm8k**", ""],
         ["base", "30.0"],
         ["GRPO", "<u>*50.0*</u>"],
         ["SSPO atanlog", "**55.0**"],
-        ["**Qwen3-14B, arithmetic**", ""],
+        ["**Qwen3-14B, gsm8k**", ""],
         ["base", "30.0"],
         ["GRPO", "<u>*60.0*</u>"],
         ["SSPO atanlog", "**65.0**"],
