@@ -38,5 +38,5 @@ def assert_told(done: Outcome, said: str) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.startswith("sspo: "), done.stderr
     assert done.stderr.count("\n") == 1
-    assert said in done.stderr
+    assert said in done.stderr, done.stderr
     assert "Traceback" not in done.stdout

@@ -62,6 +62,7 @@ def test_every_library_s_way_to_say_that_the_memory_is_full(train, tmp_path, mon
     with pytest.raises(Exception) as raised:  # noqa: PT011
         fail()
     assert says_memory_is_full(raised.value), repr(raised.value)
+    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # a run refused by it leaves no folder
     monkeypatch.setattr(Policy, "logprobs", lambda *_: fail())
     assert_told(train(), "the memory is full")
     status = json.loads((tmp_path / "full" / "status.json").read_text())

@@ -167,7 +167,7 @@ def test_a_model_with_a_weight_that_is_not_a_number_is_refused_before_anything_i
 
 def test_texts_longer_than_a_model_is_right_for_are_refused(policy, tmp_path, command, monkeypatch):
     policy.save(tmp_path / "model")
-    for road in ("session", "evaluation.command"):
+    for road in ("examination", "evaluation.command"):
         limit = Limit(20, "sliding_window", "everything differs")
         monkeypatch.setattr(f"sspo_cli.{road}.check_structure", lambda *args, limit=limit, **options: limit)
     assert_told(sspo(*command), "not computed right for texts longer than sliding_window = 20 tokens, and up to")

@@ -79,9 +79,7 @@ def test_an_old_run_is_reported_continued_and_measured(old: Path) -> None:
     assert done.returncode == 0, done.stderr
 
     make_old(old / "checkpoints" / "step-3")  # one of the two minibatches is used up
-    assert_told(
-        resume(old, 3), "step-3 cannot be used; delete that folder, and an earlier one serves: an older version"
-    )
+    assert_told(resume(old, 3), "step-3 cannot be used; delete this folder to use an earlier one: an older version")
 
 
 def test_an_option_that_there_is_no_more_is_named(old: Path) -> None:

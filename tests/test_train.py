@@ -130,15 +130,15 @@ def test_the_best_checkpoint_by_validation_is_kept_beside_the_last(validated: Pa
 
 
 def test_validation_problems_are_trained_on_nowhere(validated: Path, monkeypatch: pytest.MonkeyPatch):
-    from sspo_cli import session
+    from sspo_cli import examination, session
 
-    taught, seen = session.demonstrations_of, []
+    taught, seen = examination.demonstrations_of, []
 
     def noted(prompts, *more):
         seen.extend(prompt.problem.question for prompt in prompts)
         return taught(prompts, *more)
 
-    monkeypatch.setattr(session, "demonstrations_of", noted)
+    monkeypatch.setattr(examination, "demonstrations_of", noted)
     monkeypatch.setattr(
         session, "train", lambda run: seen.extend(p.problem.question for task in run.prompts for p in task)
     )

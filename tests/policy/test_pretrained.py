@@ -81,11 +81,14 @@ def test_weights_that_are_not_the_config_s_are_refused(folder, name):
         load_policy(ModelOptions(), CPU, folder)
 
 
+ARITHMETIC = ("-b", "arithmetic", "--limit", "2", "-s", "prompt=plain")
+
+
 def test_the_commands_refuse_them_before_anything_is_spent(folder, tmp_path):
     change_weights(folder, rename)
     where = {"model__name": folder, **QUICK}
     assert_told(sspo("train", "--runs-dir", tmp_path / "runs", **where), "are not those of its config")
-    assert_told(sspo("eval", folder, "--runs-dir", tmp_path / "runs", "--limit", "2"), "are not those of its config")
+    assert_told(sspo("eval", folder, *ARITHMETIC, "--runs-dir", tmp_path / "runs"), "are not those of its config")
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
@@ -97,7 +100,7 @@ def test_tensors_that_are_not_used_are_reported(folder, tmp_path):
     done = sspo("train", "--runs-dir", tmp_path / "runs", model__name=folder, **QUICK)
     assert done.returncode == 0, done.stderr
     assert "score.weight" in done.stdout
-    done = sspo("eval", folder, "--runs-dir", tmp_path / "runs", "--limit", "2", "--max-new-tokens", "4")
+    done = sspo("eval", folder, *ARITHMETIC, "--runs-dir", tmp_path / "runs", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
     assert "score.weight" in done.stdout + done.stderr
 

@@ -90,7 +90,7 @@ def test_the_engine_ends_a_row_there_keeps_its_last_token_whole_and_goes_on_with
     left = [0, 1, 2]
     step = 0
 
-    def scripted(logits, temperature, uniform):
+    def scripted(logits, temperature, uniform, *truncation):
         nonlocal step
         chosen = torch.tensor([scripts[row][step] for row in left])
         step += 1

@@ -56,7 +56,7 @@ def figures(collection: Collection) -> Iterator[Drawing]:
     """Draw every figure for which the runs have data, lazily.
 
     Single configurations have figures only if there are at most `CROWDED`. A report of one configuration has no figure that
-    repeats a panel of its own. Raises UserError for a damaged file of a run.
+    repeats one of the panels of that configuration. Raises UserError for a damaged file of a run.
     """
     groups = [group for group in collection.groups if any(len(run.metrics) for run in group.runs)]
     chosen, how = best_of_each(groups, collection.select)
