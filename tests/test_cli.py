@@ -123,7 +123,8 @@ def test_the_help_of_train_names_every_method_and_gate():
         ),
         (
             "report",
-            "`sspo report` needs RUN_OR_FOLDER...: runs and measured models by name or folder, or folders of them; see `sspo report --help`",
+            "`sspo report` needs RUN_OR_FOLDER...: runs and measured models by name or folder, or folders of them; "
+            "see `sspo report --help`",
         ),
         ("train --seed", "option '--seed' requires an argument"),
         ("train --resume=yes", "option '--resume' does not take a value"),
