@@ -1,4 +1,4 @@
-"""Ranks as forks of the test's process: to start Python and torch anew for each would take most of the time."""
+"""Forks of the test process as ranks, because starting Python and torch for each takes most of the time."""
 
 import gc
 import os
