@@ -106,8 +106,7 @@ def test_commands_can_be_given(page, line, whole, tmp_path, monkeypatch):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(arguments) <= set(targets)
     elif program.removeprefix(".venv/bin/") == "python":
-        target = arguments[1] if arguments[0] == "-m" else arguments[0]
-        assert importlib.util.find_spec(target) if arguments[0] == "-m" else (ROOT / target).exists()
+        check_python(*arguments[:2])
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*?)\]", line)))) <= set(extras)
@@ -115,6 +114,16 @@ def test_commands_can_be_given(page, line, whole, tmp_path, monkeypatch):
         check_sspo(arguments, whole)
     else:
         assert program in OTHER_PROGRAMS
+
+
+def check_python(target: str, module: str = "") -> None:
+    """Find a script, a module of this repository (commands run at its root) or an installed module."""
+    if target != "-m":
+        assert (ROOT / target).exists()
+    elif module.startswith("tests."):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+    else:
+        assert importlib.util.find_spec(module)
 
 
 def check_sspo(arguments: list[str], whole: bool) -> None:
