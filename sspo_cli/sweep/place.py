@@ -43,7 +43,7 @@ class Place(Protocol):
         """
 
 
-def command_of(trial: Trial, folder: Path, ranks: int) -> list[str]:
+def command_of(trial: Trial, folder: Path, ranks: int = 1) -> list[str]:
     """Return the command that runs a trial in `folder`/its name, from the start or from its last checkpoint.
 
     A trial of several ranks has a process that starts them, passes its SIGTERM on to them and ends with their exit code.
