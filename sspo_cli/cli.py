@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from sspo_cli import __version__
 from sspo_cli.errors import UserError, check_name, command_line, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
-from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
+from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks, starting_words
 from sspo_cli.redaction import redacted
 from sspo_cli.small_commands import configs_command, export_command, ls_command, options_command
 from sspo_cli.usage import UsageError, explain_usage
@@ -126,19 +126,26 @@ def _end(sentence: str | None, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _are_started(nproc: int | None, device: str) -> bool:
+def _are_started(nproc: int | None, device: str, is_training: bool = True) -> bool:
     """Start the ranks of `--nproc` and wait for their end, and return True; in a rank, join the others and return False."""
-    if nproc and nproc > 1 and not is_rank(os.environ):
-        from sspo_cli.ranks import check_start
-        from sspo_cli.supervisor import run_ranks
-
-        check_start(nproc, device)  # here, so that it is said once
-        run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc)
-        return True
     from sspo_cli import ranks
 
-    ranks.start(device)
-    return False
+    if not nproc or nproc == 1 or is_rank(os.environ):
+        ranks.start(device)
+        return False
+    from sspo_cli.run.failures import record_failure
+    from sspo_cli.supervisor import OF_TRAINING, Ends, FailedRanks, run_ranks
+
+    again = f"finished work is kept, and {command_line('sspo', *sys.argv[1:])} continues from it"
+    ranks.check_start(nproc, device)  # here, so that it is said once
+    try:
+        ends = OF_TRAINING if is_training else Ends(again, f"stopped; {again}")
+        run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc, ends)
+    except FailedRanks as error:
+        if error.folder:
+            record_failure(error.folder, str(error))
+        raise
+    return True
 
 
 @app.command("train", cls=ObjectiveCommand)
@@ -338,11 +345,13 @@ def eval_command(
         grade_file(completions, out, validate(given or {}).answer_timeout)
         return
 
-    if _are_started(nproc, validate(given or {}).device):
-        return
-
     from sspo_cli import ranks
     from sspo_cli.evaluation.command import measure
+    from sspo_cli.evaluation.targets import find_targets
+
+    devices = {each.options.device for each in find_targets(target or [], checkpoint, given, runs_dir)}
+    if _are_started(nproc, "cpu" if devices == {"cpu"} else max(devices - {"cpu"}), is_training=False):
+        return
 
     with _naming_the_command(), ranks.explained_loss("the same command continues from what is done"):
         measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine, again)
@@ -403,7 +412,8 @@ def _naming_the_command() -> Iterator[None]:
     except (Interrupted, UserError) as error:
         if "the same command" not in str(error):
             raise
-        raise type(error)(f"{error}: {redacted(command_line('sspo', *sys.argv[1:]))}") from None
+        program, _ = starting_words(os.environ)
+        raise type(error)(f"{error}: {redacted(command_line(*program, *sys.argv[1:]))}") from None
 
 
 @app.command("report")

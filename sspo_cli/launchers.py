@@ -55,6 +55,23 @@ def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this com
         )
 
 
+def starting_words(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command before and after those of its own, with which it is started on as many ranks as this process.
+
+    Of several machines, `--rdzv-endpoint` names the one of the first rank.
+    """
+    if not is_rank(environment):
+        return ["sspo"], []
+    count, here = _number(environment, "WORLD_SIZE"), _number(environment, "LOCAL_WORLD_SIZE")
+    if SUPERVISED in environment:
+        return ["sspo"], ["--nproc", str(count)]
+    machines = count // here if here else 1
+    several = ["--nnodes", str(machines), "--rdzv-backend", "c10d"]
+    several += ["--rdzv-endpoint", f"{environment['MASTER_ADDR']}:29500"]
+    each = ["--nproc-per-node", str(here or count)]
+    return ["torchrun", *(several if machines > 1 else []), *each, "-m", "sspo_cli", "--"], []
+
+
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a process that is no rank, although its parent may be one: a trial on a node of a cluster."""
     return {name: value for name, value in environment.items() if name not in VARIABLES}

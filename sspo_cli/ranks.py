@@ -8,12 +8,14 @@ All functions that exchange something are to be called by all ranks, in the same
 
 import functools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from sspo_cli.errors import UserError, first_line
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED, is_first_rank, is_rank
+from sspo_cli.liveness import Watch, machine
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -32,8 +35,10 @@ PATIENCE = "SSPO_PATIENCE"  # in the environment: seconds that ranks wait for on
 DEFAULT_PATIENCE = 600.0
 ALWAYS_ALLOWED = 4  # ranks on a CPU of fewer cores, to try what several do
 HEARTBEAT = 1.0  # seconds
-REPORT_WAIT = 3.0  # seconds until a rank that fails has surely reported why
-FAILED, ALIVE = "sspo/failed/{}", "sspo/alive/{}"  # keys of the store, by rank
+REPORT_WAIT = 3.0  # seconds until a rank that fails, or notices a failure, has surely reported it
+FAILED, ALIVE, NOTICED, PROCESS = (f"sspo/{name}/{{}}" for name in ("failed", "alive", "noticed", "process"))  # by rank
+FOLDER = "sspo/folder"  # the run's, which the first rank writes
+ENDED = -(10**12)  # added to the heartbeats of a rank that needs none of the others any more
 # They begin the reports of a rank that has lost another one, and of one that was asked to stop.
 LOST, STOPPED = "lost: ", "stopped: "
 # What torch's backends say of a peer that has ended or does not answer; most of it comes as a plain RuntimeError.
@@ -80,7 +85,8 @@ def start(device: str) -> None:
     group_store = dist.PrefixStore(f"sspo/group-{size}", store)
     dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
     _process.rank, _process.size, _process.store = rank, size, store
-    threading.Thread(target=_beat, args=(store.clone(), rank), daemon=True).start()
+    store.set(PROCESS.format(rank), f"{os.getpid()} {machine()}")
+    threading.Thread(target=_beat, args=(store.clone(), rank, size), daemon=True).start()
 
 
 def patience() -> float:
@@ -115,12 +121,39 @@ def check_start(count: int, device: str) -> None:
         raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start no more than that")
 
 
-def _beat(store: Any, rank: int) -> None:
-    """Count up in the store, by which another rank can tell that this one is alive."""
+def _beat(store: Any, rank: int, size: int) -> None:
+    """Count up in the store, and without a supervisor watch the next rank on this machine, which is killed if it hangs."""
     with suppress(Exception):  # the launcher is gone
+        watch = Watch({} if SUPERVISED in os.environ else _next_here(store, rank, size))
         while True:
             store.add(ALIVE.format(rank), 1)
+            end_hung(watch, store)
             time.sleep(HEARTBEAT)
+
+
+def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:
+    """Return the next rank on this machine, the first one after the last, and its process; nothing without one."""
+    for other in ((rank + step) % size for step in range(1, size)):
+        process, _, where = store.get(PROCESS.format(other)).decode().partition(" ")
+        if where and where == machine():
+            return {other: int(process)}
+    return {}
+
+
+def end_hung(watch: Watch, store: Any) -> list[int]:
+    """Kill the watched ranks that have hung, which the others notice at once, and report why; return them."""
+    reasons = watch.hung({rank: store.add(ALIVE.format(rank), 0) for rank in watch.processes})
+    for rank, reason in reasons.items():
+        store.set(FAILED.format(rank), reason)
+        with suppress(ProcessLookupError):
+            os.kill(watch.processes[rank], signal.SIGKILL)
+    return list(reasons)
+
+
+def announce_folder(path: Path) -> None:
+    """Let the supervisor know the run's folder, in case that the first rank, which writes it, is killed."""
+    if size() > 1:
+        _process.store.set(FOLDER, str(path.absolute()))
 
 
 @contextmanager
@@ -137,6 +170,7 @@ def stop() -> None:
     """Leave the ranks at the end of a run, once all have come to it."""
     if _process.size > 1:
         dist.barrier()
+        _process.store.add(ALIVE.format(_process.rank), ENDED)
         dist.destroy_process_group()
         _process.rank, _process.size, _process.store = 0, 1, None
 
@@ -244,6 +278,8 @@ def explained_loss(remedy: str) -> Iterator[None]:
     except BaseException as error:  # torch's own CheckpointException is no Exception
         if size() == 1 or not _says_lost(error):
             raise
+        with suppress(Exception):  # the launcher is gone
+            _process.store.set(NOTICED.format(rank()), "")
         raise LostRank(f"{_why_lost(error)}; {remedy}") from error
 
 
@@ -256,7 +292,7 @@ def _says_lost(error: BaseException) -> bool:
 
 
 def _why_lost(error: BaseException) -> str:
-    """Say which rank is lost and why: by its own report or its launcher's, or else by its heartbeat."""
+    """Return which rank is lost and why: by its own report or its launcher's, or because it alone notices no loss."""
     others = [number for number in range(size()) if number != rank()]
     deadline = time.monotonic() + REPORT_WAIT
     while time.monotonic() < deadline:
@@ -265,15 +301,10 @@ def _why_lost(error: BaseException) -> str:
                 return f"rank {number}: {sentence}"
         time.sleep(0.1)
     with suppress(Exception):  # the launcher is gone, and the store with it
-        keys = {number: ALIVE.format(number) for number in others}
-        before = {number: _process.store.add(key, 0) for number, key in keys.items()}
-        time.sleep(3 * HEARTBEAT)
-        silent = [number for number, key in keys.items() if _process.store.add(key, 0) == before[number]]
-        if silent:
-            names = " and ".join(f"rank {number}" for number in silent)
-            return (
-                f"{names} did not answer for {patience():g} seconds ({PATIENCE}): it was stopped, or its machine hangs"
-            )
+        late = [number for number in others if not _process.store.check([NOTICED.format(number)])]
+        if late and "timed out" in str(error).lower():
+            names = " and ".join(f"rank {number}" for number in late)
+            return f"{names} did not answer for {patience():g} seconds ({PATIENCE}): it hangs, or its work takes longer"
     return f"another rank has ended, or did not answer for {patience():g} seconds ({first_line(error)[:200]})"
 
 

@@ -7,26 +7,57 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED, ending_with_parent
+from sspo_cli.liveness import Watch
 
 INTERRUPTED = 130  # the exit code
-POLL = 0.1  # seconds
+POLL, WATCH = 0.1, 1.0  # seconds between two looks whether ranks have ended, and whether one hangs
 # Seconds after the first failure until the other ranks, which mostly notice it at once, are asked to end, and then killed.
 ASK_AFTER, KILL_AFTER = 5.0, 12.0
 SAVING = 600.0  # seconds that ranks may take to end after another one was interrupted
 
 
-def run_ranks(command: Sequence[str], count: int) -> None:
+class FailedRanks(UserError):
+    """Says which rank failed and why; `folder` is the run's, if the first rank has opened one."""
+
+    def __init__(self, message: str, folder: Path | None) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Sentences about the end of a command that its ranks cannot say themselves.
+
+    killed   added to why one of them was killed: what can be done
+    stopped  if a signal has ended them before they could say what is saved
+    """
+
+    killed: str
+    stopped: str
+
+
+OF_TRAINING = Ends(
+    "--resume continues the run from its last checkpoint",
+    "stopped before the run could be saved; --resume continues it from its last checkpoint, if it has one",
+)
+
+
+def run_ranks(command: Sequence[str], count: int, ends: Ends = OF_TRAINING) -> None:
     """Run the command as `count` ranks until all have ended.
 
-    Raises UserError with one sentence on which rank failed and why, and Interrupted when stopped.
+    Raises FailedRanks with one sentence on which rank failed and why, and Interrupted when stopped.
     """
     from torch.distributed import TCPStore
+
+    from sspo_cli.ranks import FOLDER
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes: list[subprocess.Popen[bytes]] = []
@@ -39,7 +70,11 @@ def run_ranks(command: Sequence[str], count: int) -> None:
         for process in processes:
             if process.poll() is None:
                 process.kill()
-    _explain([process.returncode for process in processes], killed, forwarded, store)
+    try:
+        _explain([process.returncode for process in processes], killed, forwarded, store, ends)
+    except UserError as error:
+        folder = Path(store.get(FOLDER).decode()) if store.check([FOLDER]) else None
+        raise FailedRanks(str(error), folder) from None
 
 
 def _start(command: Sequence[str], rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
@@ -93,8 +128,10 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> list[int]:
     """Wait until all have ended. After the first failure, the others are ended too; returns those that had to be killed."""
-    from sspo_cli.ranks import FAILED
+    from sspo_cli.ranks import FAILED, end_hung
 
+    watch, watched_at = Watch({rank: process.pid for rank, process in enumerate(processes)}), 0.0
+    hung = set[int]()
     failed_at: float | None = None
     interrupted_at: float | None = None
     asked, killed = False, list[int]()
@@ -102,6 +139,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> list[int]
     while any(process.poll() is None for process in processes):
         time.sleep(POLL)
         now = time.monotonic()
+        if now > watched_at + WATCH:
+            watched_at = now
+            hung.update(end_hung(watch, store))
         for rank, process in enumerate(processes):
             code = process.poll()
             if code is None or rank in reported:
@@ -111,7 +151,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> list[int]
                 interrupted_at = interrupted_at or now
             elif code:
                 failed_at = failed_at or now
-            if code < 0 and rank not in killed:  # so that the first rank's status can name it
+            if code < 0 and rank not in killed and rank not in hung:  # so that the first rank's status can name it
                 store.set(FAILED.format(rank), _describe(code))
         deadlines = [failed_at + KILL_AFTER] if failed_at else []
         deadlines += [interrupted_at + SAVING] if interrupted_at else []
@@ -133,7 +173,7 @@ def _describe(code: int) -> str:
     return f"it was ended by {name}{why}"
 
 
-def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[int], store: Any) -> None:
+def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[int], store: Any, ends: Ends) -> None:
     """Raise what the exit codes and reports of the ranks mean; return if all have done their work."""
     from sspo_cli.ranks import LOST, STOPPED, reported
 
@@ -142,7 +182,7 @@ def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[in
     sentences = reported(store, range(len(codes)))
     stopped = [sentences.pop(rank) for rank in list(sentences) if sentences[rank].startswith(STOPPED)]
     if all(code in (0, INTERRUPTED) or -code in forwarded for code in codes):
-        raise Interrupted(*(text.removeprefix(STOPPED) for text in stopped))
+        raise Interrupted(stopped[0].removeprefix(STOPPED) if stopped else ends.stopped)
     own = {rank: text.removeprefix(LOST) for rank, text in sentences.items() if not text.startswith(LOST)}
     lost = [text.removeprefix(LOST) for text in sentences.values() if text.startswith(LOST)]
     died = [rank for rank in own if codes[rank] < 0]
@@ -153,7 +193,7 @@ def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[in
     if own:
         rank = (died or sorted(own))[0]
         of_rank = "" if rank == 0 and not died else f"rank {rank}: "
-        remedy = "; --resume continues the run from its last checkpoint" if died else ""
+        remedy = f"; {ends.killed}" if died else ""
         raise UserError(f"{of_rank}{own[rank]}{remedy}")
     failed = [rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED)]
     rank = next((rank for rank in failed if rank not in killed), failed[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import assert_told, sspo
 
-from sspo_cli.launchers import VARIABLES, is_rank, refuse_several_ranks, refuse_wrong_ranks
+from sspo_cli.launchers import VARIABLES, is_rank, refuse_several_ranks, refuse_wrong_ranks, starting_words
 from sspo_cli.sweep.place import spawn
 
 SEVERAL = {
@@ -48,6 +48,26 @@ COMMANDS = {
     "eval": ["eval", "no-run"],
     "sweep": ["sweep", "-c", "configs/sweeps/demo.yaml", "--dry-run"],
 }
+
+
+TORCHRUN = {"WORLD_SIZE": "16", "RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "node1", "MASTER_PORT": "4", "X": "y"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "program", "several"),
+    [
+        ({}, "sspo", ""),
+        ({**TORCHRUN, "SSPO_SUPERVISED": "1", "LOCAL_WORLD_SIZE": "16"}, "sspo", "--nproc 16"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "16"}, "torchrun --nproc-per-node 16 -m sspo_cli --", ""),
+        (
+            {**TORCHRUN, "LOCAL_WORLD_SIZE": "8"},
+            "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint node1:29500 --nproc-per-node 8 -m sspo_cli --",
+            "",
+        ),
+    ],
+)
+def test_a_command_is_repeated_by_the_launcher_that_has_started_it(environment, program, several):
+    assert starting_words(environment) == (program.split(), several.split())
 
 
 @pytest.fixture(autouse=True)

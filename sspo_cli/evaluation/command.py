@@ -25,7 +25,7 @@ from sspo_cli.evaluation.targets import (
     Target,
     check_limits,
     conditions_of,
-    find_target,
+    find_targets,
     sampled_by,
     tasks_of,
     without_limit,
@@ -73,9 +73,7 @@ def measure(
     Raises UserError for a model and a run with unequal token limits, and for what cannot be found or measured, mostly before the
     first model is loaded; Interrupted when stopped.
     """
-    targets = ranks.on_first(lambda: [find_target(name, checkpoint, given, runs_dir) for name in names])
-    if runs := [target for target in targets if target.checkpoint and not given]:
-        targets = [t if t.checkpoint else find_target(t.name, checkpoint, runs[0].options, runs_dir) for t in targets]
+    targets = ranks.on_first(lambda: find_targets(names, checkpoint, given, runs_dir))
     if engine:
         targets = [sampled_by(target, engine) for target in targets]
     for number, target in enumerate(targets):

@@ -42,6 +42,19 @@ class Target:
         return str(local.resolve()) if local.exists() else self.name
 
 
+def find_targets(
+    names: Sequence[str], checkpoint: str | None, given: Mapping[str, Any] | None, runs_dir: Path
+) -> list[Target]:
+    """Find each target; models outside a run have the options `given`, or else those of the first run among the targets.
+
+    Raises UserError like `find_target`.
+    """
+    targets = [find_target(name, checkpoint, given, runs_dir) for name in names]
+    if runs := [target for target in targets if target.checkpoint and not given]:
+        return [t if t.checkpoint else find_target(t.name, checkpoint, runs[0].options, runs_dir) for t in targets]
+    return targets
+
+
 def find_target(
     name: str, checkpoint: str | None, given: RunOptions | Mapping[str, Any] | None, runs_dir: Path
 ) -> Target:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from sspo_cli import ranks
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError, command_line, first_line, says_disk_is_full, says_memory_is_full
 from sspo_cli.interruption import Interrupted
 from sspo_cli.tracking.run_folder import RunFolder
 
-TRAIN = "`sspo train "  # how a command begins that an error names already
+TRAIN = ("`sspo train ", " -m sspo_cli -- train ")  # parts of a command that an error names already
 
 
 @contextmanager
@@ -32,6 +34,14 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
         ) from None
 
 
+def record_failure(path: Path, reason: str) -> None:
+    """Write to a run's folder that it has failed, if the process that writes it was killed and could not."""
+    folder = RunFolder(path)
+    status = folder.status
+    if status.get("state") == "running" and not folder.is_being_written():
+        folder.write_status("failed", status["step"], status["steps"], reason)
+
+
 @contextmanager
 def explained_end(folder: RunFolder) -> Iterator[None]:
     """Add the command that continues the run to any exception that ends it early, if it has begun."""
@@ -45,7 +55,9 @@ def explained_end(folder: RunFolder) -> Iterator[None]:
             raise Interrupted("stopped before the run began; nothing is written") from None
         raise Interrupted(f"ended at once, unsaved; {command} continues the run from its last checkpoint") from None
     except UserError as error:
-        if TRAIN in str(error) or not folder.begun:
+        if isinstance(error, ranks.LostRank):
+            record_failure(folder.path, str(error))
+        if any(part in str(error) for part in TRAIN) or not folder.begun:
             raise
         if folder.status.get("state") == "finished":  # its extension was refused
             raise

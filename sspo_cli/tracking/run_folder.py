@@ -21,6 +21,7 @@ from filelock import FileLock
 from sspo_cli import ranks
 from sspo_cli.config import VALIDATION, RunOptions, validate
 from sspo_cli.errors import UserError
+from sspo_cli.launchers import starting_words
 from sspo_cli.locks import take_lock
 from sspo_cli.redaction import redacted
 from sspo_cli.tracking.files import (
@@ -193,8 +194,8 @@ class RunFolder:
     @property
     def resume_command(self) -> list[str]:
         """Words of the command that continues the run."""
-        several = ["--nproc", str(ranks.size())] if ranks.size() > 1 else []
-        return ["sspo", "train", "--resume", "--run", self.name_in_commands, *several]
+        program, several = starting_words(os.environ)
+        return [*program, "train", "--resume", "--run", self.name_in_commands, *several]
 
     @property
     @ranks.by_first
@@ -419,6 +420,7 @@ class RunFolder:
             taken = take_lock(self._lock)
         if not taken:
             raise UserError(f"run {self.path} is being written by another process; wait for it or choose another --run")
+        ranks.announce_folder(self.path)
         with explain_os_errors("clean", self.path):
             for folder in (self.path, self.checkpoints):
                 remove_leftovers(folder)

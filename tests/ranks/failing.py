@@ -1,5 +1,6 @@
 """Ranks that exchange a little, as a run does, until the second one fails: `python failing.py KIND FOLDER`."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -47,6 +48,12 @@ def fail(kind: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "stuck":  # in a call that lets no other thread run
+            ctypes.PyDLL(None).sleep(1000)
+        case "late":
+            time.sleep(1000)
+        case "signal":
+            os.kill(os.getppid(), signal.SIGTERM)
         case "bug":
             raise KeyError("a mistake")
 

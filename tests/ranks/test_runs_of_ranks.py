@@ -92,6 +92,31 @@ def test_a_killed_run_continues_to_the_same_bits(runs):
         assert (runs / "killed" / name).read_text() == (runs / "two" / name).read_text()
 
 
+@pytest.mark.parametrize(("number", "rank"), [(0, 1), (1, 0)])
+def test_the_status_says_which_rank_was_killed_even_if_it_was_the_one_that_writes_it(runs, number, rank):
+    status = json.loads((runs / f"killed-{number}" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["reason"].startswith(f"rank {rank}: it was ended by SIGKILL")
+    assert "sspo train --resume --run" in status["reason"]
+    assert status["reason"].count("sspo train") == 1
+
+
+def test_ranks_of_an_evaluation_compute_where_its_run_did(runs, monkeypatch):
+    started = []
+    monkeypatch.setattr("sspo_cli.supervisor.run_ranks", lambda command, count, ends: started.append((count, ends)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert_told(sspo("eval", "alone", "--nproc", 2, "--runs-dir", runs), "2 ranks need as many GPUs")
+    shutil.copytree(runs / "alone", runs / "on-cpu")
+    config = runs / "on-cpu" / "config.json"
+    about = json.loads(config.read_text())
+    config.write_text(json.dumps({**about, "options": {**about["options"], "device": "cpu"}}))
+    assert sspo("eval", "on-cpu", "--nproc", 2, "--runs-dir", runs).returncode == 0
+    ((count, ends),) = started
+    assert count == 2
+    assert "finished work is kept, and `sspo eval on-cpu --nproc 2" in ends.stopped
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_ranks_continues_to_rounding(runs, count):
     name = f"on-{count}"
