@@ -2,7 +2,7 @@
 
 A thread of each rank counts up in the store. A process that is stopped does not count, nor one that is stuck in a call that lets
 none of its threads run. A long call of that kind may be legal, such as the writing of a large file, so what the kernel has
-counted of the process is looked at, too. A rank whose main thread alone waits is not found here: it may wait legally, for other
+counted of the main thread is looked at, too. A rank whose main thread alone waits is not found here: it may wait legally, for other
 ranks, for a server or for a check of an answer.
 """
 
@@ -57,13 +57,17 @@ def machine() -> str:
 
 
 def _activity(process: int) -> tuple[str, list[int]] | None:
-    """Return the state of a process, and what it has computed, read and written; None if that cannot be known."""
+    """Return the state of a process, and what its main thread has computed, read and written; None if that cannot be known.
+
+    The other threads do not count: those of gloo look at their sockets all the time.
+    """
+    thread = Path(f"/proc/{process}/task/{process}")
     try:
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        fields = (thread / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     try:
-        counted = Path(f"/proc/{process}/io").read_text(encoding="ascii").split()[1::2]
+        counted = (thread / "io").read_text(encoding="ascii").split()[1::2]
     except OSError:  # in some containers
         counted = []
     return fields[0], [int(number) for number in (*fields[11:13], *counted)]

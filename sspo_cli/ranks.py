@@ -61,6 +61,7 @@ class _Process:
     size: int = 1
     store: Any = None  # where ranks and their launcher report failures
     alone: bool = field(default=False)  # inside of what the first rank does alone
+    waited: float = 0.0  # seconds in exchanges since they were asked for
 
 
 _process = _Process()
@@ -209,7 +210,8 @@ def gather(work: Callable[[], Sequence[T]]) -> list[T]:
     except UserError as refused:
         error = str(refused)
     shares: list[tuple[str, list[T]]] = [("", [])] * size()
-    dist.all_gather_object(shares, (error, mine))
+    with _waiting():
+        dist.all_gather_object(shares, (error, mine))
     for number, (sentence, _) in enumerate(shares):
         if sentence:
             common = all(text == sentence for text, _ in shares)
@@ -221,8 +223,30 @@ def gather(work: Callable[[], Sequence[T]]) -> list[T]:
 def add(*tensors: Tensor) -> None:
     """Sum each tensor over the ranks, in place; on the CPU. It is exact if all ranks but one have zeros."""
     if size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
+        with _waiting():
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+
+def every(values: Sequence[float]) -> list[list[float]]:
+    """Return the values of each rank, in the order of the ranks."""
+    rows = torch.zeros(size(), len(values), dtype=torch.float64)
+    rows[rank()] = torch.tensor(values, dtype=torch.float64)
+    add(rows)
+    return rows.tolist()
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    _process.waited += time.perf_counter() - began
+
+
+def waited() -> float:
+    """Return the seconds that this rank has spent in exchanges since the last call."""
+    seconds, _process.waited = _process.waited, 0.0
+    return seconds
 
 
 def total(value: float) -> float:
@@ -253,7 +277,8 @@ def on_first(work: Callable[[], T]) -> T:
             error, outcome = refused, [(str(refused), None)]
         finally:
             _process.alone = False
-    dist.broadcast_object_list(outcome, src=0)
+    with _waiting():
+        dist.broadcast_object_list(outcome, src=0)
     sentence, result = outcome[0]
     if sentence:
         raise error or SharedError(sentence)

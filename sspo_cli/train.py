@@ -25,6 +25,7 @@ from sspo_cli.run.reference import fill_reference
 from sspo_cli.run.sampling import sample_batch
 from sspo_cli.run.saving import keep_rollout, save_if_due, saved_on_failure, take_kept_rollout
 from sspo_cli.run.state import Run
+from sspo_cli.run.telemetry import Telemetry
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.mixture import problem_stream
 
@@ -42,6 +43,7 @@ def train(run: Run) -> None:
     upcoming = islice(problem_stream(run.prompts, task_weights, derive_seed(seed, "problems")), drawn, None)
     measure_if_due(run)
     clock = Clock(state.tokens, environments=bool(run.stage.environments))
+    telemetry = Telemetry(run.policy, options.model)
 
     while state.step < options.steps:
         plan_seed = derive_seed(seed, "minibatches", state.rollout)
@@ -58,7 +60,7 @@ def train(run: Run) -> None:
             with saved_on_failure(run), behaviour_policy(run):
                 with clock.phase("sampling"):
                     sync_metrics = run.engine.sync(run.policy)
-                groups, graded = sample_batch(run, upcoming, clock)
+                groups, graded = sample_batch(run, upcoming, clock, telemetry)
                 if rollout.equal_groups == "drop":
                     sync_metrics["groups/sampled"] = len(graded)
                 rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups])
@@ -119,7 +121,8 @@ def train(run: Run) -> None:
         state.position += 1
         run.tracker.completions(state.step, with_weights(kept, result.token_weights))
         run.tracker.weights(state.step, {**position, **histogram})
-        run.tracker.log(state.step, {**metrics, **clock.metrics(state.tokens)})
+        times = clock.metrics(state.tokens)
+        run.tracker.log(state.step, {**metrics, **times, **telemetry.metrics(minibatch, times)})
         if state.position == len(plan):
             state.rollout, state.position, state.batch, state.kept = state.rollout + 1, 0, None, {}
 

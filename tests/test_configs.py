@@ -50,6 +50,24 @@ def test_table_2_is_the_paper_s_setting(size: str):
     assert options.evaluation.limits(options.rollout) == [4096, 16384, 16384, 4096]
 
 
+@pytest.mark.parametrize("name", ["table1", *(f"table2-qwen3-{size}" for size in ("8b", "14b", "30b-a3b"))])
+def test_the_paper_s_models_are_trained_in_full_and_by_adapters_in_their_twins(name: str):
+    full, twin = (load_config([CONFIGS / f"{name}{kind}.yaml"]) for kind in ("", "-lora"))
+    assert (full.model.lora, full.model.weights, full.optimizer.eight_bit, full.rollout.vllm) == (
+        None,
+        "float32",
+        False,
+        None,
+    )
+    assert twin.model.lora
+    own = {
+        "model": full.model.model_copy(update={"lora": twin.model.lora}),
+        "optimizer": full.optimizer.model_copy(update={"learning_rate": 1e-5}),
+        "rollout": full.rollout.model_copy(update={"max_rows": 128, "vllm": twin.rollout.vllm}),
+    }
+    assert twin == full.model_copy(update=own)
+
+
 @pytest.mark.parametrize("size", ["8B", "14B", "30B-A3B"])
 def test_the_code_half_of_table_2_differs_from_the_other_in_its_tasks_alone(size: str):
     maths, code = (load_config([CONFIGS / f"table2-qwen3-{size.lower()}{half}.yaml"]) for half in ("", "-codeact"))

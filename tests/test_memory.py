@@ -156,19 +156,22 @@ def test_learning_takes_what_was_estimated(small, kind, changes):
     assert measured_peak(options) == pytest.approx(expected, rel=0.1)  # seen: 0.94 to 1.04 of it
 
 
-def hardware(file: Path) -> tuple[str, float]:
-    """The device and its gigabytes, as the first line of a config names them."""
-    found = re.match(r"# Hardware: (?:a|one) (CPU|GPU) (?:of|with) (\d+) GB", file.read_text().splitlines()[0])
+def hardware(file: Path) -> tuple[str, float, int]:
+    """The device, its gigabytes and the number of ranks, as the first line of a config names them."""
+    first = file.read_text().splitlines()[0]
+    found = re.match(r"# Hardware: (a|one|\d+) (CPU|GPU)s? (?:of|with) (\d+) GB", first)
     assert found, f"{file.name} does not name its hardware in its first line"
-    return found[1], float(found[2])
+    count = int(found[1]) if found[1].isdigit() else 1
+    assert count == 1 or f"--nproc {count}" in first
+    return found[2], float(found[3]), count
 
 
-def fit(options: RunOptions, device: tuple[str, float], public: dict[str, Path]) -> None:
-    kind, gigabytes = device
+def fit(options: RunOptions, device: tuple[str, float, int], public: dict[str, Path]) -> None:
+    kind, gigabytes, count = device
     model = options.model.model_copy(update={"name": str(public[options.model.name])} if options.model.name else {})
     changes = {"model": model, "device": "cpu"} if kind == "CPU" else {"model": model}
     options = options.model_copy(update=changes)
-    refuse(options, read_shape(options.model), stated_device(options, gigabytes))
+    refuse(options, read_shape(options.model), stated_device(options, gigabytes, count))
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
@@ -176,7 +179,7 @@ def test_every_shipped_config_fits_the_hardware_that_it_names(public, file):
     options, device = load_config([file]), hardware(file)
     fit(options, device, public)
     with pytest.raises(UserError, match=r"does not fit|vLLM's share"):
-        fit(options, (device[0], device[1] / 4), public)
+        fit(options, (device[0], device[1] / 4, device[2]), public)
 
 
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
@@ -189,11 +192,21 @@ def test_every_shipped_sweep_fits_the_hardware_that_it_names(public, file):
         fit(options, device, public)
 
 
-def test_table_1_fits_a_smaller_gpu_as_its_first_line_says(public):
-    first = (CONFIGS / "table1.yaml").read_text().splitlines()[0]
-    options = load_config([CONFIGS / "table1.yaml"], re.findall(r"-s (\S+)", first))
+@pytest.mark.parametrize(("name", "device"), [("table1", ("GPU", 85, 1)), ("table2-qwen3-30b-a3b", ("GPU", 85, 8))])
+def test_a_config_fits_smaller_gpus_as_its_second_line_says(public, name, device):
+    file = CONFIGS / f"{name}.yaml"
+    second = file.read_text().splitlines()[1]
+    assert f"of {device[1]} GB" in second
+    options = load_config([file], re.findall(r"-s (\S+)", second))
     assert options.optimizer.eight_bit
-    fit(options, ("GPU", 85), public)
+    fit(options, device, public)
+    with pytest.raises(UserError, match="does not fit"):
+        fit(load_config([file]), device, public)
+
+
+def test_table_1_fits_one_large_gpu_too(public):
+    assert "or one of 150 GB" in (CONFIGS / "table1.yaml").read_text().splitlines()[0]
+    fit(load_config([CONFIGS / "table1.yaml"]), ("GPU", 150, 1), public)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +250,7 @@ def test_what_cannot_fit_is_refused_with_numbers_and_what_does(public, name, cha
     with pytest.raises(UserError, match=said) as raised:
         fit(
             options.model_copy(update={"model": options.model.model_copy(update={"name": name})}),
-            ("GPU", gigabytes),
+            ("GPU", gigabytes, 1),
             public,
         )
     assert remedy in str(raised.value)

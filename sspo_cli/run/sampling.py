@@ -12,18 +12,21 @@ from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.episodes import play
 from sspo_cli.run.clock import Clock
 from sspo_cli.run.state import Run
+from sspo_cli.run.telemetry import Telemetry
 from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion, Group, Prompt
 
 
-def sample_batch(run: Run, upcoming: Iterator[Prompt], clock: Clock) -> tuple[list[Group], list[Group]]:
+def sample_batch(
+    run: Run, upcoming: Iterator[Prompt], clock: Clock, telemetry: Telemetry
+) -> tuple[list[Group], list[Group]]:
     """Sample and grade groups of the next prompts; return those of the rollout batch, and all that were sampled for it."""
     graded: list[Group] = []
 
     def sample(count: int) -> list[Group]:
         prompts, first = list(islice(upcoming, count)), len(graded)
         mine = ranks.share(len(prompts))
-        graded.extend(ranks.gather(lambda: _sample(run, prompts[mine], first + mine.start, clock)))
+        graded.extend(ranks.gather(lambda: _sample(run, prompts[mine], first + mine.start, clock, telemetry)))
         return graded[-count:]
 
     groups = fill(run.options.rollout, sample)
@@ -56,7 +59,7 @@ def has_differing_rewards(group: Group, options: RolloutOptions) -> bool:
     return len({reward.total if options.equal_in == "reward" else reward.answer for reward in group.rewards}) > 1
 
 
-def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock) -> list[Group]:
+def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock, telemetry: Telemetry) -> list[Group]:
     """Sample and grade a group for each prompt; `first` prompts of this rollout batch were before them."""
     options = run.options
     rollout = options.rollout
@@ -73,5 +76,6 @@ def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock) -> list[G
         sampling = Sampling(rollout.temperature, rollout.max_new_tokens, seed, first)
         in_environment = partial(clock.phase, "environment")
         completions = play(run.engine, prompts, rollout.group_size, sampling, run.stage, begin_check, in_environment)
+        telemetry.sampled(sum(completion.own_tokens for group in completions for completion in group))
     with clock.phase("grading"):
         return grade_groups(prompts, completions, run.checker, options.reward.scoring)

@@ -1,7 +1,7 @@
 """The tracker, which passes the events of a run to all sinks.
 
-The metrics of a step are listed below; only `step` is required. Except for `time/*`, they are equal in every run with the same
-seed. Rewards, groups and lengths are those of the minibatch's own completions.
+The metrics of a step are listed below; only `step` is required. Except for `time/*` and `device/*`, they are equal in every
+run with the same seed. Rewards, groups and lengths are those of the minibatch's own completions.
 
     step, rollout, minibatch (1..mu), epoch, tokens (sampled so far)
     reward/mean, reward/answer, reward/format, reward/std
@@ -16,6 +16,8 @@ seed. Rewards, groups and lengths are those of the minibatch's own completions.
     episodes/{solved,turns,proposals,calls,timeouts,crashes}    means over the minibatch's own episodes, if it has any
     sandbox/failures                number of times that this process has lost and restarted its sandbox
     time/{sampling,grading,learning,environment,step,elapsed} (seconds), time/tokens_per_second
+    time/rank_N_{sampling,grading,learning,waiting,tokens_per_second}, device/{memory,rank_N_memory,flop_utilization}:
+                                    see `sspo_cli.run.telemetry`
 """
 
 from collections.abc import Iterator, Mapping, Sequence

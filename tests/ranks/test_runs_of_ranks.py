@@ -16,6 +16,7 @@ from sspo_cli.supervisor import run_ranks
 
 STEPS = 10
 FINITE = 1e-5
+MEASURED = ("sampling", "grading", "learning", "waiting", "tokens_per_second")
 # Starts a rank that is killed before or after a call of one of the program's functions.
 KILLED = """
 import os, signal, sys
@@ -80,6 +81,20 @@ def test_two_ranks_do_what_one_process_does(runs):
     assert_agree(runs / "two", runs / "alone")
     assert json.loads((runs / "two" / "config.json").read_text())["ranks"] == 2
     assert json.loads((runs / "two" / "status.json").read_text())["state"] == "finished"
+
+
+def test_each_rank_is_measured_and_nothing_is_that_a_cpu_cannot_say(runs):
+    of_ranks = {f"time/rank_{rank}_{what}" for rank in (0, 1) for what in MEASURED}
+    for row in rows(runs / "two" / "metrics.jsonl"):
+        assert {name for name in row if "rank_" in name or name.startswith("device/")} == of_ranks
+        assert all(row[name] >= 0 for name in of_ranks)
+        assert row["time/rank_0_learning"] == row["time/learning"]
+        assert 0 < row["time/rank_1_waiting"] < row["time/elapsed"]
+        assert row["time/rank_1_tokens_per_second"] > 0
+    sampled = [row["time/rank_1_sampling"] > 0 for row in rows(runs / "two" / "metrics.jsonl")]
+    assert sampled == [step % 4 == 0 for step in range(STEPS)]
+    alone = rows(runs / "alone" / "metrics.jsonl")
+    assert not any("rank_" in name or name.startswith("device/") for row in alone for name in row)
 
 
 def test_a_killed_run_continues_to_the_same_bits(runs):
