@@ -2,8 +2,8 @@
 
 A thread of each rank counts up in the store. A process that is stopped does not count, nor one that is stuck in a call that lets
 none of its threads run. A long call of that kind may be legal, such as the writing of a large file, so what the kernel has
-counted of the main thread is looked at, too. A rank whose main thread alone waits is not found here: it may wait legally, for other
-ranks, for a server or for a check of an answer.
+counted of the main thread is looked at, too. A rank whose main thread alone waits is not found here: it may wait legally, for
+other ranks, for a server or for a check of an answer.
 """
 
 import os
