@@ -1,7 +1,7 @@
 """Options of data: tasks, benchmarks, prompts and rewards."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -121,7 +121,7 @@ def task_from_text(text: str, split: str) -> dict[str, Any]:
     raise ValueError(f"unknown task {text or repr(text)}{did_you_mean(text, TASK_NAMES)}")
 
 
-def with_episodes(given: Mapping[str, Any], texts: Sequence[str]) -> Mapping[str, Any]:
+def with_episodes(given: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     """Add the benchmarks of `texts` that are played in episodes to options before validation, if their limits are given.
 
     Otherwise the limits would be refused as having no use.
