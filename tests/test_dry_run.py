@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-s", "model.name=no/model"], "model.name = no/model cannot be loaded"),
         (["-s", "chat.template=broken.jinja"], "the chat template refuses"),
         (["-s", "wandb.mode=online"], "needs a login at wandb"),
-        (["-c", "sweep.yaml"], "is the file of a sweep, with grid; run it by `sspo sweep -c sweep.yaml`"),
+        (["-c", "sweep.yaml"], "is a sweep file: it has grid; run it with `sspo sweep -c sweep.yaml`"),
         (["--run", "taken"], "run runs/taken exists"),
         (["--runs-dir", "file/runs"], "cannot create file/runs/new: Not a directory"),
         (["--from", "taken"], "there is no run taken"),
