@@ -98,7 +98,9 @@ def test_a_run_whose_weights_are_refused_leaves_nothing_either(place: Path, monk
 
 def test_commands_point_to_one_another_for_the_other_s_file(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    assert_told(sspo("sweep", "-c", "small.yaml"), "holds the options of one run; `sspo train -c small.yaml` starts it")
+    assert_told(
+        sspo("sweep", "-c", "small.yaml"), "holds the options of one run; start it with `sspo train -c small.yaml`"
+    )
     before = sorted(place.iterdir())
     (place / "bad.yaml").write_text("options: {tasks: [gone.jsonl]}")
     for more in ([], ["--dry-run"]):

@@ -213,5 +213,5 @@ def test_a_trial_s_key_says_what_it_was_forked_from_and_an_extended_one_is_no_tr
     (trial,) = load_trials()
     assert trial.options.cold_start.steps == 0
     shutil.copytree(family / "extended", tmp_path / trial.name)
-    with pytest.raises(Exception, match="was extended from 10 to 12 steps, so it is no trial of this sweep any more"):
+    with pytest.raises(Exception, match="was extended from 10 to 12 steps, so it is no longer a trial of this sweep"):
         check_trials([trial], tmp_path)

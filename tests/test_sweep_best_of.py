@@ -71,7 +71,9 @@ def test_nothing_is_chosen_by_a_test_score(runs):
 
 
 def test_an_unfinished_sweep_is_told(runs):
-    with pytest.raises(UserError, match=r"6 of 6 trials of .*before\.yaml, whose best are asked for, are not finished"):
+    with pytest.raises(
+        UserError, match=r"best_of needs finished trials, but 6 of 6 trials of .*before\.yaml are not finished"
+    ):
         load_sweep(runs.parent / "after.yaml", [], runs)
 
 
