@@ -327,7 +327,7 @@ def _why_lost(error: BaseException) -> str:
         time.sleep(0.1)
     with suppress(Exception):  # the launcher is gone, and the store with it
         late = [number for number in others if not _process.store.check([NOTICED.format(number)])]
-        if late and "timed out" in str(error).lower():
+        if late and any(word in str(error).lower() for word in ("timed out", "timeout")):
             names = " and ".join(f"rank {number}" for number in late)
             return f"{names} did not answer for {patience():g} seconds ({PATIENCE}): it hangs, or its work takes longer"
     return f"another rank has ended, or did not answer for {patience():g} seconds ({first_line(error)[:200]})"
