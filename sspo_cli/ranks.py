@@ -6,6 +6,7 @@ spread, and what ranks compute is put together before anything depends on it. Th
 All functions that exchange something are to be called by all ranks, in the same order, and in the main thread.
 """
 
+import atexit
 import functools
 import os
 import signal
@@ -87,7 +88,10 @@ def start(device: str) -> None:
     dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
     _process.rank, _process.size, _process.store = rank, size, store
     store.set(PROCESS.format(rank), f"{os.getpid()} {machine()}")
-    threading.Thread(target=_beat, args=(store.clone(), rank, size), daemon=True).start()
+    ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(store.clone(), rank, size, ended), daemon=True)
+    heart.start()
+    atexit.register(_stop_heart, heart, ended)
 
 
 def patience() -> float:
@@ -122,14 +126,19 @@ def check_start(count: int, device: str) -> None:
         raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start no more than that")
 
 
-def _beat(store: Any, rank: int, size: int) -> None:
+def _stop_heart(heart: threading.Thread, ended: threading.Event) -> None:
+    """End the thread before the interpreter does, which would abort the process if it was in a call of the store."""
+    ended.set()
+    heart.join(timeout=5 * HEARTBEAT)
+
+
+def _beat(store: Any, rank: int, size: int, ended: threading.Event) -> None:
     """Count up in the store, and without a supervisor watch the next rank on this machine, which is killed if it hangs."""
     with suppress(Exception):  # the launcher is gone
         watch = Watch({} if SUPERVISED in os.environ else _next_here(store, rank, size))
-        while True:
+        while not ended.wait(HEARTBEAT):
             store.add(ALIVE.format(rank), 1)
             end_hung(watch, store)
-            time.sleep(HEARTBEAT)
 
 
 def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:

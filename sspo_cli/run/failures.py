@@ -60,14 +60,14 @@ def explained_end(folder: RunFolder) -> Iterator[None]:
             f"stopped without saving the state; {command} continues the run from its last checkpoint"
         ) from None
     except UserError as error:
-        is_complete = any(part in str(error) for part in NAMED) or not folder.begun
-        if is_complete or folder.status.get("state") == "finished":  # the extension of a finished run was refused
+        if isinstance(error, ranks.LostRank):
+            record_failure(folder.path, str(error))
+        if any(part in str(error) for part in NAMED) or not folder.begun:
+            raise
+        if folder.status.get("state") == "finished":  # the extension of a finished run was refused
             raise
         condition = "once there is room, " if says_disk_is_full(error) else ""
-        sentence = f"{error}; {condition}{command} continues the run"
-        if isinstance(error, ranks.LostRank):
-            record_failure(folder.path, sentence)
-        raise type(error)(sentence) from error
+        raise type(error)(f"{error}; {condition}{command} continues the run") from error
     except Exception as error:
         error.add_note(f"sspo: {command} continues the run from its last checkpoint")
         raise
