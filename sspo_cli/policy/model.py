@@ -18,6 +18,7 @@ from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
+from sspo_cli.policy.experts import follow_autocast, kept_copies
 from sspo_cli.policy.head import measure_transform
 from sspo_cli.policy.kernels import checkpoint_layers, compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
@@ -121,10 +122,13 @@ class Policy:
         config = self.model.config.get_text_config(decoder=True)
         return next((value for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
 
-    def autocast(self, keep_copies: bool = True) -> torch.autocast:
+    @contextmanager
+    def autocast(self, keep_copies: bool = True) -> Iterator[None]:
         """Compute in the policy's dtype. With `keep_copies`, forward passes share the copies of the weights in this dtype."""
         enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
+        computing = torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
+        with computing, kept_copies() if keep_copies else nullcontext():
+            yield
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Bypass compiled layers, for sampling, in which every token would need another compilation."""
@@ -303,6 +307,7 @@ def build_policy(
         model.set_attn_implementation(ATTENTION)
     model.eval()  # also when learning: random layers of training mode would break ρ = 1 in the first minibatch
     transform = measure_transform(model)
+    follow_autocast(model)
     if options.kernels == "liger":
         use_liger(model, device)
     if options.lora:
@@ -313,7 +318,6 @@ def build_policy(
             model.enable_input_require_grads()
     if options.kernels == "compiled":
         compile_layers(model)
-    notes = [*notes, *_of_experts(model, dtype)]
     # With bfloat16, the projection's float32 products use TF32: fifteen times faster, with more digits than bfloat16 has. The
     # setting belongs to the process, so a float32 policy after a bfloat16 one resets it.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
@@ -323,18 +327,6 @@ def build_policy(
         model = model.to(device)
     compiled = options.kernels == "compiled"
     return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes))
-
-
-def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:
-    """Return a note if autocast leaves experts in float32: their grouped product is not among its operations."""
-    experts = [p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3 and p.requires_grad]
-    if not experts or experts[0].dtype == dtype:
-        return []
-    return [
-        f"the experts of {type(model).__name__} are computed in {experts[0].dtype}, not in {dtype}, because they are "
-        "trained in full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or "
-        "model.lora avoids it"
-    ]
 
 
 def compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
