@@ -1,10 +1,12 @@
-"""The experts of a mixture, computed in the dtype of autocast as all other layers are.
+"""Mixtures of experts: the dtype of their computation, and a record of which experts tokens choose.
 
-Their grouped product is not among autocast's operations, so transformers computes it in the dtype of the weights.
+Experts are computed in the dtype of autocast, as all other layers are. Their grouped product is not among autocast's
+operations, so transformers alone computes it in the dtype of the weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +62,59 @@ def _copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     if parameter not in _kept:
         _kept[parameter] = parameter.to(dtype)
     return _kept[parameter]
+
+
+class Routes:
+    """The experts that tokens choose in each of a model's L layers of E experts; recorded within `recorded` alone."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers, self.experts = len(layers), int(layers[0].num_experts)
+        self._places: Tensor | None = None
+        self._chosen: dict[int, Tensor] = {}  # [N, k] by layer, of the last forward pass
+        self._numbers = torch.randint(2**31, (self.experts,), generator=torch.Generator().manual_seed(0))
+        for number, layer in enumerate(layers):
+            layer.register_forward_pre_hook(partial(self._note, number))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Routes | None":
+        """Watch the layers of a model; return None if it has no experts, or layers of unequal numbers of them."""
+        layers = expert_layers(model)
+        return cls(layers) if len({layer.num_experts for layer in layers}) == 1 else None
+
+    @contextmanager
+    def recorded(self, places: Tensor) -> Iterator[None]:
+        """Record the choices of a forward pass for the tokens at `places` [N], counted over all rows of its input."""
+        self._places, self._chosen = places, {}
+        try:
+            yield
+        finally:
+            self._places = None
+
+    def _note(self, number: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self._places is not None:
+            self._chosen[number] = inputs[1].detach().flatten(0, -2)[self._places].clamp(max=self.experts - 1)
+
+    def counts(self) -> Tensor:
+        """Count how often each expert was chosen: [L, E] int64, on the CPU."""
+        chosen = [self._chosen[number].flatten() for number in range(self.layers)]
+        return torch.stack([torch.bincount(experts, minlength=self.experts) for experts in chosen]).cpu()
+
+    def codes(self) -> Tensor:
+        """Return a number for each set of experts that a token chose, whatever their order: [N, L] int32, on the CPU.
+
+        Unequal sets have equal numbers with a probability of 2^-31.
+        """
+        numbers = self._numbers.to(self._chosen[0].device)
+        sums = [numbers[self._chosen[number]].sum(dim=1) % 2**31 for number in range(self.layers)]
+        return torch.stack(sums, dim=1).to("cpu", torch.int32)
+
+
+def expert_load(counts: Tensor) -> float:
+    """Compute how often the most frequent expert of a layer is chosen, relative to the mean over its experts.
+
+    counts [L, E] -> the mean over layers, from 1 (all as often) to E / k (always the same k).
+    """
+    return (counts.amax(dim=1) / counts.double().mean(dim=1)).mean().item()
 
 
 ExpertsInterface.register(IN_AUTOCAST, _forward)

@@ -18,7 +18,7 @@ from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
-from sspo_cli.policy.experts import follow_autocast, kept_copies
+from sspo_cli.policy.experts import Routes, expert_layers, follow_autocast, kept_copies
 from sspo_cli.policy.head import measure_transform
 from sspo_cli.policy.kernels import checkpoint_layers, compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
@@ -49,6 +49,7 @@ class Policy:
     compiled   the layers are compiled by torch.compile
     transform  transform of the logits after the vocabulary projection
     notes      notes for the user about the loading
+    routes     record of the experts that tokens choose; None without a mixture, and with compiled layers
     """
 
     model: Any
@@ -58,6 +59,7 @@ class Policy:
     compiled: bool = False
     transform: LogitTransform = IDENTITY
     notes: tuple[str, ...] = ()
+    routes: Routes | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -104,6 +106,11 @@ class Policy:
         return project
 
     @property
+    def mixes_experts(self) -> bool:
+        """True for a mixture of experts, in which rounding can change the experts that a token chooses."""
+        return bool(expert_layers(self.model))
+
+    @property
     def shares_prompts(self) -> bool:
         """True if `logprobs` computes the prompt of a group once for all of its completions in the batch."""
         return self.model.config._attn_implementation == ATTENTION
@@ -134,6 +141,10 @@ class Policy:
         """Bypass compiled layers, for sampling, in which every token would need another compilation."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
+    def recorded(self, places: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Record the experts that the tokens at these places of a forward pass choose, if the model has any; see `Routes`."""
+        return self.routes.recorded(places()) if self.routes else nullcontext()
+
     def gathered(self) -> AbstractContextManager[None]:
         """Have the weights of a model that is spread over the ranks whole on each of them, for what each does alone."""
         return gathered(self.model)
@@ -162,17 +173,21 @@ class Policy:
     def _hidden_before(self, batch: Batch, rows: Tensor, steps: Tensor) -> Tensor:
         """Compute the last hidden state [N, H] of the token before each completion token `steps` of `rows`, [N] each."""
         if not self.shares_prompts:
-            hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
-            return hidden[rows, batch.prompt_lengths[rows] + steps - 1]
+            columns = batch.prompt_lengths[rows] + steps - 1
+            with self.recorded(lambda: rows * batch.tokens.shape[1] + columns):
+                hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            return hidden[rows, columns]
         packing = pack(batch, self.dtype)
-        hidden = self.decoder(
-            input_ids=packing.tokens,
-            position_ids=packing.positions,
-            attention_mask=packing.mask,  # transformers does not change four-dimensional masks
-            packing=packing,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[0, packing.before[rows, steps]]
+        before = packing.before[rows, steps]
+        with self.recorded(lambda: before):
+            hidden = self.decoder(
+                input_ids=packing.tokens,
+                position_ids=packing.positions,
+                attention_mask=packing.mask,  # transformers does not change four-dimensional masks
+                packing=packing,
+                use_cache=False,
+            ).last_hidden_state
+        return hidden[0, before]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -308,6 +323,7 @@ def build_policy(
     model.eval()  # also when learning: random layers of training mode would break ρ = 1 in the first minibatch
     transform = measure_transform(model)
     follow_autocast(model)
+    routes = Routes.of(model) if options.kernels != "compiled" else None
     if options.kernels == "liger":
         use_liger(model, device)
     if options.lora:
@@ -326,7 +342,7 @@ def build_policy(
     else:
         model = model.to(device)
     compiled = options.kernels == "compiled"
-    return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes))
+    return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes), routes)
 
 
 def compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:

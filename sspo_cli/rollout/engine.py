@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from sspo_cli.policy.model import Policy
 from sspo_cli.seeds import derive_seed
@@ -92,12 +92,14 @@ class Engine(Protocol):
         """Free memory for the learner as far as possible, until the next sync."""
 
 
-def to_completion(policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool) -> Completion:
+def to_completion(
+    policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool, routes: Any = None
+) -> Completion:
     """Make a completion from sampled tokens and their log-probabilities.
 
-    ended  the completion ended with an end-of-sequence token, its last one, or with a stop string; otherwise it is truncated
+    ended   the completion ended with an end-of-sequence token, its last one, or with a stop string; otherwise it is truncated
     """
     written = token_ids[:-1] if ended and token_ids[-1] in policy.end_ids else token_ids
     # Tags may be special tokens, so decode all of them and leave out only the end of the sequence.
     text = policy.tokenizer.decode(written, skip_special_tokens=False)
-    return Completion(token_ids, logprobs, text, truncated=not ended)
+    return Completion(token_ids, logprobs, text, truncated=not ended, routes=routes)
