@@ -19,7 +19,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.experts import Routes, expert_layers, follow_autocast, kept_copies
-from sspo_cli.policy.head import measure_transform
+from sspo_cli.policy.head import evaluating, measure_transform
 from sspo_cli.policy.kernels import checkpoint_layers, compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
@@ -189,16 +189,9 @@ class Policy:
             ).last_hidden_state
         return hidden[0, before]
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Set every module to evaluation mode within the block."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        return evaluating(self.model)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
@@ -276,7 +269,7 @@ def load_policy(
     else:
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)
-        model, notes = load_pretrained(source, revision, weights_dtype, options.attention)
+        model, notes = load_pretrained(source, revision, weights_dtype, options.attention, in_parts=spread)
     check_tokenizer(tokenizer, source, chat_template)
     return build_policy(model, tokenizer, options, device, dtype, adapter, notes, spread=spread)
 
@@ -321,7 +314,7 @@ def build_policy(
     if options.attention == "sdpa" and model.config._attn_implementation == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
     model.eval()  # also when learning: random layers of training mode would break ρ = 1 in the first minibatch
-    transform = measure_transform(model)
+    transform = IDENTITY if spread else measure_transform(model)
     follow_autocast(model)
     routes = Routes.of(model) if options.kernels != "compiled" else None
     if options.kernels == "liger":
@@ -339,6 +332,10 @@ def build_policy(
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     if spread:
         shard(model, dtype, device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            transform = measure_transform(
+                model
+            )  # not before: in a model that was read in parts, no rank has whole weights
     else:
         model = model.to(device)
     compiled = options.kernels == "compiled"
