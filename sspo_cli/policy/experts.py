@@ -21,14 +21,11 @@ _kept: dict[Tensor, Tensor] | None = None  # copies of experts' weights by the w
 
 def follow_autocast(model: Any) -> None:
     """Have the experts of a model follow autocast, in place; do nothing for a model without any."""
-    implementations = model.get_experts_implementation()
-    if expert_layers(model) and GROUPED in implementations.values():
-        model.set_experts_implementation(
-            {key: IN_AUTOCAST if value == GROUPED else value for key, value in implementations.items()}
-        )
+    if any(layer.config._experts_implementation == GROUPED for layer in expert_layers(model)):
+        model.set_experts_implementation(IN_AUTOCAST)
 
 
-def expert_layers(model: nn.Module) -> list[nn.Module]:
+def expert_layers(model: nn.Module) -> list[Any]:
     """Return the modules that hold all experts of a layer and call transformers' interface for experts."""
     return [module for module in model.modules() if hasattr(module, "_apply_gate")]
 
@@ -49,9 +46,8 @@ def _forward(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> T
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        others = {name: p for name, p in experts.named_parameters(recurse=False) if p.dtype != dtype}
-        if others:
-            copies = {name: _copy(parameter, dtype) for name, parameter in others.items()}
+        copies = {name: _copy(p, dtype) for name, p in experts.named_parameters(recurse=False) if p.dtype != dtype}
+        if copies:  # with which this function is called again
             return functional_call(experts, copies, (hidden, chosen, weights))
     return grouped_mm_experts_forward(experts, hidden, chosen, weights)
 

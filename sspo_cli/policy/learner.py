@@ -211,14 +211,14 @@ def _computed(
     """Yield (rows, log-probabilities, entropies, shares of rerouted layers) of every minibatch, on the CPU."""
     for rows in minibatches:
         minibatch = batch.select(rows)
-        values = [torch.zeros(minibatch.mask.shape) for _ in range(3)]
+        logprobs, entropy, routes = (torch.zeros(minibatch.mask.shape) for _ in range(3))
         for picked, micro in minibatch.share(token_budget, policy.shares_prompts, apart):
             tokens, micro = slice(micro.mask.shape[1]), micro.to(policy.device)
             computed = (*policy.logprobs(micro, temperature), rerouted(policy, micro))
-            for whole, part in zip(values, computed, strict=True):
+            for whole, part in zip((logprobs, entropy, routes), computed, strict=True):
                 whole[picked, tokens] = part.cpu()
-        ranks.add(*values)
-        yield (rows, *values)
+        ranks.add(logprobs, entropy, routes)
+        yield rows, logprobs, entropy, routes
 
 
 def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) -> dict[str, float]:

@@ -115,8 +115,8 @@ def load_pretrained(
             f"the weights of {source} are not those of its config: of {name}'s tensors, {' and '.join(wrong)}, which would be "
             "random numbers; fetch config.json and the weights of the same model"
         )
-    unexpected = _named("{} not used", unexpected)
-    notes += [f"{source}: of the tensors in its files, {text}: {name} has no such weights" for text in unexpected]
+    unused = _named("{} not used", unexpected)
+    notes += [f"{source}: of the tensors in its files, {text}: {name} has no such weights" for text in unused]
     return model, notes
 
 

@@ -132,7 +132,7 @@ def whole_shapes(
     for key, stored in sorted(reported.items()):
         weight = model.get_parameter_or_buffer(key)
         if isinstance(weight, DTensor):
-            rows = [own.get(key, weight.to_local().shape)[0]]
-            stored[0] = sum(ranks.gather(lambda rows=rows: rows))
+            rows = int(own.get(key, weight.to_local().shape)[0])
+            stored[0] = round(ranks.total(rows))
         shapes.append((key, stored, list(weight.shape)))
     return shapes
