@@ -22,8 +22,8 @@ def tiny_tokenizer(action_tags: bool = False) -> Qwen2Tokenizer:
 
     action_tags  also add a token for each tag of an episode's actions
 
-    The folder of a Qwen2 model must have a Qwen2 tokenizer: `AutoTokenizer` would read any other as one, and silently drop
-    what it does not know.
+    It is a Qwen2 tokenizer because `AutoTokenizer` reads every tokenizer in a Qwen2 model's folder as one, and silently drops
+    what that class does not support.
     """
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, *characters))}
@@ -50,7 +50,7 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Qwen2ForCausalLM(config)
-    for parameter in model.parameters():  # but not the rotary frequencies, which are float32 in a loaded model too
+    for parameter in model.parameters():  # not the rotary frequencies, which stay in float32 in a loaded model too
         parameter.data = parameter.data.to(dtype)
     return model
 

@@ -323,7 +323,7 @@ def test_completions_longer_than_a_vllm_server_takes_are_told_and_nothing_is_sam
     before = sorted(runs.rglob("*"))
     server = {"rollout__vllm__server": "http://node:8000", "rollout__vllm__exchange": runs}
     told = sspo("eval", "--runs-dir", ".", "models/before", **MODELS, **server)
-    assert_told(told, "takes sequences of 60 tokens, and ")
+    assert_told(told, "accepts sequences of 60 tokens, but ")
     assert "/v1/completions" not in asked
     assert sorted(runs.rglob("*")) == before
 
