@@ -178,7 +178,7 @@ def test_a_gold_answer_that_no_answer_can_match_stops_before_the_run(train, tmp_
 
 def test_a_gold_whose_other_spelling_is_not_right_stops_before_the_run(train, tmp_path, monkeypatch):
     monkeypatch.setattr("sspo_cli.preflight.respell", lambda gold: "3")
-    assert_told(train(), "is not found equal to '3', so hardly any answer can match it")
+    assert_told(train(), "is not recognized as equal to '3', so hardly any answer can match it")
 
 
 def test_a_cold_start_without_demonstrations(train, tmp_path):
