@@ -149,9 +149,13 @@ def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy
         needed = len(prompt.token_ids) + room
         longest = max(longest, needed)
         if policy.context is not None and needed > policy.context:
+            limit = "episode.max_tokens" if prompt.problem.environment else "max_new_tokens"
+            instead = (
+                f"lower {limit}" if len(prompt.token_ids) < policy.context else "take a model with a longer context"
+            )
             raise UserError(
                 f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
                 f"prompt and {room} for the completion, but the model's context is {policy.context}; "
-                f"lower {'episode.max_tokens' if prompt.problem.environment else 'max_new_tokens'} or leave the problem out"
+                f"{instead} or leave the problem out"
             )
     return longest

@@ -1,6 +1,7 @@
 """Options of data: tasks, benchmarks, prompts and rewards."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -118,6 +119,25 @@ def task_from_text(text: str, split: str) -> dict[str, Any]:
     if path and (Path(path).suffix or "/" in path or Path(path).exists()):
         return {"name": "file", "path": path, "split": split}
     raise ValueError(f"unknown task {text or repr(text)}{did_you_mean(text, TASK_NAMES)}")
+
+
+def with_episodes(given: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """Add the benchmarks of `texts` that are played in episodes to options before validation, if their limits are given.
+
+    Otherwise the limits would be refused as having no use.
+    """
+    evaluation = given.get("evaluation") or {}
+    listed = evaluation.get("benchmarks") or [] if isinstance(evaluation, dict) else None
+    if "episode" not in given or not isinstance(listed, list):
+        return given
+    names = {str(item.get("name")) if isinstance(item, dict) else _task_of(str(item)) for item in listed}
+    played = [text for text in texts if _task_of(text) in ENVIRONMENTS.keys() - names]
+    return {**given, "evaluation": {**evaluation, "benchmarks": [*listed, *played]}} if played else given
+
+
+def _task_of(text: str) -> str:
+    """Return the NAME of NAME=PATH:SPLIT."""
+    return text.partition("=")[0].partition(":")[0]
 
 
 def _path_and_split(text: str, split: str) -> tuple[str, str]:

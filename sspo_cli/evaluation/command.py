@@ -248,7 +248,8 @@ def _measure_target(
             assert engine
             summary, rows, path = _sample(target, measurement, engine, judge, stage, weights, to_record, bars)
         mark = RECORDED if measurement.recorded else ""
-        parts = {f"{name}/{part}": {**summary, **of_part} for part, of_part in summary.get("parts", {}).items()}
+        common = {"samples": summary["samples"], "temperature": summary["temperature"]}
+        parts = {f"{name}/{part}": {**common, **of_part} for part, of_part in summary.get("parts", {}).items()}
         for label, measured in {name: summary, **parts}.items():
             bars.console.print(f"{target.name}: {label} Pass@1 {pass_at_1(measured)}{mark}", soft_wrap=True)
         for sign in evaluation_signs(rows, target.options.prompt, template.asks_for_tags):

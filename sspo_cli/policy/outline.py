@@ -26,7 +26,7 @@ def outline_policy(
     """
     source, _ = source_of(options, folder)
     if source is None:
-        tokenizer: Any = tiny_tokenizer(options.tiny.action_tags)
+        tokenizer: Any = tiny_tokenizer(options.tiny)
     else:
         tokenizer = load_tokenizer(source, options.revision if source == options.name else None)
     check_tokenizer(tokenizer, source, chat_template)

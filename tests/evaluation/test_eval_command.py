@@ -360,6 +360,8 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "--samples", "4"], "4 greedy completions would all be the same; add --temperature"),
         (["one", "./one"], "one and ./one are the same"),
         (["one", "--max-new-tokens", "5000"], "5000 for the completion, but the model's context is"),
+        (["models/before", "-b", "mint=nowhere", "-s", "episode.turns=3"], "data file nowhere has an unknown type"),
+        (["models/before", "-b", "mine.jsonl", "-s", "episode.turns=3"], "episode is given, but no task is played"),
         (["one", "-s", "prompt=plain"], "is measured with its own options; leave out -c and -s"),
     ],
 )
