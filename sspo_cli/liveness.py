@@ -56,6 +56,12 @@ def machine() -> str:
         return ""
 
 
+def has_ended(process: int) -> bool:
+    """Report whether a process has ended, even if its parent has not asked for its exit code yet."""
+    activity = _activity(process)
+    return activity is None or activity[0] in "ZX"
+
+
 def _activity(process: int) -> tuple[str, list[int]] | None:
     """Return the state of a process, and what its main thread has computed, read and written; None if that cannot be known.
 

@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from sspo_cli.errors import UserError, first_line
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED, is_first_rank, is_rank
-from sspo_cli.liveness import Watch, machine
+from sspo_cli.liveness import Watch, has_ended, machine
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -144,10 +144,21 @@ def _beat(store: Any, rank: int, size: int, ended: threading.Event) -> None:
 def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:
     """Return the next rank on this machine, the first one after the last, and its process; nothing without one."""
     for other in ((rank + step) % size for step in range(1, size)):
-        process, _, where = store.get(PROCESS.format(other)).decode().partition(" ")
-        if where and where == machine():
-            return {other: int(process)}
+        if process := _process_here(store, other):
+            return {other: process}
     return {}
+
+
+def _process_here(store: Any, number: int) -> int | None:
+    """Return the process of a rank if it is on this machine."""
+    process, _, where = store.get(PROCESS.format(number)).decode().partition(" ")
+    return int(process) if where and where == machine() else None
+
+
+def _has_ended(store: Any, number: int) -> bool:
+    """Report whether a rank is on this machine and has ended; False if that cannot be known."""
+    process = _process_here(store, number)
+    return process is not None and has_ended(process)
 
 
 def end_hung(watch: Watch, store: Any) -> list[int]:
@@ -336,6 +347,8 @@ def _why_lost(error: BaseException) -> str:
         time.sleep(0.1)
     with suppress(Exception):  # the launcher is gone, and the store with it
         late = [number for number in others if not _process.store.check([NOTICED.format(number)])]
+        if gone := [number for number in late if _has_ended(_process.store, number)]:
+            return f"rank {gone[0]} has ended without a report: it was killed, or it crashed; see its output above"
         if late and any(word in str(error).lower() for word in ("timed out", "timeout")):
             names = " and ".join(f"rank {number}" for number in late)
             return f"{names} did not answer for {patience():g} seconds ({PATIENCE}): it hangs, or its work takes longer"

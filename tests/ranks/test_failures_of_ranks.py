@@ -97,6 +97,14 @@ def test_the_kernel_says_what_a_process_does():
     assert state == "R"
     assert work[0] > before[1][0]
     assert liveness._activity(2**22 + 1) is None
+    assert not liveness.has_ended(os.getpid())
+    ended = os.fork()
+    if not ended:
+        os._exit(0)
+    os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+    assert liveness.has_ended(ended)  # before it is waited for
+    os.waitpid(ended, 0)
+    assert liveness.has_ended(ended)
 
 
 def test_a_wrong_patience_is_told_once_before_a_rank_starts(monkeypatch, capfd):
