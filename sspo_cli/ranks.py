@@ -55,7 +55,7 @@ class _Process:
     rank: int = 0
     size: int = 1
     store: Any = None  # where ranks and their launcher report failures
-    alone: bool = field(default=False)  # True while the first rank works alone (`on_first`)
+    alone: bool = field(default=False)  # inside of what the first rank does alone
 
 
 _process = _Process()
@@ -112,7 +112,7 @@ def check_start(count: int, device: str) -> None:
     if device not in ("auto", "cuda"):
         raise UserError(f"device = {device} is a single GPU, but each rank needs its own; use cuda or auto")
     if (gpus := torch.cuda.device_count()) < count:
-        raise UserError(f"{count} ranks need as many GPUs, but this machine has {gpus}; start at most {gpus}")
+        raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start at most {gpus}")
 
 
 def _beat(store: Any, rank: int) -> None:

@@ -351,7 +351,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "-b", "file"], "benchmark `file` has no path"),
         (
             ["one", "--again", "--limit", "3"],
-            "results with --limit are never recorded, so they are always measured again; leave out --again",
+            "results with --limit are never recorded, so they are always measured again",
         ),
         (["--completions", "mine.jsonl", "--again"], "--completions grades recorded outputs and samples nothing"),
         (["."], "is a folder of runs, not a run; name one of them: one"),

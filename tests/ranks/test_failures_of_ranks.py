@@ -52,7 +52,7 @@ def test_each_rank_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_start(2, "auto")
     check_start(3, "cpu")
-    with pytest.raises(UserError, match="3 ranks need as many GPUs, but this machine has 2"):
+    with pytest.raises(UserError, match="3 ranks need as many GPUs, and this machine has 2"):
         check_start(3, "cuda")
     with pytest.raises(UserError, match="device = cuda:1 is a single GPU"):
         check_start(2, "cuda:1")
