@@ -196,7 +196,7 @@ def train_command(
     if with_optimizer and source is None:
         raise UserError("--with-optimizer needs --from RUN; it continues with the moments of that run's optimizer")
     if device_memory is not None and not dry_run:
-        raise UserError("--device-memory applies only to --dry-run; a run checks the memory of its own device")
+        raise UserError("--device-memory applies only to --dry-run; a run measures its device")
 
     from sspo_cli.config import Given, merge_config, named_model_defaults, to_yaml
     from sspo_cli.forks import load_fork, options_to_resume, resolve_fork
