@@ -56,7 +56,7 @@ def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this com
 
 
 def starting_words(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the words of a command before and after those of its own, with which it is started on as many ranks as this process.
+    """Return the words of a command before and after its own words, with which it is started on as many ranks as this process.
 
     Of several machines, `--rdzv-endpoint` names the one of the first rank.
     """
