@@ -136,9 +136,11 @@ def _beat(store: Any, rank: int, size: int, ended: threading.Event) -> None:
     """Count up in the store, and without a supervisor watch the next rank on this machine, which is killed if it hangs."""
     with suppress(Exception):  # the launcher is gone
         watch = Watch({} if SUPERVISED in os.environ else _next_here(store, rank, size))
-        while not ended.wait(HEARTBEAT):
+        while True:
             store.add(ALIVE.format(rank), 1)
             end_hung(watch, store)
+            if ended.wait(HEARTBEAT):
+                return
 
 
 def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:
