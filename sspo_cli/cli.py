@@ -259,7 +259,7 @@ def eval_command(
     target: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
+            metavar="RUN[@STEP]_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
         ),
     ] = None,
     benchmark: Annotated[

@@ -62,7 +62,9 @@ def ls_command(
 
 
 def export_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a checkpoint of one, by its name or folder.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN[@STEP]", help="A run, or a checkpoint of one, by its name or folder.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
     checkpoint: Annotated[str | None, typer.Option(help="Of the run: last (the default), best, or a step.")] = None,
     runs_dir: Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")] = Path("runs"),

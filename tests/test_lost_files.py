@@ -127,8 +127,8 @@ def test_a_lost_summary_is_written_again_from_the_checkpoint(copy: Path) -> None
     assert [row["step"] for row in before] == [0, 1, 2]
     summary.write_text(json.dumps(before[:1] + before[:1]))
     said = resume(copy)
-    assert "summary.json lacked 1 measurements" in said  # that of step 2 came after its checkpoint
-    assert "summary.json had 1 measurements twice" in said
+    assert "summary.json lacked 1 measurement, restored" in said  # that of step 2 came after its checkpoint
+    assert "summary.json had 1 measurement twice" in said
     assert json.loads(summary.read_text())[:3] == before
 
 

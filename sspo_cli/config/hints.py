@@ -78,10 +78,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
             return f"; {_whole_list('.'.join([*prefix, indexed[1]]), section.model_fields[indexed[1]], {})}"
         name = indexed[1]
     if "learning" in fields and KL.fullmatch(name):
-        learning = nested_section(root, "learning")
-        if learning and "kl" in learning.model_fields:
-            return "; did you mean `learning.kl`?"
-        return "; the paper's experiments apply no KL term, and there is none here"
+        return "; did you mean `learning.kl`?"
     if name in TRUNCATED_SAMPLING and "rollout" in fields:
         return f"; {_truncated_sampling(name, root)}"
     if (known := ELSEWHERE.get(name)) and option_named(known, root) == known:

@@ -107,8 +107,8 @@ class TinyModelOptions(Options):
     def _heads_divide_the_width(self) -> Self:
         if self.hidden_size % (2 * self.heads):
             raise ValueError(
-                f"model.tiny.hidden_size = {self.hidden_size} cannot be split into model.tiny.heads = {self.heads} heads of "
-                "even width"
+                f"model.tiny.hidden_size = {self.hidden_size} cannot be split into heads of even width by "
+                f"model.tiny.heads = {self.heads}"
             )
         return self
 
@@ -418,6 +418,14 @@ class RunOptions(Options):
     def template(self) -> Template:
         """Return the template that renders problems. Raises UserError for an unknown prompt template."""
         return Template.of(self.prompt, self.chat.system, self.chat.user, self.chat.template_kwargs)
+
+    @property
+    def silent_template(self) -> str | None:
+        """Return the name of the prompt template if a named model is not asked for tags, and would follow one that does.
+
+        None for the embedded model, which learns the tags in its cold start whatever the template says.
+        """
+        return None if self.model.name is None or self.template.asks_for_tags else self.prompt
 
     @model_validator(mode="after")
     def _prompt_template_exists(self) -> Self:

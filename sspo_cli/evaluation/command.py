@@ -245,7 +245,7 @@ def _measure_target(
         parts = {f"{name}/{part}": {**summary, **of_part} for part, of_part in summary.get("parts", {}).items()}
         for label, measured in {name: summary, **parts}.items():
             bars.console.print(f"{target.name}: {label} Pass@1 {pass_at_1(measured)}{mark}", soft_wrap=True)
-        for sign in evaluation_signs(rows, target.options.prompt, template.asks_for_tags):
+        for sign in evaluation_signs(rows, target.options.silent_template):
             bars.console.print(f"{target.name}: {name}: {sign}", soft_wrap=True)
         if path and not again:  # the same command finds it recorded
             if ranks.is_first():

@@ -62,7 +62,7 @@ def measure_if_due(run: Run) -> None:
         if ranks.is_first():
             partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
-        for sign in evaluation_signs(answers, options.prompt, options.template.asks_for_tags):
+        for sign in evaluation_signs(answers, options.silent_template):
             run.tracker.note(f"health: {benchmark.name}: {sign}")
     run.engine.sleep()
     drop_old_checkpoints(run)

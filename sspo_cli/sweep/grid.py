@@ -31,7 +31,7 @@ from sspo_cli.config import (
     validate,
 )
 from sspo_cli.config.base import Seed
-from sspo_cli.errors import UserError, command_line
+from sspo_cli.errors import UserError, command_line, quantity
 from sspo_cli.forks import resolve_fork
 from sspo_cli.redaction import redacted
 from sspo_cli.report.choices import best_configurations
@@ -210,7 +210,7 @@ def _varies(key: str, points: Sequence[dict[str, Any]]) -> bool:
 def print_trials(trials: Sequence[Trial], folder: Path) -> None:
     """Print a row for each trial with the options that vary, and its state if it has been started in `folder`."""
     options = list(dict.fromkeys(key for trial in trials for key in trial.varied))
-    title = f"{len(trials)} trials, to be run in {folder}"
+    title = f"{quantity(len(trials), 'trial')}, to be run in {folder}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in (*map(_short, options), "key", "state"):
         table.add_column(column, overflow="fold", no_wrap=column == "key")
@@ -230,8 +230,8 @@ def _best_blocks(
     check_trials(list(trials.values()), folder)
     if unfinished := [name for name in trials if RunFolder(folder / name).status.get("state") != "finished"]:
         raise UserError(
-            f"{len(unfinished)} of {len(trials)} trials of {file}, whose best are asked for, are not finished in {folder}; "
-            f"first run {command_line('sspo', 'sweep', '-c', file)}"
+            f"{len(unfinished)} of {quantity(len(trials), 'trial')} of {file}, whose best are asked for, are not finished in "
+            f"{folder}; first run {command_line('sspo', 'sweep', '-c', file)}"
         )
     groups = collect([folder / name for name in trials]).groups
     chosen, _ = best_configurations(groups, "last")

@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from sspo_cli.errors import quantity
 from sspo_cli.tracking.files import TEMPORARY, explain_os_errors, read_jsonl, write_jsonl_atomic
 from sspo_cli.tracking.shapes import STEP_ROW
 
@@ -62,7 +63,7 @@ def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | 
     _keep_rows(path, step)
     left = len(read_jsonl(path))
     return (
-        f"{path} is not what it was at step {step}: it has {left} of its {recorded['rows']} rows up to there; "
+        f"{path} is not what it was at step {step}: it has {left} of its {quantity(recorded['rows'], 'row')} up to there; "
         "the run continues without the others"
     )
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from sspo_cli import ranks
 from sspo_cli.config import VALIDATION, RunOptions, validate
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.locks import take_lock
 from sspo_cli.redaction import redacted
 from sspo_cli.tracking.files import (
@@ -319,10 +319,12 @@ class RunFolder:
         if recorded:
             expected = {_identity(row): row for row in recorded["evaluations"]}
             if missing := expected.keys() - rows.keys():
-                lost.append(f"{self.summary_path} lacked {len(missing)} measurements; they are written again")
+                lost.append(
+                    f"{self.summary_path} lacked {quantity(len(missing), 'measurement')}, restored from the checkpoint"
+                )
             if len(rows) < len(there):
                 lost.append(
-                    f"{self.summary_path} had {len(there) - len(rows)} measurements twice; they are there once now"
+                    f"{self.summary_path} had {quantity(len(there) - len(rows), 'measurement')} twice; duplicates are removed"
                 )
             rows = expected | rows
             for identity in expected:
@@ -354,7 +356,7 @@ class RunFolder:
         if len(rows) == len(distinct) == expected:
             return None
         return (
-            f"{path} has {len(rows)} rows of step {summary['step']} instead of {expected}; `sspo eval {self.path} "
+            f"{path} has {quantity(len(rows), 'row')} of step {summary['step']} instead of {expected}; `sspo eval {self.path} "
             f"-b {summary['benchmark']} --checkpoint {summary['step']}` measures it again if that checkpoint is there"
         )
 

@@ -353,7 +353,9 @@ def test_bad_steps_in_a_row_end_it_and_single_ones_do_not(policy, tmp_path):
         cold_start(policy, demonstrations(policy), options, cache, Interruption(), progress, print)
 
     cold_start_with_bad({1, 3, 5}, tmp_path / "single")
-    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, at step 5; lower cold_start\.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"not finite in 2 consecutive steps, at step 5; lower cold_start\.learning_rate"
+    ):
         cold_start_with_bad({1, 4, 5}, tmp_path / "in a row")
 
 

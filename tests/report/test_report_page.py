@@ -137,7 +137,7 @@ def test_a_run_is_named_as_for_eval(tmp_path: Path, one_figure: None, monkeypatc
         "yours": f"there is no run, measured model or folder of runs yours, here or in {tmp_path / 'runs'}",
         "empty": "there are no runs in empty, and no measured models",
         "": "the name of a run is empty",
-        "mine/checkpoints/step-2": f"is a checkpoint; name the run, {tmp_path / 'runs' / 'mine'}",
+        "mine/checkpoints/step-2": f"a report covers whole runs; name the run, {tmp_path / 'runs' / 'mine'}",
     }
     for name, said in refused.items():  # also next to a run that there is
         assert_told(sspo("report", "mine", name, "--out", "refused"), said)

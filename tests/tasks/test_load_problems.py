@@ -5,6 +5,7 @@ from typing import get_args
 
 import datasets
 import pytest
+from shared_data import published
 from small_rows import DAPO, DEEPMATH, dapo_row, write_jsonl, write_parquet
 
 from sspo_cli.config import TaskName
@@ -81,29 +82,28 @@ def test_benchmarks_keep_their_ids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "split", "count"),
+    ("file", "split", "count"),
     [
-        ("gsm8k", "train", 7473),
-        ("gsm8k", "test", 1319),
-        ("deepmath", "train", 4994),
-        ("math500", "test", 500),
-        ("aime24", "test", 30),
-        ("aime25", "test", 30),
+        ("gsm8k/train.jsonl", "train", 7473),
+        ("gsm8k/test.jsonl", "test", 1319),
+        ("deepmath/sample.jsonl", "train", 4994),
+        ("math500/test.jsonl", "test", 500),
+        ("aime24/test.jsonl", "test", 30),
+        ("aime25/test.jsonl", "test", 30),
     ],
 )
-def test_shared_copies_load_whole(shared_data, task, split, count):
-    problems = load_problems(task, path=str(shared_data / task), split=split)
+def test_shared_copies_load_whole(file, split, count):
+    folder = published(file).parent
+    problems = load_problems(folder.name, path=str(folder), split=split)
     assert len(problems) == count
     assert not any("####" in p.answer or not p.answer.strip() for p in problems)
 
 
-def test_shared_dapo_has_no_instructions_left(shared_data):
-    verl, cleaned = (
-        load_problems("dapo", path=str(shared_data / "dapo" / f"{name}.jsonl"), split="train", limit=14)
-        for name in ("sample", "processed_sample")
-    )
+def test_shared_dapo_has_no_instructions_left():
+    files = [str(published(f"dapo/{name}.jsonl")) for name in ("sample", "processed_sample")]
+    verl, cleaned = (load_problems("dapo", path=file, split="train", limit=14) for file in files)
     assert verl == cleaned
-    whole = load_problems("dapo", path=str(shared_data / "dapo" / "sample.jsonl"), split="train")
+    whole = load_problems("dapo", path=files[0], split="train")
     assert not any("Answer:" in p.question for p in whole)
 
 
