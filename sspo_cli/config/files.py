@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from sspo_cli.config.explain import explain
 from sspo_cli.config.hints import option_named
+from sspo_cli.config.ignored import refuse_ignored
 from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
 from sspo_cli.config.presets import find_config
@@ -77,10 +78,15 @@ def merge_config(
     files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Merge them in the same way into plain nested dictionaries, before validation."""
-    over = nest(flags or {})
-    for override in overrides:  # in whatever order they stand, all of them are meant together
+    return merge_layers(_layers(files, overrides, flags or {}))
+
+
+def _layers(files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the options of each file, and together those of the command line, as nested dictionaries."""
+    over = nest(flags)
+    for override in overrides:
         over = merge(over, _parse_override(override))
-    return merge_layers([*map(_read_options, map(find_config, files)), over])
+    return [*map(_read_options, map(find_config, files)), over]
 
 
 def _read_options(file: Path) -> dict[str, Any]:
@@ -117,17 +123,23 @@ class Given:
     flags: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> RunOptions:
-        """Validate them alone. Raises UserError as `load_config`."""
-        return load_config(self.files, self.overrides, self.flags)
+        """Validate them alone. Raises UserError as `load_config`, and for an option that would be ignored."""
+        layers = _layers(self.files, self.overrides, self.flags)
+        options = validate(merge_layers(layers))
+        refuse_ignored([dict(flatten(layer)) for layer in layers], options)
+        return options
 
     def over(self, recorded: RunOptions) -> RunOptions:
         """Lay them over the options of an earlier run, and validate the result.
 
         Another method or gate has its own defaults, not the values recorded for the earlier one. Raises UserError as
-        `load_config`.
+        `options`.
         """
-        over = merge_config(self.files, self.overrides, self.flags)
-        return validate(merge_layers([_without_derived(recorded.model_dump(mode="json"), over), over]))
+        layers = _layers(self.files, self.overrides, self.flags)
+        over = merge_layers(layers)
+        options = validate(merge_layers([_without_derived(recorded.model_dump(mode="json"), over), over]))
+        refuse_ignored([dict(flatten(layer)) for layer in layers], options)
+        return options
 
     @property
     def words(self) -> list[str]:
