@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sspo_cli.errors import UserError
+from sspo_cli.parameters import RunsDir
 from sspo_cli.redaction import redacted
 
 WIDE = 240  # characters, if no terminal reports its width
@@ -67,7 +68,7 @@ def export_command(
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
     checkpoint: Annotated[str | None, typer.Option(help="Of the run: last (the default), best, or a step.")] = None,
-    runs_dir: Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write a run's model to a folder to publish: whole weights, adapters merged, tokenizer, model card."""
     from sspo_cli.export import export_model

@@ -141,6 +141,7 @@ def test_what_a_resumed_run_may_change_is_how_it_is_computed():
         ("reward.treads=1", r"unknown option `reward.treads`; the options here are answer, format"),
         ("evaluation.seed=1", r"unknown option `evaluation.seed`; the options here are benchmarks"),
         ("learning.learning_rate=1", r"did you mean `optimizer.learning_rate` or `cold_start.learning_rate`\?"),
+        ("stepz=1", r"did you mean `steps`\?"),
         ("learning_rat=1", r"did you mean `optimizer.learning_rate`\?"),
         ("optimizer.lr=1", r"did you mean `optimizer.learning_rate`\?"),
         ("num_generations=4", r"did you mean `rollout.group_size`\?"),

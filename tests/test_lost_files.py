@@ -10,7 +10,7 @@ import pytest
 from commands import sspo
 from small_runs import rows
 
-from sspo_cli.tracking import run_folder
+from sspo_cli.tracking import program
 from sspo_cli.tracking.tracker import Tracker
 
 QUICK = {
@@ -164,9 +164,9 @@ def test_files_are_on_the_disk_before_the_checkpoint_has_its_name(copy: Path, mo
 
 
 def test_another_program_is_reported_and_recorded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = run_folder._package_versions()
-    monkeypatch.setattr(run_folder, "_package_versions", lambda: {**versions, "torch": "99.0"})
-    monkeypatch.setattr(run_folder, "git_revision", lambda: "f00")
+    versions = program.package_versions()
+    monkeypatch.setattr(program, "package_versions", lambda: {**versions, "torch": "99.0"})
+    monkeypatch.setattr(program, "git_revision", lambda: "f00")
     said = resume(copy).replace("\n", " ")
     assert f"torch: {versions['torch']} -> 99.0" in said
     assert "-> f00" in said

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from sspo_cli.config.explain import explain
 from sspo_cli.config.hints import option_named
 from sspo_cli.config.ignored import refuse_ignored
-from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
+from sspo_cli.config.learning import DEFAULT_METHOD
+from sspo_cli.config.options import RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
 from sspo_cli.config.presets import find_config
 from sspo_cli.config.sampling import EpisodeOptions

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sspo_cli.config.data import ENVIRONMENTS
-from sspo_cli.config.options import ColdStartOptions, RunOptions
+from sspo_cli.config.learning import ColdStartOptions
+from sspo_cli.config.options import RunOptions
 from sspo_cli.errors import UserError
 
 Reason = Callable[[RunOptions], str | None]

@@ -16,10 +16,13 @@ from sspo_cli import ranks
 from sspo_cli.config import ENVIRONMENTS, BenchmarkOptions, EpisodeOptions
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.comparison import RECORDED, EvalResult, print_comparison
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.partial import partial_path
 from sspo_cli.evaluation.reuse import find_recorded
+from sspo_cli.evaluation.sampling import evaluate
+from sspo_cli.evaluation.summary import record, summarize
 from sspo_cli.evaluation.targets import (
     MODEL,
     Target,

@@ -15,16 +15,11 @@ import torch
 from filelock import FileLock
 
 from sspo_cli.errors import UserError
-from sspo_cli.evaluation.benchmark import (
-    Benchmark,
-    Conditions,
-    _remove_abandoned,
-    evaluate,
-    partial_path,
-    record,
-    summarize,
-)
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.partial import partial_path, remove_abandoned
+from sspo_cli.evaluation.sampling import evaluate
+from sspo_cli.evaluation.summary import record, summarize
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
@@ -346,5 +341,5 @@ def test_chunks_that_nobody_has_added_to_for_a_week_are_removed(tmp_path):
         (partial / name).touch()
         os.utime(partial / name, times=(time.time() - 86_400 * days,) * 2)
     with FileLock(partial / ".held.jsonl.lock", is_singleton=False):
-        _remove_abandoned(partial)
+        remove_abandoned(partial)
     assert {path.name for path in partial.iterdir()} == {"new.jsonl", "held.jsonl", ".held.jsonl.lock"}

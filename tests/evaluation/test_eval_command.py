@@ -233,8 +233,8 @@ def test_a_killed_evaluation_ends_byte_for_byte_the_same(runs):
 
     killed = f"""
 import os, signal, sys
-from sspo_cli.evaluation import benchmark
-append, chunks = benchmark.append_jsonl, 0
+from sspo_cli.evaluation import sampling
+append, chunks = sampling.append_jsonl, 0
 def fatal(path, row):
     global chunks
     append(path, row)
@@ -243,7 +243,7 @@ def fatal(path, row):
         with open(path, "ab") as file:
             file.write(b'{{"rows": [{{"id": "torn')
         os.kill(os.getpid(), signal.SIGKILL)
-benchmark.append_jsonl = fatal
+sampling.append_jsonl = fatal
 sys.argv = ["sspo", *{command!r}]
 from sspo_cli.cli import main
 main()

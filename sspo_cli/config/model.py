@@ -1,0 +1,82 @@
+"""Options of the model: a named one or the embedded tiny one, its computation and its adapters."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sspo_cli.config.base import Options, PositiveFloat, PositiveInt, TorchSeed
+
+
+class TinyModelOptions(Options):
+    """A Qwen2-shaped model with random weights and the embedded character tokenizer, used if `model.name` is null."""
+
+    hidden_size: PositiveInt = Field(64, le=2**16, description="width of the residual stream")
+    layers: PositiveInt = Field(3, le=1000, description="transformer layers")
+    heads: PositiveInt = Field(2, le=2**12, description="attention heads of each layer")
+    intermediate_size: PositiveInt = Field(192, le=2**20, description="width of the feed-forward layers")
+    seed: TorchSeed = Field(
+        0, description="seed of the initial weights; not the run's seed, so that all seeds share a cold start"
+    )
+    action_tags: bool = Field(
+        False, description="make <execute>, <solution> and their closing tags single tokens, for tasks in episodes"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"model.tiny.hidden_size = {self.hidden_size} cannot be split into heads of even width by "
+                f"model.tiny.heads = {self.heads}"
+            )
+        return self
+
+
+class LoraOptions(Options):
+    """Low-rank adapters (peft), trained instead of all weights."""
+
+    rank: PositiveInt = Field(16, le=2**16, description="rank of the two matrices")
+    alpha: PositiveFloat = Field(32.0, description="scale: the update is multiplied by alpha / rank")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the layers that get an adapter"
+    )
+    seed: TorchSeed = Field(0, description="seed of the adapters' initial weights")
+
+
+class ModelOptions(Options):
+    """The model: a named one, or a tiny one built from scratch."""
+
+    name: str | None = Field(None, description="Hugging Face causal LM by name or folder; null: the tiny model")
+    revision: str | None = Field(None, description="branch, tag or commit of a model on the hub; null: its main branch")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype of the computation; auto: bfloat16 if the GPU supports it, otherwise float32"
+    )
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="dtype of fully trained weights and their gradients; bfloat16 takes half the memory and needs "
+        "optimizer.eight_bit",
+    )
+    kernels: Literal["torch", "liger", "compiled"] = Field(
+        "torch",
+        description="kernels of the layers: torch, liger (fused, on a GPU), or compiled (torch.compile, when learning); the "
+        "results are equal up to rounding",
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="implementation of attention: torch's fused one, the plain one, or flash-attention on a GPU"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    lora: LoraOptions | None = Field(None, description="train low-rank adapters; null: every weight")
+    tiny: TinyModelOptions = Field(TinyModelOptions(), description="the model if name is null")
+
+    @model_validator(mode="after")
+    def _weights_fit_the_computation(self) -> Self:
+        if self.weights == "bfloat16" and self.dtype == "float32":
+            raise ValueError(
+                "model.weights = bfloat16 cannot be computed with in model.dtype = float32; leave that out"
+            )
+        if self.weights == "bfloat16" and self.lora:
+            raise ValueError(
+                "model.weights does not apply with model.lora: the frozen weights have model.dtype, the adapters are float32"
+            )
+        return self
