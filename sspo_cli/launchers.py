@@ -79,7 +79,7 @@ def _ranks(environment: Mapping[str, str]) -> str | None:
             return _listed(environment, size, *numbers)
     tasks = next((name for name in SLURM[:3] if name in environment), None)
     if tasks is None or "SLURM_PROCID" not in environment or _is_slurm_shell(environment):
-        return None  # not by srun: salloc and sbatch tell their shells the number of tasks, too
+        return None  # not by srun: salloc and sbatch also set the number of tasks in their shells
     several = _number(environment, tasks) > 1 or _number(environment, "SLURM_PROCID") > 0
     return _listed(environment, tasks, "SLURM_PROCID") if several else None
 

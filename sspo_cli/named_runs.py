@@ -85,7 +85,7 @@ def is_run(path: Path) -> bool:
 
 
 def _runs_in(folder: Path, levels: int = 2) -> list[Path]:
-    """Return the runs in a folder and, as a sweep's are in a folder of their own, in the folders in it."""
+    """Return the runs in a folder and in its sub-folders, which hold the runs of sweeps."""
     runs = []
     with suppress(OSError):  # not a folder, or one that may not be read
         for path in sorted(folder.iterdir()):

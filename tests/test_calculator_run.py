@@ -52,7 +52,7 @@ def options(**changes: Any) -> RunOptions:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Without what every run starts anew and takes seconds: the processes that check answers, and the check of the model."""
+    """Leave out what every run starts and takes seconds: the processes that check answers, and the check of the model."""
     with AnswerChecker(workers=1, timeout=30.0) as checker, pytest.MonkeyPatch.context() as patch:
         for room in (session, command):
             patch.setattr(room, "AnswerChecker", lambda timeout: contextlib.nullcontext(checker))

@@ -143,7 +143,7 @@ def test_a_hangup_that_was_ignored_at_the_start_stays_so(kept_handlers: list[int
 def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At step 4, which has no checkpoint of its own, and at step 10 after the last step."""
+    """At step 4, which has no checkpoint, and at step 10 after the last step."""
     generate, measured = TorchEngine.generate, []
 
     def noted(self, request, on_completion=None):

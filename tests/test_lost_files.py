@@ -31,7 +31,7 @@ QUICK = {
 
 
 class Killed(BaseException):
-    """As by SIGKILL, as far as files can tell."""
+    """Leave the files as a SIGKILL would."""
 
 
 @pytest.fixture(scope="module")

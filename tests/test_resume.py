@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or damaged anywhere, and go on."""
+"""Runs that are killed, stopped or damaged anywhere, and continue."""
 
 import json
 import os

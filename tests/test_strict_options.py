@@ -39,9 +39,9 @@ def test_every_numeric_option_is_tried():
 @pytest.mark.parametrize("value", ["true", "'8'", "on", "[1]", "{a: 1}", "2024-01-01", "1" + "0" * 24, "1e308", "''"])
 @pytest.mark.parametrize("option", NUMBERS)
 def test_what_is_no_number_of_a_sensible_size_is_refused(option: str, value: str):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         load_config([], [f"{option}={value}", *(["objective.method=grpo"] if ".eps_" in option else [])])
-    assert option.rpartition(".")[2] in str(told.value)
+    assert option.rpartition(".")[2] in str(raised.value)
 
 
 @pytest.mark.parametrize("option", options_of_type(RunOptions, (bool,)))

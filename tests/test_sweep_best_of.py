@@ -1,4 +1,4 @@
-"""A sweep that goes on with what did best in an earlier one."""
+"""A sweep of the best configurations of an earlier one."""
 
 import itertools
 from pathlib import Path

@@ -79,7 +79,7 @@ def test_a_sweep_killed_twice_ends_with_the_same_tables_byte_for_byte(tmp_path, 
         kill_with_all_children(process.pid)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert "running" in states(killed).values(), moment  # nothing has been told
+        assert "running" in states(killed).values(), moment  # nothing has reported the end
 
     for folder in (killed, alone):
         process = sweep(folder, text=TEXT)

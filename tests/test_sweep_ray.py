@@ -34,7 +34,7 @@ def cluster():
 
 
 def learned(run: Path) -> list[dict[str, float]]:
-    """What a run's metrics say, but for times."""
+    """Read a run's metrics, without times."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 

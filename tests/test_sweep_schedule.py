@@ -65,7 +65,7 @@ class ScriptedTrial:
 
 
 class Endless(Scripted):
-    """The same, but trials go on until they are stopped, when `b` takes its last step; `log` says what is done to them."""
+    """The same, but trials continue until they are stopped, when `b` takes its last step; `log` lists what is done to them."""
 
     def __init__(self, room: int) -> None:
         super().__init__(room, defaultdict(lambda: [0]))

@@ -186,6 +186,6 @@ def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def _explained(error: CheckpointException, sentence: str) -> UserError:
-    """Make a UserError of the first rank's failure that the ranks have told one another."""
+    """Make a UserError of the first failure among those that the ranks have exchanged."""
     rank, (cause, _) = min(error.failures.items())
     return UserError(f"{sentence}: rank {rank}: {first_line(cause)}")

@@ -79,7 +79,7 @@ function textOf(completion) {
   const text = element("pre", { className: "text" });
   if (opening) text.append(element("span", { className: "opening", title: "opened by the prompt template" }, opening));
   const parts = !plain ? pieces : leftOut ? halvesOf(pieces) : [pieces];
-  let observation = null;  // what the policy reads between two turns, in a block of its own
+  let observation = null;  // text that the policy reads between two turns, in a separate block
   parts.forEach((piece, i) => {
     if (leftOut && i === parts.length / 2) {
       const amount = `${leftOut.toLocaleString("en")} ${plain ? "characters" : "tokens"}`;

@@ -99,10 +99,12 @@ def play(
 ) -> list[list[Completion]]:
     """Sample `group_size` completions of each prompt, in the order of the prompts; those with an environment as episodes.
 
-    `sampling.max_new_tokens` is a turn's. The draws of a prompt follow from its place, and those of an episode's later turns
-    from its number in the group and the turn's as well, so they do not depend on what else is sampled. `on_completion` hears
-    of each as soon as it is done. `time_environment` is entered while an environment works. `order` are the places of the prompts
-    among those that share the seed, if they do not stand there in a row.
+    `sampling.max_new_tokens` limits a turn. The draws of a prompt depend only on its place, and those of an episode's later
+    turns also on its number in the group and the number of the turn, not on what else is sampled.
+
+    on_completion     called with each completion as soon as it is done
+    time_environment  entered while an environment works
+    order             places of the prompts among those that share the seed, if they are not consecutive
 
     Raises UserError if an environment fails; what it ran is freed then.
     """

@@ -276,7 +276,7 @@ class RunFolder:
 
     @ranks.by_first
     def record(self) -> dict[str, Any]:
-        """Flush all files to the disk and describe them for a checkpoint, by which `truncate` can tell whether they are whole.
+        """Flush all files to the disk and describe them for a checkpoint, by which `truncate` checks that they are whole.
 
         Raises UserError if the disk refuses.
         """

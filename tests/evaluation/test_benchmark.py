@@ -1,4 +1,4 @@
-"""A measurement: its numbers, its chunks, and how a stopped one goes on."""
+"""A measurement: its numbers, its chunks, and how a stopped one continues."""
 
 import json
 import math

@@ -69,9 +69,9 @@ def test_rows_come_back_in_order_with_their_fields_and_the_verdict(tmp_path, cap
 def test_a_bad_row_is_told_by_its_line_and_nothing_is_written(tmp_path, line, said):
     file = tmp_path / "outputs.jsonl"
     file.write_text('{"gold": "5", "completion": "5"}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"^[^\n]*$") as told:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as raised:
         grade_file(file)
-    assert said in str(told.value)
+    assert said in str(raised.value)
     assert list(tmp_path.iterdir()) == [file]
 
 

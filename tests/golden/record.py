@@ -1,6 +1,6 @@
 """Run the golden cases, and renew what is recorded of them: `python -m tests.golden.record [--out FOLDER] [CASE]...`
 
-A change that means to change numbers renews `recorded/` in a commit of its own that says why. The product is reached by its
+A change that means to change numbers renews `recorded/` in a separate commit that says why. The product is reached by its
 command line and the run folder alone, so that moving and renaming modules changes nothing here but an import.
 """
 

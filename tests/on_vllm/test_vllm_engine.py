@@ -169,10 +169,10 @@ def test_completions_end_at_every_end_id_and_are_told_as_soon_as_they_are_done(s
     ends = set(policy.end_ids)
     engine = start(policy)
     engine.sync(policy)
-    told = []
-    groups = engine.generate(Request(PROMPTS, 8, Sampling(1.0, 12, 1)), lambda *done: told.append(done))
+    reported = []
+    groups = engine.generate(Request(PROMPTS, 8, Sampling(1.0, 12, 1)), lambda *done: reported.append(done))
     expected = [(i, member, c) for i, group in enumerate(groups) for member, c in enumerate(group)]
-    assert sorted(told, key=lambda done: done[:2]) == expected
+    assert sorted(reported, key=lambda done: done[:2]) == expected
     completions = [c for group in groups for c in group]
     assert {c.truncated for c in completions} == {True, False}
     for c in completions:
@@ -196,7 +196,7 @@ def test_greedy_completions_are_those_of_the_torch_engine(start):
 def test_the_process_is_left_as_it_was(start):
     policy = tiny_policy()
     environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    torch.set_float32_matmul_precision("high")  # as beside bfloat16
+    torch.set_float32_matmul_precision("high")  # as with bfloat16
     start(policy)
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")

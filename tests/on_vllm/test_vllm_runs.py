@@ -99,7 +99,7 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
         targets = ["torch", "--checkpoint", "best"]
         steps = [json.loads((by_torch / "checkpoints" / "best.json").read_text())["step"]]
     else:
-        targets = ["torch", by_torch / "checkpoints" / "step-2"]  # each with an engine of its own, one after the other
+        targets = ["torch", by_torch / "checkpoints" / "step-2"]  # each with a separate engine, in turn
         steps = [SHORT["steps"], 2]
 
     def measured(engine):
@@ -123,7 +123,7 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
 
 
 def stopped(runs, number, ready):
-    """Starts the run `stopped` or goes on with it, in a process of its own, and sends it the signal when `ready(stdout)`."""
+    """Start the run `stopped` or continue it in a separate process, and send it the signal when `ready(stdout)`."""
     sets = [part for key, value in SHORT.items() for part in ("-s", f"{key.replace('__', '.')}={value}")]
     more = ["--resume"] if (runs / "stopped").exists() else sets
     out, err = (runs.parent / f"stopped.{name}" for name in ("out", "err"))

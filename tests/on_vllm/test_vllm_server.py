@@ -97,11 +97,11 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
         found = [text.find(string) + 1 for string in ("7", "e") if string in text]
         assert not found or len(text) - len(last) < min(found) <= len(text)
         assert completion.truncated == (not found and completion.token_ids[-1] not in policy.end_ids)
-    told = []
-    groups = engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)), lambda *done: told.append(done))
+    reported = []
+    groups = engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)), lambda *done: reported.append(done))
     assert groups == engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)))
     expected = [(i, member, c) for i, group in enumerate(groups) for member, c in enumerate(group)]
-    assert sorted(told, key=lambda done: done[:2]) == expected
+    assert sorted(reported, key=lambda done: done[:2]) == expected
     assert all(len({tuple(c.token_ids) for c in group}) == 4 for group in groups)
     assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model.safetensors"]
 
@@ -175,8 +175,8 @@ def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, mo
 def test_a_server_that_is_not_in_dev_mode_is_told_before_the_cold_start(model, tmp_path):
     with serving(model) as address:
         done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **of_a_run(address, model, tmp_path))
-        told = sspo("eval", model, "--runs-dir", tmp_path, **of_an_evaluation(address, tmp_path))
+        reported = sspo("eval", model, "--runs-dir", tmp_path, **of_an_evaluation(address, tmp_path))
     assert done.returncode == 1
     assert "was started without VLLM_SERVER_DEV_MODE=1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
-    assert_told(told, f"the vLLM server {address} was started without VLLM_SERVER_DEV_MODE=1")
+    assert_told(reported, f"the vLLM server {address} was started without VLLM_SERVER_DEV_MODE=1")

@@ -127,9 +127,9 @@ def test_a_disk_that_is_full_for_torch_is_said_to_be_full(policy, tmp_path, monk
         return write(self, content)
 
     monkeypatch.setattr(checkpoint._Writer, "write", full)
-    with pytest.raises(UserError, match=r"step-2 cannot be written: .*No space left on device$") as told:
+    with pytest.raises(UserError, match=r"step-2 cannot be written: .*No space left on device$") as raised:
         save_checkpoint(tmp_path / "step-2", policy, state)
-    assert told.value.__cause__.errno == errno.ENOSPC
+    assert raised.value.__cause__.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
 

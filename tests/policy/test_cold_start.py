@@ -172,7 +172,7 @@ def test_an_interrupted_one_goes_on_as_if_it_had_not_been(policy, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-# Options that change the result, next to those of `options_of`: each must have a cold start of its own.
+# Options that change the result, next to those of `options_of`: each must have a separate cold start.
 MATTER = {
     "cold_start.steps": 2,
     "cold_start.batch_size": 4,

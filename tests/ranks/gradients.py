@@ -123,7 +123,7 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
 
 
 def all_gradients() -> dict[str, Any]:
-    """Those of every kind, of a policy and a batch made anew."""
+    """Compute the gradients of every kind, of a new policy and batch."""
     torch.set_num_threads(1)
     found = {kind: gradient(make_policy(kind), make_batch(), BUDGETS[0]) for kind in KINDS}
     found["large micro-batches"] = gradient(make_policy("dense"), make_batch(), BUDGETS[1])

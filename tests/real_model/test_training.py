@@ -73,7 +73,7 @@ def taught(model_folder, sums, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def untaught(taught, model_folder, sums) -> Path:
-    """The folder of the model as it is, measured in the same way."""
+    """The folder of the untrained model, measured in the same way."""
     done = sspo("eval", model_folder, "--runs-dir", taught, "-b", sums / "asked.jsonl", **MEASURED)
     assert done.returncode == 0, done.stderr
     (folder,) = taught.glob("model-*")

@@ -177,9 +177,9 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         f"(n 200) in `{tmp_path}/grpo` and 5 more.",
         f"`{tmp_path}/torn`: {tmp_path}/torn/config.json is not valid JSON; left out.",
     }
-    told = missing(collect([tmp_path]))
-    assert set(told) == expected
-    assert len(told) == len(expected)
+    sentences = missing(collect([tmp_path]))
+    assert set(sentences) == expected
+    assert len(sentences) == len(expected)
     no_validation = (
         f"`{tmp_path}/grpo4` (seed 4) has no validation to choose a checkpoint by, so that it is in no table; train with "
         "`evaluation.validation`, or report with `--select last`."
@@ -190,8 +190,8 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
 def test_seeds_that_are_of_different_configurations_are_told(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", "seed=1", "optimizer.learning_rate=1e-3")
-    (told,) = (sentence for sentence in missing(collect([tmp_path])) if "differ in more" in sentence)
-    assert told == (
+    (message,) = (sentence for sentence in missing(collect([tmp_path])) if "differ in more" in sentence)
+    assert message == (
         "The runs of SSPO atanlog differ in more than the seed, and are not averaged: "
         f"`{tmp_path}/a` (seed 0): optimizer.learning_rate 0.0002; `{tmp_path}/b` (seed 1): optimizer.learning_rate 0.001."
     )

@@ -63,7 +63,7 @@ def test_a_server_too_old_to_send_token_ids_is_told(connect):
 
 
 def test_a_server_that_is_not_in_dev_mode_is_told_at_once_what_to_set(connect):
-    """At the first sync it would be told after the cold start."""
+    """At the first sync it would be reported only after the cold start."""
     missing = httpx.Response(404, json={"detail": "Not Found"})
     with pytest.raises(
         UserError, match=r"was started without VLLM_SERVER_DEV_MODE=1, or is none, so .*; start it with `VLLM_SERVER"

@@ -27,7 +27,7 @@ Results = Mapping[str, Sequence[Row]]  # of every stage that is finished
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the study. Its points come from the results of earlier stages; None: from a sweep file of its own."""
+    """A part of the study. Its points come from the results of earlier stages; None: from a separate sweep file."""
 
     seeds: Sequence[int]
     points: Callable[[Results], list[Point]] | None
