@@ -310,6 +310,10 @@ def sweep_command(
     jobs: Annotated[
         int, typer.Option(min=1, max=1024, help="Parallel trials on each GPU, or on this machine if it has none.")
     ] = 1,
+    nproc: Annotated[
+        int,
+        typer.Option("--nproc", min=1, max=1024, help="Ranks of each trial, on one machine, one on each GPU."),
+    ] = 1,
     retries: Annotated[int, typer.Option(min=0, max=1000, help="Number of times that a failed trial is retried.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="auto|local|ADDRESS", help="Run the trials on a Ray cluster.")
@@ -328,17 +332,18 @@ def sweep_command(
 
     from sspo_cli.config.presets import SWEEPS, find_config
     from sspo_cli.examination import examine_trials
-    from sspo_cli.sweep import load_sweep, place_for, print_trials, run_sweep
+    from sspo_cli.sweep import load_sweep, machine_for, place_for, print_trials, run_sweep
 
     config = find_config(config, SWEEPS)
 
     trials, folder = load_sweep(config, set_ or [], runs_dir, max_trials), runs_dir / (name or config.stem)
     if ray is None:  # the machines of a cluster have other devices and packages
-        examine_trials([trial.options for trial in trials])
+        examine_trials([trial.options for trial in trials], nproc)
     if dry_run:
-        print_trials(trials, folder)
+        places = f", {machine_for(trials, jobs, nproc).layout}" if ray is None else ", each on one node"
+        print_trials(trials, folder, f" of {nproc} ranks{places}" if nproc > 1 else "")
         return
-    with _naming_the_command(), place_for(trials, jobs, ray) as place:
+    with _naming_the_command(), place_for(trials, jobs, nproc, ray) as place:
         run_sweep(trials, folder, place, retries)
 
 

@@ -18,6 +18,7 @@ from sspo_cli.memory import check_memory, device_here
 from sspo_cli.model_check import check_reach, check_structure
 from sspo_cli.objectives import Objective, build_objective
 from sspo_cli.policy.cold_start import check_demonstrations, demonstrations_of
+from sspo_cli.policy.kernels import check_kernels
 from sspo_cli.policy.model import Policy, resolve_device
 from sspo_cli.policy.optimizer import adamw_8bit
 from sspo_cli.policy.outline import outline_policy
@@ -112,6 +113,7 @@ def examine_options(options: RunOptions) -> torch.device:
     if options.optimizer.eight_bit:
         adamw_8bit()
     check_engine(options.rollout)
+    check_kernels(options.model, ranks.size())
     if options.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(
             "model.attention = flash_attention_2 needs flash-attn, which is not installed; use model.attention=sdpa"
@@ -121,10 +123,16 @@ def examine_options(options: RunOptions) -> torch.device:
     return device
 
 
-def examine_trials(trials: Sequence[RunOptions]) -> None:
-    """Examine what the trials of a sweep differ in and share, as far as it needs no network. Raises UserError as `examine`."""
+def examine_trials(trials: Sequence[RunOptions], count: int) -> None:
+    """Examine what the trials of a sweep, of `count` ranks each, differ in and share, as far as it needs no network.
+
+    Raises UserError as `examine`.
+    """
     for options in {options.model_copy(update={"seed": 0}).model_dump_json(): options for options in trials}.values():
-        examine_options(options)
+        if count > 1:
+            ranks.check_start(count, options.device)
+        with ranks.supposing(count):
+            examine_options(options)
     tasks = [
         task
         for options in trials

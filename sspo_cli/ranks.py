@@ -30,6 +30,7 @@ P = ParamSpec("P")
 
 PATIENCE = "SSPO_PATIENCE"  # in the environment: seconds that ranks wait for one another
 DEFAULT_PATIENCE = 600.0
+ALWAYS_ALLOWED = 4  # ranks on a CPU of fewer cores, to try what several do
 HEARTBEAT = 1.0  # seconds
 REPORT_WAIT = 3.0  # seconds until a rank that fails has surely reported why
 FAILED, ALIVE = "sspo/failed/{}", "sspo/alive/{}"  # keys of the store, by rank
@@ -68,7 +69,7 @@ def start(device: str) -> None:
     if not is_rank(os.environ) or dist.is_initialized():
         return
     local = int(os.environ["LOCAL_RANK"])
-    check_start(local + 1, device)
+    check_start(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), device)  # the same on each rank, so said once
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(local)
@@ -95,9 +96,18 @@ def patience() -> float:
 
 
 def check_start(count: int, device: str) -> None:
-    """Raise UserError if this machine has too few GPUs for `count` ranks, `device` is one of them, or `patience` is wrong."""
+    """Raise UserError if `count` ranks cannot be started on this machine.
+
+    It has fewer GPUs, or too few cores if they compute on its CPU; `device` is a single GPU; or `patience` is wrong.
+    """
     patience()
     if device == "cpu" or not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if count > max(cores, ALWAYS_ALLOWED):
+            raise UserError(
+                f"{count} ranks are too many for the {cores} core{'s' * (cores > 1)} that this process may use; start at most "
+                f"{max(cores, ALWAYS_ALLOWED)}"
+            )
         return
     if device not in ("auto", "cuda"):
         raise UserError(f"device = {device} is one GPU, and several ranks need one each; use cuda, or auto")
@@ -111,6 +121,16 @@ def _beat(store: Any, rank: int) -> None:
         while True:
             store.add(ALIVE.format(rank), 1)
             time.sleep(HEARTBEAT)
+
+
+@contextmanager
+def supposing(count: int) -> Iterator[None]:
+    """Let this process, which is alone, examine a run as one of `count` ranks would, without exchanging anything."""
+    _process.size, _process.alone = count, True
+    try:
+        yield
+    finally:
+        _process.size, _process.alone = 1, False
 
 
 def stop() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import assert_told, sspo
 
-from sspo_cli.launchers import VARIABLES
+from sspo_cli.launchers import VARIABLES, is_rank, refuse_several_ranks, refuse_wrong_ranks
 from sspo_cli.sweep.place import spawn
 
 SEVERAL = {
@@ -68,8 +68,14 @@ def test_several_ranks_are_refused(monkeypatch, tmp_path, kind, command):
 
 
 @pytest.mark.parametrize("kind", ONE)
-def test_one_rank_is_a_process_like_another(monkeypatch, tmp_path, kind):
-    for name, value in ONE[kind].items():
+def test_one_rank_is_a_process_like_another(kind):
+    refuse_wrong_ranks(ONE[kind], None)
+    refuse_several_ranks(ONE[kind])
+    assert not is_rank(ONE[kind])
+
+
+def test_one_rank_may_train(monkeypatch, tmp_path):
+    for name, value in {**ONE["torchrun with one process"], **ONE["srun with one task"]}.items():
         monkeypatch.setenv(name, value)
     assert sspo("train", "--dry-run", "--runs-dir", tmp_path).returncode == 0
 

@@ -17,7 +17,7 @@ from small_runs import AFTER_STEP, IN_CHECKPOINT, IN_COLD_START, arguments, run,
 @pytest.mark.parametrize(
     "deaths",
     [
-        [(AFTER_STEP, 1)],  # before the first checkpoint
+        pytest.param([(AFTER_STEP, 1)], marks=pytest.mark.long),  # before the first checkpoint
         [(AFTER_STEP, 5), (AFTER_STEP, 4)],  # in the middle of a rollout batch, twice
         [(IN_COLD_START, 30), (IN_CHECKPOINT, 4)],  # the 4th: 50 and 60 of the cold start, then 3 and, half-written, 6
     ],

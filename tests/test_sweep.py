@@ -178,7 +178,7 @@ def test_an_empty_file_is_one_trial_of_the_default_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_a_stopped_sweep_goes_on_and_skips_what_is_finished(tmp_path, number):
     text = SWEEP.replace("seeds: [0, 1]", "seeds: [0]")
     process = sweep(tmp_path, text=text)

@@ -1,4 +1,4 @@
-"""A sweep that is killed twice, its trials with it, ends with the same tables as one that was left alone."""
+"""A sweep that is killed with its trials ends with the same tables as one that was left alone."""
 
 import os
 import signal
@@ -59,27 +59,32 @@ def tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_twice_ends_with_the_same_tables_byte_for_byte(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "moments",
+    [("after the first trial",), pytest.param(("in the cold start", "after the first trial"), marks=pytest.mark.long)],
+    ids=" and ".join,
+)
+def test_a_killed_sweep_ends_with_the_same_tables_byte_for_byte(tmp_path, monkeypatch, moments):
     def steps() -> int:
         rows = [last_jsonl_rows(path, 1) for path in killed.glob("small/*/metrics.jsonl")]
         return sum(row[0]["step"] for row in rows if row)
 
-    moments = {
+    has_come = {
         "in the cold start": lambda: any(killed.glob("small/cold-starts/*/step-100")),
         "after the first trial": lambda: "finished" in states(killed).values() and steps() >= 22,  # between checkpoints
     }
     killed, alone = tmp_path / "killed", tmp_path / "alone"
     killed.mkdir()
     alone.mkdir()
-    for moment, has_come in moments.items():
+    for moment in moments:
         process = sweep(killed, text=TEXT)
-        while not has_come():
+        while not has_come[moment]():
             assert process.poll() is None, (moment, process.communicate())
             time.sleep(0.01)
         kill_with_all_children(process.pid)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert "running" in states(killed).values(), moment  # nothing has reported the end
+        assert "running" in states(killed).values(), moment  # nobody could record the end
 
     for folder in (killed, alone):
         process = sweep(folder, text=TEXT)

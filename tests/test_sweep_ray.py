@@ -129,6 +129,43 @@ def test_a_signal_to_the_sweep_stops_its_trials_on_ray_and_the_same_command_cont
 
 
 @pytest.mark.long
+def test_a_trial_of_two_ranks_is_on_one_node_is_retried_and_stopped_and_the_same_command_continues_it(
+    tmp_path, cluster
+):
+    text = TWO_ENDLESS.replace("  - options: {objective.method: grpo}\n", "")
+    process = sweep(tmp_path, "--ray", cluster.address, "--nproc", "2", text=text)
+    said, _ = process.communicate()
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("sspo: a trial takes 2 CPUs, and no node of the Ray cluster has as much")
+
+    node = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    reached, folder = 0, tmp_path / "small"
+    for _ in range(2):
+        process = sweep(tmp_path, "--ray", cluster.address, "--nproc", "2", "-s", "checkpoint.every=2", text=text)
+        (trial,) = wait_for_trials(process, folder, 1, after=reached + 2)
+        first = psutil.Process(pid_of(trial))
+        ranks = first.parent().children()
+        assert [rank.environ()["RANK"] for rank in sorted(ranks, key=lambda rank: rank.pid)] == ["0", "1"]
+        ranks[-1].kill()
+        assert psutil.wait_procs(ranks, timeout=60)[1] == []
+        wait_for_trials(process, folder, 1, after=learned(trial)[-1]["step"])
+        running = psutil.Process(pid_of(trial)).parent().children()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate()
+        assert process.returncode == 130, said
+        assert f"to be retried {trial.name}" in said
+        assert psutil.wait_procs(running, timeout=60)[1] == []
+        assert_saved([trial])
+        steps = [row["step"] for row in learned(trial)]
+        assert steps == list(range(1, len(steps) + 1))
+        reached = len(steps)
+    about = json.loads((trial / "config.json").read_text())
+    assert [about["ranks"], *(start["ranks"] for start in about["resumed"])] == [2] * 4
+    assert "it was ended by SIGKILL" in trial.with_name(f"{trial.name}.log").read_text()
+    cluster.remove_node(node)
+
+
+@pytest.mark.long
 def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what a user has for another cluster does not count
     process = sweep(tmp_path, "--ray", "local", text=TWO_ENDLESS)

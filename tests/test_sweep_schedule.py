@@ -251,7 +251,7 @@ def started_with(tmp_path: Path, monkeypatch, machine: Machine, names: list[str]
     )
     threads = []
 
-    def command(trial: Trial, folder: Path) -> list[str]:
+    def command(trial: Trial, folder: Path, ranks: int) -> list[str]:
         threads.append(str(trial.options.threads))
         return ["python3", "-c", script, str(folder), trial.name]
 
@@ -279,6 +279,19 @@ def test_each_gpu_gets_its_share_of_trials_and_of_the_cores(tmp_path, monkeypatc
     assert len(started_with(tmp_path, monkeypatch, machine, ["f"])) == 1  # the slots are free again
 
 
+def test_trials_of_several_ranks_get_whole_gpus_and_a_core_for_each_rank(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    machine = Machine(1, ["0", "1", "GPU-5f", "3", "4"], 2)
+    assert machine.layout == "2 at a time: GPUs 0,1, GPUs GPU-5f,3; idle: GPU 4"
+    environments = started_with(tmp_path, monkeypatch, machine, ["a", "b", "c"])
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0,1", "GPU-5f,3"]
+    assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["3", "3"]
+    with pytest.raises(UserError, match="a trial of 8 ranks needs as many GPUs, and this machine has 5"):
+        Machine(1, ["0", "1", "2", "3", "4"], 8)
+    with pytest.raises(UserError, match="--jobs 2 shares each GPU out, and a trial of several ranks needs whole ones"):
+        Machine(2, ["0", "1"], 2)
+
+
 def test_without_a_gpu_trials_share_the_cores_and_see_no_change_of_devices(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(2)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -291,14 +304,14 @@ def test_a_trial_gets_no_more_threads_than_it_asks_for(tmp_path, monkeypatch):
     threads = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     monkeypatch.setattr(
-        "sspo_cli.sweep.machine.command_of", lambda trial, _: threads.append(trial.options.threads) or ["true"]
+        "sspo_cli.sweep.machine.command_of", lambda trial, *_: threads.append(trial.options.threads) or ["true"]
     )
     Machine(1, []).start(Trial("a", {}, RunOptions(threads=2)), tmp_path).wait()
     assert threads == [2]
 
 
 def test_a_slot_is_free_once_however_often_its_trial_is_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda trial, folder: ["true"])
+    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda *_: ["true"])
     machine = Machine(1, [])
     ended = machine.start(trials("a")[0], tmp_path)
     ended.wait()
@@ -310,9 +323,9 @@ def test_a_slot_is_free_once_however_often_its_trial_is_looked_at(tmp_path, monk
 @pytest.mark.parametrize(("devices", "slot"), [(["cpu", "cpu"], "slot 1"), (["cpu", "auto"], "GPU 4")])
 def test_trials_that_want_no_gpu_take_none(tmp_path, monkeypatch, devices, slot):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
-    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda trial, folder: ["true"])
+    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda *_: ["true"])
     of_devices = [Trial(f"{n}", {}, RunOptions(device=device)) for n, device in enumerate(devices)]
-    with place_for(of_devices, 1, None) as place:
+    with place_for(of_devices, 1, 1, None) as place:
         started = place.start(of_devices[0], tmp_path)
         assert started.slot == slot
         started.wait()
@@ -320,12 +333,13 @@ def test_trials_that_want_no_gpu_take_none(tmp_path, monkeypatch, devices, slot)
 
 def test_a_trial_is_begun_with_its_options_and_then_resumed(tmp_path):
     (trial,) = trials("a")
-    begun = command_of(trial, tmp_path)
+    begun = command_of(trial, tmp_path, 1)
     assert begun[:5] == [sys.executable, "-m", "sspo_cli", "train", "--runs-dir"]
     assert begun[5:] == [str(tmp_path), "--run", "a", "-c", str(tmp_path / "a.json")]
     assert RunOptions.model_validate_json((tmp_path / "a.json").read_text()) == trial.options
     RunFolder.create(tmp_path / "a", trial.options, []).close()
-    assert command_of(trial, tmp_path)[5:] == [str(tmp_path), "--run", "a", "--resume"]
+    assert command_of(trial, tmp_path, 1)[5:] == [str(tmp_path), "--run", "a", "--resume"]
+    assert command_of(trial, tmp_path, 8)[5:] == [str(tmp_path), "--run", "a", "--nproc", "8", "--resume"]
 
 
 def test_a_trial_reads_nothing_is_apart_from_the_terminal_and_its_log_keeps_every_attempt(tmp_path):
@@ -353,7 +367,7 @@ def test_a_trial_that_is_asked_to_stop_can_save_its_state(tmp_path, monkeypatch)
         "(folder / 'started').touch(); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda trial, folder: command)
+    monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda *_: command)
     running = Machine(1, []).start(trials("a")[0], tmp_path)
     while not (tmp_path / "started").exists():
         assert running.poll() is None

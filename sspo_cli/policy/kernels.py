@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError, first_line
 
 # Not its losses, because the projection and the loss are implemented here. Not its rotary embeddings, because they are compiled
@@ -18,6 +19,12 @@ LIGER = {"rope": False, "rms_norm": True, "swiglu": True, "cross_entropy": False
 # Graphs of a layer: with and without gradient, each also for a single prompt, completion or token. Beyond torch's limit of 8 it
 # silently stops compiling.
 GRAPHS = 64
+
+
+def check_kernels(options: ModelOptions, ranks: int) -> None:
+    """Raise UserError if the layers of a model that is spread over several ranks are to be compiled."""
+    if options.kernels == "compiled" and ranks > 1:
+        raise UserError("model.kernels = compiled is not for several ranks yet; use model.kernels=torch")
 
 
 def use_liger(model: Any, device: torch.device) -> None:

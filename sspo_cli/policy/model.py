@@ -19,7 +19,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.head import measure_transform
-from sspo_cli.policy.kernels import checkpoint_layers, compile_layers, use_liger
+from sspo_cli.policy.kernels import check_kernels, checkpoint_layers, compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.pretrained import load_pretrained, load_tokenizer
@@ -245,8 +245,7 @@ def load_policy(
     Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
     """
     spread = ranks.size() > 1
-    if spread and options.kernels == "compiled":
-        raise UserError("model.kernels = compiled is not for several ranks yet; use model.kernels=torch")
+    check_kernels(options, ranks.size())
     dtype = compute_dtype(options, device)
     weights_dtype = dtype if options.lora else DTYPES[options.weights]
     source, adapter = source_of(options, folder)

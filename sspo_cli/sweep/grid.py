@@ -207,10 +207,13 @@ def _varies(key: str, points: Sequence[dict[str, Any]]) -> bool:
     return any(json.dumps(point.get(key)) != first for point in points)
 
 
-def print_trials(trials: Sequence[Trial], folder: Path) -> None:
-    """Print a row for each trial with the options that vary, and its state if it has been started in `folder`."""
+def print_trials(trials: Sequence[Trial], folder: Path, how: str = "") -> None:
+    """Print a row for each trial with the options that vary, and its state if it has been started in `folder`.
+
+    how  added to the number of trials, such as ` of 2 ranks`
+    """
     options = list(dict.fromkeys(key for trial in trials for key in trial.varied))
-    title = f"{quantity(len(trials), 'trial')}, to be run in {folder}"
+    title = f"{quantity(len(trials), 'trial')}{how}, to be run in {folder}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in (*map(_short, options), "key", "state"):
         table.add_column(column, overflow="fold", no_wrap=column == "key")

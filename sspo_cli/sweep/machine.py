@@ -1,4 +1,4 @@
-"""The local machine as a place for trials: several at the same time on each of its GPUs, or on its processor."""
+"""The local machine as a place for trials: on its GPUs, one or more for each trial, or on its processor."""
 
 import os
 import shutil
@@ -7,26 +7,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sspo_cli.errors import UserError
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.place import command_of, log_of, spawn
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one trial. `gpu` is an entry of CUDA_VISIBLE_DEVICES, or None for the processor."""
+    """A place for one trial. `gpus` is its value of CUDA_VISIBLE_DEVICES, or None for the processor."""
 
     name: str
-    gpu: str | None
+    gpus: str | None
 
 
 class Machine:
-    """Runs at most one trial in each slot. The slots share the machine's cores evenly."""
+    """Runs at most one trial in each slot. The ranks of all slots share the machine's cores evenly."""
 
-    def __init__(self, jobs: int, gpus: Sequence[str]) -> None:
-        """Create `jobs` slots on each GPU, or on the processor if there are no GPUs."""
-        on_gpus = [Slot(f"GPU {gpu}", gpu) for gpu in gpus for _ in range(jobs)]
+    def __init__(self, jobs: int, gpus: Sequence[str], ranks: int = 1) -> None:
+        """Create slots for trials of so many ranks: `jobs` on each `ranks` GPUs, or on the processor if there are no GPUs.
+
+        Raises UserError if there are fewer GPUs than ranks, and if trials of several ranks are to share GPUs.
+        """
+        if gpus and len(gpus) < ranks:
+            raise UserError(
+                f"a trial of {ranks} ranks needs as many GPUs, and this machine has {len(gpus)}; lower --nproc"
+            )
+        if gpus and ranks > 1 and jobs > 1:
+            raise UserError(
+                f"--jobs {jobs} shares each GPU out, and a trial of several ranks needs whole ones; leave it out"
+            )
+        groups = [gpus[first : first + ranks] for first in range(0, len(gpus) - ranks + 1, ranks)]
+        on_gpus = [_slot_on(group) for group in groups for _ in range(jobs)]
         self._free = on_gpus or [Slot(f"slot {number}", None) for number in range(1, jobs + 1)]
-        self._cores_each = max(1, len(os.sched_getaffinity(0)) // len(self._free))
+        self._ranks = ranks
+        self._cores_each = max(1, len(os.sched_getaffinity(0)) // (len(self._free) * ranks))
+        idle = gpus[len(groups) * ranks :]
+        self.layout = f"{len(self._free)} at a time: {', '.join(slot.name for slot in self._free)}" + (
+            f"; idle: {_slot_on(idle).name}" if idle else ""
+        )
 
     def start(self, trial: Trial, folder: Path) -> "RunningProcess | None":
         if not self._free:
@@ -35,9 +53,9 @@ class Machine:
         threads = min(trial.options.threads, self._cores_each)
         trial = replace(trial, options=trial.options.model_copy(update={"threads": threads}))
         environment = {"OMP_NUM_THREADS": str(threads)}
-        if slot.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-        process = spawn(command_of(trial, folder), environment, log_of(trial, folder))
+        if slot.gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpus
+        process = spawn(command_of(trial, folder, self._ranks), environment, log_of(trial, folder))
         return RunningProcess(process, slot, self._free)
 
 
@@ -62,6 +80,11 @@ class RunningProcess:
 
     def wait(self) -> None:
         self._process.wait()
+
+
+def _slot_on(gpus: Sequence[str]) -> Slot:
+    names = ",".join(gpus)
+    return Slot(f"{'GPU' if len(gpus) == 1 else 'GPUs'} {names}", names)
 
 
 def visible_gpus() -> list[str]:

@@ -29,17 +29,23 @@ LOST = -1  # exit code of a trial whose worker or node was lost
 
 
 class RayCluster:
-    """Run each trial as a task that takes a CPU for each of its threads, and its share of a GPU; a context manager."""
+    """Run each trial as a task on one node, which takes a CPU for each of its threads, and its GPUs; a context manager."""
 
-    def __init__(self, address: str, trials: Sequence[Trial], jobs: int) -> None:
+    def __init__(self, address: str, trials: Sequence[Trial], jobs: int, ranks: int) -> None:
         """Connect to a cluster.
 
         address  `local` starts a cluster on this machine for the time of the sweep, `auto` finds the cluster that this machine
                  belongs to, anything else is a cluster's address
         jobs     trials that share a GPU
+        ranks    of each trial, each takes its threads and a whole GPU
 
-        Raises UserError if the cluster cannot be reached, or if none of its nodes can ever hold a trial.
+        Raises UserError if the cluster cannot be reached, if none of its nodes can ever hold a trial, or if trials of several
+        ranks are to share GPUs.
         """
+        if jobs > 1 and ranks > 1:
+            raise UserError(
+                f"--jobs {jobs} shares each GPU out, and a trial of several ranks needs whole ones; leave it out"
+            )
         _check_answers(address)
         try:
             with _ignored(signal.SIGHUP):  # a closed terminal must not end a local cluster before its trials
@@ -51,7 +57,7 @@ class RayCluster:
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster can be reached at {address}: {first_line(error)}") from None
-        self._jobs = jobs
+        self._jobs, self._ranks = jobs, ranks
         self._started: list[RunningTask] = []
         nodes = _alive_nodes()
         self._has_gpus = any(node.get("GPU") for node in nodes)
@@ -65,7 +71,7 @@ class RayCluster:
                 ray.shutdown()
                 raise UserError(
                     f"a trial takes {_amounts(wanted)}, and no node of the Ray cluster has as much; the nodes have "
-                    f"{', '.join(map(_amounts, nodes))}; lower `threads` in the sweep's options"
+                    f"{', '.join(map(_amounts, nodes))}; lower `threads` in the sweep's options{' or --nproc' * (ranks > 1)}"
                 )
 
     def __enter__(self) -> Self:
@@ -94,7 +100,7 @@ class RayCluster:
         folder = folder.resolve()
         log = log_of(trial, folder)
         task = _run.options(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], name=trial.name).remote(
-            command_of(trial, folder), {"OMP_NUM_THREADS": str(trial.options.threads)}, log, Path.cwd()
+            command_of(trial, folder, self._ranks), {"OMP_NUM_THREADS": str(trial.options.threads)}, log, Path.cwd()
         )
         self._started.append(RunningTask(task, wanted, log, RunFolder(folder / trial.name)))
         return self._started[-1]
@@ -102,7 +108,7 @@ class RayCluster:
     def _wanted(self, trial: Trial) -> dict[str, float]:
         on_gpu = self._has_gpus and trial.options.device != "cpu"
         share = GPU_UNITS // self._jobs / GPU_UNITS  # rounded down, otherwise the last trial would not fit
-        return {"CPU": float(trial.options.threads), "GPU": share if on_gpu else 0.0}
+        return {"CPU": float(trial.options.threads * self._ranks), "GPU": share * self._ranks if on_gpu else 0.0}
 
 
 class RunningTask:

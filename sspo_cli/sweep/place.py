@@ -43,9 +43,14 @@ class Place(Protocol):
         """
 
 
-def command_of(trial: Trial, folder: Path) -> list[str]:
-    """Return the command that runs a trial in `folder`/its name, from the start or from its last checkpoint."""
+def command_of(trial: Trial, folder: Path, ranks: int = 1) -> list[str]:
+    """Return the command that runs a trial in `folder`/its name, from the start or from its last checkpoint.
+
+    A trial of several ranks has a process that starts them, passes its SIGTERM on to them and ends with their exit code.
+    """
     command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
+    if ranks > 1:
+        command += ["--nproc", str(ranks)]
     if (folder / trial.name / "config.json").exists():
         return [*command, "--resume"]
     config = folder / f"{trial.name}.json"

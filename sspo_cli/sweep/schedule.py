@@ -25,15 +25,26 @@ POLL_SECONDS = 0.5
 NAMED = 10  # most trials named in a message
 
 
-@contextmanager
-def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> Iterator[Place]:
-    """Provide this machine, or the Ray cluster at an address; `jobs` as in Machine and RayCluster.
+def machine_for(trials: Sequence[Trial], jobs: int, ranks: int) -> Machine:
+    """Return this machine as a place for trials of so many ranks, its GPUs if any trial may use them.
 
-    Raises UserError like RayCluster, and if Ray is not installed.
+    Raises UserError like Machine.
+    """
+    on_gpus = any(trial.options.device != "cpu" for trial in trials)
+    return Machine(jobs, visible_gpus() if on_gpus else [], ranks)
+
+
+@contextmanager
+def place_for(trials: Sequence[Trial], jobs: int, ranks: int, ray_address: str | None) -> Iterator[Place]:
+    """Provide this machine, or the Ray cluster at an address; `jobs` and `ranks` as in Machine and RayCluster.
+
+    Raises UserError like these, and if Ray is not installed.
     """
     if ray_address is None:
-        on_gpus = any(trial.options.device != "cpu" for trial in trials)
-        yield Machine(jobs, visible_gpus() if on_gpus else [])
+        machine = machine_for(trials, jobs, ranks)
+        if ranks > 1:
+            print(f"trials of {ranks} ranks, {machine.layout}")
+        yield machine
         return
     if ray_address == "local":
         _keep_local_ray_private()
@@ -41,7 +52,7 @@ def place_for(trials: Sequence[Trial], jobs: int, ray_address: str | None) -> It
         from sspo_cli.sweep.on_ray import RayCluster  # an extra
     except ImportError:
         raise UserError("--ray needs ray; install it with `pip install ray`") from None
-    with RayCluster(ray_address, trials, jobs) as cluster:
+    with RayCluster(ray_address, trials, jobs, ranks) as cluster:
         yield cluster
 
 

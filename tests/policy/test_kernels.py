@@ -66,6 +66,7 @@ def test_the_real_compiler_agrees_and_sampling_does_without_it(tiny, make_batch)
     assert counters["frames"]["ok"] > 0
 
 
+@pytest.mark.long
 def test_without_a_compiler_one_sentence_says_so(tmp_path):
     with torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "g++")), "force_disable_caches": True}):
         done = sspo("train", "--runs-dir", tmp_path, steps=1, model__kernels="compiled", model__tiny__layers=1)

@@ -1,4 +1,4 @@
-"""Forks of the test process as ranks, because starting Python and torch for each takes most of the time."""
+"""Forks of the test process as ranks and trials, because starting Python and torch for each takes most of the time."""
 
 import gc
 import os
@@ -6,22 +6,29 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sspo_cli import supervisor
+from sspo_cli.sweep import place
 
 
 class Forked:
-    """What the supervisor needs of a `subprocess.Popen` of Python."""
+    """What the supervisor and a sweep need of a `subprocess.Popen` of Python."""
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **_: object) -> None:
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: Any = None, **_: object) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
+            if hasattr(stdout, "fileno"):  # the log of a trial
+                for number in (1, 2):
+                    os.dup2(stdout.fileno(), number)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
             os._exit(run_as(command[1:], env))
 
     def poll(self) -> int | None:
@@ -31,6 +38,11 @@ class Forked:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.returncode or 0
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
@@ -39,6 +51,9 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+FORKING = SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
 
 
 def run_as(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -70,5 +85,10 @@ def run_as(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 @pytest.fixture(scope="session")
 def forked_ranks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(supervisor, "subprocess", SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL))
+        patch.setattr(supervisor, "subprocess", FORKING)
         yield
+
+
+@pytest.fixture
+def forked_trials(forked_ranks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "subprocess", FORKING)
