@@ -163,7 +163,7 @@ def test_a_gate_that_breaks_the_paper_s_conditions_is_refused_before_the_run(tra
         (['{"question": "1+1", "answer": "2"}', '{"question": "1+2", "ans'], "line 2"),
     ],
 )
-def test_a_bad_row_is_told_by_file_and_number(train, tmp_path, rows, said):
+def test_a_bad_row_is_reported_by_file_and_number(train, tmp_path, rows, said):
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
     done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
     assert_told(done, said)

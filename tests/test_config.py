@@ -204,7 +204,7 @@ def test_what_a_resumed_run_may_change_is_how_it_is_computed():
         ("seed={", r"the value in `-s seed=\{` is not valid YAML"),
     ],
 )
-def test_a_wrong_option_is_told_by_its_path(override, said):
+def test_a_wrong_option_is_reported_by_its_path(override, said):
     with pytest.raises(UserError, match=said):
         load_config([], [override])
 
@@ -217,13 +217,13 @@ def test_a_wrong_option_is_told_by_its_path(override, said):
         ("seed: 1\nseed: 2\n", "duplicate key"),
     ],
 )
-def test_a_malformed_file_is_told(tmp_path, text, said):
+def test_a_malformed_file_is_reported(tmp_path, text, said):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=said):
         load_config([tmp_path / "bad.yaml"])
 
 
-def test_missing_and_binary_files_are_told(tmp_path):
+def test_missing_and_binary_files_are_reported(tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
         load_config([tmp_path / "none.yaml"])
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")

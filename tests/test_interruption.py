@@ -226,7 +226,7 @@ def test_a_sigterm_that_comes_again_while_the_state_is_saved_loses_nothing(
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_goes_on_behind_it(
+def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_continues_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Between its own checkpoints, and in its very last step."""

@@ -70,7 +70,7 @@ def test_nothing_is_chosen_by_a_test_score(runs):
         load_sweep(runs.parent / "after.yaml", [], runs)
 
 
-def test_an_unfinished_sweep_is_told(runs):
+def test_an_unfinished_sweep_is_reported(runs):
     with pytest.raises(UserError, match=r"6 of 6 trials of .*before\.yaml, whose best are asked for, are not finished"):
         load_sweep(runs.parent / "after.yaml", [], runs)
 

@@ -89,7 +89,8 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
         everywhere.setdefault(option, []).append(path)
     alike = everywhere.get(name, [])
     if not prefix:  # without a section, it may be in any
-        close = difflib.get_close_matches(name, here, n=1, cutoff=NEAR_ANYWHERE)
+        top = [option for option in here if nested_section(root, option) is None]
+        close = difflib.get_close_matches(name, top, n=1, cutoff=NEAR_ANYWHERE)
         close = close or difflib.get_close_matches(name, everywhere, n=1, cutoff=NEAR_ANYWHERE)
         alike = everywhere[close[0]][:1] if close else []
     if not alike and (near := _alike(name, here)):

@@ -126,7 +126,7 @@ def test_chunks_hold_at_most_max_rows_completions_and_each_problem_has_its_own_s
     assert measure(Guessing(), checker, replace(SAMPLED, max_rows=30)) == measure(Guessing(), checker, SAMPLED)
 
 
-def test_every_benchmark_is_sampled_with_seeds_of_its_own(checker):
+def test_every_benchmark_is_sampled_with_its_own_seeds(checker):
     engines = Guessing(), Guessing()
     for engine, name in zip(engines, ("sums", "more sums"), strict=True):
         measure(engine, checker, SAMPLED, of=replace(benchmark(), name=name))
@@ -151,7 +151,7 @@ def test_conditions_match_a_row_only_if_all_of_them_and_its_identity_do():
 
 
 @pytest.mark.parametrize("torn", [0, 40])
-def test_a_stopped_measurement_goes_on_where_it_was(checker, tmp_path, torn):
+def test_a_stopped_measurement_continues_where_it_was(checker, tmp_path, torn):
     whole = measure(Guessing(), checker, SAMPLED)
     partial = partial_path(tmp_path, benchmark(), SAMPLED, identity(), "model")
     with pytest.raises(KeyboardInterrupt):

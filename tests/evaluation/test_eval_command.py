@@ -123,7 +123,7 @@ def test_several_targets_on_several_benchmarks_are_compared_problem_by_problem(r
     assert done.stdout.count("models/before, ") == 2
 
 
-def test_a_benchmark_has_a_token_limit_of_its_own_and_the_flag_wins_over_it(runs):
+def test_a_benchmark_has_its_own_token_limit_and_the_flag_wins_over_it(runs):
     short = "[{name: arithmetic, split: test, limit: 30, max_new_tokens: 5}]"
     options = {**MODELS, "evaluation__benchmarks": short}
     for limit, flag in ((5, []), (7, ["--max-new-tokens", 7])):
@@ -363,7 +363,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "-s", "prompt=plain"], "is measured with its own options; leave out -c and -s"),
     ],
 )
-def test_wrong_input_is_told_in_a_sentence(runs, arguments, said):
+def test_wrong_input_is_reported_in_a_sentence(runs, arguments, said):
     for name in ("arithmetic", "validation"):
         (runs / "models" / f"{name}.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     before = sorted(runs.rglob("*"))

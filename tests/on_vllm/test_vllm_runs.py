@@ -65,7 +65,7 @@ def test_a_run_samples_with_vllm_and_its_metrics_hold_both_sides_of_the_probe(ru
     assert len({row["sampler/probe_policy"] for row in metrics[::2]}) == 3  # the weights did change in between
 
 
-def test_a_cache_too_small_is_told_before_the_cold_start(tmp_path):
+def test_a_cache_too_small_is_reported_before_the_cold_start(tmp_path):
     done = sspo(
         "train", "--runs-dir", tmp_path, **SHORT | {"rollout__vllm__kv_cache_gib": 0.0005}, rollout__max_new_tokens=500
     )
@@ -150,7 +150,7 @@ def stopped(runs, number, ready):
     return status["step"]
 
 
-def test_a_signal_ends_a_run_with_its_state_saved_and_no_process_left_and_it_goes_on(runs):
+def test_a_signal_ends_a_run_with_its_state_saved_and_no_process_left_and_it_continues(runs):
     """SIGTERM in the middle of the steps, then SIGINT as soon as the resumed run has its engine, whose start must not have
     taken the signals over."""
     metrics = runs / "stopped" / "metrics.jsonl"

@@ -155,7 +155,7 @@ def test_a_server_s_room_is_compared_with_what_may_be_needed_before_the_cold_sta
     assert not (tmp_path / "cold-starts").exists()
 
 
-def test_weights_that_do_not_arrive_are_told_before_the_cold_start(server, model, tmp_path):
+def test_weights_that_do_not_arrive_are_reported_before_the_cold_start(server, model, tmp_path):
     (tmp_path / "file").touch()
     options = of_a_run(server, model, tmp_path) | {"rollout__vllm__exchange": tmp_path / "file" / "folder"}
     done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
@@ -172,7 +172,7 @@ def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_is_not_in_dev_mode_is_told_before_the_cold_start(model, tmp_path):
+def test_a_server_that_is_not_in_dev_mode_is_reported_before_the_cold_start(model, tmp_path):
     with serving(model) as address:
         done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **of_a_run(address, model, tmp_path))
         reported = sspo("eval", model, "--runs-dir", tmp_path, **of_an_evaluation(address, tmp_path))

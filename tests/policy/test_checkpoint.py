@@ -227,7 +227,7 @@ def test_the_best_checkpoint_stays_however_old_it_is(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20"]
 
 
-def test_what_a_user_puts_beside_or_into_checkpoints_harms_none(policy, tmp_path):
+def test_what_a_user_puts_next_to_or_into_checkpoints_harms_none(policy, tmp_path):
     save_checkpoint(tmp_path / "step-3", policy, STATE)
     (tmp_path / "step-3" / "notes.txt").write_text("good one")
     shutil.copytree(tmp_path / "step-3", tmp_path / "step-3-copy")

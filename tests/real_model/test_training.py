@@ -95,7 +95,7 @@ def test_a_weak_cold_start_and_a_few_steps_of_rl_raise_the_format_reward(taught,
     assert all(row["ratio/log_std"] <= 1e-4 for row in metrics)  # one step a rollout: on-policy
 
 
-def test_the_model_as_it_is_writes_no_tags_and_its_answers_are_read_from_recorded_outputs(untaught, tmp_path):
+def test_the_untrained_model_writes_no_tags_and_its_answers_are_read_from_recorded_outputs(untaught, tmp_path):
     answers = rows(untaught / "eval" / "asked.jsonl")
     assert not any(row["correct"] for row in answers if "<answer>" not in row["completion"])
     recorded = tmp_path / "outputs.jsonl"

@@ -176,8 +176,8 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "fork.fingerprint": ("fork={run: a/b, step: 4, fingerprint: x}", "fork.fingerprint=y"),
 }
 
-# Those that say how a run is computed, measured, saved or shown, and not what it learns. An option that is not here and
-# not above fails the first test: whoever adds it decides which of the two it is.
+# Options of how a run is computed, measured, saved or shown, not of what it learns. A new option fails the first test until
+# it is added here or above.
 WITHOUT_EFFECT = {
     "seed",
     "threads",

@@ -259,7 +259,7 @@ def test_a_long_completion_loses_its_middle(tmp_path: Path) -> None:
         ("", [], ""),
     ],
 )
-def test_what_the_template_opened_is_told_from_what_the_policy_wrote(
+def test_what_the_template_opened_is_distinguished_from_what_the_policy_wrote(
     tmp_path: Path, completion: str, pieces: list[str], opening: str
 ) -> None:
     row = {**kept_group(1, 1, "p")[0], "completion": completion, "pieces": pieces, "weights": [1.0] * len(pieces)}
@@ -270,7 +270,7 @@ def test_what_the_template_opened_is_told_from_what_the_policy_wrote(
     assert not found["weights"]  # all 1
 
 
-def test_damaged_completions_are_told_and_the_other_runs_shown(tmp_path: Path) -> None:
+def test_damaged_completions_are_reported_and_the_other_runs_shown(tmp_path: Path) -> None:
     rows = kept_group(1, 1, "p")
     groups_of(tmp_path / "a", rows)
     groups_of(tmp_path / "b", rows, "seed=1")

@@ -186,7 +186,7 @@ def test_measurements_with_other_settings_are_other_columns(tmp_path: Path) -> N
     }
 
 
-def test_a_model_that_was_only_measured_has_a_row_of_its_own(tmp_path: Path) -> None:
+def test_a_model_that_was_only_measured_has_its_own_row(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "model.name=Qwen/Qwen3-8B")
     write_bare_model(tmp_path / "model-qwen3", "Qwen/Qwen3-8B", [evaluation(0, 40)])
     write_bare_model(tmp_path / "model-other", "models/other", [evaluation(0, 50)])

@@ -173,8 +173,8 @@ def test_equal_prompts_of_one_batch_are_drawn_independently(policy):
     assert [c.token_ids for c in first] != [c.token_ids for c in second]
 
 
-def test_completions_are_told_as_they_end_while_others_go_on(policy):
-    """Each once, with the index of its prompt, also when several chunks of prompts are sampled one after the other."""
+def test_completions_are_reported_when_they_end_while_others_continue(policy):
+    """Each is reported once, with the index of its prompt, also if several chunks of prompts are sampled in turn."""
     policy.model.generation_config.eos_token_id = list(range(4, 60))
     steps, reported = [], []
     policy.decoder.register_forward_hook(lambda *_: steps.append(None))

@@ -143,7 +143,7 @@ def without_options(point: Point) -> Point:
 
 
 def at_mu(mu: int) -> Point:
-    """Return μ, and the prompts that leave its minibatches as they are."""
+    """Return μ, and the number of prompts with which minibatches keep their size."""
     return {MU: mu, PROMPTS: mu * PROMPTS_PER_MINIBATCH}
 
 

@@ -152,7 +152,7 @@ def test_training_rows_of_a_file(small_data):
     assert all(p.demonstration is None for p in deepmath)  # thousands of tokens each
 
 
-# --- files of the user's own -----------------------------------------------------------------------------------------
+# --- user files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("question", ["question", "problem", "prompt"])
@@ -209,7 +209,7 @@ def test_json_array_and_parquet_say_the_same(tmp_path):
     assert len(array) == 2
 
 
-def test_a_changed_file_is_read_anew(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path):
     file = write_jsonl(tmp_path / "x.jsonl", QUESTIONS)
     load_problems("file", path=str(file), split="train")
     write_jsonl(file, QUESTIONS[:1])
