@@ -75,7 +75,7 @@ real-model: setup
 	@touch $@
 
 # Minutes to an hour: a comparison of sspo with TRL, which gets a separate environment.
-benchmark: setup .venv-trl/.done
+benchmark: real-model .venv-trl/.done
 	.venv/bin/python -m tests.benchmarks.against_trl $(BENCHMARK)
 
 .venv-trl/.done: tests/benchmarks/requirements-trl.txt

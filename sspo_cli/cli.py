@@ -272,10 +272,10 @@ def eval_command(
     if again and limit:
         raise UserError("--limit always samples, because it is not recorded; leave out --again")
 
-    from sspo_cli.config import merge_config, refuse_unread, validate
+    from sspo_cli.config import merge_config, refuse_unread, validate, with_episodes
 
     refuse_unread(set_ or [], bool(completions))
-    given = merge_config(config or [], set_ or []) if config or set_ else None
+    given = with_episodes(merge_config(config or [], set_ or []), benchmark or []) if config or set_ else None
     conditions = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     conditions |= {"top_p": top_p, "top_k": top_k}
     changes = {name: value for name, value in conditions.items() if value is not None}

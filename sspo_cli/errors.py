@@ -16,7 +16,7 @@ LONGEST_NAME = 200  # bytes: file systems allow 255, and temporary and lock file
 LONGEST_PATH = 1000
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
-SAY_WHAT_FAILED = (OSError, ValueError, RuntimeError, ImportError)  # other exceptions are named with their type
+SAY_WHAT_FAILED = (OSError, ValueError, RuntimeError, ImportError)  # of other exceptions, the type is reported as well
 
 
 class UserError(Exception):
@@ -26,7 +26,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        line = CONTROL.sub(" ", message).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair as \udcff
+        line = CONTROL.sub(" ", message).encode("utf-8", "backslashreplace").decode()  # lone surrogates as \udcff
         line = LONG_WORD.sub(lambda word: shorten(word[0], LONGEST_WORD // 2), line)
         super().__init__(shorten(line, LONGEST_MESSAGE))
 
@@ -36,7 +36,7 @@ def border(failure: str | Callable[[], str], *passing: type[BaseException]) -> I
     """Turn every exception in the block into a UserError with the message `failure` and the reason.
 
     failure  beginning of the message, or a function that returns it
-    passing  exceptions that pass unchanged, in addition to UserError, Interrupted and those that end the process
+    passing  exceptions that are not converted, in addition to UserError, Interrupted and those that end the process
 
     Broken input can make a library raise anything: KeyError, ZeroDivisionError, a panic of Rust code.
     """
@@ -64,7 +64,7 @@ FOREIGN = (
     (r"[`'\"]*\battn_implementation\b[`'\"]*", "model.attention"),
     (r"[`'\"]*\b(?:torch_)?dtype\s*=\s*[`'\"]*(?:torch\.)?(\w+)[`'\"]*", r"model.dtype=\1"),
     (r"[`'\"]*\btorch_dtype\b[`'\"]*", "model.dtype"),
-    (r"[`'\"]*\btrust_remote_code(?:\s*=\s*True)?\b[`'\"]*", "code of the model's own, which sspo never runs"),
+    (r"[`'\"]*\btrust_remote_code(?:\s*=\s*True)?\b[`'\"]*", "Python code of the model, which sspo never runs"),
     (r"[`'\"-]*\bgpu[_-]memory[_-]utilization\b[`'\"]*", "rollout.vllm.gpu_memory_utilization"),
     (r"[`'\"-]*\bkv[_-]cache[_-]memory[_-]bytes\b[`'\"]*", "rollout.vllm.kv_cache_gib"),
     (r"[`'\"-]*\bmax[_-]num[_-]seqs\b[`'\"]*", "rollout.max_rows"),
@@ -138,7 +138,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 
 def check_name(option: str, name: str) -> None:
-    """Raise UserError for a name that cannot be a sub-folder: empty, too long, or leading out of its folder."""
+    """Raise UserError for a name that cannot be a sub-folder: empty, too long, or outside of its parent folder."""
     path = PurePath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise UserError(
@@ -146,7 +146,7 @@ def check_name(option: str, name: str) -> None:
         )
     if max(len(part.encode(errors="replace")) for part in path.parts) > LONGEST_NAME or len(name) > LONGEST_PATH:
         raise UserError(f"{option} {name} is too long for the name of a folder; use at most {LONGEST_NAME} characters")
-    if not name.isprintable():  # for example half a surrogate pair, from bytes that are not text
+    if not name.isprintable():  # for example a lone surrogate, from bytes that are not text
         raise UserError(f"{option} {name!r} has characters that cannot be printed")
 
 

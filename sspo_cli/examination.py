@@ -1,4 +1,4 @@
-"""Examine a run before it begins: everything about it that is known without its weights."""
+"""Checks of a run before it begins: everything that can be checked without its weights."""
 
 import importlib.util
 import itertools
@@ -33,21 +33,21 @@ from sspo_cli.tasks.validation import hold_out, without
 from sspo_cli.tracking.tracker import Tracker
 from sspo_cli.types import Group, Problem, Prompt
 
-RENDERED_AT_A_TIME = 256  # problems between two signs of progress
+RENDERED_AT_A_TIME = 256  # problems between two updates of the progress
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """The problems of a run, rendered.
 
-    prompts         to train on, of each task
-    benchmarks      to measure on, the validation problems first
-    left_out        training problems that a benchmark asks
-    overlaps        of tasks and benchmarks, whether left out or not
-    demonstrations  that the cold start learns from, if there is one to come
-    demonstrated    their problems, if they are of the cold start's tasks and not of the run's
-    their_overlaps  of these and benchmarks
-    longest         tokens that a prompt and its completion may have together
+    prompts         training prompts of each task
+    benchmarks      benchmarks to measure on; the validation problems come first
+    left_out        training problems that were removed because they are also in a benchmark
+    overlaps        overlaps between tasks and benchmarks, removed or not
+    demonstrations  demonstrations for the cold start; empty if none is to be run
+    demonstrated    problems of the demonstrations, if they come from `cold_start.tasks`
+    their_overlaps  overlaps between `demonstrated` and benchmarks
+    longest         largest number of tokens that a prompt and its completion may have together
     """
 
     prompts: list[list[Prompt]]
@@ -76,10 +76,11 @@ def examine(
     folder: Path | None,
     needs_cold_start: bool,
 ) -> Rendered | None:
-    """Examine options as far as it goes without weights; None for a model that cannot be laid out without them.
+    """Check a run as far as possible without weights, and render its problems.
 
-    `folder` is a checkpoint that is opened instead of the model's own weights. Raises UserError for the first thing that
-    is wrong.
+    folder  checkpoint that replaces the model's own weights
+
+    Returns None if the model cannot be built without weights. Raises UserError for the first error that is found.
     """
     device = examine_options(options)
     check_memory(options, device_here(options, device, ranks.size()), tracker.note, folder)
@@ -101,10 +102,10 @@ def examine(
 
 
 def examine_options(options: RunOptions) -> torch.device:
-    """Check what needs neither model nor data, and return the device.
+    """Check everything that needs neither model nor data, and return the device.
 
-    Raises UserError for sizes that do not fit the machine, a device, an engine or a package that is not here, and a function
-    of the user that cannot be loaded or breaks the paper's conditions.
+    Raises UserError if sizes do not fit the machine, if a device, an engine or a package is not available, or if a user's
+    function cannot be loaded or breaks the paper's conditions.
     """
     objective_of(options)
     options.reward.scoring.check()
@@ -124,9 +125,11 @@ def examine_options(options: RunOptions) -> torch.device:
 
 
 def examine_trials(trials: Sequence[RunOptions], count: int) -> None:
-    """Examine what the trials of a sweep, of `count` ranks each, differ in and share, as far as it needs no network.
+    """Check the distinct options and the local files of a sweep's trials, without the network.
 
-    Raises UserError as `examine`.
+    count  ranks of each trial
+
+    Raises UserError like `examine`.
     """
     for options in {options.model_copy(update={"seed": 0}).model_dump_json(): options for options in trials}.values():
         if count > 1:
@@ -155,7 +158,7 @@ def _check_login() -> None:
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].strip("/")
     if host not in hosts:
         raise UserError(
-            "wandb.mode = online needs a login at wandb, and there is none; run `wandb login`, set WANDB_API_KEY, or set "
+            "wandb.mode = online needs a login at wandb, but there is none; run `wandb login`, set WANDB_API_KEY, or set "
             "wandb.mode=offline"
         )
 
@@ -170,14 +173,14 @@ def render_all(
 ) -> Rendered:
     """Read the problems to train and to measure on, hold the validation problems out, render and check all of them.
 
-    The policy may be an outline. Raises UserError for data that cannot be read, for a prompt that does not fit the model, if
-    a perfect completion does not earn its reward, and for a cold start without demonstrations.
+    The policy may be without weights (`outline_policy`). Raises UserError if data cannot be read, if a prompt does not fit the
+    model, if a perfect completion does not earn its full reward, or if a cold start has no demonstrations.
     """
     task_weights, evaluation = [task.weight for task in options.tasks], options.evaluation
     to_measure = _problems_by_task(evaluation.benchmarks)
     problems, left_out, overlaps = _apart(options.tasks, to_measure, evaluation, tracker)
     problems, held_out = hold_out(problems, task_weights, evaluation.validation)
-    if not evaluation.decontaminate:  # a checkpoint chosen by a benchmark's problems is no less contaminated
+    if not evaluation.decontaminate:  # choosing a checkpoint by benchmark problems is contamination, too
         names = [task.label for task in evaluation.benchmarks]
         overlaps += find_overlaps([(VALIDATION, held_out)], list(zip(names, to_measure, strict=True)))
     prompts = _render_by_task(problems, options, policy, stage, tracker)
@@ -212,7 +215,12 @@ def render_all(
 def _apart(
     tasks: Sequence[TaskOptions], asked: Sequence[Sequence[Problem]], evaluation: EvaluationOptions, tracker: Tracker
 ) -> tuple[list[list[Problem]], list[Problem], list[Overlap]]:
-    """Read the problems of tasks, and leave out what the benchmarks ask, unless the options keep it; says what that is."""
+    """Read the problems of tasks, and note their overlaps with benchmarks.
+
+    asked  problems of each benchmark
+
+    Returns the problems of each task, those removed because a benchmark has them (with `decontaminate`), and the overlaps.
+    """
     problems = [(task.label, of_task) for task, of_task in zip(tasks, _problems_by_task(tasks), strict=True)]
     benchmarks = [(task.label, of_task) for task, of_task in zip(evaluation.benchmarks, asked, strict=True)]
     overlaps = find_overlaps(problems, benchmarks)
@@ -231,7 +239,7 @@ def _check(
     checker: AnswerChecker,
     tracker: Tracker,
 ) -> int:
-    """Return the longest prompt with its completion. Raises UserError for what would fail later: lengths and rewards."""
+    """Check lengths and rewards; return the most tokens that a prompt with its completion may have. Raises UserError."""
     longest = check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy, stage)
     for benchmark in benchmarks:
         sampled = Conditions.of(options).on(benchmark).max_new_tokens

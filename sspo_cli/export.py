@@ -109,7 +109,7 @@ def _training(options: RunOptions, about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _public(name: str | None) -> str | None:
-    """Return a model's name without a local folder; None for a model built from scratch."""
+    """Return a model's name, without the path of a local folder; None for a model built from scratch."""
     return name if name is None or not Path(name).exists() else Path(name).resolve().name
 
 
@@ -136,7 +136,7 @@ def _prompt(options: RunOptions) -> list[str]:
     if not (system := options.template.system):
         return []
     return [
-        "Its system turn, which the model was trained with:",
+        "The model was trained with this system turn:",
         "",
         *(f"> {line}" for line in system.splitlines()),
         "",

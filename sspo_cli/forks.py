@@ -14,16 +14,16 @@ from sspo_cli.policy.checkpoint import MANIFEST, checkpoint_folders, holds_optim
 from sspo_cli.policy.model import Policy
 from sspo_cli.tracking.run_folder import RunFolder
 
-# Options of a model that say how it is computed; the others make its weights.
+# Model options that set how the model is computed; the others determine its weights.
 HOW_COMPUTED = ("model.dtype", "model.weights", "model.kernels", "model.attention", "model.gradient_checkpointing")
 DIGITS = 12
 
 
 def options_to_resume(path: Path, given: Given) -> RunOptions:
-    """Lay what is given over the options that a run was started with.
+    """Apply the given options on top of those that a run was started with.
 
-    Raises UserError, with the command that forks the run instead, if it changes more than how the run is computed; and for a
-    finished run, unless its steps are raised.
+    Raises UserError if this changes more than how the run is computed (the message has a command that forks the run instead),
+    or if the run is finished and its steps are not raised.
     """
     folder = RunFolder.open(path)
     recorded = folder.config
@@ -33,8 +33,8 @@ def options_to_resume(path: Path, given: Given) -> RunOptions:
         fork = command_line("sspo", "train", "--from", folder.name_in_commands, *given.words, *runs_dir)
         instead = f"{fork} starts a new run from its last checkpoint" if checkpoint_folders(folder.checkpoints) else ""
         raise UserError(
-            f"run {path} was started with other options ({'; '.join(fixed)}), and a resumed run may only change how it is "
-            f"computed, and raise its steps; {instead or 'it has no checkpoint yet, so start a new run with them'}"
+            f"run {path} was started with other options ({'; '.join(fixed)}), but a resumed run may only change how it is "
+            f"computed and raise its steps; {instead or 'it has no checkpoint yet, so start a new run with these options'}"
         )
     check_resumable(folder, options)
     return options
@@ -49,9 +49,9 @@ def check_resumable(folder: RunFolder, options: RunOptions) -> None:
 
 
 def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -> RunOptions:
-    """Make the options of `--from RUN[@STEP]`: those of the other run, except for its cold start, under what is given.
+    """Return the options for `--from RUN[@STEP]`: those of RUN without its cold start, overridden by the given ones.
 
-    Raises UserError as `load_config` and `resolve_fork`.
+    Raises UserError like `load_config` and `resolve_fork`.
     """
     named = find_run(source, runs_dir)
     if named is None:
@@ -69,10 +69,10 @@ def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -
 
 
 def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
-    """Return the options with the whole path of the run that is forked, its step and its fingerprint filled in.
+    """Return the options with the absolute path, the step and the fingerprint of the forked checkpoint filled in.
 
-    Options without a fork are returned unchanged. Raises UserError if there is no such run or checkpoint, if it is damaged
-    or not the one with the recorded fingerprint, and if its weights or moments do not fit the options.
+    Options without a fork are returned unchanged. Raises UserError if the run or the checkpoint does not exist, if the
+    checkpoint is damaged or has another fingerprint than recorded, or if its weights or moments do not fit the options.
     """
     fork = options.fork
     if fork is None:
@@ -85,15 +85,17 @@ def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
     folder = RunFolder.open(named.folder)
     if named.checkpoint:
         if fork.step not in (None, step_of(named.checkpoint)):
-            raise UserError(f"fork.run = {fork.run} is a checkpoint, and fork.step = {fork.step} another; give one")
+            raise UserError(
+                f"fork.run = {fork.run} is a checkpoint of another step than fork.step = {fork.step}; give one"
+            )
         checkpoint = whole(named.checkpoint)
     else:
         checkpoint = checkpoint_of(folder, "last" if fork.step is None else str(fork.step))
     fingerprint = _fingerprint(checkpoint, fork.optimizer)
     if fork.fingerprint not in (None, fingerprint):
         raise UserError(
-            f"checkpoint {checkpoint} is not the one that fork.fingerprint = {fork.fingerprint} was taken of; leave the "
-            "fingerprint out to start from this one"
+            f"checkpoint {checkpoint} does not have the fingerprint fork.fingerprint = {fork.fingerprint}; leave out the "
+            "fingerprint to start from this checkpoint"
         )
     _check_fit(folder, options)
     update = {"run": str(named.folder.resolve()), "step": step_of(checkpoint), "fingerprint": fingerprint}
@@ -101,13 +103,13 @@ def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
 
 
 def checkpoint_to_fork(options: RunOptions, runs_dir: Path) -> Path | None:
-    """Find the checkpoint that resolved options fork; None if they fork none. Raises UserError as `resolve_fork`."""
+    """Return the checkpoint that the options fork, or None without a fork. Raises UserError like `resolve_fork`."""
     fork = resolve_fork(options, runs_dir).fork
     return Path(fork.run) / "checkpoints" / f"step-{fork.step}" if fork else None
 
 
 def origin_of(options: RunOptions) -> dict[str, Any]:
-    """Describe what resolved options fork, for config.json: the run that is forked may be deleted later."""
+    """Describe the forked run for config.json, because it may be deleted later."""
     if options.fork is None:
         return {}
     about = RunFolder.open(Path(options.fork.run)).origin
@@ -123,19 +125,19 @@ def load_moments(checkpoint: Path, state: dict[str, Any], policy: Policy, optimi
 
 
 def _check_fit(source: RunFolder, options: RunOptions) -> None:
-    """Raise UserError if the weights, or the moments if these are to be continued, are not those of the options' model."""
+    """Raise UserError if the weights of `source`, or its moments if they are continued, do not fit the options."""
     theirs, ours = (dict(flatten(o.model_dump(mode="json", include={"model"}))) for o in (source.config, options))
     names = [name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name) and name not in HOW_COMPUTED]
     if names:
         changed = "; ".join(f"{name}: {theirs.get(name)} -> {ours.get(name)}" for name in names)
         raise UserError(
-            f"the weights of run {source.path} are of another model than the options' ({changed}); a fork has the model and the "
-            "adapters of the run that it starts from, so leave these options out"
+            f"run {source.path} has another model than the options ({changed}); a fork keeps the model and the adapters of the "
+            "run that it starts from, so leave these options out"
         )
     if options.chat.template is None and source.config.chat.template is not None:
         raise UserError(
-            f"the tokenizer of run {source.path} has the chat template that it was given, so chat.template = null would not be "
-            "that of the model; give one, or leave the option out"
+            f"the tokenizer of run {source.path} stores the chat.template of that run, so chat.template = null would not restore "
+            "the model's own; give a template, or leave the option out"
         )
     assert options.fork
     if options.fork.optimizer:
@@ -145,13 +147,13 @@ def _check_fit(source: RunFolder, options: RunOptions) -> None:
         }
         if differing := [f"{name}: {a} -> {b}" for name, (a, b) in kept.items() if a != b]:
             raise UserError(
-                f"the optimizer's moments of run {source.path} are kept otherwise ({differing[0]}); fork without the optimizer, "
-                "or leave that option as it was"
+                f"the optimizer's moments of run {source.path} are stored in another format ({differing[0]}); fork without the "
+                "optimizer, or do not change that option"
             )
 
 
 def _fingerprint(checkpoint: Path, with_optimizer: bool) -> str:
-    """Hash a whole checkpoint: its weights and what else a model folder holds; with the optimizer, everything in it."""
+    """Hash the model files of a checkpoint; with the optimizer, all of its files."""
     checksums = json.loads((checkpoint / MANIFEST).read_text())
     kept = sorted((name, digest) for name, digest in checksums.items() if with_optimizer or not holds_optimizer(name))
     return xxhash.xxh3_64_hexdigest(json.dumps(kept).encode())[:DIGITS]

@@ -29,7 +29,7 @@ class Interruption:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self, speaks: bool = True) -> None:
-        """Make one that says on standard error that it was asked, if it `speaks`."""
+        """Create an interruption; if it `speaks`, it acknowledges the first signal on standard error."""
         self.requested = False
         self._speaks = speaks
         self._requested_at = 0.0
@@ -52,7 +52,7 @@ class Interruption:
             if not self._speaks:
                 return
             with suppress(OSError):  # the terminal may be closed; print is not safe here
-                os.write(2, b"\nsspo: stopping at the next safe point; Ctrl-C once more ends it at once, unsaved\n")
+                os.write(2, b"\nsspo: stopping at the next safe point; press Ctrl-C again to end without saving\n")
         elif number == signal.SIGINT and time.monotonic() - self._requested_at > SECONDS_TOGETHER:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
             signal.raise_signal(signal.SIGINT)

@@ -14,15 +14,15 @@ from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import BEST
 
-NAMED = 5  # runs in a message
+NAMED = 5  # most runs listed in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A run, and the checkpoint of it if that was named.
+    """A run or a checkpoint that a user named.
 
-    folder      of the run
-    checkpoint  its folder, or None
+    folder      folder of the run
+    checkpoint  folder of the checkpoint; None if the run itself was named
     """
 
     folder: Path
@@ -72,7 +72,7 @@ def _find(name: str, runs_dir: Path) -> Named | None:
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
-    """Name a run that does not exist: `sspo-atanlog-seed0`, or with a number behind."""
+    """Return an unused name for a run: `sspo-atanlog-seed0`, or the same with a number appended."""
     words = [*options.objective.words, f"seed{options.seed}"]
     name = "-".join(words).replace(":", ".")
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -80,12 +80,12 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
 
 
 def is_run(path: Path) -> bool:
-    """Report whether a folder is a run's, damaged or not; the folder of a model has a config.json too."""
+    """Report whether a folder is a run's, damaged or not. Model folders also have a config.json, so that is not enough."""
     return (path / "checkpoints").is_dir() or ((path / "config.json").is_file() and (path / "status.json").is_file())
 
 
 def _runs_in(folder: Path, levels: int = 2) -> list[Path]:
-    """Return the runs in a folder and in its sub-folders, which hold the runs of sweeps."""
+    """Return the runs in a folder and in its sub-folders, because the trials of a sweep are in one."""
     runs = []
     with suppress(OSError):  # not a folder, or one that may not be read
         for path in sorted(folder.iterdir()):
@@ -111,10 +111,10 @@ def require_run(name: str, runs_dir: Path) -> Path:
 
 
 def require_sources(names: Sequence[str], runs_dir: Path) -> list[Path]:
-    """Find the sources of a report: runs, measured models, and folders of them, by their paths or paths in the folder of runs.
+    """Find the sources of a report: runs, measured models, and folders of them, by path, as given or inside `runs_dir`.
 
-    A model may be named as `sspo eval` was given it. Raises UserError for the first name that is none of these, for a
-    checkpoint, and for a run without config.json or status.json.
+    A measured model may also be given by the name that was passed to `sspo eval`. Raises UserError for a name that is none of
+    these, for a checkpoint, and for a run without config.json or status.json.
     """
     return [_require_source(name, runs_dir) for name in names]
 
@@ -128,7 +128,7 @@ def _require_source(name: str, runs_dir: Path) -> Path:
             )
         for file in ("config.json", "status.json"):
             if not (named.folder / file).exists():
-                raise UserError(f"run {named.folder} has no {file}, without which it is not in a report; leave it out")
+                raise UserError(f"run {named.folder} has no {file}, so it cannot be reported; leave it out")
         return named.folder
     for path in (Path(name), runs_dir / name, model_folder(name, runs_dir)):
         if find_runs([path]):
@@ -165,7 +165,7 @@ def checkpoint_of(run: RunFolder, which: str) -> Path:
     if which == "best":
         if not run.best_path.exists():
             raise UserError(
-                f"run {run.path} has chosen no best checkpoint; it would need evaluation.validation, problems held out for that"
+                f"run {run.path} has no best checkpoint; runs choose one by held-out problems, see evaluation.validation"
             )
         which = str(read_json(run.best_path, BEST)["step"])
     folder = run.checkpoints / f"step-{which}"
@@ -180,15 +180,15 @@ def checkpoint_of(run: RunFolder, which: str) -> Path:
 def whole(checkpoint: Path) -> Path:
     """Return the checkpoint. Raises UserError if it is damaged."""
     if not is_whole(checkpoint):
-        raise UserError(f"checkpoint {checkpoint} is damaged")
+        raise UserError(f"checkpoint {checkpoint} is damaged; use an earlier one")
     return checkpoint
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step that a checkpoint is of."""
+    """Return the step of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def model_folder(model: str, runs_dir: Path) -> Path:
-    """Return where the measurements of a model that no run has made are kept."""
+    """Return the folder for the measurements of a model outside a run."""
     return runs_dir / f"model-{model.strip('/').replace('/', '-')}"

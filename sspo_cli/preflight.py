@@ -46,7 +46,7 @@ def check_sizes(options: RunOptions) -> None:
     for names, needed in needs.items():
         if needed > room:
             raise UserError(
-                f"{names}: at least {needed / 2**30:,.0f} GiB of memory are needed, and this machine has "
+                f"{names}: at least {needed / 2**30:,.0f} GiB of memory are needed, but this machine has "
                 f"{room / 2**30:,.0f}; choose a smaller size"
             )
 
@@ -61,10 +61,11 @@ def check_rewards(
 ) -> None:
     """Note one rendered prompt and the rewards of synthetic completions, encoded and decoded like sampled ones.
 
-    For a problem with an environment, the reward of a perfect episode is noted: a call, and the gold answer. Raises UserError
-    if the perfect completion does not earn the full reward of answer and format, or if another spelling of the gold is not
-    right. Possible causes are a chat template that drops the tags, or a gold that no answer can match. Also raises UserError
-    if the user's reward function does not end.
+    For a problem with an environment, note the reward of a perfect episode instead: a call, then the gold answer.
+
+    Raises UserError if the perfect completion does not earn the full reward of answer and format, or if another spelling of
+    the gold answer is graded as wrong. Possible causes are a chat template that drops the tags, or a gold answer that nothing
+    can match. Also raises UserError if the user's reward function runs out of time or ends its process.
     """
     note(f"the first prompt, rendered:\n{prompt.text}")
     if prompt.problem.environment:
@@ -92,7 +93,7 @@ def check_rewards(
         ended = f"has not ended after {checker.limit:g} s" if perfect.status == "timeout" else "ends its process"
         raise UserError(
             f"reward {scoring.function} {ended} for the completion {shorten(repr(texts[0]), 160)}, so every completion would "
-            "count as the lowest; correct it, or raise answer_timeout"
+            "get the lowest reward; correct the function, or raise answer_timeout"
         )
     if perfect.answer + perfect.format < 2.0:
         raise UserError(
@@ -102,8 +103,8 @@ def check_rewards(
         )
     if not respelt.answer:
         raise UserError(
-            f"the gold answer of problem {prompt.problem.id} of {prompt.problem.task}, {shorten(repr(gold), 80)}, is not found "
-            f"equal to {shorten(repr(respell(gold)), 80)}, so hardly any answer can match it; correct it"
+            f"the gold answer of problem {prompt.problem.id} of {prompt.problem.task}, {shorten(repr(gold), 80)}, is not "
+            f"recognized as equal to {shorten(repr(respell(gold)), 80)}, so hardly any answer can match it; correct it"
         )
 
 
@@ -148,9 +149,13 @@ def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy
         needed = len(prompt.token_ids) + room
         longest = max(longest, needed)
         if policy.context is not None and needed > policy.context:
+            limit = "episode.max_tokens" if prompt.problem.environment else "max_new_tokens"
+            instead = (
+                f"lower {limit}" if len(prompt.token_ids) < policy.context else "take a model with a longer context"
+            )
             raise UserError(
                 f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "
                 f"prompt and {room} for the completion, but the model's context is {policy.context}; "
-                f"lower {'episode.max_tokens' if prompt.problem.environment else 'max_new_tokens'} or leave the problem out"
+                f"{instead} or leave the problem out"
             )
     return longest

@@ -44,12 +44,13 @@ COLD_STARTS = "cold-starts"  # folder next to the runs, which share it
 
 
 def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_going: bool = False) -> None:
-    """Examine options, make a new run in `path` and train it, with `keep_going` even if nothing is learned.
+    """Check a new run, create its folder at `path` and train it.
 
-    A fork in the options is a resolved one.
+    options     a fork in them must be resolved (`resolve_fork`)
+    keep_going  train on even if nothing is learned
 
-    Raises UserError if the run exists, if it is refused, which leaves no folder, or if it cannot continue; Interrupted when
-    stopped.
+    Raises UserError if the run exists, if a check refuses it (no folder is left then) or if it cannot continue. Raises
+    Interrupted when stopped.
     """
     ranks.on_first(lambda: check_free(path))
     torch.set_num_threads(options.threads)
@@ -60,15 +61,16 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
         if opened.interruption.requested:
             raise Interrupted("stopped before the run began; nothing is written")
         with RunFolder.create(path, options, command, origin_of(options)) as folder:
-            folder.begun = False  # until it is checked on its weights
+            folder.begun = False  # until the checks that need its weights have passed
             _run(folder, options, opened, keep_going, rendered, notes)
 
 
 def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], keep_going: bool = False) -> None:
     """Continue a run from its last whole checkpoint, or from the start if there is none.
 
-    `options` differ from those that it was started with only in what `fixed_differences` allows; None: not at all. Raises
-    UserError if there is no such run, or if it is finished and its steps are not raised.
+    options  the recorded options, except for changes that `fixed_differences` allows; None: the recorded ones
+
+    Raises UserError if there is no such run, or if it is finished and its steps are not raised.
     """
     with RunFolder.resume(path) as folder:
         options = options or folder.config
@@ -79,7 +81,7 @@ def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], k
 
 
 def preview_run(options: RunOptions, path: Path, is_resumed: bool, note: Callable[[str], object]) -> None:
-    """Examine a run as its start or its resume does, and write nothing. Raises UserError as these do."""
+    """Run the checks of `start_run` or `resume_run` and write nothing. Raises UserError like these."""
     tracker = Tracker([NoteSink(note)])
     with _opened(options) as opened:
         if is_resumed:
@@ -105,7 +107,7 @@ class _Opened:
 @contextmanager
 def _opened(options: RunOptions) -> Iterator[_Opened]:
     with (
-        Interruption(speaks=ranks.is_first()) as interruption,  # until the status says how the run ended
+        Interruption(speaks=ranks.is_first()) as interruption,  # stays active until the run's status is written
         AnswerChecker(timeout=options.answer_timeout) as checker,
         open_environments(options.environments, options.episode or EpisodeOptions(), checker) as environments,
     ):
@@ -127,13 +129,17 @@ def _run(
     notes: Sequence[str] = (),
     resumed_by: Sequence[str] | None = None,
 ) -> None:
-    """Train, and end every sink as the run ends. `notes` are of its examination, `resumed_by` is the command of a resumed run."""
+    """Prepare and train a run, and report to every sink how it ended.
+
+    notes       notes from the checks of a new run
+    resumed_by  command line of a resumed run
+    """
     with explained_end(folder), open_tracker(folder, options, earlier=notes) as tracker:
         lost = ranks.explained_loss("the others cannot continue without it")
         with lost, explained_full_memory(folder, options), explained_compiler_errors():
             run = prepare(folder, options, tracker, opened, rendered, resumed_by)
             train(replace(run, keep_going=keep_going))
-        with suppress(UserError):  # a damaged file of metrics does not end a run; the report names it
+        with suppress(UserError):  # a damaged metrics file must not fail the run; `sspo report` names it
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")
         tracker.note(
@@ -150,8 +156,8 @@ class Loaded:
     checkpoint  checkpoint that a resumed run continues from
     forked      checkpoint of another run that a new run starts from
     saved       state of optimizer and run in either checkpoint
-    rendered    its problems
-    stage       that episodes are played on
+    rendered    problems of the run
+    stage       environments and limits of episodes
     """
 
     policy: Policy
@@ -163,7 +169,7 @@ class Loaded:
 
     @property
     def continued(self) -> dict[str, Any] | None:
-        """The state of optimizer and run that a resumed run continues from; None for a new run."""
+        """State of optimizer and run that a resumed run continues from; None for a new run."""
         return self.saved if self.checkpoint else None
 
 
@@ -177,8 +183,11 @@ def prepare(
 ) -> Run:
     """Load or resume everything, and run the cold start if it is not done yet.
 
-    `options` are the folder's, or a resumed run's that differ from them in how it is computed: the folder keeps them. A new
-    run that is refused before its cold start has not begun.
+    options     options of the folder; those of a resumed run may differ in how it is computed, which the folder records
+    rendered    problems, if the checks of a new run have rendered them
+    resumed_by  command line of a resumed run
+
+    A new run that is refused before its cold start does not count as begun.
     """
     loaded = _load(folder, options, tracker, opened, rendered)
     policy, rendered, stage = loaded.policy, loaded.rendered, loaded.stage
@@ -198,7 +207,9 @@ def prepare(
     if resumed_by is not None:
         checkpoint = loaded.checkpoint.name if loaded.checkpoint else None
         if moved := folder.note_resume(resumed_by, checkpoint, lost):
-            tracker.note(f"the program is not that of the start before, so the end may differ: {'; '.join(moved)}")
+            tracker.note(
+                f"program or packages have changed since the last start, so results may differ: {'; '.join(moved)}"
+            )
     engine = _open_engine(options, loaded, tracker)
     if resumed_by is None:
         folder.begun = True
@@ -245,10 +256,10 @@ def prepare(
 def _load(
     folder: RunFolder, options: RunOptions, tracker: Tracker, opened: _Opened, rendered: Rendered | None
 ) -> Loaded:
-    """Open the last whole checkpoint, or the model of the config or of a fork; examine what is not examined yet."""
+    """Load the last complete checkpoint, a fork or the config's model; run the checks if `rendered` is None."""
     checkpoint, damaged = ranks.on_first(lambda: set_damaged_aside(folder.checkpoints))
     for path in damaged:
-        tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is set aside as {path}")
+        tracker.note(f"checkpoint {path.name.removeprefix('damaged-')} is damaged; it is renamed to {path}")
     forked = None if checkpoint else ranks.on_first(lambda: checkpoint_to_fork(options, folder.path.parent))
     source, needs_cold_start = checkpoint or forked, checkpoint is None and options.cold_start.steps > 0
     if rendered is None:
@@ -265,7 +276,7 @@ def _load(
 
 
 def _open_engine(options: RunOptions, loaded: Loaded, tracker: Tracker) -> Engine:
-    """Open the engine. Raises UserError for what only the weights show: that the model or the engine is not right for the run."""
+    """Open the engine. Raises UserError if the weights reveal that the model or the engine cannot be used for the run."""
     policy, longest = loaded.policy, loaded.rendered.longest
     engine = open_engine(options.rollout, policy, named=options.model.name is not None)
     engine.check_capacity(longest)
@@ -296,7 +307,7 @@ def _note_data(folder: RunFolder, rendered: Rendered, tracker: Tracker, is_resum
     if is_resumed and (before := folder.data):
         data = before
         if before["fingerprint"] != fingerprint:
-            tracker.note("the training problems are not those that the run was started with, so the end may differ")
+            tracker.note("the training problems have changed since the start of the run, so results may differ")
     folder.note_data(data, question_keys(problems))
 
 
@@ -308,7 +319,7 @@ def _start_cold(
     tracker: Tracker,
     interruption: Interruption,
 ) -> Policy:
-    """Run the cold start on the demonstrations of its tasks, or of the run's if it has none, without validation problems."""
+    """Run the cold start on demonstrations of `cold_start.tasks`, or of the run's tasks if that is empty."""
     if rendered.demonstrated:
         shared = [
             asdict(replace(overlap, task=f"the cold start's {overlap.task}")) for overlap in rendered.their_overlaps

@@ -27,7 +27,7 @@ def options_command(
 def configs_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The preset to print.")] = None,
 ) -> None:
-    """List the presets that `-c NAME` takes, or print one of them."""
+    """List the presets for `-c NAME`, or print one of them."""
     from sspo_cli.config.presets import find_preset, presets
 
     if name is not None:

@@ -30,10 +30,10 @@ from sspo_cli.tasks.mixture import problem_stream
 
 
 def train(run: Run) -> None:
-    """Take optimizer steps until there are `options.steps`.
+    """Take optimizer steps until `options.steps` are done.
 
-    Raises Interrupted when asked to stop, and UserError after `optimizer.max_bad_steps` bad steps in a row and if nothing is
-    learned; the state is saved before. Raises UserError if a file cannot be written.
+    Raises Interrupted when asked to stop, and UserError if `optimizer.max_bad_steps` steps in a row were skipped or if nothing
+    is learned; the state is saved first. Also raises UserError if a file cannot be written.
     """
     options, state = run.options, run.state
     rollout, learning, seed = options.rollout, options.learning, options.seed
@@ -48,10 +48,10 @@ def train(run: Run) -> None:
         plan = minibatch_rows(rollout.prompts, rollout.group_size, learning.mu, learning.epochs, plan_seed)
         sync_metrics: dict[str, float] = {}
 
-        # A rollout batch: the policy becomes the behaviour policy, which samples; the completions are graded.
+        # Sample and grade a rollout batch. The current policy becomes the behaviour policy.
         if state.batch is None:
             extra = state.extra
-            sync_metrics = take_kept_rollout(run)  # a batch of programs cannot be repeated
+            sync_metrics = take_kept_rollout(run)  # stored, because programs may answer differently when they run again
             if state.batch is not None:
                 deque(islice(upcoming, rollout.prompts + state.extra - extra), maxlen=0)  # its prompts are used up
         if state.batch is None:
@@ -69,14 +69,14 @@ def train(run: Run) -> None:
                 state.kept = kept_completions(groups, advantages, plan, options, run.policy.tokenizer)
                 state.batch = collate(groups, advantages, mask_truncated=learning.mask_truncated)
                 with clock.phase("learning"):
-                    # Without a lag the first minibatch is skipped: the policy is still the one that sampled it, so ρ = 1 exactly.
+                    # Without a lag, the first minibatch is skipped: the policy that sampled it has not changed, so ρ = 1 exactly.
                     later = plan[0 if rollout.lag else 1 : learning.mu]
                     fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
                     fill_reference(run, plan[: learning.mu])
             check_learning(run, groups)
             keep_rollout(run, sync_metrics)
 
-        # One optimizer step on a minibatch. A step whose loss or gradient is not finite is skipped.
+        # Take one optimizer step on a minibatch; it is skipped if the loss or the gradient is not finite.
         rows, on_policy = plan[state.position], state.position == 0 and not rollout.lag
         with clock.phase("learning"):
             minibatch = state.batch.select(rows)

@@ -193,8 +193,11 @@ def test_options_of_episodes_are_there_where_there_are_episodes_and_refused_wher
 
 
 def test_an_episode_that_cannot_be_solved_is_refused_before_anything_is_spent(runs: Path):
-    with pytest.raises(UserError, match=r"model's context is 1024; lower episode.max_tokens"):
+    with pytest.raises(UserError, match=r"model's context is 1024; lower episode.max_tokens or leave"):
         session.start_run(options(episode__max_tokens=1020), runs / "too-long", [])
+    short = options(**{"model.tiny": OPTIONS["model.tiny"].replace("}", ", context: 8}")})
+    with pytest.raises(UserError, match=r"model's context is 8; take a model with a longer context or leave"):
+        session.start_run(short, runs / "too-short", [])
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_measurements_with_other_prompts_are_distinguished():
         ("chat.user=prompts/usr.txt", "prompts/usr.txt cannot be read: No such file or directory"),
         ("chat.system=prompts/absent.md", "prompts/absent.md cannot be read"),
         ("chat.template=absent.jinja", "absent.jinja cannot be read"),
-        ("chat.template=chat", "chat.template = 'chat' is neither a Jinja template nor its file"),
+        ("chat.template=chat", "chat.template = 'chat' is neither a Jinja template nor a file that holds one"),
         ("chat.system='Solve {question}'", "chat.system contains {question}"),
         ("chat.template_kwargs={messages: []}", "chat.template_kwargs.messages is set by sspo itself"),
         ("chat_template_kwargs={a: 1}", "unknown option `chat_template_kwargs`; did you mean `chat.template_kwargs`"),

@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-s", "model.name=no/model"], "model.name = no/model cannot be loaded"),
         (["-s", "chat.template=broken.jinja"], "the chat template refuses"),
         (["-s", "wandb.mode=online"], "needs a login at wandb"),
-        (["-c", "sweep.yaml"], "is the file of a sweep, with grid; run it by `sspo sweep -c sweep.yaml`"),
+        (["-c", "sweep.yaml"], "is a sweep file: it has grid; run it with `sspo sweep -c sweep.yaml`"),
         (["--run", "taken"], "run runs/taken exists"),
         (["--runs-dir", "file/runs"], "cannot create file/runs/new: Not a directory"),
         (["--from", "taken"], "there is no run taken"),
@@ -98,7 +98,9 @@ def test_a_run_whose_weights_are_refused_leaves_nothing_either(place: Path, monk
 
 def test_commands_point_to_one_another_for_the_other_s_file(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    assert_told(sspo("sweep", "-c", "small.yaml"), "holds the options of one run; `sspo train -c small.yaml` starts it")
+    assert_told(
+        sspo("sweep", "-c", "small.yaml"), "holds the options of one run; start it with `sspo train -c small.yaml`"
+    )
     before = sorted(place.iterdir())
     (place / "bad.yaml").write_text("options: {tasks: [gone.jsonl]}")
     for more in ([], ["--dry-run"]):

@@ -141,17 +141,17 @@ def test_a_fork_needs_its_source_no_longer(family: Path, tmp_path: Path):
         ("--from none", "--from none: there is no run none in"),
         ("--from none@3", "--from none@3: there is no run none in"),
         ("--from whole@3", "has no checkpoint 3; use last, best or one of its steps: 9, 10"),
-        ("--from whole@best", "has chosen no best checkpoint"),
+        ("--from whole@best", "has no best checkpoint"),
         ("--from whole@", "names no step; write whole@last"),
         ("--from whole/checkpoints/step-9@10", "names two checkpoints"),
         ("--from whole --resume --run whole", "give one of the two"),
         ("--with-optimizer", "--with-optimizer is for --from"),
-        ("--from whole -s model.tiny.layers=2", "are of another model than the options' (model.tiny.layers: 1 -> 2)"),
-        ("--from whole -s model.lora.rank=4", "are of another model than the options' (model.lora"),
-        ("--from whole -s model.name=other", "are of another model than the options' (model.name: None -> other)"),
+        ("--from whole -s model.tiny.layers=2", "has another model than the options (model.tiny.layers: 1 -> 2)"),
+        ("--from whole -s model.lora.rank=4", "has another model than the options (model.lora"),
+        ("--from whole -s model.name=other", "has another model than the options (model.name: None -> other)"),
         ("--from whole --with-optimizer -s optimizer.eight_bit=true", "optimizer.eight_bit: False -> True"),
         ("--from whole --with-optimizer -s cold_start.steps=3", "cold_start.steps = 3 would make stale"),
-        ("--from whole -s fork.fingerprint=x", "is not the one that fork.fingerprint = "),
+        ("--from whole -s fork.fingerprint=x", "does not have the fingerprint fork.fingerprint = "),
         ("--from damaged@10", "checkpoints/step-10 is damaged"),
         ("--from damaged -s fork.step=10", "checkpoints/step-10 is damaged"),
     ],
@@ -230,5 +230,5 @@ def test_a_trial_s_key_says_what_it_was_forked_from_and_an_extended_one_is_no_tr
     (trial,) = load_trials()
     assert trial.options.cold_start.steps == 0
     shutil.copytree(family / "extended", tmp_path / trial.name)
-    with pytest.raises(Exception, match="was extended from 10 to 12 steps, so it is no trial of this sweep any more"):
+    with pytest.raises(Exception, match="was extended from 10 to 12 steps, so it is no longer a trial of this sweep"):
         check_trials([trial], tmp_path)

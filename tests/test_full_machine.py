@@ -104,7 +104,7 @@ def test_sizes_beyond_every_machine_are_refused_by_the_options(train, tmp_path, 
 )
 def test_sizes_that_are_allowed_but_do_not_fit_are_refused_before_they_are_tried(train, section, options) -> None:
     done = train(**options)
-    assert_told(done, "GiB of memory are needed, and this machine has")
+    assert_told(done, "GiB of memory are needed, but this machine has")
     assert section in done.stderr
 
 

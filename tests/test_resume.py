@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(undisturbed: Pat
         file.seek(-10, os.SEEK_END)
         file.write(bytes([byte ^ 1]))
     said = run(tmp_path, "--run", "killed", "--resume").stdout
-    assert "step-6 is damaged; it is set aside" in said.replace("\n", " ")
+    assert "step-6 is damaged; it is renamed" in said.replace("\n", " ")
     assert without_times(damaged) == without_times(undisturbed)
 
 

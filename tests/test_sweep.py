@@ -125,7 +125,7 @@ def test_an_option_that_a_later_version_adds_changes_no_key(tmp_path, monkeypatc
         ("grid: {steps: 1}\n", r"`grid.steps` = 1 is not valid"),
         ("grid: {steps: []}\n", "the list of steps is empty"),
         ("grid: {seed: [1, 2]}\n", "list the seeds under `seeds`"),
-        ("steps: 5\n", r"sweep.yaml holds the options of one run; `sspo train -c .*` starts it"),
+        ("steps: 5\n", r"sweep.yaml holds the options of one run; start it with `sspo train -c .*`"),
         ("blocks: [{objective.method: grpo}]\n", "objective.method is an option of the trials"),
         ("blocks: []\n", "`blocks` = .* is not valid: list should have at least 1 item"),
         ("zip: [{}]\n", "a zip group is empty"),

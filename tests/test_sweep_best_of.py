@@ -66,12 +66,14 @@ def test_a_method_that_the_earlier_sweep_did_not_vary_is_taken_too(runs):
 
 def test_nothing_is_chosen_by_a_test_score(runs):
     finish(runs, "arithmetic")
-    with pytest.raises(UserError, match=r"no common validation to choose by; set evaluation\.validation there"):
+    with pytest.raises(UserError, match=r"no validation problems in common; set evaluation\.validation there"):
         load_sweep(runs.parent / "after.yaml", [], runs)
 
 
 def test_an_unfinished_sweep_is_reported(runs):
-    with pytest.raises(UserError, match=r"6 of 6 trials of .*before\.yaml, whose best are asked for, are not finished"):
+    with pytest.raises(
+        UserError, match=r"best_of needs finished trials, but 6 of 6 trials of .*before\.yaml are not finished"
+    ):
         load_sweep(runs.parent / "after.yaml", [], runs)
 
 

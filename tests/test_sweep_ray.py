@@ -95,7 +95,7 @@ def test_a_trial_that_no_node_can_hold_is_reported_before_the_start(tmp_path, cl
     said, _ = process.communicate()
     assert process.returncode == 1
     assert said.splitlines()[-1] == (
-        "sspo: a trial takes 4 CPUs, and no node of the Ray cluster has as much; the nodes have 1 CPUs, 1 CPUs; "
+        "sspo: a trial needs 4 CPUs, but no node of the Ray cluster has that much; the nodes have 1 CPUs, 1 CPUs; "
         "lower `threads` in the sweep's options"
     )
     assert not (tmp_path / "small").exists()
@@ -136,7 +136,7 @@ def test_a_trial_of_two_ranks_is_on_one_node_is_retried_and_stopped_and_the_same
     process = sweep(tmp_path, "--ray", cluster.address, "--nproc", "2", text=text)
     said, _ = process.communicate()
     assert process.returncode == 1
-    assert said.splitlines()[-1].startswith("sspo: a trial takes 2 CPUs, and no node of the Ray cluster has as much")
+    assert said.splitlines()[-1].startswith("sspo: a trial needs 2 CPUs, but no node of the Ray cluster has that much")
 
     node = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
     reached, folder = 0, tmp_path / "small"
@@ -227,7 +227,7 @@ def test_a_trial_of_a_lost_node_continues_elsewhere_and_without_any_node_it_is_n
     assert process.returncode == 1, said
     assert f"to be retried {trial.name}" in said
     assert said.splitlines()[-1] == (
-        "sspo: no node that is left in the Ray cluster has the 2 CPUs that a trial takes; 1 of 1 trials did not finish: "
+        "sspo: no remaining node of the Ray cluster has the 2 CPUs that a trial needs; 1 of 1 trials did not finish: "
         f"{trial.name}; the same command continues them"
     )
     assert psutil.wait_procs(attempts, timeout=60)[1] == []

@@ -208,7 +208,7 @@ def test_a_trial_that_was_begun_with_other_options_is_reported(tmp_path):
         pass
     place = Scripted(1, {"a": [0]})
     with pytest.raises(
-        UserError, match=r"a was begun with other options \(steps: 5 -> 160\); give the sweep another --name"
+        UserError, match=r"a was started with other options \(steps: 5 -> 160\); give the sweep another --name"
     ):
         run_sweep(trials("a"), tmp_path, place, retries=0)
     assert place.order == []
@@ -286,9 +286,11 @@ def test_trials_of_several_ranks_get_whole_gpus_and_a_core_for_each_rank(tmp_pat
     environments = started_with(tmp_path, monkeypatch, machine, ["a", "b", "c"])
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0,1", "GPU-5f,3"]
     assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["3", "3"]
-    with pytest.raises(UserError, match="a trial of 8 ranks needs as many GPUs, and this machine has 5"):
+    with pytest.raises(UserError, match="a trial of 8 ranks needs as many GPUs, but this machine has 5"):
         Machine(1, ["0", "1", "2", "3", "4"], 8)
-    with pytest.raises(UserError, match="--jobs 2 shares each GPU out, and a trial of several ranks needs whole ones"):
+    with pytest.raises(
+        UserError, match="--jobs 2 shares each GPU among trials, but a trial of several ranks needs whole GPUs"
+    ):
         Machine(2, ["0", "1"], 2)
 
 

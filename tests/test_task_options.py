@@ -71,7 +71,10 @@ def test_several_short_forms_and_whole_ones():
         ("evaluation.benchmarks=[gms8k]", "unknown task gms8k; did you mean gsm8k"),
         ("evaluation.benchmarks=[3]", "evaluation.benchmarks.0"),
         ("tasks=[{columns: {questoin: q}}]", "unknown option `tasks.0.columns.questoin`; did you mean `tasks"),
-        ("tasks=[{name: gsm8k, columns: {demonstration: d}}]", "columns.demonstration is of task file; gsm8k does not"),
+        (
+            "tasks=[{name: gsm8k, columns: {demonstration: d}}]",
+            "columns.demonstration applies only to task file, not to gsm8k",
+        ),
         ("tasks=gsm8k", "`tasks` = 'gsm8k' is not valid: it is a list; write tasks="),
     ],
 )

@@ -11,6 +11,7 @@ from sspo_cli.config.data import (
     TaskName,
     TaskOptions,
     task_from_text,
+    with_episodes,
 )
 from sspo_cli.config.explain import explain
 from sspo_cli.config.files import (
@@ -94,4 +95,5 @@ __all__ = [
     "task_from_text",
     "to_yaml",
     "validate",
+    "with_episodes",
 ]

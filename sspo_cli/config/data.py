@@ -1,6 +1,7 @@
 """Options of data: tasks, benchmarks, prompts and rewards."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -43,7 +44,7 @@ ENVIRONMENTS = {
 
 
 class ColumnOptions(Options):
-    """Columns of a data set with other names than usual; a dotted name is a nested column."""
+    """Columns of a data set, if they do not have the usual names. A dotted name refers to a field of a nested column."""
 
     question: str | None = Field(None, description="what is asked")
     answer: str | None = Field(None, description="the gold answer")
@@ -77,7 +78,7 @@ class TaskOptions(Options):
     @model_validator(mode="after")
     def _demonstrations_are_read(self) -> Self:
         if self.name != "file" and self.columns and self.columns.demonstration:
-            raise ValueError(f"columns.demonstration is of task file; {self.name} does not read it, leave it out")
+            raise ValueError(f"columns.demonstration applies only to task file, not to {self.name}; leave it out")
         return self
 
     @property
@@ -87,7 +88,7 @@ class TaskOptions(Options):
 
     @property
     def layout(self) -> Layout:
-        """Return the differences from the rows of the published data set."""
+        """Return how rows differ from those of the published data set."""
         return Layout(self.config, self.columns.model_dump(exclude_none=True) if self.columns else {})
 
 
@@ -102,7 +103,7 @@ class BenchmarkOptions(TaskOptions):
 def task_from_text(text: str, split: str) -> dict[str, Any]:
     """Parse NAME, NAME=PATH, NAME=PATH:SPLIT, NAME:SPLIT, a path or PATH:SPLIT into options.
 
-    split  used if the text has none
+    split  default for a text without a split
 
     Raises ValueError for an unknown name and an empty path.
     """
@@ -118,6 +119,25 @@ def task_from_text(text: str, split: str) -> dict[str, Any]:
     if path and (Path(path).suffix or "/" in path or Path(path).exists()):
         return {"name": "file", "path": path, "split": split}
     raise ValueError(f"unknown task {text or repr(text)}{did_you_mean(text, TASK_NAMES)}")
+
+
+def with_episodes(given: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """Add the benchmarks of `texts` that are played in episodes to options before validation, if their limits are given.
+
+    Otherwise the limits would be refused as having no use.
+    """
+    evaluation = given.get("evaluation") or {}
+    listed = evaluation.get("benchmarks") or [] if isinstance(evaluation, dict) else None
+    if "episode" not in given or not isinstance(listed, list):
+        return given
+    names = {str(item.get("name")) if isinstance(item, dict) else _task_of(str(item)) for item in listed}
+    played = [text for text in texts if _task_of(text) in ENVIRONMENTS.keys() - names]
+    return {**given, "evaluation": {**evaluation, "benchmarks": [*listed, *played]}} if played else given
+
+
+def _task_of(text: str) -> str:
+    """Return the NAME of NAME=PATH:SPLIT."""
+    return text.partition("=")[0].partition(":")[0]
 
 
 def _path_and_split(text: str, split: str) -> tuple[str, str]:
@@ -150,7 +170,7 @@ class ChatOptions(Options):
     def _can_be_rendered(self) -> Self:
         if self.user is not None and "{question}" not in self.user:
             raise ValueError(
-                f"chat.user = {shorten(repr(self.user), 80)} has no {{question}}; insert it at the place of the problem"
+                f"chat.user = {shorten(repr(self.user), 80)} has no {{question}}; insert it where the problem belongs"
             )
         if self.system is not None and "{question}" in self.system:
             raise ValueError(
@@ -158,7 +178,7 @@ class ChatOptions(Options):
             )
         if self.template is not None and not re.search(r"\{[{%]", self.template):
             raise ValueError(
-                f"chat.template = {shorten(repr(self.template), 80)} is neither a Jinja template nor its file"
+                f"chat.template = {shorten(repr(self.template), 80)} is neither a Jinja template nor a file that holds one"
             )
         if taken := RENDERED_WITH & self.template_kwargs.keys():
             raise ValueError(f"chat.template_kwargs.{min(taken)} is set by sspo itself; leave it out")

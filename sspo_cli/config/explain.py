@@ -1,4 +1,4 @@
-"""Messages for options that do not validate, with the probably intended name or spelling."""
+"""Messages for options that fail validation, with the probably intended name or spelling."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ LONGEST_VALUE = 120  # characters of a value that a sentence repeats
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """Yield a sentence for each wrong option of a config of type `root`, by its dotted path."""
+    """Yield a sentence for each invalid option of a config of type `root`, with its dotted path."""
     for item in error.errors(include_url=False)[:MOST_SENTENCES]:
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
@@ -27,7 +27,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
         elif item["type"] == "value_error":  # from our own validators, already a sentence
             yield str(item["ctx"]["error"])
         elif item["type"] == "missing":
-            yield f"`{path}` is not given, and it has no default"
+            yield f"`{path}` has no default; give it a value"
         else:
             message = SHAPES.get(item["type"], item["msg"])
             value = shorten(_spell(item["input"]), LONGEST_VALUE)
@@ -35,5 +35,5 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
 
 
 def _spell(value: Any) -> str:
-    """Write a value in YAML, with null for None."""
+    """Format a value as in YAML, with null for None."""
     return repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""Reading of YAML files and dotted overrides into validated options, with a message for every error in them."""
+"""Reading of YAML files and dotted overrides into validated options."""
 
 import io
 import json
@@ -34,7 +34,7 @@ MAY_CHANGE = {
     "threads",
 }
 MAY_CHANGE_WHOLLY = ("rollout.vllm", "checkpoint.", "wandb.")
-# What `sspo eval` reads of a model's options: how it is loaded, asked, sampled and checked.
+# Options that `sspo eval` reads for a model: loading, prompts, sampling and answer check.
 READ_BY_EVAL = (
     *(
         "model.revision",
@@ -59,7 +59,7 @@ INSTEAD_IN_EVAL = {
     "tasks": "benchmarks are named by -b",
 }
 SWEEP_KEYS = ("options", "grid", "zip", "base", "best_of", "seeds", "blocks")  # none of them is an option of a run
-MOST_PARTS = 10  # of a dotted key; the options have four
+MOST_PARTS = 10  # of a dotted key; no option has more than four
 NULLS = ("null", "Null", "NULL", "~")
 
 
@@ -78,62 +78,64 @@ def load_config(
 def merge_config(
     files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Merge them in the same way into plain nested dictionaries, before validation."""
+    """Merge files, flags and overrides like `load_config` into nested dictionaries, without validating them."""
     return merge_layers(_layers(files, overrides, flags or {}))
 
 
 def _layers(files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the options of each file, and together those of the command line, as nested dictionaries."""
     over = nest(flags)
-    for override in overrides:
+    for override in overrides:  # merged into one layer, so that a later objective.method does not discard earlier ones
         over = merge(over, _parse_override(override))
     return [*map(_read_options, map(find_config, files)), over]
 
 
 def _read_options(file: Path) -> dict[str, Any]:
-    """Read a file of a run's options. Raises UserError for that of a sweep."""
+    """Read a run's config file. Raises UserError for a sweep file."""
     values = read_yaml(file)
     if of_a_sweep := [key for key in values if key in SWEEP_KEYS]:
         raise UserError(
-            f"{file} is the file of a sweep, with {', '.join(of_a_sweep)}; run it by {command_line('sspo', 'sweep', '-c', file)}"
+            f"{file} is a sweep file: it has {', '.join(of_a_sweep)}; run it with {command_line('sspo', 'sweep', '-c', file)}"
         )
     return values
 
 
 def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:
-    """Raise UserError for an override that `sspo eval` would not read, of a model or of recorded completions.
+    """Raise UserError for an override that `sspo eval` would ignore.
 
-    A config file may hold such options: it is one of training.
+    of_recorded  recorded completions are graded instead of a model
+
+    Config files are not checked, because they are also used for training.
     """
     read = READ_BY_GRADING if of_recorded else READ_BY_EVAL
     for key, _ in flatten(merge_config([], overrides)):
         if option_named(key, RunOptions) != key or key in read or key.startswith(tuple(f"{name}." for name in read)):
-            continue  # validation reports what is no option
+            continue  # validation reports unknown options
         what = "the grading of recorded completions" if of_recorded else "an evaluation"
         raise UserError(
-            f"-s {key} would be ignored: {what} does not read it; {INSTEAD_IN_EVAL.get(key, 'leave it out')}"
+            f"-s {key} would be ignored: {what} does not use it; {INSTEAD_IN_EVAL.get(key, 'leave it out')}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The options of a command line: files, each over the ones before, then dotted flags, then overrides."""
+    """The options of a command line: overrides take precedence over dotted flags, flags over files, later files over earlier."""
 
     files: Sequence[Path] = ()
     overrides: Sequence[str] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> RunOptions:
-        """Validate them alone. Raises UserError as `load_config`, and for an option that would be ignored."""
+        """Merge and validate these options. Raises UserError like `load_config`, and for an option that would be ignored."""
         layers = _layers(self.files, self.overrides, self.flags)
         options = validate(merge_layers(layers))
         refuse_ignored([dict(flatten(layer)) for layer in layers], options)
         return options
 
     def over(self, recorded: RunOptions) -> RunOptions:
-        """Lay them over the options of an earlier run, and validate the result.
+        """Apply these options on top of those of an earlier run, and validate the result.
 
-        Another method or gate has its own defaults, not the values recorded for the earlier one. Raises UserError as
+        If the method or the gate changes, its options get their defaults, not the recorded values. Raises UserError like
         `options`.
         """
         layers = _layers(self.files, self.overrides, self.flags)
@@ -144,7 +146,7 @@ class Given:
 
     @property
     def words(self) -> list[str]:
-        """Return the words of a command line that give the same."""
+        """Return command-line arguments that give the same options."""
         flags = [
             f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in self.flags.items()
         ]
@@ -153,7 +155,7 @@ class Given:
 
 
 def _without_derived(recorded: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of recorded options what was filled in for a value that `over` replaces, and would contradict the new one."""
+    """Remove recorded values that were derived from options which `over` changes, and would contradict the new ones."""
     kept = {**recorded, "rollout": dict(recorded["rollout"])}
     objective, rollout = _section(over, "objective"), _section(over, "rollout")
     gate = recorded["objective"].get("gate")
@@ -173,9 +175,9 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge each layer over the ones before.
+    """Merge layers of options; later ones take precedence.
 
-    An objective whose method changes is replaced, since another method has other options.
+    If a layer changes the method, the objective of earlier layers is discarded, because each method has its own options.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -189,7 +191,7 @@ def merge_layers(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """Merge nested dictionaries, `update` over `base`; lists are replaced."""
+    """Merge nested dictionaries; values in `update` take precedence, and lists are replaced as a whole."""
     merged = dict(base)
     for key, value in update.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -213,7 +215,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 def validate(values: dict[str, Any]) -> RunOptions:
     """Validate a whole config.
 
-    Raises UserError that names every wrong option by its dotted path, with the nearest valid name for a misspelt one.
+    Raises UserError with the dotted path of every invalid option, and the nearest valid name for a misspelt one.
     """
     try:
         return RunOptions.model_validate(values)
@@ -222,9 +224,9 @@ def validate(values: dict[str, Any]) -> RunOptions:
 
 
 def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
-    """Describe by its dotted name each option that differs: `optimizer.learning_rate: 0.001 -> 0.0005`.
+    """Describe each option that differs, by its dotted name: `optimizer.learning_rate: 0.001 -> 0.0005`.
 
-    Credentials in addresses are left out: they are not kept, so they cannot be compared.
+    Credentials in addresses are ignored: they are not stored, so they cannot be compared.
     """
     a, b = (dict(flatten(redacted(options.model_dump(mode="json")))) for options in (left, right))
     changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
@@ -232,15 +234,15 @@ def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
 
 
 def may_change(key: str) -> bool:
-    """Report whether a resumed run may have another value of this option: it says how the run is computed, not what.
+    """Report whether a resumed run may change this option, because it affects how results are computed, not which.
 
-    The results are the same to rounding, except that another engine or `rollout.max_rows` draws other completions.
+    Results are equal up to rounding, except that another engine or `rollout.max_rows` samples other completions.
     """
     return key in MAY_CHANGE or key.startswith(MAY_CHANGE_WHOLLY)
 
 
 def fixed_differences(recorded: RunOptions, given: RunOptions) -> list[str]:
-    """Describe each option that differs although a resumed run may not change it; `steps` may grow."""
+    """Describe each changed option that a resumed run may not change; `steps` may be raised."""
     changes = differences(recorded, given)
     if given.steps > recorded.steps:
         del changes["steps"]
@@ -248,7 +250,7 @@ def fixed_differences(recorded: RunOptions, given: RunOptions) -> list[str]:
 
 
 def to_yaml(options: RunOptions) -> str:
-    """Write a config file that gives the same run."""
+    """Format a config file that gives the same run."""
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -271,5 +273,5 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"`-s {text}` is not of the form section.option=value, e.g. -s optimizer.learning_rate=1e-4")
     parsed = parse_yaml(value, f"the value in `-s {text}`")
     if parsed is None and value.strip() not in NULLS:
-        raise UserError(f"`-s {text}` gives no value; write {key}=null if none is meant")
+        raise UserError(f"`-s {text}` has no value; write {key}=null to unset the option")
     return nest({key: parsed})

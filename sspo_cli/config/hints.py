@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 LONGEST_NAME = 120  # most characters of a name that are compared
-NEAR, NEAR_ANYWHERE = 0.7, 0.8  # similarity of two names that suffices within a section, and among all options
+NEAR, NEAR_ANYWHERE = 0.7, 0.8  # minimum similarity of two names within a section, and among all options
 
 # Names of options in other programs.
 ELSEWHERE = {
@@ -54,7 +54,7 @@ ELSEWHERE = {
 }
 KL = re.compile(r"(?:use_|init_)?kl(?:_\w+)?|beta|adap_kl_ctrl")
 TRUNCATED_SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
-# The option that a section's name alone most likely stands for.
+# The option that is most likely meant if a section is given a plain value.
 MAIN = {
     "model": "name",
     "objective": "method",
@@ -88,7 +88,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
     for option, path in _all_options(root):
         everywhere.setdefault(option, []).append(path)
     alike = everywhere.get(name, [])
-    if not prefix:  # without a section, it may be in any
+    if not prefix:  # a name without a section may belong to any section
         top = [option for option in here if nested_section(root, option) is None]
         close = difflib.get_close_matches(name, top, n=1, cutoff=NEAR_ANYWHERE)
         close = close or difflib.get_close_matches(name, everywhere, n=1, cutoff=NEAR_ANYWHERE)
@@ -101,7 +101,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
 
 
 def hint_for_value(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """Return the end of a sentence about an invalid value: how to write it; empty if the message explains it."""
+    """Return the end of a sentence that says how to write an invalid value; empty if the message explains it already."""
     location, value, kind = error["loc"], error["input"], error["type"]
     path = ".".join(str(part) for part in location)
     section, _ = _section_of(location[:-1], root)
@@ -134,13 +134,13 @@ def hint_for_value(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def option_named(name: str, root: type[BaseModel]) -> str | None:
-    """Return the dotted path of the option that has this name or this path, or None."""
+    """Return the dotted path of the option with this name or path, or None."""
     paths = dict.fromkeys(path for option, path in _all_options(root) if name in (option, path))
     return next(iter(paths), None)
 
 
 def nested_section(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the section class of a field, directly, in a list or optional; None if it has none."""
+    """Return the section class of a field, also if it is optional or in a list; None if the field is not a section."""
     annotation = section.model_fields[name].annotation if name in section.model_fields else None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
@@ -156,7 +156,7 @@ def _section_of(location: Sequence[str | int], root: type[BaseModel]) -> tuple[t
 
 
 def _alike(name: str, here: Mapping[str, str]) -> str | None:
-    """Return the option of a section with a similar name, or one to which the name adds a word: `format` for `format_weight`."""
+    """Return the option with a similar name, or with a word more or less than the name: `format` for `format_weight`."""
     words = name.split("_")
     if near := difflib.get_close_matches(name, here, n=1, cutoff=NEAR_ANYWHERE):
         return near[0]
@@ -170,7 +170,7 @@ def _alike(name: str, here: Mapping[str, str]) -> str | None:
 def _truncated_sampling(name: str, root: type[BaseModel]) -> str:
     evaluation = nested_section(root, "evaluation")
     measured = f"; evaluation.{name} is for measuring" if evaluation and name in evaluation.model_fields else ""
-    return f"training samples from the whole softmax, whose probabilities the ratios of the objectives are of{measured}"
+    return f"training samples from the full softmax, because the objectives' importance ratios assume it{measured}"
 
 
 def _write_section(path: str, value: Any, section: type[BaseModel], can_be_null: bool) -> str:

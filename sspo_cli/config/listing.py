@@ -45,7 +45,7 @@ class Option:
 
 
 def list_options(wanted: str | None = None) -> list[Option]:
-    """Return the options of a section, those with this name, or all. Raises UserError for an unknown name."""
+    """Return the options of section `wanted`, or those named so, or all. Raises UserError for an unknown name."""
     every = list(_options(RunOptions, ""))
     if wanted is None:
         return every
@@ -85,9 +85,9 @@ def _options(section: type[BaseModel], prefix: str) -> Iterator[Option]:
 
 def _summary(section: type[BaseModel], path: str) -> str:
     if path == "evaluation.benchmarks[]":
-        return "as tasks[], and"
+        return "the options of tasks[], and"
     if path == "cold_start.tasks[]":
-        return "as tasks[]."
+        return "the options of tasks[]."
     return (section.__doc__ or "").split("\n\n")[0].replace("\n", " ").strip()
 
 

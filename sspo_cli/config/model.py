@@ -20,6 +20,9 @@ class TinyModelOptions(Options):
     action_tags: bool = Field(
         False, description="make <execute>, <solution> and their closing tags single tokens, for tasks in episodes"
     )
+    context: PositiveInt = Field(
+        1024, le=2**20, description="most tokens of a prompt and its completion together; changes no weight"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:

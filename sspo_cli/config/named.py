@@ -1,4 +1,4 @@
-"""Defaults for a named model, for which those of the embedded task would be harmful, such as a learning rate of 3e-3."""
+"""Defaults for a named model; those of the embedded task, such as a learning rate of 3e-3, would harm it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,10 +21,10 @@ HAVE_TEST = ("arithmetic", "calculator", "calculator-two", "gsm8k", "codeact")  
 
 
 def named_model_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, by dotted name, the defaults for options missing in `values`; empty without a named model.
+    """Return the defaults of options that are missing in `values`, by dotted name; an empty dict without a named model.
 
-    Tasks default to GSM8K, benchmarks to the test splits of the published data sets among the tasks. A section that is already
-    an object is complete.
+    Tasks default to GSM8K, benchmarks to the test splits of the published data sets among the tasks. A section that is a
+    validated object instead of a dictionary has no missing options.
     """
     model = values.get("model")
     if not _given(model, "name"):
@@ -40,7 +40,7 @@ def named_model_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _test_splits(tasks: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(tasks, list):
-        return  # the field validation says what is wrong
+        return  # the validation of the field reports it
     named = [task if isinstance(task, str) else _given(task, "name") for task in tasks if not _given(task, "path")]
     yield from ({"name": name, "split": "test"} for name in HAVE_TEST if name in named)
 

@@ -17,10 +17,10 @@ from sspo_cli.errors import LONGEST_PATH, UserError, reason, shorten
 
 TEXT_FILES = (".txt", ".md", ".jinja", ".j2")
 LARGEST_FILE = 1_000_000  # bytes
-MOST_VALUES = 100_000  # aliases expanded
+MOST_VALUES = 100_000  # after expanding aliases
 DEEPEST = 30  # levels of lists and sections; the options have six
 LONGEST_NUMBER = 100  # characters
-NOT_NULL = ("None", "nil", "undefined")  # what other languages call it
+NOT_NULL = ("None", "nil", "undefined")  # null in other languages
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 TAG = "tag:yaml.org,2002:"
@@ -30,7 +30,7 @@ NAMES = {"timestamp": "a date", "set": "a set", "binary": "binary data", "omap":
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a file of options. Raises UserError for a missing, malformed or non-mapping file, and for one that is too large."""
+    """Read a config file. Raises UserError if it is missing, malformed or too large, or if it is not a mapping."""
     name = f"config file {file}"
     values = parse_yaml(read_text(file, name), name)
     if values is None:
@@ -46,7 +46,7 @@ def read_text(file: Path, name: str) -> str:
         with file.open("rb") as stream:  # with a limit, because it may be a pipe or a device
             content = stream.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise UserError(f"{name} is larger than {LARGEST_FILE:,} bytes, so it is hardly a file of options")
+            raise UserError(f"{name} is larger than {LARGEST_FILE:,} bytes, so it is probably not a config file")
         return content.decode("utf-8")
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
@@ -70,7 +70,7 @@ def text_or_file(text: str, name: str) -> str:
     content = read_text(Path(path), name).rstrip("\n")
     if "\n" not in content and content.endswith(TEXT_FILES):  # it would be taken for a file name when it is read again
         raise UserError(
-            f"{name}: the file contains only a text that ends like the name of a file, {shorten(content, 80)}"
+            f"{name}: the only line of the file looks like a file name, {shorten(content, 80)}; give that file instead"
         )
     return content
 
@@ -109,14 +109,16 @@ class _Refused(Exception):
 
 
 def _check(node: Node, known: dict[int, tuple[int, int] | None], depth: int) -> tuple[int, int]:
-    """Count the values that a node expands to, and its levels. Raises _Refused for a node that no option can have.
+    """Return the number of values that a node expands to, and its number of levels.
 
-    known  results by node id; None while the node itself is being checked, by which recursion is found
+    known  results by node id; None while a node is being checked, which reveals recursion
+
+    Raises _Refused for a node that no option can have.
     """
     if id(node) in known:
         result = known[id(node)]
         if result is None:
-            raise _Refused(node, "an alias stands inside of what it names")
+            raise _Refused(node, "an alias refers to a value that contains it")
         return result
     known[id(node)] = None
     _check_scalar(node)
@@ -124,7 +126,7 @@ def _check(node: Node, known: dict[int, tuple[int, int] | None], depth: int) -> 
     if isinstance(node, MappingNode):
         for key, _ in node.value:
             if key.tag not in (TEXT, MERGE):
-                raise _Refused(key, f"{_describe(key)} is no name of an option; quote it to make it text")
+                raise _Refused(key, f"{_describe(key)} is not the name of an option; quote it to make it text")
             _check_scalar(key)
         children = [value for _, value in node.value]
     if depth > DEEPEST:
@@ -133,23 +135,23 @@ def _check(node: Node, known: dict[int, tuple[int, int] | None], depth: int) -> 
     size = 1 + sum(values for values, _ in results)
     height = 1 + max((levels for _, levels in results), default=0)
     if size > MOST_VALUES:
-        raise _Refused(node, f"more than {MOST_VALUES:,} values, aliases expanded")
+        raise _Refused(node, f"more than {MOST_VALUES:,} values after expanding aliases")
     if height > DEEPEST:
-        raise _Refused(node, f"more than {DEEPEST} levels of lists and sections, aliases expanded")
+        raise _Refused(node, f"more than {DEEPEST} levels of lists and sections after expanding aliases")
     known[id(node)] = size, height
     return size, height
 
 
 def _check_scalar(node: Node) -> None:
     if node.tag not in PLAIN and node.tag != MERGE:
-        raise _Refused(node, f"{_describe(node)} is no value of an option; quote it to make it text")
+        raise _Refused(node, f"{_describe(node)} is not a value of an option; quote it to make it text")
     if isinstance(node, ScalarNode):
         if node.tag == TEXT and node.value in NOT_NULL and not node.style:
-            raise _Refused(node, f"{node.value} is text in YAML; write null if nothing is meant, else quote it")
+            raise _Refused(node, f"{node.value} is text in YAML; write null for no value, or quote it for text")
         if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
             raise _Refused(node, f"a number of {len(node.value):,} characters")
         if NOT_TEXT.search(node.value):
-            raise _Refused(node, "a text with a null character or half a surrogate pair")
+            raise _Refused(node, "a text with a null character or a lone surrogate")
 
 
 def _describe(node: Node) -> str:

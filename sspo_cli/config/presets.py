@@ -33,7 +33,7 @@ class Preset:
 
     @property
     def comments(self) -> tuple[str, str]:
-        """Return the hardware, which is the first comment line, and the first sentence of the comment that follows."""
+        """Return the hardware from the first comment line, and the first sentence of the following comment."""
         lines = itertools.takewhile(lambda line: line.startswith("#"), self.text.splitlines())
         hardware, *content = [line.removeprefix("#").strip() for line in lines] or [""]
         sentence = FIRST_SENTENCE.match(" ".join(content))
@@ -74,7 +74,7 @@ def find_preset(name: str) -> Preset:
 
 
 def _names(files: dict[str, Path], prefix: str) -> list[str]:
-    """Return the names of a command's presets for its `-c`."""
+    """Return the preset names that a command accepts for `-c`."""
     return [name.removeprefix(prefix) for name in files if name.startswith(prefix) and (prefix or "/" not in name)]
 
 

@@ -68,13 +68,19 @@ def measure(
 ) -> None:
     """Measure each target on each benchmark, and print Pass@1 and the differences from the first target.
 
-    A run is measured under its own options' conditions, other models under those `given`, or else under those of the first
-    run; `changes` replaces some of them, `engine` the sampler. Without `benchmarks`, those of the options. What is measured
-    with a `limit` is printed, not recorded. What is recorded of the same weights under the same conditions is shown and not
-    sampled, unless `again`. What is done before a kill is not done again by the same command.
+    names       runs, checkpoints and models outside runs; a run is measured with its own options
+    benchmarks  if empty, the benchmarks in the options of each target
+    changes     conditions that override those of the options
+    checkpoint  checkpoint of each run: last, best or a step
+    limit       number of problems; results are then printed, but not recorded
+    given       options of models outside runs; if empty, they are measured like the first run
+    engine      sampler that overrides that of the options
+    again       sample even if the same weights were measured under the same conditions; otherwise the recorded score is shown
 
-    Raises UserError for a model and a run with unequal token limits, and for what cannot be found or measured, mostly before the
-    first model is loaded; Interrupted when stopped.
+    If the command is killed, the same command repeats no finished work.
+
+    Raises UserError if a target cannot be found or measured, or if a model outside a run has another token limit than the
+    first target, in most cases before the first model is loaded. Raises Interrupted when stopped.
     """
     targets = ranks.on_first(lambda: [find_target(name, checkpoint, given, runs_dir) for name in names])
     if runs := [target for target in targets if target.checkpoint and not given]:
@@ -84,10 +90,11 @@ def measure(
     for number, target in enumerate(targets):
         for earlier in targets[:number]:
             if earlier.model == target.model:
-                raise UserError(f"{earlier.name} and {target.name} are the same; name it once")
+                raise UserError(f"{earlier.name} and {target.name} are the same model; name it only once")
             if (earlier.folder, earlier.step) == (target.folder, target.step):
                 raise UserError(
-                    f"the results of {earlier.name} and {target.name} would both be filed in {target.folder}"
+                    f"the results of {earlier.name} and {target.name} would both be stored in {target.folder}; measure one of "
+                    "them with another --runs-dir"
                 )
     if given and all(target.checkpoint for target in targets):
         raise UserError(f"run {targets[0].folder} is measured with its own options; leave out -c and -s")
@@ -120,7 +127,7 @@ def measure(
                 of_target = {task: problems[task] for task in tasks}
                 results += _measure_target(target, conditions, of_target, judge, not limit, again, bars)
     except torch.OutOfMemoryError:
-        raise UserError("the GPU's memory is full; lower rollout.max_rows, of a run in its config.json") from None
+        raise UserError("the GPU is out of memory; lower rollout.max_rows (for a run, in its config.json)") from None
     except KeyboardInterrupt:
         kept = "nothing is recorded" if limit else "finished work is kept, and the same command continues from it"
         raise Interrupted(f"stopped; {kept}") from None
@@ -136,15 +143,14 @@ def measure(
             "every problem with its completions:",
             ", ".join(dict.fromkeys(str(target.folder / "eval") for target in targets)),
         )
-    for (
-        result
-    ) in results:  # not earlier, so that a command with --again that is stopped and started again repeats nothing
+    # Only now, so that a command with --again that is interrupted and repeated continues from these files.
+    for result in results:
         if result.partial:
             result.partial.unlink(missing_ok=True)
 
 
 def _describe(bars: Progress) -> str:
-    """Say how far the newest bar is, for those who see no bars."""
+    """Format the progress of the newest bar, for output without a terminal."""
     if not bars.tasks:
         return ""
     task = bars.tasks[-1]
@@ -173,7 +179,7 @@ def _open_judge(target: Target, tasks: Sequence[BenchmarkOptions]) -> Iterator[_
 
 @dataclass(frozen=True)
 class _Measurement:
-    """A benchmark under conditions; `recorded` is its summary and its answers if it need not be sampled."""
+    """A benchmark and its conditions; `recorded` holds summary and answers if they were measured before, else None."""
 
     benchmark: Benchmark
     conditions: Conditions
@@ -245,12 +251,13 @@ def _measure_target(
             assert engine
             summary, rows, path = _sample(target, measurement, engine, judge, stage, weights, to_record, bars)
         mark = RECORDED if measurement.recorded else ""
-        parts = {f"{name}/{part}": {**summary, **of_part} for part, of_part in summary.get("parts", {}).items()}
+        common = {"samples": summary["samples"], "temperature": summary["temperature"]}
+        parts = {f"{name}/{part}": {**common, **of_part} for part, of_part in summary.get("parts", {}).items()}
         for label, measured in {name: summary, **parts}.items():
             bars.console.print(f"{target.name}: {label} Pass@1 {pass_at_1(measured)}{mark}", soft_wrap=True)
         for sign in evaluation_signs(rows, target.options.silent_template):
             bars.console.print(f"{target.name}: {name}: {sign}", soft_wrap=True)
-        if path and not again:  # the same command finds it recorded
+        if path and not again:  # it is recorded now, so the same command finds it
             if ranks.is_first():
                 path.unlink(missing_ok=True)
             path = None
@@ -268,7 +275,7 @@ def _open_engine(
     limit: Limit | None,
     bars: Progress,
 ) -> Engine:
-    """Open the engine with the target's weights. Raises UserError if it cannot sample these measurements, or not correctly."""
+    """Open the engine with the target's weights. Raises UserError if it cannot sample these measurements correctly."""
     rollout = target.options.rollout
     needed = max(
         check_lengths(measurement.benchmark.prompts, measurement.conditions.max_new_tokens, policy, stage)
@@ -295,7 +302,10 @@ def _sample(
     to_record: bool,
     bars: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Path | None]:
-    """Measure a target on a benchmark: the summary, the answers, and the file of problems that are done, if there is one."""
+    """Measure a target on a benchmark.
+
+    Returns the summary, the answers and the file of finished problems, or None if results are not recorded.
+    """
     benchmark, under, identity = measurement.benchmark, measurement.conditions, measurement.identity
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
     path = partial_path(folder, benchmark, under, identity, f"{weights} by {engine.name}") if to_record else None
@@ -326,11 +336,11 @@ def _check_structure(target: Target, samples: bool, bars: Progress) -> Limit | N
 
 
 def _load(target: Target) -> Policy:
-    """Load a target. Raises UserError if it cannot be; a mistyped run's name looks like a model's, so the message names both."""
-    gc.collect()  # the model before this one
+    """Load a target. Raises UserError if this fails; see `_named` for targets outside runs."""
+    gc.collect()  # frees the previous model
     torch.cuda.empty_cache()
     options = target.options
-    model = options.model.model_copy(update={"kernels": "torch"})  # others are for learning, and not on every machine
+    model = options.model.model_copy(update={"kernels": "torch"})  # others are for training, not for every machine
     try:
         return load_policy(model, resolve_device(options.device), target.checkpoint, options.chat.template)
     except UserError as error:
@@ -338,7 +348,7 @@ def _load(target: Target) -> Policy:
 
 
 def _named(target: Target, error: UserError) -> UserError:
-    """Add to an error of a model that is not a run that there is no such run: its name may be mistyped."""
+    """Add to an error about a model outside a run that no run has its name, which may be a mistyped run."""
     if target.checkpoint:
         return error
     return UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}")

@@ -15,9 +15,9 @@ from sspo_cli.statistics import differ_alike, mcnemar, paired_bootstrap
 from sspo_cli.tracking.measurement import IDENTITY, columns, differences
 from sspo_cli.tracking.text import truncated
 
-COLUMNS = ("benchmark", "split", "n", "prompt", *IDENTITY)  # other conditions are printed below
+COLUMNS = ("benchmark", "split", "n", "prompt", *IDENTITY)  # other conditions are printed below the tables
 RECORDED = " (recorded)"
-WIDE = 240  # characters, if no terminal reports its width
+WIDE = 240  # characters; the width of tables if standard output is not a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class EvalResult:
     summary   as in `summary.json`
     rows      one for each problem and sample, as in `<benchmark>.jsonl`
     partial   file of finished chunks, to be removed; None if there is none
-    recorded  measured by an earlier command, and not sampled again
+    recorded  True if an earlier command measured it
     """
 
     target: str
@@ -43,7 +43,7 @@ class EvalResult:
         return self.summary["benchmark"]
 
     def shares(self) -> dict[tuple[str, str], float]:
-        """Return the share of right samples by problem, identified by id and gold: two files may use the same ids."""
+        """Return the share of correct samples by problem: (id, gold), because two files may use the same ids."""
         correct: dict[tuple[str, str], list[bool]] = defaultdict(list)
         for row in self.rows:
             correct[row["id"], row["gold"]].append(row["correct"])
@@ -98,7 +98,7 @@ def _pass_at_k(results: Sequence[EvalResult]) -> Table:
 
 
 def _differences(results: Sequence[EvalResult]) -> Table:
-    """Compare each target with the first one, problem by problem, also by McNemar's test if there is one sample each."""
+    """Compare each target with the first, problem by problem; with one sample each, also by McNemar's test."""
     first, *later = results
     base = first.shares()
     table = Table("", "points", "exact paired p")
@@ -116,19 +116,20 @@ def _differences(results: Sequence[EvalResult]) -> Table:
 
 
 def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
-    """Explain intervals that are not from a bootstrap, and differing chat templates."""
+    """Yield a sentence for each interval that is not from a bootstrap and for each other chat template."""
     first, *later = results
     base = first.shares()
     for result in later:
         if _differently(result, first):
             continue
         if result.summary["rendered"] != first.summary["rendered"]:
-            yield f"{result.target} reads the prompts through another chat template or tokenizer than {first.target}"
+            yield f"{result.target} is prompted through another chat template or tokenizer than {first.target}"
         shares = result.shares()
         if differ_alike([shares[problem] for problem in base], [*base.values()]):
             yield (
-                f"{result.target} and {first.target} differ alike on every problem, so a bootstrap's interval would have no "
-                "width; it is the exact one (Clopper and Pearson's limit for the share of problems that differ otherwise)"
+                f"{result.target} and {first.target} differ by the same amount on every problem, so a bootstrap interval would "
+                "have no width; the interval is exact instead (Clopper-Pearson limit for the share of problems with another "
+                "difference)"
             )
 
 

@@ -22,7 +22,7 @@ class Identity:
     messages  text that the prompt template adds to a question, before any chat template
     rendered  the rendered prompts and their tokens
     checker   the code that reads and checks answers
-    engine    the kind of sampler: torch or vLLM, with what truncates its softmax
+    engine    the kind of sampler: torch or vLLM, with top_p and top_k if they truncate the softmax
     """
 
     problems: str
@@ -33,7 +33,7 @@ class Identity:
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt], template: Template, engine: str) -> Self:
-        """Compute the identity for rendered problems; only the first word of the sampler's name `engine` counts."""
+        """Compute the identity of rendered problems; of `engine`, the sampler's name, only the first word is used."""
         prompts = sorted(prompts, key=lambda prompt: prompt.problem.id)
         return cls(
             problems=problems_fingerprint(prompt.problem for prompt in prompts),

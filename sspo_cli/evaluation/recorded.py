@@ -24,7 +24,7 @@ NO_GOLD = Verdict(False, "no gold")
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A row of the file: its fields, the recorded text, and the golds; an answer is right if it matches one of them."""
+    """A row of the file: its fields, the recorded text, and the gold answers, one of which an answer must match."""
 
     fields: dict[str, Any]
     text: str
@@ -49,8 +49,8 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
     r_format   format reward of the paper's appendix A
     status     of the check: "ok", "timeout", "error", "no answer", or "no gold" if the row's gold is null or empty
 
-    Raises UserError, and writes nothing, for a file that cannot be read, a row without gold or text (by its line), and an
-    `out` that is the file itself or whose folder does not exist.
+    Raises UserError and writes nothing if the file cannot be read, if a row has no gold or no text, or if `out` is the file
+    itself or in a folder that does not exist.
     """
     rows = _read(path)
     out = out or path.with_name(f"{path.stem}.graded.jsonl")
@@ -87,12 +87,14 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
     for line in summary(rows, graded):
         console.print(line)
     if renamed := [f"{key} as {name}" for key, name in names.items() if key != name]:
-        console.print(f"the rows have fields of these names, which they keep; written are {', '.join(renamed)}")
+        console.print(
+            f"the rows already have fields of the same names; the new fields are called: {', '.join(renamed)}"
+        )
     console.print(f"every row with its verdict: {out}")
 
 
 def _free_names(rows: Sequence[Recorded]) -> dict[str, str]:
-    """Return names for the added fields that no row of the file has."""
+    """Return a name for each added field that no row of the file uses."""
     taken = set().union(*(row.fields for row in rows))
     names = {}
     for name in ADDED:
@@ -105,12 +107,12 @@ def _free_names(rows: Sequence[Recorded]) -> dict[str, str]:
 def summary(rows: Sequence[Recorded], graded: Sequence[dict[str, Any]]) -> list[str]:
     """Summarize graded rows in lines: the correct share with its 95 % interval, the readers, the failures.
 
-    The rows of an `eval/<benchmark>.jsonl` with several measurements have a share for each measurement.
+    If the file is an `eval/<benchmark>.jsonl` with several measurements, each of them gets a share.
     """
     measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
     varying = [name for name in MEASURED if len({json.dumps(row.fields.get(name)) for row in rows}) > 1]
     if not any("identity" in row.fields for row in rows):
-        varying = []  # rows of another program, whose fields of these names may have other meanings
+        varying = []  # rows of another program, whose fields with these names may have other meanings
     for row, grade in zip(rows, graded, strict=True):
         measured[", ".join(f"{name} {row.fields.get(name)}" for name in varying)].append(grade)
     lines = [f"{name}: {_correct_share(alike)}" if name else _correct_share(alike) for name, alike in measured.items()]
@@ -181,6 +183,6 @@ def _submit(reading: Reading, golds: Sequence[str], checker: AnswerChecker) -> l
 
 
 def _best(checks: Sequence[Future[Verdict]]) -> Verdict:
-    """Return the verdict of a gold that matches; otherwise the first that is not plainly wrong, such as a time-out."""
+    """Return the verdict of a matching gold; otherwise the first that is not just wrong, such as a time-out."""
     verdicts = [check.result() for check in checks]
     return max(verdicts, key=lambda verdict: (verdict.equal, verdict.status != "ok"), default=NO_GOLD)

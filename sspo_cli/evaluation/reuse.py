@@ -10,20 +10,20 @@ from sspo_cli.evaluation.summary import summarize
 from sspo_cli.tracking.files import read_json, read_jsonl
 from sspo_cli.tracking.shapes import ANSWER, EVALUATIONS
 
-NEEDED = {"extracted", "correct", "format", "tokens", "finish", "status", "max_new_tokens"}  # of an answer
-UNMEASURED = ("path", "trained_on")  # parts of a summary that describe the benchmark's file and the run's data
+NEEDED = {"extracted", "correct", "format", "tokens", "finish", "status", "max_new_tokens"}  # keys of an answer
+UNMEASURED = ("path", "trained_on")  # keys of a summary that describe file and run, not the measurement
 
 
 @ranks.by_first
 def find_recorded(
     folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, step: int, weights: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """Find the summary and the answers that `record` has written of the same measurement of the same weights.
+    """Find the summary and the answers that `record` wrote for the same measurement of the same weights.
 
     weights  fingerprint of the policy
 
-    Returns None if there are none, or if the answers do not give the recorded summary: a file was edited, or a kill came
-    between the writing of the two. Raises UserError for a damaged file.
+    Returns None if there are none, or if the answers do not reproduce the recorded summary: a file was edited, or a kill came
+    between writing the two files. Raises UserError for a damaged file.
     """
     path = folder / "summary.json"
     recorded = [
@@ -42,7 +42,7 @@ def find_recorded(
     if len(rows) != len(benchmark.prompts) * conditions.samples or not all(row.keys() >= NEEDED for row in rows):
         return None
     summary = summarize(rows, benchmark, conditions, identity)
-    drawn_by = () if conditions.temperature else ("seed",)  # a greedy completion has no draws
+    drawn_by = () if conditions.temperature else ("seed",)  # greedy completions do not depend on the seed
     compared = summary.keys() - {*UNMEASURED, *drawn_by}
     if any(recorded[-1].get(name) != summary[name] for name in compared):
         return None

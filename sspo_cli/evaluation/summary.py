@@ -109,7 +109,7 @@ def _summarize_episodes(rows: Sequence[dict[str, Any]], conditions: Conditions) 
 
     episodes  means of the outcomes; `solved_at_first` is the share solved by the first proposal, because a second one knows
               that the first is wrong
-    parts     parts of a benchmark with several kinds of problems, each with its n, correct, Pass@1 and interval
+    parts     parts of a benchmark with several kinds of problems, each with its n, correct, Pass@1, interval and cut answers
     """
     outcomes = [row["outcome"] for row in rows if "outcome" in row]
     if not outcomes:
@@ -132,7 +132,9 @@ def _summarize_episodes(rows: Sequence[dict[str, Any]], conditions: Conditions) 
 def _summarize_part(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, Any]:
     n, correct = len(rows) // samples, sum(row["correct"] for row in rows)
     low, high = wilson(round(correct / samples), n)
-    return {"n": n, "correct": correct, "pass_at_1": correct / len(rows), "low": low, "high": high}
+    truncated = sum(row["finish"] == "length" for row in rows)
+    share = correct / len(rows)
+    return {"n": n, "correct": correct, "pass_at_1": share, "low": low, "high": high, "truncated": truncated}
 
 
 @ranks.by_first

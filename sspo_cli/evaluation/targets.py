@@ -14,7 +14,7 @@ from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import MEASURED_MODEL
 
-MODEL = "model.json"  # names the model, in the folder of results of a model outside a run
+MODEL = "model.json"  # in the results folder of a model outside a run; identifies the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ def find_target(
 ) -> Target:
     """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
 
-    given  options of a model before validation, or of a run whose conditions it uses; a run uses its own
+    given  options for a model outside a run: values before validation, or the options of a run; ignored for runs
 
-    Raises UserError for a checkpoint that a run does not have, and for a model if a checkpoint is named.
+    Raises UserError if a run does not have the checkpoint, or if one is given for a model outside a run.
     """
     if named := find_run(name, runs_dir):
         if named.checkpoint and checkpoint:
@@ -72,7 +72,7 @@ def find_target(
 def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -> RunOptions:
     """Return the options of a model outside a run, with the defaults of a named model.
 
-    A given revision belongs to the model that is named with it, which may be another one.
+    A given revision is used only if it was given for this model, or without a model name.
     """
     if isinstance(given, RunOptions):
         revision = given.model.revision if given.model.name in (None, name) else None
@@ -87,7 +87,7 @@ def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -
 
 
 def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
-    """Return the target with another sampler, for example to measure a run that used vLLM without vLLM."""
+    """Return the target with another sampler, for example to measure a run that used vLLM on a machine without it."""
     options, rollout = target.options, target.options.rollout
     vllm = None if engine == "torch" else rollout.vllm
     rollout = rollout.model_copy(update={"engine": engine, "vllm": vllm})
@@ -97,11 +97,13 @@ def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Targ
 def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
     """Return the target's conditions with `changes` applied.
 
-    Raises UserError for several greedy samples, for truncated greedy ones and for an infinite temperature.
+    Raises UserError if greedy decoding is combined with several samples or with top-k/top-p, or if the temperature is infinite.
     """
     conditions = replace(Conditions.of(target.options), **changes)
     if not math.isfinite(conditions.temperature):
-        raise UserError("--temperature inf would sample every token alike; give a number, such as 0.6")
+        raise UserError(
+            "--temperature inf would sample all tokens with equal probability; give a finite number, such as 0.6"
+        )
     if conditions.samples > 1 and not conditions.temperature:
         raise UserError(
             f"{conditions.samples} greedy completions would all be the same; add --temperature, such as 0.6, or --samples 1"
@@ -112,13 +114,13 @@ def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
 
 
 def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[BenchmarkOptions]:
-    """Return the benchmarks of a target. Raises UserError if two have the same name, if one is unknown, or for none."""
+    """Return the benchmarks of a target. Raises UserError if two have the same name or one is unknown, or for an empty list."""
     options = target.options
     tasks = [_benchmark(name, options) for name in benchmarks] or options.evaluation.benchmarks
     if len({task.label for task in tasks}) < len(tasks):
         raise UserError("two of the benchmarks have the same name; their results would overwrite each other")
     if not tasks:
-        raise UserError(f"the options of {target.name} name no benchmark; add -b")
+        raise UserError(f"the options of {target.name} list no benchmarks; add -b BENCHMARK")
     return tasks
 
 
@@ -133,7 +135,7 @@ def without_limit(task: BenchmarkOptions) -> BenchmarkOptions:
 
 
 def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOptions]]]) -> list[str]:
-    """Return a warning for each run whose token limit on a benchmark differs from that of the target before it.
+    """Return a warning for each run whose token limit on a benchmark differs from the first target's.
 
     Raises UserError if one of the two is a model outside a run: a base and the runs trained from it must have the same limit.
     """
@@ -150,11 +152,11 @@ def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOpt
             )
             if not (earlier.checkpoint and target.checkpoint):
                 raise UserError(
-                    f"{task.label} would be measured for {unequal}, so that their scores could not be compared; give both one "
-                    "limit by --max-new-tokens"
+                    f"{task.label} would be measured for {unequal}, so their scores could not be compared; set the same limit "
+                    "for both with --max-new-tokens"
                 )
             sentences.append(
-                f"{task.label} is measured for {unequal}: their scores are not comparable; --max-new-tokens gives both one limit"
+                f"{task.label} is measured for {unequal}: their scores are not comparable; set one limit with --max-new-tokens"
             )
     return sentences
 
@@ -175,13 +177,13 @@ def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
             "file"
         ) from None
     if task.name == "file" and not task.path:
-        raise UserError("benchmark file names no path; name the file itself, such as problems.jsonl")
+        raise UserError("benchmark `file` has no path; give the file itself, such as problems.jsonl")
     for benchmark in options.evaluation.benchmarks:
         if (benchmark.name, benchmark.path, benchmark.split) == (task.name, task.path, task.split):
             return benchmark
     labels = [benchmark.label for benchmark in options.evaluation.benchmarks]
     if task.name == "file" and task.label in (*TASK_NAMES, VALIDATION, *labels):
         raise UserError(
-            f"the results of {name} would be filed under {task.label}, another benchmark's name; rename the file"
+            f"the results of {name} would be stored as {task.label}, which is another benchmark's name; rename the file"
         )
     return task

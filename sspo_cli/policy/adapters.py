@@ -1,4 +1,4 @@
-"""LoRA adapters by peft, refused on layers on which they would not be trained correctly."""
+"""LoRA adapters by peft. Layers on which adapters would not be trained correctly are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from sspo_cli.errors import UserError, did_you_mean, first_line
 def add_adapters(model: Any, options: LoraOptions, saved: Path | None) -> Any:
     """Wrap the model with adapters, either new ones drawn from `options.seed` alone or `saved` ones.
 
-    Raises UserError without peft, for targets that the model does not have or that an adapter cannot be put on, and for a
-    saved adapter that is not one of this model.
+    Raises UserError if peft is not installed, if a target does not exist or cannot have an adapter, or if the saved adapter
+    does not fit this model.
     """
     try:
         import peft
@@ -53,14 +53,15 @@ def _load_adapter(peft: Any, model: Any, saved: Path) -> Any:
         missing = sorted(needed - set(file.keys()))
     if missing:
         raise UserError(
-            f"the adapter in {saved} is not one of this model: {len(missing)} of its {len(needed)} tensors are missing "
-            f"({', '.join(missing[:3])}), which would be random numbers; use the model and the model.lora that it was saved with"
+            f"the adapter in {saved} does not fit this model: {len(missing)} of its {len(needed)} tensors are missing "
+            f"({', '.join(missing[:3])}) and would be initialized randomly; use the model and the model.lora that it was saved "
+            "with"
         )
     return model
 
 
 def _check_targets(model: Any, targets: list[str]) -> None:
-    """Raise UserError for a target that names no layer, and for layers whose adapters would not be trained correctly."""
+    """Raise UserError for a target that matches no layer, and for layers whose adapters would not be trained correctly."""
     matched = {target: _matching(model, target) for target in targets}
     for target, modules in matched.items():
         if not modules:
@@ -80,7 +81,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
             if module is model.get_input_embeddings() and _is_tied(model):
                 raise UserError(
                     f"an adapter on {name}, which is tied to the vocabulary projection of {type(model).__name__}, would change "
-                    f"one of the two and not the other; leave {target} out of model.lora.targets"
+                    f"only one of the two; leave {target} out of model.lora.targets"
                 )
 
 

@@ -1,7 +1,7 @@
 """A rollout batch as tensors.
 
-Axes: B completions (P prompts × G), T completion tokens, S prompt and completion tokens. All right-padded: with causal
-attention no real token sees padding, so no attention mask is needed.
+Axes: B completions (P prompts × G), T completion tokens, S prompt and completion tokens. All tensors are
+right-padded: with causal attention, no real token attends to padding, so no attention mask is needed.
 """
 
 import itertools
@@ -17,26 +17,26 @@ from torch.nn.utils.rnn import pad_sequence
 from sspo_cli import ranks
 from sspo_cli.types import Completion, Group
 
-OUTCOME = ("solved", "turns", "proposals", "calls", "timeouts", "crashes")  # counts of an episode
+OUTCOME = ("solved", "turns", "proposals", "calls", "timeouts", "crashes")  # fields of an episode's `Outcome`
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Completions with what the objective needs of them; minibatches and micro-batches are Batches too.
+    """Completions with all values that the objective needs; minibatches and micro-batches are Batches too.
 
-    groups             [B]    int64    number of the group; its rows share their prompt
+    groups             [B]    int64    index of the group; rows of a group have the same prompt
     tokens             [B, S] int64    prompt, then completion
     prompt_lengths     [B]    int64
     lengths            [B]    int64    of the completions, including text that the policy read in an episode
     own_lengths        [B]    int64    |y_i|, tokens that the policy wrote
-    mask               [B, T] bool     True on completion tokens that the policy wrote and that count in the loss
+    mask               [B, T] bool     True for completion tokens that the policy wrote and that are included in the loss
     advantages         [B]    float32  Â
     answer_rewards     [B]    float32  r_answer
     format_rewards     [B]    float32  r_format
     own_rewards        [B]    float32  value of the user's reward function; 0 without one
-    rewards            [B]    float32  the weighted sum of these
+    rewards            [B]    float32  weighted sum of these three
     truncated          [B]    bool     cut at the token limit
-    outcomes           [B, 6] float32  of episodes, what `OUTCOME` names; NaN for a single turn
+    outcomes           [B, 6] float32  values of `OUTCOME` for an episode; NaN for a single turn
     sampling_logprobs  [B, T] float32  by the sampler
     old_logprobs       [B, T] float32  by the policy at rollout time
     old_entropy        [B, T] float32  of the policy at rollout time, in nats
@@ -65,7 +65,7 @@ class Batch:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Self:
-        """Select rows, and trim them to the longest."""
+        """Select rows, and trim padding to the longest of them."""
         picked = replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
         longest = int(picked.lengths.max())
         return replace(
@@ -79,7 +79,9 @@ class Batch:
         )
 
     def micro_batches(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
-        """Yield (rows, micro-batch) pairs of rows of similar length, with rows × longest within `token_budget` if possible.
+        """Yield (row indices, micro-batch) pairs of rows of similar length.
+
+        Rows × longest row is at most `token_budget`, unless a single row is longer.
 
         together  keep the rows of a group together, for a policy that computes their prompt once; otherwise rows are sorted by
                   length, which needs the least padding
@@ -96,10 +98,11 @@ class Batch:
         yield (picked := torch.tensor(rows)), self.select(picked)
 
     def share(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
-        """Yield this rank's (rows, micro-batch) pairs: on all ranks as many, and of about as many tokens.
+        """Yield this rank's (row indices, micro-batch) pairs.
 
-        The pairs of a process alone are those of `micro_batches`. A rank without rows for one of its pairs has a completion of
-        which no token counts, and no rows.
+        All ranks yield the same number of pairs, with about equal numbers of tokens. If there are too few rows, a pair has no
+        row indices and a fully masked completion, so that every rank takes part in the collective operations. A process
+        without other ranks yields the pairs of `micro_batches`.
         """
         if ranks.size() == 1:
             yield from self.micro_batches(token_budget, together)
@@ -119,7 +122,7 @@ class Batch:
                 yield rows, replace(shortest, mask=torch.zeros_like(shortest.mask))
 
     def _by_length(self, lengths: Sequence[int], together: bool) -> list[int]:
-        """Return the rows from the longest to the shortest; `together`: with those of a group in one place."""
+        """Return row indices from the longest to the shortest row; `together` keeps the rows of a group adjacent."""
         groups = self.groups.tolist() if together else range(len(self))
         longest: dict[int, int] = {}
         for group, length in zip(groups, lengths, strict=True):
@@ -136,7 +139,7 @@ class Batch:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> Self:
-        """Restore the batch of a checkpoint; older versions had no episodes and no user-defined rewards."""
+        """Restore the batch of a checkpoint, with defaults for fields that older versions did not have."""
         missing = {
             "own_lengths": state["lengths"],
             "outcomes": torch.full((len(state["lengths"]), len(OUTCOME)), torch.nan),
@@ -149,13 +152,13 @@ class Batch:
 
 
 def equal_parts(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Cut rows into `count` parts of about as many tokens, in their order; none is empty if there are as many rows."""
+    """Split `order` into `count` parts with about equal numbers of tokens; none is empty if there are enough rows."""
     if len(order) < count:
         return [[row] for row in order] + [[]] * (count - len(order))
     parts: list[list[int]] = []
     start, left = 0, sum(lengths[row] for row in order)
     for remaining in range(count, 0, -1):
-        last = len(order) - remaining + 1  # one row at least is left for each part after this one
+        last = len(order) - remaining + 1  # leaves at least one row for each later part
         end, tokens = start + 1, lengths[order[start]]
         while end < last and (remaining == 1 or tokens + lengths[order[end]] / 2 <= left / remaining):
             tokens += lengths[order[end]]
@@ -166,7 +169,10 @@ def equal_parts(order: Sequence[int], lengths: Sequence[int], count: int) -> lis
 
 
 def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool) -> Batch:
-    """Collect graded groups and their advantages [P, G] in one Batch, in the order of the groups."""
+    """Collect graded groups and their advantages [P, G] in one Batch, in the order of the groups.
+
+    mask_truncated  mask all tokens of truncated completions
+    """
     prompts = [group.prompt.token_ids for group in groups for _ in group.completions]
     completions = [completion for group in groups for completion in group.completions]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -208,10 +214,10 @@ def _outcome(completion: Completion) -> list[float]:
 
 
 def minibatch_rows(prompts: int, group_size: int, mu: int, epochs: int, seed: int) -> list[Tensor]:
-    """Plan the rows of each optimizer step of a rollout batch.
+    """Return the row indices of each optimizer step on a rollout batch.
 
-    Each epoch has μ disjoint minibatches of whole groups in a new random order. A group stays whole because its completions
-    share the prompt, and its advantages sum to 0.
+    Each epoch has μ disjoint minibatches of whole groups, in a new random order. Groups are not split, because their
+    completions share the prompt and their advantages sum to 0.
     """
     generator = torch.Generator().manual_seed(seed)
     plan = []

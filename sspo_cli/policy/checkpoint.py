@@ -32,10 +32,10 @@ NAME = re.compile(r"step-\d+")
 def save_checkpoint(
     folder: Path, policy: Policy, state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Write the model (Hugging Face format), `state` (tensors and plain values) and the optimizer's to `folder`, atomically.
+    """Write the model (Hugging Face format), `state` (tensors and plain values) and the optimizer's state atomically.
 
-    A checkpoint that is there already is deleted once its successor is whole. Of several ranks each writes its part of the
-    optimizer, and the first one all else.
+    An existing checkpoint in `folder` is deleted once the new one is complete. With several ranks, each writes its part of the
+    optimizer's state, and the first writes everything else.
 
     Raises UserError if a weight is not finite, or if the disk is full or not writable; nothing is left behind then.
     """
@@ -64,7 +64,7 @@ def save_checkpoint(
 
 def _begin(folder: Path, partial: Path) -> None:
     with _explained(folder):
-        for left in folder.parent.glob(".step-*.partial"):  # by a process that was killed in the middle of it
+        for left in folder.parent.glob(".step-*.partial"):  # of a process that was killed while writing
             shutil.rmtree(left)
         partial.mkdir(parents=True)
 
@@ -83,7 +83,7 @@ def _save_parts(policy: Policy, optimizer: torch.optim.Optimizer, partial: Path)
 
 
 def _finish(folder: Path, partial: Path, state: dict[str, Any], parts: Mapping[str, str]) -> None:
-    """Write the state and the manifest, and put the checkpoint in its place. `parts` have their checksums already."""
+    """Write the state and the manifest, and move the checkpoint to `folder`. `parts` holds checksums known already."""
     with _explained(folder):
         with (partial / STATE).open("wb") as file:
             writer = _Writer(file)
@@ -137,7 +137,10 @@ def follow_umask(folder: Path) -> None:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename a complete checkpoint to its name, after moving an existing one away, which `latest_whole` restores after a kill."""
+    """Rename a complete checkpoint to its final name.
+
+    An existing one is moved away first; `latest_whole` restores it after a kill in between.
+    """
     replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -160,18 +163,18 @@ def _recover(parent: Path) -> None:
     for replaced in parent.glob(".step-*.replaced"):
         folder = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
         if not folder.exists():
-            with suppress(OSError):  # of a reader who may not write here
+            with suppress(OSError):  # this process may have no permission to write here
                 os.rename(replaced, folder)
 
 
 def describe_last_good(parent: Path) -> str:
-    """Name the checkpoint to continue from, as the end of a sentence."""
+    """Format, as the end of a sentence, which checkpoint to continue from."""
     whole, _ = latest_whole(parent)
     return f"the last good checkpoint is {whole}" if whole else "there is no checkpoint before it"
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read the `state` that `save_checkpoint` was given; the model is opened by `load_policy(..., folder=folder)`."""
+    """Read the `state` that was passed to `save_checkpoint`; `load_policy(..., folder=folder)` loads the model."""
     with usable_state(folder):
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
@@ -180,26 +183,27 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def holds_optimizer(name: str) -> bool:
-    """Report whether a checkpoint's file of that name is of the optimizer and the run, and not of the model."""
+    """Report whether a file of this name in a checkpoint holds state of the optimizer or the run, not the model."""
     return name in (STATE, OPTIMIZER_INDEX) or name.endswith(".distcp")
 
 
 def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's part of a checkpoint and its `state`, which as many ranks have written, or others.
+    """Load the optimizer's state of a checkpoint, written with any number of ranks.
 
-    Raises UserError if it cannot be used, such as moments in 8 bits that another number of ranks has written: their blocks
-    cannot be cut.
+    state  the checkpoint's state from `load_state`
+
+    Raises UserError if it cannot be used, such as 8-bit moments from another number of ranks, whose blocks cannot be split.
     """
     written_by, eight_bit = state.get("ranks", 1), type(optimizer) is not torch.optim.AdamW
     if eight_bit and written_by != ranks.size():
         raise UserError(
-            f"the moments in {folder} are in 8 bits and were written by {quantity(written_by, 'rank')}, so that "
-            f"{ranks.size()} cannot use them; continue with --nproc {written_by}"
+            f"the 8-bit moments in {folder} were written by {quantity(written_by, 'rank')}, so {ranks.size()} cannot load them; "
+            f"continue with --nproc {written_by}"
         )
     with usable_state(folder):
         if (folder / OPTIMIZER_INDEX).exists():
             load_optimizer_parts(policy.model, optimizer, folder)
-        elif "optimizer" in state:  # of one process; without any, it had not taken a step yet
+        elif "optimizer" in state:  # saved by one process; if there is none, no step had been taken
             if ranks.size() == 1:
                 optimizer.load_state_dict(state["optimizer"])
             else:
@@ -242,7 +246,10 @@ def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
 
 
 def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
-    """Find the same, rename the damaged ones so that they do not count as kept checkpoints, and return their new names."""
+    """Find the newest complete checkpoint, and rename the newer damaged ones, so that `keep_last` ignores them.
+
+    Returns the checkpoint, or None if there is none, and the new names of the damaged ones.
+    """
     whole, damaged = latest_whole(parent)
     aside = [folder.with_name(f"damaged-{folder.name}") for folder in damaged]
     for folder, place in zip(damaged, aside, strict=True):
@@ -252,7 +259,7 @@ def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
 
 
 def keep_last(parent: Path, keep: int, best: int | None = None) -> None:
-    """Delete all checkpoints except the newest `keep` and that of step `best`."""
+    """Delete all checkpoints except the newest `keep` and the one of step `best`."""
     for folder in checkpoint_folders(parent)[:-keep]:
         if folder.name != f"step-{best}":
             shutil.rmtree(folder, ignore_errors=True)

@@ -41,18 +41,20 @@ from sspo_cli.seeds import derive_seed
 from sspo_cli.types import Completion, Group, Prompt, Reward
 
 BETAS = (0.9, 0.95)
-KEPT = 30 * 86_400  # seconds that a cold start stays without a run that uses it
-KEPT_EMPTY = 2 * 86_400  # where a run was killed before its first checkpoint, or ended there
+KEPT = 30 * 86_400  # seconds after its last use until a cold start is deleted
+KEPT_EMPTY = 2 * 86_400  # the same for a cold start without a checkpoint
 KEY = re.compile(r"[0-9a-f]{16}")
 
 
 def demonstrations_of(
     prompts: Sequence[Prompt], policy: Policy, dialogue: Dialogue | None = None, max_tokens: int | None = None
 ) -> list[Group]:
-    """Make a group with one completion for each worked answer, including an end of sequence, and each worked episode.
+    """Make a group of one completion for each prompt with a worked answer or a worked episode.
 
-    `dialogue` is that of the policy's chat template, for episodes; those of more than `max_tokens` are left out.
-    Raises UserError for one with tokens that the model does not have.
+    dialogue    frame of turns in the policy's chat template, for episodes
+    max_tokens  longer episodes are left out
+
+    Worked answers end with the end-of-sequence token. Raises UserError for tokens that the model does not have.
     """
     groups = []
     for prompt in prompts:
@@ -83,7 +85,7 @@ def check_demonstrations(demonstrations: Sequence[Group]) -> None:
 
 
 def _worked_episode(prompt: Prompt, dialogue: Dialogue) -> Completion:
-    """Make the completion of a worked episode, whose turns and answers alternate; tokens that are read have mask 0."""
+    """Make the completion of a worked episode, whose turns and answers alternate; answers are marked as read."""
     ids: list[int] = []
     read: list[bool] = []
     turn: list[int] = []
@@ -106,12 +108,14 @@ def cold_start(
     progress: Callable[..., None],
     note: Callable[[str], None],
 ) -> tuple[Policy, Path]:
-    """Run the supervised stage; return the policy after it, and the folder that holds it.
+    """Run the supervised stage; return the trained policy and the folder of its checkpoint.
 
-    `progress(steps, loss=…)` is called as steps are done (loss: nats a token), `note(text)` if another run is at the same
-    cold start and this one waits for it. An interrupted stage continues where it was.
+    cache     folder that all cold starts share
+    progress  called as progress(steps, loss=…) when steps are done; the loss is in nats per token
+    note      called with a sentence if this run waits for another one that computes the same cold start, or deletes an old one
 
-    Raises UserError without demonstrations, Interrupted when asked to stop.
+    An interrupted stage continues from its last checkpoint. Raises UserError without demonstrations, Interrupted when asked to
+    stop.
     """
     check_demonstrations(demonstrations)
     folder = cache / _key(policy, demonstrations, options)
@@ -131,17 +135,17 @@ def cold_start(
 
 
 def _keep(cache: Path, folder: Path, note: Callable[[str], None]) -> None:
-    """Make the folder of a cold start, or note that it is in use, and remove those that are not."""
-    with border(f"the cold start cannot be kept in {cache}"):
+    """Create the folder of a cold start, or mark it as used, and remove unused ones."""
+    with border(f"the cold start cannot be stored in {cache}"):
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)  # marks it as used
     _remove_unused(cache, note)
 
 
 def _remove_unused(cache: Path, note: Callable[[str], None]) -> None:
-    """Remove cold starts that no run has used for KEPT; they can be made again, bit for bit the same."""
+    """Remove cold starts that no run has used for KEPT seconds; they can be computed again, bit for bit."""
     for folder in cache.iterdir():
-        with suppress(OSError, UserError):  # of a disk that refuses, or a process that removes the same
+        with suppress(OSError, UserError):  # the disk refuses, or another process removes the same folder
             kept = KEPT if checkpoint_folders(folder) else KEPT_EMPTY
             if not KEY.fullmatch(folder.name) or time.time() - folder.stat().st_mtime <= kept:
                 continue
@@ -157,14 +161,14 @@ def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -
     """Hold the lock of a cold start. Another run may hold it for hours; waiting can be interrupted."""
     lock = FileLock(path)
     if not ranks.on_first(lambda: take_lock(lock)):
-        note(f"another run is at the same cold start, {path.parent}; waiting for it")
-        while not ranks.on_first(lambda: take_lock(lock, timeout=1)):  # the other ranks hear of each try
+        note(f"another run is computing the same cold start, {path.parent}; waiting for it")
+        while not ranks.on_first(lambda: take_lock(lock, timeout=1)):  # all ranks get the result of each try
             if ranks.anywhere(interruption.requested):
                 raise Interrupted
     try:
         yield
     finally:
-        lock.release()  # by the first rank, which alone holds it
+        lock.release()  # has no effect on the other ranks, which do not hold it
 
 
 def _train(
@@ -187,7 +191,7 @@ def _train(
         for _, micro in batch.share(run_options.learning.token_budget, policy.shares_prompts):
             logprobs, _ = policy.logprobs(micro.to(policy.device), temperature=1.0)
             micro_loss = -logprobs.sum() / batch.mask.sum()
-            (micro_loss * ranks.size()).backward()  # of which fully_shard takes the mean over the ranks
+            (micro_loss * ranks.size()).backward()  # fully_shard averages over the ranks; the factor makes it a sum
             loss += micro_loss.item()
         loss = ranks.total(loss)
         rate, rounding = scheduled_rate(options, step, options.steps), derive_seed(options.seed, "rounding", step)
@@ -219,12 +223,12 @@ def _demonstration_order(count: int, seed: int) -> Iterator[int]:
 def _key(policy: Policy, demonstrations: Sequence[Group], options: RunOptions) -> str:
     """Hash everything that determines the result: the tokens, the options, the model, the program, the number of ranks.
 
-    The model counts by its weights and its config, not by its name or files, because a branch on the hub can change.
+    The model is identified by its weights and its config, not by its name, because a branch on the hub can change.
     """
     cold = options.cold_start.model_dump(exclude={"tasks", "checkpoint_every"})
     model = [options.model.model_dump(), policy.model.config.to_json_string(), fingerprint(policy)]
     machine = [policy.device.type, str(policy.dtype), torch.get_num_threads(), options.learning.token_budget]
-    if ranks.size() > 1:  # sums of other parts are rounded otherwise, and hundreds of steps amplify that
+    if ranks.size() > 1:  # other partial sums are rounded differently, and hundreds of steps amplify that
         machine.append(ranks.size())
     program = [__version__, torch.__version__, transformers.__version__, *machine, options.optimizer.eight_bit]
     tokens = [

@@ -1,7 +1,7 @@
 """The tokens that a chat template writes between two turns of the policy.
 
-The policy's own tokens are never decoded and encoded again. The tokens between them are found by rendering marks once. The
-answers of an environment are encoded as plain text, so that a program cannot print control tokens.
+The policy's own tokens are stored as sampled, never decoded and encoded again. The tokens between its turns are found once, by
+rendering marker texts. Answers of an environment are encoded as plain text, so that a program cannot print control tokens.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy, check_ids
 from sspo_cli.tasks.prompts import opening_of, render_turns
 
-QUESTION, TURN, ANSWER = "Qz7question", "Qz7turn", "Qz7answer"  # marks that no template contains
+QUESTION, TURN, ANSWER = "Qz7question", "Qz7turn", "Qz7answer"  # marker texts that no template contains
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Dialogue:
     def of(cls, policy: Policy, thinking: bool) -> "Dialogue":
         """Find the frame of the policy's chat template; `thinking` is as in `render_episode`.
 
-        Raises UserError for a template or a tokenizer that does not keep turns apart.
+        Raises UserError if the template or the tokenizer does not separate the turns.
         """
         tokenizer = policy.tokenizer
         turns = [
@@ -48,8 +48,8 @@ class Dialogue:
         text = render_turns(tokenizer, turns, "turns of an episode", {"enable_thinking": thinking})
         if text.count(TURN) != 1 or text.count(ANSWER) != 1 or text.find(TURN) > text.find(ANSWER):
             raise UserError(
-                f"the chat template of {tokenizer.name_or_path} does not render a user's turn, the model's and another user's "
-                "turn unchanged; episodes need a template that does"
+                f"the chat template of {tokenizer.name_or_path} does not render the turns of a conversation (user, assistant, "
+                "user) unchanged and in order; episodes need a template that does"
             )
         between, after = text.partition(TURN)[2].split(ANSWER)
         before = tokenizer.encode(between, add_special_tokens=False)
@@ -67,9 +67,10 @@ class Dialogue:
         return dialogue
 
     def bridge(self, turn: list[int], answer: str) -> list[int]:
-        """Return the tokens after a turn: its end, unless the policy wrote it, the answer, and the start of the next turn.
+        """Return the tokens between `turn` and the next one: end of the turn, `answer`, start of the next turn.
 
-        Raises UserError for an answer with tokens that the model does not have.
+        The end-of-sequence token is left out if the policy wrote it. Raises UserError if the answer has tokens that the model
+        does not have.
         """
         before = self.before[1:] if turn and turn[-1] == self.before[0] else self.before
         encoded = self._encode_answer(answer)
@@ -77,7 +78,10 @@ class Dialogue:
         return [*before, *encoded, *self.after]
 
     def encode_turn(self, text: str, opening: str) -> list[int]:
-        """Encode a turn of a demonstration, with an end-of-sequence token if it does not end with a stop string."""
+        """Encode a turn of a demonstration without `opening`, which the template writes.
+
+        An end-of-sequence token is appended if the turn does not end with a stop string.
+        """
         ids = self.tokenizer.encode(text.removeprefix(opening), add_special_tokens=False)
         return ids if text.endswith(STOP) else [*ids, self.before[0]]
 

@@ -11,15 +11,15 @@ from sspo_cli.policy.logprobs import IDENTITY, LogitTransform
 SMALL, LARGE = (
     2.0**-10,
     2.0**20,
-)  # products from which scale and cap are computed; powers of two are exact in every dtype
+)  # outputs of the projection from which scale and cap are computed; powers of two are exact in every dtype
 
 
 @torch.no_grad()
 def measure_transform(model: Any) -> LogitTransform:
-    """Measure a model's scale and soft cap in its own forward pass, with known values as products of the projection.
+    """Measure a model's scale and soft cap in a forward pass that gets known values as the projection's output.
 
-    Configs use many names for them, and one name with opposite meanings. Raises UserError for a model without a vocabulary
-    projection, and for one that changes its logits in another way.
+    They are not read from the config, because configs use many names for them, and one name with opposite meanings. Raises
+    UserError if the model has no vocabulary projection or transforms its logits in any other way.
     """
     name, head = type(model).__name__, model.get_output_embeddings()
     if head is None or not hasattr(head, "weight"):
@@ -55,5 +55,5 @@ def _fit(name: str, product: Tensor, logits: Tensor) -> LogitTransform:
         if ((logits - expected).abs() <= 1e-5 * expected.abs() + 1e-8).all():
             return transform
     raise UserError(
-        f"{name} does more to its logits than a scale and a soft cap, which sspo cannot train; choose another model"
+        f"{name} transforms its logits by more than a scale and a soft cap, which sspo cannot train; choose another model"
     )

@@ -13,8 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError, first_line
 
-# Not its losses, because the projection and the loss are implemented here. Not its rotary embeddings, because they are compiled
-# for each number of rows, which changes while sampling.
+# Liger's losses are off because the projection and the loss are implemented here; its rotary embeddings are off because they
+# are compiled for each number of rows, which changes while sampling.
 LIGER = {"rope": False, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 # Graphs of a layer: with and without gradient, each also for a single prompt, completion or token. Beyond torch's limit of 8 it
 # silently stops compiling.
@@ -30,7 +30,7 @@ def check_kernels(options: ModelOptions, ranks: int) -> None:
 def use_liger(model: Any, device: torch.device) -> None:
     """Replace norms and gated units by liger-kernel's fused ones, in place.
 
-    Models of the same kind that this process loads later have them too. Raises UserError if liger-kernel is not installed or
+    This also affects models of the same type that this process loads later. Raises UserError if liger-kernel is not installed or
     has no kernels for the model, and without a GPU.
     """
     if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # set by the tests
@@ -44,7 +44,7 @@ def use_liger(model: Any, device: torch.device) -> None:
             "model.kernels = liger needs liger-kernel; install it with `pip install liger-kernel`"
         ) from None
     if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise UserError(f"liger-kernel has nothing for {model.config.model_type} models; use model.kernels=torch")
+        raise UserError(f"liger-kernel has no kernels for {model.config.model_type} models; use model.kernels=torch")
     apply_liger_kernel(model, LIGER)
 
 
@@ -63,16 +63,16 @@ def compile_layers(model: Any) -> None:
 
 
 def checkpoint_layers(model: Any, compiled: bool) -> None:
-    """Recompute the forward pass of each layer in the backward pass instead of keeping its activations.
+    """Recompute the forward pass of each layer in the backward pass instead of storing its activations.
 
     transformers does so only for layers in training mode, in which models draw random numbers (dropout, router jitter).
-    Therefore only the layer's own flag is set to training, and not while the layer is computed. In compiled layers it stays
-    set, because the flag is part of the compiled code. Raises UserError for a model without this feature.
+    Therefore only the layer's own flag is set to training, and it is cleared while the layer is computed. In compiled layers
+    it stays set, because the flag is part of the compiled code. Raises UserError for a model without this feature.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
         raise UserError(
-            f"{type(model).__name__} has no layers that can be computed again; set model.gradient_checkpointing=false"
+            f"{type(model).__name__} has no layers that support gradient checkpointing; set model.gradient_checkpointing=false"
         )
     if hasattr(model, "activation_checkpointing_enable"):  # since transformers 5.20
         model.activation_checkpointing_enable({"use_reentrant": False})

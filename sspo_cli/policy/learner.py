@@ -19,13 +19,13 @@ class StepResult:
     """The results of a minibatch's forward passes, row by row, on the CPU; all metrics of the step come from them.
 
     objective      [B]     c_i · (S_i · Â_i - β · KL_i), 0 for a completion that is masked out
-    advantages     [B]     Â, times the bounded ratio to the sampler if completions are weighed by it
+    advantages     [B]     Â, times the bounded importance ratio if `importance_level` is `sequence`
     old_logprobs   [B, T]  by the behaviour policy
-    log_ratio      [B, T]  d
+    log_ratio      [B, T]  d = log ρ
     token_weights  [B, T]  w
     entropy        [B, T]  of the policy, in nats
     kept           [B, T]  True if the token's entropy is close enough to the behaviour policy's for a gradient
-    reference_kl   [B]     k3 to the reference policy; 0 without a penalty
+    reference_kl   [B]     k3 estimate of the KL divergence from the reference policy; 0 without a KL penalty
 
     Tensors [B, T] are 0 outside the mask.
     """
@@ -51,9 +51,9 @@ def accumulate_gradient(
 ) -> StepResult:
     """Add the gradient of −J to the parameters.
 
-    `factors` are the c_i of the rows, which depend on all completions of the minibatch, see `Objective.factors`.
-    `on_policy` says that the policy still is the behaviour policy: old_logprobs are then the current ones, so that ρ = 1
-    exactly and no forward pass is spent on them; otherwise they are the minibatch's own.
+    factors    [B] c_i, which depend on all completions of the minibatch (see `Objective.factors`)
+    on_policy  the policy is still the behaviour policy: its current log-probabilities serve as the old ones, so that ρ = 1
+               exactly without another forward pass; otherwise `minibatch.old_logprobs` are used
     """
     per_row, per_token = minibatch.advantages.shape, minibatch.mask.shape
     shapes = (per_row, per_row, per_token, per_token, per_token, per_token, per_token, per_row)
@@ -69,7 +69,7 @@ def accumulate_gradient(
             mismatch = torch.where(micro.mask, old_logprobs - micro.sampling_logprobs, 0.0)
             if options.importance_level == "sequence":
                 advantages = advantages * _bounded(mismatch.sum(dim=1).exp(), options)
-            else:  # the gradient of each token by its own ratio, whatever becomes of the tokens in the aggregation
+            else:  # scale each token's gradient by its own ratio, for any aggregation of tokens
                 fixed = log_ratio.detach()
                 log_ratio = fixed + _bounded(mismatch.exp(), options) * (log_ratio - fixed)
         kept = micro.mask
@@ -77,14 +77,14 @@ def accumulate_gradient(
             kept = kept & has_kept_entropy(entropy, micro.old_entropy, options.entropy_range)
             log_ratio = torch.where(kept, log_ratio, log_ratio.detach())
         weights = objective.weights(log_ratio, advantages, micro.mask)
-        # A completion that is masked out has no S, and no gradient: it counts 0, as the mean over its tokens does.
+        # A fully masked completion has neither S nor a gradient: it contributes 0.
         gains = weights * advantages
         if options.kl:
             divergence = reference_kl(logprobs, micro.reference_logprobs, micro.mask)
             gains = gains - options.kl * divergence
             result.reference_kl[rows] = divergence.detach()
         weighted = torch.where(micro.mask.any(dim=1), factors[rows] * gains, 0.0)
-        (-weighted.sum() * ranks.size()).backward()  # of which fully_shard takes the mean over the ranks
+        (-weighted.sum() * ranks.size()).backward()  # fully_shard averages over the ranks; the factor makes it a sum
 
         tokens = slice(micro.mask.shape[1])
         result.objective[rows] = weighted.detach()
@@ -95,12 +95,12 @@ def accumulate_gradient(
         result.entropy[rows, tokens] = entropy
         result.kept[rows, tokens] = kept.float()
     values = [getattr(result, field.name).cpu() for field in fields(result)]
-    ranks.add(*values)  # each row was computed by one of them
+    ranks.add(*values)  # each row was computed by one rank and is 0 on the others
     return StepResult(*values)
 
 
 def _bounded(importance: Tensor, options: LearningOptions) -> Tensor:
-    """Bound the ratio of the behaviour policy to the sampler: at most the cap, or 0 beyond it."""
+    """Clamp importance ratios to the cap, or set those above it to 0 (`importance_beyond = mask`)."""
     assert options.importance_cap is not None
     if options.importance_beyond == "mask":
         return importance.masked_fill(importance > options.importance_cap, 0.0)
@@ -108,13 +108,15 @@ def _bounded(importance: Tensor, options: LearningOptions) -> Tensor:
 
 
 def step_metrics(minibatch: Batch, result: StepResult, options: LearningOptions | None = None) -> dict[str, float]:
-    """Compute the metrics of a step, except the rewards, the norm and the rate; without any token, only the loss.
+    """Return the metrics of a step, except rewards, gradient norm and learning rate.
 
-    policy/reference_kl     mean of k3 over completions, with a penalty
-    policy/entropy_clipped  share of tokens without a gradient because their entropy has changed, with an `entropy_range`
+    policy/reference_kl     mean of k3 over completions; only with a KL penalty
+    policy/entropy_clipped  share of tokens without a gradient because their entropy changed; only with an `entropy_range`
+
+    If no token is unmasked, metrics of tokens are left out.
     """
     metrics = {
-        "policy/loss": -result.objective.double().sum().item() + 0.0,  # 0 is not to be written as -0
+        "policy/loss": -result.objective.double().sum().item() + 0.0,  # turns -0.0 into 0.0
         **ratio_metrics(result.log_ratio, result.advantages, minibatch.mask, result.token_weights),
     }
     if minibatch.mask.any():
@@ -132,7 +134,7 @@ def step_metrics(minibatch: Batch, result: StepResult, options: LearningOptions 
 def fill_old_logprobs(
     policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
 ) -> None:
-    """Write the current policy's log-probabilities and entropies of those minibatches' rows into the batch, as the old ones."""
+    """Store the current policy's log-probabilities and entropies for the rows in `minibatches` as the batch's old ones."""
     for rows, logprobs, entropy in _computed(policy, batch, minibatches, token_budget, temperature):
         batch.old_logprobs[rows, : logprobs.shape[1]] = logprobs
         batch.old_entropy[rows, : entropy.shape[1]] = entropy
@@ -141,7 +143,7 @@ def fill_old_logprobs(
 def fill_reference_logprobs(
     policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
 ) -> None:
-    """Write the log-probabilities of those minibatches' rows by `policy`, the reference, into the batch."""
+    """Store the log-probabilities by the reference policy `policy` for the rows in `minibatches` in the batch."""
     for rows, logprobs, _ in _computed(policy, batch, minibatches, token_budget, temperature):
         batch.reference_logprobs[rows, : logprobs.shape[1]] = logprobs
 
@@ -164,9 +166,10 @@ def _computed(
 
 
 def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) -> dict[str, float]:
-    """Compute the rewards of the minibatch's own completions; `groups/equal_reward` is the share that teaches nothing.
+    """Return the reward metrics of the minibatch.
 
-    The parts are without their weights.
+    reward/answer, reward/format, reward/own  means without the weights of the sum
+    groups/equal_reward                       share of groups whose rewards are all equal, which have no gradient
     """
     groups = minibatch.rewards.view(-1, group_size)
     own = {"reward/own": minibatch.own_rewards.mean().item()} if scoring.function else {}
@@ -183,7 +186,7 @@ def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) 
 
 
 def episode_metrics(minibatch: Batch) -> dict[str, float]:
-    """Compute the means of what `OUTCOME` names over the minibatch's own episodes; nothing without one."""
+    """Return the mean of each metric in `OUTCOME` over the episodes of the minibatch, or an empty dict if it has none."""
     outcomes = minibatch.outcomes[~minibatch.outcomes.isnan().any(dim=1)]
     return (
         {f"episodes/{name}": value for name, value in zip(OUTCOME, outcomes.mean(dim=0).tolist(), strict=True)}

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, without ever storing the whole [tokens × vocabulary] logits.
+"""Log-probabilities of given tokens, computed without storing the whole [tokens × vocabulary] logits.
 
 Axes: N tokens, H hidden states, V words of the vocabulary. The words are processed in blocks, so that the weights are read once
 in the forward pass and once in the backward pass, and the intermediate results of a block stay in the processor's cache.
@@ -44,12 +44,12 @@ def token_logprobs(
     """Compute log softmax(transform(hidden · weightᵀ + bias) / temperature) at the targets, and the entropy there.
 
     hidden [N, H], targets [N], weight [V, H], bias [V] -> logprobs [N] float32, entropy [N] float32 without gradient (nats).
-    Computed in float32 for inputs of any dtype: the rounding of logits to bfloat16 is larger than the differences between the
-    policies that are compared.
+    Computed in float32 for inputs of any dtype, because rounding logits to bfloat16 would change them more than the policies
+    that are compared differ.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.float(), weight.float()
-        if bias is not None:  # as one more weight of each word, for a state that is always 1
+        if bias is not None:  # as one more weight of each word, with a hidden state of 1
             hidden = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
             weight = torch.cat([weight, bias.float().unsqueeze(1)], dim=1)
         if transform.cap is None:

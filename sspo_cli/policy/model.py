@@ -251,7 +251,7 @@ def load_policy(
     source, adapter = source_of(options, folder)
     notes: list[str] = []
     if source is None:
-        tokenizer = tiny_tokenizer(options.tiny.action_tags)
+        tokenizer = tiny_tokenizer(options.tiny)
         model = tiny_model(options.tiny, tokenizer, weights_dtype)
     else:
         revision = options.revision if source == options.name else None

@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and a schedule, and one guarded step."""
+"""AdamW, its learning-rate schedule, and a step that is skipped if the loss or the gradient is not finite."""
 
 import math
 from collections.abc import Iterable
@@ -15,11 +15,12 @@ from sspo_cli.policy.sharding import whole
 def adamw(
     parameters: Iterable[nn.Parameter], betas: tuple[float, float], weight_decay: float, eight_bit: bool
 ) -> torch.optim.Optimizer:
-    """Make an AdamW whose weight decay acts on matrices only, as usual: not on norms and biases.
+    """Make an AdamW that applies weight decay to matrices only, not to norms and biases.
 
-    `guarded_step` sets the learning rate. With `eight_bit`, moments have 8 bits, except those of tensors with less than 4096
-    numbers or with incomplete blocks of 256, which have the weights' dtype. Weights in bfloat16 are then rounded stochastically,
-    because rounding to the nearest would lose updates of less than 1/256 of the weight. Raises UserError without torchao.
+    `guarded_step` sets the learning rate. With `eight_bit`, moments have 8 bits, except those of tensors that have fewer than
+    4096 elements or are not a multiple of 256, which have the weights' dtype. Updated bfloat16 weights are then rounded
+    stochastically, because rounding to the nearest would lose updates of less than 1/256 of the weight. Raises UserError if
+    `eight_bit` is set and torchao is not installed.
     """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -30,13 +31,13 @@ def adamw(
         # Fused: the other implementations hold temporary copies as large as the weights.
         return torch.optim.AdamW(groups, betas=betas, fused=True)
     optimizer = adamw_8bit()(groups, betas=betas, bf16_stochastic_round=True)
-    if parameters[0].device.type == "cpu":  # which may have no compiler for torchao's compiled step
+    if parameters[0].device.type == "cpu":  # the machine may lack the compiler that torchao's compiled step needs
         optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)
     return optimizer
 
 
 def adamw_8bit() -> Any:
-    """Import torchao's optimizer, after which a checkpoint of its state can be read. Raises UserError without torchao."""
+    """Import torchao's optimizer; torch.load can read its state only after that. Raises UserError without torchao."""
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
@@ -45,7 +46,7 @@ def adamw_8bit() -> Any:
 
 
 def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, steps: int) -> float:
-    """Compute the learning rate of optimizer step `step` (counted from 0) of `steps`: linear warm-up, then the schedule to 0."""
+    """Return the learning rate of step `step` (from 0) of `steps`: linear warm-up, then `options.schedule`."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
     progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
@@ -59,11 +60,14 @@ def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, step
 
 
 def describe_new_end(options: OptimizerOptions, step: int, before: int, after: int) -> str | None:
-    """Describe how the learning rate changes from `step` on if the schedule ends `after` so many steps instead of `before`."""
+    """Describe how learning rates change from `step` on if the schedule ends at step `after` instead of `before`.
+
+    Returns None if they do not change.
+    """
     if before == after or options.schedule == "constant":
         return None
     sentence = f"optimizer.schedule = {options.schedule} now ends at step {after} instead of {before}"
-    for index in range(step, min(before + 1, after)):  # the warm-up has the same rates
+    for index in range(step, min(before + 1, after)):  # skip equal rates, such as those of the warm-up
         old, new = (f"{scheduled_rate(options, index, steps):.3g}" for steps in (before, after))
         if old != new:
             return f"{sentence}: the learning rate of step {index + 1} is {new} instead of {old}"
@@ -73,20 +77,22 @@ def describe_new_end(options: OptimizerOptions, step: int, before: int, after: i
 def guarded_step(
     optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, max_grad_norm: float, seed: int
 ) -> tuple[float, bool]:
-    """Clip, step and clear the gradients; `seed` is of the stochastic rounding.
+    """Clip the gradients, take an optimizer step, and clear the gradients.
 
-    Returns the norm of the gradient before clipping, and False if no step was taken: if the loss or the norm is not finite,
-    weights and optimizer state do not change.
+    seed  seed of the stochastic rounding
+
+    Returns the gradient norm before clipping, and whether the step was taken. If the loss or the norm is not finite, no step
+    is taken: weights and optimizer state do not change.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # In float32, also where the gradients are bfloat16.
+    # In float32, even if the gradients are bfloat16.
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
     total = whole(torch.linalg.vector_norm(torch.stack(norms)))
     nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total)
     norm = total.item()
     taken = math.isfinite(norm) and math.isfinite(loss)
     if taken:
-        for group in optimizer.param_groups:  # torchao keeps the rate in a tensor
+        for group in optimizer.param_groups:  # torchao stores the rate in a tensor
             group["lr"] = torch.tensor(learning_rate) if isinstance(group["lr"], Tensor) else learning_rate
         torch.manual_seed(seed)
         optimizer.step()

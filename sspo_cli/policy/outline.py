@@ -21,12 +21,12 @@ def outline_policy(
 ) -> Policy | None:
     """Make the policy that `load_policy` would load, with tensors on torch's meta device, which have shapes and no memory.
 
-    None for a model whose code cannot be laid out without weights. Raises UserError as `load_policy` does, except for what
-    only the weights show.
+    Returns None if the model's code cannot run without values of weights. Raises UserError like `load_policy`, except for
+    errors that only the weights reveal.
     """
     source, _ = source_of(options, folder)
     if source is None:
-        tokenizer: Any = tiny_tokenizer(options.tiny.action_tags)
+        tokenizer: Any = tiny_tokenizer(options.tiny)
     else:
         tokenizer = load_tokenizer(source, options.revision if source == options.name else None)
     check_tokenizer(tokenizer, source, chat_template)
@@ -52,6 +52,6 @@ def _without_weights(options: ModelOptions, source: str | None, tokenizer: Any) 
         kind = model_class(source, config)
         attention, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
         model = kind._from_config(config, attn_implementation=attention)
-    with suppress(OSError):  # of a model without one, which keeps what its config says
+    with suppress(OSError):  # without a generation config, the values of the model's config stay
         model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
     return model

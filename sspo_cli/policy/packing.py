@@ -1,7 +1,7 @@
-"""A micro-batch as one row of tokens, without padding and with each prompt once for all of its completions.
+"""A micro-batch packed into one row of tokens, without padding; each prompt is stored once for all of its completions.
 
-The layers of the model process this row. Only attention spreads it out, to prompts [P, S] and completions [B, T]; a completion
-attends to the keys and values of its prompt and to its own. Gradients flow through the shared ones.
+The layers of the model process this row. Only attention unpacks it, into prompts [P, S] and completions [B, T]; a completion
+attends to the keys and values of its prompt and to its own. Gradients flow through the shared keys and values.
 
 Axes: N tokens of the row, M of them in prompts; P prompts of at most S tokens; B completions of at most T input tokens (the last
 token of a completion is only predicted).
@@ -24,15 +24,15 @@ ATTENTION = "shared_prompts"  # transformers' "sdpa" with support for a Packing
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The layout of the row.
+    """The layout of a packed row.
 
     tokens       [1, N] int64        prompts, then completions
-    positions    [1, N] int64        positions in prompt and completion together
-    prompts      [M], [M]            row and column of each prompt token, in the shape `prompts_shape` = P, S
-    completions  [N-M], [N-M]        row and column of each completion token, in the shape `completions_shape` = B, T
+    positions    [1, N] int64        position of each token in its prompt with completion
+    prompts      [M], [M]            row and column of each prompt token in a tensor [P, S] = `prompts_shape`
+    completions  [N-M], [N-M]        row and column of each completion token in a tensor [B, T] = `completions_shape`
     prompt_of    [B]                 prompt of each completion
     mask         [B, 1, T, S+T]      attention mask of the completions: 0 or -inf, in the dtype of the computation
-    before       [B, T+1]            index in the row of the token before each completion token
+    before       [B, T+1]            index, in the packed row, of the token before each completion token, which predicts it
     """
 
     tokens: Tensor
@@ -51,10 +51,10 @@ def pack(batch: Batch, dtype: torch.dtype) -> Packing:
     device = batch.tokens.device
     groups, prompt_of = batch.groups.unique(return_inverse=True)
     row_of = torch.empty_like(groups)
-    row_of[prompt_of] = torch.arange(len(batch), device=device)  # any row of the group
+    row_of[prompt_of] = torch.arange(len(batch), device=device)  # one row of each group; all have the same prompt
     prompt_lengths, inputs = batch.prompt_lengths[row_of], batch.lengths - 1
     prompt_columns = torch.arange(int(prompt_lengths.max()), device=device)
-    columns = torch.arange(max(1, int(inputs.max())), device=device)  # sdpa refuses to attend from nothing
+    columns = torch.arange(max(1, int(inputs.max())), device=device)  # sdpa refuses an empty query
     in_prompt = prompt_columns < prompt_lengths.unsqueeze(1)  # [P, S]
     in_completion = columns < inputs.unsqueeze(1)  # [B, T]
     prompt, prompt_column = in_prompt.nonzero(as_tuple=True)
@@ -102,7 +102,7 @@ def _attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend: query, key, value [1, heads, N, width] -> [1, N, heads, width]; without a packing, just "sdpa"."""
+    """Compute attention: query, key, value [1, heads, N, width] -> [1, N, heads, width]; plain "sdpa" without a packing."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     # Cast to the computation's dtype, because rotary embeddings return float32 even under autocast.

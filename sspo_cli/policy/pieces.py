@@ -6,13 +6,13 @@ from typing import Any
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of byte-fallback tokenizers (Llama 2, Mistral)
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # a tokenizer's text for bytes that are not a complete character
-WAIT = 16  # tokens, more than the bytes of any character; limits the cost of a policy that writes only stray bytes
+WAIT = 16  # tokens, more than the bytes of any character; limits the cost if a policy writes only invalid bytes
 
 
 def token_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """Split a text into the parts that each token adds to it; joined, they are the text of all tokens.
+    """Return the text that each token adds; joined, the pieces are the text of all tokens.
 
-    If a character is split over several tokens, its part belongs to the last one and the others are empty.
+    If a character is split over several tokens, it belongs to the last of them, and the pieces of the others are empty.
     """
     alone = [tokenizer.decode([token], skip_special_tokens=False) for token in token_ids]
     if "".join(alone) == tokenizer.decode(token_ids, skip_special_tokens=False):
@@ -24,7 +24,7 @@ def token_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
     before = ""
     for end in range(1, len(token_ids) + 1):
         if is_byte[end - 1] and end < len(token_ids) and is_byte[end]:
-            pieces.append("")  # bytes are read together, and after a stray one none is a character
+            pieces.append("")  # adjacent bytes are decoded together; one invalid byte makes all of them invalid
             continue
         text = tokenizer.decode(token_ids[context:end], skip_special_tokens=False)
         if text.endswith(INCOMPLETE) and end < len(token_ids) and end - done < WAIT:

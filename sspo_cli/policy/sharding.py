@@ -20,11 +20,11 @@ T = TypeVar("T")
 def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     """Spread the model over the ranks, in place, each on its `device`.
 
-    dtype  of the computation: layers are gathered in it, and gradients are added up in float32
+    dtype  dtype of the computation, in which layers are gathered; gradients are summed in float32
 
-    Each decoder layer is gathered when it is used. Embedding, last norm and vocabulary projection, which may share a tensor,
-    belong to the model as a whole; they are whole within `compute`, and in float32 if they are trained in that: the
-    projection's products are in float32 too.
+    Each decoder layer is gathered when it is used. Embedding, last norm and vocabulary projection belong to the root module,
+    because they may share a tensor. They are gathered within `compute`, in the dtype of the trained weights: the projection's
+    products are in float32.
     """
     mesh = init_device_mesh(device.type, (ranks.size(),))
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
@@ -32,8 +32,8 @@ def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     as_kept = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=as_kept if dtype == torch.float32 else in_dtype)
-    # The root is spread again after each forward pass, too: otherwise model.parameters() would be other tensors until the
-    # next backward pass, and an optimizer or a checkpoint that is made in between would get those.
+    # The root, too, is sharded again after each forward pass. Otherwise model.parameters() would be the gathered tensors until
+    # the next backward pass, and an optimizer or a checkpoint that is made in between would use those.
     fully_shard(model, mesh=mesh, mp_policy=as_kept, reshard_after_forward=True)
     model.compute = MethodType(_call, model)
     register_fsdp_forward_method(model, "compute")
@@ -45,13 +45,13 @@ def _call(model: Any, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def compute(model: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that uses parts of the model, so that what they need is gathered, as in the model's own forward pass."""
+    """Call a function that uses parts of the model, with their weights gathered as in the model's own forward pass."""
     return model.compute(function, *arguments) if hasattr(model, "compute") else function(*arguments)
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Have all weights whole on each rank, as plain tensors: within it, ranks may do unlike things, such as sampling."""
+    """Gather all weights on each rank as plain tensors, so that ranks may work independently within the block."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -75,7 +75,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def spread_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """Spread a whole tensor over the ranks as the example is."""
+    """Shard a whole tensor over the ranks like `example`; return it unchanged if the example is not sharded."""
     if not isinstance(example, DTensor):
         return tensor
     return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements)

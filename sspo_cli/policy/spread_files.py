@@ -1,4 +1,4 @@
-"""Files of a policy that is spread over the ranks: its model, written whole layer by layer, and its optimizer, in parts."""
+"""Files of a sharded policy: the model, gathered and written layer by layer, and the optimizer, in one part per rank."""
 
 import copy
 import itertools
@@ -35,7 +35,7 @@ LAYER = re.compile(r".*?\.\d+\.")
 
 
 class SafetensorsWriter:
-    """Writes tensors to files of SHARD_BYTES as they come, under Hugging Face's names, so that few are held at a time."""
+    """Writes tensors to files of about SHARD_BYTES with Hugging Face's names, so that few are in memory at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -76,13 +76,14 @@ class SafetensorsWriter:
 def write_by_first(
     writer: SafetensorsWriter, tensors: Iterable[tuple[str, Tensor]], failure: str, complete: Callable[[], None]
 ) -> None:
-    """Have the first rank write tensors that all ranks gather as they read them, and then `complete` the files.
+    """Write `tensors` on the first rank, then call `complete` there.
 
-    Raises UserError, on all ranks, with the sentence `failure` and the reason if it cannot.
+    All ranks iterate over `tensors`, because iteration gathers them. Raises UserError on all ranks, with the sentence
+    `failure` and the reason, if writing fails.
     """
     errors: list[Exception] = []
     for name, tensor in tensors:
-        if ranks.is_first() and not errors:  # the rest is gathered all the same: the other ranks take part in it
+        if ranks.is_first() and not errors:  # after an error, keep iterating: the other ranks wait for it
             try:
                 writer.add(name, tensor)
             except (OSError, SafetensorError) as error:
@@ -98,7 +99,7 @@ def write_by_first(
 
 
 def _on_first(write: Callable[[], None], failure: str) -> None:
-    """Have the first rank write files, without an exchange. Raises UserError on all ranks if it cannot."""
+    """Call `write` on the first rank; it must not communicate. Raises UserError on all ranks if it fails."""
 
     def explained() -> None:
         try:
@@ -115,9 +116,9 @@ def _on_first(write: Callable[[], None], failure: str) -> None:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model that is spread over the ranks, and its tokenizer, as `save_pretrained` does; of one with adapters, those.
+    """Write a sharded model and its tokenizer as `save_pretrained` does; with LoRA, only the adapters.
 
-    Each layer is gathered on its own, and the first rank writes it. Raises UserError if it cannot.
+    Each layer is gathered separately and written by the first rank. Raises UserError if this fails.
     """
     failure = f"the weights cannot be written to {folder}"
     if hasattr(model, "peft_config"):
@@ -129,9 +130,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     _on_first(lambda: tokenizer.save_pretrained(folder), failure)
 
 
-@torch.no_grad()  # as a decorator it ends at each yield
+@torch.no_grad()  # as a decorator, it is inactive while the caller handles a yielded value
 def _published_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the whole weights under the names that their publisher gave them, which may be others than in memory."""
+    """Yield gathered weights under the names of the published checkpoint, which may differ from those in memory."""
     named = dict(model.named_parameters())  # tied ones once
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - named.keys()
     kept = {name: value for name, value in model.state_dict().items() if name not in tied}
@@ -142,7 +143,7 @@ def _published_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _save_configs(model: Any, folder: Path) -> None:
     config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the class that fully_shard has made of it
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard adds a prefix to the class name
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.save_pretrained(folder)
     if model.generation_config is not None:
@@ -150,9 +151,9 @@ def _save_configs(model: Any, folder: Path) -> None:
 
 
 def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> list[Path]:
-    """Write each rank's part of the moments, and return the files that this rank has written; none before the first step.
+    """Write each rank's part of the moments; return the files that this rank has written.
 
-    Raises UserError if a rank cannot.
+    The list is empty before the first step. Raises UserError if a rank fails.
     """
     if not optimizer.state:
         return []
@@ -164,10 +165,10 @@ def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -
 
 
 def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read the moments that `save_optimizer` has written, by as many ranks or others. Raises UserError if it cannot."""
+    """Read the moments that `save_optimizer` wrote, with any number of ranks. Raises UserError if this fails."""
     state = get_optimizer_state_dict(model, optimizer, options=FLAT)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a process alone has no other ranks
+        warnings.simplefilter("ignore")  # torch warns if there is only one process
         try:
             dcp.load(state, checkpoint_id=folder)
         except CheckpointException as error:
@@ -176,7 +177,7 @@ def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: P
 
 
 def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state that an optimizer in one process had, spread over the ranks."""
+    """Load optimizer state that a single process saved, and shard it over the ranks."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in state["state"].items():
         for name, value in values.items():
@@ -186,6 +187,6 @@ def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def _explained(error: CheckpointException, sentence: str) -> UserError:
-    """Make a UserError of the first failure among those that the ranks have exchanged."""
+    """Make a UserError of the failure on the lowest rank that failed."""
     rank, (cause, _) = min(error.failures.items())
     return UserError(f"{sentence}: rank {rank}: {first_line(cause)}")

@@ -6,7 +6,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from sspo_cli.config import TinyModelOptions
 
-CONTEXT = 1024
 INITIALIZER_RANGE = 0.08  # Qwen2's 0.02 is for widths of thousands
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEXT = ("<think>", "</think>", "<answer>", "</answer>", "system", "user", "assistant")
@@ -17,14 +16,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(action_tags: bool = False) -> Qwen2Tokenizer:
+def tiny_tokenizer(options: TinyModelOptions | None = None) -> Qwen2Tokenizer:
     """Make Qwen2's byte-level tokenizer without merges, with one token per ASCII character and Qwen's chat markup.
 
-    action_tags  also add a token for each tag of an episode's actions
+    With `options.action_tags`, also add a token for each tag of an episode's actions.
 
-    The folder of a Qwen2 model must have a Qwen2 tokenizer: `AutoTokenizer` would read any other as one, and silently drop
-    what it does not know.
+    It is a Qwen2 tokenizer because `AutoTokenizer` reads every tokenizer in a Qwen2 model's folder as one, and silently drops
+    what that class does not support.
     """
+    options = options or TinyModelOptions()
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, *characters))}
     tokenizer = Qwen2Tokenizer(
@@ -34,9 +34,9 @@ def tiny_tokenizer(action_tags: bool = False) -> Qwen2Tokenizer:
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
         chat_template=CHAT_TEMPLATE,
-        model_max_length=CONTEXT,
+        model_max_length=options.context,
     )
-    text = TEXT + ACTIONS if action_tags else TEXT
+    text = TEXT + ACTIONS if options.action_tags else TEXT
     # As in Qwen3, each tag is a single token, but plain text and not a special token.
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in text])
     return tokenizer
@@ -50,7 +50,7 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Qwen2ForCausalLM(config)
-    for parameter in model.parameters():  # but not the rotary frequencies, which are float32 in a loaded model too
+    for parameter in model.parameters():  # not the rotary frequencies, which stay in float32 in a loaded model too
         parameter.data = parameter.data.to(dtype)
     return model
 
@@ -65,7 +65,7 @@ def tiny_config(options: TinyModelOptions, tokenizer: Qwen2Tokenizer) -> Qwen2Co
         num_key_value_heads=options.heads,
         intermediate_size=options.intermediate_size,
         initializer_range=INITIALIZER_RANGE,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=options.context,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

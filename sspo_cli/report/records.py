@@ -213,10 +213,13 @@ def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _parts(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the parts of a benchmark with several kinds of problems as separate evaluations."""
+    """Return the parts of a benchmark with several kinds of problems as separate evaluations.
+
+    Older versions did not count the cut answers of a part.
+    """
     name = evaluation["benchmark"]
     return [
-        {**evaluation, **of_part, "benchmark": f"{name}{PART}{part}"}
+        {**evaluation, "truncated": None, **of_part, "benchmark": f"{name}{PART}{part}"}
         for part, of_part in evaluation.get("parts", {}).items()
         if name != VALIDATION
     ]

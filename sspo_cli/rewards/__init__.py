@@ -26,7 +26,10 @@ __all__ = [
 
 
 def grade(texts: Sequence[str], golds: Sequence[str], checker: AnswerChecker) -> list[Reward]:
-    """Compute the paper's reward of each completion, given with the text that the chat template opened it with."""
+    """Compute the paper's reward of each completion.
+
+    texts  completions, including the text (`<think>`) with which the chat template may have opened them
+    """
     extracted = [extract_answer(text, [gold]) for text, gold in zip(texts, golds, strict=True)]
     verdicts = checker.check(list(zip(extracted, golds, strict=True)))
     return [

@@ -15,14 +15,15 @@ from sspo_cli.rewards.pool import LastingPool
 from sspo_cli.rewards.quick import prepared, quick_verdict
 
 CACHE_SIZE = 1 << 16
-WALL_CLOCK = 20.0  # limit of a check by the clock, in multiples of its processor-time limit: the machine may be busy
+WALL_CLOCK = 20.0  # wall-clock limit of a check, as a multiple of its limit in processor time: the machine may be busy
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of a check: `equal`, and how the check ended.
+    """The result of a check.
 
-    status  "ok", "timeout", "error" (the comparison failed, as when its worker died) or "no answer"
+    equal   the answer equals the gold answer; always False unless `status` is "ok"
+    status  "ok", "timeout", "error" (the comparison failed, for example because its worker died) or "no answer"
     """
 
     equal: bool
@@ -32,8 +33,8 @@ class Verdict:
 class AnswerChecker:
     """Compare answers by value, with computer algebra in worker processes that are killed at a time limit.
 
-    Use it as a context manager. The workers start with the first answer that needs them and end with the block. Verdicts
-    are cached, so that each pair is checked once.
+    Use the checker as a context manager. The workers start with the first answer that needs computer algebra and end with
+    the `with` block. Verdicts are cached, so that each pair is checked once.
 
     timeouts  number of checks that ran out of time so far
     """
@@ -42,8 +43,8 @@ class AnswerChecker:
         """Set the limits; no worker is started yet.
 
         workers  number of processes; by default the number of cores, at most four
-        timeout  seconds of processor time for each check, so that a busy machine changes no verdict; a check is also ended
-                 after `WALL_CLOCK` times as many seconds by the clock
+        timeout  seconds of processor time for each check, so that load on the machine does not change verdicts; a check is
+                 also ended after `WALL_CLOCK` times as many seconds of wall-clock time
         """
         self.timeouts = 0
         self._workers = workers or min(4, os.cpu_count() or 1)
@@ -61,7 +62,10 @@ class AnswerChecker:
             self._pool = None
 
     def check(self, pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
-        """Return a verdict for each pair of an extracted answer, or None, and the gold answer, in their order."""
+        """Return the verdict on each pair, in order.
+
+        pairs  (extracted answer, or None if there is none; gold answer)
+        """
         pending = [self.submit(prediction, gold) for prediction, gold in pairs]
         return [verdict.result() for verdict in pending]
 

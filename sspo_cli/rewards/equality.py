@@ -14,8 +14,8 @@ from sspo_cli.rewards.notation import with_both_signs
 from sspo_cli.rewards.numbers import agree
 from sspo_cli.rewards.quick import without_percent
 
-# math-verify must not strip units: its list of units has `t`, `d` and `m`, so `3t` would become 3. It reads only LaTeX
-# here: in other text it takes the last number, such as the 2 of `2^{\\aleph_0}`.
+# math-verify must not strip units: its list of units has `t`, `d` and `m`, so `3t` would become 3. Only its LaTeX parser is
+# used: its parser of plain text takes the last number, such as the 2 of `2^{\\aleph_0}`.
 READ_AS = (
     LatexExtractionConfig(
         normalization_config=NormalizationConfig(
@@ -32,7 +32,7 @@ _library_numeric_eq = grader.sympy_numeric_eq
 
 
 def prepare_worker() -> None:
-    """Limit a worker's memory, let signals kill it at once, and load what sympy loads at first use."""
+    """Limit a worker's memory, let signals kill it immediately, and make one comparison to load sympy's lazy modules."""
     for ending in (signal.SIGTERM, signal.SIGPROF):
         signal.signal(ending, signal.SIG_DFL)  # a Python handler would run only after a long multiplication has ended
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -43,12 +43,12 @@ def prepare_worker() -> None:
 
 
 def equal(prediction: str, gold: str, limit: float) -> bool:
-    """Report whether math-verify considers both answers equal, with this package's comparison of numbers.
+    """Report whether math-verify considers both answers equal, with numbers compared by `_numeric_eq`.
 
-    limit  seconds of processor time, after which the kernel ends this process by SIGPROF
+    limit  seconds of processor time after which the kernel kills this process with SIGPROF
 
     math-verify's own time limits are off: Python handles their signals only between bytecodes, so that a long
-    multiplication overshoots them.
+    multiplication would exceed them.
     """
     signal.setitimer(signal.ITIMER_PROF, limit)
     try:
@@ -66,7 +66,7 @@ def equal(prediction: str, gold: str, limit: float) -> bool:
 
 
 def _complex(expression: Basic | MatrixBase | str) -> Basic | MatrixBase | str:
-    """Replace `i` by the imaginary unit and other symbols by ones that may be complex; the library takes all for real."""
+    """Replace `i` by the imaginary unit and the other symbols, which math-verify assumes to be real, by complex symbols."""
     if not isinstance(expression, Basic) or expression.has(Sum, Product):
         return expression
     symbols = {symbol: Symbol(symbol.name) if symbol.name != "i" else I for symbol in expression.free_symbols}
@@ -80,8 +80,8 @@ def _multiple(answer: str, factor: Fraction) -> str:
 def _numeric_eq(gold: Basic | MatrixBase, given: Basic | MatrixBase, *settings: int) -> bool:
     """Compare numbers exactly or by the digits of their decimals.
 
-    Replaces math-verify's absolute tolerances, by which `3.4 \\cdot 10^{-31}` equals `7 \\cdot 10^{-20}`. For a matrix
-    the library calls this function again with each pair of elements.
+    This function replaces math-verify's, whose absolute tolerance makes `3.4 \\cdot 10^{-31}` equal `7 \\cdot 10^{-20}`.
+    Matrices are passed to math-verify's function, which calls this one for each pair of elements.
     """
     if isinstance(gold, MatrixBase | MatrixExpr) or isinstance(given, MatrixBase | MatrixExpr):
         return _library_numeric_eq(gold, given, *settings)
@@ -92,7 +92,7 @@ def _numeric_eq(gold: Basic | MatrixBase, given: Basic | MatrixBase, *settings: 
     if gold == given:
         return True
     if gold.free_symbols or given.free_symbols:
-        return expand_log((gold - given).expand(), force=True).expand() == 0  # `force` takes the arguments for positive
+        return expand_log((gold - given).expand(), force=True).expand() == 0  # `force` assumes positive arguments
     if not any(decimals) and not (gold.is_Rational and given.is_Rational):
         gold, given = gold.evalf(PRECISION), given.evalf(PRECISION)
         return bool(abs(gold - given) < Float(10, PRECISION) ** (10 - PRECISION) * abs(gold))

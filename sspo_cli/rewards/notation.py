@@ -37,7 +37,7 @@ _FUNCTIONS = (
     "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot arcsec arccsc arcsinh arccosh arctanh "
     "ln log exp max min gcd lcm sqrt cbrt abs floor ceil binom factorial frac"
 )
-# LaTeX commands by the plain-text words that stand for them. Any other word stays a word.
+# Plain-text word -> LaTeX command. Other words are not translated.
 NAMES = {name: name for name in f"{_LETTERS} {_FUNCTIONS} infty".split()} | {
     **dict.fromkeys(["Pi", "PI"], "pi"),
     **dict.fromkeys(["inf", "infinity", "Infinity", "oo"], "infty"),
@@ -138,7 +138,7 @@ def has_words(text: str) -> bool:
 
 
 def with_logarithms(answer: str, gold: str) -> str:
-    """Give logarithms without a base the base 10 if the gold writes that base, otherwise make them natural."""
+    """Rewrite `\\log` without a base: as `\\log_{10}` if the gold contains a logarithm to base 10, otherwise as `\\ln`."""
     decimal = re.search(r"\\log\s*_\s*(?:\{\s*10\s*\}|10)", gold)
     return _BARE_LOG.sub(r"\\log_{10}" if decimal else r"\\ln", answer)
 
@@ -167,7 +167,10 @@ def _script(mark: str, characters: str) -> str:
 
 
 def command(word: str) -> str | None:
-    """Return the LaTeX command of a plain-text word, followed by the `x` of words such as `sinx`; None if it has none."""
+    """Return the LaTeX command, without its backslash, for a plain-text word; None if there is no such command.
+
+    A command that is joined to an `x` is separated from it: `sinx` becomes `sin x`.
+    """
     if word in NAMES:
         return NAMES[word]
     return f"{NAMES[word[:-1]]} x" if word.endswith("x") and word[:-1] in NAMES else None
@@ -188,7 +191,7 @@ def _with_index(match: re.Match[str]) -> str:
 def _with_braces(text: str) -> str:
     """Replace parentheses by braces after commands that take braces: `\\sqrt(x+1)` becomes `\\sqrt{x+1}`.
 
-    An unclosed parenthesis stays.
+    Unclosed parentheses are not replaced.
     """
     start = 0
     while call := _CALL.search(text, start):

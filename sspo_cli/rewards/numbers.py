@@ -37,7 +37,7 @@ def number(text: str) -> Fraction | None:
 def value_of(text: str) -> Fraction | None:
     """Return the value of a plain or repeating number, a mixed number (`2 1/2`) or a ratio, or None.
 
-    A ratio that equals an integer, such as `6/3`, has no value here: it is an unfinished computation.
+    Also returns None for a ratio that equals an integer, such as `6/3`, because it is an unfinished computation.
     """
     if repeating := _REPEATING.fullmatch(text):
         sign, whole, once, again = repeating.groups()
@@ -60,9 +60,9 @@ def with_decimal_comma(text: str) -> Fraction | None:
 def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: bool, places: int | None = None) -> bool:
     """Report whether two numbers are equal, exactly or to the precision of the decimals that they are written with.
 
-    Numbers written without decimals must be exactly equal. If either is a decimal, they must agree to six digits. A gold
-    decimal of more than six digits is equal to the values that round to it. An answer with more digits than the gold
-    decimal must round to the gold and be within one percent of it, so that 0.24 is not 0.2.
+    Numbers written without decimals must be exactly equal. If either is a decimal, they must agree to six digits. If the
+    gold is a decimal of more than six digits, the answer must round to it. An answer with more digits than the gold decimal
+    is accepted if it rounds to the gold and is within one percent of it, so that 0.24 is not 0.2.
 
     decimal       the answer is written as a decimal
     gold_decimal  the gold is written as a decimal

@@ -16,12 +16,12 @@ from pebble import ProcessExpired, ProcessPool
 
 from sspo_cli.errors import UserError
 
-REPLACEMENTS = 3  # consecutive pools that may break without finishing a task before the tasks fail
-ATTEMPTS = 2  # runs of a task whose worker is lost
-# Exit codes of a worker that something other than its task has ended: the death of its fork server (multiprocessing's code),
-# or a signal to all processes of a job or a terminal. If pebble ends a worker at its time limit, it raises TimeoutError.
+REPLACEMENTS = 3  # pools that may break in a row, without finishing a task, before the waiting tasks fail
+ATTEMPTS = 2  # times that a task is run if its worker is lost each time
+# Exit codes of a worker that was not ended by its task: 255, which multiprocessing reports if the fork server has died, and
+# the signals that all processes of a job or a terminal receive. At a time limit, pebble raises TimeoutError instead.
 LOST = (255, -signal.SIGTERM, -signal.SIGHUP)
-POLL = 0.05  # seconds between two looks at the pool
+POLL = 0.05  # seconds between two checks of the pool
 STALL = 60.0  # seconds beyond its time limit after which an unfinished task counts as lost
 
 
@@ -37,11 +37,11 @@ class _Task:
 class LastingPool:
     """A pebble process pool that is replaced when it breaks.
 
-    Workers are forked from a small server that has imported the initializer's module. The parent cannot be forked safely,
-    since it has threads, and starting a worker from the server takes half a second instead of torch's import time.
+    Workers are forked from a small server process that has imported the initializer's module. The parent process has threads,
+    so forking it would not be safe. A worker forked from the server starts in half a second; a spawned one would import torch.
 
-    If a worker dies without a task, for example because the system is short of memory, pebble's pool stays broken. A
-    thread then creates a new pool and schedules the unfinished tasks again.
+    If an idle worker dies, for example because the out-of-memory killer ended it, pebble's pool stays broken. A thread then
+    creates a new pool and schedules the unfinished tasks again.
     """
 
     def __init__(self, workers: int, initializer: Callable[[], None]) -> None:
@@ -52,7 +52,7 @@ class LastingPool:
         self._lock = threading.RLock()
         self._pool: ProcessPool | None = None
         self._broken = 0  # consecutive broken pools
-        self._progress = 0.0  # time at which a task last ended, or was scheduled while there was no other
+        self._progress = 0.0  # time at which a task last ended, an idle pool got a task, or a pool was replaced
         self._closing = threading.Event()
 
     def schedule(
@@ -97,7 +97,10 @@ class LastingPool:
             future.add_done_callback(lambda done: self._settle(task, done))
 
     def _settle(self, task: _Task, done: Future[Any]) -> None:
-        """Set the result of a task, or schedule it again if the pool or its worker was lost for another reason."""
+        """Set the result of a task, or schedule the task again if something else ended its worker.
+
+        Does nothing if the pool is broken: `_watch` then schedules the task in the next pool.
+        """
         error = done.exception()
         if isinstance(error, BrokenProcessPool):
             return

@@ -80,7 +80,7 @@ _CONTRARY = {"no": "yes", "true": "false", "false": "true"}
 
 
 def same_words(text: str, other: str) -> bool:
-    """Report whether two texts are equal, each in `\\text{}` or not.
+    """Report whether two texts are equal; `\\text{}` around words is ignored.
 
     Case, punctuation and a leading article are ignored in texts of words, but not in texts with digits or mathematical
     signs and not in single letters.
@@ -102,7 +102,7 @@ def _words(text: str) -> list[str] | None:
 def said(sentence: str, gold: str) -> bool:
     """Report whether a sentence states the words of a gold.
 
-    `The function is even` states `even`; for the golds Yes and No, `Yes, it converges` counts as well.
+    `The function is even` states `even`. The golds Yes, No, True and False may also open the sentence: `Yes, it converges`.
     """
     words = " ".join(TEXT.sub(r"\1", gold).split()).casefold()
     if not STATED.fullmatch(words):

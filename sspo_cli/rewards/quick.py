@@ -1,4 +1,4 @@
-"""Verdicts without computer algebra: where it is not needed, and where it would accept a repeated question."""
+"""Verdicts without computer algebra, for answers that do not need it and for answers that only repeat the question."""
 
 import re
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from sspo_cli.rewards.prose import STATED, TEXT, measured, names_a_variable, sai
 from sspo_cli.rewards.reading import MAX_LENGTH, is_bare, peel
 
 _PERCENT = re.compile(r"(?<=\d)\s*(?:per ?cent|pct\.?)$", re.IGNORECASE)
-READABLE = 100  # most characters of a number that is written out
+READABLE = 100  # most characters of a number that `respell` writes differently
 _PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\d+/\d+|\\frac\{\d+\}\{\d+\})")
 _LITERAL = re.compile(  # except for exponents and indices
     r"(?:(?<![\w)\]}%])[+-])?(?<![\d.])(?<![\^_])(?<![\^_]\{)"
     r"(?:(?:\d{1,3}(?:(?:,|,?\\[!,] ?|\{,\}|[ \u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 )
-# `10^3`, `1.5 \times 10^{3}` and roots of a number count as final answers: they have no shorter spelling.
+# `10^3`, `1.5 \times 10^{3}` and roots of a number are accepted as final answers: they have no shorter form.
 _WRAPPING = r"(?:[\s\[\](){}$]|\\left|\\right|\\sqrt)*"
 _POWER_OR_ROOT = re.compile(
     rf"{_WRAPPING}[+-]?(?:\d+(?:\.\d+)?\s*(?:\\times|\\cdot|\*)\s*(?=10\s*\^))?\d+(?:\s*\^\s*\{{?\d+\}}?)?{_WRAPPING}"
@@ -27,7 +27,7 @@ _FUNCTION = re.compile(
 )
 _IN_BASE = re.compile(r"([\dA-Za-z]+)_\s*\{?\s*(\d+)\s*\}?")
 _SIDES = re.compile(r"=(?![^{}]*\})")  # but not the sign in `\sum_{i=1}`
-# Inequalities and alternatives, which name no single value.
+# Inequalities and alternatives, which do not give a single value.
 _UNDECIDED = re.compile(
     r"[<>∨]|(?<![A-Za-z])or(?![A-Za-z])|\\(?:[lg]eq?|[lg]t|neq?|not|pm|mp|lor|vee)(?![A-Za-z])", re.IGNORECASE
 )
@@ -42,7 +42,7 @@ _OPTION = re.compile(
 
 
 def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
-    """Bring an answer and its gold into the form that is compared: peeled, in LaTeX, without units that agree."""
+    """Normalize an answer and its gold for the comparison: strip wrapping and compatible units, translate into LaTeX."""
     gold = _PERCENT.sub(r"\\%", peel(gold))
     if not prediction or len(prediction := peel(prediction)) > MAX_LENGTH:
         return prediction, in_latex(gold)
@@ -61,16 +61,16 @@ def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
 
 
 def quick_verdict(prediction: str, gold: str) -> bool | None:
-    """Decide about answers from `prepared` if no computer algebra is needed, otherwise return None.
+    """Return the verdict on an answer and a gold from `prepared`, or None if computer algebra must decide.
 
     If the gold is a number, an unevaluated expression is wrong even if its value is right: `3+5-2` or `\\binom{10}{3}`
-    repeats the question and would earn the reward without solving it. `41 or 42` is wrong for a gold of one value.
+    repeats the question and would earn the reward without solving it. `41 or 42` is wrong for a single-valued gold.
     """
     if prediction == gold:
         return True
     if (expected := value_of(gold)) is not None and (given := value_of(prediction)) is not None:
         return agree(given, expected, decimal="." in prediction, gold_decimal="." in gold, places=places_of(gold))
-    if len(prediction) > MAX_LENGTH or "\\boxed" in prediction:  # a box that peeling leaves is denied or unclosed
+    if len(prediction) > MAX_LENGTH or "\\boxed" in prediction:  # a box that `peel` did not strip is denied or unclosed
         return False
     if same_words(prediction, gold) or said(prediction, gold):
         return True
@@ -85,7 +85,7 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
 
 
 def respell(gold: str) -> str:
-    """Respell a gold that `read_gold` returned, for example `2` as `2.0`, to test that its check accepts right answers."""
+    """Write a gold from `read_gold` differently, for example `2` as `2.0`, to test that right answers to it are accepted."""
     value = value_of(in_latex(gold))
     if value is not None:
         spelt = (
@@ -145,7 +145,7 @@ def _is_finished(answer: str, expected: Fraction) -> bool:
 
 
 def _chosen(prediction: str, gold: str) -> bool | None:
-    """Decide about a multiple-choice letter, with or without the option's text; return None if there is no letter."""
+    """Return the verdict on a multiple-choice letter, with or without the option's text; None if there is no letter."""
     (letter, text), (gold_letter, gold_text) = _option(prediction), _option(gold)
     if not letter:
         return quick_verdict(prediction, gold_text) if gold_text else None
@@ -157,7 +157,7 @@ def _chosen(prediction: str, gold: str) -> bool | None:
 
 
 def _option(answer: str) -> tuple[str | None, str | None]:
-    """Split an option into its letter and its text: `B`, `(B)`, `option B` or `B. 12`."""
+    """Split a multiple-choice option such as `B`, `(B)`, `option B` or `B. 12` into letter and text; None if missing."""
     answer = TEXT.sub(r"\1", answer).replace("\\ ", " ").strip()
     for pattern in (_LETTER, _OPTION):
         if (match := pattern.fullmatch(answer)) and (not match["lead"] or states(f"{match['lead']} is")):

@@ -1,4 +1,4 @@
-"""Extraction of answers: between the tags; from untagged text the last box, otherwise the last formula or number."""
+"""Extraction of answers: the text between the tags; without tags the last box, otherwise the last formula or number."""
 
 import re
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from sspo_cli.rewards.prose import ANSWER, IS, TEXT, UNITS, follows, measured, s
 
 END = 10_000  # characters at the end of a text that are searched first for a number or formula
 LABELS = 10  # number of labels tried, from the last
-PROSE = 8  # several sentences of at least so many words are a worked solution
-MISSING = ("nan", "NaN", "<NA>", "#N/A")  # marks of a missing value in tables of other programs
+PROSE = 8  # a gold of several sentences with at least this many words is a worked solution
+MISSING = ("nan", "NaN", "<NA>", "#N/A")  # how other programs write a missing value in a table
 MAX_LENGTH = 1000  # characters; six times the longest gold answer of DeepMath-103K's sample
 
 _CURRENCY = r"(?:[€£]|[Ee]uros?|EUR|dollars?|pesos?|reais|rubl\w*|рубл\w*|kr|zł)"
@@ -42,7 +42,7 @@ _PIECES = re.compile(
 )
 _PLAIN_NUMBER = re.compile(rf"{_SIGNED}{_PERCENT}?")
 _ASSIGNMENT = re.compile(rf"[A-Za-z]\s*=\s*({_SIGNED}{_PERCENT}?)|[A-Za-z]\s*:\s*(.*)", re.DOTALL)
-# The rest of the sentence after one of these labels is the answer, unless the text takes it back later.
+# The rest of the sentence after one of these labels is the answer, unless later text retracts it.
 _LABEL = re.compile(
     rf"(?:(?:^|[.!?;] )[ \t>*_#-]*(?:(?:the|final|correct)[ \t]+){{0,3}}{ANSWER}[ \t*_]*[:：]|^[ \t]*####"
     rf"|(?<![A-Za-z]){ANSWER}s?(?:[ \t]+(?:must|should|would|will)[ \t]+be|[ \t]*{IS})(?![A-Za-z]))[ \t:：*_\"]*",
@@ -63,7 +63,7 @@ _BETWEEN = re.compile(r"\s*(?:[^\W\d_]+\s+){0,2}(?:[,;]|[,;]?\s*(?:and|or)\b)\s*
 
 _MARKS = re.compile(
     r"(?P<box>\\{1,4}(?:boxed|fbox|framebox)\s*\{)|\\{1,4}boxed[ \t]+(?P<token>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
-)  # more than one backslash: escaped too often
+)  # text that was escaped repeatedly has more than one backslash
 _END = re.compile(
     r"(?<!\.)(?<!\\right)\.$|(?<!\\)\\$"
 )  # the period of a sentence, not that of an ellipsis or of `\right.`
@@ -95,9 +95,9 @@ _DENIAL = re.compile(
 class Reading:
     """The answer that a text gives.
 
-    answer  without its wrapping; None if the text gives none
+    answer  the answer without its wrapping; None if the text gives no answer
     reader  the source: "tags", "boxed", "formula" (the last formula, or a text that is only a formula), "number" (the last
-            number), "text" (words after `answer is`); None without an answer
+            number), "text" (words after `answer is`); None if there is no answer
     """
 
     answer: str | None
@@ -107,7 +107,7 @@ class Reading:
 def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
     """Read the answer of a completion, tagged or not. The text in `<think>` is ignored.
 
-    golds  an answer in words is recognized by these: nothing else marks which words are the answer
+    golds  gold answers, needed to recognize an answer in words: nothing else marks which words are the answer
     """
     if (tagged := extract_answer(text, golds)) is not None:
         return Reading(tagged, "tags")
@@ -132,8 +132,8 @@ def read_answer(text: str, golds: Sequence[str] = ()) -> Reading:
 def read_gold(gold: str) -> str:
     """Return the bare answer of a gold field.
 
-    It is read after GSM8K's `####`, or from the tags or last box of a worked solution; otherwise the whole field is the
-    answer. Words around its only number or formula are dropped, except a unit of measure.
+    The answer is the text after GSM8K's `####`, or in the tags or last box of a worked solution, or else the whole field.
+    Words around a single number or formula are dropped, except a unit of measure.
     """
     gold = gold.rpartition("####")[2]
     if len(gold) > MAX_LENGTH or "<answer>" in gold or _last_boxed(gold):
@@ -142,7 +142,7 @@ def read_gold(gold: str) -> str:
 
 
 def check_gold(gold: str) -> str | None:
-    """Explain, as the end of a sentence, why no answer can match this gold from `read_gold`; None if one can."""
+    """Return the reason why no answer can match a gold from `read_gold`, as the end of a sentence; None if one can."""
     if not _holds_something(gold):
         return "which is empty when it is read"
     if gold in MISSING:
@@ -168,8 +168,8 @@ def _holds_something(text: str) -> bool:
 def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
     """Return the peeled text between the last complete pair of answer tags, or None without a pair.
 
-    Words that only state a number or formula are dropped, unless the text equals one of the `golds`. Only the last pair
-    counts, so that naming several answers gains nothing: tags that the reasoning mentions come before it.
+    Words that only state a number or formula are dropped, unless the text equals one of the `golds`. Only the last pair is
+    read, so that a completion gains nothing by giving several answers or by mentioning the tags in its reasoning.
     """
     for piece in reversed(text.split("<answer>")[1:]):
         answer, closing, _ = piece.partition("</answer>")
@@ -181,7 +181,7 @@ def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
 def _without_words(answer: str, golds: Sequence[str] = (), *, keep_unit: bool = False) -> str:
     """Return the number or formula of a sentence that plainly states it, with its unit if a gold has one.
 
-    Any other sentence is returned whole. With `keep_unit`, a unit of measure always stays.
+    Any other sentence is returned whole. With `keep_unit`, a unit of measure is always kept.
     """
     peeled = peel(answer)
     if len(peeled) > MAX_LENGTH or is_bare(peeled) or any(_spelt(peeled) == _spelt(peel(gold)) for gold in golds):
@@ -222,7 +222,7 @@ def is_bare(text: str) -> bool:
 
 
 def _stated(text: str, golds: Sequence[str]) -> Reading | None:
-    """Read the last `Answer: …`, `#### …` or `answer is …` that has a value, unless it is taken back later."""
+    """Read the last `Answer: …`, `#### …` or `answer is …` that has a value, unless later text retracts it."""
     taken_back = max((match.start() for match in _TAKEN_BACK.finditer(text)), default=-1)
     for label in reversed(list(_LABEL.finditer(text))[-LABELS:]):
         line = text[label.end() : label.end() + 200].lstrip().partition("\n")[0].strip(" \t*_")
@@ -238,7 +238,7 @@ def _stated(text: str, golds: Sequence[str]) -> Reading | None:
 
 
 def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
-    """Read the value at the start of the words after a label, or the words of a gold."""
+    """Read the value at the start of the text after a label, or the whole text if it states a gold in words."""
     value = _without_words(sentence, golds)
     if (choice := _CHOICE.match(value)) and (len(choice[0].strip("()")) > 1 or choice.end() == len(value)):
         return Reading(choice[0], "text")
@@ -255,7 +255,7 @@ def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
 
 
 def _in_words(text: str, golds: Sequence[str]) -> str | None:
-    """Return the whole text or its last sentence, whichever states a gold of words; None if neither does."""
+    """Return the whole text if it states a gold in words, otherwise its last sentence if that does, otherwise None."""
     sentences = [text.strip(), *(_SENTENCE.findall(_end(text).strip())[-1:])]
     return next((sentence.strip() for sentence in sentences if any(said(sentence, peel(gold)) for gold in golds)), None)
 
@@ -273,7 +273,7 @@ def _end(text: str) -> str:
 
 
 def _last_piece(text: str) -> str | None:
-    """Return the last number or formula, a formula with the others that are joined to it in a list."""
+    """Return the last number or formula; if the formula ends a list of formulas, return the whole list."""
     pieces = list(_PIECES.finditer(text))
     if not pieces or pieces[-1]["number"]:
         return _content(pieces[-1]) if pieces else None
@@ -313,7 +313,7 @@ def peel(answer: str) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """Return the content of the boxes of a text, or the whole text if it has none or denies them."""
+    """Return the content of a text's boxes, or the whole text if it has no box or denies its boxes."""
     boxes, around = _boxed(text), text
     for start, end, _ in reversed(boxes):
         around = around[:start] + around[end:]
@@ -321,7 +321,7 @@ def _unboxed(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    """Return the content of the last box; several boxes of one formula, or joined by a comma or `and`, become a list."""
+    """Return the content of the last box; boxes in the same formula, or joined by a comma, `and` or `or`, form a list."""
     boxes = _boxed(text)
     if not boxes:
         return None

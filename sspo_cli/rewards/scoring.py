@@ -22,7 +22,7 @@ class Scoring:
     format    weight of r_format
     function  user-defined reward as `module:function`, (text of a completion, gold answer) -> number, or None
     weight    weight of the function's value
-    low       lowest value of the function; also its value if it runs out of time
+    low       lowest value of the function; also its value if it times out or its worker process dies
     high      highest value of the function
     """
 
@@ -46,10 +46,10 @@ class Scoring:
     def complete(
         self, rewards: Sequence[Reward], texts: Sequence[str], golds: Sequence[str], checker: AnswerChecker
     ) -> list[Reward]:
-        """Return the rewards with these weights, and with the value of the user's function for each text.
+        """Return the rewards with these weights and, if there is a user-defined function, its value for each text.
 
         The function runs in the worker processes that check answers and is killed at the same time limit. Raises UserError
-        if it raises an exception or returns anything but a number in its range.
+        if the function raises an exception or returns anything except a number in its range.
         """
         if self.function is None:
             return [replace(reward, weights=(self.answer, self.format, 0.0)) for reward in rewards]
@@ -85,15 +85,15 @@ PAPER = Scoring()
 def own_value(name: str, text: str, gold: str, limit: float) -> float | str:
     """Call the user's function in a worker process; return its value, or a text that explains the failure.
 
-    limit  seconds of processor time, after which the kernel ends this process; importing the function's module, which may
-           load a large library, does not count
+    limit  seconds of processor time after which the kernel kills this process; the time for importing the function's
+           module, which may load a large library, is not included
     """
     try:
         function = load_function("reward", name, {})
         signal.setitimer(signal.ITIMER_PROF, limit)
         value = function(text, gold)
         return float(value) if isinstance(value, Real) else f"it returns {shorten(repr(value), 80)}, which is no number"
-    except (Exception, SystemExit) as error:  # as text: the parent may be unable to unpickle the class
+    except (Exception, SystemExit) as error:  # returned as text: the parent may be unable to unpickle the exception
         return f"{type(error).__name__}: {shorten(first_line(error), 200)}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -17,7 +17,7 @@ DIGITS = 12
 def checker_version() -> str:
     """Return a fingerprint that changes with any code that reads or checks answers.
 
-    It hashes the modules' syntax trees and the libraries' versions; comments, docstrings and layout do not count.
+    It hashes the modules' syntax trees and the libraries' versions; comments, docstrings and layout are ignored.
     """
     modules = sorted(resources.files("sspo_cli.rewards").iterdir(), key=lambda file: file.name)
     code = [

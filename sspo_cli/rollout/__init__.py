@@ -14,12 +14,12 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 
 
 def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bool = True) -> Engine:
-    """Open the engine of the options.
+    """Open the engine that the options select.
 
-    named   the model has a name, it is not the embedded tiny one
-    learns  a learner wants its memory in between; of vLLM's engines that can sleep, a process may have one in its life
+    named   the options specify a model; False for the embedded tiny one
+    learns  a learner needs the engine's memory between rollouts. A process can start only one vLLM engine that frees its memory.
 
-    Raises UserError if vLLM is asked for and cannot be used, or its server does not answer.
+    Raises UserError if the options require vLLM but it cannot be used, or if its server does not answer.
     """
     vllm = options.vllm or VllmOptions()
     if vllm.server:
@@ -36,13 +36,13 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
 
 
 def check_engine(options: RolloutOptions) -> None:
-    """Raise UserError if vLLM is to sample in this process and is not installed, or the run has several ranks."""
+    """Raise UserError if vLLM is to sample in this process, but is not installed or the run has several ranks."""
     if options.engine != "vllm" or (options.vllm and options.vllm.server):
         return
     if ranks.size() > 1:
         raise UserError(
-            f"rollout.engine = vllm samples in one process, and this run has {ranks.size()} ranks; start a server and name it in "
-            "rollout.vllm.server, or set rollout.engine=torch for a model that fits each device whole"
+            f"rollout.engine = vllm samples in one process, but this run has {ranks.size()} ranks; start a vLLM server and set "
+            "rollout.vllm.server to its address, or set rollout.engine=torch if the whole model fits on each device"
         )
     if importlib.util.find_spec("vllm") is None:
         from sspo_cli.rollout.vllm_engine import NOT_INSTALLED
@@ -51,7 +51,7 @@ def check_engine(options: RolloutOptions) -> None:
 
 
 def engine_kind(options: RolloutOptions, policy: Policy, named: bool) -> Literal["torch", "vLLM"]:
-    """Return the first word of the name of the engine that `open_engine` opens."""
+    """Return the kind of engine that `open_engine` opens, which is the first word of the engine's name."""
     if options.engine == "vllm" or (options.vllm and options.vllm.server):
         return "vLLM"
     is_auto = options.engine == "auto" and named and ranks.size() == 1
@@ -59,7 +59,7 @@ def engine_kind(options: RolloutOptions, policy: Policy, named: bool) -> Literal
 
 
 def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
-    """Report whether the torch engine samples for any policy."""
+    """Return True if the options and the device alone determine that the torch engine samples."""
     if ranks.size() > 1:
         return not (options.vllm and options.vllm.server)
     if options.engine == "auto" and options.vllm is None:
@@ -68,7 +68,10 @@ def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
 
 
 def _vllm_fits(policy: Policy) -> bool:
-    """Report whether `auto` means vLLM: not on a CPU, where the torch engine is as fast."""
+    """Report whether `rollout.engine = auto` selects vLLM for the policy.
+
+    On a CPU it never does, because the torch engine is as fast there.
+    """
     if policy.device.type != "cuda" or importlib.util.find_spec("vllm") is None:
         return False
     from sspo_cli.rollout.vllm_engine import why_not

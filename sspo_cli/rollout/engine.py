@@ -1,4 +1,4 @@
-"""The protocol of samplers."""
+"""The protocol that every sampler implements, and the requests that it receives."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,18 @@ from sspo_cli.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The parameters of sampling. Only evaluations truncate (top-k, top-p): the objectives assume the full softmax.
+    """Sampling parameters. Only evaluations use top-k and top-p, because the objectives assume the full softmax.
 
-    temperature     0 is greedy
+    temperature     0 selects the most probable token (greedy decoding)
     max_new_tokens  length at which a completion without an end-of-sequence token is truncated
     seed            the same seed, weights and prompts give the same completions
     first           index of the call's first prompt among all prompts that share the seed
-    stop            strings that end a completion like an end-of-sequence token, after the token that completes one of them;
-                    tokens are never split
-    top_p, top_k    sample from the fewest most probable tokens that have this probability, and from at most so many
+    stop            strings that end a completion. The token that completes a string is the last one and is not split.
+    top_p           sample from the fewest most probable tokens whose total probability reaches `top_p`
+    top_k           sample from the `top_k` most probable tokens; None for all tokens
 
-    The random numbers of a prompt depend only on the seed and its index. The number of prompts that are sampled together, and
-    the number of calls, only affect the rounding of the logits.
+    The random numbers of a prompt depend only on the seed and the prompt's index. How many prompts are sampled together, and
+    in how many calls, affects only the rounding of the logits.
     """
 
     temperature: float
@@ -34,7 +34,7 @@ class Sampling:
     top_k: int | None = None
 
     def seed_of(self, index: int) -> int:
-        """Return the seed of the random numbers of a prompt of this call."""
+        """Return the random seed of prompt number `index` of this call."""
         return derive_seed(self.seed, "prompt", self.first + index)
 
 
@@ -43,7 +43,7 @@ class Request:
     """A request to sample `group_size` completions of each prompt.
 
     prompts  token ids of each prompt
-    seeds    seeds of the random numbers of each prompt; None: by their indices
+    seeds    random seed of each prompt; if None, `sampling` derives the seeds from the prompts' indices
     """
 
     prompts: Sequence[list[int]]
@@ -52,18 +52,21 @@ class Request:
     seeds: Sequence[int] | None = None
 
     def seed_of(self, index: int) -> int:
-        """Return the seed of the random numbers of prompt number `index`."""
+        """Return the random seed of prompt number `index`."""
         return self.sampling.seed_of(index) if self.seeds is None else self.seeds[index]
 
     def part(self, start: int, count: int) -> "Request":
-        """Return the request for `count` prompts from number `start`."""
+        """Return the request for at most `count` of the prompts, beginning with prompt number `start`."""
         end = start + count
         sampling = replace(self.sampling, first=self.sampling.first + start)
         return Request(self.prompts[start:end], self.group_size, sampling, self.seeds and self.seeds[start:end])
 
 
 OnCompletion = Callable[[int, int, Completion], object]
-"""(index of the prompt, number in its group, completion); called as soon as it is done, while others are still sampled."""
+"""A callback with (prompt index, index in the group, completion).
+
+It is called as soon as a completion is done, while the engine still samples other completions.
+"""
 
 
 class Engine(Protocol):
@@ -71,31 +74,32 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the sampler for the run's notes, because `auto` depends on the machine."""
+        """Name of the sampler. It is recorded, because `rollout.engine = auto` selects a sampler by the machine."""
 
     def check_capacity(self, tokens: int) -> None:
-        """Raise UserError if a prompt and its completion, `tokens` together, do not fit this sampler.
+        """Raise UserError if this sampler cannot hold a prompt and its completion of `tokens` tokens in total.
 
-        The model's context is checked elsewhere.
+        The model's context length is checked elsewhere.
         """
 
     def sync(self, policy: Policy) -> dict[str, float]:
-        """Set behaviour policy := policy. Returns metrics of a probe if the weights were copied.
+        """Set the behaviour policy to `policy`.
 
-        Raises UserError if the check fails.
+        If the weights were copied, returns the metrics of `rollout.probe`, otherwise an empty dict. Raises UserError if the
+        probe fails.
         """
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
         """Sample the completions of each prompt, in the order of the prompts."""
 
     def sleep(self) -> None:
-        """Free memory for the learner as far as possible, until the next sync."""
+        """Free as much memory as possible for the learner, until the next `sync`."""
 
 
 def to_completion(policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool) -> Completion:
     """Make a completion from sampled tokens and their log-probabilities.
 
-    ended  the completion ended with an end-of-sequence token, its last one, or with a stop string; otherwise it is truncated
+    ended  True if the last token is an end-of-sequence token or completes a stop string; False if the completion is truncated
     """
     written = token_ids[:-1] if ended and token_ids[-1] in policy.end_ids else token_ids
     # Tags may be special tokens, so decode all of them and leave out only the end of the sequence.

@@ -1,4 +1,4 @@
-"""Episodes: the turns of the policy and the answers of an environment as one completion of tokens."""
+"""Episodes. An episode is a single completion in which the policy's turns and an environment's answers alternate."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -26,9 +26,10 @@ from sspo_cli.types import Completion, Played, Problem, Prompt
 def open_environments(
     names: Collection[str], episode: EpisodeOptions, checker: AnswerChecker
 ) -> Iterator[dict[str, Environment]]:
-    """Start environments, by name.
+    """Start the environments with these names and yield them by name.
 
-    Enter it before gold answers are loaded. Raises UserError if code-acting is among them and programs cannot be confined.
+    Enter the block before gold answers are loaded, so that programs run by `codeact` cannot read them. Raises UserError if
+    `codeact` is requested but this machine cannot confine programs.
     """
     limits = EpisodeLimits(episode.turns, episode.proposals)
     with ExitStack() as stack:
@@ -49,10 +50,10 @@ def open_environments(
 
 @dataclass(frozen=True)
 class Stage:
-    """The environments for episodes and the policy's dialogue; empty without environments.
+    """The environments in which episodes are played, and the policy's dialogue format.
 
-    environments  environments by name
-    dialogue      dialogue of the policy's chat template
+    environments  environments by name; empty if there are no episodes
+    dialogue      dialogue format of the policy's chat template; None without environments
     """
 
     environments: Mapping[str, Environment]
@@ -61,18 +62,24 @@ class Stage:
 
     @classmethod
     def of(cls, environments: Mapping[str, Environment], episode: EpisodeOptions, policy: Policy) -> Self:
-        """Make the stage of a policy. Raises UserError if episodes cannot be played through its chat template."""
+        """Create the stage for a policy. Raises UserError if its chat template cannot render episodes."""
         return cls(environments, Dialogue.of(policy, episode.thinking) if environments else None, episode)
 
     def render(self, problem: Problem, template: Template, tokenizer: object) -> Prompt:
-        """Render a problem: by the prompt template, or as its environment's first turn. Raises UserError as these do."""
+        """Render a problem with the prompt template, or as the first turn of an episode if it has an environment.
+
+        Raises UserError like `render` and `render_episode`.
+        """
         if problem.environment is None:
             return render(problem, template, tokenizer)
         system = self.environments[problem.environment].system_prompt
         return render_episode(problem, system, self.options.thinking, tokenizer)
 
     def longest(self, prompt: Prompt, max_new_tokens: int) -> int:
-        """Return how many tokens a completion of the prompt may have, if a turn may have `max_new_tokens`."""
+        """Return the maximum number of tokens of a completion of the prompt.
+
+        max_new_tokens  maximum for a single turn; a whole episode has the limit of the episode options
+        """
         return self.options.max_tokens if prompt.problem.environment else max_new_tokens
 
 
@@ -80,7 +87,7 @@ NO_STAGE = Stage({}, None, EpisodeOptions())
 
 
 def sandbox_metrics(stage: Stage) -> dict[str, float]:
-    """Return how often the processes of this start have lost and restarted their sandboxes; empty without a sandbox."""
+    """Return the number of sandbox restarts since this process started, over all ranks; an empty dict without a sandbox."""
     environment = stage.environments.get("codeact")
     if not isinstance(environment, CodeActEnvironment):
         return {}
@@ -97,16 +104,18 @@ def play(
     time_environment: Callable[[], AbstractContextManager[None]] = nullcontext,
     order: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
-    """Sample `group_size` completions of each prompt, in the order of the prompts; those with an environment as episodes.
+    """Sample `group_size` completions of each prompt, in the order of the prompts.
 
-    `sampling.max_new_tokens` limits a turn. The draws of a prompt depend only on its place, and those of an episode's later
-    turns also on its number in the group and the number of the turn, not on what else is sampled.
+    Prompts of problems with an environment are played as episodes, in which `sampling.max_new_tokens` limits each turn.
 
     on_completion     called with each completion as soon as it is done
-    time_environment  entered while an environment works
-    order             places of the prompts among those that share the seed, if they are not consecutive
+    time_environment  returns a context manager that is entered while an environment works
+    order             index of each prompt among all prompts that share the seed; None if these are consecutive
 
-    Raises UserError if an environment fails; what it ran is freed then.
+    Random numbers depend only on a prompt's index and, in an episode, also on the index in the group and the turn. They do
+    not depend on the other prompts.
+
+    Raises UserError if an environment fails; the interpreters of unfinished episodes are closed first.
     """
     with whole_weights(engine):
         return _play(engine, prompts, group_size, sampling, stage, on_completion, time_environment, order)
@@ -178,7 +187,7 @@ class _Acts:
     def play(
         self, prompts: Sequence[Prompt], group_size: int, seeds: Sequence[int], on_completion: OnCompletion
     ) -> list[list[Completion]]:
-        """Play `group_size` episodes of each prompt; `seeds` are those of the prompts' draws."""
+        """Play `group_size` episodes of each prompt; `seeds` has the random seed of each prompt."""
         live = [
             _Player(
                 prompt,
@@ -213,7 +222,7 @@ class _Acts:
         return self.engine.generate(Request(contexts, group_size, sampling, seeds))
 
     def _step(self, live: Sequence[_Player], turns: Sequence[Completion]) -> list[_Player]:
-        """Take a turn in each episode and return those that have another."""
+        """Add a turn to each episode, let the environment answer, and return the episodes that continue."""
         dialogue = self.stage.dialogue
         assert dialogue is not None, "a stage with environments has a dialogue"
         openings = [dialogue.opening if player.token_ids else player.prompt.opening for player in live]

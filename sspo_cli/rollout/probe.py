@@ -14,7 +14,7 @@ from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 QUESTION = "What is 2 + 3 - 4?"
 COMPLETIONS, TOKENS = 4, 16
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # seen: 1e-6 and 0.02; weights of another step: above 1
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # observed: 1e-6 and 0.02; above 1 with weights of another step
 
 
 def probe(
@@ -23,10 +23,10 @@ def probe(
     temperature: float,
     tolerance: float,
 ) -> dict[str, float]:
-    """Compare the log-probabilities of a few completions of one prompt, drawn by `generate`, with the policy's.
+    """Compare the sampler's log-probabilities with the policy's, on a few completions of one prompt sampled by `generate`.
 
-    Returns the mean log-probability of their tokens by the sampler and by the policy, and the mean difference.
-    Raises UserError if that exceeds `tolerance`: the weights have not arrived, or not all of them.
+    Returns the mean log-probability of the tokens by the sampler and by the policy, and the mean absolute difference. Raises
+    UserError if this difference exceeds `tolerance`, which means that the sampler has not received all weights.
     """
     turns = [{"role": "user", "content": QUESTION}]
     text = policy.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -42,8 +42,8 @@ def probe(
     if not math.isfinite(drift) or drift > tolerance:
         raise UserError(
             f"after a sync of the weights, the sampler's log-probabilities differ from the policy's by {drift:.2g} on average, "
-            f"more than {tolerance:g}, so it does not sample from the policy; set rollout.engine=torch, or raise "
-            "rollout.vllm.tolerance if such a difference is to be expected"
+            f"more than {tolerance:g}, so the sampler does not sample from the policy; set rollout.engine=torch, or raise "
+            "rollout.vllm.tolerance if such a difference is expected"
         )
     return {
         "sampler/probe_sampler": by_sampler.mean().item(),

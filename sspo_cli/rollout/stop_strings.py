@@ -1,4 +1,4 @@
-"""Detection of stop strings in sampled tokens. A string may span several tokens, and may end within one (`>.`)."""
+"""Detection of stop strings in sampled tokens. A string may span several tokens, and may end inside a token (`>.`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +14,25 @@ class StopStrings:
         """Prepare the search in a vocabulary of `words` tokens. The strings must end in ASCII characters."""
         self._strings = strings
         self._tokenizer = tokenizer
-        # Each token of a string has at least a byte of it. One more token allows for changes at the start of decoded text.
+        # Each token of a string has at least one of its bytes, so this many tokens contain the string. One token more is
+        # decoded, because the first token of a text may be decoded differently.
         self._reach = max(len(string.encode()) for string in strings) + 1
         self._candidates = _tokens_with({string[-1] for string in strings}, tokenizer, words)
 
     def completed(self, written: Tensor, rows: Tensor, step: int) -> Tensor:
         """Mark the rows whose token number `step` completes a string: rows [R] of written [B, T] -> [R] bool."""
-        found = self._candidates.to(written.device)[written[rows, step]]
+        mask = self._candidates.to(written.device)[written[rows, step]]
         start = max(0, step + 1 - self._reach)
-        for place in found.nonzero().flatten().tolist():
-            tail = self._tokenizer.decode(written[rows[place], start : step + 1].tolist(), skip_special_tokens=False)
-            found[place] = any(string in tail for string in self._strings)
-        return found
+        for index in mask.nonzero().flatten().tolist():
+            tail = self._tokenizer.decode(written[rows[index], start : step + 1].tolist(), skip_special_tokens=False)
+            mask[index] = any(string in tail for string in self._strings)
+        return mask
 
 
 def _tokens_with(characters: set[str], tokenizer: Any, words: int) -> Tensor:
-    """Mark the tokens whose names have one of the characters: [words] bool. Marking too many is harmless."""
+    """Return a mask [words] of the tokens whose names contain one of the characters.
+
+    Marking too many tokens is harmless, because the text of marked tokens is decoded and compared.
+    """
     names = tokenizer.convert_ids_to_tokens(list(range(words)))
     return torch.tensor([bool(name) and not characters.isdisjoint(name) for name in names])

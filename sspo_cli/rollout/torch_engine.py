@@ -17,13 +17,15 @@ from sspo_cli.rollout.stop_strings import StopStrings
 from sspo_cli.types import Completion
 
 GROWTH = 32  # tokens by which the cache grows at a time
-BLOCK = 64  # words that are drawn from together
+BLOCK = 64  # tokens of the vocabulary in a block of `_sample`
 STEPS = 64  # tokens whose random numbers are drawn together
-LEAVING = 1 / 8  # share of finished rows at which they leave the batch, which copies the cache of the others
+LEAVING = (
+    1 / 8
+)  # share of finished rows at which they leave the batch; not at once, because this copies the other rows' cache
 
 
 class TorchEngine:
-    """Samples `max_rows` completions at the same time with the policy's own weights, so that a sync copies nothing."""
+    """Samples up to `max_rows` completions at the same time with the policy's own weights, so that a sync copies nothing."""
 
     name = "torch"
 
@@ -35,7 +37,7 @@ class TorchEngine:
         """Accept any length: the model's context is the only limit."""
 
     def sync(self, policy: Policy) -> dict[str, float]:
-        """Take the policy itself."""
+        """Use the policy itself, without copying its weights."""
         self.policy = policy
         return {}
 
@@ -43,13 +45,13 @@ class TorchEngine:
         """Do nothing: no memory is held between two calls."""
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Sample as many prompts at a time as have `max_rows` completions, at least one."""
+        """Sample the prompts in batches of at most `max_rows` completions, but at least one prompt."""
         prompts, group_size = request.prompts, request.group_size
         at_a_time = max(1, self.max_rows // group_size)
         completions: dict[int, Completion] = {}
         stop, words = request.sampling.stop, self.policy.head.weight.shape[0]
         stopping = StopStrings(stop, self.policy.tokenizer, words) if stop else None
-        # One context for all steps: it casts each weight to bfloat16 once and keeps the copy until it ends.
+        # One autocast context for all steps, because it casts each weight to bfloat16 once and keeps the copy until it ends.
         with torch.inference_mode(), self.policy.evaluating(), self.policy.autocast(), self.policy.uncompiled():
             for start in range(0, len(prompts), at_a_time):
                 for row, completion in self._sample_rows(request.part(start, at_a_time), stopping):
@@ -61,7 +63,7 @@ class TorchEngine:
         ]
 
     def _sample_rows(self, request: Request, stopping: StopStrings | None) -> Iterator[tuple[int, Completion]]:
-        """Yield (row, completion) when it is done; the rows r of prompt p are those with r // group_size = p."""
+        """Yield (row, completion) as soon as a completion is done. Row r belongs to prompt r // group_size."""
         prompts, group_size, sampling = request.prompts, request.group_size, request.sampling
         policy, device = self.policy, self.policy.device
         project = policy.projection()
@@ -71,9 +73,9 @@ class TorchEngine:
         width = tokens.shape[1]
         attention = nn.functional.pad(attention, (0, sampling.max_new_tokens), value=1)
         cache = _growing_cache(policy)
-        # Of a state space alone; such a model also wants no mask for a single token.
+        # A pure state-space model, which also takes no attention mask for a single token.
         state_space = "cache_params" in inspect.signature(policy.decoder.forward).parameters
-        rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, not all of them still sampling
+        rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, including finished ones
         going_on = torch.ones_like(rows, dtype=torch.bool)
         seeds = [request.seed_of(index) for index in range(len(prompts))]
         uniforms = _uniforms(seeds, group_size, device) if sampling.temperature else None
@@ -93,7 +95,7 @@ class TorchEngine:
             hidden = policy.decoder(input_ids=tokens, use_cache=True, **cached).last_hidden_state[:, -1]
             logits = project(hidden)
             positions = positions[:, -1:] + 1
-            if step == 0:  # from here on, one row for each completion
+            if step == 0:  # a prompt has one row until here, and one for each of its completions afterwards
                 _repeat(cache, group_size)
                 logits, positions, attention = (
                     x.repeat_interleave(group_size, 0) for x in (logits, positions, attention)
@@ -130,20 +132,21 @@ class TorchEngine:
 
 
 def whole_weights(engine: Engine) -> AbstractContextManager[None]:
-    """Have the weights that the torch engine samples from whole on each rank, since ranks call it unequal numbers of times."""
+    """Gather the torch engine's whole weights on each rank, because ranks call the engine unequal numbers of times."""
     return engine.policy.gathered() if isinstance(engine, TorchEngine) else nullcontext()
 
 
 class _GrowingLayer(DynamicLayer):
-    """Keeps keys and values in buffers that grow in steps: transformers' own layer copies all of them for every new token.
+    """Stores keys and values in buffers that grow by `GROWTH` tokens at a time.
 
-    They are kept in the dtype of the computation, where rotary embeddings leave float32.
+    The layer of transformers copies all keys and values for every new token. The buffers have the dtype of the computation,
+    although rotary embeddings may return float32.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
-        self._buffers: list[Tensor] = []  # of the keys and of the values, which are views on what is filled
+        self._buffers: list[Tensor] = []  # of keys and of values; `keys` and `values` are views of the filled part
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start = self.get_seq_length()
@@ -172,14 +175,14 @@ class _GrowingLayer(DynamicLayer):
 
 
 def _growing_cache(policy: Policy) -> DynamicCache:
-    """Make a cache of growing layers for full attention; others, such as sliding windows, keep transformers' own."""
+    """Create a cache with growing layers for full attention. Other layers, such as sliding windows, stay unchanged."""
     cache = DynamicCache(config=policy.model.config)
     cache.layers = [_GrowingLayer(policy.dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def _repeat(cache: DynamicCache, repeats: int) -> None:
-    """Repeat each row of the cache, states of recurrent layers included, which transformers' own method leaves out."""
+    """Repeat each row of the cache, including the states of recurrent layers, which transformers' method leaves out."""
     for layer in cache.layers:
         _map_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))
         if hasattr(layer, "batch_repeat_interleave"):
@@ -187,7 +190,7 @@ def _repeat(cache: DynamicCache, repeats: int) -> None:
 
 
 def _select(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep those rows of the cache."""
+    """Keep only the given rows of the cache."""
     for layer in cache.layers:
         _map_states(layer, lambda state: state.index_select(0, rows))
         if hasattr(layer, "batch_select_indices"):
@@ -195,14 +198,14 @@ def _select(cache: DynamicCache, rows: Tensor) -> None:
 
 
 def _map_states(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
-    """Replace the states of a recurrent or convolutional layer [rows, ...]; layers of attention have none."""
+    """Apply `change` to the states [rows, ...] of a recurrent or convolutional layer. Attention layers have no states."""
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         for states in (layer.conv_states, layer.recurrent_states):
             states.update({number: change(state) for number, state in states.items() if state is not None})
 
 
 def _uniforms(seeds: Sequence[int], group_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield for each token the random numbers in [0, 1) of all rows, [P·G, 2].
+    """Yield the random numbers of all rows, [P·G, 2] in [0, 1), once for each token.
 
     Each prompt has its own generator on the CPU, so that its completions depend neither on the other prompts nor on the device.
     """
@@ -215,10 +218,10 @@ def _uniforms(seeds: Sequence[int], group_size: int, device: torch.device) -> It
 def _sample(
     logits: Tensor, temperature: float, uniform: Tensor | None, top_p: float = 1.0, top_k: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Choose a token for each row and return it with its log-probability at the temperature (greedy: at temperature 1).
+    """Sample a token for each row. Returns the tokens and their log-probabilities at the temperature (greedy: at 1).
 
     logits   [R, V]
-    uniform  [R, 2] in [0, 1), float64; None for the most probable token
+    uniform  [R, 2] in [0, 1), float64; None to choose the most probable token
     returns  [R], [R]
     """
     probabilities = (logits / (temperature or 1.0)).softmax(dim=-1)
@@ -227,8 +230,8 @@ def _sample(
     if uniform is None:
         chosen = probabilities.argmax(dim=-1, keepdim=True)
     else:
-        # First a block of words, then a word in it: torch.multinomial draws a number for each word of the vocabulary, which
-        # takes longer than the projection on it.
+        # Draw a block of the vocabulary, then a token of the block: torch.multinomial draws a number for each token of the
+        # vocabulary, which takes longer than the vocabulary projection.
         blocks = nn.functional.pad(probabilities, (0, -logits.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
         block = _draw(blocks.sum(dim=2), uniform[:, :1])
         word = _draw(blocks.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1), uniform[:, 1:])
@@ -237,7 +240,10 @@ def _sample(
 
 
 def _truncate(probabilities: Tensor, top_p: float, top_k: int | None) -> Tensor:
-    """Keep the `top_k` most probable words, then the fewest of them that have `top_p` of their probability; [R, V]."""
+    """Truncate distributions [R, V] to the `top_k` most probable tokens, then to the fewest that reach `top_p`.
+
+    The probabilities are normalized after each of the two steps.
+    """
     ranked, words = probabilities.sort(dim=-1, descending=True, stable=True)
     if top_k:
         ranked[:, top_k:] = 0.0
@@ -248,13 +254,13 @@ def _truncate(probabilities: Tensor, top_p: float, top_k: int | None) -> Tensor:
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draw in proportion to the weights: weights [R, n] >= 0, uniform [R, 1] in [0, 1) -> index [R, 1]."""
+    """Draw an index with probability proportional to its weight: weights [R, n], uniform [R, 1] in [0, 1) -> [R, 1]."""
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Make tokens and attention mask [P, longest]; padding on the left, so that every row continues at the same column."""
+    """Return token ids and attention mask [P, longest], padded on the left so that all rows continue in the same column."""
     longest = max(map(len, prompts))
     tokens = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     attention = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

@@ -1,4 +1,4 @@
-"""Sampling with vLLM in the process of the learner, with weights handed over in memory at every sync."""
+"""Sampling with vLLM in the learner's process. Each sync passes the weights in memory."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ NOT_INSTALLED = (
     "vLLM is not installed (`pip install vllm` for GPUs, in a separate environment; for CPUs see docs/vllm.md)"
 )
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that weights are handed over in memory
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run in this process, so that weights can be passed in memory
     "VLLM_LOGGING_LEVEL": "CRITICAL",  # its log would overwrite the run's display, and list all requests after a failure
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -62,7 +62,7 @@ class VllmEngine:
             hf_overrides={"head_dtype": "float32", "architectures": [_architecture(self.policy)]},
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # ignores top-k and top-p that the model's folder may recommend
-            max_model_len=-1,  # the model's context as far as it fits
+            max_model_len=-1,  # the longest that fits, up to the model's context length
             max_num_seqs=max_rows,
             # Off on a CPU: between the chunks of a prompt vLLM rewinds the request's generator, which a CPU generator cannot do.
             enable_chunked_prefill=None if self.on_gpu else False,
@@ -73,11 +73,11 @@ class VllmEngine:
         )
 
     def check_capacity(self, tokens: int) -> None:
-        """Raise UserError if vLLM's cache is too small, because it would cut completions, which would count as truncated."""
+        """Raise UserError if vLLM's cache is too small: vLLM would cut completions, and they would count as truncated."""
         capacity = self.llm.llm_engine.model_config.max_model_len
         if tokens > capacity:
             raise UserError(
-                f"vLLM's cache has room for sequences of {capacity} tokens, and {tokens} may be needed; raise "
+                f"vLLM's cache has room for sequences of {capacity} tokens, but {tokens} may be needed; raise "
                 "rollout.vllm.kv_cache_gib or rollout.vllm.gpu_memory_utilization, or lower max_new_tokens"
             )
 
@@ -98,7 +98,7 @@ class VllmEngine:
         return probe(policy, self.generate, self.temperature, tolerance)
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Sample with a separate seed for each prompt, by its index in the request."""
+        """Sample each prompt with its seed in the request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -112,7 +112,7 @@ class VllmEngine:
                     n=request.group_size,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
-                    top_k=sampling.top_k or 0,  # of all
+                    top_k=sampling.top_k or 0,  # 0 is all tokens
                     max_tokens=sampling.max_new_tokens,
                     seed=request.seed_of(index),
                     logprobs=0,  # only of the chosen token
@@ -153,8 +153,8 @@ def _undisturbed() -> Iterator[None]:
 
     vLLM writes to the environment, which our subprocesses would inherit. It disables `torch.set_num_threads` or sets one thread
     itself. It makes float32 products exact, but the learner's projection next to bfloat16 must use TF32. On a CPU it would
-    compile, which takes longer than it saves and needs a compiler. It also seeds the global generators, which only the
-    optimizer uses, after seeding them itself.
+    compile, which takes longer than it saves and needs a compiler. It also seeds the global random generators; this is not
+    undone, because only the optimizer uses them, and the optimizer seeds them first.
     """
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -193,18 +193,19 @@ def why_not(policy: Policy) -> str | None:
     if policy.device.type != built_for:
         return f"the installed vLLM is for {built_for}, but the policy is on {policy.device.type}"
     if _architecture(policy) not in ModelRegistry.get_supported_archs():
-        return f"the installed vLLM has no {_architecture(policy)}"
+        return f"the installed vLLM does not support {_architecture(policy)}"
     if policy.device.index:
-        return f"vLLM takes the first GPU that it sees, and the policy is on {policy.device}; choose with CUDA_VISIBLE_DEVICES"
+        return f"vLLM uses the first visible GPU, but the policy is on {policy.device}; select it with CUDA_VISIBLE_DEVICES"
     if built_for == "cpu" and policy.compiled:
-        return "on a CPU vLLM does without torch.compile, which model.kernels = compiled needs"
+        return "sampling with vLLM on a CPU disables torch.compile, which model.kernels = compiled needs"
     if built_for == "cpu":
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         widths = CPUAttentionBackend.get_supported_head_sizes()
         if head not in widths:
-            return f"the model's attention heads are {head} wide, and on a CPU vLLM has {', '.join(map(str, widths))}"
+            supported = ", ".join(map(str, widths))
+            return f"the model's attention heads have size {head}, but on a CPU vLLM supports only {supported}"
     return None
 
 
@@ -214,9 +215,9 @@ def _architecture(policy: Policy) -> str:
 
 
 def _pack_again(model: torch.nn.Module) -> None:
-    """Renew the packed copies of weights that a reload does not renew on a CPU.
+    """Update the packed copies of weights that vLLM's reload does not update on a CPU.
 
-    These are a vocabulary projection tied to the embedding, and the experts of a mixture.
+    These are a vocabulary projection tied to the embedding, and the experts of a mixture of experts.
     """
     from vllm.platforms import current_platform
 
@@ -232,7 +233,10 @@ def _pack_again(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _guarded(task: str) -> Iterator[None]:
-    """Raise UserError, with the option to change, if vLLM fails in a `task`."""
+    """Turn any exception of vLLM into a UserError with the option to change.
+
+    task  what vLLM should do in the block, as a verb for the message, such as `start`
+    """
     try:
         yield
     except UserError:
@@ -244,6 +248,6 @@ def _guarded(task: str) -> Iterator[None]:
                 "rollout.vllm.gpu_memory_utilization or rollout.max_rows"
             ) from None
         raise UserError(
-            f"vLLM could not {task}: {own_names(first_line(error))}; its options are under rollout.vllm, and "
-            "rollout.engine=torch does without it"
+            f"vLLM could not {task}: {own_names(first_line(error))}; change its options under rollout.vllm, or set "
+            "rollout.engine=torch to sample without vLLM"
         ) from None

@@ -1,7 +1,7 @@
-"""Sampling with a `vllm serve` on this machine or another.
+"""Sampling with a `vllm serve` process on this machine or another.
 
-vLLM's own weight transfer (0.32) works only on GPUs (NCCL, CUDA IPC). Everywhere it can reload weights from a folder, so the
-weights are exchanged through a folder that both sides see.
+The policy's weights are passed in a folder that both processes can access, because vLLM can reload weights from a folder on
+any device. vLLM's own weight transfer (0.32) works only on GPUs (NCCL, CUDA IPC).
 """
 
 import os
@@ -23,34 +23,36 @@ from sspo_cli.rollout.probe import TOLERANCE, probe
 from sspo_cli.rollout.weights import write_weights
 from sspo_cli.types import Completion
 
-# Its logits in float32, as the policy's: in bfloat16 they would be rounded to steps of a hundredth.
+# The server must compute logits in float32 like the policy: in bfloat16 they would be rounded to steps of a hundredth.
 HOW_TO_START = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
     """--hf-overrides '{"head_dtype": "float32"}'"""
 )
-IN_DEV_MODE = ("/collective_rpc", "/reset_prefix_cache")  # not there without VLLM_SERVER_DEV_MODE=1
+IN_DEV_MODE = ("/collective_rpc", "/reset_prefix_cache")  # paths that exist only with VLLM_SERVER_DEV_MODE=1
 CREDENTIALS = "SSPO_VLLM_CREDENTIALS"  # user:password, in the environment
-FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so of a name that nothing else has
-# As many requests at a time as `max_rows` allows; none on a connection that the server, after five seconds, may be closing.
+FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so no other program may use this name
+# `max_rows` limits the requests, not the number of connections. The server closes idle connections after five seconds; the
+# client closes them earlier, so that no request meets a connection that is being closed.
 LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
 UNTRUNCATED = {
     "top_p": 1.0,
     "top_k": 0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
-}  # whatever the model's folder recommends
+}  # override what the model's folder recommends
 
 
 def _connect(server: str) -> httpx.Client:
-    """Make the client of a server, with the credentials of its address or of the environment.
+    """Create the client of a server, with the credentials in its address or in the environment.
 
-    Raises UserError if the address has lost its credentials in a run folder, and the environment has none.
+    Raises UserError for an invalid address, or if the credentials were removed from the address in the run folder and the
+    environment has none.
     """
     given = os.environ.get(CREDENTIALS)
     if f"{HIDDEN}@" in server and not given:
         raise UserError(
-            f"the credentials of rollout.vllm.server = {server} are not kept in the run folder; set {CREDENTIALS}=user:password, "
-            "or give the whole address again by -s rollout.vllm.server=..."
+            f"the credentials of rollout.vllm.server = {server} are not stored in the run folder; set "
+            f"{CREDENTIALS}=user:password, or pass the whole address again with -s rollout.vllm.server=..."
         )
     auth = None
     if given and (f"{HIDDEN}@" in server or "@" not in server):
@@ -59,18 +61,27 @@ def _connect(server: str) -> httpx.Client:
     try:
         return httpx.Client(base_url=server, timeout=None, limits=LIMITS, auth=auth)
     except httpx.InvalidURL:
-        raise UserError(f"rollout.vllm.server = {redacted(server)} is no address, such as http://node7:8000") from None
+        raise UserError(
+            f"rollout.vllm.server = {redacted(server)} is not an address such as http://node7:8000"
+        ) from None
 
 
 class VllmServer:
-    """An engine on a server, whose model must be the policy's in the policy's dtype, and which must have no other users."""
+    """An engine that samples on a vLLM server.
+
+    The server must serve the policy's model in the policy's dtype, and must have no other users.
+    """
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
-        """Connect; `temperature` is the probe's. Raises UserError if no server answers, or one that takes no weights."""
+        """Connect to the server; `temperature` is for the probe.
+
+        Raises UserError if no vLLM server answers, or if the server was started without VLLM_SERVER_DEV_MODE=1, which weight
+        updates need.
+        """
         assert options.exchange is not None
         self.name = f"vLLM at {redacted(options.server)}"
         self.policy = policy
-        self.options = options.model_copy(update={"server": redacted(options.server)})  # as messages name it
+        self.options = options.model_copy(update={"server": redacted(options.server)})  # for messages
         self.max_rows = max_rows
         self.temperature = temperature
         self.folder = Path(options.exchange).resolve() / FOLDER
@@ -78,15 +89,15 @@ class VllmServer:
         with self._understood("/v1/models"):
             served = self._ask("GET", "/v1/models")["data"][0]
             self.model, self.capacity = served["id"], served.get("max_model_len")
-        # Harmless, and it shows before the cold start whether a sync can work.
+        # This request changes nothing, but fails before the cold start if the server cannot receive weights.
         ranks.on_first(lambda: self._ask("POST", "/reset_prefix_cache"))
 
     def check_capacity(self, tokens: int) -> None:
-        """Raise UserError if the server takes only shorter sequences."""
+        """Raise UserError if the server's longest sequence has fewer than `tokens` tokens."""
         if self.capacity is not None and tokens > self.capacity:
             raise UserError(
-                f"the vLLM server {self.options.server} takes sequences of {self.capacity} tokens, and {tokens} may be needed; "
-                f"start it with --max-model-len {tokens} or more, or lower max_new_tokens"
+                f"the vLLM server {self.options.server} accepts sequences of {self.capacity} tokens, but {tokens} may be needed; "
+                f"start the server with --max-model-len {tokens} or more, or lower max_new_tokens"
             )
 
     def sync(self, policy: Policy) -> dict[str, float]:
@@ -98,17 +109,18 @@ class VllmServer:
     def _reload(self) -> None:
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self._ask("POST", "/collective_rpc", reload)
-        emptied = self._ask("POST", "/reset_prefix_cache")  # its keys and values are of the weights before
-        if emptied and not emptied.get("success", True):  # older versions do not say
+        emptied = self._ask("POST", "/reset_prefix_cache")  # its keys and values belong to the old weights
+        if emptied and not emptied.get("success", True):  # older versions do not report success
             raise UserError(
-                f"the vLLM server {self.options.server} still samples, so it cannot forget what the weights before gave; "
-                "it must not serve anyone else meanwhile"
+                f"the vLLM server {self.options.server} is still sampling, so its cache still has keys and values of the old "
+                "weights; make sure that no other program uses the server during the run"
             )
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Sample with a request of each prompt's own.
+        """Sample each prompt by a separate HTTP request.
 
-        As many at a time as have `max_rows` completions, over all ranks, and at least one of each rank.
+        At a time, the requests of all ranks together have at most `max_rows` completions, but each rank sends at least one
+        request.
         """
         groups: list[list[Completion]] = [[] for _ in request.prompts]
         pool = ThreadPoolExecutor(max(1, self.max_rows // (request.group_size * ranks.size())))
@@ -121,7 +133,7 @@ class VllmServer:
                     if on_completion:
                         on_completion(index, member, completion)
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, what is not asked for yet never is
+            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, send no further requests
         return groups
 
     def _sample(self, request: Request, index: int) -> list[Completion]:
@@ -133,14 +145,14 @@ class VllmServer:
             "temperature": request.sampling.temperature,
             "max_tokens": request.sampling.max_new_tokens,
             "seed": request.seed_of(index),
-            "logprobs": 0,  # of the chosen token alone
+            "logprobs": 0,  # only of the chosen token
             "stop_token_ids": self.policy.end_ids,
             "return_token_ids": True,
             **UNTRUNCATED,
             "top_p": request.sampling.top_p,
-            "top_k": request.sampling.top_k or 0,  # of all
+            "top_k": request.sampling.top_k or 0,  # 0 is all tokens
         }
-        if request.sampling.stop:  # looked for in the text with special tokens, as the torch engine does
+        if request.sampling.stop:  # searched in the text with special tokens, as in the torch engine
             body |= {
                 "stop": list(request.sampling.stop),
                 "include_stop_str_in_output": True,
@@ -159,12 +171,12 @@ class VllmServer:
 
     @contextmanager
     def _understood(self, path: str) -> Iterator[None]:
-        """Raise UserError for an answer that lacks what vLLM's has."""
+        """Raise UserError if the block does not find a field of vLLM's answer in the server's answer to `path`."""
         try:
             yield
         except (KeyError, IndexError, TypeError):
             raise UserError(
-                f"the server {self.options.server} answers {path} otherwise than vLLM 0.24 and newer do; start one with "
+                f"the server {self.options.server} does not answer {path} like vLLM 0.24 or newer; start a vLLM server with "
                 f"`{HOW_TO_START}`"
             ) from None
 
@@ -177,17 +189,17 @@ class VllmServer:
                 f"`{HOW_TO_START}`, or set rollout.engine=torch"
             ) from None
         if answer.is_success:
-            with suppress(ValueError):  # no JSON: another program's answer
+            with suppress(ValueError):  # the answer is not JSON, so the server is not vLLM
                 return answer.json() if answer.content else None
         if answer.status_code == 404 and path in IN_DEV_MODE:
             raise UserError(
-                f"the vLLM server {self.options.server} was started without VLLM_SERVER_DEV_MODE=1, or is none, so it cannot "
-                f"take the policy's weights; start it with `{HOW_TO_START}`"
+                f"the server {self.options.server} was started without VLLM_SERVER_DEV_MODE=1, or is not a vLLM server, so it "
+                f"cannot receive the policy's weights; start it with `{HOW_TO_START}`"
             )
         remedy = f"start it with `{HOW_TO_START}`"
         if path == "/collective_rpc":  # it has not loaded the weights
-            remedy = f"its model must be the policy's, and it must see {self.folder}"
+            remedy = f"it must serve the policy's model and be able to read {self.folder}"
         raise UserError(
             f"the vLLM server {self.options.server} answers {answer.status_code} to {path} ({answer.text[:200]}); "
-            f"{remedy}, and see its own log"
+            f"{remedy}; the server's log may explain the error"
         )

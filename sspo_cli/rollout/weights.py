@@ -16,13 +16,13 @@ from sspo_cli.policy.sharding import whole
 from sspo_cli.policy.spread_files import SafetensorsWriter, write_by_first
 
 
-@torch.no_grad()  # as a decorator it ends at each yield: the reader keeps its own grad mode
+@torch.no_grad()  # as a decorator of a generator it ends at each yield, so that the caller keeps its own grad mode
 def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, weight) pairs, one at a time, so that no second copy of the model is ever held whole.
+    """Yield (name, weight) pairs, one at a time, so that a complete second copy of the model is never held.
 
-    LoRA adapters are merged in the copies; the policy's own weights do not change. The names and shapes are those of
-    the published checkpoint, where the model in memory has others (experts are fused there). Of several ranks all yield the
-    same, and each has to read them to the end: a weight is gathered when it is due.
+    LoRA adapters are merged into the yielded copies; the policy's own weights do not change. Names and shapes are those of
+    the published checkpoint, which can differ from those in memory, where for example experts are fused. All ranks yield the
+    same pairs and must consume all of them, because each weight is gathered from all ranks when it is yielded.
     """
     lora = hasattr(policy.model, "peft_config")
     model = policy.model.get_base_model() if lora else policy.model
@@ -40,9 +40,9 @@ def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str
 
 
 def write_weights(policy: Policy, folder: Path) -> None:
-    """Write them as safetensors files to `folder`, which holds nothing else afterwards. Raises UserError if it cannot.
+    """Replace the content of `folder` by the policy's weights as safetensors files, written by the first rank.
 
-    Of several ranks the first one writes.
+    Raises UserError if the files cannot be written.
     """
     failure = f"the weights for the vLLM server cannot be written to {folder}"
 

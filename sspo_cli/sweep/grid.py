@@ -48,7 +48,7 @@ FilePath = Annotated[Path, Strict(False)]  # text in YAML
 
 
 class Block(Options):
-    """Part of a sweep: `options` of all its trials, `grid` with lists that are crossed, `zip` with lists taken in step."""
+    """Part of a sweep: `options` for all its trials, `grid` of lists to cross, `zip` of lists to iterate in parallel."""
 
     options: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
@@ -78,7 +78,7 @@ class Block(Options):
         if "seed" in given:
             raise ValueError("seed is not an option of a sweep; list the seeds under `seeds`")
         if twice := [key for key in given if given.count(key) > 1]:
-            raise ValueError(f"{twice[0]} is given twice, and one would win over the other")
+            raise ValueError(f"{twice[0]} is given twice; leave out one of the two")
         return self
 
     def count(self) -> int:
@@ -141,7 +141,7 @@ def load_sweep(
 ) -> list[Trial]:
     """Expand a sweep file into its distinct trials, in the order of the file.
 
-    runs_dir      has the folder of the sweep that `best_of` names
+    runs_dir      folder of runs, where the sweep of `best_of` has its folder
     most          most trials that are allowed
     asked_for_by  sweep files that refer to this one by `best_of`, directly or indirectly
 
@@ -150,12 +150,12 @@ def load_sweep(
     """
     chain = [*asked_for_by, file]
     if file.resolve() in {path.resolve() for path in asked_for_by}:
-        raise UserError(f"best_of leads back to where it began: {' -> '.join(map(str, chain))}")
+        raise UserError(f"best_of is circular: {' -> '.join(map(str, chain))}")
     values = read_yaml(file)
     if values and not values.keys() & set(SWEEP_KEYS) and values.keys() <= RunOptions.model_fields.keys():
         raise UserError(
-            f"{file} holds the options of one run; {command_line('sspo', 'train', '-c', file)} starts it, and a sweep lists "
-            "values under `grid` and may have such a file as its `base`"
+            f"{file} holds the options of one run; start it with {command_line('sspo', 'train', '-c', file)}, or write a sweep "
+            "file that lists values under `grid`, with this file as its `base`"
         )
     try:
         sweep = SweepOptions.model_validate(values)
@@ -193,7 +193,7 @@ def _distinct_trials(
         except UserError as error:
             which = ", ".join(f"{key}={value}" for key, value in point.items() if key in varying)
             raise UserError(f"{file}{', the trial with ' if which else ''}{which}: {error}") from None
-        # An override may have won over what varies, or have chosen a method without it.
+        # An override may have replaced an option that varies, or have chosen a method that lacks it.
         resolved = dict(flatten(options.model_dump(mode="json")))
         lost = overridden | {k for k in point if k.startswith("objective.") and resolved.get(k) != point[k]}
         varied = {key: value for key, value in point.items() if key in varying - lost}
@@ -210,7 +210,7 @@ def _varies(key: str, points: Sequence[dict[str, Any]]) -> bool:
 def print_trials(trials: Sequence[Trial], folder: Path, how: str = "") -> None:
     """Print a row for each trial with the options that vary, and its state if it has been started in `folder`.
 
-    how  added to the number of trials, such as ` of 2 ranks`
+    how  text after the number of trials, such as ` of 2 ranks`
     """
     options = list(dict.fromkeys(key for trial in trials for key in trial.varied))
     title = f"{quantity(len(trials), 'trial')}{how}, to be run in {folder}"
@@ -233,15 +233,15 @@ def _best_blocks(
     check_trials(list(trials.values()), folder)
     if unfinished := [name for name in trials if RunFolder(folder / name).status.get("state") != "finished"]:
         raise UserError(
-            f"{len(unfinished)} of {quantity(len(trials), 'trial')} of {file}, whose best are asked for, are not finished in "
-            f"{folder}; first run {command_line('sspo', 'sweep', '-c', file)}"
+            f"best_of needs finished trials, but {len(unfinished)} of {quantity(len(trials), 'trial')} of {file} are not "
+            f"finished in {folder}; first run {command_line('sspo', 'sweep', '-c', file)}"
         )
     groups = collect([folder / name for name in trials]).groups
     chosen, _ = best_configurations(groups, "last")
     variants = [(group.setting, group.method, group.gate) for group in chosen]
     if len(variants) > len(set(variants)):
         raise UserError(
-            f"the trials of {file}, whose best are asked for, have no common validation to choose by; "
+            f"best_of cannot choose among the trials of {file}, because they have no validation problems in common; "
             "set evaluation.validation there"
         )
     blocks = []
@@ -254,7 +254,7 @@ def _best_blocks(
 def check_trials(trials: Sequence[Trial], folder: Path) -> None:
     """Raise UserError if a trial was started with other options than it has now, or has been extended.
 
-    Its name does not change with the default of an option.
+    The trial's name does not reveal this: its hash leaves out options at their defaults.
     """
     for trial in trials:
         run = RunFolder(folder / trial.name)
@@ -263,14 +263,14 @@ def check_trials(trials: Sequence[Trial], folder: Path) -> None:
         if run.extended:
             before, after = run.extended[-1]["steps"]
             raise UserError(
-                f"{run.path} was extended from {before} to {after} steps, so it is no trial of this sweep any more; move it "
+                f"{run.path} was extended from {before} to {after} steps, so it is no longer a trial of this sweep; move it "
                 "elsewhere, or give the sweep another --name"
             )
         changes = differences(run.config, trial.options)
         if changed := [line for key, line in changes.items() if not may_change(key)]:
             raise UserError(
-                f"{run.path} was begun with other options ({'; '.join(changed)}); give the sweep another --name, or set them "
-                "as they were"
+                f"{run.path} was started with other options ({'; '.join(changed)}); give the sweep another --name, or "
+                "restore the original values"
             )
 
 

@@ -24,17 +24,17 @@ class Machine:
     """Runs at most one trial in each slot. The ranks of all slots share the machine's cores evenly."""
 
     def __init__(self, jobs: int, gpus: Sequence[str], ranks: int = 1) -> None:
-        """Create slots for trials of so many ranks: `jobs` on each `ranks` GPUs, or on the processor if there are no GPUs.
+        """Create `jobs` slots on each group of `ranks` GPUs, or on the processor if there are no GPUs.
 
-        Raises UserError if there are fewer GPUs than ranks, and if trials of several ranks are to share GPUs.
+        Raises UserError if there are fewer GPUs than ranks, or if trials of several ranks would share GPUs.
         """
         if gpus and len(gpus) < ranks:
             raise UserError(
-                f"a trial of {ranks} ranks needs as many GPUs, and this machine has {len(gpus)}; lower --nproc"
+                f"a trial of {ranks} ranks needs as many GPUs, but this machine has {len(gpus)}; lower --nproc"
             )
         if gpus and ranks > 1 and jobs > 1:
             raise UserError(
-                f"--jobs {jobs} shares each GPU out, and a trial of several ranks needs whole ones; leave it out"
+                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave it out"
             )
         groups = [gpus[first : first + ranks] for first in range(0, len(gpus) - ranks + 1, ranks)]
         on_gpus = [_slot_on(group) for group in groups for _ in range(jobs)]
@@ -60,7 +60,7 @@ class Machine:
 
 
 class RunningProcess:
-    """A trial in a slot, which becomes free when the trial is found to have ended."""
+    """A trial in a slot, which becomes free when `poll` reports that the trial has ended."""
 
     def __init__(self, process: subprocess.Popen[bytes], slot: Slot, free: list[Slot]) -> None:
         self._process, self._slot, self._free = process, slot, free
@@ -88,7 +88,7 @@ def _slot_on(gpus: Sequence[str]) -> Slot:
 
 
 def visible_gpus() -> list[str]:
-    """Return the entries of CUDA_VISIBLE_DEVICES, or every GPU that the driver lists, or none without a driver."""
+    """Return the entries of CUDA_VISIBLE_DEVICES if it is set, else every GPU that the driver lists."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name not in ("", "-1")]

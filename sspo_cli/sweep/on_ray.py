@@ -29,7 +29,7 @@ LOST = -1  # exit code of a trial whose worker or node was lost
 
 
 class RayCluster:
-    """Run each trial as a task on one node, which takes a CPU for each of its threads, and its GPUs; a context manager."""
+    """Run each trial as a task on one node, which reserves its GPUs and a CPU for each thread; a context manager."""
 
     def __init__(self, address: str, trials: Sequence[Trial], jobs: int, ranks: int) -> None:
         """Connect to a cluster.
@@ -37,14 +37,14 @@ class RayCluster:
         address  `local` starts a cluster on this machine for the time of the sweep, `auto` finds the cluster that this machine
                  belongs to, anything else is a cluster's address
         jobs     trials that share a GPU
-        ranks    of each trial, each takes its threads and a whole GPU
+        ranks    ranks of each trial; if there are several, each reserves a whole GPU
 
         Raises UserError if the cluster cannot be reached, if none of its nodes can ever hold a trial, or if trials of several
-        ranks are to share GPUs.
+        ranks would share GPUs.
         """
         if jobs > 1 and ranks > 1:
             raise UserError(
-                f"--jobs {jobs} shares each GPU out, and a trial of several ranks needs whole ones; leave it out"
+                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave it out"
             )
         _check_answers(address)
         try:
@@ -52,8 +52,8 @@ class RayCluster:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except AuthenticationError:
             raise UserError(
-                f"the Ray cluster at {address} refuses this process; set RAY_AUTH_MODE, and if that is `token` also "
-                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as on its nodes"
+                f"the Ray cluster at {address} refuses this process; set RAY_AUTH_MODE as on its nodes and, if it is "
+                "`token`, also RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster can be reached at {address}: {first_line(error)}") from None
@@ -64,13 +64,13 @@ class RayCluster:
         if jobs > 1 and not self._has_gpus:
             ray.shutdown()
             raise UserError(
-                "--jobs shares GPUs out, and the Ray cluster has none; as many trials run as its CPUs can hold, `threads` each"
+                "--jobs shares GPUs among trials, but the Ray cluster has none; leave it out: trials run as CPUs are free"
             )
         for wanted in map(self._wanted, trials):
             if not any(_fits(wanted, node) for node in nodes):
                 ray.shutdown()
                 raise UserError(
-                    f"a trial takes {_amounts(wanted)}, and no node of the Ray cluster has as much; the nodes have "
+                    f"a trial needs {_amounts(wanted)}, but no node of the Ray cluster has that much; the nodes have "
                     f"{', '.join(map(_amounts, nodes))}; lower `threads` in the sweep's options{' or --nproc' * (ranks > 1)}"
                 )
 
@@ -91,7 +91,7 @@ class RayCluster:
         # Ray would queue the task silently. Its report of free resources lags behind, so count them here.
         self._started = [task for task in self._started if task.poll() is None]
         if not self._started and not _can_hold(wanted):
-            raise PlaceLost(f"no node that is left in the Ray cluster has the {_amounts(wanted)} that a trial takes")
+            raise PlaceLost(f"no remaining node of the Ray cluster has the {_amounts(wanted)} that a trial needs")
         taken = {name: sum(task.takes[name] for task in self._started) for name in wanted}
         if any(
             taken[name] + wanted[name] > amount for name, amount in ray.cluster_resources().items() if name in taken
@@ -121,7 +121,7 @@ class RunningTask:
 
     @property
     def slot(self) -> str:
-        """Resources that the trial takes of the cluster."""
+        """Resources that the trial reserves in the cluster."""
         return _amounts(self.takes)
 
     def poll(self) -> int | None:
@@ -133,7 +133,7 @@ class RunningTask:
                 self._lose(error)
         elif self._code is None and not _can_hold(self.takes):
             ray.cancel(self._task)  # queued for a node that is gone, it would wait forever
-            self._lose("no node that is left can hold it")
+            self._lose("no remaining node can hold it")
         return self._code
 
     def stop(self) -> None:
@@ -153,7 +153,7 @@ class RunningTask:
             log.write(f"\nlost by Ray: {reason}\n")
 
 
-@ray.remote(max_retries=0)  # the sweep itself tries again, and counts
+@ray.remote(max_retries=0)  # the sweep itself counts failures and retries
 def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> int:
     """Run a trial's process on a node and return its exit code; stop the process if the task is cancelled.
 
@@ -180,7 +180,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd:
 
 
 def _alive_nodes() -> list[dict[str, float]]:
-    """Return the total resources of each node of the cluster, used or not."""
+    """Return the resources of each live node of the cluster, used or not."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

@@ -1,4 +1,4 @@
-"""Say what the scheduler asks of a machine or a cluster, and make a trial's process."""
+"""The interface of the scheduler to a machine or a cluster, and the start of a trial's process."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from sspo_cli.tracking.files import write_text_atomic
 
 
 class PlaceLost(Exception):
-    """Says that a place can run no more trials, and why; those that are not finished can be continued later."""
+    """Raised if a place can run no more trials; unfinished trials can be continued later."""
 
 
 class Running(Protocol):
@@ -21,25 +21,25 @@ class Running(Protocol):
 
     @property
     def slot(self) -> str:
-        """Return where it runs, for people: `GPU 1`, `slot 2`."""
+        """Return a readable name of where the trial runs: `GPU 1`, `slot 2`."""
 
     def poll(self) -> int | None:
-        """Return its exit code, or None while it runs; a trial that was lost with its worker counts as failed."""
+        """Return the exit code, or None while the trial runs; not 0 if it was lost with its worker."""
 
     def stop(self) -> None:
-        """Ask it to save its state and end, without waiting for that."""
+        """Ask the trial to save its state and end, without waiting for that."""
 
     def wait(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the trial has ended."""
 
 
 class Place(Protocol):
     """Hold running trials."""
 
     def start(self, trial: Trial, folder: Path) -> Running | None:
-        """Start the trial, or resume it if it has a run folder; returns None if nothing is free now.
+        """Start the trial, or resume it if it has a run folder; return None if no slot is free.
 
-        Raises PlaceLost if nothing can be free again.
+        Raises PlaceLost if no slot can become free again.
         """
 
 
@@ -59,16 +59,19 @@ def command_of(trial: Trial, folder: Path, ranks: int = 1) -> list[str]:
 
 
 def log_of(trial: Trial, folder: Path) -> Path:
-    """Return the file of what the trial prints, over all of its attempts."""
+    """Return the file for the output of all attempts at a trial."""
     return folder / f"{trial.name}.log"
 
 
 def spawn(
     command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a trial's process, with `environment` over this one's, in the folder `cwd`, by default this one's.
+    """Start a trial's process.
 
-    It is no rank of a job, even if this process is one. It gets a SIGTERM when the process that calls dies.
+    environment  variables that are added to those of this process
+    cwd          working directory; None: that of this process
+
+    The new process is not a rank of a job, even if this process is one. It gets a SIGTERM when this process dies.
     """
     with log.open("ab") as out:
         return subprocess.Popen(

@@ -26,7 +26,7 @@ NAMED = 10  # most trials named in a message
 
 
 def machine_for(trials: Sequence[Trial], jobs: int, ranks: int) -> Machine:
-    """Return this machine as a place for trials of so many ranks, its GPUs if any trial may use them.
+    """Return this machine as a place for trials of `ranks` ranks, on its GPUs if any trial may use them.
 
     Raises UserError like Machine.
     """
@@ -62,7 +62,7 @@ def _keep_local_ray_private() -> None:
     Ray reads these environment variables when it is imported; every process of the cluster inherits them.
     """
     os.environ.update(
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # no cluster of several machines on any system, and the address 127.0.0.1
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # restricts the cluster to this machine and the address 127.0.0.1
         RAY_AUTH_MODE="token",  # because other users of this machine reach the loopback interface too
         RAY_AUTH_TOKEN=secrets.token_hex(32),
     )
@@ -71,16 +71,18 @@ def _keep_local_ray_private() -> None:
 def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int) -> None:
     """Run every trial that is not finished, each in `folder`/its name, and show their progress.
 
-    A trial that fails is retried from its last checkpoint, up to `retries` times and after the others. Raises UserError if
-    trials failed finally, if the place was lost, if another process runs this sweep, or if the folder cannot be written or has
-    a trial with other options. Raises Interrupted when stopped, after the trials have saved their state.
+    A trial that fails is retried from its last checkpoint, up to `retries` times and after the others.
+
+    Raises UserError if trials fail in all of their attempts, if the place is lost, if another process runs this sweep, or if
+    the folder cannot be written or has a trial with other options. Raises Interrupted when stopped, after the trials have
+    saved their state.
     """
     check_trials(trials, folder)  # before a folder is made
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     if not take_lock(lock):
-        raise UserError(f"sweep {folder} is being run by another process")
+        raise UserError(f"sweep {folder} is being run by another process; wait for it, or stop it")
     with lock:
         remove_leftovers(folder)
         with Interruption() as interruption, TrialsView(trials, folder, Console(highlight=False)) as view:
@@ -130,7 +132,7 @@ def _run_all(
                 view.ended(name, "to be retried" if again else "failed")
             for trial in queue[:]:
                 run = folder / trial.name
-                if RunFolder(run).is_being_written():  # by a sweep that was killed, or on a node that was lost
+                if RunFolder(run).is_being_written():  # left running by a killed sweep, or on a lost node
                     view.left_running(trial.name)  # tried later
                     continue
                 if _is_finished(run):  # finished by that process in the meantime

@@ -20,8 +20,8 @@ from sspo_cli.tracking.shapes import METRICS, check_shape
 from sspo_cli.tracking.text import duration
 
 ORDER = ("running", "still running", "stopped", "failed", "to be retried", "waiting", "finished")  # from top to bottom
-RECENT = 20  # steps whose mean time predicts the remaining time
-MARGIN = 6  # lines of the terminal that are not rows of the table
+RECENT = 20  # steps whose mean time is used to estimate the remaining time
+MARGIN = 6  # terminal lines for title, header and borders of the table
 
 
 class TrialsView:
@@ -129,7 +129,7 @@ class TrialsView:
         return rows[-1]["step"] if rows else 0
 
     def _last_rows(self, name: str, count: int) -> list[dict[str, Any]]:
-        """Return the last metrics of a trial, or none if they are damaged, which the trial itself reports."""
+        """Return the last metrics of a trial; an empty list if they are damaged, which the trial itself reports."""
         path = RunFolder(self._folder / name).metrics_path
         try:
             return [check_shape(row, METRICS, str(path)) for row in last_jsonl_rows(path, count)]

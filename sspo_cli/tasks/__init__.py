@@ -1,4 +1,4 @@
-"""Problems, by the name of their data set, for training and for benchmarks alike."""
+"""Problems for training and for benchmarks, by the name of their data set."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from sspo_cli.tasks import aime, arithmetic, calculator, chains, codeact, dapo, 
 from sspo_cli.tasks.rows import PLAIN, Layout
 from sspo_cli.types import Problem
 
-# Loaders of problems by path and split; those that read rows also take a layout.
+# Task -> loader, a function of path and split. Loaders that read rows also accept a layout.
 TASKS: dict[str, Callable[..., Iterator[Problem]]] = {
     "arithmetic": arithmetic.problems,
     "calculator": calculator.problems,
@@ -52,10 +52,12 @@ def load_problems(
         )
     problems = list(islice(rows, limit))
     if not problems:
-        raise UserError(f"task {name} has no problems in {path or 'its'} split {split}")
+        raise UserError(f"task {name} has no problems in split {split}{f' of {path}' if path else ''}")
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
-            raise UserError(f"two problems of task {name} have the id {problem.id}; make the ids in {path} unique")
+            raise UserError(
+                f"two problems of task {name} have the id {problem.id}; make the ids in {path or 'its data'} unique"
+            )
         seen.add(problem.id)
     return problems

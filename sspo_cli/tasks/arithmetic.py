@@ -1,7 +1,7 @@
 """The embedded default task: generated chains of additions and subtractions of digits, such as `3+5-2+1`.
 
-The demonstrations of the cold start leave something to learn: every answer is right, but most skip the steps that a small
-model needs, and many break the format.
+The cold start's demonstrations have flaws that reinforcement learning can correct: every answer is right, but most omit the
+steps that a small model needs, and many break the format.
 """
 
 import hashlib
@@ -27,16 +27,19 @@ BROKEN = (
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate the distinct questions of a split, equal in every run. Raises UserError for an unknown split or a path."""
+    """Generate the distinct questions of a split, the same ones in every run.
+
+    Raises UserError for an unknown split, and for a path.
+    """
     if path is not None:
-        raise UserError(f"task arithmetic is generated and reads no path={path}; remove it, or use task `file`")
+        raise UserError(f"task arithmetic is generated and does not read path={path}; remove it, or use task `file`")
     if split not in SIZES:
         raise UserError(f"task arithmetic has no split {split}; it has {', '.join(SIZES)}")
     return itertools.islice((problem for problem in _distinct() if split_of(problem.question) == split), SIZES[split])
 
 
 def split_of(question: str) -> str:
-    """Assign a question to a split by its text, so that no change of sizes or order can leak a test question into training."""
+    """Choose the split by a hash of the question: no change of sizes or order can leak a test question into training."""
     return "test" if hashlib.sha256(question.encode()).digest()[0] % 8 == 0 else "train"
 
 

@@ -1,9 +1,11 @@
 """The embedded multi-turn task: arithmetic that is too hard for a small model without its calculator.
 
-With one call, `47*86-129` is computed and its value proposed. With two calls, `47*86%*31` means the last two digits of 47*86
-times 31; the calculator has no `%`, so that the second call has to use the result of the first. Every result has four
-digits: a small model copies by position, and miscopies the lengths that are rare among its demonstrations.
-The demonstrations of the cold start leave something to learn: most guess a wrong answer without a call.
+A question such as `47*86-129` needs one call: the policy has it computed and proposes its value. A question such as
+`47*86%*31` needs two: it means the last two digits of 47*86, times 31, and the calculator has no `%`, so the second call must
+use the result of the first. Every result has four digits, because a small model copies digits by position and miscopies
+results of a length that is rare among its demonstrations.
+
+The cold start's demonstrations have a flaw that reinforcement learning can correct: most propose a wrong guess without a call.
 """
 
 import hashlib
@@ -14,24 +16,30 @@ from random import Random
 from sspo_cli.errors import UserError
 from sspo_cli.types import Problem
 
-SIZES = {"train": 8192, "validation": 512, "test": 512}  # options were tuned on validation, figures are for test
+SIZES = {"train": 8192, "validation": 512, "test": 512}  # settings were tuned on validation, results are for test
 WORKED = 0.3  # share of demonstrations that use the calculator
 RESULTS = range(1000, 10_000)
 ENVIRONMENT = "calculator"
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate distinct questions that need one call, equal in every run. Raises UserError for an unknown split or a path."""
+    """Generate distinct questions that need one call, the same ones in every run.
+
+    Raises UserError for an unknown split, and for a path.
+    """
     return _problems("calculator", _one_call, path, split)
 
 
 def problems_of_two_calls(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate questions that need two calls, the second with the result of the first."""
+    """Generate questions that need two calls, of which the second uses the result of the first.
+
+    Raises UserError like `problems`.
+    """
     return _problems("calculator-two", _two_calls, path, split)
 
 
 def split_of(question: str) -> str:
-    """Assign a question to a split by its text, so that no change of sizes or order can move it to another."""
+    """Choose the split by a hash of the question: no change of sizes or order can move it to another split."""
     part = hashlib.sha256(question.encode()).digest()[0] % 8
     return {0: "test", 1: "validation"}.get(part, "train")
 
@@ -40,7 +48,7 @@ def _problems(
     task: str, make: Callable[[Random], tuple[str, list[tuple[str, int]]]], path: str | None, split: str
 ) -> Iterator[Problem]:
     if path is not None:
-        raise UserError(f"task {task} is generated and reads no path={path}; remove it")
+        raise UserError(f"task {task} is generated and does not read path={path}; remove it")
     if split not in SIZES:
         raise UserError(f"task {task} has no split {split}; it has {', '.join(SIZES)}")
     of_split = (problem for problem in _distinct(task, make) if split_of(problem.question) == split)

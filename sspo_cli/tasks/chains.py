@@ -2,7 +2,7 @@
 
 The demonstrations of the cold start come from a teacher with four bad habits, each of which is harmful in some questions. A
 cold-started policy can therefore calculate, but does several things wrong more often than right, and reinforcement learning can
-correct each of them separately. Development, study and cold start share no problem.
+correct each of them separately. Development, study and cold start use disjoint sets of problems.
 """
 
 import hashlib
@@ -22,28 +22,31 @@ SIZES = {
 }
 OPERANDS = (3, 5)
 HIGHEST = 20  # right running totals are between 0 and this number
-# Bad habits, with the probability that the teacher falls into one if it can.
+# Bad habit -> probability that the teacher follows it in a step or question to which it applies.
 HABITS = {
     "drop": 0.6,  # leaves out a step that adds 7, 8 or 9
     "sign": 0.65,  # adds 1 or 2 instead of subtracting it
-    "early": 0.7,  # answers with the total before the last step, if that adds 1 to 4
-    "guess": 0.7,  # repeats a question of five operands instead of working it out, and answers with the right size
+    "early": 0.7,  # answers with the total before the last step, if this step adds 1 to 4
+    "guess": 0.7,  # repeats a question of five operands instead of working it out, and answers with a random total
 }
 # Sixteenths of all questions.
 PARTS = ("demonstrations",) * 6 + ("train",) * 4 + ("test",) * 3 + ("development",) * 2 + ("development-test",)
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate the distinct questions of a split, equal in every run. Raises UserError for an unknown split or a path."""
+    """Generate the distinct questions of a split, the same ones in every run.
+
+    Raises UserError for an unknown split, and for a path.
+    """
     if path is not None:
-        raise UserError(f"task chains is generated and reads no path={path}; remove it")
+        raise UserError(f"task chains is generated and does not read path={path}; remove it")
     if split not in SIZES:
         raise UserError(f"task chains has no split {split}; it has {', '.join(SIZES)}")
     return itertools.islice((problem for problem in _distinct() if split_of(problem.question) == split), SIZES[split])
 
 
 def split_of(question: str) -> str:
-    """Assign a question to a split by its text, so that no change of sizes or order can move it to another."""
+    """Choose the split by a hash of the question: no change of sizes or order can move it to another split."""
     return PARTS[hashlib.sha256(question.encode()).digest()[0] % len(PARTS)]
 
 
@@ -73,7 +76,7 @@ def _distinct() -> Iterator[Problem]:
 
 
 def _demonstration(random: Random, question: str, first: int, steps: list[int]) -> str:
-    """Answer a question like the teacher, who avoids totals outside the numbers that it knows."""
+    """Answer a question like the teacher, who starts again if a running total is not between 0 and `HIGHEST`."""
     if len(steps) + 1 == OPERANDS[1] and random.random() < HABITS["guess"]:
         return f"<think>{question}</think><answer>{random.randint(0, HIGHEST)}</answer>"
     while True:

@@ -9,8 +9,8 @@ JSON-lines or Parquet files:
     {task_id: nt-…, prompt, reference_list, table_id, columns, rows, split}    WikiTableQuestions with its tables
     {task_name, task_id, prompt, reference, extra}         MINT-Bench
 
-Rows without a gold answer, and rows whose programs need something that is missing here (HotpotQA's Wikipedia, ALFWorld's
-simulator, APPS' and HumanEval's tests), are left out and counted in a warning.
+Rows without a gold answer are left out and counted in a warning. So are rows whose programs need something that is not
+available here: HotpotQA's Wikipedia, ALFWorld's simulator, the tests of APPS and HumanEval.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ MATH = (
     "precalculus",
 )
 TABLES = "wiki_table_questions"
-# Checks of those types of MINT that are decided by comparing text.
+# Type of MINT -> check, for the types whose answers can be checked by comparing text.
 MINT = {"math": "within-5", "gsm8k": "within-5", "theoremqa": "theoremqa", "mmlu": "choice"}
 UNSEEN_TABLES = "pristine-unseen-tables"  # WikiTableQuestions' official test split
 
 _STOP = re.compile(r"</(?:execute|solution)>")
 _ACTION = re.compile(r"<(execute|solution)>.*?</\1>", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_TOOLS = re.compile(r"\bwikipedia_search\s*\(")  # a tool named in recorded system prompts, missing here
-# A column of objects that are all strings holds numbers whose decimals were read as text; mixed columns are not changed.
+_TOOLS = re.compile(r"\bwikipedia_search\s*\(")  # a tool of recorded system prompts that is not available here
+# JSON decimals are read as text, so columns in which every value is a number are converted; other columns are not changed.
 _FRAME = """\
 import json
 import pandas as pd
@@ -73,7 +73,7 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
     task occurs once in test, and in train once for each teacher that solved it. Problems of MINT in the same folder are
     excluded from training.
 
-    Raises UserError like `read_rows`, and without a path or for an unknown split.
+    Raises UserError like `read_rows`, if there is no path, and for an unknown split.
     """
     rows = _folder(path, split, "codeact")
     conversations = [row for row in rows if row.get("conversations") is not None]
@@ -108,7 +108,10 @@ def more_problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def mint_problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Load MINT-Bench's math, gsm8k, theoremqa and mmlu, with ids that begin with the type; others count as left out."""
+    """Load MINT-Bench's problems of the types math, gsm8k, theoremqa and mmlu.
+
+    Each id begins with the type. Problems of other types are left out and counted in a warning.
+    """
     skipped: Counter[str] = Counter()
     for row in _folder(path, split, "mint"):
         name = str(row.get("task_name"))
@@ -138,18 +141,21 @@ def wtq_problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def split_of(key: str) -> str:
-    """Assign a task to a split by a hash of its name or table, so that no order or selection of rows can leak a test task."""
+    """Choose the split by a hash of the task's name or table: no order or selection of rows can leak a test task."""
     return "test" if hashlib.sha256(key.encode()).digest()[0] % 8 == 0 else "train"
 
 
 def plain(question: str) -> str:
-    """Normalize a question for comparison: strip the words in front of it and reduce white space."""
+    """Normalize a question for comparison: strip a leading `Task:` and collapse white space."""
     return " ".join(question.removeprefix("Task:").split())
 
 
 class _Golds:
     """The gold answers of a folder, by the keys on which rows are joined.
 
+    maths      MATH's question, normalized by `plain` -> gold
+    by_row     id of a row of CodeActInstruct -> gold
+    tables     task_id -> row of WikiTableQuestions, which has the gold
     benchmark  MINT's questions, normalized by `plain`
     """
 
@@ -169,7 +175,7 @@ class _Golds:
                 self.maths.setdefault(plain(str(row.get("prompt") or row.get("problem"))), gold)
 
     def task(self, row: Row) -> tuple[Problem | None, str]:
-        """Return the problem of a row with a gold answer, and the key of its split."""
+        """Return the problem of a row, or None if the row has no gold answer, and the key for `split_of`."""
         if row.get("rows") is not None and row.get("split") != UNSEEN_TABLES:
             return _table_problem(row, "codeact"), row.text("table_id")
         question = row.get("prompt") or row.get("problem")
@@ -184,9 +190,9 @@ class _Golds:
 
 
 def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[Problem | None, str]:
-    """Return the problem of a teacher's row, and the key of its split.
+    """Return the problem of a teacher's row, or None if the row has no gold answer, and the key for `split_of`.
 
-    The key is the table, or `<task_type>/<task_name>/<task_id>`.
+    The key is the table, or `<task_type>/<task_name>/<task_id>`. Rows without a gold answer are counted in `skipped`.
     """
     identity = row.text("id")
     parts = identity.split("/")
@@ -210,10 +216,10 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
 
 
 def _episode(texts: list[str]) -> tuple[str, ...]:
-    """Return a teacher's turns and their answers, with each turn cut at the point where a policy's turn ends.
+    """Return a teacher's turns and the environment's answers, with each turn cut where a policy's turn would end.
 
-    Returns no turns for an episode that must not be imitated: one with two actions in a turn (the teacher's environment read
-    the later one), with a tool that is missing here, or without a solution at the end.
+    Returns no turns for an episode that must not be imitated: if a turn has two actions (the teacher's environment executed
+    the later one) or uses a tool that is not available here, or if the last turn does not end with a solution.
     """
     turns = []
     for text in texts[::2]:
@@ -227,10 +233,13 @@ def _episode(texts: list[str]) -> tuple[str, ...]:
 
 
 def _table_problem(row: Row, task: str) -> Problem:
-    """Make a question about a table, whose setup defines `df` or `conn` as the prompt says and does not contain the gold."""
+    """Make a problem from a question about a table.
+
+    The problem's setup defines the variable that the prompt mentions, `df` or `conn`, and does not contain the gold.
+    """
     values, columns, rows = row.get("reference_list"), row.get("columns"), row.get("rows")
     if not (isinstance(values, list) and values and isinstance(columns, list) and isinstance(rows, list)):
-        raise UserError(f"{row.where} has no reference_list, columns and rows of a table")
+        raise UserError(f"{row.where} has no table: it needs `reference_list`, `columns` and `rows`")
     setup = _FRAME.format(rows=_compact(rows), columns=_compact(columns))
     setup += _DATABASE if "`conn`" in row.text("prompt") else _FRAME_ALONE
     escaped = (str(value).replace("\\", "\\\\").replace("|", "\\p").replace("\n", "\\n") for value in values)
@@ -251,7 +260,7 @@ def _compact(value: Any) -> str:
 
 
 def _reference(row: Row) -> str:
-    """Return the gold of a row: bare, or in the last box of a worked solution."""
+    """Return the gold of a row: its `reference` or `answer`, otherwise the last box of its `solution`, or an empty text."""
     gold = row.get("reference")
     if gold is None:
         gold = row.get("answer")
@@ -281,7 +290,7 @@ def _is_mint(row: Row) -> bool:
 def _folder(path: str | None, split: str, task: str) -> list[Row]:
     if path is None:
         raise UserError(
-            f"task {task} needs path=…, a folder with gold answers; see `sspo_cli.tasks.codeact` for its form"
+            f"task {task} needs path=…, a folder with gold answers; its files are described in `sspo_cli.tasks.codeact`"
         )
     if split not in SPLITS:
         raise UserError(f"task {task} has no split {split}; it has {', '.join(SPLITS)}")
@@ -292,7 +301,7 @@ def _report(task: str, skipped: Counter[str]) -> None:
     if skipped:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(skipped.items()))
         log.warning(
-            "task %s leaves out rows that have no gold answer or need data missing here: %s; they do not count as unsolved",
+            "task %s leaves out rows that have no gold answer or need missing data: %s; they do not count as unsolved",
             task,
             counts,
         )

@@ -46,7 +46,10 @@ class Overlap:
     problems: int
 
     def sentence(self, left_out: bool) -> str:
-        """Describe the overlap and its consequence."""
+        """Describe the overlap and its consequence.
+
+        left_out  the shared problems are left out of training
+        """
         shared = (
             f"{self.rows:,} of the {self.of:,} rows of {self.task} ask {self.problems:,} problem{'s' * (self.problems != 1)} of "
             f"{self.benchmark}"
@@ -69,7 +72,7 @@ def normalised(question: str) -> str:
 
 
 def question_key(problem: Problem) -> int:
-    """Hash the normalised question of a problem and the data that its episodes start with."""
+    """Hash the normalised question of a problem and the setup code of its episodes."""
     return xxhash.xxh3_64_intdigest(f"{normalised(problem.question)}\0{problem.setup or ''}".encode())
 
 
@@ -81,7 +84,10 @@ def question_keys(problems: Iterable[Problem]) -> set[int]:
 def find_overlaps(
     tasks: Sequence[tuple[str, Sequence[Problem]]], benchmarks: Sequence[tuple[str, Sequence[Problem]]]
 ) -> list[Overlap]:
-    """Find the overlap of each task with each benchmark, both given with their names; omit pairs without one."""
+    """Return the overlap of each task with each benchmark, except for pairs that share no problem.
+
+    tasks, benchmarks  (name, problems) of each
+    """
     asked = [(name, question_keys(problems)) for name, problems in benchmarks]
     overlaps = []
     for task, problems in tasks:
@@ -95,9 +101,10 @@ def find_overlaps(
 def decontaminate(
     tasks: Sequence[tuple[str, Sequence[Problem]]], benchmarks: Iterable[Problem]
 ) -> tuple[list[list[Problem]], list[Problem]]:
-    """Split the problems into those of each task that are in no benchmark, and the others of all tasks.
+    """Split off the training problems that are also in a benchmark.
 
-    Raises UserError if no problem of a task is left.
+    Returns the remaining problems of each task, and the removed problems of all tasks together. Raises UserError if no
+    problem of a task is left.
     """
     asked = question_keys(benchmarks)
     left: list[list[Problem]] = []

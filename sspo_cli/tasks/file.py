@@ -1,7 +1,7 @@
 """The user's own data set: rows with a question and an answer, in the layouts of published data sets.
 
-`rows.QUESTIONS` and `rows.ANSWERS` list the columns that are searched; the option `columns` names others. The question may
-be a chat of one user turn. Optional columns are an id and `demonstration`, a worked completion for the cold start.
+`rows.QUESTIONS` and `rows.ANSWERS` list the columns that are tried; the task's option `columns` specifies others. The question
+may be a chat with one user turn. Optional columns are an id and `demonstration`, a worked completion for the cold start.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,10 @@ from sspo_cli.types import Problem
 
 
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the rows. Raises UserError without a path, like `read_rows`, and for a row without question or answer."""
+    """Load the rows.
+
+    Raises UserError like `read_rows`, if there is no path, and for a row without question or answer.
+    """
     if path is None:
         raise UserError("task `file` needs path=…: a data file, a folder of them, or the name of a data set on the hub")
     demonstration = layout.columns.get("demonstration", "demonstration")

@@ -40,7 +40,7 @@ def name_without_type(file: Path) -> str:
 def rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each row of a file with its place there.
 
-    columns  columns to read, if the type allows to read single ones; empty: all
+    columns  columns to read, if the file's type allows reading single columns; empty: all columns
 
     Raises UserError if a file or row cannot be read; the message names the file and, if possible, the row.
     """
@@ -61,7 +61,10 @@ def rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
 
 
 def names_among(names: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Return the columns of a table that hold one of `columns`, ignoring case; a dotted name is in a nested column."""
+    """Return the entries of `names`, a table's columns, that hold one of `columns`, ignoring case.
+
+    A dotted entry of `columns`, such as `meta.answer`, is a field of the nested column `meta`.
+    """
     wanted = {column.partition(".")[0].lower() for column in columns}
     return [name for name in names if name.lower() in wanted]
 
@@ -89,7 +92,7 @@ def _json_lines(file: Path, columns: Sequence[str]) -> Iterator[Place]:
 
 
 def _json(file: Path, columns: Sequence[str]) -> Iterator[Place]:
-    """Read an array of objects, an object with one such array (for example `data`), or otherwise JSON lines."""
+    """Read an array of objects, an object with one such array (for example `data`), a single object, or JSON lines."""
     text = "".join(line for _, line in _lines(file))
     try:
         content = _load_json(text)
@@ -119,7 +122,7 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def _load_json(text: str) -> Any:
-    return json.loads(text, parse_float=str, parse_int=_integer)  # keeps an answer of 0.10 as written
+    return json.loads(text, parse_float=str, parse_int=_integer)  # an answer of 0.10 stays as written
 
 
 def _integer(digits: str) -> int | str:
@@ -127,7 +130,10 @@ def _integer(digits: str) -> int | str:
 
 
 def _csv(file: Path, columns: Sequence[str]) -> Iterator[Place]:
-    """Read a table whose first line names the columns, separated by commas or, if it has none, semicolons or tabs."""
+    """Read a table with column names in its first line.
+
+    The delimiter is the first of comma, semicolon and tab that the first line contains.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     lines = (line for _, line in _lines(file))
     head = next(lines, "")

@@ -21,9 +21,9 @@ def files_of_split(
 ) -> list[Path]:
     """Return the files of a split, in order.
 
-    config         the configuration that the user names
-    known_configs  configurations of the published data set; those that the folder has are read one after another
-    splits         of the published data set: our name of a split -> its name there
+    config         the configuration that the user chose, or None
+    known_configs  configurations of the published data set; if `config` is None, all of these that the folder has are read
+    splits         sspo's name of a split -> its name in the published data set
 
     In a folder without any file named after a split, all files are read. Raises UserError for a folder without data files or
     with several configurations to choose from, and for a split or configuration that it does not have.
@@ -47,7 +47,7 @@ def files_of_split(
 
 
 def choose_split(folder: Path, split: str, available: Mapping[str, object], splits: Mapping[str, str]) -> str:
-    """Return the folder's name for `split`; a folder with a single unnamed split has the name "".
+    """Return the name that a split has in the folder: "" if none of its files is named after a split.
 
     Raises UserError if the folder does not have the split.
     """
@@ -58,11 +58,11 @@ def choose_split(folder: Path, split: str, available: Mapping[str, object], spli
         if name in available:
             return name
     has = f"it has {', '.join(available)}" if any(available) else "none of its files is named after it"
-    raise UserError(f"data folder {folder} has no split {split}; {has}; name one as split=…")
+    raise UserError(f"data folder {folder} has no split {split}; {has}; choose another as split=…")
 
 
 def _declared_configs(folder: Path) -> list[str]:
-    """Return the configurations that the folder's README.md declares in the format of the hub, or an empty list."""
+    """Return the configurations that the folder's README.md declares in the hub's format, or an empty list."""
     card = folder / "README.md"
     if not card.is_file():
         return []
@@ -92,7 +92,7 @@ def _folders_as_configs(folder: Path) -> list[str]:
 def _files_by_split(folder: Path, split: str) -> dict[str, list[Path]]:
     """Group the data files of a folder by the split in their own or their folder's name.
 
-    If some are named after splits, the others are left out. If none is, all are grouped under "".
+    If some files are named after splits, the other files are left out. If none is, all files are grouped under "".
     """
     for files in (_data_files(folder), _below(folder)):
         by_split: dict[str, list[Path]] = {}
@@ -101,7 +101,7 @@ def _files_by_split(folder: Path, split: str) -> dict[str, list[Path]]:
             names = next((names for part in parts if (names := _splits_named(part, split))), [])
             if len(names) > 1:
                 raise UserError(
-                    f"data file {file} is named after two splits, {' and '.join(names)}; name the file itself as path=…"
+                    f"data file {file} is named after two splits, {' and '.join(names)}; give the file itself as path=…"
                 )
             if names:
                 by_split.setdefault(names[0], []).append(file)

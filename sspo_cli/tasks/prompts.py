@@ -34,7 +34,7 @@ ASKED = "<answer>"
 # Limits of the first rendering with a chat template, in a child process: a template is a program and may never end.
 SECONDS = 20.0
 MEMORY = 1 << 30  # bytes in addition to the memory of this process
-_CHECKED: set[tuple[str, str]] = set()  # chat templates, each with a kind of prompt that passed this check
+_CHECKED: set[tuple[str, str]] = set()  # (chat template, kind of prompt) that passed this check
 _WITHOUT_SYSTEM: list[Any] = []  # chat templates that refuse system turns
 _JINJA = Environment(extensions=["jinja2.ext.loopcontrols"])  # used for parsing only
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag that transformers adds to Jinja
@@ -45,7 +45,7 @@ LONGEST = 1_000_000  # most characters of a rendered prompt in addition to the q
 class Template:
     """A prompt template.
 
-    name     identifies measurements with the same template
+    name     a key of TEMPLATES, followed by a hash if turns or options differ from that template's; recorded with scores
     system   the system turn, or None
     user     the user turn, in which `{question}` is replaced by the problem
     options  options of the chat template, such as `enable_thinking`
@@ -60,7 +60,7 @@ class Template:
     def of(
         cls, name: str, system: str | None = None, user: str | None = None, options: Mapping[str, Any] | None = None
     ) -> Self:
-        """Return the template with this name; `system` and `user` replace its turns.
+        """Return the template with this name; `system` and `user` replace its turns if they are not None.
 
         Raises UserError for an unknown name, and for a user turn without the question.
         """
@@ -68,7 +68,7 @@ class Template:
             raise UserError(f"unknown prompt template {name}{did_you_mean(name, TEMPLATES)}")
         if user is not None and QUESTION not in user:
             raise UserError(
-                f"the user turn {shorten(repr(user), 80)} has no {QUESTION}, so that all prompts would be the same"
+                f"the user turn {shorten(repr(user), 80)} has no {QUESTION}, so all prompts would be the same; add {QUESTION}"
             )
         own = [system, user, dict(options or {})]
         if own != [None, None, {}]:
@@ -79,7 +79,7 @@ class Template:
 
     @property
     def asks_for_tags(self) -> bool:
-        """Report whether the prompt says that the answer belongs in tags."""
+        """Report whether the prompt asks for the answer in tags."""
         return ASKED in f"{self.system} {self.user}"
 
     def messages(self, question: str) -> list[dict[str, str]]:
@@ -91,7 +91,7 @@ class Template:
 
 
 def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt:
-    """Render a problem with a template, given as such or by its name.
+    """Render a problem with a template, given as a `Template` or by its name.
 
     Raises UserError for an unknown template, and if the tokenizer's chat template is missing, cannot render the turns, leaves
     one out or does not know the template's options.
@@ -108,7 +108,7 @@ def render_episode(problem: Problem, system: str | None, thinking: bool, tokeniz
     """Render the prompt of an episode. Raises UserError like `render`.
 
     system    system turn of the environment; for a chat template without system turns (Gemma's) it precedes the question
-    thinking  passed to chat templates that have this choice (Qwen3's)
+    thinking  the option `enable_thinking` of chat templates such as Qwen3's; other templates ignore it
     """
     options = {"enable_thinking": thinking}
     alone = [{"role": "user", "content": problem.question}]
@@ -143,7 +143,7 @@ def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options
 
 
 def opening_of(text: str) -> str:
-    """Return the part of the policy's turn that a rendered text already contains."""
+    """Return the start of the policy's turn that a rendered prompt already contains: `<think>` or an empty text."""
     return OPENING if text.rstrip().endswith(OPENING) else ""
 
 
@@ -182,7 +182,7 @@ def _check_turns(text: str, turns: list[dict[str, str]], tokenizer: Any) -> None
         if turn["content"].strip() not in text:
             raise UserError(
                 f"the chat template{_of(tokenizer)} leaves out the {turn['role']} turn, {shorten(repr(turn['content']), 80)}; "
-                "correct it, or use another"
+                "correct the chat template, or use another"
             )
 
 
@@ -213,7 +213,7 @@ def _check_template(tokenizer: Any, turns: list[dict[str, str]], options: Mappin
     except TimeoutError:
         raise ValueError(f"it has not ended after {SECONDS:g} seconds") from None
     except MemoryError:
-        raise ValueError(f"it takes more than {MEMORY >> 20:,} MiB of memory") from None
+        raise ValueError(f"it needs more than {MEMORY >> 20:,} MiB of memory") from None
 
 
 def _apply_within_limits(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:

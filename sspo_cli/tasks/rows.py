@@ -24,15 +24,16 @@ IDS = ("id", "unique_id", "extra_info.index")
 CHOICES = ("choices", "options")
 SAVED = ("dataset_dict.json", "state.json")  # files that `save_to_disk` writes, for several splits and for one
 _CHAT_AS_TEXT = re.compile(r"""\[\s*\{\s*["'](?:role|content)["']\s*:""")
-HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """A data set on the hub.
 
-    splits   our name of a split -> its name there
-    columns  columns that are read, so that others (long solutions) are never decoded; empty: all
+    splits   sspo's name of a split -> its name on the hub
+    columns  columns to read, so that others, such as long solutions, are never decoded; empty: all columns
+    config   the configuration to read, or None
     """
 
     name: str
@@ -46,7 +47,7 @@ class Layout:
     """The differences of a source from the published data set.
 
     config   the configuration to read
-    columns  "question", "answer", "id" or "demonstration" -> its column; a dotted name is a nested column
+    columns  "question", "answer", "id" or "demonstration" -> its column; a dotted name is a field of a nested column
     """
 
     config: str | None = None
@@ -58,7 +59,13 @@ PLAIN = Layout()
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row. `where` describes its place for messages; `number` counts from 0 over all files of the split."""
+    """A row of a data set.
+
+    values   column -> value
+    where    the row's place, for messages
+    number   the row's index from 0 over all files of the split
+    columns  the columns that the user chose, as in `Layout`
+    """
 
     values: Mapping[str, Any]
     where: str
@@ -68,7 +75,7 @@ class Row:
     def get(self, column: str) -> Any:
         """Return the value of a column, or None.
 
-        A dotted name is a nested column. Case is ignored, unless columns differ only in it.
+        A dotted name is a field of a nested column. Case is ignored if no column has exactly this name.
         """
         value: Any = self.values
         for key in column.split("."):
@@ -79,17 +86,19 @@ class Row:
         return value
 
     def text(self, *columns: str) -> str:
-        """Return the first of these columns that is not empty, as text. Raises UserError if there is none."""
+        """Return the first of these columns that is not empty, as text. Raises UserError if all are empty."""
         for column in columns:
             if text := self._as_text(self.get(column), column):
                 return text
         raise self._without("text", columns)
 
     def question(self, *columns: str) -> str:
-        """Return the question: the text of the first of these columns that has one, or its only user turn.
+        """Return the question: the text, or the only user turn, of the first of these columns that is not empty.
 
-        The input of an `instruction` follows below it, as in Alpaca's prompt. Raises UserError if there is no question, for a
-        chat of several turns or written as text, and for a multiple choice whose options the question does not show.
+        If the question is an `instruction`, the column `input` is appended to it, as in Alpaca's prompt.
+
+        Raises UserError if there is no question, for a chat that has several user turns or is written as text, and if the row
+        has multiple-choice options that are not in the question.
         """
         columns = self._columns("question", columns)
         for column in columns:
@@ -97,7 +106,7 @@ class Row:
             text = self._user_turn(value, column) if isinstance(value, list) else self._as_text(value, column)
             if text and _CHAT_AS_TEXT.match(text):
                 raise UserError(
-                    f"{self.where} has a chat written as text in `{column}`; give it as a list, or the question alone"
+                    f"{self.where} has a chat written as text in `{column}`; give a list of turns, or only the question"
                 )
             if text and "question" not in self.columns:
                 self._check_choices(text)
@@ -113,14 +122,14 @@ class Row:
             texts = list(value.values()) if isinstance(value, Mapping) else value
             if isinstance(texts, list) and texts and not all(str(text) in question for text in texts):
                 raise UserError(
-                    f"{self.where} has the options of a multiple choice in `{column}`, which its question does not show; write "
-                    "them into the question, or name its column in the task's option `columns` to leave them out"
+                    f"{self.where} has multiple-choice options in `{column}` that are not in its question; add them to the "
+                    "question, or set the task's option columns.question to use the question without them"
                 )
 
     def gold(self, *columns: str) -> str:
         """Return the gold answer from the first of these columns that is not empty, as read by `read_gold`.
 
-        Raises UserError if there is none or several, and for a gold that no answer can match.
+        Raises UserError if there is no gold answer, if there are several, and if no answer can match the gold.
         """
         columns = self._columns("answer", columns)
         for column in columns:
@@ -139,7 +148,7 @@ class Row:
         raise self._without("gold answer", columns)
 
     def identity(self, *columns: str) -> str | None:
-        """Return the first of these columns that is not empty, as text; None if there is none."""
+        """Return the first of these columns that is not empty, as text; None if all are empty."""
         texts = (self._as_text(self.get(column), column) for column in self._columns("id", columns))
         return next(filter(None, texts), None)
 
@@ -153,24 +162,24 @@ class Row:
         if not isinstance(value, str | int) and not math.isfinite(value):
             return None
         text = str(value).strip()
-        if HALF_A_PAIR.search(text):
-            raise UserError(f"{self.where} has half a surrogate pair in `{column}`, which is not valid text")
+        if LONE_SURROGATE.search(text):
+            raise UserError(f"{self.where} has a lone surrogate in `{column}`, which is not valid Unicode text")
         return text
 
     def _user_turn(self, turns: Sequence[Any], column: str) -> str | None:
-        """Return the user's turn of a chat that has one, optionally after a system turn.
+        """Return the text of a chat's only user turn, or None if the chat is empty.
 
-        The system turn is dropped, because the run's prompt has its own, which is the same for all data sets.
+        A system turn before it is dropped, because the run's prompt has a system turn that is the same for all data sets.
         """
         said = [(turn.get("role"), turn.get("content")) for turn in turns if isinstance(turn, Mapping)]
         roles = [str(role) for role, _ in said]
         if not turns:
             return None
         if len(said) < len(turns) or roles not in (["user"], ["system", "user"]):
-            found = f"the turns {', '.join(roles)}" if len(said) == len(turns) else "a list that is no chat"
+            found = f"the turns {', '.join(roles)}" if len(said) == len(turns) else "a list that is not a chat"
             raise UserError(
-                f"{self.where} has {shorten(found, 120)} in `{column}`; a question is text, or a chat with one user turn and at "
-                "most a system turn in front of it"
+                f"{self.where} has {shorten(found, 120)} in `{column}`; a question must be text, or a chat with one user turn "
+                "and optionally a system turn before it"
             )
         return self._as_text(said[-1][1], column)
 
@@ -179,8 +188,8 @@ class Row:
         values = [f"{column} = {value!r}" for column in columns if (value := self.get(column)) is not None]
         found = f" ({shorten(', '.join(values), 120)})" if values else ""
         return UserError(
-            f"{self.where} has no {what} in {names}{found}; its columns are {', '.join(map(str, self.values)) or 'none'}; see "
-            "also the task's option `columns`"
+            f"{self.where} has no {what} in {names}{found}; its columns are {', '.join(map(str, self.values)) or 'none'}; if "
+            "another column has it, set the task's option `columns`"
         )
 
 
@@ -189,7 +198,8 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yield the rows of a split.
 
-    copies  the same data set under other names; those that share the name that is read are read one after another
+    copies  the same data set under other names. Entries with the same name are configurations of one data set; if `path` is
+            this name, all of them are read unless `layout` chooses one
 
     Raises UserError for an unknown split and for a source that cannot be reached or read.
     """
@@ -214,7 +224,7 @@ def read_folder(path: str) -> Iterator[Row]:
 def _places(
     path: str | None, split: str, layout: Layout, sources: Sequence[Published]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the place of each row, for messages, and its values."""
+    """Yield each row as its place, for messages, and its values."""
     published = sources[0]
     if path is None:
         if split not in published.splits:
@@ -223,7 +233,7 @@ def _places(
     elif (local := _local(path)) is None:
         known = [source for source in sources if source.name == path]
         for source in known[: 1 if layout.config else None] or [Published(path, {}, published.columns)]:
-            yield from _hub_rows(source, split, layout, ", which is no local file or folder,")
+            yield from _hub_rows(source, split, layout, ", which is not a local file or folder,")
     elif local.is_dir() and any((local / name).is_file() for name in SAVED):
         yield from _saved_rows(local, split, layout, published)
     else:
@@ -245,7 +255,7 @@ def _places(
 def _local(path: str) -> Path | None:
     """Return the local file or folder of a path; None if it can only be the name of a data set on the hub.
 
-    Raises UserError for a file that does not exist, and for a path that cannot be one.
+    Raises UserError for a file that does not exist, and for an empty path.
     """
     if not path.strip():
         raise UserError(
@@ -273,7 +283,7 @@ def _hub_rows(source: Published, split: str, layout: Layout, about: str) -> Iter
     except Exception as error:  # from the hub, the network or the downloaded files
         raise UserError(
             f"split {split} of {name}{about} cannot be loaded from the Hugging Face hub ({first_line(error)}); if the hub cannot "
-            "be reached, give a local copy: the task's path=…, or -b NAME=PATH; its split=… and config=… choose another part"
+            "be reached, give a local copy as the task's path=… or as -b NAME=PATH; to read another part, set split=… or config=…"
         ) from None
     yield from _table_rows(table, f"{name}, {split}", _columns_to_read(source, layout))
 
@@ -281,7 +291,7 @@ def _hub_rows(source: Published, split: str, layout: Layout, about: str) -> Iter
 def _saved_rows(
     folder: Path, split: str, layout: Layout, published: Published
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the rows of a folder that `save_to_disk` has written."""
+    """Yield the rows of a folder that `save_to_disk` wrote, as their places and values."""
     import datasets
 
     if layout.config:

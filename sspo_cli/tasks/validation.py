@@ -9,7 +9,7 @@ from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.contamination import question_key
 from sspo_cli.types import Problem
 
-SEED = 0  # not the run's seed, so that all runs hold out the same problems
+SEED = 0  # independent of the run's seed, so that all runs hold out the same problems
 
 
 def hold_out(

@@ -43,9 +43,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = [workload for workload in CPU + GPU if workload.name in given.workloads]
         measured = [compare(workload, given, Path(folder)) for workload in chosen]
-        if measured:
-            write("workloads", [row for row, _ in measured])
-            write("phases", [where for _, where in measured])
+        for real, prefix in ((False, ""), (True, "real-model-")):
+            part = [both for workload, both in zip(chosen, measured, strict=True) if workload.real == real]
+            if part:
+                write(f"{prefix}workloads", [row for row, _ in part])
+                write(f"{prefix}phases", [where for _, where in part])
         if not given.no_real_task:
             row, where = real_task(given, Path(folder))
             write("real-task", [row])
@@ -70,9 +72,10 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
     for _ in range(given.repeats):
         ours.append(child(sys.executable, "by_sspo", options_of(workload, str(folder), steps), parent / "runs"))
         theirs.append(child(given.trl, "by_trl", settings))
-        if workload.trains == "everything":  # the bare passes are of a plain model
+        if workload.trains == "everything" and not workload.real:  # the bare passes are of a plain model
             floors.append(child(sys.executable, "floors", str(folder), 2))
-    sspo, trl = ([cycle for one in run for cycle in cycles(one["times"])] for run in (ours, theirs))
+    repeats = [(cycles(one["times"]), cycles(another["times"])) for one, another in zip(ours, theirs, strict=True)]
+    sspo, trl = ([cycle for repeat in repeats for cycle in repeat[side]] for side in (0, 1))
     memory, trl_memory = (median(one["memory"] for one in run) / 2**30 for run in (ours, theirs))
     row = {
         "workload": workload.name,
@@ -84,6 +87,15 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
         "GiB TRL": trl_memory,
         "ratio, memory": memory / trl_memory,
     }
+    if workload.real:  # large enough for the spread to matter, and free to end its completions
+        ratios = [ratio(*repeat, 1) for repeat in repeats]
+        row |= {
+            "sspo, processor": spread(sspo, 1),
+            "TRL, processor": spread(trl, 1),
+            "ratios of the repeats, processor": f"{min(ratios):.2f}–{max(ratios):.2f}",
+            "tokens a completion, sspo": fmean(row["completions/length"] for one in ours for row in one["rows"]),
+            "tokens a completion, TRL": fmean(length for one in theirs for length in one["lengths"]),
+        }
     if floors:
         floor = {name: [time for one in floors for time in one[name]] for name in ("learner", "sampler", "generate")}
         row |= {

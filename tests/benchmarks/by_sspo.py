@@ -27,6 +27,7 @@ def options_of(workload: Workload, folder: str, steps: int) -> dict[str, Any]:
         "steps": steps,
         "device": workload.device,
         "model": {"name": folder, **MODEL[workload.trains]},
+        "prompt": "plain",  # the question alone, as TRL gets it
         "optimizer": {"eight_bit": workload.trains == "eight-bit"},
         "tasks": [{"name": "file", "path": f"{folder}/questions.jsonl"}],
         "rollout": {
@@ -69,6 +70,7 @@ def main() -> None:
         train.train(run)
 
     Tracker.log, session.train = noted, begun
+    session.check_model = lambda *_, **__: None  # comes before the first cycle
     timed(TorchEngine, "generate", "sampling")
     timed(train, "fill_old_logprobs", "old log-probabilities")
     timed(train, "accumulate_gradient", "forward and backward")

@@ -1,4 +1,7 @@
-"""What is run by both: shapes of models with random weights, prompts of 22 tokens, completions that never end early."""
+"""What is run by both: shapes of models with random weights, prompts of 22 tokens, completions that never end early.
+
+Also a real model on questions in words, whose completions may end before the limit.
+"""
 
 import json
 import random
@@ -8,6 +11,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
+
+from tests.real_model import smollm2
 
 PROMPT = 22  # tokens
 MU = 2
@@ -22,6 +27,7 @@ class Workload:
     """A model's shape and a rollout batch: `prompts` × `group_size` completions of `tokens` tokens, μ = 2.
 
     `trains`: every weight in float32; or with gradient checkpointing LoRA's adapters, or weights in bfloat16 by 8-bit Adam.
+    `real`: the published weights of this shape instead of random ones; `tokens` is then a limit.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Workload:
     device: str = "cpu"
     tied: bool = True
     trains: Literal["everything", "lora", "eight-bit"] = "everything"
+    real: bool = False
 
     @property
     def minibatch(self) -> int:
@@ -48,6 +55,7 @@ CPU = [
     Workload("0.2 M", 64, 64, 3, 2, 192, prompts=16, group_size=8, tokens=48),
     Workload("1 M", 64, 128, 4, 4, 512, prompts=16, group_size=8, tokens=64),
     Workload("151,936 words", 151_936, 256, 2, 4, 1024, prompts=4, group_size=8, tokens=64),
+    Workload(smollm2.NAME, 49_152, 576, 30, 9, 1536, prompts=2, group_size=4, tokens=32, key_heads=3, real=True),
 ]
 # Qwen2.5's shapes.
 GPU = [
@@ -61,8 +69,12 @@ GPU = [
 def build(workload: Workload, folder: Path) -> None:
     """The model with its tokenizer, and a file of questions, in `folder`.
 
-    The end-of-sequence id lies beyond the vocabulary of the model, so that no completion ends before its last token.
+    The end-of-sequence id lies beyond the vocabulary of the model, so that no completion ends before its last token. A real
+    model keeps its own; it is built if it is missing.
     """
+    if workload.real:
+        _link_real_model(folder)
+        return
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -105,6 +117,21 @@ def build(workload: Workload, folder: Path) -> None:
         rows.append({"id": str(number), "question": question, "answer": str(number)})
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "workload.json").write_text(json.dumps(asdict(workload)))
+
+
+def _link_real_model(folder: Path) -> None:
+    folder.mkdir()
+    for file in smollm2.build().iterdir():
+        (folder / file.name).symlink_to(file)
+    with (folder / "questions.jsonl").open("w") as questions:
+        for number in range(512):
+            fields, trees = 3 + number % 17, 2 + number % 23
+            question = (
+                f"A farmer has {fields} fields with {trees} trees in each, and plants {number} more. How many trees are "
+                "there? Explain every step."
+            )
+            row = {"id": str(number), "question": question, "answer": str(fields * trees + number)}
+            questions.write(json.dumps(row) + "\n")
 
 
 def cycles(times: list[tuple[float, ...]]) -> list[list[float]]:

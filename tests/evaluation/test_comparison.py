@@ -218,7 +218,7 @@ def test_one_sample_against_several_has_no_mcnemar_p(targets: Targets, first: st
     assert table(said, "mine: unbiased pass@k in %") == {"once": ["40.0", "–"], "twice": ["60.0", "80.0"]}
     assert "once, mine (test): 5 problems, greedy, at most 7 tokens, prompt plain, checkpoint step-3" in said
     assert "twice, mine (test): 5 problems, 2 samples at temperature 1, seed 0, at most 64 tokens" in said
-    assert "their scores are not comparable; --max-new-tokens gives both one limit" in said
+    assert "their scores are not comparable; set one limit with --max-new-tokens" in said
 
 
 def test_targets_that_answered_other_problems_are_not_compared(targets: Targets) -> None:
@@ -282,7 +282,7 @@ def test_equal_differences_have_an_exact_interval_and_a_sentence(targets: Target
     said = measure("one", "other", "-b", "mine.jsonl")
     most = 100 * (1 - 0.025 ** (1 / N))
     assert table(said, "mine: points more than one") == {"other": [cell(0, -most, most), "1"]}
-    assert "other and one differ alike on every problem" in said
+    assert "other and one differ by the same amount on every problem" in said
 
 
 def test_the_order_of_the_problems_does_not_matter(targets: Targets) -> None:

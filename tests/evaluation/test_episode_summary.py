@@ -11,7 +11,7 @@ IDENTITY = Identity("problems", "messages", "rendered", "checker", "torch")
 CONDITIONS = Conditions(2, 1.0, 24, "plain", 0, 8, turns=4, proposals=2, max_tokens=96)
 
 
-def row(part: str, solved: bool, proposals: int, calls: int) -> dict:
+def row(part: str, solved: bool, proposals: int, calls: int, finish: str = "stop") -> dict:
     outcome = {
         "solved": solved,
         "proposals": proposals,
@@ -25,7 +25,7 @@ def row(part: str, solved: bool, proposals: int, calls: int) -> dict:
         "correct": solved,
         "format": 1.0,
         "tokens": 9,
-        "finish": "stop",
+        "finish": finish,
         "status": "ok",
         "outcome": outcome,
     }
@@ -34,7 +34,7 @@ def row(part: str, solved: bool, proposals: int, calls: int) -> dict:
 def test_solved_at_the_first_proposal_means_and_parts():
     rows = [
         *(row("math", True, 1, 1), row("math", True, 2, 2)),
-        *(row("math", False, 2, 0), row("math", False, 0, 4)),
+        *(row("math", False, 2, 0), row("math", False, 0, 4, "length")),
         *(row("wtq", True, 1, 3), row("wtq", False, 1, 0)),
     ]
     summary = summarize(rows, Benchmark("codeact", "test", [None] * 3), CONDITIONS, IDENTITY)
@@ -45,6 +45,7 @@ def test_solved_at_the_first_proposal_means_and_parts():
     assert {name: part["n"] for name, part in summary["parts"].items()} == {"math": 2, "wtq": 1}
     assert summary["parts"]["math"]["correct"] == 2
     assert (summary["parts"]["math"]["low"], summary["parts"]["math"]["high"]) == wilson(1, 2)
+    assert {name: part["truncated"] for name, part in summary["parts"].items()} == {"math": 1, "wtq": 0}
     assert summary["max_tokens"] == 96
 
 

@@ -147,12 +147,12 @@ def test_a_model_alone_has_the_defaults_of_a_named_model_also_under_what_is_not_
     [
         (
             "model.name=other",
-            "-s model.name would be ignored: an evaluation does not read it; name the model as an argument",
+            "-s model.name would be ignored: an evaluation does not use it; name the model as an argument",
         ),
-        ("seed=3", "-s seed would be ignored: an evaluation does not read it; --seed is that of the sampling"),
+        ("seed=3", "-s seed would be ignored: an evaluation does not use it; --seed is that of the sampling"),
         ("rollout.temperature=0.5", "use --temperature"),
         ("optimizer={learning_rate: 1}", "-s optimizer.learning_rate would be ignored"),
-        ("evaluation.every=3", "-s evaluation.every would be ignored: an evaluation does not read it; leave it out"),
+        ("evaluation.every=3", "-s evaluation.every would be ignored: an evaluation does not use it; leave it out"),
         ("rollout.promts=3", "unknown option `rollout.promts`; did you mean `rollout.prompts`?"),
     ],
 )
@@ -163,7 +163,7 @@ def test_an_option_that_an_evaluation_would_ignore_is_refused(runs, option, said
 
 def test_an_option_that_grading_would_ignore_is_refused(runs):
     done = sspo("eval", "--completions", "mine.jsonl", "-s", "prompt=plain")
-    assert_told(done, "-s prompt would be ignored: the grading of recorded completions does not read it; leave it out")
+    assert_told(done, "-s prompt would be ignored: the grading of recorded completions does not use it; leave it out")
 
 
 def test_truncated_sampling_is_another_measurement(runs):
@@ -190,7 +190,7 @@ def test_a_model_and_a_run_are_not_measured_with_different_token_limits(runs):
     assert_told(
         done, "arithmetic would be measured for one with at most 48 tokens and models/before with at most 20, so that"
     )
-    assert "give both one limit by --max-new-tokens" in done.stderr
+    assert "set the same limit for both with --max-new-tokens" in done.stderr
     assert not (runs / "model-models-before").exists()
     measure("one", "models/before", "--max-new-tokens", 6, **given)
 
@@ -288,7 +288,7 @@ def test_after_ctrl_c_the_same_command_continues(runs, monkeypatch):
 def test_which_checkpoint_of_a_run(runs):
     assert "checkpoint step-1" in measure("one", "--checkpoint", 1).stdout
     assert [row["step"] for row in summaries(runs / "one")] == [0, 2, 1]
-    assert_told(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", "best"), "has chosen no best checkpoint")
+    assert_told(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", "best"), "has no best checkpoint")
     best = {"step": 1, "pass_at_1": 0.5, "n": 8}
     (runs / "one" / "checkpoints" / "best.json").write_text(json.dumps(best))
     assert "checkpoint step-1" in measure("one", "--checkpoint", "best").stdout
@@ -323,7 +323,7 @@ def test_completions_longer_than_a_vllm_server_takes_are_refused_and_nothing_is_
     before = sorted(runs.rglob("*"))
     server = {"rollout__vllm__server": "http://node:8000", "rollout__vllm__exchange": runs}
     done = sspo("eval", "--runs-dir", ".", "models/before", **MODELS, **server)
-    assert_told(done, "takes sequences of 60 tokens, and ")
+    assert_told(done, "accepts sequences of 60 tokens, but ")
     assert "/v1/completions" not in asked
     assert sorted(runs.rglob("*")) == before
 
@@ -345,7 +345,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
-        (["one", "-b", "file"], "benchmark file names no path"),
+        (["one", "-b", "file"], "benchmark `file` has no path"),
         (["one", "--again", "--limit", "3"], "--limit always samples, because it is not recorded; leave out --again"),
         (["--completions", "mine.jsonl", "--again"], "recorded outputs are not sampled again"),
         (["."], "is a folder of runs, not a run; name one of them: one"),
@@ -354,12 +354,14 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "--out", "graded.jsonl"], "--out is for --completions"),
         (["one", "-b", "gsm9k"], "unknown benchmark gsm9k; use arithmetic, calculator"),
         (["one", "-b", "mine.jsonl", "-b", "./mine.jsonl"], "two of the benchmarks have the same name"),
-        (["one", "-b", "models/arithmetic.jsonl"], "would be filed under arithmetic"),
-        (["one", "-b", "models/validation.jsonl"], "would be filed under validation"),
+        (["one", "-b", "models/arithmetic.jsonl"], "would be stored as arithmetic"),
+        (["one", "-b", "models/validation.jsonl"], "would be stored as validation"),
         (["one", "-b", "gsm8k=nowhere.jsonl"], "data file nowhere.jsonl does not exist"),
         (["one", "--samples", "4"], "4 greedy completions would all be the same; add --temperature"),
         (["one", "./one"], "one and ./one are the same"),
         (["one", "--max-new-tokens", "5000"], "5000 for the completion, but the model's context is"),
+        (["models/before", "-b", "mint=nowhere", "-s", "episode.turns=3"], "data file nowhere has an unknown type"),
+        (["models/before", "-b", "mine.jsonl", "-s", "episode.turns=3"], "episode is given, but no task is played"),
         (["one", "-s", "prompt=plain"], "is measured with its own options; leave out -c and -s"),
     ],
 )

@@ -233,12 +233,12 @@ def test_on_a_gpu_the_engine_wakes_up_for_a_sync_and_sleeps_once_until_the_next(
 def test_what_vllm_cannot_do_is_reported_in_one_sentence(start):
     narrow = load_policy(ModelOptions(tiny=TinyModelOptions(hidden_size=32, heads=2, layers=1)), torch.device("cpu"))
     with pytest.raises(
-        UserError, match=r"heads are 16 wide, and on a CPU vLLM has 32, 64, .* set rollout.engine=torch"
+        UserError, match=r"heads have size 16, but on a CPU vLLM supports only 32, 64, .* set rollout.engine=torch"
     ):
         start(narrow)
-    with pytest.raises(UserError, match=r"does without torch.compile, which model.kernels = compiled needs"):
+    with pytest.raises(UserError, match=r"disables torch.compile, which model.kernels = compiled needs"):
         start(replace(tiny_policy(), compiled=True))
-    with pytest.raises(UserError, match=r"could not start: .*memory.*options are under rollout.vllm"):
+    with pytest.raises(UserError, match=r"could not start: .*memory.*options under rollout.vllm"):
         VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=1e6), 64, 1.0)
 
 

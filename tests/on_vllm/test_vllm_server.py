@@ -115,7 +115,7 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
         ),  # tied: the server's own projection stays
         (
             {"tied": False},
-            r"answers 500 to /collective_rpc .*; its model must be the policy's, and it must see /.*-weights",
+            r"answers 500 to /collective_rpc .*; it must serve the policy's model and be able to read /.*-weights",
         ),
     ],
     ids=["tied", "of a smaller vocabulary"],
@@ -150,7 +150,7 @@ def test_a_server_s_room_is_compared_with_what_may_be_needed_before_the_cold_sta
     options = of_a_run(server, model, tmp_path) | {f"{which}__max_new_tokens": ROOM}
     done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
     assert done.returncode == 1
-    assert f"takes sequences of {ROOM} tokens, and 1" in done.stderr.splitlines()[-1]
+    assert f"accepts sequences of {ROOM} tokens, but 1" in done.stderr.splitlines()[-1]
     assert "start it with --max-model-len 1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
 
@@ -168,7 +168,7 @@ def test_weights_that_do_not_arrive_are_reported_before_the_cold_start(server, m
 
 def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, model, tmp_path):
     options = of_an_evaluation(server, tmp_path) | {"evaluation__max_new_tokens": ROOM}
-    assert_told(sspo("eval", model, "--runs-dir", tmp_path, **options), f"takes sequences of {ROOM} tokens, and 1")
+    assert_told(sspo("eval", model, "--runs-dir", tmp_path, **options), f"accepts sequences of {ROOM} tokens, but 1")
     assert not list(tmp_path.iterdir())
 
 

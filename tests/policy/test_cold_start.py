@@ -366,7 +366,7 @@ def test_waiting_for_another_run_is_reported_and_can_be_interrupted(policy, tmp_
     interruption.requested = True
     with FileLock(folder / ".lock"), pytest.raises(Interrupted):
         cold_start(policy, demonstrations(policy), options, tmp_path, interruption, print, notes.append)
-    assert notes == [f"another run is at the same cold start, {folder}; waiting for it"]
+    assert notes == [f"another run is computing the same cold start, {folder}; waiting for it"]
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 

@@ -72,5 +72,5 @@ def test_a_model_that_transforms_its_logits_otherwise_is_refused(policy):
             return output
 
     policy.model.__class__ = Squared
-    with pytest.raises(UserError, match="Squared does more to its logits than a scale and a soft cap"):
+    with pytest.raises(UserError, match="Squared transforms its logits by more than a scale and a soft cap"):
         measure_transform(policy.model)

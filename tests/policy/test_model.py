@@ -36,6 +36,17 @@ def test_the_default_model_has_about_the_promised_size():
     assert policy.vocabulary == len(policy.tokenizer)
 
 
+def test_a_longer_context_changes_no_weight_of_the_tiny_model_and_is_saved(tiny, tmp_path):
+    short = load_policy(ModelOptions(tiny=tiny), CPU)
+    long = load_policy(ModelOptions(tiny=tiny.model_copy(update={"context": 8192})), CPU)
+    assert (short.context, long.context, long.tokenizer.model_max_length) == (1024, 8192, 8192)
+    for name, value in short.model.state_dict().items():
+        assert torch.equal(long.model.state_dict()[name], value), name
+    long.save(tmp_path)
+    again = load_policy(ModelOptions(tiny=tiny), CPU, tmp_path)
+    assert (again.context, again.tokenizer.model_max_length) == (8192, 8192)
+
+
 def test_bfloat16_weights_are_computed_with_as_such_and_the_same_when_loaded(tiny, tmp_path, make_batch):
     options = ModelOptions(tiny=tiny, weights="bfloat16")
     policy = load_policy(options, CPU)

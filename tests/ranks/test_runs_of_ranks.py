@@ -111,6 +111,6 @@ def test_episodes_are_those_of_one_process(forked_ranks, tmp_path):
 
 
 def test_what_ranks_cannot_do_is_refused(forked_ranks, tmp_path):
-    refused = "rollout.engine = vllm samples in one process, and this run has 2 ranks"
+    refused = "rollout.engine = vllm samples in one process, but this run has 2 ranks"
     done = sspo(*arguments(tmp_path, "--nproc", "2"), rollout__engine="vllm")
     assert_told(done, refused)

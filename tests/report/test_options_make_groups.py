@@ -65,6 +65,7 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "model.tiny.intermediate_size": ("model.tiny.intermediate_size=48",),
     "model.tiny.seed": ("model.tiny.seed=4",),
     "model.tiny.action_tags": ("model.tiny.action_tags=true",),
+    "model.tiny.context": ("model.tiny.context=2048",),
     "tasks.name": ("tasks=[{name: gsm8k}]",),
     "tasks.path": ("tasks=[{path: mine}]",),
     "tasks.split": ("tasks=[{split: test}]",),

@@ -51,14 +51,14 @@ def test_another_program_at_the_address_is_reported(connect):
 
 @pytest.mark.parametrize("said", [{"models": []}, {"data": []}, ["served"]])
 def test_another_program_that_speaks_json_is_reported(connect, said):
-    with pytest.raises(UserError, match=r"http://node:8000 answers /v1/models otherwise than vLLM 0.24 and newer do"):
+    with pytest.raises(UserError, match=r"http://node:8000 does not answer /v1/models like vLLM 0.24 or newer"):
         connect(lambda path: httpx.Response(200, json=said))
 
 
 def test_a_server_too_old_to_send_token_ids_is_reported(connect):
     choice = {"index": 0, "text": "x", "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
     answers = {"/v1/completions": httpx.Response(200, json={"choices": [choice]})}
-    with pytest.raises(UserError, match=r"answers /v1/completions otherwise than vLLM 0.24 and newer do"):
+    with pytest.raises(UserError, match=r"does not answer /v1/completions like vLLM 0.24 or newer"):
         connect(lambda path: answers.get(path, MODELS)).generate(Request([[2, 10]], 1, Sampling(1.0, 8, 1)))
 
 
@@ -66,7 +66,8 @@ def test_a_server_that_is_not_in_dev_mode_is_reported_at_once_what_to_set(connec
     """At the first sync it would be reported only after the cold start."""
     missing = httpx.Response(404, json={"detail": "Not Found"})
     with pytest.raises(
-        UserError, match=r"was started without VLLM_SERVER_DEV_MODE=1, or is none, so .*; start it with `VLLM_SERVER"
+        UserError,
+        match=r"was started without VLLM_SERVER_DEV_MODE=1, or is not a vLLM server, .*; start it with `VLLM_SERVER",
     ):
         connect(lambda path: MODELS if path == "/v1/models" else missing)
 
@@ -89,14 +90,16 @@ def test_nothing_else_in_the_exchange_folder_is_touched(connect, policy, tmp_pat
 
 def test_a_server_that_is_still_sampling_keeps_what_the_weights_before_gave_and_that_is_reported(connect, policy):
     answers = {"/v1/models": MODELS, "/reset_prefix_cache": httpx.Response(200, json={"success": False})}
-    with pytest.raises(UserError, match=r"http://node:8000 still samples.* must not serve anyone else"):
+    with pytest.raises(UserError, match=r"http://node:8000 is still sampling.* no other program uses the server"):
         connect(lambda path: answers.get(path, httpx.Response(200))).sync(policy)
 
 
 def test_sequences_longer_than_the_server_takes_are_reported_before_any_is_asked_for(connect):
     engine = connect(lambda path: MODELS)
     engine.check_capacity(100)
-    with pytest.raises(UserError, match=r"takes sequences of 100 tokens, and 101 may be needed; start it with --max-m"):
+    with pytest.raises(
+        UserError, match=r"accepts sequences of 100 tokens, but 101 may be needed; start the server with --max-m"
+    ):
         engine.check_capacity(101)
 
 

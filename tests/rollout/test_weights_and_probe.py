@@ -117,10 +117,10 @@ def test_the_probe_reports_the_mean_of_the_distances(policy):
 
 @pytest.mark.parametrize("shift", [math.nan, math.inf, -math.inf])
 def test_log_probabilities_that_are_no_numbers_are_refused(policy, shift):
-    with pytest.raises(UserError, match="it does not sample from the policy"):
+    with pytest.raises(UserError, match="the sampler does not sample from the policy"):
         probe(policy, sampler(policy, (0.0, shift)), 1.0, math.inf)
 
 
 def test_weights_of_another_policy_are_refused(policy, tiny):
-    with pytest.raises(UserError, match="it does not sample from the policy"):
+    with pytest.raises(UserError, match="the sampler does not sample from the policy"):
         probe(policy, sampler(load_policy(ModelOptions(tiny=tiny), CPU)), 1.0, 0.1)

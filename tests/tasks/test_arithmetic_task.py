@@ -62,5 +62,5 @@ def test_limit_takes_the_first(splits):
 def test_unknown_split_and_needless_path_are_refused():
     with pytest.raises(UserError, match="no split validation; it has train, test"):
         load_problems("arithmetic", split="validation")
-    with pytest.raises(UserError, match="reads no path"):
+    with pytest.raises(UserError, match="does not read path="):
         load_problems("arithmetic", path="data.jsonl", split="train")

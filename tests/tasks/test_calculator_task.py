@@ -73,5 +73,5 @@ def test_problems_are_the_same_everywhere(problems, task):
 def test_unknown_split_and_needless_path_are_refused():
     with pytest.raises(UserError, match="calculator has no split dev; it has train, validation, test"):
         next(calculator.problems(None, "dev"))
-    with pytest.raises(UserError, match="calculator-two is generated and reads no path=x"):
+    with pytest.raises(UserError, match="calculator-two is generated and does not read path=x"):
         next(calculator.problems_of_two_calls("x", "train"))

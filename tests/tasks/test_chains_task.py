@@ -78,5 +78,5 @@ def test_problems_are_the_same_everywhere(splits):
 def test_unknown_split_and_needless_path_are_refused():
     with pytest.raises(UserError, match="no split validation; it has train, test, demonstrations, development"):
         load_problems("chains", split="validation")
-    with pytest.raises(UserError, match="reads no path"):
+    with pytest.raises(UserError, match="does not read path="):
         load_problems("chains", path="data.jsonl", split="train")

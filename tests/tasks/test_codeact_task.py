@@ -117,7 +117,10 @@ def test_problems_of_mint_are_not_trained_on(tmp_path):
     [
         ({"id": "x", "conversations": [1, 2, 3]}, "line 1 is not a row of CodeActInstruct"),
         ({"id": MATH_ID.format(1), "conversations": "text"}, "line 1 is not a row of CodeActInstruct"),
-        ({"task_id": "nt-1", "prompt": "q", "rows": [], "table_id": "t"}, "has no reference_list, columns and rows"),
+        (
+            {"task_id": "nt-1", "prompt": "q", "rows": [], "table_id": "t"},
+            "has no table: it needs `reference_list`, `columns` and `rows`",
+        ),
     ],
 )
 def test_damaged_rows_are_refused(tmp_path, row, said):

@@ -114,7 +114,7 @@ def test_whatever_the_hub_s_library_raises(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert "split train of some/data, which is no local file or folder, cannot be loaded" in refusal("some/data")
+    assert "split train of some/data, which is not a local file or folder, cannot be loaded" in refusal("some/data")
 
 
 def test_a_row_that_cannot_be_decoded_is_named(monkeypatch):
@@ -131,4 +131,4 @@ def test_a_row_that_cannot_be_decoded_is_named(monkeypatch):
 
 def test_a_surrogate_in_a_question(tmp_path: Path):
     (tmp_path / "x.jsonl").write_bytes(GOOD + b'{"question": "a \\udc80", "answer": "2"}')
-    assert "x.jsonl, line 2 has half a surrogate pair in `question`" in refusal(tmp_path / "x.jsonl")
+    assert "x.jsonl, line 2 has a lone surrogate in `question`" in refusal(tmp_path / "x.jsonl")

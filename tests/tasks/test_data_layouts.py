@@ -79,7 +79,7 @@ def test_tasks_without_rows_have_no_columns():
     ("prompt", "said"),
     [
         ([*CHAT, {"role": "assistant", "content": "2"}], "has the turns system, user, assistant in `prompt`"),
-        (["1+1?"], "has a list that is no chat in `prompt`"),
+        (["1+1?"], "has a list that is not a chat in `prompt`"),
         ([{"role": "user", "content": [{"type": "image"}]}], r"has no text in `question`.*prompt = \[\{'role': 'user'"),
         ([], "has no text in `question`"),
         ({"role": "user"}, "has no text in `question`.*prompt = "),
@@ -103,7 +103,9 @@ def test_a_multiple_choice_without_its_options_is_refused(tmp_path, options):
         file = write_jsonl(tmp_path / "x.jsonl", [{"question": text, "answer": "B", **options}])
         return load(file, columns=columns)[0].question
 
-    with pytest.raises(UserError, match=f"options of a multiple choice in `{next(iter(options))}`"):
+    with pytest.raises(
+        UserError, match=f"multiple-choice options in `{next(iter(options))}` that are not in its question"
+    ):
         question("1+2?")
     for text, columns in (("1+2?\nA. 1\nB. 3", {}), ("1+2?", {"question": "question"})):
         assert question(text, **columns) == text
@@ -164,7 +166,7 @@ def test_golds_are_read_whatever_the_source(tmp_path, written, gold):
         ("null", "has no gold answer"),
         ('["3", "4"]', "has 2 gold answers in `answer`"),
         ("{}", "has no gold answer"),
-        ('"\\ud800"', "has half a surrogate pair in `answer`"),
+        ('"\\ud800"', "has a lone surrogate in `answer`"),
     ],
 )
 def test_a_gold_that_no_answer_can_match_is_refused_by_its_row(tmp_path, value, said):

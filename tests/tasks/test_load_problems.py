@@ -255,7 +255,7 @@ def test_limit_stops_before_what_lies_behind(tmp_path):
             r"x\.jsonl, line 1 has no gold answer in `answer`.*its columns are question, answer",
         ),
         ('["a", "b"]\n', r"x\.jsonl, line 1 must be an object"),
-        ("\n", r"task file has no problems in .*x\.jsonl"),
+        ("\n", r"task file has no problems in split train of .*x\.jsonl"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, content, sentence):
@@ -311,7 +311,7 @@ def test_unknown_tasks_splits_and_missing_paths():
 
 def test_an_unreachable_hub_points_to_path(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"openai/never-there, which is no local .* cannot be loaded.*path="):
+    with pytest.raises(UserError, match=r"openai/never-there, which is not a local .* cannot be loaded.*path="):
         load_problems("gsm8k", path="openai/never-there", split="train")
 
 
