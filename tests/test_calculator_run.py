@@ -169,7 +169,7 @@ def test_eval_plays_episodes_of_a_run_and_report_shows_them(whole: Path):
     write_report([whole], whole.parent / "report")
     text, html = ((whole.parent / "report" / name).read_text() for name in ("report.md", "index.html"))
     assert (
-        "solved rate, the share of episodes in which a proposal was accepted within at most 3 turns and 1 proposals"
+        "solved rate, the share of episodes in which a proposal was accepted within at most 3 turns and 1 proposal"
         in text
     )
     assert '"read":[false' in html

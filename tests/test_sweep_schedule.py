@@ -187,7 +187,7 @@ def test_a_trial_that_keeps_failing_is_named_after_its_last_try(tmp_path):
 
 def test_without_retries_a_trial_fails_once(tmp_path):
     place = Scripted(1, {"a": [1, 0]})
-    with pytest.raises(UserError, match="1 of 1 trials failed"):
+    with pytest.raises(UserError, match="1 of 1 trial failed"):
         run_sweep(trials("a"), tmp_path, place, retries=0)
 
 

@@ -87,6 +87,9 @@ def train(runs: Path, name: str, options: Mapping[str, Any]) -> str:
     values = {**BASE, **options}
     if values.get("model.name") == COLD_STARTED:
         values["model.name"] = cold_started(runs)
+        del values["model.tiny"]  # would be ignored, and is refused
+    if not values["cold_start.steps"]:
+        values = {key: value for key, value in values.items() if key == "cold_start.steps" or "cold_start." not in key}
     sets = [part for key, value in values.items() for part in ("-s", f"{key}={value}")]
     arguments = ["sspo", "train", "--runs-dir", str(runs), "--run", name, *sets]
     printed = io.StringIO()
