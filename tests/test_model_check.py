@@ -6,7 +6,7 @@ import pytest
 import torch
 from commands import assert_told, sspo
 from small_runs import arguments
-from transformers import AutoConfig, Gemma2Config, Gemma2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoConfig, Gemma2Config, Gemma2ForCausalLM
 
 from sspo_cli import model_check
 from sspo_cli.config import LoraOptions, ModelOptions
@@ -122,15 +122,6 @@ def test_a_soft_cap_that_is_left_out_is_found_in_bfloat16():
     check_model(policy, samples=True)
     with pytest.raises(UserError, match=r"not computed correctly by sspo in torch.bfloat16: .* differ"):
         check_model(replace(policy, transform=IDENTITY), samples=True)
-
-
-def test_experts_that_autocast_leaves_in_float32_are_noted():
-    config = Qwen3MoeConfig(
-        **TINY, num_key_value_heads=2, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2
-    )
-    for dtype, noted in ((torch.bfloat16, True), (torch.float32, False)):
-        policy = build_policy(Qwen3MoeForCausalLM(config), tiny_tokenizer(), ModelOptions(), CPU, dtype)
-        assert any("experts of Qwen3MoeForCausalLM are computed in torch.float32" in n for n in policy.notes) == noted
 
 
 def test_tokens_beyond_the_embedding_are_replaced_where_nobody_reads_them_and_refused_elsewhere(policy):

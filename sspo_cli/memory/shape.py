@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
+from sspo_cli.policy.experts import expert_layers
 from sspo_cli.policy.packing import can_share_prompts
 from sspo_cli.policy.pretrained import choose_attention, load_config, model_class
 from sspo_cli.policy.tiny import tiny_config, tiny_tokenizer
@@ -26,7 +27,7 @@ class ModelShape:
     parameters    number of parameters without adapters, tied ones counted once
     trained       trained parameters: all, or those of the adapters
     norms         trained parameters in vectors, such as norms and biases
-    cast          parameters of linear layers, which autocast copies to bfloat16 if they are float32 and trained
+    cast          parameters of linear layers and experts, which autocast copies to bfloat16 if they are float32 and trained
     head          parameters of the vocabulary projection
     vocabulary    number of tokens in the vocabulary
     hidden        width of the hidden states
@@ -121,11 +122,12 @@ def _shape(model: Any, options: ModelOptions) -> ModelShape:
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     parameters = sum(parameter.numel() for parameter in own)
+    experts_of_all = sum(parameter.numel() for layer in expert_layers(model) for parameter in layer.parameters())
     shape = ModelShape(
         parameters=parameters,
         trained=parameters,
         norms=sum(parameter.numel() for parameter in own if parameter.ndim < 2),
-        cast=sum(weight.numel() for weight in linear.values()),
+        cast=sum(weight.numel() for weight in linear.values()) + experts_of_all,
         linear={name: (weight.shape[1], weight.shape[0]) for name, weight in linear.items()},
         head=head.weight.numel(),
         vocabulary=head.weight.shape[0],

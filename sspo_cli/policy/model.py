@@ -18,7 +18,8 @@ from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
-from sspo_cli.policy.head import measure_transform
+from sspo_cli.policy.experts import Routes, expert_layers, follow_autocast, kept_copies
+from sspo_cli.policy.head import evaluating, measure_transform
 from sspo_cli.policy.kernels import check_kernels, checkpoint_layers, compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
@@ -48,6 +49,7 @@ class Policy:
     compiled   the layers are compiled by torch.compile
     transform  transform of the logits after the vocabulary projection
     notes      notes for the user about the loading
+    routes     record of the experts that tokens choose; None without a mixture, and with compiled layers
     """
 
     model: Any
@@ -57,6 +59,7 @@ class Policy:
     compiled: bool = False
     transform: LogitTransform = IDENTITY
     notes: tuple[str, ...] = ()
+    routes: Routes | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -103,6 +106,11 @@ class Policy:
         return project
 
     @property
+    def mixes_experts(self) -> bool:
+        """True for a mixture of experts, in which rounding can change the experts that a token chooses."""
+        return bool(expert_layers(self.model))
+
+    @property
     def shares_prompts(self) -> bool:
         """True if `logprobs` computes the prompt of a group once for all of its completions in the batch."""
         return self.model.config._attn_implementation == ATTENTION
@@ -121,14 +129,21 @@ class Policy:
         config = self.model.config.get_text_config(decoder=True)
         return next((value for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
 
-    def autocast(self, keep_copies: bool = True) -> torch.autocast:
+    @contextmanager
+    def autocast(self, keep_copies: bool = True) -> Iterator[None]:
         """Compute in the policy's dtype. With `keep_copies`, forward passes share the copies of the weights in this dtype."""
         enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
+        computing = torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
+        with computing, kept_copies() if keep_copies else nullcontext():
+            yield
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Bypass compiled layers, for sampling, in which every token would need another compilation."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
+    def recorded(self, places: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Record the experts that the tokens at these places of a forward pass choose, if the model has any; see `Routes`."""
+        return self.routes.recorded(places()) if self.routes else nullcontext()
 
     def gathered(self) -> AbstractContextManager[None]:
         """Have the weights of a model that is spread over the ranks whole on each of them, for what each does alone."""
@@ -158,28 +173,25 @@ class Policy:
     def _hidden_before(self, batch: Batch, rows: Tensor, steps: Tensor) -> Tensor:
         """Compute the last hidden state [N, H] of the token before each completion token `steps` of `rows`, [N] each."""
         if not self.shares_prompts:
-            hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
-            return hidden[rows, batch.prompt_lengths[rows] + steps - 1]
+            columns = batch.prompt_lengths[rows] + steps - 1
+            with self.recorded(lambda: rows * batch.tokens.shape[1] + columns):
+                hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            return hidden[rows, columns]
         packing = pack(batch, self.dtype)
-        hidden = self.decoder(
-            input_ids=packing.tokens,
-            position_ids=packing.positions,
-            attention_mask=packing.mask,  # transformers does not change four-dimensional masks
-            packing=packing,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[0, packing.before[rows, steps]]
+        before = packing.before[rows, steps]
+        with self.recorded(lambda: before):
+            hidden = self.decoder(
+                input_ids=packing.tokens,
+                position_ids=packing.positions,
+                attention_mask=packing.mask,  # transformers does not change four-dimensional masks
+                packing=packing,
+                use_cache=False,
+            ).last_hidden_state
+        return hidden[0, before]
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Set every module to evaluation mode within the block."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        return evaluating(self.model)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
@@ -256,7 +268,7 @@ def load_policy(
     else:
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)
-        model, notes = load_pretrained(source, revision, weights_dtype, options.attention)
+        model, notes = load_pretrained(source, revision, weights_dtype, options.attention, in_parts=spread)
     check_tokenizer(tokenizer, source, chat_template)
     return build_policy(model, tokenizer, options, device, dtype, adapter, notes, spread=spread)
 
@@ -301,7 +313,9 @@ def build_policy(
     if options.attention == "sdpa" and model.config._attn_implementation == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
     model.eval()  # also when learning: random layers of training mode would break ρ = 1 in the first minibatch
-    transform = measure_transform(model)
+    transform = IDENTITY if spread else measure_transform(model)
+    follow_autocast(model)
+    routes = Routes.of(model) if options.kernels != "compiled" else None
     if options.kernels == "liger":
         use_liger(model, device)
     if options.lora:
@@ -312,28 +326,19 @@ def build_policy(
             model.enable_input_require_grads()
     if options.kernels == "compiled":
         compile_layers(model)
-    notes = [*notes, *_of_experts(model, dtype)]
     # With bfloat16, the projection's float32 products use TF32: fifteen times faster, with more digits than bfloat16 has. The
     # setting belongs to the process, so a float32 policy after a bfloat16 one resets it.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     if spread:
         shard(model, dtype, device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            transform = measure_transform(
+                model
+            )  # not before: in a model that was read in parts, no rank has whole weights
     else:
         model = model.to(device)
     compiled = options.kernels == "compiled"
-    return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes))
-
-
-def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:
-    """Return a note if autocast leaves experts in float32: their grouped product is not among its operations."""
-    experts = [p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3 and p.requires_grad]
-    if not experts or experts[0].dtype == dtype:
-        return []
-    return [
-        f"the experts of {type(model).__name__} are computed in {experts[0].dtype}, not in {dtype}, because they are "
-        "trained in full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or "
-        "model.lora avoids it"
-    ]
+    return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes), routes)
 
 
 def compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from sspo_cli import ranks
 from sspo_cli.errors import UserError, border
+from sspo_cli.policy.spread_loading import read_in_parts, whole_shapes
 
 NAMED_KEYS = 3  # most tensors named in a message
 # Largest plausible values in a model's config; larger ones are damage.
@@ -65,36 +67,56 @@ def choose_attention(kind: Any, wanted: str) -> tuple[str, list[str]]:
     return wanted, []
 
 
-def load_pretrained(source: str, revision: str | None, dtype: torch.dtype, attention: str) -> tuple[Any, list[str]]:
+def load_pretrained(
+    source: str, revision: str | None, dtype: torch.dtype, attention: str, *, in_parts: bool = False
+) -> tuple[Any, list[str]]:
     """Load a causal LM; also return notes about its weights.
+
+    in_parts  each rank reads its rows of the weights alone, see `spread_loading`, for `shard`
 
     Raises UserError if it cannot be loaded, or if a tensor of the model is missing in its files or has another shape there,
     because transformers would replace it by random numbers.
     """
-    attention, notes = choose_attention(model_class(source, load_config(source, revision)), attention)
-    with _loading(source):
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-        )
+    kind = model_class(source, load_config(source, revision))
+    attention, notes = choose_attention(kind, attention)
+    loaded: list[Any] = []
+
+    def load() -> list[dict[str, Any]]:
+        with _loading(source):
+            loaded[:] = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+        return [loaded[1]]
+
+    if in_parts:
+        with read_in_parts(kind) as reasons:
+            of_ranks = ranks.gather(load)
+        notes += [f"each rank reads {source} whole into the memory of its machine: {reason}" for reason in reasons]
+    else:
+        of_ranks = load()
+    model = loaded[0]
+    missing, unexpected = (
+        {key for info in of_ranks for key in info[name]} for name in ("missing_keys", "unexpected_keys")
+    )
     name = type(model).__name__
     mismatched = [
         f"{key} of shape {_shape(stored)} for {_shape(needed)}"
-        for key, stored, needed in sorted(loading["mismatched_keys"])
+        for key, stored, needed in whole_shapes(model, of_ranks, loaded[1])
     ]
-    wrong = _named("{} missing", loading["missing_keys"]) + _named("{} of another shape", mismatched)
+    wrong = _named("{} missing", missing) + _named("{} of another shape", mismatched)
     if wrong:
         raise UserError(
             f"the weights of {source} are not those of its config: of {name}'s tensors, {' and '.join(wrong)}, which would be "
             "random numbers; fetch config.json and the weights of the same model"
         )
-    unexpected = _named("{} not used", loading["unexpected_keys"])
-    notes += [f"{source}: of the tensors in its files, {text}: {name} has no such weights" for text in unexpected]
+    unused = _named("{} not used", unexpected)
+    notes += [f"{source}: of the tensors in its files, {text}: {name} has no such weights" for text in unused]
     return model, notes
 
 

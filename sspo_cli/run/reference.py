@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, border
-from sspo_cli.policy.learner import fill_reference_logprobs
+from sspo_cli.policy.learner import fill_reference_logprobs, splits_groups_apart
 from sspo_cli.policy.model import Policy
 from sspo_cli.run.state import Run
 from sspo_cli.run.weights import given_weights, trained_weights
@@ -53,5 +53,10 @@ def fill_reference(run: Run, minibatches: Sequence[Tensor]) -> None:
         assert batch is not None
         with given_weights(run.policy, run.reference):
             fill_reference_logprobs(
-                run.policy, batch, minibatches, options.learning.token_budget, options.rollout.temperature
+                run.policy,
+                batch,
+                minibatches,
+                options.learning.token_budget,
+                options.rollout.temperature,
+                splits_groups_apart(run.policy, options.learning),
             )

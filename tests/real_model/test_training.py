@@ -58,7 +58,9 @@ def sums(tmp_path_factory) -> Path:
 
 def arguments(runs: Path, name: str, model: Path, sums: Path, **options: object) -> list[str]:
     given = {"model__name": model, "tasks": f"[{sums / 'taught.jsonl'}]", "evaluation__benchmarks": "[]"}
-    trained = {key: value for key, value in TRAINED.items() if options.get("cold_start__steps") != 0 or "cold_" not in key}
+    trained = {
+        key: value for key, value in TRAINED.items() if options.get("cold_start__steps") != 0 or "cold_" not in key
+    }
     sets = [f"{key.replace('__', '.')}={value}" for key, value in {**trained, **given, **options}.items()]
     return ["train", "--runs-dir", str(runs), "--run", name, *(part for each in sets for part in ("-s", each))]
 
