@@ -155,7 +155,7 @@ def write_models(folder: Path) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The whole weights of each model unchanged loaded, their transform and what is computed; or why it is refused."""
+    """Return the loaded weights of each model, their transform and what is computed; or why it is refused."""
     results: dict[str, Any] = {}
     for kind in LOADED:
         lora = LoraOptions(rank=4) if kind == "lora" else None
