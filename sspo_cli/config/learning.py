@@ -17,17 +17,19 @@ class MethodOptions(Options):
 
     method: str = Field(
         DEFAULT_METHOD,
-        description=f"method: {', '.join(NAMED_METHODS)}; an aggregation: {', '.join(AGGREGATIONS)}; or your own as "
-        "module:function",
+        description=f"a method: {', '.join(NAMED_METHODS)}; an aggregation for any gate: {', '.join(AGGREGATIONS)}; "
+        "or your own method as module:function",
     )
     gate: str | None = Field(
         None,
-        description=f"gate; sspo takes {', '.join(SSPO_GATES)}, aggregations take any gate; or your own as module:function",
+        description=f"gate, a function of the token ratio: with sspo {', '.join(SSPO_GATES)}; "
+        "with an aggregation any gate; or your own gate as module:function",
     )
     normalizer: Literal[tuple(NORMALIZERS)] | None = Field(  # type: ignore[valid-type]
         None,
-        description="factor of each completion: 1/N (sequence), its share of the minibatch's tokens (token), its length over N "
-        "times the token limit (constant), or its length over N (length); null: the method's own",
+        description="factor of each completion in the loss of a minibatch with N completions: 1/N (sequence), its "
+        "share of the tokens (token), its length / (N · token limit) (constant), or its length / N "
+        "(length); null: the default of the method",
     )
 
 
@@ -43,7 +45,7 @@ GateOptions: Any = create_model("GateOptions", __base__=MethodOptions, **GATE_FI
 
 
 class ObjectiveOptions(GateOptions):
-    """The method and its hyperparameters; options that the method does not have are refused."""
+    """The method and its hyperparameters. An option that the method does not have is rejected."""
 
     allow_any_gate: bool = Field(False, description="accept your own gate even if it breaks the paper's conditions")
     allow_any_method: bool = Field(False, description="accept your own method even if it breaks the paper's conditions")
@@ -71,30 +73,41 @@ class ObjectiveOptions(GateOptions):
 class LearningOptions(Options):
     """The learning phase: optimizer steps on a rollout batch."""
 
-    mu: PositiveInt = Field(2, description="μ, disjoint minibatches of a rollout batch, with one optimizer step each")
-    epochs: PositiveInt = Field(1, le=1000, description="passes over the same rollout batch")
-    std: Literal["sample", "population", "none"] = Field(
-        "sample", description="standard deviation that divides group advantages (eq. 4): with G - 1, with G, or none"
+    mu: PositiveInt = Field(
+        2, description="μ, number of disjoint minibatches of a rollout batch, with one optimizer step on each"
     )
-    token_budget: PositiveInt = Field(16384, description="tokens of a micro-batch, including prompts and padding")
+    epochs: PositiveInt = Field(1, le=1000, description="number of passes over the same rollout batch")
+    std: Literal["sample", "population", "none"] = Field(
+        "sample",
+        description="divisor of the advantages within a group (eq. 4): the standard deviation with G - 1 (sample) or "
+        "with G (population), or none",
+    )
+    token_budget: PositiveInt = Field(
+        16384, description="largest number of tokens in a micro-batch, including prompts and padding"
+    )
     mask_truncated: bool = Field(False, description="exclude completions that reach the token limit from the loss")
     kl: NonNegativeFloat = Field(
         0.0,
-        description="β, weight of a penalty on the KL divergence from the policy that RL starts from (k3); the paper has none",
+        description="β, weight of a penalty on the KL divergence from the policy at the start of RL (estimator k3); "
+        "the paper has no penalty",
     )
     entropy_range: Annotated[tuple[PositiveFloat, PositiveFloat], Strict(False)] | None = Field(
         None,
-        description="a token whose entropy has changed within a rollout batch by a factor outside of it, such as [0.95, 1.05], "
-        "has no gradient; null: all have",
+        description="a token has no gradient if its entropy, divided by its entropy at rollout time, is outside this "
+        "range, such as [0.95, 1.05]; null: there is no such condition",
     )
     importance_cap: PositiveFloat | None = Field(
-        None, description="multiply by the ratio of the policy to the sampler, up to this cap; null: do not"
+        None,
+        description="correct for differences between the trainer's and the sampler's probabilities by their ratio, "
+        "which is limited to this cap; null: no correction",
     )
     importance_level: Literal["sequence", "token"] = Field(
-        "sequence", description="level of this ratio: one for a completion, or one for the gradient of each token"
+        "sequence",
+        description="with importance_cap: the ratio is that of a completion and multiplies its advantage (sequence), "
+        "or that of a token and multiplies its gradient (token)",
     )
     importance_beyond: Literal["truncate", "mask"] = Field(
-        "truncate", description="a ratio beyond the cap becomes the cap (truncate) or 0 (mask)"
+        "truncate", description="with importance_cap: a ratio above the cap becomes the cap (truncate) or 0 (mask)"
     )
 
     @model_validator(mode="after")
@@ -123,41 +136,55 @@ LARGEST_BETA2_IN_BFLOAT16 = 0.995  # larger decays are lost in rounding to steps
 class OptimizerOptions(Options):
     """AdamW and its learning rate."""
 
-    learning_rate: PositiveFloat = Field(2e-4, description="the highest, after the warm-up")
-    warmup_steps: NonNegativeInt = Field(10, description="steps in which the rate rises linearly from 0")
+    learning_rate: PositiveFloat = Field(2e-4, description="highest learning rate, which is reached after the warm-up")
+    warmup_steps: NonNegativeInt = Field(
+        10, description="number of steps in which the learning rate rises linearly from 0"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="of the rate after the warm-up: constant, or decaying to 0 at the last step"
+        "linear",
+        description="learning rate after the warm-up: constant, or decaying to 0 at the last step (linear, cosine)",
     )
     betas: Annotated[tuple[Beta, Beta], Strict(False)] = Field(
-        (0.9, 0.99), description="decay of the first and of the second moments"
+        (0.9, 0.99), description="decay rates of the first and the second moments"
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
-    max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay, of matrices only")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="largest norm of the gradient; a larger gradient is scaled down to this norm"
+    )
     max_bad_steps: PositiveInt = Field(
-        5, description="consecutive steps with a NaN loss or gradient before the run stops"
+        5,
+        description="number of consecutive steps with a loss or a gradient that is not finite after which the run "
+        "stops",
     )
     eight_bit: bool = Field(
         False,
-        description="8-bit moments (torchao), except for small tensors; also in the cold start",
+        description="store the moments in 8 bits (torchao), except those of small tensors; also in the cold start",
     )
 
 
 class ColdStartOptions(Options):
-    """The supervised stage before RL, which teaches the format; `steps: 0` skips it."""
+    """The cold start: supervised training on demonstrations before RL, which teaches the format."""
 
-    steps: NonNegativeInt = Field(700, description="optimizer steps; 0 skips the stage")
-    batch_size: PositiveInt = Field(48, le=10**6, description="demonstrations in a step")
-    learning_rate: PositiveFloat = Field(3e-3, description="the highest, after the warm-up")
-    warmup_steps: NonNegativeInt = Field(50, description="steps in which the rate rises linearly from 0")
+    steps: NonNegativeInt = Field(700, description="number of optimizer steps; 0 skips the cold start")
+    batch_size: PositiveInt = Field(48, le=10**6, description="number of demonstrations per step")
+    learning_rate: PositiveFloat = Field(3e-3, description="highest learning rate, which is reached after the warm-up")
+    warmup_steps: NonNegativeInt = Field(
+        50, description="number of steps in which the learning rate rises linearly from 0"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="of the rate after the warm-up: constant, or decaying to 0 at the last step"
+        "linear",
+        description="learning rate after the warm-up: constant, or decaying to 0 at the last step (linear, cosine)",
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
-    max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
-    tasks: list[TaskOptions] = Field(
-        [], description="tasks whose worked demonstrations are used; none: those of the run"
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay, of matrices only")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="largest norm of the gradient; a larger gradient is scaled down to this norm"
     )
-    checkpoint_every: PositiveInt = Field(200, description="steps between two checkpoints of an unfinished stage")
+    tasks: list[TaskOptions] = Field([], description="tasks whose demonstrations are used; empty: the tasks of the run")
+    checkpoint_every: PositiveInt = Field(
+        200, description="number of steps between two checkpoints of an unfinished cold start"
+    )
     seed: TorchSeed = Field(
-        0, description="seed of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
+        0,
+        description="seed of the order of demonstrations; independent of the run's seed, so that runs with different "
+        "seeds share a cold start",
     )

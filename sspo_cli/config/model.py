@@ -11,17 +11,22 @@ class TinyModelOptions(Options):
     """A Qwen2-shaped model with random weights and the embedded character tokenizer, used if `model.name` is null."""
 
     hidden_size: PositiveInt = Field(64, le=2**16, description="width of the residual stream")
-    layers: PositiveInt = Field(3, le=1000, description="transformer layers")
-    heads: PositiveInt = Field(2, le=2**12, description="attention heads of each layer")
+    layers: PositiveInt = Field(3, le=1000, description="number of transformer layers")
+    heads: PositiveInt = Field(2, le=2**12, description="number of attention heads per layer")
     intermediate_size: PositiveInt = Field(192, le=2**20, description="width of the feed-forward layers")
     seed: TorchSeed = Field(
-        0, description="seed of the initial weights; not the run's seed, so that all seeds share a cold start"
+        0,
+        description="seed of the initial weights; independent of the run's seed, so that runs with different seeds "
+        "share a cold start",
     )
     action_tags: bool = Field(
-        False, description="make <execute>, <solution> and their closing tags single tokens, for tasks in episodes"
+        False,
+        description="encode `<execute>`, `<solution>` and their closing tags as single tokens, for multi-turn tasks",
     )
     context: PositiveInt = Field(
-        1024, le=2**20, description="most tokens of a prompt and its completion together; changes no weight"
+        1024,
+        le=2**20,
+        description="largest number of tokens of a prompt and its completion together; does not affect the weights",
     )
 
     @model_validator(mode="after")
@@ -35,41 +40,45 @@ class TinyModelOptions(Options):
 
 
 class LoraOptions(Options):
-    """Low-rank adapters (peft), trained instead of all weights."""
+    """Low-rank adapters (peft), which are trained instead of all weights."""
 
-    rank: PositiveInt = Field(16, le=2**16, description="rank of the two matrices")
+    rank: PositiveInt = Field(16, le=2**16, description="rank of the adapters")
     alpha: PositiveFloat = Field(32.0, description="scale: the update is multiplied by alpha / rank")
     targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="names of the layers that get an adapter"
+        "all-linear", description="names of the layers that get an adapter, or all linear layers"
     )
     seed: TorchSeed = Field(0, description="seed of the adapters' initial weights")
 
 
 class ModelOptions(Options):
-    """The model: a named one, or a tiny one built from scratch."""
+    """The model: a Hugging Face model (`name`), or a tiny model that is built from scratch."""
 
-    name: str | None = Field(None, description="Hugging Face causal LM by name or folder; null: the tiny model")
+    name: str | None = Field(
+        None, description="name or folder of a Hugging Face causal language model; null: the tiny model"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub; null: its main branch")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of the computation; auto: bfloat16 if the GPU supports it, otherwise float32"
     )
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="dtype of fully trained weights and their gradients; bfloat16 takes half the memory and needs "
+        description="dtype of fully trained weights and their gradients; bfloat16 needs half the memory, and requires "
         "optimizer.eight_bit",
     )
     kernels: Literal["torch", "liger", "compiled"] = Field(
         "torch",
-        description="kernels of the layers: torch, liger (fused, on a GPU), or compiled (torch.compile, when learning); the "
-        "results are equal up to rounding",
+        description="kernels of the layers: torch, liger (fused kernels, on a GPU) or compiled (torch.compile, for "
+        "learning); the results are equal up to rounding",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="implementation of attention: torch's fused one, the plain one, or flash-attention on a GPU"
+        "sdpa",
+        description="implementation of attention: sdpa (fused, part of torch), eager (plain) or flash_attention_2 (on "
+        "a GPU)",
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
+        False, description="recompute activations in the backward pass, which needs less memory and more time"
     )
-    lora: LoraOptions | None = Field(None, description="train low-rank adapters; null: every weight")
+    lora: LoraOptions | None = Field(None, description="options of low-rank adapters; null: train all weights")
     tiny: TinyModelOptions = Field(TinyModelOptions(), description="the model if name is null")
 
     @model_validator(mode="after")

@@ -33,29 +33,41 @@ VALIDATION = "validation"  # name of the held-out training problems in results
 
 
 class EvaluationOptions(Options):
-    """Pass@1 during training: before the first step, every so many steps, and after the last; greedy as in the paper."""
+    """Pass@1 during training: before the first step, every `every` steps, and after the last; greedy as in the paper."""
 
     benchmarks: list[BenchmarkOptions] = Field(
         [BenchmarkOptions(name="arithmetic", split="test", limit=512)], description="data sets to measure on"
     )
     every: PositiveInt | None = Field(
-        40, description="optimizer steps between two evaluations; null: only before the first step and after the last"
+        40,
+        description="number of optimizer steps between two evaluations; null: only before the first step and after "
+        "the last",
     )
     max_new_tokens: PositiveInt | None = Field(
         None,
         le=10**7,
-        description="token limit of a completion, unless its benchmark has one; null: rollout.max_new_tokens",
+        description="token limit of a completion, for benchmarks without their own limit; null: rollout.max_new_tokens",
     )
-    samples: PositiveInt = Field(1, le=10**5, description="completions of each problem; Pass@1 is their mean (avg@n)")
-    temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample from the fewest most probable tokens of this probability")
-    top_k: PositiveInt | None = Field(None, description="sample from this many most probable tokens; null: from all")
+    samples: PositiveInt = Field(
+        1, le=10**5, description="number of completions per problem; Pass@1 is their mean (avg@n)"
+    )
+    temperature: NonNegativeFloat = Field(0.0, description="sampling temperature; 0: greedy")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="sample only from the smallest set of most probable tokens with at least this total probability",
+    )
+    top_k: PositiveInt | None = Field(
+        None, description="sample only from this many most probable tokens; null: from all"
+    )
     validation: NonNegativeInt = Field(
-        0, description="problems held out of the training tasks to choose and keep the best checkpoint"
+        0, description="number of problems held out of the training tasks, to choose and keep the best checkpoint"
     )
     decontaminate: bool = Field(
         True,
-        description="exclude training problems that are also in a benchmark, by normalised text; they are reported in any case",
+        description="exclude training problems whose normalized text is also in a benchmark; they are reported in any "
+        "case",
     )
 
     def limits(self, rollout: RolloutOptions) -> list[int]:
@@ -101,45 +113,60 @@ class EvaluationOptions(Options):
 class CheckpointOptions(Options):
     """Checkpoints of a run."""
 
-    every: PositiveInt = Field(20, description="optimizer steps between two checkpoints")
-    keep: PositiveInt = Field(2, description="number of latest checkpoints that are kept")
+    every: PositiveInt = Field(20, description="number of optimizer steps between two checkpoints")
+    keep: PositiveInt = Field(
+        2, description="number of latest checkpoints that are kept; the best checkpoint by validation is also kept"
+    )
 
 
 class WandbOptions(Options):
-    """The mirror of a run at Weights & Biases."""
+    """Logging of a run to Weights & Biases."""
 
     mode: Literal["disabled", "offline", "online"] = Field(
-        "disabled", description="offline needs no login and prints the command that uploads the run"
+        "disabled",
+        description="disabled, online (uploads during the run) or offline (needs no login, and prints the command "
+        "that uploads the run)",
     )
     project: str = Field("sspo", description="project of the run")
-    entity: str | None = Field(None, description="user or team; null: the login's own")
-    group: str | None = Field(None, description="null: method and gate")
-    tags: list[str] = Field([], description="of the run")
+    entity: str | None = Field(None, description="user or team; null: the default of the login")
+    group: str | None = Field(None, description="group of the run; null: method and gate")
+    tags: list[str] = Field([], description="tags of the run")
 
 
 class ForkOptions(Options):
     """The checkpoint of another run from which this run starts, instead of the model's own weights."""
 
-    run: str = Field(min_length=1, description="the other run, by its name or folder")
-    step: NonNegativeInt | None = Field(None, description="step of its checkpoint; null: the last")
+    run: str = Field(min_length=1, description="name or folder of the other run")
+    step: NonNegativeInt | None = Field(None, description="step of the other run's checkpoint; null: the last")
     optimizer: bool = Field(False, description="also continue with the optimizer's moments, which otherwise start at 0")
     fingerprint: str | None = Field(
-        None, description="of the checkpoint, filled in at the start; another one is refused"
+        None,
+        description="fingerprint (hash) of the checkpoint, which is filled in at the start; a checkpoint with another "
+        "fingerprint is rejected",
     )
 
 
 class RunOptions(Options):
     """All options of a run, as recorded in `config.json`."""
 
-    seed: Seed = Field(0, description="seed of problems, sampling and minibatches")
-    steps: PositiveInt = Field(160, description="optimizer steps")
-    threads: PositiveInt = Field(
-        1, le=1024, description="OpenMP threads of the process; one is fastest for tiny models"
+    seed: Seed = Field(
+        0, description="seed of the order of problems, of the sampling and of the split into minibatches"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    prompt: str = Field("plain", description="name of the prompt template")
+    steps: PositiveInt = Field(160, description="number of optimizer steps")
+    threads: PositiveInt = Field(
+        1, le=1024, description="number of OpenMP threads of the process; 1 is fastest for tiny models"
+    )
+    device: str = Field(
+        "auto",
+        description="device of the model: auto (a GPU if there is one), cpu, cuda, or a certain GPU such as cuda:1",
+    )
+    prompt: str = Field(
+        "plain",
+        description="prompt template: plain (the question alone) or think-answer (asks for `<think>` and `<answer>` "
+        "tags)",
+    )
     answer_timeout: PositiveFloat = Field(
-        3.0, le=86_400, description="seconds of processor time for the check of an answer"
+        3.0, le=86_400, description="time limit for the check of an answer, in seconds of processor time"
     )
     chat: ChatOptions = ChatOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
@@ -147,14 +174,14 @@ class RunOptions(Options):
     tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1, description="data sets to train on")
     rollout: RolloutOptions = RolloutOptions()
     reward: RewardOptions = RewardOptions()
-    episode: EpisodeOptions | None = Field(None, description="limits of episodes; null without a task in episodes")
+    episode: EpisodeOptions | None = Field(None, description="limits of episodes; null if no task is multi-turn")
     learning: LearningOptions = LearningOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     cold_start: ColdStartOptions = ColdStartOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     wandb: WandbOptions = WandbOptions()
-    fork: ForkOptions | None = Field(None, description="start from another run's checkpoint, as `--from` does")
+    fork: ForkOptions | None = Field(None, description="start from a checkpoint of another run, as `--from` does")
 
     @model_validator(mode="before")
     @classmethod

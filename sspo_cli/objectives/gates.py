@@ -152,31 +152,36 @@ def _eps_default(of_sequence: float, of_cispo: float) -> Default:
 
 OPTIONS: dict[str, Option] = {
     "tau_neg": Option(
-        "temperature for completions whose advantage is not positive", _tau_default(of_sigmoid=1.0, of_others=0.3)
+        "temperature of the gate if the advantage is not positive", _tau_default(of_sigmoid=1.0, of_others=0.3)
     ),
     "tau_pos": Option(
-        "temperature for completions whose advantage is positive", _tau_default(of_sigmoid=1.05, of_others=0.2)
+        "temperature of the gate if the advantage is positive", _tau_default(of_sigmoid=1.05, of_others=0.2)
     ),
     "eps_low": Option(
-        "clip, cegppo: lower bound 1 - eps_low of the ratio if Â <= 0",
+        "gates clip and cegppo: 1 - eps_low is the lower bound of the ratio if the advantage is not positive",
         _eps_default(of_sequence=3e-4, of_cispo=0.2),
     ),
     "eps_high": Option(
-        "clip, cegppo: upper bound 1 + eps_high of the ratio if Â > 0; cispo: of the weight, for any Â",
+        "gates clip and cegppo: 1 + eps_high is the upper bound of the ratio if the advantage is "
+        "positive; gate cispo: 1 + eps_high is the upper bound of the token weight, for any advantage",
         _eps_default(
             of_sequence=4e-4, of_cispo=4.0
         ),  # ρ <= 5 is ScaleRL's cap (arXiv 2510.13786); CISPO's authors give none
     ),
     "clip_space": Option(
-        "gmpo: clip the ratio (eq. 7) or its logarithm",
+        "gate clip, except in grpo, gspo and luspo: clip the ratio (eq. 7) or its logarithm",
         lambda aggregation, gate, given: "ratio",
         choices=("ratio", "log"),
         absent_from=("grpo", "gspo", "luspo"),  # these clip the ratio; only GMPO's paper and code differ
     ),
-    "alpha": Option("pspo: weight of the old policy in the smoothed policy", lambda aggregation, gate, given: 0.1),
+    "alpha": Option("gate pspo: weight of the old policy in the smoothed policy", lambda aggregation, gate, given: 0.1),
     # Defaults of the released code of CE-GPPO.
-    "beta_low": Option("cegppo: scale of the gradient below the clip range", lambda aggregation, gate, given: 0.75),
-    "beta_high": Option("cegppo: scale of the gradient above the clip range", lambda aggregation, gate, given: 1.0),
+    "beta_low": Option(
+        "gate cegppo: scale of the gradient of ratios below the clip range", lambda aggregation, gate, given: 0.75
+    ),
+    "beta_high": Option(
+        "gate cegppo: scale of the gradient of ratios above the clip range", lambda aggregation, gate, given: 1.0
+    ),
 }
 BY_SIGN = {"tau": ("tau_neg", "tau_pos")}
 """Parameters of gates whose value depends on the sign of the advantage: (Â <= 0, Â > 0)."""
