@@ -22,8 +22,9 @@ ORDER = [
     {"evaluation", "report"},
     {"sweep", "memory"},
     {"run"},
-    {"train", "examination", "export"},
+    {"train", "examination", "export", "parameters"},
     {"session", "usage", "small_commands"},
+    {"preview"},
     {"cli"},
     {"__main__"},
 ]

@@ -107,7 +107,7 @@ def test_the_kernel_says_what_a_process_does():
     assert liveness.has_ended(ended)
 
 
-def test_a_wrong_patience_is_told_once_before_a_rank_starts(monkeypatch, capfd):
+def test_a_wrong_patience_is_reported_once_before_a_rank_starts(monkeypatch, capfd):
     monkeypatch.setenv(PATIENCE, "long")
     assert_told(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
     assert not capfd.readouterr().err
