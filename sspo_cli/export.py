@@ -13,7 +13,8 @@ from sspo_cli import __version__
 from sspo_cli.config import RunOptions, TaskOptions
 from sspo_cli.errors import UserError, border
 from sspo_cli.named_runs import checkpoint_of, find_run, step_of, whole
-from sspo_cli.policy.model import load_policy
+from sspo_cli.policy.copies import copy_model
+from sspo_cli.policy.model import DTYPES, load_policy
 from sspo_cli.redaction import redacted
 from sspo_cli.tracking.files import explain_os_errors, read_json, write_text_atomic
 from sspo_cli.tracking.run_folder import RunFolder
@@ -22,11 +23,13 @@ from sspo_cli.tracking.shapes import CONFIG
 CARD = "README.md"  # the name that the Hugging Face hub expects
 
 
-def export_model(name: str, folder: Path, which: str | None, runs_dir: Path) -> Path:
+def export_model(name: str, folder: Path, which: str | None, runs_dir: Path, dtype: str | None = None) -> Path:
     """Write the model of a run's checkpoint (last, best or a step) to a new folder, atomically; return the checkpoint.
 
-    Adapters are merged into the weights. Raises UserError if there is no such checkpoint, if the folder exists or if it cannot
-    be written.
+    dtype  float32 or bfloat16; None: that of the checkpoint, or float32 for merged adapters
+
+    Adapters are merged into the weights. Other models are copied tensor by tensor, and are never in memory as a whole.
+    Raises UserError if there is no such checkpoint, if the folder exists or if it cannot be written.
     """
     found = find_run(name, runs_dir)
     if found is None:
@@ -38,25 +41,33 @@ def export_model(name: str, folder: Path, which: str | None, runs_dir: Path) -> 
     run = RunFolder.open(found.folder)
     checkpoint = whole(found.checkpoint) if found.checkpoint else checkpoint_of(run, which or "last")
     card = model_card(run, checkpoint)
-    changes: dict[str, Any] = {"kernels": "torch", "gradient_checkpointing": False}
-    if run.config.model.lora:
-        changes["dtype"] = "float32"  # the adapters are merged in float32
-    model = run.config.model.model_copy(update=changes)
-    policy = load_policy(model, torch.device("cpu"), checkpoint, run.config.chat.template)
-    merged = policy.model.merge_and_unload() if run.config.model.lora else policy.model
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with explain_os_errors("create", folder):
         temporary.mkdir(parents=True)
     try:
         with border(f"{folder} cannot be written"):
-            merged.save_pretrained(temporary)
-            policy.tokenizer.save_pretrained(temporary)
+            if run.config.model.lora:
+                _write_merged(run.config, checkpoint, temporary, dtype)
+            else:
+                copy_model(checkpoint, temporary, dtype)
         write_text_atomic(temporary / CARD, card)
         with explain_os_errors("create", folder):
             os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return checkpoint
+
+
+def _write_merged(options: RunOptions, checkpoint: Path, folder: Path, dtype: str | None) -> None:
+    """Write a model with its adapters merged, which happens in float32."""
+    changes = {"kernels": "torch", "gradient_checkpointing": False, "dtype": "float32"}
+    model = options.model.model_copy(update=changes)
+    policy = load_policy(model, torch.device("cpu"), checkpoint, options.chat.template)
+    merged = policy.model.merge_and_unload()
+    if dtype:
+        merged = merged.to(DTYPES[dtype])
+    merged.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
 
 
 def model_card(run: RunFolder, checkpoint: Path) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -65,10 +65,13 @@ def export_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a checkpoint of one, by its name or folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
     checkpoint: Annotated[str | None, typer.Option(help="Of the run: last (the default), best, or a step.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the weights; by default that of the checkpoint.")
+    ] = None,
     runs_dir: Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")] = Path("runs"),
 ) -> None:
     """Write a run's model to a folder to publish: whole weights, adapters merged, tokenizer, model card."""
     from sspo_cli.export import export_model
 
-    exported = export_model(run, folder, checkpoint, runs_dir)
+    exported = export_model(run, folder, checkpoint, runs_dir, dtype)
     print(f"{folder}: the model of {exported}, its tokenizer, and README.md, its model card")

@@ -12,6 +12,7 @@ from sspo_cli.policy.learner import (
     episode_metrics,
     fill_old_logprobs,
     reward_metrics,
+    splits_groups_apart,
     step_metrics,
 )
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
@@ -71,7 +72,8 @@ def train(run: Run) -> None:
                 with clock.phase("learning"):
                     # Without a lag, the first minibatch is skipped: the policy that sampled it has not changed, so ρ = 1 exactly.
                     later = plan[0 if rollout.lag else 1 : learning.mu]
-                    fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature)
+                    apart = splits_groups_apart(run.policy, learning)
+                    fill_old_logprobs(run.policy, state.batch, later, learning.token_budget, rollout.temperature, apart)
                     fill_reference(run, plan[: learning.mu])
             check_learning(run, groups)
             keep_rollout(run, sync_metrics)
@@ -87,6 +89,7 @@ def train(run: Run) -> None:
             state.batch.old_logprobs[rows, : result.old_logprobs.shape[1]] = result.old_logprobs
             if on_policy:
                 state.batch.old_entropy[rows, : result.entropy.shape[1]] = result.entropy
+                state.batch.rerouted[rows, : result.rerouted.shape[1]] = result.rerouted
             learned = step_metrics(minibatch, result, learning)
             rate = scheduled_rate(options.optimizer, state.step, options.steps)
             rounding_seed = derive_seed(seed, "rounding", state.step)

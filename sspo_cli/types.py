@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,8 @@ class Completion:
     truncated          cut at the token limit
     read               for an episode, True for each token that the policy read; empty if it wrote all of them
     episode            the episode; None for a single turn
+    routes             experts that the sampler chose for each token in L layers, a numpy array [T, L] int32 of numbers for
+                       sets; None if it does not say
     """
 
     token_ids: list[int]
@@ -141,6 +144,7 @@ class Completion:
     truncated: bool
     read: Sequence[bool] = ()
     episode: Played | None = None
+    routes: Any = field(default=None, compare=False)
 
     @property
     def own_tokens(self) -> int:

@@ -27,17 +27,18 @@ sspo options rollout
 sspo configs
 ```
 
-- `-c` takes a YAML file or the name of a preset: `sspo configs` lists them, `sspo configs NAME` prints one. Several are
-  merged; later ones override earlier ones. Sections are merged option by option, lists are replaced.
+- `-c` accepts a YAML file or the name of a preset. `sspo configs` lists the presets, `sspo configs NAME` prints one. If there
+  are several files, they are merged, and later files override earlier ones. Sections are merged option by option; a list
+  replaces the earlier list.
 - `-s section.option=value` overrides one option. The value is YAML. Quote values with brackets or spaces for the shell,
   as in `-s 'tasks=[gsm8k, mine.jsonl]'`.
-- `--method`, `--gate` and `--seed` override `objective.method`, `objective.gate` and `seed`. A file or option that changes
-  the method drops the options of the method before it.
+- `--method`, `--gate` and `--seed` override `objective.method`, `objective.gate` and `seed`. If a later file or option changes
+  the method, the options of the earlier method are dropped.
 - `--dry-run` prints every resolved option as a config file.
-- Unknown options, options that the chosen method does not have, and values out of range are refused before anything
-  starts. A misspelt option is reported with the nearest valid name.
-- Some defaults depend on whether a model is named (`model.name`), because those of the embedded task would be wrong for it.
-  The descriptions say so.
+- Unknown options, options that the chosen method does not have, and values out of range are rejected before anything
+  starts. If an option is misspelt, the error message suggests the nearest valid name.
+- A *named model* is one that `model.name` specifies. Some options have other defaults for a named model, because the defaults
+  for the embedded task would be wrong for it. Their descriptions state both.
 - `config.json` in the run folder records every option.
 
 `sspo options [SECTION]` prints the tables below.

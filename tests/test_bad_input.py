@@ -63,7 +63,7 @@ def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_at_its_last_good
         done, "was not finite in 2 steps in a row, at step 4; the last good checkpoint is bad/checkpoints/step-2;"
     )
     command = "sspo train --from bad/checkpoints/step-2 -s optimizer.learning_rate=0.0001 --runs-dir ."
-    assert f"`{command}` starts a new run from there at half the rate" in done.stderr
+    assert f"`{command}` starts a new run from this checkpoint with half the learning rate" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy/skipped"] for row in rows] == [0, 0, 1, 2]
     assert json.loads((tmp_path / "bad" / "status.json").read_text())["state"] == "failed"

@@ -6,9 +6,11 @@ import pytest
 import torch
 from commands import assert_told, sspo
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sspo_cli.config import TinyModelOptions
+from sspo_cli.export import export_model
 from sspo_cli.policy.model import load_policy
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 from sspo_cli.tracking.run_folder import RunFolder
@@ -55,6 +57,14 @@ def test_the_merged_model_computes_what_the_adapters_did(runs, exported):
     assert (ours - before).abs().max() > 1e-2
     assert not (exported / "adapter_config.json").exists()
     assert AutoTokenizer.from_pretrained(exported).chat_template
+
+
+def test_merged_weights_are_rounded_once_if_bfloat16_is_asked_for(runs, exported):
+    export_model("adapted", runs / "half", None, runs, "bfloat16")
+    full, half = load_file(exported / "model.safetensors"), load_file(runs / "half" / "model.safetensors")
+    assert full.keys() == half.keys()
+    assert all(torch.equal(weight.bfloat16(), half[name]) for name, weight in full.items())
+    assert AutoModelForCausalLM.from_pretrained(runs / "half").dtype == torch.bfloat16
 
 
 def test_the_card_says_what_was_done_and_how_well_it_does(runs, exported):

@@ -217,7 +217,7 @@ def test_table_1_fits_a_smaller_gpu_as_its_first_line_says(public):
             "Qwen/Qwen3-14B",
             {"model__lora": "{rank: 32}"},
             85,
-            r"vLLM's share of the GPU is 25.5 GB, and its weights with one text need \d+",
+            r"vLLM's share of the GPU is 25.5 GB, but its weights and the cache of one sequence need \d+",
             "set rollout.vllm.gpu_memory_utilization=0.4",
         ),
         ("Qwen/Qwen3-30B-A3B", {}, 40, "vLLM's share", "a larger device, or several GPUs (--nproc)"),
@@ -248,7 +248,7 @@ def test_a_dry_run_prints_the_estimate_for_a_gpu_that_is_not_here(public):
     command = ["train", "-c", CONFIGS / "table1.yaml", "-s", model, "--dry-run", "--device-memory"]
     done = sspo(*command, 150)
     assert done.returncode == 0, done.stderr
-    assert "# memory by estimate, of a GPU of 150.0 GB, for 7.62 billion parameters" in done.stdout
+    assert "# estimated memory on a GPU of 150.0 GB, for 7.62 billion parameters" in done.stdout
     assert_told(sspo(*command, 85), "set model.weights=bfloat16 and optimizer.eight_bit=true")
     assert_told(sspo("train", "--device-memory", 85), "--device-memory is for --dry-run")
 

@@ -45,7 +45,7 @@ def test_every_option_is_listed_with_a_description():
     [
         (
             "optimizer",
-            "optimizer.learning_rate = 0.0002    (number)\n      the highest, after the warm-up",
+            "optimizer.learning_rate = 0.0002    (number)\n      highest learning rate, which is reached after the warm-up",
             "cold_start.",
         ),
         ("model.lora", "model.lora.rank = 16    (integer)", "model.name"),

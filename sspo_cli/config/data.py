@@ -46,29 +46,39 @@ ENVIRONMENTS = {
 class ColumnOptions(Options):
     """Columns of a data set, if they do not have the usual names. A dotted name refers to a field of a nested column."""
 
-    question: str | None = Field(None, description="what is asked")
-    answer: str | None = Field(None, description="the gold answer")
-    id: str | None = Field(None, description="column of the problem's id; null: its position")
+    question: str | None = Field(None, description="column of the question")
+    answer: str | None = Field(None, description="column of the gold answer, which is the correct answer")
+    id: str | None = Field(
+        None, description="column of the problem's id; null: a usual column of ids, otherwise the position of the row"
+    )
     demonstration: str | None = Field(None, description="column of a worked completion for the cold start")
 
 
 class TaskOptions(Options):
-    """A data set. Several are mixed by weight.
+    """A data set. If there are several, they are mixed by weight.
 
     May be written as text: `gsm8k`, `gsm8k=data/gsm8k`, `gsm8k=data/gsm8k:test` or `problems.jsonl`.
     """
 
-    name: TaskName = Field("arithmetic", description="data set; file: rows of {question, answer} in `path`")
-    path: str | None = Field(None, description="hub name, local folder or file instead of the published data set")
+    name: TaskName = Field(
+        "arithmetic", description="name of the data set, or file for rows of {question, answer} in `path`"
+    )
+    path: str | None = Field(
+        None, description="name on the hub, local folder or local file to read instead of the published data set"
+    )
     split: str = Field(
-        "train", description="train, test, or another split of the data set; the default for benchmarks is test"
+        "train", description="split of the data set, such as train or test; the default for benchmarks is test"
     )
-    config: str | None = Field(None, description="configuration of a data set with several, such as socratic for gsm8k")
+    config: str | None = Field(
+        None, description="configuration, for a data set that has several, such as socratic for gsm8k"
+    )
     columns: ColumnOptions | None = Field(
-        None, description="columns of question and answer; null: found by their usual names"
+        None, description="names of the columns; null: the usual names are recognized"
     )
-    weight: PositiveFloat = Field(1.0, description="share of the problems drawn, relative to the other tasks")
-    limit: PositiveInt | None = Field(None, description="number of problems used, from the first")
+    weight: PositiveFloat = Field(
+        1.0, description="weight of the task in the random choice of problems, relative to the other tasks"
+    )
+    limit: PositiveInt | None = Field(None, description="number of problems to use, starting with the first; null: all")
 
     @model_validator(mode="before")
     @classmethod
@@ -96,7 +106,7 @@ class BenchmarkOptions(TaskOptions):
     """A data set for measuring."""
 
     max_new_tokens: PositiveInt | None = Field(
-        None, le=10**7, description="of a completion; null: evaluation.max_new_tokens"
+        None, le=10**7, description="token limit of a completion; null: evaluation.max_new_tokens"
     )
 
 
@@ -147,15 +157,17 @@ def _path_and_split(text: str, split: str) -> tuple[str, str]:
 
 
 class ChatOptions(Options):
-    """Changes of the prompt template and the chat template; episodes use only the chat template.
+    """Changes to the prompt template and the chat template. Episodes use only the changes to the chat template.
 
     A single line that ends in .txt, .md, .jinja or .j2, or that is an existing file, is replaced by the content of the file.
     """
 
-    system: str | None = Field(None, description="system turn instead of the prompt template's; '' removes it")
-    user: str | None = Field(None, description="user turn, with {question}; null: the question alone")
+    system: str | None = Field(None, description="system turn, instead of that of the prompt template; '' removes it")
+    user: str | None = Field(
+        None, description="user turn, in which {question} is replaced by the question; null: the question alone"
+    )
     template: str | None = Field(
-        None, description="chat template instead of the tokenizer's, for example for a base model"
+        None, description="chat template, instead of that of the tokenizer, for example for a base model"
     )
     template_kwargs: dict[str, Any] = Field(
         {}, description="options of the chat template, such as enable_thinking: false"
@@ -194,16 +206,21 @@ RENDERED_WITH = {
 
 
 class RewardOptions(Options):
-    """The reward of a completion in training. Pass@1 counts right answers and does not depend on it."""
+    """The reward of a completion in training. Pass@1 is the share of right answers and does not depend on the reward."""
 
-    answer: NonNegativeFloat = Field(1.0, description="weight of r_answer, 1 or 0")
-    format: NonNegativeFloat = Field(1.0, description="weight of r_format, between 0 and 1")
-    function: str | None = Field(
-        None, min_length=1, description="your own as module:function: (text of a completion, gold answer) -> number"
+    answer: NonNegativeFloat = Field(
+        1.0, description="weight of r_answer, which is 1 for a right answer and otherwise 0"
     )
-    weight: PositiveFloat = Field(1.0, description="of its value")
+    format: NonNegativeFloat = Field(1.0, description="weight of r_format, which is between 0 and 1")
+    function: str | None = Field(
+        None,
+        min_length=1,
+        description="your own reward as module:function, a function (text of a completion, gold answer) -> number",
+    )
+    weight: PositiveFloat = Field(1.0, description="weight of the value of `function`")
     range: Annotated[tuple[Bounded, Bounded], Strict(False)] = Field(
-        (0.0, 1.0), description="range of the function's values; a call that runs out of time counts as the lowest"
+        (0.0, 1.0),
+        description="range of the values of `function`; a call that exceeds the time limit gets the lowest value",
     )
 
     @model_validator(mode="after")

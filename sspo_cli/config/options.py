@@ -38,17 +38,19 @@ class MethodOptions(Options):
 
     method: str = Field(
         DEFAULT_METHOD,
-        description=f"method: {', '.join(NAMED_METHODS)}; an aggregation: {', '.join(AGGREGATIONS)}; or your own as "
-        "module:function",
+        description=f"a method: {', '.join(NAMED_METHODS)}; an aggregation for any gate: {', '.join(AGGREGATIONS)}; "
+        "or your own method as module:function",
     )
     gate: str | None = Field(
         None,
-        description=f"gate; sspo takes {', '.join(SSPO_GATES)}, aggregations take any gate; or your own as module:function",
+        description=f"gate, a function of the token ratio: with sspo {', '.join(SSPO_GATES)}; "
+        "with an aggregation any gate; or your own gate as module:function",
     )
     normalizer: Literal[tuple(NORMALIZERS)] | None = Field(  # type: ignore[valid-type]
         None,
-        description="factor of each completion: 1/N (sequence), its share of the minibatch's tokens (token), its length over N "
-        "times the token limit (constant), or its length over N (length); null: the method's own",
+        description="factor of each completion in the loss of a minibatch with N completions: 1/N (sequence), its "
+        "share of the tokens (token), its length / (N · token limit) (constant), or its length / N "
+        "(length); null: the default of the method",
     )
 
 
@@ -64,7 +66,7 @@ GateOptions: Any = create_model("GateOptions", __base__=MethodOptions, **GATE_FI
 
 
 class ObjectiveOptions(GateOptions):
-    """The method and its hyperparameters; options that the method does not have are refused."""
+    """The method and its hyperparameters. An option that the method does not have is rejected."""
 
     allow_any_gate: bool = Field(False, description="accept your own gate even if it breaks the paper's conditions")
     allow_any_method: bool = Field(False, description="accept your own method even if it breaks the paper's conditions")
@@ -93,17 +95,22 @@ class TinyModelOptions(Options):
     """A Qwen2-shaped model with random weights and the embedded character tokenizer, used if `model.name` is null."""
 
     hidden_size: PositiveInt = Field(64, le=2**16, description="width of the residual stream")
-    layers: PositiveInt = Field(3, le=1000, description="transformer layers")
-    heads: PositiveInt = Field(2, le=2**12, description="attention heads of each layer")
+    layers: PositiveInt = Field(3, le=1000, description="number of transformer layers")
+    heads: PositiveInt = Field(2, le=2**12, description="number of attention heads per layer")
     intermediate_size: PositiveInt = Field(192, le=2**20, description="width of the feed-forward layers")
     seed: TorchSeed = Field(
-        0, description="seed of the initial weights; not the run's seed, so that all seeds share a cold start"
+        0,
+        description="seed of the initial weights; independent of the run's seed, so that runs with different seeds "
+        "share a cold start",
     )
     action_tags: bool = Field(
-        False, description="make <execute>, <solution> and their closing tags single tokens, for tasks in episodes"
+        False,
+        description="encode `<execute>`, `<solution>` and their closing tags as single tokens, for multi-turn tasks",
     )
     context: PositiveInt = Field(
-        1024, le=2**20, description="most tokens of a prompt and its completion together; changes no weight"
+        1024,
+        le=2**20,
+        description="largest number of tokens of a prompt and its completion together; does not affect the weights",
     )
 
     @model_validator(mode="after")
@@ -117,41 +124,45 @@ class TinyModelOptions(Options):
 
 
 class LoraOptions(Options):
-    """Low-rank adapters (peft), trained instead of all weights."""
+    """Low-rank adapters (peft), which are trained instead of all weights."""
 
-    rank: PositiveInt = Field(16, le=2**16, description="rank of the two matrices")
+    rank: PositiveInt = Field(16, le=2**16, description="rank of the adapters")
     alpha: PositiveFloat = Field(32.0, description="scale: the update is multiplied by alpha / rank")
     targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="names of the layers that get an adapter"
+        "all-linear", description="names of the layers that get an adapter, or all linear layers"
     )
     seed: TorchSeed = Field(0, description="seed of the adapters' initial weights")
 
 
 class ModelOptions(Options):
-    """The model: a named one, or a tiny one built from scratch."""
+    """The model: a Hugging Face model (`name`), or a tiny model that is built from scratch."""
 
-    name: str | None = Field(None, description="Hugging Face causal LM by name or folder; null: the tiny model")
+    name: str | None = Field(
+        None, description="name or folder of a Hugging Face causal language model; null: the tiny model"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub; null: its main branch")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of the computation; auto: bfloat16 if the GPU supports it, otherwise float32"
     )
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="dtype of fully trained weights and their gradients; bfloat16 takes half the memory and needs "
+        description="dtype of fully trained weights and their gradients; bfloat16 needs half the memory, and requires "
         "optimizer.eight_bit",
     )
     kernels: Literal["torch", "liger", "compiled"] = Field(
         "torch",
-        description="kernels of the layers: torch, liger (fused, on a GPU), or compiled (torch.compile, when learning); the "
-        "results are equal up to rounding",
+        description="kernels of the layers: torch, liger (fused kernels, on a GPU) or compiled (torch.compile, for "
+        "learning); the results are equal up to rounding",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="implementation of attention: torch's fused one, the plain one, or flash-attention on a GPU"
+        "sdpa",
+        description="implementation of attention: sdpa (fused, part of torch), eager (plain) or flash_attention_2 (on "
+        "a GPU)",
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
+        False, description="recompute activations in the backward pass, which needs less memory and more time"
     )
-    lora: LoraOptions | None = Field(None, description="train low-rank adapters; null: every weight")
+    lora: LoraOptions | None = Field(None, description="options of low-rank adapters; null: train all weights")
     tiny: TinyModelOptions = Field(TinyModelOptions(), description="the model if name is null")
 
     @model_validator(mode="after")
@@ -170,30 +181,41 @@ class ModelOptions(Options):
 class LearningOptions(Options):
     """The learning phase: optimizer steps on a rollout batch."""
 
-    mu: PositiveInt = Field(2, description="μ, disjoint minibatches of a rollout batch, with one optimizer step each")
-    epochs: PositiveInt = Field(1, le=1000, description="passes over the same rollout batch")
-    std: Literal["sample", "population", "none"] = Field(
-        "sample", description="standard deviation that divides group advantages (eq. 4): with G - 1, with G, or none"
+    mu: PositiveInt = Field(
+        2, description="μ, number of disjoint minibatches of a rollout batch, with one optimizer step on each"
     )
-    token_budget: PositiveInt = Field(16384, description="tokens of a micro-batch, including prompts and padding")
+    epochs: PositiveInt = Field(1, le=1000, description="number of passes over the same rollout batch")
+    std: Literal["sample", "population", "none"] = Field(
+        "sample",
+        description="divisor of the advantages within a group (eq. 4): the standard deviation with G - 1 (sample) or "
+        "with G (population), or none",
+    )
+    token_budget: PositiveInt = Field(
+        16384, description="largest number of tokens in a micro-batch, including prompts and padding"
+    )
     mask_truncated: bool = Field(False, description="exclude completions that reach the token limit from the loss")
     kl: NonNegativeFloat = Field(
         0.0,
-        description="β, weight of a penalty on the KL divergence from the policy that RL starts from (k3); the paper has none",
+        description="β, weight of a penalty on the KL divergence from the policy at the start of RL (estimator k3); "
+        "the paper has no penalty",
     )
     entropy_range: Annotated[tuple[PositiveFloat, PositiveFloat], Strict(False)] | None = Field(
         None,
-        description="a token whose entropy has changed within a rollout batch by a factor outside of it, such as [0.95, 1.05], "
-        "has no gradient; null: all have",
+        description="a token has no gradient if its entropy, divided by its entropy at rollout time, is outside this "
+        "range, such as [0.95, 1.05]; null: there is no such condition",
     )
     importance_cap: PositiveFloat | None = Field(
-        None, description="multiply by the ratio of the policy to the sampler, up to this cap; null: do not"
+        None,
+        description="correct for differences between the trainer's and the sampler's probabilities by their ratio, "
+        "which is limited to this cap; null: no correction",
     )
     importance_level: Literal["sequence", "token"] = Field(
-        "sequence", description="level of this ratio: one for a completion, or one for the gradient of each token"
+        "sequence",
+        description="with importance_cap: the ratio is that of a completion and multiplies its advantage (sequence), "
+        "or that of a token and multiplies its gradient (token)",
     )
     importance_beyond: Literal["truncate", "mask"] = Field(
-        "truncate", description="a ratio beyond the cap becomes the cap (truncate) or 0 (mask)"
+        "truncate", description="with importance_cap: a ratio above the cap becomes the cap (truncate) or 0 (mask)"
     )
 
     @model_validator(mode="after")
@@ -222,43 +244,57 @@ LARGEST_BETA2_IN_BFLOAT16 = 0.995  # larger decays are lost in rounding to steps
 class OptimizerOptions(Options):
     """AdamW and its learning rate."""
 
-    learning_rate: PositiveFloat = Field(2e-4, description="the highest, after the warm-up")
-    warmup_steps: NonNegativeInt = Field(10, description="steps in which the rate rises linearly from 0")
+    learning_rate: PositiveFloat = Field(2e-4, description="highest learning rate, which is reached after the warm-up")
+    warmup_steps: NonNegativeInt = Field(
+        10, description="number of steps in which the learning rate rises linearly from 0"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="of the rate after the warm-up: constant, or decaying to 0 at the last step"
+        "linear",
+        description="learning rate after the warm-up: constant, or decaying to 0 at the last step (linear, cosine)",
     )
     betas: Annotated[tuple[Beta, Beta], Strict(False)] = Field(
-        (0.9, 0.99), description="decay of the first and of the second moments"
+        (0.9, 0.99), description="decay rates of the first and the second moments"
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
-    max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay, of matrices only")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="largest norm of the gradient; a larger gradient is scaled down to this norm"
+    )
     max_bad_steps: PositiveInt = Field(
-        5, description="consecutive steps with a NaN loss or gradient before the run stops"
+        5,
+        description="number of consecutive steps with a loss or a gradient that is not finite after which the run "
+        "stops",
     )
     eight_bit: bool = Field(
         False,
-        description="8-bit moments (torchao), except for small tensors; also in the cold start",
+        description="store the moments in 8 bits (torchao), except those of small tensors; also in the cold start",
     )
 
 
 class ColdStartOptions(Options):
-    """The supervised stage before RL, which teaches the format; `steps: 0` skips it."""
+    """The cold start: supervised training on demonstrations before RL, which teaches the format."""
 
-    steps: NonNegativeInt = Field(700, description="optimizer steps; 0 skips the stage")
-    batch_size: PositiveInt = Field(48, le=10**6, description="demonstrations in a step")
-    learning_rate: PositiveFloat = Field(3e-3, description="the highest, after the warm-up")
-    warmup_steps: NonNegativeInt = Field(50, description="steps in which the rate rises linearly from 0")
+    steps: NonNegativeInt = Field(700, description="number of optimizer steps; 0 skips the cold start")
+    batch_size: PositiveInt = Field(48, le=10**6, description="number of demonstrations per step")
+    learning_rate: PositiveFloat = Field(3e-3, description="highest learning rate, which is reached after the warm-up")
+    warmup_steps: NonNegativeInt = Field(
+        50, description="number of steps in which the learning rate rises linearly from 0"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="of the rate after the warm-up: constant, or decaying to 0 at the last step"
+        "linear",
+        description="learning rate after the warm-up: constant, or decaying to 0 at the last step (linear, cosine)",
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of matrices only")
-    max_grad_norm: PositiveFloat = Field(1.0, description="a gradient of a larger norm is scaled down to it")
-    tasks: list[TaskOptions] = Field(
-        [], description="tasks whose worked demonstrations are used; none: those of the run"
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay, of matrices only")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="largest norm of the gradient; a larger gradient is scaled down to this norm"
     )
-    checkpoint_every: PositiveInt = Field(200, description="steps between two checkpoints of an unfinished stage")
+    tasks: list[TaskOptions] = Field([], description="tasks whose demonstrations are used; empty: the tasks of the run")
+    checkpoint_every: PositiveInt = Field(
+        200, description="number of steps between two checkpoints of an unfinished cold start"
+    )
     seed: TorchSeed = Field(
-        0, description="seed of the order of demonstrations; not the run's seed, so that all seeds share a cold start"
+        0,
+        description="seed of the order of demonstrations; independent of the run's seed, so that runs with different "
+        "seeds share a cold start",
     )
 
 
@@ -266,29 +302,41 @@ VALIDATION = "validation"  # name of the held-out training problems in results
 
 
 class EvaluationOptions(Options):
-    """Pass@1 during training: before the first step, every so many steps, and after the last; greedy as in the paper."""
+    """Pass@1 during training: before the first step, every `every` steps, and after the last; greedy as in the paper."""
 
     benchmarks: list[BenchmarkOptions] = Field(
         [BenchmarkOptions(name="arithmetic", split="test", limit=512)], description="data sets to measure on"
     )
     every: PositiveInt | None = Field(
-        40, description="optimizer steps between two evaluations; null: only before the first step and after the last"
+        40,
+        description="number of optimizer steps between two evaluations; null: only before the first step and after "
+        "the last",
     )
     max_new_tokens: PositiveInt | None = Field(
         None,
         le=10**7,
-        description="token limit of a completion, unless its benchmark has one; null: rollout.max_new_tokens",
+        description="token limit of a completion, for benchmarks without their own limit; null: rollout.max_new_tokens",
     )
-    samples: PositiveInt = Field(1, le=10**5, description="completions of each problem; Pass@1 is their mean (avg@n)")
-    temperature: NonNegativeFloat = Field(0.0, description="0: greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample from the fewest most probable tokens of this probability")
-    top_k: PositiveInt | None = Field(None, description="sample from this many most probable tokens; null: from all")
+    samples: PositiveInt = Field(
+        1, le=10**5, description="number of completions per problem; Pass@1 is their mean (avg@n)"
+    )
+    temperature: NonNegativeFloat = Field(0.0, description="sampling temperature; 0: greedy")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="sample only from the smallest set of most probable tokens with at least this total probability",
+    )
+    top_k: PositiveInt | None = Field(
+        None, description="sample only from this many most probable tokens; null: from all"
+    )
     validation: NonNegativeInt = Field(
-        0, description="problems held out of the training tasks to choose and keep the best checkpoint"
+        0, description="number of problems held out of the training tasks, to choose and keep the best checkpoint"
     )
     decontaminate: bool = Field(
         True,
-        description="exclude training problems that are also in a benchmark, by normalised text; they are reported in any case",
+        description="exclude training problems whose normalized text is also in a benchmark; they are reported in any "
+        "case",
     )
 
     def limits(self, rollout: RolloutOptions) -> list[int]:
@@ -334,45 +382,60 @@ class EvaluationOptions(Options):
 class CheckpointOptions(Options):
     """Checkpoints of a run."""
 
-    every: PositiveInt = Field(20, description="optimizer steps between two checkpoints")
-    keep: PositiveInt = Field(2, description="number of latest checkpoints that are kept")
+    every: PositiveInt = Field(20, description="number of optimizer steps between two checkpoints")
+    keep: PositiveInt = Field(
+        2, description="number of latest checkpoints that are kept; the best checkpoint by validation is also kept"
+    )
 
 
 class WandbOptions(Options):
-    """The mirror of a run at Weights & Biases."""
+    """Logging of a run to Weights & Biases."""
 
     mode: Literal["disabled", "offline", "online"] = Field(
-        "disabled", description="offline needs no login and prints the command that uploads the run"
+        "disabled",
+        description="disabled, online (uploads during the run) or offline (needs no login, and prints the command "
+        "that uploads the run)",
     )
     project: str = Field("sspo", description="project of the run")
-    entity: str | None = Field(None, description="user or team; null: the login's own")
-    group: str | None = Field(None, description="null: method and gate")
-    tags: list[str] = Field([], description="of the run")
+    entity: str | None = Field(None, description="user or team; null: the default of the login")
+    group: str | None = Field(None, description="group of the run; null: method and gate")
+    tags: list[str] = Field([], description="tags of the run")
 
 
 class ForkOptions(Options):
     """The checkpoint of another run from which this run starts, instead of the model's own weights."""
 
-    run: str = Field(min_length=1, description="the other run, by its name or folder")
-    step: NonNegativeInt | None = Field(None, description="step of its checkpoint; null: the last")
+    run: str = Field(min_length=1, description="name or folder of the other run")
+    step: NonNegativeInt | None = Field(None, description="step of the other run's checkpoint; null: the last")
     optimizer: bool = Field(False, description="also continue with the optimizer's moments, which otherwise start at 0")
     fingerprint: str | None = Field(
-        None, description="of the checkpoint, filled in at the start; another one is refused"
+        None,
+        description="fingerprint (hash) of the checkpoint, which is filled in at the start; a checkpoint with another "
+        "fingerprint is rejected",
     )
 
 
 class RunOptions(Options):
     """All options of a run, as recorded in `config.json`."""
 
-    seed: Seed = Field(0, description="seed of problems, sampling and minibatches")
-    steps: PositiveInt = Field(160, description="optimizer steps")
-    threads: PositiveInt = Field(
-        1, le=1024, description="OpenMP threads of the process; one is fastest for tiny models"
+    seed: Seed = Field(
+        0, description="seed of the order of problems, of the sampling and of the split into minibatches"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    prompt: str = Field("plain", description="name of the prompt template")
+    steps: PositiveInt = Field(160, description="number of optimizer steps")
+    threads: PositiveInt = Field(
+        1, le=1024, description="number of OpenMP threads of the process; 1 is fastest for tiny models"
+    )
+    device: str = Field(
+        "auto",
+        description="device of the model: auto (a GPU if there is one), cpu, cuda, or a certain GPU such as cuda:1",
+    )
+    prompt: str = Field(
+        "plain",
+        description="prompt template: plain (the question alone) or think-answer (asks for `<think>` and `<answer>` "
+        "tags)",
+    )
     answer_timeout: PositiveFloat = Field(
-        3.0, le=86_400, description="seconds of processor time for the check of an answer"
+        3.0, le=86_400, description="time limit for the check of an answer, in seconds of processor time"
     )
     chat: ChatOptions = ChatOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
@@ -380,14 +443,14 @@ class RunOptions(Options):
     tasks: list[TaskOptions] = Field([TaskOptions()], min_length=1, description="data sets to train on")
     rollout: RolloutOptions = RolloutOptions()
     reward: RewardOptions = RewardOptions()
-    episode: EpisodeOptions | None = Field(None, description="limits of episodes; null without a task in episodes")
+    episode: EpisodeOptions | None = Field(None, description="limits of episodes; null if no task is multi-turn")
     learning: LearningOptions = LearningOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     cold_start: ColdStartOptions = ColdStartOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     wandb: WandbOptions = WandbOptions()
-    fork: ForkOptions | None = Field(None, description="start from another run's checkpoint, as `--from` does")
+    fork: ForkOptions | None = Field(None, description="start from a checkpoint of another run, as `--from` does")
 
     @model_validator(mode="before")
     @classmethod

@@ -8,27 +8,31 @@ from sspo_cli.config.base import NonNegativeInt, Options, PositiveFloat, Positiv
 
 
 class VllmOptions(Options):
-    """The vLLM engine: in this process, or with `server` in a separate process that is already running."""
+    """The vLLM engine, which runs in this process, or in a server that is already running (`server`)."""
 
     # A GPU of 139 GiB has room for 0.3 in addition to a 7B policy and its Adam, 85 GiB; not for 0.4.
-    gpu_memory_utilization: float = Field(0.3, gt=0, le=1, description="share of the GPU for vLLM's weights and cache")
+    gpu_memory_utilization: float = Field(
+        0.3, gt=0, le=1, description="share of the GPU's memory for vLLM's weights and cache"
+    )
     kv_cache_gib: PositiveFloat | None = Field(
-        None, description="size of the cache of keys and values; null: the rest of the share above, on a CPU 1"
+        None, description="size of the key-value cache in GiB; null: the rest of gpu_memory_utilization, or 1 on a CPU"
     )
     enforce_eager: bool = Field(
-        False, description="run without CUDA graphs: starts sooner, samples slower; always so on a CPU"
+        False, description="run without CUDA graphs, which starts sooner but samples more slowly; always true on a CPU"
     )
     sleep: bool = Field(True, description="free vLLM's memory while the learner learns")
     tolerance: PositiveFloat | None = Field(
         None,
-        description="mean difference from the policy's log-probabilities that stops the run; null: 0.1, or 0.001 in float32",
+        description="mean difference between the log-probabilities of vLLM and of the policy above which the run "
+        "stops; null: 0.1, or 0.001 in float32",
     )
     server: str | None = Field(
         None,
-        description="address of a running `vllm serve`, such as http://node7:8000; put credentials into SSPO_VLLM_CREDENTIALS",
+        description="address of a running `vllm serve`, such as http://node7:8000; put credentials into the "
+        "environment variable SSPO_VLLM_CREDENTIALS",
     )
     exchange: str | None = Field(
-        None, description="folder through which the server gets the weights; both processes must see it"
+        None, description="folder through which the server receives the weights; both processes must see it"
     )
 
     @model_validator(mode="before")
@@ -57,37 +61,44 @@ OF_THE_PROCESS = ("gpu_memory_utilization", "kv_cache_gib", "enforce_eager", "sl
 
 
 class RolloutOptions(Options):
-    """The sampling phase. There is no truncated sampling (top-k, top-p): the objectives assume the full softmax."""
+    """The sampling phase. Top-k and top-p are not available, because the objectives assume the full softmax."""
 
     engine: Literal["auto", "torch", "vllm"] = Field(
         "auto",
-        description="sampler; auto: vllm for a named model on a GPU if vLLM is installed and supports it, otherwise torch",
+        description="sampler; auto: vllm if a named model runs on a GPU and vLLM is installed and supports it, "
+        "otherwise torch",
     )
-    prompts: PositiveInt = Field(16, le=10**6, description="P, prompts of a rollout batch")
-    group_size: int = Field(8, ge=2, le=10**5, description="G, completions of each prompt")
-    max_new_tokens: PositiveInt = Field(64, le=10**7, description="token limit of a completion; in episodes, of a turn")
+    prompts: PositiveInt = Field(16, le=10**6, description="P, number of prompts in a rollout batch")
+    group_size: int = Field(8, ge=2, le=10**5, description="G, number of completions per prompt")
+    max_new_tokens: PositiveInt = Field(
+        64, le=10**7, description="token limit of a completion, or of a turn in episodes"
+    )
     temperature: PositiveFloat = Field(
-        1.0, description="temperature of the sampler and of the policy's log-probabilities"
+        1.0, description="sampling temperature, which also applies to the policy's log-probabilities"
     )
-    max_rows: PositiveInt = Field(1024, description="completions sampled at the same time")
+    max_rows: PositiveInt = Field(1024, description="number of completions that are sampled at the same time")
     lag: NonNegativeInt = Field(
         0,
         le=100,
-        description="sample with the weights of so many rollout batches ago, as an asynchronous sampler does; ratios refer to "
-        "these weights",
+        description="number of rollout batches by which the sampler's weights are older than the policy, as with an "
+        "asynchronous sampler; the ratios refer to these weights",
     )
     equal_groups: Literal["keep", "drop"] = Field(
         "keep",
-        description="groups whose rewards are all equal, which have no gradient; drop: sample further prompts in their place",
+        description="treatment of groups whose rewards are all equal, which have no gradient: keep them, or drop them "
+        "and sample further prompts in their place",
     )
     equal_in: Literal["reward", "answer"] = Field(
-        "reward", description="drop: what must differ within a group, the whole reward or r_answer alone"
+        "reward",
+        description="with equal_groups=drop: a group is dropped if all of its rewards are equal (reward), or all of "
+        "its r_answer (answer)",
     )
     most_sampled: int = Field(
         4,
         ge=2,
         le=1000,
-        description="drop: limit of the prompts sampled for a rollout batch, in multiples of `prompts`; then equal ones fill it",
+        description="with equal_groups=drop: at most this many times `prompts` prompts are sampled for a rollout "
+        "batch; after that, groups of equal rewards fill it",
     )
     vllm: VllmOptions | None = Field(None, description="options of vLLM; null: their defaults")
 
@@ -110,19 +121,23 @@ class RolloutOptions(Options):
 
 
 class EpisodeOptions(Options):
-    """Episodes of several turns, for tasks with an environment. `rollout.max_new_tokens` limits a turn."""
+    """Limits of episodes, which are the completions of multi-turn tasks. `rollout.max_new_tokens` limits a turn."""
 
-    turns: PositiveInt = Field(5, le=1000, description="k, most turns of the policy")
-    proposals: PositiveInt = Field(2, le=1000, description="most turns that may propose a solution")
+    turns: PositiveInt = Field(5, le=1000, description="k, largest number of turns of the policy")
+    proposals: PositiveInt = Field(2, le=1000, description="largest number of turns that propose a solution")
     max_tokens: PositiveInt = Field(
         4096,
         le=10**7,
         description="token limit of an episode, including the text that the policy reads between its turns",
     )
     thinking: bool = Field(
-        False, description="let the policy think before a turn, for chat templates that have this choice"
+        False, description="let the policy think before each turn, for chat templates that have this choice"
     )
-    observation_chars: PositiveInt = Field(2000, description="characters of a program's output that the policy reads")
-    call_timeout: PositiveFloat = Field(30.0, le=86_400, description="seconds that a program may run in a turn")
-    memory_mib: PositiveInt = Field(512, le=2**22, description="memory of a program")
-    parallel: PositiveInt | None = Field(None, description="programs that run at the same time; null: number of cores")
+    observation_chars: PositiveInt = Field(
+        2000, description="number of characters of a program's output that the policy reads"
+    )
+    call_timeout: PositiveFloat = Field(30.0, le=86_400, description="time limit of a program in a turn, in seconds")
+    memory_mib: PositiveInt = Field(512, le=2**22, description="memory limit of a program in MiB")
+    parallel: PositiveInt | None = Field(
+        None, description="number of programs that run at the same time; null: the number of cores"
+    )

@@ -15,7 +15,7 @@ class Action:
 
     kind         CALL, PROPOSAL or NOTHING
     content      the code or the solution, without the tags
-    well_formed  the turn has exactly one action and ends with it, which counts for r_format
+    well_formed  the turn has exactly one action and ends with it, as r_format requires
     """
 
     kind: str
@@ -24,7 +24,9 @@ class Action:
 
 
 def read_action(turn: str) -> Action:
-    """Read the action of one turn, given with the text that the chat template opened the turn with.
+    """Read the action of one turn.
+
+    turn  text of the turn, including the text (`<think>`) with which the chat template may have opened it
 
     A proposal takes precedence over code, and several blocks of one kind are joined by newlines, as in MINT. Tags within a
     thought, closed or not, are ignored. Within a block, other tags are part of its content.

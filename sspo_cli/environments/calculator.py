@@ -12,7 +12,7 @@ from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Turn
 
 LONGEST = 64  # most characters of an expression
-LARGEST = 10**12  # largest absolute value of a number in it, given or computed
+LARGEST = 10**12  # largest absolute value of a number in an expression and of any result
 _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -22,7 +22,7 @@ ERROR, WRONG = "error", "wrong"
 
 
 class CalculatorEnvironment(ActingEnvironment):
-    """Episodes in which a call is an expression and its answer the value, or `error`."""
+    """An environment in which a call is an expression, which is answered by its value or by `error`."""
 
     def __init__(self, checker: AnswerChecker, limits: EpisodeLimits | None = None) -> None:
         super().__init__(checker, limits or EpisodeLimits(turns=4, proposals=1))

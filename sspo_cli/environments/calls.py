@@ -1,6 +1,6 @@
 """The trainer's side of a call: it sends code to an interpreter, reads the output and determines how the call ended.
 
-The output of programs is never parsed. The end of a call follows from the clock, the wait status and the budgets. A
+The output of programs is never parsed. How a call ended is determined from the clock, the wait status and the budgets. A
 program may forge the token that ends a call, but this only cuts its own observation short.
 """
 
@@ -23,7 +23,7 @@ from sspo_cli.environments.server_link import ServerLink
 STARTING = 60.0  # most seconds until an interpreter is confined
 SETTING_UP = 60.0  # most seconds of a problem's setup
 GRACE = 1.0  # seconds between a deadline and the kill
-ENDING = 30.0  # most seconds until a killed process has ended
+ENDING = 30.0  # most seconds that a killed process may take to end
 MOST_OUTPUT = 8 << 20  # bytes of output at which a call is ended
 GONE = "the interpreter was ended and its variables are gone"
 
@@ -33,7 +33,7 @@ class SandboxFailure(Exception):
 
 
 class SetupFailed(Exception):
-    """The setup of `interpreter` raised an exception or did not end, as the message describes."""
+    """The setup of `interpreter` raised an exception or did not end; the message says which."""
 
     def __init__(self, interpreter: "Interpreter", message: str) -> None:
         super().__init__(message)
@@ -44,8 +44,8 @@ class SetupFailed(Exception):
 class SandboxLimits:
     """Limits of the sandbox.
 
-    call_timeout  seconds of wall time of a call; the program is then interrupted and keeps its variables if it stops
-    memory_mib    memory of one interpreter, in addition to the memory that all of them share
+    call_timeout  seconds of wall time of a call; the program is then interrupted, and if it stops, its variables are kept
+    memory_mib    memory of one interpreter, in addition to the memory that all interpreters share
     output_chars  most characters of the output of a call
     parallel      interpreters that run at the same time; None: the number of cores that this process may use
     total_mib     memory of all live interpreters together; None: half of the memory available at the start
@@ -96,7 +96,7 @@ class Interpreter:
 
 
 class Call:
-    """Drives one call as events arrive. `result` is set when the call is over."""
+    """Runs one call by handling events of its interpreter. `result` is set when the call is over."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Call:
         self.interpreter = interpreter
         self.result: Result | None = None
         self.deadline = 0.0  # next time at which `check_deadline` acts
-        self._ending: str | None = None  # why the process ends
+        self._ending: str | None = None  # the reason for ending the process, if it is being ended
         self._interrupted = self._killed = False
         self._code, self._limits, self._server, self._next_number = code, limits, server, next_number
         self._note, interpreter.note = interpreter.note, None
@@ -127,7 +127,7 @@ class Call:
         return self.interpreter.process
 
     def register(self, selector: selectors.BaseSelector) -> None:
-        """Register the descriptors whose events can come next."""
+        """Register the descriptors on which events are expected next."""
         if not self._calls_closed:
             waits = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
             selector.register(self.process.calls, waits, self)
@@ -145,7 +145,7 @@ class Call:
                 self._read_token()
 
     def check_deadline(self, now: float) -> None:
-        """Interrupt a program at its deadline, and kill its process a second later.
+        """Interrupt a program at its deadline, and kill its process `GRACE` seconds later.
 
         Raises SandboxFailure if a killed process does not end.
         """
@@ -230,7 +230,7 @@ class Call:
             self._unsent = self._unsent[self.process.calls.send(self._unsent) :]
 
     def _read_output(self) -> None:
-        """Read the available output; past `MOST_OUTPUT`, only as much as a pipe holds."""
+        """Read the available output; if the process is being ended, read at most 64 KiB."""
         while not self._output_closed:
             try:
                 data = os.read(self.process.output, 1 << 16)
@@ -264,11 +264,11 @@ class Call:
                 self._step_done()
 
     def _step_done(self) -> None:
-        """Handle the token that reports that the process is confined, is set up, or has run a cell."""
+        """Handle the token with which the process reports that it is confined, has run the setup, or has run a cell."""
         if self._pending:
             self._send_next()
             return
-        self._server.order(messages.PAUSE, self.process.number)  # nothing of an episode runs between its calls
+        self._server.order(messages.PAUSE, self.process.number)  # no code of an episode runs between its calls
         self.interpreter.cells.append(self._code)
         status = "timeout" if self._interrupted else "ok"
         self.result = Result(self._with_notes(self._text()), status, self._seconds())
@@ -279,7 +279,7 @@ class Call:
             self.kill("output")
 
     def _reason(self, wait_status: int) -> tuple[str, str]:
-        """Return the status and the text of the observation."""
+        """Return the status of a call whose process ended, and the sentence that reports this end in the observation."""
         limit = f"{self._limits.call_timeout:g}"
         ending = self._ending
         by_signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None

@@ -1,6 +1,6 @@
-"""A Python session of numbered cells that shows values and errors like IPython, with which CodeActInstruct was recorded.
+"""A Python session of numbered cells. Like IPython, with which CodeActInstruct was recorded, it shows values and errors.
 
-It shares a confined process with the programs that it runs, so its output is untrusted text.
+The session and the programs that it runs share a confined process, so its output is untrusted text.
 """
 
 import ast
@@ -13,9 +13,9 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-WIDTH = 75  # characters of the line above an error and of its title
+WIDTH = 75  # characters of the line above an error and of the error's title
 CONTEXT = 2  # statements shown before and after the failing statement
-LONGEST_STATEMENT = 6  # lines; of a longer statement the first three and the last two are shown
+LONGEST_STATEMENT = 6  # lines; for a longer statement, only the first three and the last two are shown
 HIDDEN = {__file__, str(Path(__file__).with_name("interpreter.py"))}  # files whose frames are left out of errors
 FRAMES = 4  # frames of the program shown in an error
 
@@ -23,11 +23,11 @@ FRAMES = 4  # frames of the program shown in an error
 class TimeoutError(BaseException):
     """Raised in the program at its deadline. Not a subclass of Exception, so that `except Exception` does not catch it."""
 
-    __module__ = "builtins"  # gives the plain name in tracebacks
+    __module__ = "builtins"  # so that tracebacks show the name without a module
 
 
 class Session:
-    """Variables and the number of the last cell. `run` writes to standard output and never raises."""
+    """The variables of a session and the number of its last cell."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -39,7 +39,10 @@ class Session:
         exec(compile(code, "<setup>", "exec"), self._module.__dict__)
 
     def run(self, code: str) -> None:
-        """Run a cell: write what it prints, `Out[n]: …` for the value of a last expression, or its error."""
+        """Run a cell, and print `Out[n]: …` with the value of its last expression, or the traceback of its exception.
+
+        Exceptions of the cell are not raised.
+        """
         self._number += 1
         name = f"<cell {self._number}>"
         lines = code.splitlines(keepends=True)
@@ -97,7 +100,7 @@ def _described(error: BaseException, with_earlier: bool = True) -> Iterator[str]
         yield f"    [... {len(own) - FRAMES} frames are left out ...]\n"
         for frame, number in own[-FRAMES // 2 :]:
             yield from _place(frame, number)
-    if frames and frames[-1] not in own:  # the frame in a library that raised; frames between are left out
+    if frames and frames[-1] not in own:  # the library's frame that raised; the frames between are left out
         yield from _place(*frames[-1])
     message = str(error)
     yield f"{kind}: {message}" if message else kind
@@ -136,7 +139,7 @@ def _within_library(path: str) -> str:
 
 
 def _pieces(lines: list[str]) -> list[range]:
-    """Return the line numbers of each statement and comment; of a compound statement only those of its header."""
+    """Return the line numbers of each statement and comment; for a compound statement, those of its header only."""
     try:
         tree = ast.parse("".join(lines))
     except (SyntaxError, ValueError, RecursionError):

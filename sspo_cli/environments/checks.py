@@ -1,9 +1,9 @@
-"""Checks of proposed solutions, by the rule that the problem names.
+"""Checks of proposed solutions, by the rule in `problem.check`.
 
-They run in the trainer; code written by a policy never decides.
+The checks run in the trainer, where no code of a policy can affect them. The rules are:
 
 math        equal in value, by the checker of all mathematical tasks; an answer in Python notation is accepted as well
-denotation  the same set of values, compared like WikiTableQuestions: numbers, dates, normalized text
+denotation  the same set of values, compared as in WikiTableQuestions: by number or by normalized text
 within-5    MINT's rule for GSM8K and MATH, whose golds are rounded: a number within 5 % of the gold. For evaluation only
 theoremqa   TheoremQA's rule: numbers within 4 %, lists of numbers, `True` or `False`, a letter. For evaluation only
 choice      the letter of an option
@@ -31,7 +31,7 @@ _TRUTH = {"true": "true", "yes": "true", "false": "false", "no": "false"}
 
 
 def check_proposals(proposals: Sequence[tuple[str, Problem]], checker: AnswerChecker) -> list[Verdict]:
-    """Return a verdict for each proposal. Raises UserError for a problem with an unknown rule."""
+    """Return a verdict for each pair of a proposed solution and its problem. Raises UserError for an unknown rule."""
     for _, problem in proposals:
         if problem.check != "math" and problem.check not in RULES:
             known = ("math", *RULES)
@@ -56,7 +56,7 @@ def unquoted(solution: str) -> str:
 
 
 def within(tolerance: float) -> Callable[[str, str], bool]:
-    """Return a rule that accepts numbers up to this relative difference."""
+    """Return a rule that accepts a number whose relative difference from the gold is at most `tolerance`."""
 
     def compare(solution: str, gold: str) -> bool:
         given, expected = number_of(solution), number_of(gold)
@@ -66,7 +66,7 @@ def within(tolerance: float) -> Callable[[str, str], bool]:
 
 
 def theoremqa(solution: str, gold: str) -> bool:
-    """Compare a solution with the gold by the rule for the gold's type."""
+    """Compare a solution with the gold by TheoremQA's rule for the gold's type."""
     if (truth := _TRUTH.get(gold.lower())) is not None:
         return _TRUTH.get(solution.lower().rstrip(".")) == truth
     if re.fullmatch(r"[a-z]", gold):
@@ -78,7 +78,7 @@ def theoremqa(solution: str, gold: str) -> bool:
 
 
 def same_choice(solution: str, gold: str) -> bool:
-    """Compare letters: `C`, `(c)`, `C) 18107`, `option C`."""
+    """Report whether a solution such as `C`, `(c)`, `C) 18107` or `option C` gives the gold's letter."""
     letter = _LETTER.fullmatch(solution)
     return letter is not None and letter[1].lower() == gold.strip().lower()
 

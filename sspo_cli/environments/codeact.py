@@ -12,7 +12,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Turn
 
-# The prompt of the data set, in its variant without tools, because tools do not exist here.
+# The data set's prompt, in the variant without tools, because no tools are available here.
 _SYSTEM = """\
 You are a helpful assistant assigned with the task of problem-solving. To achieve this, you will be using an interactive \
 coding environment equipped with a variety of tool functions to assist you throughout the process.
@@ -38,7 +38,7 @@ _LAST = "You should take the last step to propose a solution."
 
 
 class CodeActEnvironment(ActingEnvironment):
-    """Episodes that each have a Python session in a sandbox. The caller starts and ends the sandbox."""
+    """An environment in which each episode has a Python session in a sandbox. The caller starts and ends the sandbox."""
 
     def __init__(self, sandbox: Sandbox, checker: AnswerChecker, limits: EpisodeLimits | None = None) -> None:
         super().__init__(checker, limits or EpisodeLimits())
@@ -63,7 +63,7 @@ class CodeActEnvironment(ActingEnvironment):
         except BaseException as error:
             problems = {id(episode.session): episode.problem for episode, _ in calls}
             self.close(episode for episode, _ in calls)
-            for episode, _ in calls:  # no episode takes its turn, also those whose code has run
+            for episode, _ in calls:  # no episode takes its turn, not even one whose code has run
                 self._begin(episode)
             if isinstance(error, SetupFailed):
                 problem = problems[id(error.interpreter)]
@@ -72,7 +72,7 @@ class CodeActEnvironment(ActingEnvironment):
                 ) from None
             if isinstance(error, SandboxFailure):
                 raise UserError(
-                    f"{error}, so this turn has no results; no progress is lost, --resume continues from the saved state"
+                    f"{error}, so this turn has no results; no progress is lost, because --resume continues from the saved state"
                 ) from None
             raise
 

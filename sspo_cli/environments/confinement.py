@@ -2,8 +2,8 @@
 
 Landlock limits which files can be read; seccomp forbids every system call except those for reading and computing. Both are
 needed: without seccomp a program can send a UDP packet, without Landlock it can read `/etc/shadow` and the command lines
-of other processes. No step needs root, a namespace or a setuid program, and neither the process nor its children can undo
-one.
+of other processes. No step needs root, a namespace or a setuid program. Neither the process nor its children can undo a
+step.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class CannotConfine(Exception):
-    """A feature that confinement needs is missing; the message names it and a remedy."""
+    """A feature that confinement needs is missing; the message states the feature and a remedy."""
 
 
 class Confiner:
@@ -42,7 +42,7 @@ class Confiner:
         self._confinement = confinement
         self._filter = bytes.fromhex(confinement.filter)
         rules = _landlock_rules(confinement.readable)
-        # A high number, so that it does not collide with the descriptors that a child gets.
+        # A high number, which does not collide with the descriptors that a child gets.
         self._rules = fcntl.fcntl(rules, fcntl.F_DUPFD_CLOEXEC, 64)
         os.close(rules)
         with open("/proc/self/statm", encoding="ascii") as file:
@@ -79,7 +79,7 @@ class Confiner:
 
 
 def die_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when the thread that started it ends; exit at once if it has ended already."""
+    """Make the kernel kill this process when the thread that started it ends; exit if `parent` has already ended."""
     _prctl(_PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         os._exit(1)
@@ -129,7 +129,7 @@ def _landlock_rules(readable: Iterable[str]) -> int:
 def _prefer_for_oom_killer() -> None:
     """Let the kernel kill this process first when memory runs out.
 
-    The process is made dumpable because its files in /proc belong to root otherwise.
+    The process is made dumpable first, because otherwise its files in /proc belong to root.
     """
     _prctl(_PR_SET_DUMPABLE, 1)
     try:

@@ -24,7 +24,7 @@ def joined(values: Iterable[str]) -> str:
 def same_denotation(solution: str, gold: str) -> bool:
     """Report whether the solution, read as a list in one of several ways, has the gold's values.
 
-    It must have equally many values, each equal to a gold value.
+    Without repeated values, the solution must have as many values as the gold, and each gold value must be among them.
     """
     expected = _unique(split(gold))
     return any(_match(_unique(values), expected) for values in _readings(solution))

@@ -1,4 +1,4 @@
-"""The protocol of environments, and the part that all have in common: read turns, check proposals, keep the record."""
+"""The protocol of environments, and their common part: reading turns, checking proposals, recording the episode."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ class Environment(Protocol):
 
     @property
     def system_prompt(self) -> str | None:
-        """System turn of the prompts, which states the limits; None for no system turn."""
+        """System turn of the prompts, which states the episode's limits; None for no system turn."""
         ...
 
     def open(self, problem: Problem, seed: int, turns: Sequence[Turn] = ()) -> Episode:
@@ -31,16 +31,19 @@ class Environment(Protocol):
         ...
 
     def step(self, moves: Sequence[tuple[Episode, str]]) -> list[str | None]:
-        """Take one turn in each of these episodes; return the text that each policy reads next, or None if it is over."""
+        """Take one turn in each episode; return the text that the policy reads next, or None if the episode is over.
+
+        moves  (episode, text of the turn)
+        """
         ...
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """Free the resources of episodes; those that are over are already free."""
+        """Free the resources of episodes. `step` already frees those of episodes that are over."""
         ...
 
 
 class ActingEnvironment:
-    """An environment in which turns run code or propose solutions. Subclasses run the code and phrase the answers."""
+    """An environment in which turns run code or propose solutions. Subclasses run the code and write the answers."""
 
     stop = STOP
     system_prompt: str | None = None
@@ -49,10 +52,10 @@ class ActingEnvironment:
         self._checker, self.limits = checker, limits
 
     def open(self, problem: Problem, seed: int, turns: Sequence[Turn] = ()) -> Episode:
-        """Begin an episode; with `turns`, continue one that has taken these.
+        """Begin an episode; with `turns`, continue the episode of which these are the record.
 
-        The recorded answers stay, even if the same code would behave differently now; only the variables are restored, at
-        the next call. Raises UserError for a record with more turns or proposals than the limits allow.
+        Recorded answers are kept, even if the same code would behave differently now. The next call restores the variables.
+        Raises UserError for a record with more turns or proposals than the limits allow.
         """
         episode = Episode(problem, seed, self.limits, list(turns))
         if episode.turns_left < 0 or episode.proposals_left < 0:
@@ -65,10 +68,10 @@ class ActingEnvironment:
         return episode
 
     def step(self, moves: Sequence[tuple[Episode, str]]) -> list[str | None]:
-        """Take one turn in each of these episodes; their checks run in parallel, and so does their code.
+        """Take one turn in each of these episodes; checks of proposals run in parallel, and so does code.
 
-        Returns the text that each policy reads next, or None if its episode is over. If it raises, no episode has taken its
-        turn.
+        Returns for each episode the text that the policy reads next, or None if the episode is over. If an exception is
+        raised, no episode has taken its turn.
         """
         actions = [read_action(text) for _, text in moves]
         calls = [i for i, action in enumerate(actions) if action.kind == CALL]
@@ -88,7 +91,7 @@ class ActingEnvironment:
         return answers
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """Free the resources of episodes; by default there are none."""
+        """Free the resources of episodes; by default they have none."""
 
     def _record(self, episode: Episode, text: str, action: Action, result: Result | None, status: str) -> None:
         lost = result is not None and result.variables_lost
@@ -103,9 +106,12 @@ class ActingEnvironment:
         """Prepare a new or continued episode."""
 
     def _run(self, calls: Sequence[tuple[Episode, str]]) -> list[Result]:
-        """Run code in these episodes."""
+        """Run code in episodes, given as (episode, code), and return the results in order."""
         raise NotImplementedError
 
     def _answer(self, episode: Episode, turn: Turn, output: str) -> str:
-        """Phrase the text that the policy reads after this turn, which is not the last."""
+        """Return the text that the policy reads after this turn; not called after the last turn.
+
+        output  output of the turn's code, or an empty text
+        """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Episodes: the record of turns, from which the outcome and the reward follow."""
+"""Episodes: the record of turns, from which the outcome and the reward are computed."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from sspo_cli.types import Outcome, Problem, Reward, Turn
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLimits:
-    """The most turns of an episode, and the most of them that may propose a solution."""
+    """The maximum number of turns of an episode, and of proposals among them."""
 
     turns: int = 5
     proposals: int = 2
@@ -17,7 +17,11 @@ class EpisodeLimits:
 
 @dataclass(slots=True, eq=False)
 class Episode:
-    """An attempt at one problem. `session` belongs to the environment, such as an interpreter."""
+    """An attempt at one problem.
+
+    seed     seed of the random numbers of the episode's programs
+    session  state that the environment attaches, such as an interpreter
+    """
 
     problem: Problem
     seed: int
@@ -43,7 +47,7 @@ class Episode:
 
     @property
     def outcome(self) -> Outcome:
-        """Summarize an episode that is over, or has no tokens left for another turn."""
+        """Summary of an episode that is over or has no tokens left for another turn."""
         calls = [turn for turn in self.turns if turn.action == CALL]
         if self.solved:
             ended = "solved"
@@ -78,7 +82,7 @@ class Episode:
 
     @property
     def cells(self) -> list[str]:
-        """Code of the turns so far, which defines the interpreter's variables."""
+        """Code of the turns so far that defines the interpreter's current variables, in order."""
         cells: list[str] = []
         for turn in self.turns:
             if turn.variables_lost:

@@ -1,7 +1,7 @@
 """The trusted process from which interpreters are forked, with numpy, sympy and pandas loaded and no other data.
 
-It is started by exec, before gold answers are loaded, because a fork of the trainer would have them in its memory. It takes
-orders from the trainer through one socket and reports how its children end. It never reads the output of a child.
+The server is started by exec before gold answers are loaded, because a fork of the trainer would have them in its memory. It
+receives orders from the trainer through one socket and reports how its children end. It never reads the output of a child.
 """
 
 import contextlib
@@ -80,12 +80,13 @@ def serve(descriptor: int, parent: int) -> None:
 
 def _prepare(confinement: Confinement) -> Confiner:
     landlock_version()  # first, because the imports below are slow
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # few, because a child closes all of them
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # low, because a child closes all of them
     for name in PRELOADED:
         importlib.import_module(name)
     sympy = importlib.import_module("sympy")
 
-    x = sympy.Symbol("x")  # fills the caches that sympy builds at first use
+    # Fill the caches that sympy builds at first use.
+    x = sympy.Symbol("x")
     sympy.simplify(sympy.solve(x**2 - 3 * x + 2, x)[0] + sympy.sqrt(8) + sympy.Rational(1, 3))
     str(sympy.integrate(sympy.sin(x), x))
     sys.path[:] = [path for path in sys.path if os.path.isdir(path)]
@@ -158,7 +159,7 @@ class _Server:
         return process_id
 
     def _become_interpreter(self, descriptors: list[int]) -> None:
-        """Drop the server's signal handlers and descriptors, and give up all rights."""
+        """Remove the server's signal handlers, close its descriptors, and confine this process."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         calls, output = (fcntl.fcntl(descriptor, fcntl.F_DUPFD, CALLS + 1) for descriptor in descriptors)

@@ -1,8 +1,8 @@
 """The interpreter of one episode: a confined child of the fork server that runs cells.
 
-Descriptors: 0 is /dev/null, 1 and 2 are the pipe for the output of programs, 3 is the socket for calls. A call is a header
-and code; when it is over, its token is written back. A program can forge the token, but this only cuts its own observation
-short, because the process is stopped between calls.
+Descriptors: 0 is /dev/null, 1 and 2 are the pipe for the output of programs, 3 is the socket for calls. A call consists of a
+header and code. When the call is over, the interpreter writes back the token from the header. A program can forge the token,
+but this only cuts its own observation short, because the process is stopped between calls.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class CallLoop:
         self._running = False
 
     def serve(self, seed: int) -> None:
-        """Seed the random numbers, then answer calls until the socket is closed."""
+        """Seed the random-number generators, then run calls until the socket is closed."""
         _seed(seed)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, self._interrupt)
@@ -39,7 +39,7 @@ class CallLoop:
         while header := _read(HEADER.size):
             length, token, is_setup, self._seconds = HEADER.unpack(header)
             code = _read(length).decode()
-            # One stream for both keeps the output in order. It is line-buffered, because a kill loses what is in the buffer.
+            # One stream for both keeps the output in order. It is line-buffered, because a kill loses the buffer's content.
             sys.stdout = sys.stderr = output = _standard_output()
             if is_setup:
                 self._set_up(code)
@@ -87,7 +87,7 @@ def _seed(seed: int) -> None:
 
 
 def _read(length: int) -> bytes:
-    """Read exactly so many bytes from the call socket, or fewer if it is closed."""
+    """Read exactly `length` bytes from the call socket, or fewer if it is closed."""
     data = b""
     while len(data) < length and (more := os.read(CALLS, length - len(data))):
         data += more

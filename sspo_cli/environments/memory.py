@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# Files with a container's limit and usage, for cgroup v2 and v1. Reclaimable page cache counts as used.
+# Files with a container's limit and usage, for cgroup v2 and v1. The usage includes reclaimable page cache.
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

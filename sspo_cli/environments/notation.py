@@ -8,7 +8,7 @@ _OPERATIONS: dict[type[ast.operator], str] = {ast.Add: "{} + {}", ast.Sub: "{} -
 
 
 def as_latex(answer: str) -> str | None:
-    """Translate an expression of numbers, names, operators, `sqrt` and lists; return None for anything else."""
+    """Translate an expression of numbers, names, operators, `sqrt` and lists into LaTeX; return None for any other text."""
     if len(answer) > LONGEST:
         return None
     try:

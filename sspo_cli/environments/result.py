@@ -7,9 +7,10 @@ from dataclasses import dataclass
 class Result:
     """The output of a call, including notes of the sandbox, and how the call ended.
 
-    status   "ok" (even if the program raised an exception), "timeout", "memory" or "crashed"; after the last two, and after a
-             timeout with `variables_lost`, the interpreter restarts without variables at its next call
-    seconds  wall time, without the time spent waiting for other interpreters
+    text            the output, with notes
+    status          "ok" (even if the program raised an exception), "timeout", "memory" or "crashed"
+    seconds         wall time, without the time spent waiting for other interpreters
+    variables_lost  the process ended, so the interpreter's next call starts without variables
     """
 
     text: str

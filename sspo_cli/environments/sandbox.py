@@ -8,7 +8,8 @@ other files are visible, their contents are not.
 
 The sandbox needs 64-bit Linux 5.13 or newer with Landlock, on x86_64 or aarch64. It needs no root, namespaces, setuid
 programs or other packages, and runs in containers whose profile allows Landlock, as Docker's does. On any other system, and
-if the self-test at the start finds something that a program could do, it refuses to start. No option runs code without it.
+if its self-test at the start finds something forbidden that a program could do, it refuses to start. No option runs code
+outside the sandbox.
 """
 
 import contextlib
@@ -35,10 +36,10 @@ MEMORY_EVERY = 0.1  # seconds between two measurements of the running interprete
 class Sandbox:
     """A context manager that runs code in confined interpreters.
 
-    Enter it before anything secret is loaded, in a thread that outlives the block, since the fork server ends with this
-    thread.
+    Enter the sandbox before anything secret is loaded, in a thread that outlives the `with` block: the fork server ends with
+    this thread.
 
-    failures  number of times that the fork server was lost and restarted, after which interpreters run their cells again
+    failures  number of times that the fork server was lost and restarted; interpreters then run their earlier cells again
     """
 
     def __init__(self, limits: SandboxLimits | None = None) -> None:
@@ -76,13 +77,14 @@ class Sandbox:
     def open(self, setup: str | None, seed: int, cells: Iterable[str] = ()) -> Interpreter:
         """Create an interpreter, whose process starts with its first call.
 
-        seed   for its random numbers
+        setup  code that runs before the first cell, or None
+        seed   seed of the interpreter's random numbers
         cells  the earlier cells of a continued episode; they run first, and their output is discarded
         """
         return Interpreter(setup, seed, list(cells))
 
     def close(self, interpreters: Iterable[Interpreter]) -> None:
-        """End interpreters; those that have ended are skipped."""
+        """End interpreters; skip those that have already ended."""
         for interpreter in interpreters:
             if interpreter.process:
                 number = interpreter.process.number
@@ -94,8 +96,8 @@ class Sandbox:
         """Run one cell in each of these distinct interpreters, at most `parallel` at a time; return results in order.
 
         If the fork server is lost or cannot start an interpreter, it is restarted once. Calls that had not ended run again,
-        after the earlier cells of their interpreters. Raises SandboxFailure if this fails as well, and SetupFailed if a
-        setup raises an exception.
+        after the earlier cells of their interpreters. Raises SandboxFailure if the second attempt fails too, and SetupFailed
+        if a setup raises an exception or does not end.
         """
         results: dict[int, Result] = {}
         try:
@@ -132,7 +134,7 @@ class Sandbox:
                 if now >= look_at_memory:
                     self._keep_memory_budget(running)
                     look_at_memory = now + MEMORY_EVERY
-        except BaseException:  # leave no cell half run; the next call runs the completed ones again
+        except BaseException:  # no cell is left half run; the next call runs the completed cells again
             self.close(call.interpreter for call in running)
             raise
 
@@ -208,7 +210,7 @@ class Sandbox:
 
 
 def _allow_descriptors() -> None:
-    """Raise this process's limit of descriptors as far as allowed: each live interpreter takes two."""
+    """Raise this process's limit of descriptors as far as allowed, because each live interpreter uses two."""
     import resource  # not available on Windows, where the sandbox has refused to start before this point
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -81,7 +81,7 @@ def check_confinement(sandbox: "Sandbox", machine: str, parent: int) -> None:
     if result.text != CONFINED:
         raise UserError(
             f"the sandbox does not confine programs here: its self-test could {result.text}; code-acting tasks need a machine "
-            "on which Landlock and seccomp work, the calculator task runs anywhere"
+            "on which Landlock and seccomp work; the calculator task runs anywhere"
         )
     if not watched:
         raise UserError("the sandbox cannot read the memory use of its interpreters; mount /proc without hidepid=")

@@ -1,4 +1,4 @@
-"""The trainer's connection to the fork server: starts it, sends orders, reads notices."""
+"""The trainer's connection to the fork server, which starts the server, sends orders and reads notices."""
 
 import json
 import os
@@ -76,17 +76,20 @@ class ServerLink:
         return self._process.pid
 
     def open(self, number: int, seed: int, calls: socket.socket, output: int) -> None:
-        """Order the fork of an interpreter that answers calls on `calls` and prints to `output`."""
+        """Order the server to fork an interpreter that answers calls on `calls` and prints to `output`."""
         order = messages.ORDER.pack(messages.OPEN, number, seed)
         self._send(lambda: socket.send_fds(self._control, [order], [calls.fileno(), output]))
 
     def order(self, what: bytes, number: int) -> None:
-        """Send a signal to an interpreter, unless it has ended. Raises ServerLost."""
+        """Send the signal `what` to an interpreter, unless it has ended. Raises ServerLost if the server has ended."""
         order = messages.ORDER.pack(what, number, 0)
         self._send(lambda: self._control.send(order))
 
     def notices(self) -> list[tuple[bytes, int, int]]:
-        """Return the notices that have arrived: kind, interpreter number, and process id, errno or wait status."""
+        """Return the notices that have arrived as (kind, interpreter number, and process id, errno or wait status).
+
+        Raises ServerLost if the server has ended.
+        """
         arrived: list[tuple[bytes, int, int]] = []
         while True:
             try:
@@ -146,9 +149,9 @@ def confinement_of_this_machine(memory: int, cpu_seconds: int) -> Confinement:
 
 
 def readable_paths() -> tuple[str, ...]:
-    """Return the folders of Python and its packages and of the system's libraries; no user's or experiment's files."""
+    """Return the paths of Python, its packages and the system's libraries, which hold no files of users or experiments."""
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     python = {sysconfig.get_path(name) for name in names} | {os.path.join(sys.base_prefix, "lib")}
-    python |= set(site.getsitepackages())  # another folder in Debian's Python
+    python |= set(site.getsitepackages())  # a different folder in Debian's Python
     system = {"/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"}
     return tuple(sorted(python | system | {"/dev/null", "/dev/urandom"}))

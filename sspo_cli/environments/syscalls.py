@@ -91,7 +91,7 @@ ALLOWED = {
 # Calls that are allowed for some arguments: numbers, index of the argument, allowed values.
 OPEN = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
 IOCTL, FCNTL, PRLIMIT64 = (16, 29), (72, 25), (302, 261)
-# Written as numbers of Linux, because other systems import this module too.
+# Linux's numbers are written out, because other systems import this module too.
 REQUESTS = {
     IOCTL: (0x5401, 0x5413, 0x541B, 0x5451),  # TCGETS, TIOCGWINSZ, FIONREAD, FIOCLEX
     # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. Not F_SETOWN and F_SETLEASE, which send signals, nor
@@ -159,7 +159,7 @@ def _reads_only(flags: int) -> list[bytes]:
 
 
 def _one_of(argument: int, requests: tuple[int, ...]) -> list[bytes]:
-    """Compare the low 32 bits, because the kernel reads only these of the requests of ioctl and fcntl."""
+    """Allow these requests of ioctl or fcntl. Only the low 32 bits are compared, because the kernel reads only these."""
     program = [_argument(argument)]
     for request in requests:
         program += [_instruction(_EQUAL, request, skip_false=1), _instruction(_RETURN, _ALLOW)]
@@ -167,7 +167,7 @@ def _one_of(argument: int, requests: tuple[int, ...]) -> list[bytes]:
 
 
 def _asks_about_itself() -> list[bytes]:
-    """Accept prlimit64 for process 0, the caller, without a new limit."""
+    """Allow prlimit64 only for process 0, which is the caller, and only without a new limit."""
     program = []
     for argument, half in ((0, 0), (2, 0), (2, 1)):
         program += [_argument(argument, half), _instruction(_EQUAL, 0, skip_true=1)]

@@ -5,7 +5,7 @@ together, runs turn 0 of all, then turn 1 of all, and so on, and writes
 {"episodes": [{"turns": [{"text", "status", "seconds"}, …], "correct": true|false|null}, …]}.
 
 `correct` is true if the solution equals the gold: texts and numbers are compared by the checker of mathematical answers,
-lists as sets of values. It is null without a solution or a gold.
+lists as sets of values. It is null if there is no solution or no gold.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(text: str) -> list[dict[str, Any]]:
-    """Parse the episodes. Raises UserError if the text is not of this form."""
+    """Parse the episodes. Raises UserError if the text does not have the form in the module's docstring."""
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:

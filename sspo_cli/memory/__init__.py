@@ -1,4 +1,4 @@
-"""Memory check of a run: estimated from the config of its model, before weights are downloaded."""
+"""Check that a run fits its device, by an estimate from the config of the model, before weights are downloaded."""
 
 import json
 import os
@@ -28,21 +28,24 @@ ADAPTERS = {"model.lora": {"rank": 32}, "model.weights": "float32"}
 def check_memory(
     options: RunOptions, device: Device, note: Callable[[str], object], folder: Path | None = None
 ) -> None:
-    """Note the estimated memory of a run. Raises UserError if its device has less, and names options that need less.
+    """Note the estimated memory of a run.
 
+    note    called with a sentence
     folder  checkpoint to open instead of the model's own weights
+
+    Raises UserError if the device has less memory; the message suggests options that need less.
     """
     if shape := _shape_or_note(options, note, folder):
         phases = [f"{phase.name} {phase.total / GB:.1f} GB" for phase in estimate(options, shape, device)]
-        note(f"memory by estimate: {', '.join(phases)}, of {device.total / GB:.1f}")
+        note(f"estimated memory: {', '.join(phases)}, of {device.total / GB:.1f} GB")
         refuse(options, shape, device)
 
 
 def preview_memory(options: RunOptions, gigabytes: float | None, note: Callable[[str], object], count: int = 1) -> None:
-    """Note the estimated memory of a run by its parts. Raises UserError if the run does not fit.
+    """Note the estimated memory of a run and of its parts. Raises UserError if the run does not fit.
 
-    gigabytes  memory of the GPU that is meant; None: the device of this machine
-    count      number of ranks; the estimate is that of one of them
+    gigabytes  memory of the GPU of another machine; None for the device of this machine
+    count      number of ranks; the estimate is for one rank
     """
     try:
         if gigabytes:
@@ -50,7 +53,7 @@ def preview_memory(options: RunOptions, gigabytes: float | None, note: Callable[
         else:
             device = device_here(options, resolve_device(options.device), count)
     except UserError as error:
-        note(f"memory: not estimated, since {error}, or state the GPU's memory by --device-memory")
+        note(f"memory: not estimated, because {error}; --device-memory sets the memory of the GPU")
         return
     if shape := _shape_or_note(options, note):
         for line in describe(options, shape, device):
@@ -62,12 +65,12 @@ def _shape_or_note(options: RunOptions, note: Callable[[str], object], folder: P
     try:
         return read_shape(options.model, folder)
     except NotEstimated as error:
-        note(f"memory: not estimated, since {error}")
+        note(f"memory: not estimated, because {error}")
         return None
 
 
 def device_here(options: RunOptions, device: torch.device, count: int = 1) -> Device:
-    """Describe the device of this machine that each of `count` ranks has; of a CPU's memory it has a share."""
+    """Describe the device that each of `count` ranks has on this machine. Ranks on a CPU share the memory equally."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         by_vllm = count == 1 and not samples_by_torch(options.rollout, device) and not _has_server(options)
@@ -77,9 +80,9 @@ def device_here(options: RunOptions, device: torch.device, count: int = 1) -> De
 
 
 def stated_device(options: RunOptions, gigabytes: float, count: int = 1) -> Device:
-    """Describe the GPU of another machine that has vLLM installed, or its processor if the options ask for a CPU.
+    """Describe the GPU of another machine on which vLLM is installed, or its CPU if the options ask for a CPU.
 
-    Each of `count` ranks has such a GPU, or a share of the processor's memory.
+    Each of `count` ranks has such a GPU, or an equal share of the CPU's memory.
     """
     if options.device == "cpu":
         return Device("cpu", gigabytes * GB / count, False, _is_on_cpu_by_vllm(options), count)
@@ -89,7 +92,7 @@ def stated_device(options: RunOptions, gigabytes: float, count: int = 1) -> Devi
 
 
 def _has_server(options: RunOptions) -> bool:
-    """Report whether a vLLM server samples, whose memory does not count for this device."""
+    """Report whether a vLLM server samples. Its memory is not part of this device's memory."""
     return options.rollout.vllm is not None and options.rollout.vllm.server is not None
 
 
@@ -99,17 +102,17 @@ def _is_on_cpu_by_vllm(options: RunOptions) -> bool:
 
 
 def describe(options: RunOptions, shape: ModelShape, device: Device) -> list[str]:
-    """Describe each phase in a sentence."""
+    """Return a heading, then a line for each phase."""
     where = "GPU" if device.kind == "cuda" else "machine"
     large = shape.parameters >= 1e8
     size = f"{shape.parameters / 1e9:.2f} billion" if large else f"{shape.parameters / 1e6:.1f} million"
     several = f" on {device.ranks} ranks" if device.ranks > 1 else ""
-    head = f"memory by estimate, of a {where} of {device.total / GB:.1f} GB, for {size} parameters{several}"
+    head = f"estimated memory on a {where} of {device.total / GB:.1f} GB, for {size} parameters{several}"
     return [head, *(f"  {_sentence(phase)}" for phase in estimate(options, shape, device))]
 
 
 def refuse(options: RunOptions, shape: ModelShape, device: Device) -> None:
-    """Raise UserError if a run does not fit the device; the message has options that make it fit."""
+    """Raise UserError if a run does not fit the device; the message suggests options with which it fits."""
     if problem := _problem(options, shape, device):
         raise UserError(f"{problem}; {_remedy(options, shape, device)}")
 
@@ -120,7 +123,8 @@ def _problem(options: RunOptions, shape: ModelShape, device: Device) -> str | No
         share, needed = vllm_share(options, shape, device), vllm_needs(options, shape, device)
         if share < needed:
             return (
-                f"vLLM's share of the GPU is {share / GB:.1f} GB, and its weights with one text need {needed / GB:.1f}"
+                f"vLLM's share of the GPU is {share / GB:.1f} GB, but its weights and the cache of one sequence need "
+                f"{needed / GB:.1f} GB"
             )
     largest = max(estimate(options, shape, device), key=lambda phase: phase.total)
     if largest.total <= device.total:
@@ -135,22 +139,25 @@ def _sentence(phase: Phase) -> str:
 
 
 def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
-    """Name the fewest options by which the run fits."""
+    """Suggest the first of the possible changes with which the run fits, or a larger device if there is none."""
     for changes in _changes(options, device):
         try:
             changed = validate(_changed(options, changes))
-        except UserError:  # these options exclude one another
+        except UserError:  # the changed options contradict each other
             continue
         lora = changed.model.lora
         shape_now = shape.with_adapters(lora) if lora and not options.model.lora else shape
         by_vllm = device.vllm and changed.rollout.engine != "torch"
         if not _problem(changed, shape_now, replace(device, vllm=by_vllm)):
             return f"set {_written(changes)}"
-    return "no options make it fit on one device; choose a smaller model or a larger device, or several GPUs (--nproc)"
+    return "no options make it fit on one device; use a smaller model, a larger device, or several GPUs (--nproc)"
 
 
 def _changes(options: RunOptions, device: Device) -> Iterator[dict[str, Any]]:
-    """Yield changes in order of preference: first those without effect on the result, then weights' dtype, then LoRA."""
+    """Yield changes of the options in order of preference.
+
+    Changes without effect on the result come first, then changes to bfloat16 weights and an 8-bit optimizer, then to LoRA.
+    """
     same: list[Mapping[str, Any]] = []
     if not options.model.gradient_checkpointing:
         same.append({"model.gradient_checkpointing": True})

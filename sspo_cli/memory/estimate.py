@@ -1,7 +1,7 @@
 """Estimate of a run's memory on its device, separately for learning and sampling.
 
-Weights, gradients, moments, copies and caches are counted exactly; activations by what the layers of a decoder keep for the
-backward pass.
+The sizes of weights, gradients, moments, copies and caches are exact. Activations are estimated from the tensors that the
+layers of a typical decoder store for the backward pass.
 """
 
 import math
@@ -16,11 +16,11 @@ from sspo_cli.rollout.vllm_engine import CPU_CACHE_GIB
 
 PROMPT = 256  # assumed tokens of the longest prompt, because the data sets are not read yet
 FLOAT = 4  # bytes
-MOMENT = 1 + 4 / 256  # bytes of an 8-bit moment, with its part of the scale of its block
-# Memory that a process takes before it computes: CUDA's context and workspaces and the rest of a sleeping vLLM; on a CPU the
+MOMENT = 1 + 4 / 256  # bytes of an 8-bit moment: one, and four for the scale of each block of 256
+# Bytes that a process needs before it computes: on a GPU for CUDA's context, workspaces and a sleeping vLLM, on a CPU for
 # libraries.
 RESERVE = {"cuda": 3e9, "cpu": 0.6e9}
-VLLM_WORK = 2e9  # bytes of vLLM's share for anything but weights and cache
+VLLM_WORK = 2e9  # bytes of vLLM's share that are neither weights nor cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Device:
     """The device of a run.
 
     kind      cuda or cpu
-    total     bytes of memory, of which a rank on a CPU has its share
-    bfloat16  dtype `auto` is bfloat16, otherwise float32
+    total     bytes of memory; for a rank on a CPU, its share of the machine's memory
+    bfloat16  the device computes in bfloat16 if `model.dtype` is `auto`
     vllm      vLLM samples in this process
-    ranks     that weights, gradients and moments are spread over
+    ranks     number of ranks over which weights, gradients and moments are sharded
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """The memory that is held at the same time, in bytes by purpose."""
+    """A phase of a run, with the memory that it holds at the same time: bytes by purpose."""
 
     name: str
     parts: dict[str, float]
@@ -54,19 +54,19 @@ class Phase:
 
 
 def estimate(options: RunOptions, shape: ModelShape, device: Device) -> list[Phase]:
-    """Estimate the phases of a run, of which the largest determines its memory."""
+    """Estimate the memory of a run's phases. The run needs the memory of the largest phase."""
     return [_learning(options, shape, device), _sampling(options, shape, device)]
 
 
 def vllm_needs(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Return the bytes that vLLM needs at least: for the weights and the cache of the longest text."""
+    """Return the bytes that vLLM needs at least: weights, the cache of the longest sequence, and working memory."""
     longest = max(limit for _, limit in _sampled(options))
     of_it = (PROMPT + longest) * _cache_of_token(shape, _computed(options, device))
     return shape.parameters * _computed(options, device) + of_it + VLLM_WORK
 
 
 def vllm_share(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Return the bytes of the device that vLLM takes."""
+    """Return the bytes of the device that vLLM reserves."""
     vllm = options.rollout.vllm or VllmOptions()
     cache = vllm.kv_cache_gib or (CPU_CACHE_GIB if device.kind == "cpu" else None)
     if cache is not None:
@@ -90,7 +90,7 @@ def _weight(options: RunOptions, device: Device) -> int:
 
 
 def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
-    """Return the memory that a run holds all the time."""
+    """Return the memory that a run holds in all phases, in bytes by purpose."""
     adapters = shape.trained * FLOAT if options.model.lora else 0
     trained = FLOAT if options.model.lora else _weight(options, device)
     moments = 2 * shape.trained * (MOMENT if options.optimizer.eight_bit else FLOAT)
@@ -104,10 +104,14 @@ def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, f
 
 
 def _gathered(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
-    """Return what a rank holds whole for a while: embedding and projection, two layers, and the gradient of a layer."""
+    """Return the bytes of tensors that each rank gathers temporarily.
+
+    These are the embedding, the projection and two layers, and without LoRA also the gradients of one layer, the embedding
+    and the projection.
+    """
     if device.ranks == 1:
         return {}
-    outside = 2 * shape.head  # if they are one tensor, half of it
+    outside = 2 * shape.head  # embedding and projection; twice their size if they are tied
     layer = (shape.parameters - outside) / shape.layers
     computed, weight = _computed(options, device), _weight(options, device)
     gradient = FLOAT * (layer + outside) if options.model.lora is None else 0
@@ -120,7 +124,7 @@ def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
     parts = _held(options, shape, device) | {
         "gradients": shape.trained * trained / device.ranks,
         "activations": kept,
-        "buffers": max(of_layer, _projection(options, shape, device)),  # not at the same time
+        "buffers": max(of_layer, _projection(options, shape, device)),  # the two are not held at the same time
         **_gathered(options, shape, device),
     }
     if device.vllm and not (options.rollout.vllm or VllmOptions()).sleep:
@@ -129,16 +133,16 @@ def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
 
 
 def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tuple[float, float]:
-    """Return the bytes that all layers keep of a micro-batch, and those that one layer needs in the backward pass.
+    """Return two sizes in bytes: what all layers store of a micro-batch, and what one layer needs in the backward pass.
 
-    Checkpointed layers keep only their inputs.
+    With gradient checkpointing, layers store only their inputs.
     """
     computed, weight = _computed(options, device), _weight(options, device)
     tokens, attended = _micro_batch(options, shape)
     layer = tokens * _kept_by_layer(options, shape, computed, weight)
     layer += attended * 2 * shape.queries * computed  # keys and values, repeated for each query head
     if computed < weight:
-        layer += computed * shape.cast / shape.layers  # its weights in bfloat16
+        layer += computed * shape.cast / shape.layers  # the layer's weights in bfloat16
     mask = attended * options.rollout.max_new_tokens * computed if shape.shares else 0
     # The gradients of the widest product and of its factors, and of a hidden state.
     backward = tokens * (3 * computed * shape.intermediate + 3 * FLOAT * shape.hidden)
@@ -148,10 +152,10 @@ def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tupl
 
 
 def _micro_batch(options: RunOptions, shape: ModelShape) -> tuple[int, int]:
-    """Return the tokens of the largest micro-batch, and the tokens that its rows attend to, including shared prompts.
+    """Return the number of tokens of the largest micro-batch, and the number of tokens that its rows attend to.
 
-    Its rows have the longest possible prompts and completions. The lengths of demonstrations are not known yet; for these the
-    token budget counts.
+    A prompt shared by several rows is counted once in the first number, and for each row in the second. All rows have the
+    longest possible prompt and completion. Demonstrations are assumed to be as long, because their lengths are not known yet.
     """
     rollout = options.rollout
     length = PROMPT + rollout.max_new_tokens
@@ -167,26 +171,26 @@ def _micro_batch(options: RunOptions, shape: ModelShape) -> tuple[int, int]:
 
 
 def _kept_by_layer(options: RunOptions, shape: ModelShape, computed: int, weight: int) -> float:
-    """Sum the bytes that a layer keeps of each token for its backward pass."""
+    """Return the bytes that a layer stores of each token for the backward pass."""
     trains_all = options.model.lora is None
     hidden, queries, keys = shape.hidden, shape.queries, shape.keys
-    # Two norms, which compute in float32: the input, and of trained ones the normalized input.
+    # Two norms, computed in float32. Each stores its input, and the normalized input if its weight is trained.
     norms = 2 * hidden * (FLOAT + (weight if trains_all else 0))
     if shape.has_norms:
         norms += (queries + keys) * (FLOAT + (computed if trains_all else 0))
-    # Inputs of linear layers: autocast copies a float32 one for each of them.
+    # Inputs of linear layers. Autocast makes a separate copy of a float32 input for each linear layer.
     inputs = hidden * computed * (5 if computed < weight else 2) if trains_all else 0
     inputs += queries * computed if trains_all else 0
     inputs += shape.adapted * computed
-    attention = 2 * queries * computed  # queries and result; keys and values are those of all tokens attended to
-    # Gate, its activation, the other factor, and their product; of an expert's also its input and output.
+    attention = 2 * queries * computed  # queries and result; `_activations` adds keys and values
+    # The gate, its activation, the up-projection and their product. An expert also stores its input and output.
     feed_forward = 4 * shape.intermediate * computed
     routed = 3 * shape.experts * hidden * computed
     return norms + inputs + attention + feed_forward + routed
 
 
 def _projection(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Sum the buffers of the vocabulary projection: hidden states, logits, and float32 copies of weights and gradient."""
+    """Return the bytes of the vocabulary projection: hidden states, logits, and float32 copies of weights and gradient."""
     tokens, _ = _micro_batch(options, shape)
     copies = int(_weight(options, device) < FLOAT) + int(options.model.lora is None)
     logits = min(max(BLOCK_ELEMENTS[device.kind], tokens), tokens * shape.vocabulary)
@@ -201,14 +205,15 @@ def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
         return Phase("sampling", parts | {"vLLM's weights": weights, "vLLM's cache": max(0.0, share - weights)})
     computed, weight = _computed(options, device), _weight(options, device)
     if device.ranks > 1:
-        if options.rollout.vllm and options.rollout.vllm.server:  # which needs no memory here
+        if options.rollout.vllm and options.rollout.vllm.server:  # the server needs no memory of this device
             return Phase("sampling", parts)
         parts["whole weights"] = shape.parameters * computed
     elif computed < weight:
         parts["copies in bfloat16"] = 2 * shape.cast
     of_token = _cache_of_token(shape, computed)
     sampled = _sampled(options)
-    # The cache, and a layer of it while it grows; logits and what is drawn from, and a copy of the projection.
+    # The cache, and a copy of one of its layers while that layer grows. Logits, probabilities, and a float32 copy of the
+    # projection.
     parts["cache"] = (
         max(rows * (PROMPT + limit + GROWTH) for rows, limit in sampled) * of_token * (1 + 1 / shape.layers)
     )
@@ -218,7 +223,7 @@ def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
 
 
 def _sampled(options: RunOptions) -> list[tuple[int, int]]:
-    """Return the rows that the torch engine samples at the same time and their length, for training and for evaluation."""
+    """Return (rows, completion length) of the batches that the torch engine samples, for training and for evaluation."""
     rollout = options.rollout
     at_a_time = min(rollout.prompts, max(1, rollout.max_rows // rollout.group_size))
     sampled = [(at_a_time * rollout.group_size, rollout.max_new_tokens)]

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
+from sspo_cli.policy.experts import expert_layers
 from sspo_cli.policy.packing import can_share_prompts
 from sspo_cli.policy.pretrained import choose_attention, load_config, model_class
 from sspo_cli.policy.tiny import tiny_config, tiny_tokenizer
@@ -26,17 +27,19 @@ class ModelShape:
     parameters    number of parameters without adapters, tied ones counted once
     trained       trained parameters: all, or those of the adapters
     norms         trained parameters in vectors, such as norms and biases
-    cast          parameters of linear layers, which autocast copies to bfloat16 if they are float32 and trained
+    cast          parameters of linear layers and experts, which autocast copies to bfloat16 if they are float32 and trained
     head          parameters of the vocabulary projection
-    vocabulary, hidden, layers
+    vocabulary    number of tokens in the vocabulary
+    hidden        width of the hidden states
+    layers        number of layers
     queries       total width of the query heads of a layer
-    keys          total width of the key heads, which is also that of the values
+    keys          total width of the key heads, which is also that of the value heads
     has_norms     queries and keys are normalized
-    intermediate  width of the feed-forward part that a token passes through
+    intermediate  feed-forward width for each token: of the layer, or of all experts that the token passes through
     linear        inputs and outputs of each linear layer, by name
     experts       experts per token; 0 without a mixture of experts
     adapted       total input width of a layer's adapters; 0 without adapters
-    shares        prompts are computed once for their group
+    shares        each prompt is computed once for all completions of its group
     """
 
     parameters: int
@@ -80,11 +83,11 @@ def read_shape(options: ModelOptions, folder: Path | None = None) -> ModelShape:
     except UserError as error:
         raise NotEstimated(str(error)) from None
     except Exception as error:  # the model's own code may raise anything
-        raise NotEstimated(f"{type(error).__name__} in {source}'s own code") from None
+        raise NotEstimated(f"the code of {source} fails with {type(error).__name__}") from None
     try:
         return _shape(model, options)
     except (AttributeError, TypeError, ZeroDivisionError) as error:
-        raise NotEstimated(f"the config of {source} has other names for its sizes ({error})") from None
+        raise NotEstimated(f"the config of {source} does not have the usual names of sizes ({error})") from None
 
 
 def _without_weights(options: ModelOptions, source: str | None) -> Any:
@@ -97,7 +100,7 @@ def _without_weights(options: ModelOptions, source: str | None) -> Any:
             return Qwen2ForCausalLM(tiny_config(options.tiny, tokenizer))
         config = load_config(source, options.revision if source == options.name else None)
         if getattr(config, "quantization_config", None):
-            raise NotEstimated("its weights are quantized")
+            raise NotEstimated("the weights are quantized")
         kind = model_class(source, config)
         attention, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
         return kind._from_config(config, attn_implementation=attention)
@@ -119,11 +122,12 @@ def _shape(model: Any, options: ModelOptions) -> ModelShape:
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     parameters = sum(parameter.numel() for parameter in own)
+    experts_of_all = sum(parameter.numel() for layer in expert_layers(model) for parameter in layer.parameters())
     shape = ModelShape(
         parameters=parameters,
         trained=parameters,
         norms=sum(parameter.numel() for parameter in own if parameter.ndim < 2),
-        cast=sum(weight.numel() for weight in linear.values()),
+        cast=sum(weight.numel() for weight in linear.values()) + experts_of_all,
         linear={name: (weight.shape[1], weight.shape[0]) for name, weight in linear.items()},
         head=head.weight.numel(),
         vocabulary=head.weight.shape[0],

@@ -1,4 +1,4 @@
-"""Check that a model is computed correctly, before a run spends anything: its structure, then its weights."""
+"""Check before a run that a model is computed correctly: first a small model of its kind, then the model itself."""
 
 import os
 from collections.abc import Callable
@@ -32,30 +32,31 @@ def check_structure(
     """Check a small random model of the same kind, before any weights are downloaded.
 
     note     called with a sentence if no small model can be made
-    samples  the torch sampler is used, so check its log-probabilities too
+    samples  also check the torch sampler's log-probabilities
     folder   checkpoint to open instead of the model's own weights
 
-    Returns the length up to which the model is computed correctly, for `check_reach`, or None. A passed check is stored in
-    the user's cache. Raises UserError if the model's config cannot be read, or if a result differs from the model's own.
+    Returns the length up to which the model is computed correctly, for `check_reach`, or None if any length is correct.
+    Results are stored in the user's cache. Raises UserError if the model's config cannot be read, or if the policy's or the
+    sampler's log-probabilities differ from the model's own.
     """
     if options.name is None:
         return None  # the embedded model, which is small and of a known kind
     source = str(folder) if folder and not (folder / "adapter_config.json").is_file() else options.name
     config = load_config(source, options.revision if source == options.name else None)
     computed = options.model_dump_json(include={"attention", "gradient_checkpointing", "lora"})
-    place = _cache() / f"{_key(config.to_json_string(), computed, str(samples))}.json"
+    path = _cache() / f"{_key(config.to_json_string(), computed, str(samples))}.json"
     try:
-        return LIMIT.validate_json(place.read_bytes())
+        return LIMIT.validate_json(path.read_bytes())
     except (OSError, ValueError):
         pass  # not checked yet
     try:
         limit = check_small(source, config, options, samples=samples)
     except NotShrunk as error:
-        note(f"no small model of {source} can be made ({error}); it is checked on its weights alone")
+        note(f"no small model of {source} can be made ({error}), so only the full model is checked")
         return None
     with suppress(OSError, UserError):  # without a writable cache, every run checks again
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(place, LIMIT.dump_json(limit))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(path, LIMIT.dump_json(limit))
     return limit
 
 
@@ -63,21 +64,22 @@ def check_reach(limit: Limit | None, reach: int, name: str) -> None:
     """Raise UserError if a prompt and its completion may together be longer than the model's limit.
 
     reach  most tokens of a prompt and its completion together
-    name   of the model, for the message
+    name   name of the model, for the message
     """
     if limit and reach > limit.tokens:
         raise UserError(
-            f"{name} is not computed right for texts longer than {limit.name} = {limit.tokens} tokens, and up to {reach} are "
-            f"asked for: {limit.text}; keep prompt and max_new_tokens together within {limit.tokens}, or choose another model"
+            f"{name} is not computed correctly for texts longer than {limit.name} = {limit.tokens} tokens, but up to {reach} "
+            f"are requested: {limit.text}; keep prompt and max_new_tokens together within {limit.tokens}, or choose another model"
         )
 
 
 def check_model(policy: Policy, *, samples: bool) -> None:
     """Check a model on its own weights, in the dtype of the run.
 
-    samples  the torch sampler is used, so check its log-probabilities too
+    samples  also check the torch sampler's log-probabilities
 
-    Raises UserError if a weight is not finite, or if a result differs from the model's own.
+    Raises UserError if a weight is not finite, or if the policy's or the sampler's log-probabilities differ from the model's
+    own.
     """
     name = getattr(policy.model.config, "name_or_path", "") or type(policy.model).__name__
     _check_finite(policy, name)
@@ -92,7 +94,7 @@ def check_model(policy: Policy, *, samples: bool) -> None:
             f"{name} cannot be computed by sspo: {type(error).__name__}: {first_line(error)}; choose another model"
         ) from None
     if wrong:
-        raise UserError(f"{name} is not computed right by sspo in {policy.dtype}: {wrong.text}; {advice(wrong)}")
+        raise UserError(f"{name} is not computed correctly by sspo in {policy.dtype}: {wrong.text}; {advice(wrong)}")
 
 
 @torch.no_grad()
@@ -106,7 +108,7 @@ def _check_finite(policy: Policy, name: str) -> None:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
             f"the weights of {name} are not finite (NaN or infinite in {', '.join(bad[:3])}{more}); use an earlier checkpoint, "
-            "or fetch them again"
+            "or download the weights again"
         )
 
 
@@ -115,7 +117,7 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 
 def _real_rows(policy: Policy) -> list[Row]:
-    """Make two rows with prompts of unequal length, from a text, of at most 64 tokens."""
+    """Make two rows of at most 64 tokens from a text, with prompts of unequal length."""
     words = policy.tokenizer.encode(
         "What is 2 + 3 - 4? Think step by step, then answer: 1 + 1 = 2.", add_special_tokens=False
     )

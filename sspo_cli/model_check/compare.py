@@ -1,7 +1,7 @@
 """Comparison of the policy's and the sampler's log-probabilities with those of a literal computation by the model.
 
 The literal computation is one forward pass of one sequence, without padding or cache, to full logits. Its rounding error is
-measured; a larger difference than a multiple of it is an error. NaN is never within a tolerance.
+measured, and a difference of more than `MULTIPLE` times this error is reported. NaN is never within a tolerance.
 """
 
 import inspect
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference: a clause that describes it, and a flag if only the sampler is wrong."""
+    """A difference from the literal computation: a clause for a message, and True if only the sampler is wrong."""
 
     text: str
     of_sampler: bool = False
@@ -61,10 +61,11 @@ def literal(policy: Policy, row: Row, copies: int = 1, hook: Callable[..., Any] 
 
 
 def rounding(policy: Policy, rows: Sequence[Row], exact: Sequence[Tensor]) -> float:
-    """Measure by how much rounding changes the literal values `exact` of the rows.
+    """Return the largest change of the rows' literal log-probabilities `exact` that rounding can cause.
 
-    Two copies of a row are computed at once, with each embedding changed by the size of its rounding error. Rows of unequal
-    length are not computed together, because a dependence of a row on its neighbours is an error that this check must find.
+    To measure it, each embedding is changed by the size of its rounding error, and two copies of a row are computed in a
+    batch. Different rows are not computed together, because a dependence of a row on its neighbours is an error that this
+    check must find.
     """
     generator = torch.Generator().manual_seed(0)
     epsilon = torch.finfo(policy.dtype).eps
@@ -79,10 +80,10 @@ def rounding(policy: Policy, rows: Sequence[Row], exact: Sequence[Tensor]) -> fl
 
 
 def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference | None:
-    """Find the first computation of the rows' log-probabilities that differs from the literal one, or None.
+    """Return the first difference from the literal log-probabilities of the rows, or None if there is none.
 
-    Checks `Policy.logprobs` of all rows in a batch, twice, in the mode in which it trains, and the torch sampler if
-    `samples`.
+    Compares `Policy.logprobs` of all rows in a batch, computed twice in the mode of training, and if `samples` also the torch
+    sampler's log-probabilities.
     """
     with torch.no_grad():
         expected = [literal(policy, row) for row in rows]
@@ -96,7 +97,7 @@ def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference
     def differs(distance: float, what: str, of_sampler: bool = False) -> Difference | None:
         if distance <= tolerance:
             return None
-        return Difference(f"{what} by {distance:.2g} nats, where rounding makes {noise:.1g}", of_sampler)
+        return Difference(f"{what} by {distance:.2g} nats, but rounding causes only {noise:.1g}", of_sampler)
 
     row = max(rows, key=lambda row: len(row.completion))
     if len(row.completion) > 1:
@@ -164,11 +165,11 @@ def compare_gradients(policy: Policy, rows: Sequence[Row]) -> Difference | None:
     distance = ((ours - expected).norm() / expected.norm()).item()
     if distance <= GRADIENTS:
         return None
-    return Difference(f"the gradient of a batch differs from that of its rows by {distance:.2g} of its size")
+    return Difference(f"the gradient of a batch differs from the gradient of its rows by {distance:.2g} of its norm")
 
 
 def sample(policy: Policy, rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
-    """Draw two completions of each prompt by the torch sampler; yield them with its log-probabilities [T]."""
+    """Sample two completions of each prompt with the torch sampler; yield each with the sampler's log-probabilities [T]."""
     tokens = max(len(row.completion) for row in rows)
     prompts = [list(prompt) for prompt in dict.fromkeys(tuple(row.prompt) for row in rows)]
     with policy.gathered():
@@ -179,7 +180,7 @@ def sample(policy: Policy, rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
 
 
 def batch_of(rows: Sequence[Row]) -> Batch:
-    """Make a batch of rows, those with the same prompt as a group."""
+    """Make a batch of rows. Rows with the same prompt form a group."""
     groups = []
     for row in rows:
         completion = Completion(row.completion, [0.0] * len(row.completion), "", truncated=False)
@@ -229,7 +230,7 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 @contextmanager
 def attention(model: Any, name: str) -> Iterator[None]:
-    """Use another attention implementation of the model within the block."""
+    """Use attention implementation `name` of the model within the block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

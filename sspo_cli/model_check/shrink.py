@@ -1,4 +1,4 @@
-"""Small models of the same kind: the config with few layers and small widths, everything else unchanged."""
+"""Small models of the same kind as a given model: its config with few layers and small widths, otherwise unchanged."""
 
 import copy
 import re
@@ -13,7 +13,9 @@ WORDS, FFN_WIDTH, HEADS, EXPERTS, LAYERS = 96, 32, 2, 4, 4
 WIDTH, RANK, STATE = 64, 32, 16  # widths of models without heads, of low-rank projections, and of a state space's head
 FIRST_TOKEN = 8  # smaller ids may be special tokens
 LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer|num_blocks")
-LAYER_NUMBERS = re.compile(r"\w*layers|\w*layer_(indices|ids)|\w*_idxs")  # options that list the layers of another kind
+LAYER_NUMBERS = re.compile(
+    r"\w*layers|\w*layer_(indices|ids)|\w*_idxs"
+)  # options that list the layers of a special kind
 FFN = re.compile(
     r".*(intermediate|ffn|inner|mlp|feed_?forward|block_ff)\w*(size|dim|hidden)|n_inner|.*ffn_dim|d_ff|ffn_hidden"
 )
@@ -29,7 +31,7 @@ SWITCHES = re.compile(
     r"\w*(window|chunk)(_size)?|original_max_position_embeddings|attention_window\w*"
     r"|index_topk|indexer_budget|\w*block_size|\w*_compressed\w*"
 )
-SWITCHED, NEVER = 8, 64  # tokens: a switch that some rows of a check pass, and a switch that no row reaches
+SWITCHED, NEVER = 8, 64  # lengths in tokens: one that some rows of a check exceed, and one that no row reaches
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -41,7 +43,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def switches(config: PreTrainedConfig) -> dict[str, int]:
-    """Find the lengths at which a model's computation changes: windows, chunks, long rotary factors."""
+    """Return the lengths at which a model's computation changes, by option: windows, chunks, long rotary factors."""
     found: dict[str, int] = {}
     for part in _parts(config):
         for values in _dictionaries(vars(part)):
@@ -52,7 +54,7 @@ def switches(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def move_switches(config: PreTrainedConfig, names: Collection[str]) -> PreTrainedConfig:
-    """Move the named switches to a length that some rows of a check pass, and all others beyond every row."""
+    """Set the switches in `names` to a length that some rows of a check exceed, and all others to one that no row reaches."""
     moved = copy.deepcopy(config)
     for part in _parts(moved):
         for values in _dictionaries(vars(part)):
@@ -111,7 +113,7 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
         _set(values, KEY_HEAD_COUNTS, lambda value: 1 if shared else HEADS)
         _set(values, HEAD_COUNTS, lambda value: HEADS)
     attention_width = _first(part, ("attention_hidden_size",))
-    if attention_width:  # a multiple of the model's
+    if attention_width:  # a multiple of the model's width
         values["attention_hidden_size"] = attention_width // width * small
         if "attention_head_dim" in values:
             values["attention_head_dim"] = values["attention_hidden_size"] // HEADS
@@ -131,7 +133,7 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
 
 
 def _shrink_layers(values: dict[str, Any], layers: int) -> None:
-    """Keep one layer of each kind, by the lists of layer kinds; periods become as short as possible."""
+    """Keep one layer of each kind that the config's lists distinguish, and make periods as short as possible."""
     per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers > 1}
     numbers = {
         name: value

@@ -1,4 +1,4 @@
-"""The structural check: a small random model of the same kind, in float32, before any weights are fetched."""
+"""The structural check of a small random model of the same kind in float32, before any weights are downloaded."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +48,7 @@ class _NoText:
 
 
 def rows_to_check() -> list[Row]:
-    """Make rows of random tokens with two unequal prompts: one row stays below a switch, the others pass it."""
+    """Make rows of random tokens with two prompts of unequal length; one row is shorter than `SWITCHED`, the others longer."""
     draw = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> list[int]:
@@ -66,7 +66,7 @@ def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *,
     small, lengths = shrink(config), switches(config)
     wrong = _difference(source, move_switches(small, ()), options, samples)
     if wrong:
-        raise UserError(f"{source} is not computed right by sspo: {wrong.text}; {advice(wrong, options.lora)}")
+        raise UserError(f"{source} is not computed correctly by sspo: {wrong.text}; {advice(wrong, options.lora)}")
     across = _difference(source, move_switches(small, lengths), options, samples) if lengths else None
     if across is None:
         return None
@@ -80,7 +80,7 @@ def advice(difference: Difference, lora: LoraOptions | None = None) -> str:
     """Suggest a remedy for a difference."""
     if difference.of_sampler:
         return "sample with vLLM (rollout.engine=vllm) or choose another model"
-    return "name other layers in model.lora.targets or choose another model" if lora else "choose another model"
+    return "set model.lora.targets to other layers or choose another model" if lora else "choose another model"
 
 
 def _difference(source: str, config: PreTrainedConfig, options: ModelOptions, samples: bool) -> Difference | None:
@@ -106,7 +106,7 @@ def _compare_attention(policy: Policy, row: Row) -> Difference | None:
     distance = (expected - eager).abs().max().item()
     if distance <= 1e-3 * eager.abs().max().item():
         return None
-    return Difference(f"by its own attention (model.attention=eager) log-probabilities differ by {distance:.2g} nats")
+    return Difference(f"with its own attention (model.attention=eager) log-probabilities differ by {distance:.2g} nats")
 
 
 def _in_sampler(error: BaseException) -> bool:
@@ -147,7 +147,7 @@ def _random_policy(source: str, config: PreTrainedConfig, options: ModelOptions)
 
 
 def _lora_of_small(lora: LoraOptions | None, model: nn.Module) -> LoraOptions | None:
-    """Return the adapter options for a small model; of targets given as paths, the last parts."""
+    """Return the adapter options for a small model; targets given as paths are reduced to their last parts."""
     if lora is None or isinstance(lora.targets, str):
         return lora
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}

@@ -1,4 +1,4 @@
-"""The paper's objectives: a method is an aggregation of a gate, with a normalizer. Tensors in, tensors out.
+"""The paper's objectives. A method combines an aggregation, a gate and a normalizer. Tensors in, tensors out.
 
 >>> objective = build_objective(method="sspo", gate="atanlog", tau_neg=0.3, tau_pos=0.2)
 >>> weights = objective.weights(log_ratio, advantages, mask)  # [B, T], [B], [B, T] -> [B]

@@ -18,7 +18,7 @@ GateFor = Callable[[Tensor, torch.dtype], Callable[[Tensor], Tensor]]
 
 TOLERANCE = 1e-6
 VANISHED = 0.1
-"""Largest w at ρ = e^±20 that counts as vanished. Arctan tails fall slowly: with τ = 5 to 0.06."""
+"""Largest w at ρ = e^±20 that is accepted as vanished. Arctan gates fall slowly: with τ = 5, w is still 0.06 there."""
 
 
 def check_usable(gate_for: GateFor, name: str) -> None:
@@ -38,7 +38,7 @@ def check_usable(gate_for: GateFor, name: str) -> None:
 def check_conditions(gate_for: GateFor, name: str, override: str) -> None:
     """Raise UserError if the gate breaks one of the conditions (i), (ii), (iv), (iii), checked in this order.
 
-    The message names the condition, the ratio at which it fails, and the option `override`.
+    The message reports the condition, the ratio at which it fails, and `override`, the option that skips this check.
     """
     log_ratio = _grid(torch.float64)
     log_f, w = _evaluate(gate_for, log_ratio)
@@ -56,7 +56,7 @@ def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:
     """Check (i): f is continuously differentiable, and autograd computes its derivative.
 
     Each interval of the grid is bisected repeatedly towards its rougher half. If log f is C¹, its slope over the interval
-    and w at both ends converge to the same value. At a jump of either, or if a gradient was detached, they do not.
+    and w at both ends converge to the same value. They do not if log f or w jumps, or if the gate detaches a gradient.
     """
     left, right = log_ratio[:, :-1], log_ratio[:, 1:]
     while (right - left).max() > 1e-7:
@@ -65,7 +65,7 @@ def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:
         left, right = torch.where(left_is_rougher, left, middle), torch.where(left_is_rougher, middle, right)
     roughness, (_, w) = _roughness(gate_for, left, right), _evaluate(gate_for, left)
     if (bad := roughness > 1e-3 * (1 + w.abs())).any():
-        return f"(i), f is continuously differentiable: the derivative of log f is off by {_at(roughness, left, bad)}"
+        return f"(i), f is continuously differentiable: slope and derivative of log f differ by {_at(roughness, left, bad)}"
     return None
 
 
@@ -98,9 +98,8 @@ def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
     no_bell_2 = _rises_outwards(w) | ((log_ratio == -LOG_RATIO_LIMIT) & (w > VANISHED))
     if no_bell_1.any() and no_bell_2.any():
         return (
-            "(iii), a bell shape around ρ = 1, of "
-            f"neither f'/f, which is {_at(f_prime_by_f, log_ratio, no_bell_1)}, "
-            f"nor ρ f'/f, which is {_at(w, log_ratio, no_bell_2)}"
+            "(iii), f'/f or ρ f'/f has a bell shape around ρ = 1: neither has, because "
+            f"f'/f is {_at(f_prime_by_f, log_ratio, no_bell_1)}, and ρ f'/f is {_at(w, log_ratio, no_bell_2)}"
         )
     if (bad := (log_ratio == LOG_RATIO_LIMIT) & (w > VANISHED)).any():
         return f"(iii), ρ f'/f vanishes as ρ grows: it is still {_at(w, log_ratio, bad)}"
@@ -134,7 +133,7 @@ def _grid(dtype: torch.dtype) -> Tensor:
 
 
 def _at(values: Tensor, log_ratio: Tensor, bad: Tensor) -> str:
-    """Describe the bad value closest to ρ = 1, and its ratio."""
+    """Format the value marked in `bad` that is closest to ρ = 1, with its ratio and the sign of its advantage."""
     row, column = min(bad.nonzero().tolist(), key=lambda index: abs(log_ratio[index[0], index[1]].item()))
     sign = "Â > 0" if row else "Â <= 0"
     return f"{values[row, column].item():.6g} at ρ = {math.exp(log_ratio[row, column].item()):.4g} ({sign})"

@@ -13,16 +13,16 @@ EDGES = torch.arange(1, 24, dtype=torch.float64) / 20  # between the 24 bins; k 
 
 
 def ratio_metrics(log_ratio: Tensor, advantages: Tensor, mask: Tensor, token_weights: Tensor) -> dict[str, float]:
-    """Summarize a whole minibatch over the tokens under the mask.
+    """Compute the off-policy metrics of a minibatch over its unmasked tokens.
 
-    log_ratio [B, T]; advantages [B]; mask [B, T]; token_weights [B, T], of Objective.token_weights
+    log_ratio [B, T]; advantages [B]; mask [B, T]; token_weights [B, T], as computed by Objective.token_weights
 
-    Returns means over all tokens (the dispersion: over completions), and the same for Â > 0 (prefix `positive_`) and for
-    Â < 0 (`negative_`). A key that has no tokens is omitted.
+    Returns each metric over all completions, over those with Â > 0 (prefix `positive_`) and over those with Â < 0
+    (`negative_`). A metric without any tokens is omitted.
 
-    ratio/log_mean, ratio/log_std  of d
+    ratio/log_mean, ratio/log_std  mean and standard deviation of d = log ρ
     ratio/log_abs_p99              99th percentile of |d|
-    ratio/outside                  share of tokens with ρ outside 1 ± 0.2, for any gate
+    ratio/outside                  share of tokens with ρ outside 1 ± 0.2, whatever the gate
     ratio/dispersion               mean over completions of 1/|y_i| Σ_t (d_it - log s_i)², section 3
     ratio/kl                       mean of ρ - 1 - d, an estimate of KL(π_old ‖ π_θ)
     weights/mean                   mean of w over tokens with Â ≠ 0

@@ -1,9 +1,11 @@
 """The gates f of the paper and their options.
 
-A gate maps the log ratio d = log ρ to log f, so that nothing overflows: [B, T] -> [B, T]. Its signature declares its
-options. For a parameter `tau` there are the options tau_neg and tau_pos; the gate receives a [B, 1] tensor with the one
-that belongs to the sign of each advantage. A parameter `positive` receives Â > 0 as [B, 1] and is no option. Every other
-parameter is an option of the same name.
+A gate maps the log ratio d = log ρ to log f, so that nothing overflows: [B, T] -> [B, T]. Its signature declares its options:
+
+- A parameter `tau` declares the options tau_neg and tau_pos. The gate receives a [B, 1] tensor, which holds for each
+  completion the value for the sign of its advantage.
+- A parameter `positive` declares no option. The gate receives a boolean [B, 1] tensor, Â > 0.
+- Any other parameter declares an option of the same name.
 
 To add a gate, write one function here and add it to SSPO_GATES. To add an option, add one entry to OPTIONS. The config, the
 keywords of `build_objective` and the command line are derived from these.
@@ -108,17 +110,20 @@ GATES: dict[str, Gate] = {
 
 
 Default = Callable[[Aggregation, str | Gate, Mapping[str, Any]], Any]
-"""(aggregation, gate, the options that are given) -> default. A free cell has the defaults of the method in the same cell."""
+"""(aggregation, gate, options that the user set) -> default.
+
+A default does not depend on the method: `geometric` with the gate `clip` has the defaults of `gmpo`.
+"""
 
 
 @dataclass(frozen=True)
 class Option:
     """An option of gates: a positive number, or one of `choices`.
 
-    description  its description in the config
-    default      its value if none is given
-    choices      its possible values, if it is a word; empty for a number
-    absent_from  methods that do not have it although their gate does
+    description  description in the config
+    default      value if the user sets none
+    choices      possible values, if the option is a word; empty for a number
+    absent_from  methods that do not have the option although their gate has it
     """
 
     description: str
@@ -128,7 +133,7 @@ class Option:
 
 
 def _tau_default(of_sigmoid: float, of_others: float) -> Default:
-    """Make a default from the first pairs of the grids in appendix A, as printed."""
+    """Make the default of a temperature, from the first pairs of the grids that appendix A prints."""
     return lambda aggregation, gate, given: of_sigmoid if gate == "sigmoid" else of_others
 
 
@@ -146,38 +151,48 @@ def _eps_default(of_sequence: float, of_cispo: float) -> Default:
 
 
 OPTIONS: dict[str, Option] = {
-    "tau_neg": Option("temperature where the advantage is not positive", _tau_default(of_sigmoid=1.0, of_others=0.3)),
-    "tau_pos": Option("temperature where the advantage is positive", _tau_default(of_sigmoid=1.05, of_others=0.2)),
+    "tau_neg": Option(
+        "temperature of the gate if the advantage is not positive", _tau_default(of_sigmoid=1.0, of_others=0.3)
+    ),
+    "tau_pos": Option(
+        "temperature of the gate if the advantage is positive", _tau_default(of_sigmoid=1.05, of_others=0.2)
+    ),
     "eps_low": Option(
-        "clip, cegppo: the ratio stays above 1 - eps_low where Â <= 0", _eps_default(of_sequence=3e-4, of_cispo=0.2)
+        "gates clip and cegppo: 1 - eps_low is the lower bound of the ratio if the advantage is not positive",
+        _eps_default(of_sequence=3e-4, of_cispo=0.2),
     ),
     "eps_high": Option(
-        "clip, cegppo: the ratio stays below 1 + eps_high where Â > 0; cispo: its weight does, whatever Â",
+        "gates clip and cegppo: 1 + eps_high is the upper bound of the ratio if the advantage is "
+        "positive; gate cispo: 1 + eps_high is the upper bound of the token weight, for any advantage",
         _eps_default(
             of_sequence=4e-4, of_cispo=4.0
         ),  # ρ <= 5 is ScaleRL's cap (arXiv 2510.13786); CISPO's authors give none
     ),
     "clip_space": Option(
-        "gmpo: clip the ratio (eq. 7) or its logarithm",
+        "gate clip, except in grpo, gspo and luspo: clip the ratio (eq. 7) or its logarithm",
         lambda aggregation, gate, given: "ratio",
         choices=("ratio", "log"),
         absent_from=("grpo", "gspo", "luspo"),  # these clip the ratio; only GMPO's paper and code differ
     ),
-    "alpha": Option("pspo: weight of the old policy in the smoothed one", lambda aggregation, gate, given: 0.1),
+    "alpha": Option("gate pspo: weight of the old policy in the smoothed policy", lambda aggregation, gate, given: 0.1),
     # Defaults of the released code of CE-GPPO.
-    "beta_low": Option("cegppo: scale of the gradient below the clip range", lambda aggregation, gate, given: 0.75),
-    "beta_high": Option("cegppo: scale of the gradient above the clip range", lambda aggregation, gate, given: 1.0),
+    "beta_low": Option(
+        "gate cegppo: scale of the gradient of ratios below the clip range", lambda aggregation, gate, given: 0.75
+    ),
+    "beta_high": Option(
+        "gate cegppo: scale of the gradient of ratios above the clip range", lambda aggregation, gate, given: 1.0
+    ),
 }
 BY_SIGN = {"tau": ("tau_neg", "tau_pos")}
 """Parameters of gates whose value depends on the sign of the advantage: (Â <= 0, Â > 0)."""
 
 
 LARGEST = 10**9
-"""Largest temperature or clip range: far below it, a gate is already the identity in float32."""
+"""Largest accepted temperature or clip range. In float32, gates are the identity at far smaller values already."""
 
 
 def check_values(resolved: Mapping[str, Any]) -> None:
-    """Raise UserError if an option is out of range; values that are not numbers are left to the caller."""
+    """Raise UserError if an option is out of range. The caller checks that numeric options are numbers."""
     numbers = {name: _as_float(value) for name, value in resolved.items() if _is_number(value)}
     for name, value in numbers.items():
         if not 0 < value <= LARGEST:
@@ -190,7 +205,7 @@ def check_values(resolved: Mapping[str, Any]) -> None:
     if resolved.get("clip_space", "ratio") == "ratio" and numbers.get("eps_low", 0) >= 1:
         instead = ", or clip_space log" if "clip_space" in resolved else ""
         raise UserError(
-            f"eps_low = {numbers['eps_low']} leaves no lower bound 1 - eps_low > 0; choose one below 1{instead}"
+            f"eps_low = {numbers['eps_low']} leaves no lower bound 1 - eps_low > 0; choose a value below 1{instead}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The table of methods: an aggregation, its gates and a normalizer. A new method is one line."""
+"""The table of methods: each has an aggregation, gates and a normalizer. To add a method, add one line."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from sspo_cli.objectives.gates import GATES, SSPO_GATES
 
 
 class Method(NamedTuple):
-    """An aggregation of a gate.
+    """An aggregation, with its gates and its normalizer.
 
-    gates       built-in gates that it takes; a method that takes several also takes user-defined ones
-    default     the gate if none is given; None: a gate is required
-    normalizer  the normalizer if none is given
+    gates       built-in gates that the method accepts; a method that accepts several also accepts user-defined gates
+    default     gate if the user sets none; None: the user must set a gate
+    normalizer  normalizer if the user sets none
     """
 
     aggregation: Aggregation

@@ -2,7 +2,7 @@
 
 A normalizer takes the lengths |y_i| in own tokens of *all* N completions of the minibatch, [N], and the token limit L of a
 completion; it returns the factors [N]. J is therefore independent of the split into micro-batches. A completion without own
-tokens has |y_i| = 0 and still counts in N.
+tokens has |y_i| = 0 and is still included in N.
 """
 
 from collections.abc import Callable

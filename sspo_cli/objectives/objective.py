@@ -53,10 +53,10 @@ class Objective(ABC):
         return self.weights_of_clean(clean_log_ratio(log_ratio, mask), advantages, mask.bool())
 
     def token_weights(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Compute the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 where ρ = 1.
+        """Compute the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 if ρ = 1.
 
-        Shapes as in `weights`  ->  [B, T], 0 at masked positions. It is |y_i| times the derivative in d_it of S_i for the
-        arithmetic mean, and of log S_i for the other aggregations.
+        Shapes as in `weights`  ->  [B, T], 0 at masked positions. The weight is |y_i| times the derivative with respect to
+        d_it: that of S_i for the arithmetic mean, and that of log S_i for the other aggregations.
         """
         with torch.enable_grad():
             dtype = torch.promote_types(log_ratio.dtype, torch.float32)
@@ -142,7 +142,7 @@ def build_objective(
     normalizer        a name in NORMALIZERS
     token_limit       maximum length of a completion in tokens, required by the normalizer `constant`
     allow_any_gate    accept your own gate even if it breaks the paper's conditions (i)-(iv)
-    allow_any_method  accept your own method even if it breaks them
+    allow_any_method  accept your own method even if it breaks these conditions
     OPTIONS
 
     Options that are None get the method's defaults. Raises UserError in all cases of `resolve_options`, for a value that is

@@ -49,8 +49,8 @@ def resolve_options(
 
     OPTIONS
 
-    Idempotent. Numbers of a wrong type are returned unchanged: the config is validated after this function, with better
-    messages.
+    The function is idempotent. Values of a wrong type are returned unchanged, because the validation of the config, which
+    follows, reports them in better messages.
 
     Raises UserError for an unknown method, gate or normalizer, for a gate that cannot be imported or does not belong to the
     method, for an option that method and gate do not have, and for a number out of range.
@@ -136,7 +136,7 @@ def _choose_gate(method: str, gate: str | Gate | None) -> str | Gate:
     gate = next((name for name, built_in in GATES.items() if built_in is function), gate)
     if gate in gates or (gate not in GATES and len(gates) > 1):
         return gate
-    takes = f"has the gate {gates[0]}" if len(gates) == 1 else f"takes the gates {', '.join(gates)} or your own"
+    takes = f"has the gate {gates[0]}" if len(gates) == 1 else f"accepts the gates {', '.join(gates)} or your own"
     same_cell = (name for name, row in METHODS.items() if row.aggregation is aggregation and gate in row.gates)
     raise UserError(
         f"method {method} {takes}, not {function_name(gate)}; "

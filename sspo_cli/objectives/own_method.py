@@ -16,9 +16,10 @@ TOLERANCE = 1e-5
 
 
 def along_equal_ratios(method: OwnMethod, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Return a method as a gate: log S of completions whose tokens all have the ratio ρ, minus log S at ρ = 1.
+    """Return a method as a gate that maps log ρ to log S, for completions whose tokens all have the ratio ρ.
 
-    The difference cancels a factor c_i that the method itself applies. `conditions` checks this gate: [2, N] -> [2, N].
+    log S at ρ = 1 is subtracted, which cancels a factor c_i that the method itself applies. `conditions` checks this gate:
+    [2, N] -> [2, N].
     """
 
     def gate(log_ratio: Tensor) -> Tensor:
@@ -51,14 +52,14 @@ def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
     weights, gradient = _evaluate(method, name, ratios, advantages, mask)
     for what, values in (("S", weights), ("its gradient", gradient)):
         if not values.isfinite().all():
-            raise UserError(f"{name} must be finite: {what} is not, at log ratios of a normal distribution")
+            raise UserError(f"{name} must be finite: {what} is not, at normally distributed log ratios")
     for row in range(len(mask)):
         own = mask[row : row + 1, : lengths[row]]
         alone, _ = _evaluate(method, name, ratios[row : row + 1, : lengths[row]], advantages[row : row + 1], own)
         if not torch.allclose(alone[0], weights[row], rtol=TOLERANCE, atol=TOLERANCE):
             raise UserError(
                 f"{name} weights a completion by more than its own tokens: S is {alone[0].item():.6g} alone and "
-                f"{weights[row].item():.6g} in a batch; for a factor of the whole minibatch use objective.normalizer"
+                f"{weights[row].item():.6g} in a batch; to apply a factor of the whole minibatch, use objective.normalizer"
             )
     if not on_policy:
         return
@@ -68,7 +69,7 @@ def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
         if not own_gradient.min() > 0 or not torch.allclose(own_gradient, own_gradient.mean(), rtol=1e-4, atol=0):
             raise UserError(
                 f"{name} does not have the policy gradient at ρ = 1: the derivatives of S by the log ratios of a completion "
-                f"must be equal and positive, and are {', '.join(f'{value:.4g}' for value in own_gradient.tolist())}; "
+                f"must be equal and positive, but are {', '.join(f'{value:.4g}' for value in own_gradient.tolist())}; "
                 "pass --allow-any-method to run it anyway"
             )
 

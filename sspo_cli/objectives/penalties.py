@@ -23,9 +23,9 @@ def reference_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> 
 def has_kept_entropy(entropy: Tensor, old_entropy: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Decide for each token whether H(π_θ) / H(π_old) lies between the bounds: [B, T], [B, T] -> boolean [B, T].
 
-    Entropy ratio clipping (arXiv 2512.05591) removes the gradient of the other tokens with any gate, and keeps their values. As
-    in its released code, the bounds are excluded and 1e-8 is added to both entropies, in nats, so that the ratio of two zeros
-    is 1.
+    Entropy ratio clipping (arXiv 2512.05591) removes the gradient of the other tokens, whatever the gate, but keeps their
+    values. As in its released code, the bounds are excluded and 1e-8 is added to both entropies, in nats, so that the ratio of
+    two zeros is 1.
     """
     low, high = bounds
     ratio = (entropy + SMALL_ENTROPY) / (old_entropy + SMALL_ENTROPY)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-LOG_RATIO_LIMIT = 20.0  # e^20 is 5e8: beyond, gates are at their limits; within, none overflows in float32
+LOG_RATIO_LIMIT = 20.0  # e^20 is 5e8: there, bounded gates have reached their limits, and no gate overflows in float32
 
 
 def clean_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class Batch:
     old_logprobs       [B, T] float32  by the policy at rollout time
     old_entropy        [B, T] float32  of the policy at rollout time, in nats
     reference_logprobs [B, T] float32  by the reference policy; 0 without a KL penalty
+    routes             [B, T, L] int32 experts that the sampler chose in L layers, see `Routes.codes`; L = 0 if it does not say
+    rerouted           [B, T] float32  share of layers in which the policy, at rollout time, chose other experts
     """
 
     groups: Tensor
@@ -60,6 +62,8 @@ class Batch:
     old_logprobs: Tensor
     old_entropy: Tensor
     reference_logprobs: Tensor
+    routes: Tensor
+    rerouted: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -76,6 +80,8 @@ class Batch:
             old_logprobs=picked.old_logprobs[:, :longest],
             old_entropy=picked.old_entropy[:, :longest],
             reference_logprobs=picked.reference_logprobs[:, :longest],
+            routes=picked.routes[:, :longest],
+            rerouted=picked.rerouted[:, :longest],
         )
 
     def micro_batches(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
@@ -97,22 +103,31 @@ class Batch:
             rows.append(row)
         yield (picked := torch.tensor(rows)), self.select(picked)
 
-    def share(self, token_budget: int, together: bool) -> Iterator[tuple[Tensor, Self]]:
+    def share(self, token_budget: int, together: bool, apart: bool = False) -> Iterator[tuple[Tensor, Self]]:
         """Yield this rank's (row indices, micro-batch) pairs.
 
+        apart  each pair has rows of one group alone, and the pairs of a group depend neither on the minibatch nor on the number
+               of ranks
+
         All ranks yield the same number of pairs, with about equal numbers of tokens. If there are too few rows, a pair has no
-        row indices and a fully masked completion, so that every rank takes part in the collective operations. A process
-        without other ranks yields the pairs of `micro_batches`.
+        row indices and a fully masked completion, so that every rank takes part in the collective operations. Without `apart`,
+        a process without other ranks yields the pairs of `micro_batches`.
         """
-        if ranks.size() == 1:
+        if ranks.size() == 1 and not apart:
             yield from self.micro_batches(token_budget, together)
             return
         lengths = (self.prompt_lengths + self.lengths).tolist()
         order = self._by_length(lengths, together)
-        for count in itertools.count(ranks.size(), ranks.size()):
-            parts = equal_parts(order, lengths, count)
-            if all(len(part) * max(lengths[row] for row in part) <= token_budget for part in parts if len(part) > 1):
-                break
+        if apart:
+            parts = self._parts_of_groups(token_budget)
+            parts += [[]] * (-len(parts) % ranks.size())
+        else:
+            for count in itertools.count(ranks.size(), ranks.size()):
+                parts = equal_parts(order, lengths, count)
+                if all(
+                    len(part) * max(lengths[row] for row in part) <= token_budget for part in parts if len(part) > 1
+                ):
+                    break
         for part in parts[ranks.rank() :: ranks.size()]:
             rows = torch.tensor(part, dtype=torch.long)
             if part:
@@ -120,6 +135,14 @@ class Batch:
             else:
                 shortest = self.select(torch.tensor(order[-1:]))
                 yield rows, replace(shortest, mask=torch.zeros_like(shortest.mask))
+
+    def _parts_of_groups(self, token_budget: int) -> list[list[int]]:
+        """Cut each group into micro-batches, and return the rows of all, those with the most rows first."""
+        parts: list[list[int]] = []
+        for group in self.groups.unique():
+            rows = (self.groups == group).nonzero().squeeze(1)
+            parts += [rows[picked].tolist() for picked, _ in self.select(rows).micro_batches(token_budget, True)]
+        return sorted(parts, key=len, reverse=True)
 
     def _by_length(self, lengths: Sequence[int], together: bool) -> list[int]:
         """Return row indices from the longest to the shortest row; `together` keeps the rows of a group adjacent."""
@@ -147,6 +170,8 @@ class Batch:
             "rewards": state["answer_rewards"] + state["format_rewards"],
             "old_entropy": torch.zeros_like(state["old_logprobs"]),
             "reference_logprobs": torch.zeros_like(state["old_logprobs"]),
+            "routes": torch.zeros(*state["old_logprobs"].shape, 0, dtype=torch.int32),
+            "rerouted": torch.zeros_like(state["old_logprobs"]),
         }
         return cls(**{**missing, **state})
 
@@ -200,11 +225,19 @@ def collate(groups: Sequence[Group], advantages: Tensor, *, mask_truncated: bool
         old_logprobs=torch.zeros(mask.shape),
         old_entropy=torch.zeros(mask.shape),
         reference_logprobs=torch.zeros(mask.shape),
+        routes=_routes(completions, mask),
+        rerouted=torch.zeros(mask.shape),
     )
 
 
 def _written(completion: Completion) -> list[bool]:
     return [not read for read in completion.read] if completion.read else [True] * len(completion.token_ids)
+
+
+def _routes(completions: Sequence[Completion], mask: Tensor) -> Tensor:
+    if any(completion.routes is None for completion in completions):
+        return torch.zeros(*mask.shape, 0, dtype=torch.int32)
+    return pad_sequence([torch.from_numpy(completion.routes) for completion in completions], batch_first=True)
 
 
 def _outcome(completion: Completion) -> list[float]:

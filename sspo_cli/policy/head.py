@@ -1,9 +1,11 @@
 """Measurement of the scale and the soft cap that a model applies after its vocabulary projection."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sspo_cli.errors import UserError, first_line
 from sspo_cli.policy.logprobs import IDENTITY, LogitTransform
@@ -12,6 +14,18 @@ SMALL, LARGE = (
     2.0**-10,
     2.0**20,
 )  # outputs of the projection from which scale and cap are computed; powers of two are exact in every dtype
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set every module to evaluation mode within the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()
@@ -31,15 +45,14 @@ def measure_transform(model: Any) -> LogitTransform:
     product = product.to(head.weight.device)
     device = model.get_input_embeddings().weight.device
     handle = head.register_forward_hook(lambda module, inputs, output: product.expand(*output.shape[:-1], -1))
-    training = model.training
     try:
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        logits = model.eval()(input_ids=ids, use_cache=False).logits
+        with evaluating(model):
+            logits = model(input_ids=ids, use_cache=False).logits
     except Exception as error:  # the model's own code may raise anything
         raise UserError(f"{name} cannot be computed on token ids alone: {first_line(error)}") from None
     finally:
         handle.remove()
-        model.train(training)
     return _fit(name, product, logits.float())
 
 

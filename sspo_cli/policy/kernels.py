@@ -24,7 +24,7 @@ GRAPHS = 64
 def check_kernels(options: ModelOptions, ranks: int) -> None:
     """Raise UserError if the layers of a model that is spread over several ranks are to be compiled."""
     if options.kernels == "compiled" and ranks > 1:
-        raise UserError("model.kernels = compiled is not for several ranks yet; use model.kernels=torch")
+        raise UserError("model.kernels = compiled does not support several ranks; use model.kernels=torch")
 
 
 def use_liger(model: Any, device: torch.device) -> None:

@@ -10,6 +10,7 @@ from sspo_cli import ranks
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import Objective, has_kept_entropy, ratio_metrics, reference_kl
 from sspo_cli.policy.batch import OUTCOME, Batch
+from sspo_cli.policy.experts import expert_load
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import PAPER, Scoring
 
@@ -26,6 +27,8 @@ class StepResult:
     entropy        [B, T]  of the policy, in nats
     kept           [B, T]  True if the token's entropy is close enough to the behaviour policy's for a gradient
     reference_kl   [B]     k3 estimate of the KL divergence from the reference policy; 0 without a KL penalty
+    rerouted       [B, T]  share of layers in which the sampler and the behaviour policy chose different experts
+    expert_counts  [L, E]  how often the tokens chose each expert of each layer; [0, 0] without a mixture of experts
 
     Tensors [B, T] are 0 outside the mask.
     """
@@ -38,6 +41,8 @@ class StepResult:
     entropy: Tensor
     kept: Tensor
     reference_kl: Tensor
+    rerouted: Tensor
+    expert_counts: Tensor
 
 
 def accumulate_gradient(
@@ -56,10 +61,12 @@ def accumulate_gradient(
                exactly without another forward pass; otherwise `minibatch.old_logprobs` are used
     """
     per_row, per_token = minibatch.advantages.shape, minibatch.mask.shape
-    shapes = (per_row, per_row, per_token, per_token, per_token, per_token, per_token, per_row)
+    experts = (policy.routes.layers, policy.routes.experts) if policy.routes else (0, 0)
+    shapes = (per_row, per_row, *[per_token] * 5, per_row, per_token, experts)
     factors = factors.to(policy.device)
     result = StepResult(*(torch.zeros(shape, device=policy.device) for shape in shapes))
-    for rows, micro in minibatch.share(options.token_budget, policy.shares_prompts):
+    apart = splits_groups_apart(policy, options)
+    for rows, micro in minibatch.share(options.token_budget, policy.shares_prompts, apart):
         micro = micro.to(policy.device)
         logprobs, entropy = policy.logprobs(micro, temperature)
         old_logprobs = logprobs.detach() if on_policy else micro.old_logprobs
@@ -94,9 +101,30 @@ def accumulate_gradient(
         result.token_weights[rows, tokens] = objective.token_weights(log_ratio.detach(), advantages, micro.mask)
         result.entropy[rows, tokens] = entropy
         result.kept[rows, tokens] = kept.float()
+        result.rerouted[rows, tokens] = rerouted(policy, micro) if on_policy else micro.rerouted
+        if policy.routes:
+            result.expert_counts.add_(policy.routes.counts().to(policy.device))
     values = [getattr(result, field.name).cpu() for field in fields(result)]
     ranks.add(*values)  # each row was computed by one rank and is 0 on the others
     return StepResult(*values)
+
+
+def splits_groups_apart(policy: Policy, options: LearningOptions) -> bool:
+    """Report whether micro-batches have rows of one group each.
+
+    A mixture's choice of experts can depend on what is computed together. In the first epoch, the micro-batches of a step are
+    those of its old log-probabilities. Later epochs have other minibatches, so that only those of single groups are the same.
+    """
+    return policy.mixes_experts and options.epochs > 1
+
+
+def rerouted(policy: Policy, micro: Batch) -> Tensor:
+    """Compare the experts that the policy has just chosen for a micro-batch with the sampler's; see `Batch.rerouted`."""
+    shares = torch.zeros_like(micro.rerouted)
+    if policy.routes and micro.routes.shape[2]:
+        differs = policy.routes.codes().to(micro.routes.device) != micro.routes[micro.mask]
+        shares[micro.mask] = differs.float().mean(dim=1)
+    return shares
 
 
 def _bounded(importance: Tensor, options: LearningOptions) -> Tensor:
@@ -112,6 +140,10 @@ def step_metrics(minibatch: Batch, result: StepResult, options: LearningOptions 
 
     policy/reference_kl     mean of k3 over completions; only with a KL penalty
     policy/entropy_clipped  share of tokens without a gradient because their entropy changed; only with an `entropy_range`
+    policy/expert_load      see `expert_load`; only for a mixture of experts
+    sampler/rerouted_layers, sampler/rerouted_tokens
+                            share of (token, layer) pairs with other experts in the sampler than in the behaviour policy, and
+                            share of tokens with such a layer; only if the sampler records the experts
 
     If no token is unmasked, metrics of tokens are left out.
     """
@@ -128,41 +160,67 @@ def step_metrics(minibatch: Batch, result: StepResult, options: LearningOptions 
             metrics["policy/entropy_clipped"] = 1 - result.kept[minibatch.mask].double().mean().item()
         metrics["sampler/mismatch_mean"] = mismatch.double().mean().item()
         metrics["sampler/mismatch_max"] = mismatch.max().item()
+        if result.expert_counts.numel():
+            metrics["policy/expert_load"] = expert_load(result.expert_counts)
+        if minibatch.routes.shape[2]:
+            shares = result.rerouted[minibatch.mask].double()
+            metrics["sampler/rerouted_layers"] = shares.mean().item()
+            metrics["sampler/rerouted_tokens"] = (shares > 0).double().mean().item()
     return metrics
 
 
 def fill_old_logprobs(
-    policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
+    policy: Policy,
+    batch: Batch,
+    minibatches: Sequence[Tensor],
+    token_budget: int,
+    temperature: float,
+    apart: bool = False,
 ) -> None:
-    """Store the current policy's log-probabilities and entropies for the rows in `minibatches` as the batch's old ones."""
-    for rows, logprobs, entropy in _computed(policy, batch, minibatches, token_budget, temperature):
-        batch.old_logprobs[rows, : logprobs.shape[1]] = logprobs
-        batch.old_entropy[rows, : entropy.shape[1]] = entropy
+    """Store the current policy's log-probabilities, entropies and routes for the rows in `minibatches` as the batch's old ones.
+
+    apart  each micro-batch has rows of one group alone
+    """
+    for rows, logprobs, entropy, routes in _computed(policy, batch, minibatches, token_budget, temperature, apart):
+        tokens = slice(logprobs.shape[1])
+        batch.old_logprobs[rows, tokens] = logprobs
+        batch.old_entropy[rows, tokens] = entropy
+        batch.rerouted[rows, tokens] = routes
 
 
 def fill_reference_logprobs(
-    policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
+    policy: Policy,
+    batch: Batch,
+    minibatches: Sequence[Tensor],
+    token_budget: int,
+    temperature: float,
+    apart: bool = False,
 ) -> None:
     """Store the log-probabilities by the reference policy `policy` for the rows in `minibatches` in the batch."""
-    for rows, logprobs, _ in _computed(policy, batch, minibatches, token_budget, temperature):
+    for rows, logprobs, _, _ in _computed(policy, batch, minibatches, token_budget, temperature, apart):
         batch.reference_logprobs[rows, : logprobs.shape[1]] = logprobs
 
 
 @torch.no_grad()
 def _computed(
-    policy: Policy, batch: Batch, minibatches: Sequence[Tensor], token_budget: int, temperature: float
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (rows, log-probabilities, entropies) of every minibatch, on the CPU."""
+    policy: Policy,
+    batch: Batch,
+    minibatches: Sequence[Tensor],
+    token_budget: int,
+    temperature: float,
+    apart: bool,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield (rows, log-probabilities, entropies, shares of rerouted layers) of every minibatch, on the CPU."""
     for rows in minibatches:
         minibatch = batch.select(rows)
-        logprobs, entropy = (torch.zeros(minibatch.mask.shape) for _ in range(2))
-        for picked, micro in minibatch.share(token_budget, policy.shares_prompts):
-            tokens = slice(micro.mask.shape[1])
-            logprobs[picked, tokens], entropy[picked, tokens] = (
-                values.cpu() for values in policy.logprobs(micro.to(policy.device), temperature)
-            )
-        ranks.add(logprobs, entropy)
-        yield rows, logprobs, entropy
+        logprobs, entropy, routes = (torch.zeros(minibatch.mask.shape) for _ in range(3))
+        for picked, micro in minibatch.share(token_budget, policy.shares_prompts, apart):
+            tokens, micro = slice(micro.mask.shape[1]), micro.to(policy.device)
+            computed = (*policy.logprobs(micro, temperature), rerouted(policy, micro))
+            for whole, part in zip((logprobs, entropy, routes), computed, strict=True):
+                whole[picked, tokens] = part.cpu()
+        ranks.add(logprobs, entropy, routes)
+        yield rows, logprobs, entropy, routes
 
 
 def reward_metrics(minibatch: Batch, group_size: int, scoring: Scoring = PAPER) -> dict[str, float]:

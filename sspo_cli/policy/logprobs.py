@@ -44,8 +44,8 @@ def token_logprobs(
     """Compute log softmax(transform(hidden · weightᵀ + bias) / temperature) at the targets, and the entropy there.
 
     hidden [N, H], targets [N], weight [V, H], bias [V] -> logprobs [N] float32, entropy [N] float32 without gradient (nats).
-    Computed in float32 for inputs of any dtype, because rounding logits to bfloat16 would change them more than the policies
-    that are compared differ.
+    Computed in float32 for inputs of any dtype, because the rounding error of bfloat16 logits would exceed the differences
+    between the compared policies.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.float(), weight.float()

@@ -18,7 +18,8 @@ from sspo_cli.config import ModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
-from sspo_cli.policy.head import measure_transform
+from sspo_cli.policy.experts import Routes, expert_layers, follow_autocast, kept_copies
+from sspo_cli.policy.head import evaluating, measure_transform
 from sspo_cli.policy.kernels import check_kernels, checkpoint_layers, compile_layers, use_liger
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
@@ -27,10 +28,10 @@ from sspo_cli.policy.sharding import compute, gathered, shard, whole
 from sspo_cli.policy.spread_files import save_model
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
-# transformers' progress bars and warnings would overwrite the run's display; what matters in them is checked here.
+# transformers' progress bars and warnings would overwrite the run's display; important problems are checked here.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
-for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed
+for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao if it is installed
     logging.getLogger(name).setLevel(logging.ERROR)
 
 CONTEXT_NAMES = ("max_position_embeddings", "model_max_length", "max_seq_len", "max_sequence_length", "seq_length")
@@ -39,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Policy:
-    """π_θ.
+    """The policy π_θ.
 
     model      a Hugging Face causal LM, possibly wrapped by peft
     tokenizer  its tokenizer, with a chat template
@@ -48,6 +49,7 @@ class Policy:
     compiled   the layers are compiled by torch.compile
     transform  transform of the logits after the vocabulary projection
     notes      notes for the user about the loading
+    routes     record of the experts that tokens choose; None without a mixture, and with compiled layers
     """
 
     model: Any
@@ -57,6 +59,7 @@ class Policy:
     compiled: bool = False
     transform: LogitTransform = IDENTITY
     notes: tuple[str, ...] = ()
+    routes: Routes | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -71,7 +74,7 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's id, or an end-of-sequence id if the embedding lacks it, because padding is never read."""
+        """The tokenizer's padding id, or an end-of-sequence id if the embedding lacks it; padding is never read."""
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None and pad < self.vocabulary else self.end_ids[0]
 
@@ -80,7 +83,7 @@ class Policy:
         """The transformer without its vocabulary projection."""
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         decoder = getattr(model, model.base_model_prefix, None)
-        if decoder is None:  # Llama-4 has the prefix of its multimodal wrapper
+        if decoder is None:  # Llama-4 has the base_model_prefix of its multimodal wrapper
             decoder = next(part for part in model.children() if isinstance(part, PreTrainedModel))
         return decoder
 
@@ -91,8 +94,8 @@ class Policy:
     def projection(self) -> Callable[[Tensor], Tensor]:
         """Make the function hidden [N, H] -> logits [N, V].
 
-        Computed in float32, because the rounding of logits to bfloat16 is larger than the differences between the policies that
-        are compared. Make it again after each update, because it may have a copy of the weights.
+        Logits are computed in float32, because rounding them to bfloat16 would exceed the differences between the compared
+        policies. The function must be made again after each update, because it may hold a copy of the weights.
         """
         weight, bias = self.head.weight.float(), None if self.head.bias is None else self.head.bias.float()
 
@@ -103,46 +106,58 @@ class Policy:
         return project
 
     @property
+    def mixes_experts(self) -> bool:
+        """True for a mixture of experts, in which rounding can change the experts that a token chooses."""
+        return bool(expert_layers(self.model))
+
+    @property
     def shares_prompts(self) -> bool:
         """True if `logprobs` computes the prompt of a group once for all of its completions in the batch."""
         return self.model.config._attn_implementation == ATTENTION
 
     @property
     def vocabulary(self) -> int:
-        """Token ids that the model can read and write: of the embedding's rows and the projection's, the fewer."""
+        """Number of token ids that the model can read and write: the smaller one of embedding and projection."""
         return min(self.head.weight.shape[0], self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def context(self) -> int | None:
-        """Tokens that a prompt and its completion may have together; None where the model does not say.
+        """Largest number of tokens of a prompt with its completion; None if the config does not state it.
 
-        A multimodal model's number is in the config of its text part.
+        For a multimodal model, the config of its text part states it.
         """
         config = self.model.config.get_text_config(decoder=True)
         return next((value for name in CONTEXT_NAMES if (value := getattr(config, name, None))), None)
 
-    def autocast(self, keep_copies: bool = True) -> torch.autocast:
+    @contextmanager
+    def autocast(self, keep_copies: bool = True) -> Iterator[None]:
         """Compute in the policy's dtype. With `keep_copies`, forward passes share the copies of the weights in this dtype."""
         enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
+        computing = torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_copies)
+        with computing, kept_copies() if keep_copies else nullcontext():
+            yield
 
     def uncompiled(self) -> AbstractContextManager[Any]:
-        """Bypass compiled layers, for sampling, in which every token would need another compilation."""
+        """Bypass compiled layers for sampling, which would recompile them for every token."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
+    def recorded(self, places: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Record the experts that the tokens at these places of a forward pass choose, if the model has any; see `Routes`."""
+        return self.routes.recorded(places()) if self.routes else nullcontext()
+
     def gathered(self) -> AbstractContextManager[None]:
-        """Have the weights of a model that is spread over the ranks whole on each of them, for what each does alone."""
+        """Gather sharded weights on each rank within the block, for work that each rank does independently."""
         return gathered(self.model)
 
     def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         """Compute log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy there: both [B, T], 0 outside the mask.
 
-        The next-token shift exists here and nowhere else.
+        This is the only place with the next-token shift.
         """
         return compute(self.model, self._logprobs, batch, temperature)
 
     def _logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-        rows, steps = batch.mask.nonzero(as_tuple=True)  # [N] each: the tokens y_t that count
+        rows, steps = batch.mask.nonzero(as_tuple=True)  # [N] each: the unmasked tokens y_t
         with self.autocast(keep_copies=False):  # each weight is used once
             logprobs, entropy = token_logprobs(
                 self._hidden_before(batch, rows, steps),
@@ -158,28 +173,25 @@ class Policy:
     def _hidden_before(self, batch: Batch, rows: Tensor, steps: Tensor) -> Tensor:
         """Compute the last hidden state [N, H] of the token before each completion token `steps` of `rows`, [N] each."""
         if not self.shares_prompts:
-            hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
-            return hidden[rows, batch.prompt_lengths[rows] + steps - 1]
+            columns = batch.prompt_lengths[rows] + steps - 1
+            with self.recorded(lambda: rows * batch.tokens.shape[1] + columns):
+                hidden = self.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            return hidden[rows, columns]
         packing = pack(batch, self.dtype)
-        hidden = self.decoder(
-            input_ids=packing.tokens,
-            position_ids=packing.positions,
-            attention_mask=packing.mask,  # transformers does not change four-dimensional masks
-            packing=packing,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[0, packing.before[rows, steps]]
+        before = packing.before[rows, steps]
+        with self.recorded(lambda: before):
+            hidden = self.decoder(
+                input_ids=packing.tokens,
+                position_ids=packing.positions,
+                attention_mask=packing.mask,  # transformers does not change four-dimensional masks
+                packing=packing,
+                use_cache=False,
+            ).last_hidden_state
+        return hidden[0, before]
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Set every module to evaluation mode within the block."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        return evaluating(self.model)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens (LoRA: the adapter)."""
@@ -191,7 +203,7 @@ class Policy:
 
 
 def fingerprint(policy: Policy) -> str:
-    """Hash the weights, and the settings with which they are computed."""
+    """Hash the weights and the settings that affect what is computed with them."""
     digest = xxhash.xxh3_128(f"{policy.dtype} {policy.device.type} {policy.end_ids}".encode())
     for name, tensor in policy.model.state_dict().items():
         digest.update(name.encode())
@@ -201,7 +213,7 @@ def fingerprint(policy: Policy) -> str:
 
 
 class Vocabulary(Protocol):
-    """The vocabulary that tokens are checked against: a policy, or part of one."""
+    """An object with a tokenizer and a vocabulary size, such as a policy."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -211,7 +223,7 @@ class Vocabulary(Protocol):
 
 
 def check_ids(ids: Sequence[int], model: Vocabulary, what: str) -> None:
-    """Raise UserError if `what` has tokens that the tokenizer knows and the model has no weights for."""
+    """Raise UserError if `what` has tokens that the tokenizer has but the model has no weights for."""
     if max(ids, default=0) >= model.vocabulary:
         token = max(ids)
         raise UserError(
@@ -230,7 +242,7 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise UserError(f"device = {name} is not available here; use auto or cpu") from None
     if device.type not in BLOCK_ELEMENTS:
-        raise UserError(f"device = {name} is not one that sspo computes on; use auto, cpu or cuda")
+        raise UserError(f"device = {name} is not supported by sspo; use auto, cpu or cuda")
     return device
 
 
@@ -239,10 +251,10 @@ def load_policy(
 ) -> Policy:
     """Load the policy of a config.
 
-    folder         folder of a cold start or a checkpoint, whose weights replace the config's
+    folder         cold start or checkpoint, whose weights replace the model's own
     chat_template  replaces the tokenizer's
 
-    Raises UserError for a model that cannot be loaded and for one without a tokenizer or a chat template.
+    Raises UserError if the model cannot be loaded, or has no tokenizer or no chat template.
     """
     spread = ranks.size() > 1
     check_kernels(options, ranks.size())
@@ -256,13 +268,13 @@ def load_policy(
     else:
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)
-        model, notes = load_pretrained(source, revision, weights_dtype, options.attention)
+        model, notes = load_pretrained(source, revision, weights_dtype, options.attention, in_parts=spread)
     check_tokenizer(tokenizer, source, chat_template)
     return build_policy(model, tokenizer, options, device, dtype, adapter, notes, spread=spread)
 
 
 def source_of(options: ModelOptions, folder: Path | None) -> tuple[str | None, Path | None]:
-    """Return the name or folder of the model's weights, None for the embedded model, and the folder of a saved adapter."""
+    """Return the name or folder of the weights (None for the embedded model), and the folder of a saved adapter or None."""
     if folder is None:
         return options.name, None
     is_adapter = (folder / "adapter_config.json").is_file()
@@ -270,7 +282,7 @@ def source_of(options: ModelOptions, folder: Path | None) -> tuple[str | None, P
 
 
 def check_tokenizer(tokenizer: Any, source: str | None, chat_template: str | None) -> None:
-    """Give the tokenizer the chat template, if there is one. Raises UserError if it has none, or no end of a sequence."""
+    """Set the given chat template. Raises UserError if the tokenizer has no chat template or no end-of-sequence token."""
     if chat_template:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
@@ -294,14 +306,16 @@ def build_policy(
 ) -> Policy:
     """Make a policy from a model, with kernels, adapters and dtypes as set by the options.
 
-    spread  its weights over the ranks
+    spread  shard the weights over the ranks
 
-    Raises UserError for options that the model cannot be computed with.
+    Raises UserError if the model does not support an option.
     """
     if options.attention == "sdpa" and model.config._attn_implementation == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
     model.eval()  # also when learning: random layers of training mode would break ρ = 1 in the first minibatch
-    transform = measure_transform(model)
+    transform = IDENTITY if spread else measure_transform(model)
+    follow_autocast(model)
+    routes = Routes.of(model) if options.kernels != "compiled" else None
     if options.kernels == "liger":
         use_liger(model, device)
     if options.lora:
@@ -312,28 +326,19 @@ def build_policy(
             model.enable_input_require_grads()
     if options.kernels == "compiled":
         compile_layers(model)
-    notes = [*notes, *_of_experts(model, dtype)]
     # With bfloat16, the projection's float32 products use TF32: fifteen times faster, with more digits than bfloat16 has. The
     # setting belongs to the process, so a float32 policy after a bfloat16 one resets it.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     if spread:
         shard(model, dtype, device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            transform = measure_transform(
+                model
+            )  # not before: in a model that was read in parts, no rank has whole weights
     else:
         model = model.to(device)
     compiled = options.kernels == "compiled"
-    return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes))
-
-
-def _of_experts(model: nn.Module, dtype: torch.dtype) -> list[str]:
-    """Return a note if autocast leaves experts in float32: their grouped product is not among its operations."""
-    experts = [p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3 and p.requires_grad]
-    if not experts or experts[0].dtype == dtype:
-        return []
-    return [
-        f"the experts of {type(model).__name__} are computed in {experts[0].dtype}, not in {dtype}, because they are "
-        "trained in full: slower, with more memory, and rounded otherwise than in the sampler; model.weights=bfloat16 or "
-        "model.lora avoids it"
-    ]
+    return Policy(model, tokenizer, device, dtype, compiled, transform, tuple(notes), routes)
 
 
 def compute_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from sspo_cli import ranks
 from sspo_cli.errors import UserError, border
+from sspo_cli.policy.spread_loading import read_in_parts, whole_shapes
 
 NAMED_KEYS = 3  # most tensors named in a message
 # Largest plausible values in a model's config; larger ones are damage.
@@ -23,15 +25,15 @@ LARGEST_SIZES = {
     "vocab_size": 2**24,
     "max_position_embeddings": 2**30,
 }
-PATH_STARTS = ("/", "./", "../", "~")  # of a folder; the names on the hub are `name` and `owner/name`
+PATH_STARTS = ("/", "./", "../", "~")  # of a folder; names on the hub are `name` or `owner/name`
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 
 
 def load_config(source: str, revision: str | None = None) -> Any:
     """Read the config of a model, without its weights.
 
-    Raises UserError if it cannot be read, if its sizes are implausible, or if it names a quantization that transformers would
-    silently ignore.
+    Raises UserError if it cannot be read, if its sizes are implausible, or if transformers would silently ignore its
+    quantization.
     """
     with _loading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -41,7 +43,7 @@ def load_config(source: str, revision: str | None = None) -> Any:
 
 
 def config_value(config: Any, name: str) -> Any:
-    """Read a value of a config, or None; for a value that varies by layer, the one of most layers."""
+    """Return a value of a config, or None; for a value that varies by layer, that of most layers."""
     try:
         return getattr(config, name, None)
     except RuntimeError:  # raised by transformers for values that vary by layer
@@ -65,36 +67,56 @@ def choose_attention(kind: Any, wanted: str) -> tuple[str, list[str]]:
     return wanted, []
 
 
-def load_pretrained(source: str, revision: str | None, dtype: torch.dtype, attention: str) -> tuple[Any, list[str]]:
+def load_pretrained(
+    source: str, revision: str | None, dtype: torch.dtype, attention: str, *, in_parts: bool = False
+) -> tuple[Any, list[str]]:
     """Load a causal LM; also return notes about its weights.
 
+    in_parts  each rank reads its rows of the weights alone, see `spread_loading`, for `shard`
+
     Raises UserError if it cannot be loaded, or if a tensor of the model is missing in its files or has another shape there,
-    because transformers would replace it by random numbers.
+    because transformers would initialize it randomly.
     """
-    attention, notes = choose_attention(model_class(source, load_config(source, revision)), attention)
-    with _loading(source):
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-        )
+    kind = model_class(source, load_config(source, revision))
+    attention, notes = choose_attention(kind, attention)
+    loaded: list[Any] = []
+
+    def load() -> list[dict[str, Any]]:
+        with _loading(source):
+            loaded[:] = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+        return [loaded[1]]
+
+    if in_parts:
+        with read_in_parts(kind) as reasons:
+            of_ranks = ranks.gather(load)
+        notes += [f"each rank reads {source} whole into the memory of its machine: {reason}" for reason in reasons]
+    else:
+        of_ranks = load()
+    model = loaded[0]
+    missing, unexpected = (
+        {key for info in of_ranks for key in info[name]} for name in ("missing_keys", "unexpected_keys")
+    )
     name = type(model).__name__
     mismatched = [
         f"{key} of shape {_shape(stored)} for {_shape(needed)}"
-        for key, stored, needed in sorted(loading["mismatched_keys"])
+        for key, stored, needed in whole_shapes(model, of_ranks, loaded[1])
     ]
-    wrong = _named("{} missing", loading["missing_keys"]) + _named("{} of another shape", mismatched)
+    wrong = _named("{} missing", missing) + _named("{} of another shape", mismatched)
     if wrong:
         raise UserError(
-            f"the weights of {source} are not those of its config: of {name}'s tensors, {' and '.join(wrong)}, which would be "
-            "random numbers; fetch config.json and the weights of the same model"
+            f"the weights of {source} do not match its config.json: of {name}'s tensors, {' and '.join(wrong)}, which would be "
+            "initialized randomly; download config.json and weights of the same model"
         )
-    unexpected = _named("{} not used", loading["unexpected_keys"])
-    notes += [f"{source}: of the tensors in its files, {text}: {name} has no such weights" for text in unexpected]
+    unused = _named("{} not used", unexpected)
+    notes += [f"{source}: of the tensors in its files, {text}, because {name} has no such weights" for text in unused]
     return model, notes
 
 
@@ -103,22 +125,24 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
     if Path(source).is_dir():
         paths = [path for path in Path(source).iterdir() if path.suffix in MODEL_FILES]
         if folders := [path for path in paths if not path.is_file()]:
-            raise UserError(f"{folders[0]} is not a file, so that the model cannot be loaded; copy it again")
+            raise UserError(f"{folders[0]} is not a file, so the model cannot be loaded; copy it again")
         names = {path.name for path in paths}
         if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
             raise UserError(f"the model folder {source} has no tokenizer; copy the tokenizer's files into it")
         if "config.json" not in names:
-            raise UserError(f"the model folder {source} has no config.json, so it is not a Hugging Face model")
+            raise UserError(
+                f"the model folder {source} has no config.json, which a Hugging Face model needs; copy it there"
+            )
         if not any(name.endswith((".safetensors", ".bin")) for name in names):
-            raise UserError(f"the model folder {source} has no weights (*.safetensors)")
+            raise UserError(f"the model folder {source} has no weights; copy its *.safetensors files there")
     with _loading(source):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def _loading(source: str) -> AbstractContextManager[None]:
-    """Turn exceptions of transformers for broken files into UserError, except those for a full memory.
+    """Turn exceptions of transformers for broken files into UserError, except out-of-memory errors.
 
-    Raises UserError if the source is a path to no folder.
+    Raises UserError if the source is a path, but there is no such folder.
     """
     if (source.startswith(PATH_STARTS) or source.count("/") > 1) and not Path(source).is_dir():
         raise UserError(
@@ -128,7 +152,7 @@ def _loading(source: str) -> AbstractContextManager[None]:
 
 
 def _check_sizes(source: str, config: Any) -> None:
-    """Raise UserError for implausible sizes, with which building the model would fail in some layer, or hang."""
+    """Raise UserError for implausible sizes, with which building the model would fail or hang."""
     for name, largest in LARGEST_SIZES.items():
         size = config_value(config.get_text_config(), name)
         sizes = size if isinstance(size, list | tuple) else [] if size is None else [size]  # some vary by layer
@@ -155,7 +179,7 @@ def _check_quantization(source: str, config: Any) -> None:
 
 
 def _named(sentence: str, keys: Collection[str]) -> list[str]:
-    """Fill the number of keys and a few names into the sentence; return an empty list without keys."""
+    """Return `sentence` with the number of keys and a few names filled in, or an empty list without keys."""
     if not keys:
         return []
     names = sorted(keys)

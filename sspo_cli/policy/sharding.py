@@ -13,12 +13,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli import ranks
+from sspo_cli.policy.spread_loading import put_parts, take_parts
 
 T = TypeVar("T")
 
 
 def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Spread the model over the ranks, in place, each on its `device`.
+    """Spread the model over the ranks, in place, each on its `device`; its weights are whole, or read in parts.
 
     dtype  dtype of the computation, in which layers are gathered; gradients are summed in float32
 
@@ -27,6 +28,7 @@ def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     products are in float32.
     """
     mesh = init_device_mesh(device.type, (ranks.size(),))
+    parts = take_parts(model)
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     in_dtype = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     as_kept = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -35,6 +37,7 @@ def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     # The root, too, is sharded again after each forward pass. Otherwise model.parameters() would be the gathered tensors until
     # the next backward pass, and an optimizer or a checkpoint that is made in between would use those.
     fully_shard(model, mesh=mesh, mp_policy=as_kept, reshard_after_forward=True)
+    put_parts(parts, device)
     model.compute = MethodType(_call, model)
     register_fsdp_forward_method(model, "compute")
     model.compute(int)  # so that the model, and not the first layer that is called, is the root

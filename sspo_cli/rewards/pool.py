@@ -22,7 +22,7 @@ ATTEMPTS = 2  # times that a task is run if its worker is lost each time
 # the signals that all processes of a job or a terminal receive. At a time limit, pebble raises TimeoutError instead.
 LOST = (255, -signal.SIGTERM, -signal.SIGHUP)
 POLL = 0.05  # seconds between two checks of the pool
-STALL = 60.0  # seconds beyond its time limit after which an unfinished task counts as lost
+STALL = 60.0  # seconds without progress, beyond the time limit of the tasks, after which a pool is replaced
 
 
 @dataclass(eq=False)

@@ -353,7 +353,7 @@ def _boxed(text: str) -> list[tuple[int, int, str]]:
 
 
 def _undelimited(text: str) -> str:
-    """Strip one pair of delimiters around the whole text: `$x$` becomes `x`, `$x$ or $y$` stays."""
+    """Strip one pair of delimiters around the whole text: `$x$` becomes `x`, `$x$ or $y$` is not changed."""
     for left, right in _DELIMITERS:
         inner = text.removeprefix(left).removesuffix(right)
         if f"{left}{inner}{right}" == text and left not in inner and right not in inner:

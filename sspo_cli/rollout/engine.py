@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from sspo_cli.policy.model import Policy
 from sspo_cli.seeds import derive_seed
@@ -96,12 +96,15 @@ class Engine(Protocol):
         """Free as much memory as possible for the learner, until the next `sync`."""
 
 
-def to_completion(policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool) -> Completion:
+def to_completion(
+    policy: Policy, token_ids: list[int], logprobs: list[float], ended: bool, routes: Any = None
+) -> Completion:
     """Make a completion from sampled tokens and their log-probabilities.
 
-    ended  True if the last token is an end-of-sequence token or completes a stop string; False if the completion is truncated
+    ended   True if the last token is an end-of-sequence token or completes a stop string; False if the completion is truncated
+    routes  see `Completion.routes`
     """
     written = token_ids[:-1] if ended and token_ids[-1] in policy.end_ids else token_ids
     # Tags may be special tokens, so decode all of them and leave out only the end of the sequence.
     text = policy.tokenizer.decode(written, skip_special_tokens=False)
-    return Completion(token_ids, logprobs, text, truncated=not ended)
+    return Completion(token_ids, logprobs, text, truncated=not ended, routes=routes)

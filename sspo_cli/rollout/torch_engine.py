@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,9 @@ class TorchEngine:
         uniforms = _uniforms(seeds, group_size, device) if sampling.temperature else None
         written = torch.full((len(rows), sampling.max_new_tokens), policy.pad_id, device=device)
         logprobs = torch.zeros(len(rows), sampling.max_new_tokens, device=device)
+        routes = None
+        if policy.routes:
+            routes = torch.zeros(len(rows), sampling.max_new_tokens, policy.routes.layers, dtype=torch.int32)
 
         for step in range(sampling.max_new_tokens):
             visible = attention[:, : width + step]
@@ -92,7 +96,8 @@ class TorchEngine:
                 if state_space
                 else {"past_key_values": cache, "attention_mask": visible, "position_ids": positions}
             )
-            hidden = policy.decoder(input_ids=tokens, use_cache=True, **cached).last_hidden_state[:, -1]
+            with policy.recorded(partial(_last_places, tokens)):
+                hidden = policy.decoder(input_ids=tokens, use_cache=True, **cached).last_hidden_state[:, -1]
             logits = project(hidden)
             positions = positions[:, -1:] + 1
             if step == 0:  # a prompt has one row until here, and one for each of its completions afterwards
@@ -100,6 +105,9 @@ class TorchEngine:
                 logits, positions, attention = (
                     x.repeat_interleave(group_size, 0) for x in (logits, positions, attention)
                 )
+            if policy.routes and routes is not None:
+                codes = policy.routes.codes()
+                routes[rows.cpu(), step] = codes if step else codes.repeat_interleave(group_size, dim=0)
             uniform = next(uniforms)[rows] if uniforms else None
             chosen, chosen_logprobs = _sample(logits, sampling.temperature, uniform, sampling.top_p, sampling.top_k)
             written[rows, step], logprobs[rows, step] = chosen, chosen_logprobs
@@ -108,7 +116,7 @@ class TorchEngine:
                 ending |= going_on & stopping.completed(written, rows, step)
             if ending.any():
                 going_on = going_on & ~ending
-                yield from self._completions(rows[ending], written[:, : step + 1], logprobs, ended=True)
+                yield from self._completions(rows[ending], written[:, : step + 1], logprobs, routes, ended=True)
                 left = int(going_on.sum())
                 if not left:
                     return
@@ -119,16 +127,23 @@ class TorchEngine:
                         x[kept] for x in (rows, chosen, positions, attention, going_on)
                     )
             tokens = chosen.unsqueeze(1)
-        yield from self._completions(rows[going_on], written, logprobs, ended=False)
+        yield from self._completions(rows[going_on], written, logprobs, routes, ended=False)
 
     def _completions(
-        self, rows: Tensor, written: Tensor, logprobs: Tensor, ended: bool
+        self, rows: Tensor, written: Tensor, logprobs: Tensor, routes: Tensor | None, ended: bool
     ) -> Iterator[tuple[int, Completion]]:
         length = written.shape[1]
         for row, ids, values in zip(
             rows.tolist(), written[rows].tolist(), logprobs[rows, :length].tolist(), strict=True
         ):
-            yield row, to_completion(self.policy, ids, values, ended)
+            of_row = None if routes is None else routes[row, :length].numpy().copy()
+            yield row, to_completion(self.policy, ids, values, ended, of_row)
+
+
+def _last_places(tokens: Tensor) -> Tensor:
+    """Return the place of the last token of each row [R, n], counted over all rows: [R]."""
+    rows, length = tokens.shape
+    return torch.arange(rows, device=tokens.device) * length + length - 1
 
 
 def whole_weights(engine: Engine) -> AbstractContextManager[None]:

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Measures the wall time of steps by phase, and of this process's part of the run.
+    """Measures the wall time of each step by phase, and the time since this process started its first step.
 
-    Evaluations and checkpoints count neither for a step's time nor for the speed.
+    Evaluations and checkpoints are included neither in a step's time nor in the speed.
     """
 
     def __init__(self, tokens: int, environments: bool) -> None:
         """Start the first step.
 
-        tokens        sampled tokens before this process
-        environments  measure a separate phase for environments
+        tokens        number of tokens that the run sampled before this process
+        environments  measure environments as a separate phase
         """
         self._names = ("sampling", "grading", "learning", *(["environment"] if environments else []))
         self._nested = 0.0  # seconds of phases within the one that is being measured
@@ -27,7 +27,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a phase of the step, without phases nested in it."""
+        """Add the time of the block to phase `name` of the step, without the time of phases nested in the block."""
         start = time.perf_counter()
         before, self._nested = self._nested, 0.0
         yield

@@ -11,10 +11,12 @@ from sspo_cli.types import Group
 
 
 def check_learning(run: Run, groups: Sequence[Group]) -> None:
-    """Count the rollout batches without a gradient; report the first one, and defects common to all of its completions.
+    """Count consecutive rollout batches without a gradient; report them, or stop a run that never had a gradient.
 
-    After MOST_ALIKE consecutive ones, a run that has learned before is reported, because it may have nothing left to learn.
-    A run that never had a gradient stops, unless `keep_going` is set: raises UserError after saving the state.
+    - In the first batch of a run, defects common to all completions are reported, even if the batch has a gradient.
+    - A run that never had a gradient is reported at its first batch. After MOST_ALIKE batches its state is saved and UserError
+      is raised, unless `keep_going` is set.
+    - A run that had a gradient before is reported after MOST_ALIKE batches without one; it may have nothing left to learn.
     """
     state, batch, options = run.state, run.state.batch, run.options
     assert batch is not None, "a rollout batch was just sampled"
@@ -47,12 +49,12 @@ def check_learning(run: Run, groups: Sequence[Group]) -> None:
 
 
 def has_gradient(batch: Batch) -> bool:
-    """Report whether any completion has an advantage and a token that counts."""
+    """Report whether any completion has a non-zero advantage and an unmasked token."""
     return bool(((batch.advantages != 0) & batch.mask.any(dim=1)).any())
 
 
 def count(groups: Sequence[Group], batch: Batch) -> Sampled:
-    """Count properties of a rollout batch that prevent a gradient."""
+    """Count the completions of a rollout batch that have properties which can prevent a gradient."""
     pairs = [pair for group in groups for pair in zip(group.completions, group.rewards, strict=True)]
     return Sampled(
         count=len(pairs),

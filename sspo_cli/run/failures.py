@@ -10,7 +10,7 @@ from sspo_cli.errors import UserError, command_line, first_line, says_disk_is_fu
 from sspo_cli.interruption import Interrupted
 from sspo_cli.tracking.run_folder import RunFolder
 
-TRAIN = "`sspo train "  # how a command begins that an error names already
+TRAIN = "`sspo train "  # an error message that contains this already has a command
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
         budget, rows = max(1, options.learning.token_budget // 2), max(1, options.rollout.max_rows // 2)
         less = ["-s", f"learning.token_budget={budget}", "-s", f"rollout.max_rows={rows}"]
         raise UserError(
-            f"{memory}; {command_line(*folder.resume_command, *less)} continues the run with less, and so does "
+            f"{memory}; {command_line(*folder.resume_command, *less)} continues the run with less memory, and so does "
             "model.gradient_checkpointing=true; or start a new run with model.lora={rank: 16}, or with "
             "model.weights=bfloat16 and optimizer.eight_bit=true"
         ) from None
@@ -34,7 +34,10 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
 
 @contextmanager
 def explained_end(folder: RunFolder) -> Iterator[None]:
-    """Add the command that continues the run to any exception that ends it early, if it has begun."""
+    """Add the command that continues the run to an exception that ends the run early.
+
+    Exceptions before the run's folder has a state, and messages that already have a command, stay unchanged.
+    """
     command = command_line(*folder.resume_command)
     try:
         yield
@@ -43,11 +46,13 @@ def explained_end(folder: RunFolder) -> Iterator[None]:
     except KeyboardInterrupt:
         if not folder.begun:
             raise Interrupted("stopped before the run began; nothing is written") from None
-        raise Interrupted(f"ended at once, unsaved; {command} continues the run from its last checkpoint") from None
+        raise Interrupted(
+            f"stopped without saving the state; {command} continues the run from its last checkpoint"
+        ) from None
     except UserError as error:
         if TRAIN in str(error) or not folder.begun:
             raise
-        if folder.status.get("state") == "finished":  # its extension was refused
+        if folder.status.get("state") == "finished":  # the extension of a finished run was refused
             raise
         condition = "once there is room, " if says_disk_is_full(error) else ""
         raise type(error)(f"{error}; {condition}{command} continues the run") from error

@@ -11,8 +11,8 @@ from sspo_cli.run.weights import given_weights, trained_weights
 def behaviour_policy(run: Run) -> Iterator[None]:
     """Give the policy, within the block, the weights that it had `rollout.lag` rollout batches ago.
 
-    Earlier in the run, the weights of the first rollout batch are used. The weights at the start of the last rollouts are part
-    of the run's state, which changes only if the block ends without an exception.
+    In the first `rollout.lag` batches, the weights of the first rollout batch are used. The run's state stores the weights at
+    the start of recent batches; it changes only if the block ends without an exception.
     """
     lag = run.options.rollout.lag
     if not lag:

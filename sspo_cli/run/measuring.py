@@ -11,12 +11,12 @@ from sspo_cli.tracking.dead import evaluation_signs
 
 
 def measure_if_due(run: Run) -> None:
-    """Measure Pass@1 on every benchmark before the first step, after the last, and at the steps that the options name.
+    """Measure Pass@1 on every benchmark before the first step, every `evaluation.every` steps, and after the last step.
 
     Results go to the run folder and the tracker. A resumed run does not repeat measurements of its current step. With
-    validation problems, each measured step has a checkpoint, and the best so far is marked and kept.
+    validation problems, a checkpoint is saved at each measured step, and the best one so far is marked and kept.
 
-    Raises Interrupted when asked to stop, after saving the state and the finished part of the measurement.
+    Raises Interrupted if the user asks to stop, after saving the state and the finished part of the measurement.
     """
     options, step = run.options, run.state.step
     every = options.evaluation.every

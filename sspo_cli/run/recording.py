@@ -13,9 +13,10 @@ from sspo_cli.types import Completion, Group
 
 
 def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
-    """Choose the rows of a minibatch that are kept: the first group of the first minibatch and of the last, the stalest.
+    """Return the rows of a minibatch whose completions are recorded.
 
-    If there is a single minibatch, its first two groups are kept.
+    These are the first group of the first minibatch, and the first group of the last minibatch, which is the stalest. If
+    there is a single minibatch, its first two groups are recorded.
     """
     groups = (minibatch == 0) + (minibatch == options.learning.mu - 1)
     return rows[: groups * options.rollout.group_size].tolist()
@@ -24,9 +25,10 @@ def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
 def kept_completions(
     groups: Sequence[Group], advantages: Tensor, plan: Sequence[Tensor], options: RunOptions, tokenizer: Any
 ) -> dict[int, dict[str, Any]]:
-    """Describe the completions that a minibatch of the plan keeps, by their row in the rollout batch.
+    """Describe the completions that are recorded, by their row in the rollout batch.
 
-    advantages [P, G]
+    advantages  [P, G]
+    plan        rows of each minibatch, in the order of learning
     """
     rows = {row for place, rows in enumerate(plan) for row in kept_rows(rows, place % options.learning.mu, options)}
     return {row: _describe(groups, advantages, row, tokenizer) for row in sorted(rows)}
@@ -66,7 +68,7 @@ def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: 
 
 
 def _describe_episode(completion: Completion) -> dict[str, Any]:
-    """Describe an episode; `written` has the alternating numbers of tokens that the policy wrote and read, written first."""
+    """Describe an episode; `written` alternates numbers of tokens that the policy wrote and that it read, wrote first."""
     if completion.episode is None:
         return {}
     return {

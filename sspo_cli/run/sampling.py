@@ -1,4 +1,4 @@
-"""Sample the groups of a rollout batch, also those in place of groups that cannot be learned from: `rollout.equal_groups`."""
+"""Sampling of rollout batches. Groups with equal rewards can be replaced (`rollout.equal_groups`)."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +17,10 @@ from sspo_cli.types import Completion, Group, Prompt
 
 
 def sample_batch(run: Run, upcoming: Iterator[Prompt], clock: Clock) -> tuple[list[Group], list[Group]]:
-    """Sample and grade groups of the next prompts; return those of the rollout batch, and all that were sampled for it."""
+    """Sample and grade groups for the next prompts.
+
+    Returns the groups of the rollout batch, and all groups that were sampled for it, including dropped ones.
+    """
     graded: list[Group] = []
 
     def sample(count: int) -> list[Group]:
@@ -32,10 +35,13 @@ def sample_batch(run: Run, upcoming: Iterator[Prompt], clock: Clock) -> tuple[li
 
 
 def fill(options: RolloutOptions, sample: Callable[[int], list[Group]]) -> list[Group]:
-    """Return the groups of a rollout batch from `sample(count)`, which samples groups of so many further prompts.
+    """Return the groups of a rollout batch.
 
-    With `equal_groups: drop`, groups of equal rewards, which have no gradient, are replaced by those of further prompts, as in
-    DAPO (arXiv 2503.14476), until the batch is full or `most_sampled` times its prompts are sampled; equal groups fill it then.
+    sample  function that samples and grades groups for the next `count` prompts
+
+    With `equal_groups: drop`, groups with equal rewards, which have no gradient, are replaced by groups of further prompts, as
+    in DAPO (arXiv 2503.14476). Sampling stops at `most_sampled` times the batch's number of prompts; if the batch is not full
+    then, groups with equal rewards fill it.
     """
     groups = sample(options.prompts)
     if options.equal_groups == "keep":
@@ -52,18 +58,18 @@ def fill(options: RolloutOptions, sample: Callable[[int], list[Group]]) -> list[
 
 
 def has_differing_rewards(group: Group, options: RolloutOptions) -> bool:
-    """Report whether the rewards of a group differ, in whole or in r_answer as `equal_in` says."""
+    """Report whether the rewards of a group differ. The option `equal_in` selects the total reward or r_answer."""
     return len({reward.total if options.equal_in == "reward" else reward.answer for reward in group.rewards}) > 1
 
 
 def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock) -> list[Group]:
-    """Sample and grade a group for each prompt; `first` prompts of this rollout batch were before them."""
+    """Sample and grade a group for each prompt; `first` is the index of the first prompt in this rollout batch."""
     options = run.options
     rollout = options.rollout
 
     def begin_check(index: int, _: int, completion: Completion) -> None:
-        """Check an answer while others are still sampled; the grading then has its verdict at once."""
-        if completion.episode is not None:  # it has its reward
+        """Start the check of an answer while other completions are still sampled, so that grading need not wait."""
+        if completion.episode is not None:  # an episode already has its reward
             return
         text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
         run.checker.submit(extract_answer(text, [gold]), gold)

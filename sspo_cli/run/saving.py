@@ -19,12 +19,12 @@ ROLLOUTS = "rollouts"  # in the run folder
 
 
 def save_if_due(run: Run) -> None:
-    """Save the run every so many steps, after the last one, and when asked to stop.
+    """Save the run every `checkpoint.every` steps, after the last step, and when the user asks to stop.
 
-    A bad step is saved only in the latter two cases, because it does not change the weights.
+    A bad step, which does not change the weights, is saved only in the latter two cases.
 
-    Raises UserError after `optimizer.max_bad_steps` bad steps in a row, without saving, and Interrupted when asked to stop;
-    the state is saved before. Raises UserError if the weights are not finite or the checkpoint cannot be written.
+    Raises Interrupted if the user asks to stop, after saving. Raises UserError, without saving, after
+    `optimizer.max_bad_steps` consecutive bad steps, if the weights are not finite, or if the checkpoint cannot be written.
     """
     options, state = run.options, run.state
     done = state.step >= options.steps
@@ -45,15 +45,15 @@ def _with_lower_rate(run: Run) -> str:
     whole, _ = latest_whole(run.folder.checkpoints)
     rate = f"optimizer.learning_rate={run.options.optimizer.learning_rate / 2:g}"
     if whole is None:
-        return f"start a new run with a lower one, such as {rate}"
+        return f"start a new run with a lower learning rate, such as {rate}"
     command = command_line("sspo", "train", "--from", whole, "-s", rate, "--runs-dir", run.folder.path.parent)
-    return f"{command} starts a new run from there at half the rate"
+    return f"{command} starts a new run from this checkpoint with half the learning rate"
 
 
 def save(run: Run) -> None:
     """Write a checkpoint of the weights, the optimizer and the state, including the rest of the rollout batch.
 
-    A complete checkpoint of this step already has this state and is not written again.
+    If this step already has a complete checkpoint, the checkpoint is not written again.
     """
     folder = checkpoint_path(run)
     if not ranks.on_first(lambda: folder.exists() and is_whole(folder)):
@@ -76,9 +76,10 @@ def saved_on_failure(run: Run) -> Iterator[None]:
 
 
 def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
-    """Store a rollout batch of episodes until the next checkpoint, which includes the rest of it.
+    """Store a rollout batch of episodes until the next checkpoint, which includes the rest of the batch.
 
-    Programs may look at the clock, so a run that is resumed earlier could not sample the same episodes again.
+    A run that is resumed from the previous checkpoint could not sample the same episodes again, because their programs may
+    depend on the time.
     """
     if run.stage.environments:
         path, content = _rollout_path(run), BytesIO()
@@ -93,7 +94,10 @@ def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
 
 
 def take_kept_rollout(run: Run) -> dict[str, float]:
-    """Restore the current rollout batch if it was stored, and return the metrics of the sync before it."""
+    """Restore the current rollout batch if it was stored.
+
+    Returns the metrics of the sync before this batch, or an empty dict if no batch was stored.
+    """
     path = _rollout_path(run)
     if not run.stage.environments or not ranks.on_first(path.exists):
         return {}
@@ -111,9 +115,9 @@ def _rollout_path(run: Run) -> Path:
 
 
 def drop_old_checkpoints(run: Run) -> None:
-    """Choose the best checkpoint by validation; delete all except it and the last `checkpoint.keep`.
+    """Choose the best checkpoint by validation, and delete all except the best and the last `checkpoint.keep`.
 
-    After a bad step none is deleted, because the next steps may show that older weights are the last good ones.
+    After a bad step no checkpoint is deleted, because the next steps may show that older weights are the last good ones.
     """
     best = run.folder.choose_best()
     if not run.state.bad_steps:

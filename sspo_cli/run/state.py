@@ -29,7 +29,7 @@ class RunState:
     rollout    finished rollout batches
     position   finished minibatches of the current rollout batch
     batch      the current rollout batch; None until it is sampled
-    kept       descriptions of completions for `completions.jsonl`, by row of the batch, written when they are learned from
+    kept       descriptions of completions by row of the batch; each is written to `completions.jsonl` when its row is learned
     tokens     tokens sampled so far
     timeouts   answer checks that ran out of time so far
     skipped    steps skipped so far because of a NaN loss or gradient
@@ -63,7 +63,7 @@ class RunState:
     def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
         """Restore the state from a checkpoint.
 
-        Raises ValueError for a checkpoint of an older version within a rollout batch, which lacks part of the state.
+        Raises ValueError if an older version saved the checkpoint within a rollout batch, because part of the state is missing.
         """
         if state["batch"] is not None and "kept" not in state:
             raise ValueError(

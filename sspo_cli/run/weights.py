@@ -1,4 +1,4 @@
-"""Other weights for a policy, for a while: those of an earlier rollout, or of the reference."""
+"""Temporary replacement of a policy's weights by those of an earlier rollout or of the reference."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from sspo_cli.policy.sharding import spread_like, whole
 
 
 def trained_weights(policy: Policy) -> list[Tensor]:
-    """Copy the weights that are trained, adapters alone with LoRA, to the CPU; of several ranks each has all of them."""
+    """Copy the trained weights, with LoRA only the adapters, to the CPU. Every rank gets all of them."""
     return [whole(parameter.detach()).to("cpu", copy=True) for parameter in policy.parameters]
 
 
 @contextmanager
 def given_weights(policy: Policy, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Compute with other weights for the time of a `with`."""
+    """Give the policy these trained weights within the block, then restore its current ones."""
     current = trained_weights(policy)
     _set(policy, weights)
     try:

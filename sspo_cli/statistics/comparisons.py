@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binom, binomtest, multinomial, permutation_test, ttest_1samp
 
 RESAMPLES = 9_999
-EQUAL = 1e-9  # a smaller spread of differences is rounding error
+EQUAL = 1e-9  # differences whose spread is smaller are equal up to rounding errors
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
@@ -21,8 +21,8 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 def sign_flip(differences: Sequence[int]) -> float:
     """Compute the exact two-sided p-value of the sum of paired differences over all flips of their signs.
 
-    differences  one per problem, as whole numbers of solved answers, so that the distribution of the sum is a convolution of
-                 binomials and is exact for any number of problems
+    differences  per problem, the difference in the number of solved answers. As these are integers, the distribution of their
+                 sum is a convolution of binomials, which is exact for any number of problems
 
     For differences of -1, 0 and 1 this is McNemar's exact test.
     """
@@ -47,7 +47,7 @@ def sign_flip_of_seeds(differences: Sequence[float]) -> float:
 def paired_t(differences: Sequence[float]) -> tuple[float, float, float]:
     """Compute the two-sided p-value of the paired t-test, and the 95 % interval of the mean difference by Student's t.
 
-    All three numbers are NaN if the differences are equal, as they may be with few problems: their spread is then unknown.
+    All three numbers are NaN if all differences are equal, which can happen with few problems: their spread is then unknown.
     """
     if stdev(differences) <= EQUAL:
         return math.nan, math.nan, math.nan
@@ -61,14 +61,14 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float]) -> tuple[float, flo
 
     a, b  shares of solved answers for the same problems
 
-    Equal differences have the same mean in every resample, so that the bootstrap interval would have no width. For these
-    the exact interval of `of_equal_differences` is returned.
+    If all differences are equal, every resample has the same mean and the bootstrap interval has zero width. The interval
+    is then the exact one of `of_equal_differences`.
     """
     differences = np.subtract(a, b, dtype=float)
     mean = float(differences.mean())
     if differ_alike(a, b):
         return mean, *of_equal_differences(mean, len(differences))
-    # Draw how often each distinct difference occurs: there are few distinct ones, however many problems.
+    # Draw the count of each distinct difference, because there are few distinct differences even among many problems.
     values, counts = np.unique(differences.round(12), return_counts=True)
     n = len(differences)
     resamples = multinomial.rvs(n, counts / n, size=RESAMPLES, random_state=np.random.default_rng(0))
@@ -86,7 +86,7 @@ def of_equal_differences(difference: float, n: int) -> tuple[float, float]:
 
     Since 0 of n problems have another difference, the share of such problems is at most u = 1 − 0.025^(1/n), the limit of
     Clopper and Pearson. At worst all of them differ by −1, or all by 1, so the mean is between d − u (d + 1) and
-    d + u (1 − d). A single problem says nothing about others: u = 1.
+    d + u (1 − d). A single problem gives no information about others: u = 1.
     """
     most = 1 - 0.025 ** (1 / n) if n > 1 else 1.0
     return difference - most * (difference + 1), difference + most * (1 - difference)

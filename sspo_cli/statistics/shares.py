@@ -1,4 +1,4 @@
-"""Shares of solved problems: their intervals, pass@k, and the percentages that are possible."""
+"""Shares of solved problems: confidence intervals, pass@k, and a check of printed percentages."""
 
 import math
 from fractions import Fraction
@@ -13,12 +13,15 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """Estimate without bias the probability that one of k attempts solves a problem, given `correct` of `samples` ≥ k."""
+    """Return the unbiased estimate of the probability that at least one of k attempts solves a problem.
+
+    correct, samples  number of correct attempts, and of all attempts; samples >= k
+    """
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def attainable(percent: float, n: int, samples: int = 1, decimals: int = 1) -> bool:
-    """Report whether `samples` answers to each of `n` problems can give a percentage printed with so many `decimals`."""
+    """Report whether a percentage, rounded to `decimals` decimals, is possible for `samples` answers to each of n problems."""
     printed = Fraction(str(percent))
     answers = n * samples
     nearest = Fraction(100 * round(printed * answers / 100), answers)

@@ -19,7 +19,7 @@ from sspo_cli.errors import UserError, border, reason, shorten
 
 Place = tuple[str, Any]  # a place such as "line 3", and the value there
 COMPRESSED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-MOST_DIGITS = 4300  # most digits of an integer that Python reads; a longer one stays text
+MOST_DIGITS = 4300  # digits of the longest integer that Python reads; a longer integer is left as text
 LONGEST_FIELD = 10_000_000  # most characters of a field of a CSV file
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -122,7 +122,7 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def _load_json(text: str) -> Any:
-    return json.loads(text, parse_float=str, parse_int=_integer)  # an answer of 0.10 stays as written
+    return json.loads(text, parse_float=str, parse_int=_integer)  # an answer of 0.10 must not become 0.1
 
 
 def _integer(digits: str) -> int | str:

@@ -12,6 +12,8 @@ seed. Rewards, groups and lengths are those of the minibatch's own completions.
     as ratio/positive_kl, weights/negative_attenuated
     optimizer/learning_rate
     sampler/mismatch_mean, sampler/mismatch_max
+    policy/expert_load              of a mixture of experts
+    sampler/{rerouted_layers,rerouted_tokens}   shares; of a mixture whose sampler says which experts it chose
     grading/timeouts                answer checks that ran out of time so far
     episodes/{solved,turns,proposals,calls,timeouts,crashes}    means over the minibatch's own episodes, if it has any
     sandbox/failures                number of times that this process has lost and restarted its sandbox

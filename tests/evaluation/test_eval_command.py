@@ -188,7 +188,7 @@ def test_a_model_and_a_run_are_not_measured_with_different_token_limits(runs):
     given = {**MODELS, "rollout__max_new_tokens": 20}
     done = sspo("eval", "--runs-dir", ".", "one", "models/before", **given)
     assert_told(
-        done, "arithmetic would be measured for one with at most 48 tokens and models/before with at most 20, so that"
+        done, "arithmetic would be measured for one with at most 48 tokens and models/before with at most 20, so their"
     )
     assert "set the same limit for both with --max-new-tokens" in done.stderr
     assert not (runs / "model-models-before").exists()

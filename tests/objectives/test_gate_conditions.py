@@ -131,9 +131,9 @@ BREAKING = {
     off_by_a_tenth: r"condition \(ii\), f\(1\) = 1: it is 1\.105\d* at ρ = 1 ",
     too_steep: r"condition \(ii\), f'\(1\) = 1: it is 2 at ρ = 1 ",
     wavy: r"condition \(iv\).*is -0\.\d+ at ρ = (0\.20|4\.8)",
-    flat_weight: r"condition \(iii\).*nor ρ f'/f, which is 1 at ρ = 2\.061e-09",
-    two_humps: r"condition \(iii\).*nor ρ f'/f, which is 0\.\d+ at ρ =",
-    on_a_floor: r"condition \(iii\).*which is 0\.30\d* at ρ = 2\.061e-09",
+    flat_weight: r"condition \(iii\).*and ρ f'/f is 1 at ρ = 2\.061e-09",
+    two_humps: r"condition \(iii\).*and ρ f'/f is 0\.\d+ at ρ =",
+    on_a_floor: r"condition \(iii\).*ρ f'/f is 0\.30\d* at ρ = 2\.061e-09",
     unsigned_bell: r"condition \(iii\).*\(Â > 0\)",
 }
 

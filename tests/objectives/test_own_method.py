@@ -77,7 +77,7 @@ def infinite(log_ratio, advantages, mask):
         (of_the_batch, "^method of_the_batch weights a completion by more than its own tokens.*objective.normalizer$"),
         (
             first_token_only,
-            "^method first_token_only does not have the policy gradient at ρ = 1: .*, and are 1, 0, 0; ",
+            "^method first_token_only does not have the policy gradient at ρ = 1: .*, but are 1, 0, 0; ",
         ),
         (too_steep, r"^method too_steep breaks condition \(ii\), f'\(1\) = 1: it is 2 at ρ = 1"),
         (unnormalized, "^method unnormalized must be finite: log f in torch.float32 is inf at ρ ="),

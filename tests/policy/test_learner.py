@@ -77,6 +77,8 @@ def test_metrics_of_rows_from_two_halves_are_those_of_the_minibatch(policy, make
     for rows in (torch.arange(5), torch.arange(5, len(batch))):
         half = accumulate_gradient(policy, objective, batch.select(rows), factors[rows], options, 1.0, False)
         for field in fields(StepResult):
+            if field.name == "expert_counts":  # not by rows; of a mixture of experts alone
+                continue
             part, target = getattr(half, field.name), getattr(gathered, field.name)
             target[(rows, slice(part.shape[1])) if part.ndim == 2 else rows] = part
     assert step_metrics(batch, gathered) == pytest.approx(step_metrics(batch, whole), rel=1e-4, abs=1e-6)

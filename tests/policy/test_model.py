@@ -126,7 +126,7 @@ def test_a_device_that_is_not_there_is_told():
 
 
 def test_a_device_that_torch_has_and_sspo_has_not_is_told():
-    with pytest.raises(UserError, match="device = meta is not one that sspo computes on; use auto, cpu or cuda"):
+    with pytest.raises(UserError, match="device = meta is not supported by sspo; use auto, cpu or cuda"):
         resolve_device("meta")
 
 

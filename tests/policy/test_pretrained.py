@@ -75,9 +75,9 @@ BREAKS = {
 def test_weights_that_are_not_the_config_s_are_refused(folder, name):
     change, said = BREAKS[name]
     change(folder)
-    with pytest.raises(UserError, match=rf"(?s)the weights of {folder} are not those of its config: .*{said}"):
+    with pytest.raises(UserError, match=rf"(?s)the weights of {folder} do not match its config.json: .*{said}"):
         load_policy(ModelOptions(name=str(folder)), CPU)
-    with pytest.raises(UserError, match="are not those of its config"):  # as a checkpoint or a cold start
+    with pytest.raises(UserError, match=r"do not match its config\.json"):  # as a checkpoint or a cold start
         load_policy(ModelOptions(), CPU, folder)
 
 
@@ -87,8 +87,8 @@ ARITHMETIC = ("-b", "arithmetic", "--limit", "2", "-s", "prompt=plain")
 def test_the_commands_refuse_them_before_anything_is_spent(folder, tmp_path):
     change_weights(folder, rename)
     where = {"model__name": folder, **QUICK}
-    assert_told(sspo("train", "--runs-dir", tmp_path / "runs", **where), "are not those of its config")
-    assert_told(sspo("eval", folder, *ARITHMETIC, "--runs-dir", tmp_path / "runs"), "are not those of its config")
+    assert_told(sspo("train", "--runs-dir", tmp_path / "runs", **where), "do not match its config.json")
+    assert_told(sspo("eval", folder, *ARITHMETIC, "--runs-dir", tmp_path / "runs"), "do not match its config.json")
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
@@ -96,7 +96,7 @@ def test_tensors_that_are_not_used_are_reported(folder, tmp_path):
     change_weights(folder, lambda tensors: tensors.update({"score.weight": torch.zeros(1, 32)}))
     policy = load_policy(ModelOptions(name=str(folder)), CPU)
     (note,) = policy.notes
-    assert "1 is not used (score.weight): Qwen2ForCausalLM has no such weights" in note
+    assert "1 is not used (score.weight), because Qwen2ForCausalLM has no such weights" in note
     done = sspo("train", "--runs-dir", tmp_path / "runs", model__name=folder, **QUICK)
     assert done.returncode == 0, done.stderr
     assert "score.weight" in done.stdout

@@ -1,10 +1,13 @@
 """The gradient of one minibatch by several ranks, for models of several kinds.
 
-`python gradients.py FOLDER` is a rank of the largest number, and then of each smaller one. The first rank writes, for each
-number of ranks, the whole gradients of each kind, their norm, and what was computed row by row; and the models.
+`python gradients.py FOLDER MODELS` is a rank of the largest number, and then of each smaller one. The first rank writes, for
+each number of ranks, the whole gradients of each kind, their norm, and what was computed row by row; and the models, and what
+is loaded from the folders in MODELS.
 """
 
+import json
 import os
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -17,10 +20,11 @@ from transformers import Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sspo_cli import ranks
 from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions, TinyModelOptions
+from sspo_cli.errors import UserError
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.batch import Batch, collate
 from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs
-from sspo_cli.policy.model import Policy, build_policy
+from sspo_cli.policy.model import Policy, build_policy, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step
 from sspo_cli.policy.sharding import whole
 from sspo_cli.policy.tiny import tiny_config, tiny_model, tiny_tokenizer
@@ -31,6 +35,7 @@ KINDS = ("dense", "untied", "checkpointing", "lora", "moe")
 SIZES = (4, 3, 2)  # numbers of ranks
 WRITING = 3  # ranks that write models, whose tensors do not divide by it
 EXPORTED = ("dense", "untied", "lora", "moe")
+LOADED = ("dense", "untied", "moe", "few experts", "lora", "of another shape")
 BUDGETS = (80, 100_000)  # tokens of a micro-batch: several, and one for each rank
 
 
@@ -47,14 +52,14 @@ def make_policy(kind: str, dtype: str = "float32") -> Policy:
         config = tiny_config(TINY, tokenizer)
         config.tie_word_embeddings = False
         model: Any = Qwen2ForCausalLM(config)
-    elif kind == "moe":
+    elif kind in ("moe", "few experts"):
         shape = tiny_config(TINY, tokenizer).to_dict()
         for name in ("model_type", "architectures", "layer_types", "transformers_version"):
             shape.pop(name, None)
         model = Qwen3MoeForCausalLM(
             Qwen3MoeConfig(
                 **shape,
-                num_experts=8,
+                num_experts=8 if kind == "moe" else 2,
                 num_experts_per_tok=2,
                 moe_intermediate_size=24,
                 head_dim=16,
@@ -140,7 +145,33 @@ def export(folder: Path) -> None:
         make_policy(kind).save(folder / kind)
 
 
-def as_ranks(folder: Path) -> None:
+def write_models(folder: Path) -> None:
+    """Write what is loaded; to be called by a process alone."""
+    export(folder)
+    make_policy("few experts").save(folder / "few experts")
+    shutil.copytree(folder / "untied", folder / "of another shape")
+    path = folder / "of another shape" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 301}))
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The whole weights of each model as they are loaded, their transform and what is computed; or why it is refused."""
+    results: dict[str, Any] = {}
+    for kind in LOADED:
+        lora = LoraOptions(rank=4) if kind == "lora" else None
+        options = ModelOptions(name=str(folder / ("dense" if lora else kind)), dtype="float32", lora=lora)
+        try:
+            policy = load_policy(options, torch.device("cpu"))
+        except UserError as error:
+            results[kind] = str(error)
+            continue
+        names = {name: whole(value.detach()).clone() for name, value in policy.model.state_dict().items()}
+        logprobs, _ = policy.logprobs(make_batch(), 1.0)
+        results[kind] = {"weights": names, "logprobs": logprobs.detach(), "notes": policy.notes}
+    return results
+
+
+def as_ranks(folder: Path, models: Path) -> None:
     number = int(os.environ["RANK"])
     for size in SIZES:
         if number < size:
@@ -151,8 +182,11 @@ def as_ranks(folder: Path) -> None:
                 torch.save(results, folder / f"{size}.pt")
             if size == WRITING:
                 export(folder / "models")
+                loaded = load(models)
+                if ranks.is_first():
+                    torch.save(loaded, folder / "loaded.pt")
             ranks.stop()
 
 
 if __name__ == "__main__":
-    as_ranks(Path(sys.argv[1]))
+    as_ranks(Path(sys.argv[1]), Path(sys.argv[2]))
