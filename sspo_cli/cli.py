@@ -80,7 +80,7 @@ class ObjectiveCommand(TyperCommand):
 
 
 def main() -> None:
-    """Run the `sspo` script. A mistake of the user becomes one sentence and exit code 1, an interruption exit code 130."""
+    """Run the `sspo` script. A user's mistake ends it with one sentence and exit code 1, an interruption with code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise tokenizers warns at every fork of a checker
     try:
         if code := app(prog_name="sspo", standalone_mode=False):
@@ -98,7 +98,7 @@ def main() -> None:
             _report_bug(error)
             raise
         reason = first_line(error)[:200]
-        less = f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows"
+        less = f"the memory is full ({reason}); free some memory, or use less, for example by a lower rollout.max_rows"
         _end_rank(UserError(less), 1)
 
 
@@ -106,11 +106,11 @@ def _report_bug(error: Exception) -> None:
     if is_rank(os.environ):
         from sspo_cli import ranks
 
-        ranks.report(f"it failed by {type(error).__name__}: {first_line(error)[:200]}; see its output above")
+        ranks.report(f"it failed with {type(error).__name__}: {first_line(error)[:200]}; see its output above")
 
 
 def _end_rank(error: UserError | Interrupted, code: int) -> NoReturn:
-    """End by an error; of several ranks, each says what no other one says."""
+    """End with an error; of several ranks, each prints only what no other rank prints."""
     sentence: str | None = redacted(str(error))
     if is_rank(os.environ):
         from sspo_cli import ranks
@@ -194,9 +194,9 @@ def train_command(
     if resume and source is not None:
         raise UserError("--resume continues a run, and --from starts a new one; give one of the two")
     if with_optimizer and source is None:
-        raise UserError("--with-optimizer is for --from RUN, whose optimizer it continues with")
+        raise UserError("--with-optimizer needs --from RUN; it continues with the moments of that run's optimizer")
     if device_memory is not None and not dry_run:
-        raise UserError("--device-memory is for --dry-run; a run looks at its device itself")
+        raise UserError("--device-memory applies only to --dry-run; a run measures its device")
 
     from sspo_cli.config import Given, merge_config, named_model_defaults, to_yaml
     from sspo_cli.forks import load_fork, options_to_resume, resolve_fork
@@ -312,13 +312,13 @@ def eval_command(
     """
     refuse_wrong_ranks(os.environ, nproc)
     if bool(target) == bool(completions):
-        raise UserError("name runs or models to measure, or --completions FILE with recorded outputs")
+        raise UserError("give runs or models to measure, or --completions FILE with recorded outputs")
     if checkpoint == "":
         raise UserError("--checkpoint is empty; use last, best or a step")
     if out and not completions:
-        raise UserError("--out is for --completions; the results of a model go to the eval folder of the run or model")
+        raise UserError("--out applies only to --completions; a model's results are stored in its eval folder")
     if again and limit:
-        raise UserError("--limit always samples, because it is not recorded; leave out --again")
+        raise UserError("results with --limit are never recorded, so they are always measured again; leave out --again")
 
     from sspo_cli.config import merge_config, refuse_unread, validate, with_episodes
 
@@ -331,7 +331,7 @@ def eval_command(
         if is_rank(os.environ) or nproc:
             raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
         if changes or benchmark or checkpoint or engine or limit or again:
-            raise UserError("recorded outputs are not sampled again; --completions takes no options of sampling")
+            raise UserError("--completions grades recorded outputs and samples nothing; leave out sampling options")
 
         from sspo_cli.evaluation.recorded import grade_file
 
@@ -376,7 +376,7 @@ def sweep_command(
     if name is not None:
         check_name("--name", name)
     if ray == "":
-        raise UserError("--ray is empty; name auto, local or an address")
+        raise UserError("--ray is empty; give auto, local or an address")
 
     from sspo_cli.config.presets import SWEEPS, find_config
     from sspo_cli.examination import examine_trials
@@ -397,7 +397,7 @@ def sweep_command(
 
 @contextmanager
 def _naming_the_command() -> Iterator[None]:
-    """Write out the command if what ends it says that the same command continues."""
+    """Append the command line to an error that says that the same command continues."""
     try:
         yield
     except (Interrupted, UserError) as error:

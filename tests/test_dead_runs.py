@@ -91,7 +91,7 @@ def test_a_run_that_has_learned_before_only_warns(monkeypatch):
     (note,) = notes
     assert note == (
         f"health: no group of the last {MOST_ALIKE} rollout batches has rewards that differ, so that nothing is learned; the run "
-        "has learned before and may be done: every answer is right; take harder tasks"
+        "has learned before and may be done: every answer is right; use harder tasks"
     )
     sample([[1.0, 0.0], [1.0, 1.0]], options, state, notes)
     assert (state.learned, state.alike) == (True, 0)
@@ -121,19 +121,19 @@ def test_a_run_that_has_learned_before_only_warns(monkeypatch):
             True,
             ["the format reward is 0 everywhere: 8 of 8; a cold start (cold_start.steps) teaches the format"],
         ),
-        ({"right": 0}, True, ["no answer is right; take easier tasks or a stronger model, or check the gold answers"]),
-        ({"right": 8}, True, ["every answer is right; take harder tasks"]),
+        ({"right": 0}, True, ["no answer is right; use easier tasks or a stronger model, or check the gold answers"]),
+        ({"right": 8}, True, ["every answer is right; use harder tasks"]),
         (
             {"right": 8, "alike": 8},
             True,
             [
-                "every answer is right; take harder tasks",
+                "every answer is right; use harder tasks",
                 "the completions of each group are the same text; raise rollout.temperature",
             ],
         ),
         ({"timeouts": 8, "right": 0}, True, ["all 8 answer checks ran out of time; raise answer_timeout"]),
         ({"masked": 8}, True, ["learning.mask_truncated leaves all completions out of the loss"]),
-        ({}, True, ["take easier or harder tasks, or a larger rollout.group_size"]),
+        ({}, True, ["use easier or harder tasks, or a larger rollout.group_size"]),
     ],
 )
 def test_the_likely_reasons(changes, asks, said):

@@ -145,7 +145,7 @@ def test_a_fork_needs_its_source_no_longer(family: Path, tmp_path: Path):
         ("--from whole@", "names no step; write whole@last"),
         ("--from whole/checkpoints/step-9@10", "names two checkpoints"),
         ("--from whole --resume --run whole", "give one of the two"),
-        ("--with-optimizer", "--with-optimizer is for --from"),
+        ("--with-optimizer", "--with-optimizer needs --from"),
         ("--from whole -s model.tiny.layers=2", "has another model than the options (model.tiny.layers: 1 -> 2)"),
         ("--from whole -s model.lora.rank=4", "has another model than the options (model.lora"),
         ("--from whole -s model.name=other", "has another model than the options (model.name: None -> other)"),

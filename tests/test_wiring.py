@@ -220,4 +220,4 @@ def test_a_finished_run_says_what_ails_it(tmp_path: Path, capsys: pytest.Capture
     """The scripted sampler's log-probabilities are 0.1 off, and more at first tokens."""
     play(tmp_path, "ailing", steps=20, evaluation__every="null")
     (sign,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("health: "))
-    assert re.match(r"health: the sampler's log-probabilities are 0\.1\d\d nats from the policy's", sign)
+    assert re.match(r"health: the sampler's log-probabilities differ from the policy's by 0\.1\d\d nats", sign)

@@ -33,7 +33,7 @@ class RunRecord:
     evaluations  rows of eval/summary.json, each with all of MEASUREMENT
     data         training problems according to config.json; empty in a folder of an older version
     extended     extensions of its steps, from config.json
-    origin       the checkpoint that it was forked from, with the origin and extensions of that run; empty if it is no fork
+    origin       the checkpoint that it was forked from, with the origin and extensions of that run; empty unless it is a fork
     """
 
     path: Path
@@ -73,7 +73,7 @@ class RunRecord:
         return comparable(row for row in self.evaluations if row["benchmark"] == VALIDATION)
 
     def selected_step(self, select: Select) -> int | None:
-        """Return the step for the tables; None for an unfinished run, or one without the required validation."""
+        """Return the step that the tables show; None if the run is unfinished, or lacks the validation that `best` needs."""
         if not self.finished:
             return None
         if select == "last":
@@ -197,13 +197,11 @@ def _extensions(extended: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """Read the evaluations and complete MEASUREMENT: older versions took one sample without recording it."""
+    """Read the evaluations and add missing fields of MEASUREMENT; older versions took one sample and did not record it."""
     rows = folder.evaluations()
     for row in rows:
         if not {"n", "correct", "pass_at_1"} <= row.keys() or row["correct"] > row["n"] * row.get("samples", 1):
-            raise UserError(
-                f"{folder.summary_path} does not say of {row['benchmark']} how many of its problems are solved"
-            )
+            raise UserError(f"{folder.summary_path} has no valid number of solved problems of {row['benchmark']}")
     known = dict.fromkeys((*MEASUREMENT, "identity", "path", "trained_on"))
     return [{**known, "samples": 1, **row} for whole in rows for row in (whole, *_parts(whole))]
 

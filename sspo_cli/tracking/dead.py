@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# A single small rollout batch may have only equal rewards by chance, but ten in a row are unlikely: if one group of ten differs,
-# four groups in each of ten rollouts are all equal in one run of 68.
+# A single small rollout batch may have only groups of equal rewards by chance, but ten in a row are unlikely: if a group has
+# differing rewards with probability 0.1, all 4 groups in each of 10 batches have equal rewards in 1 of 68 runs.
 MOST_ALIKE = 10  # consecutive rollout batches without a gradient after which a run that never had one stops
-MOSTLY = 0.5  # share of an evaluation's answers with a defect that is reported
+MOSTLY = 0.5  # a defect is reported if more than this share of an evaluation's answers have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Sampled:
     unformed   completions with a format reward of 0, if the format is rewarded
     right      completions with a right answer
     timeouts   completions whose answer check ran out of time
-    alike      completions in a group of equal texts
+    alike      completions in a group whose completions are all equal
     masked     completions left out of the loss
     episodes   episodes
     """
@@ -57,12 +57,12 @@ def reasons(sampled: Sampled, template: str, asks_for_tags: bool, max_new_tokens
     if sampled.timeouts == sampled.count:
         likely.append(f"all {sampled.count} answer checks ran out of time; raise answer_timeout")
     elif not sampled.right and sampled.untagged < sampled.count:
-        likely.append("no answer is right; take easier tasks or a stronger model, or check the gold answers")
+        likely.append("no answer is right; use easier tasks or a stronger model, or check the gold answers")
     if sampled.right == sampled.count:
-        likely.append("every answer is right; take harder tasks")
+        likely.append("every answer is right; use harder tasks")
     if sampled.alike == sampled.count:
         likely.append("the completions of each group are the same text; raise rollout.temperature")
-    return likely or ["take easier or harder tasks, or a larger rollout.group_size"]
+    return likely or ["use easier or harder tasks, or a larger rollout.group_size"]
 
 
 def untagged(count: int, of: int, template: str, asks_for_tags: bool, otherwise: str) -> str:
@@ -72,9 +72,9 @@ def untagged(count: int, of: int, template: str, asks_for_tags: bool, otherwise:
 
 
 def evaluation_signs(rows: Sequence[Mapping[str, Any]], template: str, asks_for_tags: bool) -> list[str]:
-    """Describe defects that an evaluation measured instead of the model's answers, in sentences with their counts.
+    """Describe defects of most answers, which make an evaluation's score meaningless, in sentences with their counts.
 
-    rows  as in `<benchmark>.jsonl`
+    rows  rows of `<benchmark>.jsonl`
     """
     count = len(rows)
     signs = []
@@ -82,7 +82,7 @@ def evaluation_signs(rows: Sequence[Mapping[str, Any]], template: str, asks_for_
     single = [row for row in rows if "outcome" not in row]
     missing = sum(row["extracted"] is None for row in single)
     if single and missing > MOSTLY * len(single):
-        otherwise = "the model does not keep to the format"
+        otherwise = "the model does not follow the format"
         signs.append(untagged(missing, len(single), template, asks_for_tags, otherwise))
     if cut > MOSTLY * count:
         limit = max(row["max_new_tokens"] for row in rows)

@@ -52,5 +52,5 @@ class JsonlSink(Sink):
     def finish(self, state: State, reason: str | None) -> None:
         self._thread.shutdown()
         if not self._started and self._run.status.get("state") == "finished":
-            return  # its extension was refused
+            return  # the extension of a finished run was refused
         self._run.write_status(state, self._step, self._steps, reason)

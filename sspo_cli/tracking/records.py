@@ -1,4 +1,4 @@
-"""Check of the files next to a checkpoint: they must contain everything that was there when it was saved.
+"""Check of a run's files when it is resumed: they must contain everything that they contained when the checkpoint was saved.
 
 A checkpoint records the size and the checksum of each file that grows with the run, and the rows of `eval/summary.json`.
 """
@@ -19,7 +19,7 @@ BLOCK = 1 << 24  # bytes
 def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Flush existing files to the disk and describe them by name: `bytes`, `rows` and `checksum`.
 
-    Raises UserError if the disk refuses.
+    Raises UserError if a file cannot be flushed.
     """
     described: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -31,7 +31,7 @@ def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush all files of a folder, and their names. Raises UserError if the disk refuses.
+    """Flush all files of a folder, and their names. Raises UserError if a file cannot be flushed.
 
     Temporary files are skipped: another thread may be replacing `status.json`, and flushes it itself.
     """
@@ -49,7 +49,7 @@ def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | 
     """Restore a file of rows to its content at `step`; return a sentence if rows are lost, otherwise None.
 
     Later rows are dropped. If earlier content differs from the record, every distinct remaining row up to `step` is kept.
-    Raises UserError if a line of the file is damaged, or the disk refuses.
+    Raises UserError if a line of the file is damaged, or if the file cannot be written.
     """
     if recorded is None:
         _keep_rows(path, step)
@@ -62,8 +62,8 @@ def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | 
     _keep_rows(path, step)
     left = len(read_jsonl(path))
     return (
-        f"{path} is not what it was at step {step}: it has {left} of its {recorded['rows']} rows up to there; "
-        "the run continues without the others"
+        f"{path} differs from its record in the checkpoint of step {step}: it has {left} of {recorded['rows']} rows up to this "
+        "step; the run continues without the missing rows"
     )
 
 

@@ -152,7 +152,7 @@ def test_a_server_s_room_is_compared_with_what_may_be_needed_before_the_cold_sta
     done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
     assert done.returncode == 1
     assert f"accepts sequences of {ROOM} tokens, but 1" in done.stderr.splitlines()[-1]
-    assert "start it with --max-model-len 1" in done.stderr.splitlines()[-1]
+    assert "start the server with --max-model-len 1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
 
 

@@ -76,7 +76,7 @@ def test_a_dry_run_says_where_trials_of_ranks_run(folder, monkeypatch):
 
 
 def test_what_ranks_of_a_trial_cannot_do_is_refused_before_one_starts(folder):
-    assert_told(sweep(folder, "-s", "rollout.engine=vllm"), "this run has 2 ranks; start a server")
+    assert_told(sweep(folder, "-s", "rollout.engine=vllm"), "this run has 2 ranks; start a vLLM server")
     assert_told(sweep(folder, "-s", "model.kernels=compiled"), "compiled does not support several ranks")
     assert_told(sweep(folder, "--nproc", 99), "99 ranks are too many for the")
     assert not (folder / "small").exists()

@@ -143,7 +143,7 @@ def test_damaged_completions_and_answers_are_named_and_the_rest_is_reported(tmp_
         for file in ("completions.jsonl", "eval/arithmetic.jsonl"):
             (run / file).write_text(json.dumps(shape) + "\n")
         damage = sample_completions(collect([run]).groups)[0]["damage"]
-        assert "completions.jsonl, line 1 does not hold" in damage
+        assert "completions.jsonl, line 1 does not have the format" in damage
     write_run(tmp_path / "runs" / "grpo", "objective.method=grpo", steps=2, whole=True)
     write_report([tmp_path / "runs"], tmp_path / "out")
-    assert "arithmetic.jsonl, line 1 does not hold" in (tmp_path / "out" / "report.md").read_text()
+    assert "arithmetic.jsonl, line 1 does not have the format" in (tmp_path / "out" / "report.md").read_text()

@@ -35,7 +35,7 @@ def test_nothing_is_marked_and_no_mark_explained_if_all_is_zero(tmp_path: Path) 
         write_run(tmp_path / gate, f"objective.gate={gate}", evaluations=rows, whole=True)
     report = Report(tmp_path, tmp_path / "out")
     assert {row["mark"] for row in report.rows("table1")} == {""}
-    assert not any("Best cell bold" in note for note in report.notes("table1"))
+    assert not any("The best cell is bold" in note for note in report.notes("table1"))
     assert {row["role"] for row in report.rows("paired")} == {"tied for best"}
     assert "(best" not in report.text
 

@@ -168,7 +168,7 @@ def test_the_best_configuration_is_that_of_table_1_and_without_a_validation_that
 
     peaked, risen = tried("τ 1", [50, 80, 60], [1.0] * 8), tried("τ 2", [50, 60, 75], [1.5] * 8)
     alone = a_group(method="grpo", gate="clip", setting="another")
-    said = "Of several configurations of a method, the best by validation Pass@1"
+    said = "If a method has several configurations, the figure shows the best by validation Pass@1"
     assert best_of_each([peaked, risen], "last") == ([risen], f"{said}, as in table 1.")
     assert best_of_each([peaked, risen], "best")[0] == [peaked]
     unvalidated = tried("τ 2", [], [0.5] * 7 + [1.6])
@@ -316,7 +316,7 @@ def test_every_collection_gives_figures_that_say_over_how_many_seeds(tmp_path: P
     one = drawn(a_group(a_run(path=tmp_path)))
     assert list(one) == ["best", "pass-at-1", "gates", "training"]  # no curve in two figures
     assert one["training"].startswith("One seed; no smoothing.")
-    assert "Without smoothing they are in the figure of this configuration." in one["best"]
+    assert "The figure of this configuration shows the curves without smoothing." in one["best"]
     seeds = a_group(*(a_run(seed, path=tmp_path) for seed in range(3)))
     single = a_group(a_run(seed=3, path=tmp_path), method="grpo", gate="clip")
     both = drawn(seeds, single)

@@ -413,4 +413,6 @@ def test_how_many_answers_were_cut_stands_next_to_each_score(tmp_path: Path) -> 
         "**50.0 ± 0.0** [43.1, 56.9], 20.0 % cut",
     ]
     assert numbers(table, kind="trained", column="arithmetic")["truncated"] == pytest.approx(20)
-    assert any(note.startswith("% cut: how many of the answers reached the token limit") for note in table.notes)
+    assert any(
+        note.startswith("% cut is the share of the answers that reached the token limit") for note in table.notes
+    )

@@ -89,7 +89,7 @@ def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no run"):
         RunFolder.open(tmp_path)
     RunFolder.create(tmp_path / "a", RunOptions(), []).close()
-    for damaged, said in (('{"options": {', "is not valid JSON"), ("{}", "does not hold what sspo writes there")):
+    for damaged, said in (('{"options": {', "is not valid JSON"), ("{}", "does not have the format that sspo writes")):
         (tmp_path / "a" / "config.json").write_text(damaged)
         with pytest.raises(UserError, match=said):
             RunFolder.open(tmp_path / "a")

@@ -98,7 +98,7 @@ def mean_of(group: RunGroup, metric: str) -> pd.Series:
 
 
 def by_seconds(group: RunGroup, unit: float = 1.0) -> pd.Series:
-    """Return the smoothed mean reward by the mean wall time of the optimizer steps, in units of so many seconds."""
+    """Return the smoothed mean reward by the mean wall time of the optimizer steps, in multiples of `unit` seconds."""
     return reward_by(group, mean_of(group, "time/step").cumsum() / unit)
 
 
@@ -122,7 +122,7 @@ def smoothed(values: pd.Series) -> pd.Series:
 
 
 def reward_by(group: RunGroup, cost: pd.Series) -> pd.Series:
-    """Return the smoothed mean reward by mean cost, both over the seeds; the last value of equal costs."""
+    """Return the smoothed mean reward by mean cost, both over the seeds. Of steps with equal cost, the last one is used."""
     reward = smoothed(mean_over_seeds(group.counted, "reward/mean"))
     cost = cost[cost.index.isin(reward.index)].drop_duplicates(keep="last")
     return reward.loc[cost.index].set_axis(cost.to_numpy())
@@ -208,7 +208,7 @@ def points_of(values: pd.Series) -> tuple[Any, ...]:
 
 
 def equal_curves(groups: Sequence[RunGroup], *curves: Curve) -> str:
-    """Name in a sentence the groups of a setting that have an equal curve, which is drawn once; empty if there are none."""
+    """Return a sentence that lists groups with equal curves in a setting, or an empty text if there are none."""
     alike = [
         members
         for curve in curves
@@ -220,5 +220,5 @@ def equal_curves(groups: Sequence[RunGroup], *curves: Curve) -> str:
 
 
 def _dot(values: pd.Series) -> dict[str, Any]:
-    """Return the marker of a curve of a single point, of which no line could be seen."""
+    """Return a marker for a curve with a single point, because its line would be invisible."""
     return {"marker": "o", "markersize": 3} if len(values) == 1 else {}

@@ -21,7 +21,7 @@ MU = "μ, optimizer steps of a rollout batch"
 
 
 def series_of(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
-    """Find series of groups whose settings differ only in μ."""
+    """Return series of groups whose settings differ only in μ."""
     series: list[list[RunGroup]] = []
     for members in grouped(groups, lambda group: group.start).values():
         settings = {group.setting: mu_of(group) for group in members}
@@ -47,7 +47,7 @@ def staleness_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure:
         handles: dict[str, Any] = {}
         for ax, (label, values_of) in zip(axes, panels.items(), strict=True):
             for place, (variant, members) in enumerate(variants.items()):
-                beside = 1.025 ** (place - (len(variants) - 1) / 2)  # so that ranges do not hide one another
+                beside = 1.025 ** (place - (len(variants) - 1) / 2)  # so that the bars do not overlap
                 colour, dashes = colour_of(members[0].method, members[0].gate)
                 points = sorted((mu_of(group), values) for group in members if (values := values_of(group)))
                 if points:
