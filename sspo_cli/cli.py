@@ -1,6 +1,5 @@
 """The commands: parse, call, print. Heavy imports are inside of the functions, so that `sspo --help` is fast."""
 
-import json
 import os
 import sys
 from collections import Counter
@@ -10,12 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
 from sspo_cli import __version__
 from sspo_cli.errors import UserError, check_name, command_line, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
+from sspo_cli.parameters import (
+    AnyGate,
+    AnyMethod,
+    Config,
+    DryRun,
+    EngineName,
+    Gate,
+    Method,
+    Nproc,
+    ObjectiveCommand,
+    RunsDir,
+    Seed,
+    Set,
+)
 from sspo_cli.redaction import redacted
 from sspo_cli.small_commands import configs_command, export_command, ls_command, options_command
 from sspo_cli.usage import UsageError, explain_usage
@@ -26,28 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Config = Annotated[
-    list[Path] | None,
-    typer.Option("-c", "--config", help="YAML file of options, or a preset of `sspo configs`; later ones override."),
-]
-Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, as section.option=value.")]
-Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
-Gate = Annotated[str | None, typer.Option()]
-AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
-AnyMethod = Annotated[bool, typer.Option("--allow-any-method")]
-Seed = Annotated[int | None, typer.Option(help="Seed of problems, sampling and minibatches.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
-EngineName = Annotated[
-    Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sampler, instead of the one in the options.")
-]
-Nproc = Annotated[
-    int | None,
-    typer.Option(
-        "--nproc", min=1, max=1024, help="Ranks on this machine, one on each GPU; torchrun for several machines."
-    ),
-]
-RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,20 +53,6 @@ def _global_options(
     ] = False,
 ) -> None:
     pass
-
-
-class ObjectiveCommand(TyperCommand):
-    """A command whose flags of the objective have the descriptions of its options, which name every method and gate."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from sspo_cli.config import ObjectiveOptions  # here, because it imports torch
-
-        flags: list[Any] = self.params
-        for flag in flags:
-            if field := ObjectiveOptions.model_fields.get(flag.name):
-                description = field.description or ""
-                flag.help = f"{description[0].upper()}{description[1:]}."
-        super().format_help(ctx, formatter)
 
 
 def main() -> None:
@@ -198,7 +174,7 @@ def train_command(
     if device_memory is not None and not dry_run:
         raise UserError("--device-memory applies only to --dry-run; a run measures its device")
 
-    from sspo_cli.config import Given, merge_config, named_model_defaults, to_yaml
+    from sspo_cli.config import Given
     from sspo_cli.forks import load_fork, options_to_resume, resolve_fork
     from sspo_cli.named_runs import free_name, require_run
 
@@ -214,13 +190,10 @@ def train_command(
     if dry_run and not is_first_rank(os.environ):
         return
     if dry_run:
-        print(redacted(to_yaml(options)), end="")
-        is_new = not (resume or source)
-        if is_new and (customary := named_model_defaults(merge_config(given.files, given.overrides, flags))):
-            values = ", ".join(f"{name}={json.dumps(value)}" for name, value in customary.items())
-            print(f"# not given, so as is customary for a named model: {values}")
+        from sspo_cli.preview import print_preview
 
-        _preview(options, path or runs_dir / free_name(runs_dir, options), resume, device_memory, nproc or 1)
+        path = path or runs_dir / free_name(runs_dir, options)
+        print_preview(options, given, path, resume, source is not None, device_memory, nproc or 1)
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
     if _are_started(nproc, options.device):
@@ -237,33 +210,12 @@ def train_command(
     ranks.stop()
 
 
-def _preview(options: Any, path: Path, resume: bool, device_memory: float | None, nproc: int) -> None:
-    """Examine a run that is not made, as YAML comments; of a run on another machine, its options and its memory alone."""
-    from sspo_cli import ranks
-    from sspo_cli.examination import objective_of
-    from sspo_cli.memory import preview_memory
-    from sspo_cli.session import preview_run
-
-    def note(line: str) -> None:
-        print(redacted(f"# {line}"))
-
-    if device_memory is None:
-        if nproc > 1:
-            ranks.check_start(nproc, options.device)
-        with ranks.supposing(nproc):
-            preview_run(options, path, resume, note)
-    else:
-        objective_of(options)
-        options.reward.scoring.check()
-    preview_memory(options, device_memory, note, nproc)
-
-
 @app.command("eval")
 def eval_command(
     target: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
+            metavar="RUN[@STEP]_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
         ),
     ] = None,
     benchmark: Annotated[

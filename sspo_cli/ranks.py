@@ -116,7 +116,7 @@ def check_start(count: int, device: str) -> None:
 
 
 def _beat(store: Any, rank: int) -> None:
-    """Count up in the store, by which another rank can tell that this one is alive."""
+    """Count up in the store, from which another rank sees that this one is alive."""
     with suppress(Exception):  # the launcher is gone
         while True:
             store.add(ALIVE.format(rank), 1)

@@ -166,6 +166,23 @@ def test_a_run_that_cannot_be_forked_is_refused_and_nothing_is_made(family: Path
     assert sorted(family.iterdir()) == before
 
 
+def test_every_command_reads_a_checkpoint_as_run_at_step(family: Path, tmp_path: Path):
+    """Those that take a run and not a checkpoint say what to name instead, as for the checkpoint's folder."""
+    whole = ["--runs-dir", family]
+    done = sspo("eval", "whole@9", "whole@last", *whole, "-b", "arithmetic", "--limit", 2)
+    assert done.returncode == 0, done.stderr
+    assert "whole@9: arithmetic Pass@1" in done.stderr + done.stdout
+    assert_told(sspo("eval", "whole@3", *whole), "has no checkpoint 3; use last, best or one of its steps: 9, 10")
+    assert_told(sspo("eval", "whole@9", *whole, "--checkpoint", "10"), "is a checkpoint already")
+    done = sspo("export", "whole@9", tmp_path / "model", *whole)
+    assert "checkpoints/step-9, its tokenizer" in done.stdout, done.stderr
+    assert_told(sspo("export", "whole@none", tmp_path / "other", *whole), "has no checkpoint none")
+    for name in ("whole@9", "whole/checkpoints/step-9"):
+        assert_told(sspo("report", name, *whole), f"a report covers whole runs; name the run, {family / 'whole'}")
+        resumed = sspo("train", "--resume", "--run", name, *whole)
+        assert_told(resumed, f"start a new run from the checkpoint: `sspo train --from {name}`")
+
+
 def test_what_may_not_change_is_refused_with_the_command_that_forks_instead(family: Path):
     done = sspo("train", "--runs-dir", family, "--run", "bare", "--resume", "--method", "gspo", "-s", "steps=2")
     assert_told(done, "objective.method: sspo -> gspo")

@@ -10,7 +10,7 @@ import pytest
 from commands import sspo
 from small_runs import rows
 
-from sspo_cli.tracking import run_folder
+from sspo_cli.tracking import program
 from sspo_cli.tracking.tracker import Tracker
 
 QUICK = {
@@ -31,7 +31,7 @@ QUICK = {
 
 
 class Killed(BaseException):
-    """As by SIGKILL, as far as files can tell."""
+    """Leave the files as a SIGKILL would."""
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_a_lost_summary_is_written_again_from_the_checkpoint(copy: Path) -> None
     assert [row["step"] for row in before] == [0, 1, 2]
     summary.write_text(json.dumps(before[:1] + before[:1]))
     said = resume(copy)
-    assert "summary.json lacked 1 measurements" in said  # that of step 2 came after its checkpoint
-    assert "summary.json had 1 measurements twice" in said
+    assert "summary.json lacked 1 measurement, restored" in said  # that of step 2 came after its checkpoint
+    assert "summary.json had 1 measurement twice" in said
     assert json.loads(summary.read_text())[:3] == before
 
 
@@ -164,9 +164,9 @@ def test_files_are_on_the_disk_before_the_checkpoint_has_its_name(copy: Path, mo
 
 
 def test_another_program_is_reported_and_recorded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = run_folder._package_versions()
-    monkeypatch.setattr(run_folder, "_package_versions", lambda: {**versions, "torch": "99.0"})
-    monkeypatch.setattr(run_folder, "git_revision", lambda: "f00")
+    versions = program.package_versions()
+    monkeypatch.setattr(program, "package_versions", lambda: {**versions, "torch": "99.0"})
+    monkeypatch.setattr(program, "git_revision", lambda: "f00")
     said = resume(copy).replace("\n", " ")
     assert f"torch: {versions['torch']} -> 99.0" in said
     assert "-> f00" in said

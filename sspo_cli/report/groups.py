@@ -11,6 +11,7 @@ import pandas as pd
 import xxhash
 
 from sspo_cli.config import RunOptions, TaskOptions, flatten
+from sspo_cli.errors import quantity
 from sspo_cli.objectives import METHODS, OPTIONS
 from sspo_cli.report.records import RunRecord
 
@@ -278,6 +279,6 @@ def _method_and_gate(options: RunOptions) -> str:
 
 def _model_name(options: RunOptions) -> str:
     model = options.model
-    return (
-        Path(model.name).name if model.name else f"tiny model ({model.tiny.layers} layers of {model.tiny.hidden_size})"
-    )
+    if model.name:
+        return Path(model.name).name
+    return f"tiny model ({quantity(model.tiny.layers, 'layer')} of {model.tiny.hidden_size})"

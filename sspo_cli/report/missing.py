@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from sspo_cli.config import VALIDATION, flatten
-from sspo_cli.errors import command_line
+from sspo_cli.errors import command_line, quantity
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import BARE, BASE, TRAINED, split, with_headings
 from sspo_cli.report.groups import RunGroup, distinguish, grouped, method_name
@@ -149,7 +149,5 @@ def _contaminated(tests: pd.DataFrame) -> Iterator[str]:
     for (benchmark, seen, n), measured in split(trained, "benchmark", "trained_on", "n"):
         first, *others = dict.fromkeys(measured["source"])
         more = f" and {len(others)} more" if others else ""
-        yield (
-            f"{_named(first)}{more} was trained on {seen} of the {n} problems of {benchmark}, so its score there is not a test "
-            "result."
-        )
+        problems = f"{seen} of the {quantity(n, 'problem')} of {benchmark}"
+        yield f"{_named(first)}{more} was trained on {problems}, so its score there is not a test result."

@@ -28,7 +28,7 @@ from sspo_cli.tracking.files import (
     write_bytes_atomic,
     write_text_atomic,
 )
-from sspo_cli.tracking.run_folder import git_revision
+from sspo_cli.tracking.program import git_revision
 
 IN_DETAIL = ("seeds", "paired", "configurations")  # long tables, which the page shows on demand
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from sspo_cli.config import VALIDATION, RunOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.tracking.files import read_json, read_jsonl
 from sspo_cli.tracking.measurement import MEASUREMENT, comparable
 from sspo_cli.tracking.run_folder import RunFolder
@@ -52,7 +52,11 @@ class RunRecord:
     def left_out(self) -> str | None:
         """Describe the training problems that were left out because they are in a benchmark; None if there are none."""
         left_out = self.data.get("left_out") or {}
-        return f"{left_out['problems']} problems of benchmarks ({left_out['fingerprint']})" if left_out else None
+        return (
+            f"{quantity(left_out['problems'], 'problem')} of benchmarks ({left_out['fingerprint']})"
+            if left_out
+            else None
+        )
 
     @property
     def finished(self) -> bool:
@@ -191,7 +195,7 @@ def _forks(origin: Mapping[str, Any]) -> list[str]:
 
 def _extensions(extended: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
-        f"was extended after step {each['after']} from {each['steps'][0]} to {each['steps'][1]} steps"
+        f"was extended after step {each['after']} from {each['steps'][0]} to {quantity(each['steps'][1], 'step')}"
         for each in extended
     ]
 

@@ -13,7 +13,7 @@ STATUS_SECONDS = 1.0  # between two writes of status.json
 
 
 class JsonlSink(Sink):
-    """Writes the files of a run, except evaluations, which `sspo_cli.evaluation.benchmark` writes with or without a run.
+    """Writes the files of a run, except evaluations, which `sspo_cli.evaluation.summary` writes with or without a run.
 
     Logging a step never blocks on the disk: lines go to the system's cache, and a thread writes `status.json`, which is
     flushed to the disk so that it is never incomplete.

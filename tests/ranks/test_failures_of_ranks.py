@@ -41,7 +41,7 @@ def test_one_sentence_says_which_rank_and_why(monkeypatch, tmp_path, capfd, kind
         assert (tmp_path / "rank-1").read_text().splitlines() == [*shared, *rest]
 
 
-def test_a_wrong_patience_is_told_once_before_a_rank_starts(monkeypatch, capfd):
+def test_a_wrong_patience_is_reported_once_before_a_rank_starts(monkeypatch, capfd):
     monkeypatch.setenv(PATIENCE, "long")
     assert_told(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
     assert not capfd.readouterr().err

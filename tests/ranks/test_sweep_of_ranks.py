@@ -69,7 +69,7 @@ def test_a_trial_of_two_ranks_is_retried_stopped_and_continued(forked_trials, fo
 def test_a_dry_run_says_where_trials_of_ranks_run(folder, monkeypatch):
     done = sweep(folder, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "1 trials of 2 ranks, 1 at a time: slot 1, to be run in" in " ".join(done.stdout.split())
+    assert "1 trial of 2 ranks, 1 at a time: slot 1, to be run in" in " ".join(done.stdout.split())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     done = sweep(folder, "--dry-run", "-s", "device=auto")
     assert "2 ranks, 1 at a time: GPUs 4,5; idle: GPU 6" in " ".join(done.stdout.split())

@@ -20,7 +20,7 @@ def test_equal_results_have_no_best_one() -> None:
 
     assert roles(base=0, sspo=0) == [("base", "sspo", "best")]
     assert {role for *_, role in roles(base=0, a=0, b=0)} == {"tied for best"}
-    assert roles(a=0.3, b=0.1 + 0.2)[0][2] == "tied for best"  # but for rounding
+    assert roles(a=0.3, b=0.1 + 0.2)[0][2] == "tied for best"  # except for rounding
     assert roles(grpo=2, gspo=2, sspo=3) == [
         ("gspo", "sspo", "best"),
         ("gspo", "grpo", "tied for strongest baseline"),

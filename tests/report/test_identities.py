@@ -100,7 +100,7 @@ def test_models_read_one_prompt_through_chat_templates_of_their_own() -> None:
     assert columns(rows[:2], ["8B", "8B"]) == ["mine (rendered a)", "mine (rendered b)"]
 
 
-def test_a_heading_says_no_more_than_tells_columns_apart() -> None:
+def test_a_heading_says_only_what_distinguishes_columns() -> None:
     rows = [
         measured(0, 1),
         measured(0, 1, n=100, problems="b"),

@@ -25,7 +25,7 @@ def test_runs_are_found_below_a_folder_and_nothing_inside_a_run_is_one(tmp_path:
     assert find_runs([runs[1], tmp_path / "sweep", runs[1]]) == [runs[1], runs[0]]  # each once
 
 
-def test_a_group_differs_in_nothing_but_the_seed(tmp_path: Path) -> None:
+def test_a_group_differs_only_in_the_seed(tmp_path: Path) -> None:
     own = ("model.tiny.layers=3", "model.tiny.hidden_size=64", "optimizer.learning_rate=1e-3")
     write_run(tmp_path / "a1", *own, "seed=1", "threads=2", "checkpoint.every=5")
     write_run(tmp_path / "a0", *own)
@@ -138,7 +138,7 @@ def test_nothing_is_missing_from_whole_runs(tmp_path: Path) -> None:
     assert missing(collect([tmp_path])) == []
 
 
-def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_by_name(tmp_path: Path) -> None:
     math500 = [evaluation(0, 3, 30, "math500"), evaluation(12, 9, 30, "math500")]
     good = [evaluation(0, 60), evaluation(12, 120)]
     held_out = [validation(0, 5), validation(12, 9)]
@@ -177,9 +177,9 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         f"(n 200) in `{tmp_path}/grpo` and 5 more.",
         f"`{tmp_path}/torn`: {tmp_path}/torn/config.json is not valid JSON; left out.",
     }
-    told = missing(collect([tmp_path]))
-    assert set(told) == expected
-    assert len(told) == len(expected)
+    sentences = missing(collect([tmp_path]))
+    assert set(sentences) == expected
+    assert len(sentences) == len(expected)
     no_validation = (
         f"`{tmp_path}/grpo4` (seed 4) has no validation to choose a checkpoint by, so that it is in no table; train with "
         "`evaluation.validation`, or report with `--select last`."
@@ -187,17 +187,17 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
     assert no_validation in missing(collect([tmp_path], "best"))
 
 
-def test_seeds_that_are_of_different_configurations_are_told(tmp_path: Path) -> None:
+def test_seeds_that_are_of_different_configurations_are_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", "seed=1", "optimizer.learning_rate=1e-3")
-    (told,) = (sentence for sentence in missing(collect([tmp_path])) if "differ in more" in sentence)
-    assert told == (
+    (message,) = (sentence for sentence in missing(collect([tmp_path])) if "differ in more" in sentence)
+    assert message == (
         "The runs of SSPO atanlog differ in more than the seed, and are not averaged: "
         f"`{tmp_path}/a` (seed 0): optimizer.learning_rate 0.0002; `{tmp_path}/b` (seed 1): optimizer.learning_rate 0.001."
     )
 
 
-def test_a_best_step_without_a_test_is_told(tmp_path: Path) -> None:
+def test_a_best_step_without_a_test_is_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a", evaluations=[evaluation(0, 9), evaluation(12, 20), validation(4, 60), validation(12, 50)])
     assert missing(collect([tmp_path], "best")) == [
         f"`{tmp_path}/a` (seed 0) was not evaluated at step 4, its best by validation; "

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from sspo_cli.errors import quantity
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.figures.curves import (
@@ -219,7 +220,7 @@ def _curves_caption(groups: Sequence[RunGroup]) -> str:
 def _seeds(groups: Sequence[RunGroup]) -> str:
     numbers = sorted({len(group.counted) for group in groups})
     if len(numbers) == 1:
-        return f"{numbers[0]} seed{'s' * (numbers[0] > 1)}"
+        return quantity(numbers[0], "seed")
     return f"{numbers[0]} to {numbers[-1]} seeds"
 
 

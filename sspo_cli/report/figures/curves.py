@@ -19,6 +19,7 @@ from sspo_cli.report.figures.style import (
     inches_wide,
     legend_below,
     line_styles,
+    rows_of_panels,
     shades,
     wrapped,
 )
@@ -52,17 +53,21 @@ def by_method_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
     """Draw a panel for each method and gate of a setting, its configurations in shades, the range of the others in grey."""
     variants = grouped(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
-        legend = max(map(len, variants.values())) if any(group.differs for group in groups) else 0
-        figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=True)
+        figure, axes = grid(len(variants), 1.75, foot=0.0, sharex=True, sharey=True)
+        tallest = 0.0
         for ax, ((method, gate), members) in zip(axes, variants.items(), strict=True):
             if rivals := [group for group in groups if (group.method, group.gate) != (method, gate)]:
                 means = pd.concat([mean_over_seeds(group.counted, metric) for group in rivals], axis=1)
                 ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=RANGE, linewidth=0)
-            for group, shade in zip(members, shades(colour_of(method, gate)[0], len(members)), strict=True):
-                draw(ax, group, metric, color=shade, linestyle="-", label=wrapped(group.details, 1.3 * inches_wide(ax)))
+            labels = [wrapped(group.details, 1.3 * inches_wide(ax)) for group in members]
+            colours = shades(colour_of(method, gate)[0], len(members))
+            for group, shade, label in zip(members, colours, labels, strict=True):
+                draw(ax, group, metric, color=shade, linestyle="-", label=label)
             ax.set_title(wrapped(members[0].variant, inches_wide(ax)))
             if len(members) > 1:
                 ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, handlelength=1.5)
+                tallest = max(tallest, sum(0.11 * (1 + label.count("\n")) + 0.05 for label in labels))
+        figure.set_figheight(figure.get_figheight() + rows_of_panels(axes) * tallest)
         figure.supxlabel(STEP, fontsize=8)
         figure.supylabel(LABELS[metric], fontsize=8)
     return figure

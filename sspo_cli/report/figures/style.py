@@ -136,9 +136,9 @@ def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **optio
 
 
 def wrapped(text: str, inches: float) -> str:
-    """Break text into lines that fit the width."""
+    """Break text into lines that fit the width; a word that is longer than a line is broken, too."""
     width = max(12, int(inches * LETTERS_AN_INCH))
-    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in text.splitlines())
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
@@ -151,6 +151,13 @@ def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
     lines = sum(1 + label.count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(lines / columns))
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns)
+
+
+def rows_of_panels(axes: Sequence[Axes]) -> int:
+    """Return the number of rows of the grid that the panels are in."""
+    spec = axes[0].get_subplotspec()
+    assert spec is not None
+    return spec.get_gridspec().nrows
 
 
 def inches_wide(ax: Axes) -> float:

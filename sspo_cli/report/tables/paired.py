@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.report.choices import against_best_and_baseline
 from sspo_cli.report.frame import Line, split
 from sspo_cli.report.groups import grouped
@@ -149,9 +149,8 @@ def _solved(evaluation: dict[Any, Any]) -> dict[Problem, float]:
     ]
     verdicts = grouped(rows, lambda row: (str(row["id"]), str(row["gold"])))
     if len(verdicts) != n or {len(of_problem) for of_problem in verdicts.values()} != {samples}:
-        raise LookupError(
-            f"`{evaluation['source'].path}/eval/{benchmark}.jsonl` does not hold {samples} answer(s) to each of {n} problems"
-        )
+        needed = f"{quantity(samples, 'answer')} to each of {quantity(n, 'problem')}"
+        raise LookupError(f"`{evaluation['source'].path}/eval/{benchmark}.jsonl` does not hold {needed}")
     return {problem: sum(row["correct"] for row in rows) / len(rows) for problem, rows in verdicts.items()}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from sspo_cli.errors import quantity
 from sspo_cli.report.frame import BASE, TRAINED, Line, gain, over_seeds, split
 from sspo_cli.report.groups import BASELINES, grouped, method_name
 from sspo_cli.report.records import PART, lineages, short_names
@@ -218,7 +219,7 @@ def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         sources = rows.loc[rows["kind"] == BASE, "source"].unique()
         forks = [run.options.fork is not None for run in sources]
         steps = sorted({run.options.cold_start.steps for run, fork in zip(sources, forks, strict=True) if not fork})
-        after = " or ".join(f"{n} supervised steps" if n else "no cold start" for n in steps)
+        after = " or ".join(quantity(n, "supervised step") if n else "no cold start" for n in steps)
         begun = [f"after the cold start ({after})"] if after else []
         begun += ["at the checkpoint that a run was forked from"] if any(forks) else []
         notes.append(f"base: the evaluation before the first step of RL and {' or '.join(begun)}.")
@@ -243,14 +244,15 @@ def _conditions(cells: pd.DataFrame) -> list[str]:
         decoding = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']}"
         samples = "1 sample" if row["samples"] == 1 else f"mean of {int(row['samples'])} samples"
         limit = "an unknown number of" if pd.isna(row["max_new_tokens"]) else str(int(row["max_new_tokens"]))
-        conditions = f"at most {limit} new tokens, prompt `{row['prompt']}`"
+        conditions = f"at most {limit} new token{'s' * (limit != '1')}, prompt `{row['prompt']}`"
         if not pd.isna(row["turns"]):
+            turns, proposals = quantity(int(row["turns"]), "turn"), quantity(int(row["proposals"]), "proposal")
             conditions = (
-                f"solved rate, the share of episodes in which a proposal was accepted within at most {int(row['turns'])} turns "
-                f"and {int(row['proposals'])} proposals, of at most {limit} new tokens each and {int(row['max_tokens'])} together"
+                f"solved rate, the share of episodes in which a proposal was accepted within at most {turns} and {proposals}, "
+                f"of at most {limit} new tokens each and {int(row['max_tokens'])} together"
             )
         sentences.append(
-            f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, "
+            f"{row['column']}: {row['split']} split, n = {quantity(int(row['n']), 'problem')}, {samples}, {decoding}, "
             f"{conditions}{_identity(row)}."
         )
     return [*sentences, *_about_code_acting({str(name).partition(PART)[0] for name in cells["benchmark"].dropna()})]
