@@ -32,7 +32,7 @@ test-long: real-model .venv-vllm/.done
 	PYTHONPATH=.venv-real .venv/bin/pytest -m long -s
 	PYTHONDONTWRITEBYTECODE= .venv-vllm/bin/python -m pytest -m long -s tests/on_vllm
 
-# Rollouts on real vLLM, on the CPU, in an environment of its own: vLLM pins torch and transformers. Bytecode is written even
+# Rollouts on real vLLM, on the CPU, in a separate environment: vLLM pins torch and transformers. Bytecode is written even
 # where the environment says otherwise: vLLM's import takes twenty seconds without it, eight with it, in every process.
 test-vllm:
 ifeq ($(shell uname -s),Linux)
@@ -48,7 +48,7 @@ endif
 	.venv-vllm/bin/python -m pip install --quiet --no-compile --no-deps --requirement tests/on_vllm/requirements.txt --editable .
 	@touch $@
 
-# Optional packages, Triton's interpreter in the place of a GPU. Beside .venv, which a gigabyte of Triton would slow down.
+# Optional packages, with Triton's interpreter instead of a GPU. Not in .venv, which a gigabyte of Triton would slow down.
 test-extras: setup
 ifeq ($(shell uname -s),Linux)
 	@$(MAKE) --no-print-directory .venv-extras/.done
@@ -74,7 +74,7 @@ real-model: setup
 	.venv/bin/python -m pip install --quiet --no-compile --no-deps --target .venv-real --requirement $<
 	@touch $@
 
-# Minutes to an hour: sspo beside TRL, which gets an environment of its own.
+# Minutes to an hour: a comparison of sspo with TRL, which gets a separate environment.
 benchmark: real-model .venv-trl/.done
 	.venv/bin/python -m tests.benchmarks.against_trl $(BENCHMARK)
 
@@ -83,7 +83,7 @@ benchmark: real-model .venv-trl/.done
 	.venv-trl/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements-trl.txt
 	@touch $@
 
-# An hour or two: the nine variants with their grids, stale regimes and swapped temperatures. Stop it whenever; it goes on.
+# An hour or two: the nine variants with their grids, stale regimes and swapped temperatures. It can be stopped at any time; the same command continues.
 STUDY = runs/study-grid runs/study-stale
 study: setup
 	.venv/bin/sspo sweep -c configs/sweeps/study-grid.yaml --jobs 2

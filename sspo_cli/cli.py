@@ -1,6 +1,5 @@
 """The commands: parse, call, print. Heavy imports are inside of the functions, so that `sspo --help` is fast."""
 
-import json
 import os
 import sys
 from collections import Counter
@@ -10,12 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
 from sspo_cli import __version__
 from sspo_cli.errors import UserError, check_name, command_line, first_line, says_memory_is_full
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import is_first_rank, is_rank, refuse_several_ranks, refuse_wrong_ranks
+from sspo_cli.parameters import (
+    AnyGate,
+    AnyMethod,
+    Config,
+    DryRun,
+    EngineName,
+    Gate,
+    Method,
+    Nproc,
+    ObjectiveCommand,
+    RunsDir,
+    Seed,
+    Set,
+)
 from sspo_cli.redaction import redacted
 from sspo_cli.small_commands import configs_command, export_command, ls_command, options_command
 from sspo_cli.usage import UsageError, explain_usage
@@ -26,28 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Config = Annotated[
-    list[Path] | None,
-    typer.Option("-c", "--config", help="YAML file of options, or a preset of `sspo configs`; later ones override."),
-]
-Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, as section.option=value.")]
-Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
-Gate = Annotated[str | None, typer.Option()]
-AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
-AnyMethod = Annotated[bool, typer.Option("--allow-any-method")]
-Seed = Annotated[int | None, typer.Option(help="Seed of problems, sampling and minibatches.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
-EngineName = Annotated[
-    Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sampler, instead of the one in the options.")
-]
-Nproc = Annotated[
-    int | None,
-    typer.Option(
-        "--nproc", min=1, max=1024, help="Ranks on this machine, one on each GPU; torchrun for several machines."
-    ),
-]
-RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -65,22 +55,8 @@ def _global_options(
     pass
 
 
-class ObjectiveCommand(TyperCommand):
-    """A command whose flags of the objective have the descriptions of its options, which name every method and gate."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from sspo_cli.config import ObjectiveOptions  # here, because it imports torch
-
-        flags: list[Any] = self.params
-        for flag in flags:
-            if field := ObjectiveOptions.model_fields.get(flag.name):
-                description = field.description or ""
-                flag.help = f"{description[0].upper()}{description[1:]}."
-        super().format_help(ctx, formatter)
-
-
 def main() -> None:
-    """Run the `sspo` script. A mistake of the user becomes one sentence and exit code 1, an interruption exit code 130."""
+    """Run the `sspo` script. A user's mistake ends it with one sentence and exit code 1, an interruption with code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise tokenizers warns at every fork of a checker
     try:
         if code := app(prog_name="sspo", standalone_mode=False):
@@ -98,7 +74,7 @@ def main() -> None:
             _report_bug(error)
             raise
         reason = first_line(error)[:200]
-        less = f"the memory is full ({reason}); free some, or ask for less, such as a lower rollout.max_rows"
+        less = f"the memory is full ({reason}); free some memory, or use less, for example by a lower rollout.max_rows"
         _end_rank(UserError(less), 1)
 
 
@@ -106,11 +82,11 @@ def _report_bug(error: Exception) -> None:
     if is_rank(os.environ):
         from sspo_cli import ranks
 
-        ranks.report(f"it failed by {type(error).__name__}: {first_line(error)[:200]}; see its output above")
+        ranks.report(f"it failed with {type(error).__name__}: {first_line(error)[:200]}; see its output above")
 
 
 def _end_rank(error: UserError | Interrupted, code: int) -> NoReturn:
-    """End by an error; of several ranks, each says what no other one says."""
+    """End with an error; of several ranks, each prints only what no other rank prints."""
     sentence: str | None = redacted(str(error))
     if is_rank(os.environ):
         from sspo_cli import ranks
@@ -194,11 +170,11 @@ def train_command(
     if resume and source is not None:
         raise UserError("--resume continues a run, and --from starts a new one; give one of the two")
     if with_optimizer and source is None:
-        raise UserError("--with-optimizer is for --from RUN, whose optimizer it continues with")
+        raise UserError("--with-optimizer needs --from RUN; it continues with the moments of that run's optimizer")
     if device_memory is not None and not dry_run:
-        raise UserError("--device-memory is for --dry-run; a run looks at its device itself")
+        raise UserError("--device-memory applies only to --dry-run; a run measures its device")
 
-    from sspo_cli.config import Given, merge_config, named_model_defaults, to_yaml
+    from sspo_cli.config import Given
     from sspo_cli.forks import load_fork, options_to_resume, resolve_fork
     from sspo_cli.named_runs import free_name, require_run
 
@@ -214,13 +190,10 @@ def train_command(
     if dry_run and not is_first_rank(os.environ):
         return
     if dry_run:
-        print(redacted(to_yaml(options)), end="")
-        is_new = not (resume or source)
-        if is_new and (customary := named_model_defaults(merge_config(given.files, given.overrides, flags))):
-            values = ", ".join(f"{name}={json.dumps(value)}" for name, value in customary.items())
-            print(f"# not given, so as is customary for a named model: {values}")
+        from sspo_cli.preview import print_preview
 
-        _preview(options, path or runs_dir / free_name(runs_dir, options), resume, device_memory, nproc or 1)
+        path = path or runs_dir / free_name(runs_dir, options)
+        print_preview(options, given, path, resume, source is not None, device_memory, nproc or 1)
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
     if _are_started(nproc, options.device):
@@ -237,33 +210,12 @@ def train_command(
     ranks.stop()
 
 
-def _preview(options: Any, path: Path, resume: bool, device_memory: float | None, nproc: int) -> None:
-    """Examine a run that is not made, as YAML comments; of a run on another machine, its options and its memory alone."""
-    from sspo_cli import ranks
-    from sspo_cli.examination import objective_of
-    from sspo_cli.memory import preview_memory
-    from sspo_cli.session import preview_run
-
-    def note(line: str) -> None:
-        print(redacted(f"# {line}"))
-
-    if device_memory is None:
-        if nproc > 1:
-            ranks.check_start(nproc, options.device)
-        with ranks.supposing(nproc):
-            preview_run(options, path, resume, note)
-    else:
-        objective_of(options)
-        options.reward.scoring.check()
-    preview_memory(options, device_memory, note, nproc)
-
-
 @app.command("eval")
 def eval_command(
     target: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
+            metavar="RUN[@STEP]_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
         ),
     ] = None,
     benchmark: Annotated[
@@ -312,13 +264,13 @@ def eval_command(
     """
     refuse_wrong_ranks(os.environ, nproc)
     if bool(target) == bool(completions):
-        raise UserError("name runs or models to measure, or --completions FILE with recorded outputs")
+        raise UserError("give runs or models to measure, or --completions FILE with recorded outputs")
     if checkpoint == "":
         raise UserError("--checkpoint is empty; use last, best or a step")
     if out and not completions:
-        raise UserError("--out is for --completions; the results of a model go to the eval folder of the run or model")
+        raise UserError("--out applies only to --completions; a model's results are stored in its eval folder")
     if again and limit:
-        raise UserError("--limit always samples, because it is not recorded; leave out --again")
+        raise UserError("results with --limit are never recorded, so they are always measured again; leave out --again")
 
     from sspo_cli.config import merge_config, refuse_unread, validate, with_episodes
 
@@ -331,7 +283,7 @@ def eval_command(
         if is_rank(os.environ) or nproc:
             raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
         if changes or benchmark or checkpoint or engine or limit or again:
-            raise UserError("recorded outputs are not sampled again; --completions takes no options of sampling")
+            raise UserError("--completions grades recorded outputs and samples nothing; leave out sampling options")
 
         from sspo_cli.evaluation.recorded import grade_file
 
@@ -376,7 +328,7 @@ def sweep_command(
     if name is not None:
         check_name("--name", name)
     if ray == "":
-        raise UserError("--ray is empty; name auto, local or an address")
+        raise UserError("--ray is empty; give auto, local or an address")
 
     from sspo_cli.config.presets import SWEEPS, find_config
     from sspo_cli.examination import examine_trials
@@ -397,7 +349,7 @@ def sweep_command(
 
 @contextmanager
 def _naming_the_command() -> Iterator[None]:
-    """Write out the command if what ends it says that the same command continues."""
+    """Append the command line to an error that says that the same command continues."""
     try:
         yield
     except (Interrupted, UserError) as error:

@@ -150,6 +150,11 @@ def check_name(option: str, name: str) -> None:
         raise UserError(f"{option} {name!r} has characters that cannot be printed")
 
 
+def quantity(count: int, noun: str) -> str:
+    """Format a number with its noun: `1 problem`, `3 problems`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def command_line(*words: str | Path) -> str:
     """Format a command for pasting into a shell, in backticks."""
     return f"`{shlex.join(map(str, words))}`"

@@ -11,7 +11,7 @@ import torch
 
 from sspo_cli import __version__
 from sspo_cli.config import RunOptions, TaskOptions
-from sspo_cli.errors import UserError, border
+from sspo_cli.errors import UserError, border, quantity
 from sspo_cli.named_runs import checkpoint_of, find_run, step_of, whole
 from sspo_cli.policy.copies import copy_model
 from sspo_cli.policy.model import DTYPES, load_policy
@@ -97,7 +97,8 @@ def model_card(run: RunFolder, checkpoint: Path) -> str:
 
 def _training(options: RunOptions, about: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts about the training by name; `about` is the content of config.json."""
-    objective = options.objective.model_dump(mode="json", exclude={"method", "gate"})
+    listed_apart = ("method", "gate", "allow_any_gate", "allow_any_method")
+    objective = {name: value for name, value in options.objective.model_dump().items() if name not in listed_apart}
     rollout, optimizer, data = options.rollout, options.optimizer, about.get("data")
     packages = about.get("packages", {})
     versions = (f"{name} {packages[name]}" for name in ("torch", "transformers", "vllm", "peft") if name in packages)
@@ -109,8 +110,8 @@ def _training(options: RunOptions, about: Mapping[str, Any]) -> dict[str, str]:
         "weights": _trained(options),
         "data": "; ".join(map(_describe_task, options.tasks)),
         **({"training problems": f"{data['problems']}, fingerprint {data['fingerprint']}"} if data else {}),
-        "rollout": f"{rollout.prompts} prompts, {rollout.group_size} completions each, at most {rollout.max_new_tokens} "
-        f"tokens, temperature {rollout.temperature}",
+        "rollout": f"{quantity(rollout.prompts, 'prompt')}, {rollout.group_size} completions each, at most "
+        f"{quantity(rollout.max_new_tokens, 'token')}, temperature {rollout.temperature}",
         "optimizer": f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule}; μ = {options.learning.mu}",
         "cold start": _cold_start(options),
         "prompt": f"template {options.template.name}",
@@ -129,7 +130,7 @@ def _trained(options: RunOptions) -> str:
 
 
 def _describe_task(task: TaskOptions) -> str:
-    limit = f", the first {task.limit} problems" if task.limit else ""
+    limit = f", the first {quantity(task.limit, 'problem')}" if task.limit else ""
     source = f" from {_public(task.path)}" if task.path else ""
     return f"{task.label} ({task.split}{limit}){source}"
 
@@ -138,7 +139,7 @@ def _cold_start(options: RunOptions) -> str:
     cold = options.cold_start
     if not cold.steps:
         return "none"
-    return f"{cold.steps} steps of {cold.batch_size} demonstrations, learning rate {cold.learning_rate:g}"
+    return f"{quantity(cold.steps, 'step')} of {quantity(cold.batch_size, 'demonstration')}, learning rate {cold.learning_rate:g}"
 
 
 def _prompt(options: RunOptions) -> list[str]:

@@ -9,7 +9,7 @@ import xxhash
 
 from sspo_cli.config import ForkOptions, Given, RunOptions, fixed_differences, flatten
 from sspo_cli.errors import UserError, command_line
-from sspo_cli.named_runs import Named, checkpoint_of, find_run, step_of, whole
+from sspo_cli.named_runs import checkpoint_of, find_run, step_of, whole
 from sspo_cli.policy.checkpoint import MANIFEST, checkpoint_folders, holds_optimizer, load_optimizer
 from sspo_cli.policy.model import Policy
 from sspo_cli.tracking.run_folder import RunFolder
@@ -53,31 +53,19 @@ def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -
 
     Raises UserError like `load_config` and `resolve_fork`.
     """
-    named, which = _split(source, runs_dir)
+    named = find_run(source, runs_dir)
+    if named is None:
+        raise UserError(
+            f"--from {source}: there is no run {source.rpartition('@')[0] or source} in {runs_dir}; for a model that no run has "
+            "made, use -s model.name=MODEL"
+        )
     folder = RunFolder.open(named.folder)
-    checkpoint = named.checkpoint or checkpoint_of(folder, which)
+    checkpoint = named.checkpoint or checkpoint_of(folder, "last")
     recorded = folder.config
     cold_start = recorded.cold_start.model_copy(update={"steps": 0})
     fork = ForkOptions(run=str(named.folder), step=step_of(checkpoint), optimizer=with_optimizer)
     base = recorded.model_copy(update={"cold_start": cold_start, "fork": fork})
     return resolve_fork(given.over(base), runs_dir)
-
-
-def _split(source: str, runs_dir: Path) -> tuple[Named, str]:
-    """Split RUN[@STEP]; the name of the run may contain an @."""
-    if named := find_run(source, runs_dir):
-        return named, "last"
-    name, at, which = source.rpartition("@")
-    if at and name and (named := find_run(name, runs_dir)):
-        if named.checkpoint:
-            raise UserError(f"--from {source} names two checkpoints; leave out @{which} or name the run")
-        if not which:
-            raise UserError(f"--from {source} names no step; write {name}@last, {name}@best or {name}@STEP")
-        return named, which
-    raise UserError(
-        f"--from {source}: there is no run {name if at and name else source} in {runs_dir}; for a model outside a run, use "
-        "-s model.name=MODEL"
-    )
 
 
 def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:

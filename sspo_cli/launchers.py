@@ -1,6 +1,6 @@
 """Launchers that start several copies of a program, each as a rank of one job: torchrun, SLURM's srun, mpirun.
 
-Ranks that torchrun starts work on one run together, and so do those of `--nproc`. The others would each do the same work.
+Ranks that torchrun or `--nproc` starts work on one run together. Those of other launchers would each do the same work.
 """
 
 import ctypes
@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from sspo_cli.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-# The number of ranks, then the number of this rank.
+# The number of ranks, then the index of this rank.
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK")  # also of accelerate, DeepSpeed and Kubernetes' training jobs
 MPI = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     ("PMI_SIZE", "PMI_RANK"),
 )
-# The number of tasks, of this step before that of the whole job, then the number of this task.
+# The number of tasks, first of this step, then of the whole job; then the index of this task.
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_PROCID", "SLURM_LOCALID")
-# Names of jobs whose shell is started once, however many tasks they have; so is a batch script.
+# Names of jobs with a shell that is started once, for any number of tasks, like a batch script.
 INTERACTIVE = ("interactive", "bash")
 RENDEZVOUS = (*TORCHRUN, "MASTER_ADDR", "MASTER_PORT")  # all that a rank needs to find the others
 SUPERVISED = "SSPO_SUPERVISED"  # set for ranks that `--nproc` has started
@@ -39,47 +39,47 @@ def is_first_rank(environment: Mapping[str, str]) -> bool:
 
 
 def refuse_wrong_ranks(environment: Mapping[str, str], nproc: int | None) -> None:
-    """Raise UserError in a process of several that cannot find one another, and in a rank that is to start ranks itself."""
+    """Raise UserError if this process is one of several that cannot find one another, or a rank that was given `--nproc`."""
     if not is_rank(environment):
         refuse_several_ranks(environment, "sspo finds the others only if torchrun or --nproc starts them")
     elif nproc and SUPERVISED not in environment:
         raise UserError("torchrun has started the ranks already; leave out --nproc")
 
 
-def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this command runs in one") -> None:
+def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this command needs only one") -> None:
     """Raise UserError in a process that was started as one of several ranks: each of them would do the same work again."""
     if ranks := _ranks(environment):
         raise UserError(
-            f"this process was started as one of several ({ranks}), and {reason}, so that each would do the same work; start "
+            f"this process was started as one of several ({ranks}), and {reason}, so each would do the same work; start "
             "it once, without mpirun or several SLURM tasks (srun --ntasks=1)"
         )
 
 
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for a process that is no rank, although its parent may be one: a trial on a node of a cluster."""
+    """Return the environment for a process that is not a rank, such as a trial, although its parent may be one."""
     return {name: value for name, value in environment.items() if name not in VARIABLES}
 
 
 def ending_with_parent() -> Callable[[], None] | None:
-    """Return what a new process calls first so that it gets a SIGTERM if its parent is killed; None where that is not there."""
+    """Return a `preexec_fn` with which a process gets a SIGTERM if its parent is killed; None if there is none."""
     return _end_with_parent if sys.platform == "linux" else None
 
 
 def _end_with_parent() -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # killed between the two lines
+    if os.getppid() != parent:  # the parent was killed before prctl
         os._exit(1)
 
 
 def _ranks(environment: Mapping[str, str]) -> str | None:
-    """Return the variables that say that there are several ranks, as `NAME=value, NAME=value`."""
+    """Return the variables that indicate several ranks, as `NAME=value, NAME=value`, or None."""
     for size, *numbers in (TORCHRUN, *MPI):
         if _number(environment, size) > 1 or any(_number(environment, name) > 0 for name in numbers):
             return _listed(environment, size, *numbers)
     tasks = next((name for name in SLURM[:3] if name in environment), None)
     if tasks is None or "SLURM_PROCID" not in environment or _is_slurm_shell(environment):
-        return None  # not by srun: salloc and sbatch tell their shells the number of tasks, too
+        return None  # not by srun: salloc and sbatch also set the number of tasks in their shells
     several = _number(environment, tasks) > 1 or _number(environment, "SLURM_PROCID") > 0
     return _listed(environment, tasks, "SLURM_PROCID") if several else None
 
@@ -95,6 +95,6 @@ def _listed(environment: Mapping[str, str], *names: str) -> str:
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
-    """Return the number in a variable, 0 if it is not there or holds anything else."""
+    """Return the number in a variable, or 0 if it is not set or not a number."""
     value = environment.get(name, "")
     return int(value) if value.isdecimal() else 0

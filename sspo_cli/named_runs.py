@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sspo_cli.config import RunOptions
-from sspo_cli.errors import LONGEST_PATH, UserError
+from sspo_cli.errors import LONGEST_PATH, UserError, command_line
 from sspo_cli.policy.checkpoint import NAME, checkpoint_folders, is_whole, latest_whole
 from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
@@ -30,9 +30,10 @@ class Named:
 
 
 def find_run(name: str, runs_dir: Path) -> Named | None:
-    """Find a run or a checkpoint by its path, as given or inside `runs_dir`; return None if there is none.
+    """Find a run by its path or its path in the folder of runs, or a checkpoint of one, by its path or as RUN@STEP.
 
-    Raises UserError for a name that no file can have, and for a folder of runs.
+    STEP is a step, `last` or `best`. Returns None if there is no such run. Raises UserError for a name that no file can have,
+    for a folder of runs, and for a checkpoint that the run does not have.
     """
     named = _find(name, runs_dir)
     if named is None:
@@ -58,7 +59,16 @@ def _find(name: str, runs_dir: Path) -> Named | None:
         of_a_run = path.parent.name == "checkpoints" and is_run(path.parent.parent)
         if of_a_run and NAME.fullmatch(path.name) and path.is_dir():
             return Named(path.parent.parent, path)
-    return None
+    run, at, which = name.rpartition("@")
+    is_a_path = any(path.exists() for path in (Path(name), runs_dir / name))
+    named = _find(run, runs_dir) if at and run and not is_a_path else None
+    if named is None:
+        return None
+    if named.checkpoint:
+        raise UserError(f"{name} names two checkpoints; leave out @{which} or name the run")
+    if not which:
+        raise UserError(f"{name} names no step; write {run}@last, {run}@best or {run}@STEP")
+    return Named(named.folder, checkpoint_of(RunFolder.open(named.folder), which))
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
@@ -92,7 +102,11 @@ def require_run(name: str, runs_dir: Path) -> Path:
     if found is None:
         raise UserError(f"there is no run {name} in {runs_dir}")
     if found.checkpoint:
-        raise UserError(f"{name} is a checkpoint; name the run, {found.folder}")
+        fork = command_line("sspo", "train", "--from", name)
+        raise UserError(
+            f"{name} is a checkpoint, and a run is resumed from its last one; name the run, {found.folder}, or start a new run "
+            f"from the checkpoint: {fork}"
+        )
     return found.folder
 
 
@@ -108,7 +122,10 @@ def require_sources(names: Sequence[str], runs_dir: Path) -> list[Path]:
 def _require_source(name: str, runs_dir: Path) -> Path:
     if named := _find(name, runs_dir):
         if named.checkpoint:
-            raise UserError(f"{name} is a checkpoint; name the run, {named.folder}")
+            raise UserError(
+                f"{name} is a checkpoint, and a report covers whole runs; name the run, {named.folder}, with --select best for "
+                "its best checkpoint in the tables"
+            )
         for file in ("config.json", "status.json"):
             if not (named.folder / file).exists():
                 raise UserError(f"run {named.folder} has no {file}, so it cannot be reported; leave it out")

@@ -90,7 +90,7 @@ def check_rewards(
     note(f"rewards of synthetic completions, of at most {scoring.highest:g}: {scores}")
     perfect, respelt, *_ = rewards
     if scoring.function and perfect.status != "ok":
-        ended = f"has not ended after {checker.limit:g} seconds" if perfect.status == "timeout" else "ends its process"
+        ended = f"has not ended after {checker.limit:g} s" if perfect.status == "timeout" else "ends its process"
         raise UserError(
             f"reward {scoring.function} {ended} for the completion {shorten(repr(texts[0]), 160)}, so every completion would "
             "get the lowest reward; correct the function, or raise answer_timeout"

@@ -1,9 +1,9 @@
 """The ranks of a run: processes that share its work, each on another GPU. A process alone is a run's only rank.
 
-Every rank holds the whole rollout batch and the same state of the run. Prompts, micro-batches, weights and moments are
-spread, and what ranks compute is put together before anything depends on it. The first rank alone writes the run's folder.
+Every rank holds the whole rollout batch and the same state of the run. Prompts, micro-batches, weights and moments are divided
+among the ranks, and their results are combined before anything depends on them. Only the first rank writes the run's folder.
 
-All functions that exchange something are to be called by all ranks, in the same order, and in the main thread.
+Functions that communicate must be called by all ranks, in the same order, on the main thread.
 """
 
 import functools
@@ -28,24 +28,24 @@ from sspo_cli.launchers import SUPERVISED, is_first_rank, is_rank
 T = TypeVar("T")
 P = ParamSpec("P")
 
-PATIENCE = "SSPO_PATIENCE"  # in the environment: seconds that ranks wait for one another
+PATIENCE = "SSPO_PATIENCE"  # environment variable: seconds that ranks wait for one another
 DEFAULT_PATIENCE = 600.0
-ALWAYS_ALLOWED = 4  # ranks on a CPU of fewer cores, to try what several do
+ALWAYS_ALLOWED = 4  # ranks that may always be started on a CPU, to try out several ranks
 HEARTBEAT = 1.0  # seconds
 REPORT_WAIT = 3.0  # seconds until a rank that fails has surely reported why
 FAILED, ALIVE = "sspo/failed/{}", "sspo/alive/{}"  # keys of the store, by rank
 # They begin the reports of a rank that has lost another one, and of one that was asked to stop.
 LOST, STOPPED = "lost: ", "stopped: "
-# What torch's backends say of a peer that has ended or does not answer; most of it comes as a plain RuntimeError.
+# Phrases in torch's errors about a peer that has ended or does not answer; most of them are plain RuntimeErrors.
 LOSS_PHRASES = ("gloo", "connection closed by peer", "connection reset", "timed out", "timeout", "nccl", "broken pipe")
 
 
 class SharedError(UserError):
-    """Is a UserError that the first rank raises too, and reports."""
+    """A UserError that the first rank raises as well, and reports."""
 
 
 class LostRank(UserError):
-    """Says that another rank has ended or does not answer."""
+    """Raised if another rank has ended or does not answer."""
 
 
 @dataclass
@@ -62,14 +62,14 @@ _process = _Process()
 
 
 def start(device: str) -> None:
-    """Join the ranks that a launcher has started, see `launchers`; do nothing in a process that is alone.
+    """Join the other ranks if a launcher has started several (see `launchers`).
 
     Raises UserError if this machine has no GPU for this rank.
     """
     if not is_rank(os.environ) or dist.is_initialized():
         return
     local = int(os.environ["LOCAL_RANK"])
-    check_start(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), device)  # the same on each rank, so said once
+    check_start(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), device)  # the same on each rank, so reported once
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(local)
@@ -84,7 +84,7 @@ def start(device: str) -> None:
 
 
 def patience() -> float:
-    """Return how many seconds ranks wait for one another. Raises UserError if the environment says no number."""
+    """Return how many seconds ranks wait for one another. Raises UserError if SSPO_PATIENCE is not a valid number."""
     value = os.environ.get(PATIENCE, str(DEFAULT_PATIENCE))
     try:
         seconds = float(value)
@@ -98,7 +98,7 @@ def patience() -> float:
 def check_start(count: int, device: str) -> None:
     """Raise UserError if `count` ranks cannot be started on this machine.
 
-    It has fewer GPUs, or too few cores if they compute on its CPU; `device` is a single GPU; or `patience` is wrong.
+    The machine has too few GPUs, or too few cores for ranks on its CPU; `device` is a single GPU; or SSPO_PATIENCE is invalid.
     """
     patience()
     if device == "cpu" or not torch.cuda.is_available():
@@ -110,13 +110,13 @@ def check_start(count: int, device: str) -> None:
             )
         return
     if device not in ("auto", "cuda"):
-        raise UserError(f"device = {device} is one GPU, and several ranks need one each; use cuda, or auto")
+        raise UserError(f"device = {device} is a single GPU, but each rank needs its own; use cuda or auto")
     if (gpus := torch.cuda.device_count()) < count:
-        raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start no more than that")
+        raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start at most {gpus}")
 
 
 def _beat(store: Any, rank: int) -> None:
-    """Count up in the store, by which another rank can tell that this one is alive."""
+    """Count up in the store, from which another rank sees that this one is alive."""
     with suppress(Exception):  # the launcher is gone
         while True:
             store.add(ALIVE.format(rank), 1)
@@ -125,7 +125,7 @@ def _beat(store: Any, rank: int) -> None:
 
 @contextmanager
 def supposing(count: int) -> Iterator[None]:
-    """Let this process, which is alone, examine a run as one of `count` ranks would, without exchanging anything."""
+    """Let a single process check a run as one of `count` ranks would, without communication."""
     _process.size, _process.alone = count, True
     try:
         yield
@@ -134,7 +134,7 @@ def supposing(count: int) -> Iterator[None]:
 
 
 def stop() -> None:
-    """Leave the ranks at the end of a run, once all have come to it."""
+    """Leave the process group at the end of a run, once all ranks have reached it."""
     if _process.size > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -152,19 +152,19 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Report whether this is the rank that writes the run's folder; true of a process alone."""
+    """Report whether this rank writes the run's folder; True if there is only one."""
     return _process.rank == 0
 
 
 def share(count: int) -> slice:
-    """Return which of `count` things in a row are this rank's; two ranks' shares differ by one at most."""
+    """Return this rank's slice of `count` items; the lengths of two ranks' slices differ by at most one."""
     return slice(count * rank() // size(), count * (rank() + 1) // size())
 
 
 def gather(work: Callable[[], Sequence[T]]) -> list[T]:
-    """Do each rank's share of some work, and return all shares in the order of the ranks.
+    """Run `work` on each rank, and return the items of all ranks, in the order of the ranks.
 
-    A UserError of a rank is raised on all of them.
+    A UserError of one rank is raised on all of them.
     """
     if size() == 1:
         return list(work())
@@ -185,7 +185,7 @@ def gather(work: Callable[[], Sequence[T]]) -> list[T]:
 
 
 def add(*tensors: Tensor) -> None:
-    """Sum each tensor over the ranks, in place; on the CPU. It is exact if all ranks but one have zeros."""
+    """Sum CPU tensors over the ranks, in place. The sums are exact if all ranks except one have zeros."""
     if size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -206,7 +206,7 @@ def anywhere(flag: bool) -> bool:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """Do some work on the first rank, and return its result on all of them; a UserError is raised on all."""
+    """Run `work` on the first rank; return its result on all ranks, or raise its UserError on all of them."""
     if size() == 1 or _process.alone:
         return work()
     outcome: list[tuple[str, Any]] = [("", None)]
@@ -227,7 +227,7 @@ def on_first(work: Callable[[], T]) -> T:
 
 
 def by_first(method: Callable[P, T]) -> Callable[P, T]:
-    """Make a function that the first rank alone runs; all ranks call it and have its result."""
+    """Make a function run on the first rank only. All ranks must call it, and all get its result."""
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -238,10 +238,13 @@ def by_first(method: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def explained_loss(remedy: str) -> Iterator[None]:
-    """Turn what torch raises if another rank has ended or does not answer into a LostRank that says which and why."""
+    """Turn torch's errors about another rank that has ended or does not answer into a LostRank that explains them.
+
+    remedy  end of the message
+    """
     try:
         yield
-    except BaseException as error:  # torch's own CheckpointException is no Exception
+    except BaseException as error:  # torch's CheckpointException is not a subclass of Exception
         if size() == 1 or not _says_lost(error):
             raise
         raise LostRank(f"{_why_lost(error)}; {remedy}") from error
@@ -278,13 +281,13 @@ def _why_lost(error: BaseException) -> str:
 
 
 def report(sentence: str) -> None:
-    """Leave in the store why this rank ends, for the others and for the launcher."""
+    """Store the reason why this rank ends, for the other ranks and the launcher."""
     with suppress(Exception):  # it is gone
         _process.store.set(FAILED.format(rank()), sentence)
 
 
 def reported(store: Any, numbers: Sequence[int]) -> dict[int, str]:
-    """Return why those ranks have ended, as far as they have said so."""
+    """Return the reasons that ranks have reported, by rank."""
     sentences = {}
     with suppress(Exception):
         for number in numbers:
@@ -294,11 +297,11 @@ def reported(store: Any, numbers: Sequence[int]) -> dict[int, str]:
 
 
 def words_of(error: UserError | Interrupted, sentence: str) -> str | None:
-    """Return what this rank is to print of the error that ends it, None if another rank or the launcher prints it.
+    """Report the error that ends this rank to the others, and return the sentence that this rank must print.
 
-    An error of one rank alone names it. Reports the error to the others.
+    Returns None if another rank or the launcher prints the error. If only this rank failed, the sentence names it.
     """
-    if size() == 1:  # alone, or it has not found the others
+    if size() == 1:  # a single process, or the other ranks were not found
         return sentence if is_first_rank(os.environ) else f"rank {os.environ['RANK']}: {sentence}"
     if isinstance(error, Interrupted):
         if is_first():

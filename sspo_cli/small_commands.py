@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from sspo_cli.errors import UserError
+from sspo_cli.parameters import RunsDir
 from sspo_cli.redaction import redacted
 
 WIDE = 240  # characters, if no terminal reports its width
@@ -62,13 +63,15 @@ def ls_command(
 
 
 def export_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a checkpoint of one, by its name or folder.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN[@STEP]", help="A run, or a checkpoint of one, by its name or folder.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
     checkpoint: Annotated[str | None, typer.Option(help="Of the run: last (the default), best, or a step.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="Of the weights; by default that of the checkpoint.")
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write a run's model to a folder to publish: whole weights, adapters merged, tokenizer, model card."""
     from sspo_cli.export import export_model

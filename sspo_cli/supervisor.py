@@ -1,4 +1,4 @@
-"""Starts the ranks of `--nproc` on this machine, passes signals on to them, and says why they ended in one sentence."""
+"""Starts the ranks of `--nproc` on this machine, passes signals on to them, and explains their end in one sentence."""
 
 import os
 import signal
@@ -51,14 +51,14 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": str(True),  # this process has the store
+        "TORCHELASTIC_USE_AGENT_STORE": str(True),  # the store is in this process
         SUPERVISED: "1",
     }
     environment.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # no stack of torch's if this process, and its store, is killed
+    )  # avoids torch's stack trace if this process, which has the store, is killed
     if sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the machine's name resolves to
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for any address that the host name resolves to
     return subprocess.Popen(
         command,
         env=environment,
@@ -71,7 +71,7 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
 
 @contextmanager
 def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Pass signals on to the ranks; yields the list of those that were passed on."""
+    """Pass signals on to the ranks; yield the list of signals that were passed on."""
     forwarded: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from sspo_cli.errors import UserError, command_line, did_you_mean, shorten
 # The parser's own class (click's, or typer's copy of it), of which typer exports this one subclass.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 LONGEST_VALUE = 120  # characters of a value that a sentence repeats
-SURELY_MEANT, PERHAPS_MEANT = 0.8, 0.6  # similarity of two names
+SURELY_MEANT, PERHAPS_MEANT = 0.8, 0.65  # similarity of two names, without their dashes
 
 
 def explain_usage(error: Any) -> UserError:
@@ -46,15 +46,20 @@ def _given(error: Any) -> str:
 
 def _meant_option(name: str, context: Any) -> str | None:
     """Return the end of a sentence that names a similar option of the command, or the option of a run of this name."""
-    known = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
-    near = difflib.get_close_matches(name[:LONGEST_VALUE], known, n=1, cutoff=PERHAPS_MEANT)
-    surely = bool(near) and difflib.SequenceMatcher(None, name, near[0]).ratio() >= SURELY_MEANT
-    if not surely and "--set" in known and name.startswith("--"):
-        from sspo_cli.config import RunOptions, option_named  # brings torch along
+    if not name.startswith("--"):
+        return None
+    given = name.removeprefix("--")[:LONGEST_VALUE]
+    opts = [option for parameter in context.command.params for option in parameter.opts]
+    known = [option.removeprefix("--") for option in opts if option.startswith("--")]
+    begun = [option for option in known if len(given) > 2 and option.startswith(given)]
+    near = begun or difflib.get_close_matches(given, known, n=1, cutoff=PERHAPS_MEANT)
+    surely = bool(near) and difflib.SequenceMatcher(None, given, near[0]).ratio() >= SURELY_MEANT
+    if not surely and "set" in known:
+        from sspo_cli.config import RunOptions, option_named  # imports torch
 
-        if option := option_named(name.removeprefix("--").replace("-", "_"), RunOptions):
+        if option := option_named(given.replace("-", "_"), RunOptions):
             return f"; it is an option of a run: write -s {option}=VALUE"
-    return f"; did you mean {near[0]}?" if near else None
+    return f"; did you mean --{near[0]}?" if near else None
 
 
 def _meant_flag(extra: str) -> str | None:

@@ -1,4 +1,4 @@
-"""`sspo` as a user types it, in this process: starting Python and torch anew for each test would take most of the time."""
+"""`sspo` as a user types it, in this process: a new process with Python and torch for each test would take most of the time."""
 
 import contextlib
 import io

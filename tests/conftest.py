@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from shared_data import NO_SHARED_DATA, SHARED_DATA, skipped_line
+from shared_data import skipped_line
 from small_rows import write_small_data
 from small_runs import run
 
@@ -22,26 +22,18 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Checked models are not to be found in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # behind all that pytest itself says
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after all of pytest's own output
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
     yield
     if line := skipped_line(terminalreporter.stats.get("skipped", [])):
         terminalreporter.write_line(line, yellow=True)
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The published data sets; the test is skipped without them."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"{NO_SHARED_DATA} next to the project")
-    return SHARED_DATA
 
 
 @pytest.fixture(scope="session")

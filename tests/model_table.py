@@ -1,6 +1,6 @@
 """Try every causal-LM type of transformers as a small random model: `python -m tests.model_table [--seconds N] [TYPE]...`
 
-Each type is tried in a process of its own, with limits of time and memory, and becomes a line of runs/model-types.jsonl.
+Each type is tried in a separate process, with limits of time and memory, and becomes a line of runs/model-types.jsonl.
 Types that have a line are left out unless they are named; when all have one, tests/model_types.md is written.
 
 The product's parts, run without its checks, are compared with a computation that shares nothing with them but the folder of
@@ -293,7 +293,7 @@ def _largest(values: Sequence[Any]) -> str:
 
 
 def in_process(kind: str) -> dict[str, Any]:
-    """Try a type in a process of its own; return why it was stopped if it was."""
+    """Try a type in a separate process; return why it was stopped if it was."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 

@@ -131,7 +131,7 @@ def _case(line: int, gold: str | list[str], prediction: str, expected: float | N
     return {**where, **more, "gold": gold, "prediction": prediction, "expected": expected}
 
 
-# Of each kind the verdict is known: by arithmetic, or because nothing but the gold is written.
+# The verdict of each kind is known: by arithmetic, or because only the gold is written.
 RECORDED: dict[str, list[dict[str, Any]]] = {
     "gsm8k_example_solutions": [
         {

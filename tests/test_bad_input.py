@@ -60,7 +60,7 @@ def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_at_its_last_good
     break_weights(monkeypatch, lambda call: call >= 3)
     done = train(optimizer__max_bad_steps=2, checkpoint__every=1, checkpoint__keep=1)
     assert_told(
-        done, "was not finite in 2 steps in a row, at step 4; the last good checkpoint is bad/checkpoints/step-2;"
+        done, "was not finite in 2 consecutive steps, at step 4; the last good checkpoint is bad/checkpoints/step-2;"
     )
     command = "sspo train --from bad/checkpoints/step-2 -s optimizer.learning_rate=0.0001 --runs-dir ."
     assert f"`{command}` starts a new run from this checkpoint with half the learning rate" in done.stderr
@@ -110,10 +110,10 @@ def test_bad_steps_before_and_after_a_stop_are_in_a_row(train, tmp_path, monkeyp
     monkeypatch.setattr(Tracker, "log", lambda *args: (log(*args), signal.raise_signal(signal.SIGINT)))
     break_weights(monkeypatch, lambda call: True)
     assert train(optimizer__max_bad_steps=2).returncode == 130
-    assert_told(train("--resume", optimizer__max_bad_steps=2), "was not finite in 2 steps in a row, at step 2")
+    assert_told(train("--resume", optimizer__max_bad_steps=2), "was not finite in 2 consecutive steps, at step 2")
 
 
-@pytest.mark.parametrize(("bad", "said"), [({2, 4}, None), ({2, 3}, "in 2 steps in a row, at step 3")])
+@pytest.mark.parametrize(("bad", "said"), [({2, 4}, None), ({2, 3}, "in 2 consecutive steps, at step 3")])
 def test_bad_steps_of_the_cold_start_count_in_a_row_too(train, monkeypatch, bad, said):
     logprobs, calls = Policy.logprobs, 0
 
@@ -163,7 +163,7 @@ def test_a_gate_that_breaks_the_paper_s_conditions_is_refused_before_the_run(tra
         (['{"question": "1+1", "answer": "2"}', '{"question": "1+2", "ans'], "line 2"),
     ],
 )
-def test_a_bad_row_is_told_by_file_and_number(train, tmp_path, rows, said):
+def test_a_bad_row_is_reported_by_file_and_number(train, tmp_path, rows, said):
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
     done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
     assert_told(done, said)

@@ -52,7 +52,7 @@ def options(**changes: Any) -> RunOptions:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Without what every run starts anew and takes seconds: the processes that check answers, and the check of the model."""
+    """Leave out what every run starts and takes seconds: the processes that check answers, and the check of the model."""
     with AnswerChecker(workers=1, timeout=30.0) as checker, pytest.MonkeyPatch.context() as patch:
         for room in (session, command):
             patch.setattr(room, "AnswerChecker", lambda timeout: contextlib.nullcontext(checker))
@@ -169,7 +169,7 @@ def test_eval_plays_episodes_of_a_run_and_report_shows_them(whole: Path):
     write_report([whole], whole.parent / "report")
     text, html = ((whole.parent / "report" / name).read_text() for name in ("report.md", "index.html"))
     assert (
-        "solved rate, the share of episodes in which a proposal was accepted within at most 3 turns and 1 proposals"
+        "solved rate, the share of episodes in which a proposal was accepted within at most 3 turns and 1 proposal"
         in text
     )
     assert '"read":[false' in html

@@ -1,4 +1,4 @@
-"""A system turn, a user turn, options of the chat template and a chat template of one's own."""
+"""User-defined system turn, user turn, options of the chat template, and chat template."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_options_of_the_chat_template():
         rendered(options("chat.template_kwargs.enable_thinkin=false"))
 
 
-def test_measurements_with_other_prompts_are_told_apart():
+def test_measurements_with_other_prompts_are_distinguished():
     names = [
         Conditions.of(options(*overrides)).prompt
         for overrides in (

@@ -45,7 +45,8 @@ def test_train_says_what_it_did(runs):
 
 def test_the_default_name_is_free(runs):
     (runs / "sspo-atanlog-seed0").mkdir(exist_ok=True)
-    done = sspo("train", "--runs-dir", runs, **{**SMALL, "cold_start__steps": 0})
+    without = {name: value for name, value in SMALL.items() if not name.startswith("cold_start")}
+    done = sspo("train", "--runs-dir", runs, **without, cold_start__steps=0)
     assert done.returncode == 0, done.stderr
     assert (runs / "sspo-atanlog-seed0-2" / "metrics.jsonl").is_file()
 
@@ -112,6 +113,9 @@ def test_the_help_of_train_names_every_method_and_gate():
             "`--select worst` is not valid: 'worst' is not one of 'last', 'best'; see `sspo report",
         ),
         ("train --sede 1", "`sspo train` has no option --sede; did you mean --seed?"),
+        ("train --foo", "`sspo train` has no option --foo; see `sspo train --help`"),
+        ("train --fork", "`sspo train` has no option --fork; "),
+        ("eval model --temp 1", "`sspo eval` has no option --temp; did you mean --temperature?"),
         ("train -x", "`sspo train` has no option -x; see `sspo train --help`"),
         ("train --steps 5", "`sspo train` has no option --steps; it is an option of a run: write -s steps=VALUE"),
         ("train --optimizer.learning-rate=1", "write -s optimizer.learning_rate=VALUE"),

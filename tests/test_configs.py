@@ -176,7 +176,7 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
     qwen2_folder: Path, tmp_path: Path, request: pytest.FixtureRequest, method: str, rows: str
 ):
-    """Unchanged but for the model, the data's paths and, for the machine's sake, the numbers of steps, rows and tokens."""
+    """Change only the model, the data's paths and, to save time, the numbers of steps, rows and tokens."""
     data: Path = request.getfixturevalue(rows)
     tasks = [{"name": name, "path": str(data / name), "limit": 200} for name in ("gsm8k", "deepmath")]
     tasks[1]["path"] = str(data / "deepmath" / "sample.jsonl")

@@ -93,6 +93,6 @@ def test_a_sweep_writes_none_to_a_file(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_none(policy, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not an address such as") as told:
+    with pytest.raises(UserError, match=r"is not an address such as") as raised:
         VllmServer(policy, VllmOptions(server="http://host:SECRET", exchange=str(tmp_path)), 8, 1.0)
-    assert "Traceback" not in str(told.value)
+    assert "Traceback" not in str(raised.value)

@@ -41,14 +41,14 @@ def test_a_run_without_any_gradient_warns_stops_with_its_state_saved_and_keeps_g
     monkeypatch.chdir(tmp_path)
     done = sspo("train", "--runs-dir", ".", "--run", "dead", **DEAD)
     assert_told(done, f"nothing is learned: in {MOST_ALIKE} rollout batches no group has had rewards that differ; ")
-    reason = "no answer in tags: 8 of 8; the template `plain` does not ask for them, use prompt=think-answer"
+    reason = "no answer in tags: 8 of 8; a cold start (cold_start.steps) teaches the format"
     assert reason in done.stderr
     assert "`sspo train --resume --run dead --keep-going` continues" in done.stderr
     (warning,) = [line for line in done.stdout.splitlines() if "has rewards that differ" in line]
     assert (
         "health: no group of rollout batch 1 has rewards that differ, so that nothing is learned from it: " in warning
     )
-    assert "health: arithmetic: no answer in tags: 5 of 5; the template `plain`" in done.stdout
+    assert "health: arithmetic: no answer in tags: 5 of 5; the model does not follow the format" in done.stdout
     assert (status(tmp_path / "dead")["state"], status(tmp_path / "dead")["step"]) == ("failed", 2 * (MOST_ALIKE - 1))
     assert (tmp_path / "dead" / "checkpoints" / f"step-{2 * (MOST_ALIKE - 1)}").is_dir()
     again = sspo("train", "--runs-dir", ".", "--run", "dead", "--resume")
@@ -91,7 +91,7 @@ def test_a_run_that_has_learned_before_only_warns(monkeypatch):
     (note,) = notes
     assert note == (
         f"health: no group of the last {MOST_ALIKE} rollout batches has rewards that differ, so that nothing is learned; the run "
-        "has learned before and may be done: every answer is right; take harder tasks"
+        "has learned before and may be done: every answer is right; use harder tasks"
     )
     sample([[1.0, 0.0], [1.0, 1.0]], options, state, notes)
     assert (state.learned, state.alike) == (True, 0)
@@ -121,23 +121,23 @@ def test_a_run_that_has_learned_before_only_warns(monkeypatch):
             True,
             ["the format reward is 0 everywhere: 8 of 8; a cold start (cold_start.steps) teaches the format"],
         ),
-        ({"right": 0}, True, ["no answer is right; take easier tasks or a stronger model, or check the gold answers"]),
-        ({"right": 8}, True, ["every answer is right; take harder tasks"]),
+        ({"right": 0}, True, ["no answer is right; use easier tasks or a stronger model, or check the gold answers"]),
+        ({"right": 8}, True, ["every answer is right; use harder tasks"]),
         (
             {"right": 8, "alike": 8},
             True,
             [
-                "every answer is right; take harder tasks",
+                "every answer is right; use harder tasks",
                 "the completions of each group are the same text; raise rollout.temperature",
             ],
         ),
         ({"timeouts": 8, "right": 0}, True, ["all 8 answer checks ran out of time; raise answer_timeout"]),
         ({"masked": 8}, True, ["learning.mask_truncated leaves all completions out of the loss"]),
-        ({}, True, ["take easier or harder tasks, or a larger rollout.group_size"]),
+        ({}, True, ["use easier or harder tasks, or a larger rollout.group_size"]),
     ],
 )
 def test_the_likely_reasons(changes, asks, said):
-    assert reasons(replace(ONE, **changes), "t", asks, 64) == said
+    assert reasons(replace(ONE, **changes), None if asks else "t", 64) == said
 
 
 def answer(**changes: object) -> dict:
@@ -154,7 +154,11 @@ def answer(**changes: object) -> dict:
         ),
         ({"extracted": None}, 31, "no answer in tags: 31 of 60; the template `plain`"),
         ({"extracted": None}, 30, None),
-        ({"finish": "length"}, 31, "cut at the limit of 64 tokens: 31 of 60 answers; raise evaluation.max_new_tokens"),
+        (
+            {"finish": "length"},
+            31,
+            "cut at the limit of 64 tokens: 31 of 60 answers; raise evaluation.max_new_tokens or",
+        ),
         ({"finish": "length"}, 30, None),
         ({"status": "timeout"}, 31, "answer checks that ran out of time: 31 of 60; raise answer_timeout"),
         ({"extracted": None, "outcome": {}}, 60, None),  # episodes have no tags
@@ -162,12 +166,16 @@ def answer(**changes: object) -> dict:
 )
 def test_signs_of_an_evaluation(changes, count, said):
     rows = [answer(**changes) if place < count else answer() for place in range(60)]
-    signs = evaluation_signs(rows, "plain", asks_for_tags=False)
+    signs = evaluation_signs(rows, "plain")
     assert len(signs) == (said is not None)
     assert all(sign.startswith(str(said)) for sign in signs)
 
 
-def test_templates_that_ask_for_tags():
-    asks = {name: load_config([], [f"prompt={name}"]).template.asks_for_tags for name in ("plain", "think-answer")}
-    assert asks == {"plain": False, "think-answer": True}
-    assert load_config([], ["chat.system=put it in <answer> tags"]).template.asks_for_tags
+def test_another_template_is_advised_only_where_one_would_help():
+    def silent(*overrides: str) -> str | None:
+        return load_config([], overrides).silent_template
+
+    assert silent("model.name=org/name", "prompt=plain") == "plain"
+    assert silent("model.name=org/name", "prompt=think-answer") is None
+    assert silent("model.name=org/name", "prompt=plain", "chat.system=put it in <answer> tags") is None
+    assert silent("prompt=plain") is None  # the embedded model reads no instructions

@@ -1,4 +1,4 @@
-"""Every draw of a run has a seed of its own."""
+"""Every draw of a run has a separate seed."""
 
 from itertools import product
 

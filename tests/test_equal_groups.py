@@ -60,7 +60,7 @@ def test_a_resumed_run_draws_the_prompts_that_it_would_have(dropped, tmp_path):
 
 
 class Sampler:
-    """Gives groups whose rewards differ as said, one after the other, and records how many were asked for at a time."""
+    """Yields groups in order, whose rewards differ or not as given, and records how many are requested at a time."""
 
     def __init__(self, differing: list[bool]) -> None:
         self.groups = [

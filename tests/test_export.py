@@ -74,6 +74,8 @@ def test_the_card_says_what_was_done_and_how_well_it_does(runs, exported):
     assert "# adapted" in card
     for row in ("| method | sspo |", "| gate | gumbel |", "| weights | adapters of rank 4, merged |"):
         assert row in card
+    facts = [line.split(" | ")[0].strip("| `") for line in card.splitlines() if line.startswith("| ")]
+    assert [facts.count(name) for name in ("method", "gate", "normalizer")] == [1, 1, 1]
     assert "| data | arithmetic (train, the first 40 problems) |" in card
     assert "> You are a helpful assistant." in card
     (score,) = [row for row in RunFolder.open(runs / "adapted").evaluations() if row["step"] == 2]

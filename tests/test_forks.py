@@ -145,7 +145,7 @@ def test_a_fork_needs_its_source_no_longer(family: Path, tmp_path: Path):
         ("--from whole@", "names no step; write whole@last"),
         ("--from whole/checkpoints/step-9@10", "names two checkpoints"),
         ("--from whole --resume --run whole", "give one of the two"),
-        ("--with-optimizer", "--with-optimizer is for --from"),
+        ("--with-optimizer", "--with-optimizer needs --from"),
         ("--from whole -s model.tiny.layers=2", "has another model than the options (model.tiny.layers: 1 -> 2)"),
         ("--from whole -s model.lora.rank=4", "has another model than the options (model.lora"),
         ("--from whole -s model.name=other", "has another model than the options (model.name: None -> other)"),
@@ -164,6 +164,23 @@ def test_a_run_that_cannot_be_forked_is_refused_and_nothing_is_made(family: Path
     before = sorted(family.iterdir())
     assert_told(sspo("train", "--runs-dir", family, *shlex.split(words)), said)
     assert sorted(family.iterdir()) == before
+
+
+def test_every_command_reads_a_checkpoint_as_run_at_step(family: Path, tmp_path: Path):
+    """Those that take a run and not a checkpoint say what to name instead, as for the checkpoint's folder."""
+    whole = ["--runs-dir", family]
+    done = sspo("eval", "whole@9", "whole@last", *whole, "-b", "arithmetic", "--limit", 2)
+    assert done.returncode == 0, done.stderr
+    assert "whole@9: arithmetic Pass@1" in done.stderr + done.stdout
+    assert_told(sspo("eval", "whole@3", *whole), "has no checkpoint 3; use last, best or one of its steps: 9, 10")
+    assert_told(sspo("eval", "whole@9", *whole, "--checkpoint", "10"), "is a checkpoint already")
+    done = sspo("export", "whole@9", tmp_path / "model", *whole)
+    assert "checkpoints/step-9, its tokenizer" in done.stdout, done.stderr
+    assert_told(sspo("export", "whole@none", tmp_path / "other", *whole), "has no checkpoint none")
+    for name in ("whole@9", "whole/checkpoints/step-9"):
+        assert_told(sspo("report", name, *whole), f"a report covers whole runs; name the run, {family / 'whole'}")
+        resumed = sspo("train", "--resume", "--run", name, *whole)
+        assert_told(resumed, f"start a new run from the checkpoint: `sspo train --from {name}`")
 
 
 def test_what_may_not_change_is_refused_with_the_command_that_forks_instead(family: Path):

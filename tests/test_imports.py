@@ -21,8 +21,9 @@ ORDER = [
     {"preflight", "model_check", "forks"},
     {"evaluation", "report"},
     {"sweep", "run", "memory"},
-    {"train", "examination", "export"},
+    {"train", "examination", "export", "parameters"},
     {"session", "usage", "small_commands"},
+    {"preview"},
     {"cli"},
     {"__main__"},
 ]

@@ -143,7 +143,7 @@ def test_a_hangup_that_was_ignored_at_the_start_stays_so(kept_handlers: list[int
 def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At step 4, which has no checkpoint of its own, and at step 10 after the last step."""
+    """At step 4, which has no checkpoint, and at step 10 after the last step."""
     generate, measured = TorchEngine.generate, []
 
     def noted(self, request, on_completion=None):
@@ -226,7 +226,7 @@ def test_a_sigterm_that_comes_again_while_the_state_is_saved_loses_nothing(
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_goes_on_behind_it(
+def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_continues_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Between its own checkpoints, and in its very last step."""

@@ -10,7 +10,7 @@ import pytest
 from commands import sspo
 from small_runs import rows
 
-from sspo_cli.tracking import run_folder
+from sspo_cli.tracking import program
 from sspo_cli.tracking.tracker import Tracker
 
 QUICK = {
@@ -31,7 +31,7 @@ QUICK = {
 
 
 class Killed(BaseException):
-    """As by SIGKILL, as far as files can tell."""
+    """Leave the files as a SIGKILL would."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_rows_that_are_missing_are_reported(copy: Path, name: str, damage: Calla
     else:
         (copy / name).unlink()
     said = resume(copy)
-    assert f"{name} is not what it was at step 2" in said
+    assert f"{name} differs from its record in the checkpoint of step 2" in said
     (start,) = json.loads((copy / "config.json").read_text())["resumed"]
     assert [name in sentence for sentence in start["lost"]] == [True]
     assert steps(copy / name)[-1] == 4
@@ -99,7 +99,7 @@ def test_what_is_doubled_or_appended_goes(copy: Path) -> None:
     before = {name: rows(copy / name) for name in names}
     for name in names:
         (copy / name).write_bytes((copy / name).read_bytes() * 2)
-    assert "is not what it was" not in resume(copy)
+    assert "differs from its record" not in resume(copy)
     for name in names:
         assert [row for row in rows(copy / name) if row["step"] <= 2] == [r for r in before[name] if r["step"] <= 2]
         assert sorted(set(steps(copy / name))) == [1, 2, 3, 4]
@@ -108,12 +108,12 @@ def test_what_is_doubled_or_appended_goes(copy: Path) -> None:
 def test_a_row_that_was_changed_is_noticed(copy: Path) -> None:
     path = copy / "metrics.jsonl"
     path.write_text(path.read_text().replace('"step": 1,', '"step": 2,', 1))
-    assert "metrics.jsonl is not what it was at step 2" in resume(copy)
+    assert "metrics.jsonl differs from its record in the checkpoint of step 2" in resume(copy)
 
 
 def test_nothing_is_reported_of_files_that_are_whole(copy: Path) -> None:
     said = resume(copy)
-    assert "is not what it was" not in said
+    assert "differs from its record" not in said
     assert "instead of" not in said
     assert "lacked" not in said
     (start,) = json.loads((copy / "config.json").read_text())["resumed"]
@@ -127,8 +127,8 @@ def test_a_lost_summary_is_written_again_from_the_checkpoint(copy: Path) -> None
     assert [row["step"] for row in before] == [0, 1, 2]
     summary.write_text(json.dumps(before[:1] + before[:1]))
     said = resume(copy)
-    assert "summary.json lacked 1 measurements" in said  # that of step 2 came after its checkpoint
-    assert "summary.json had 1 measurements twice" in said
+    assert "summary.json lacked 1 measurement, restored" in said  # that of step 2 came after its checkpoint
+    assert "summary.json had 1 measurement twice" in said
     assert json.loads(summary.read_text())[:3] == before
 
 
@@ -164,9 +164,9 @@ def test_files_are_on_the_disk_before_the_checkpoint_has_its_name(copy: Path, mo
 
 
 def test_another_program_is_reported_and_recorded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = run_folder._package_versions()
-    monkeypatch.setattr(run_folder, "_package_versions", lambda: {**versions, "torch": "99.0"})
-    monkeypatch.setattr(run_folder, "git_revision", lambda: "f00")
+    versions = program.package_versions()
+    monkeypatch.setattr(program, "package_versions", lambda: {**versions, "torch": "99.0"})
+    monkeypatch.setattr(program, "git_revision", lambda: "f00")
     said = resume(copy).replace("\n", " ")
     assert f"torch: {versions['torch']} -> 99.0" in said
     assert "-> f00" in said

@@ -250,7 +250,7 @@ def test_a_dry_run_prints_the_estimate_for_a_gpu_that_is_not_here(public):
     assert done.returncode == 0, done.stderr
     assert "# estimated memory on a GPU of 150.0 GB, for 7.62 billion parameters" in done.stdout
     assert_told(sspo(*command, 85), "set model.weights=bfloat16 and optimizer.eight_bit=true")
-    assert_told(sspo("train", "--device-memory", 85), "--device-memory is for --dry-run")
+    assert_told(sspo("train", "--device-memory", 85), "--device-memory applies only to --dry-run")
 
 
 def test_a_run_that_cannot_fit_stops_before_its_weights_are_opened(public, tmp_path):

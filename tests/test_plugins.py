@@ -1,4 +1,4 @@
-"""What a user names as `module:function`, whatever it is for."""
+"""Functions that a user names as `module:function`."""
 
 import sys
 

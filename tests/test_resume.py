@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or damaged anywhere, and go on."""
+"""Runs that are killed, stopped or damaged anywhere, and continue."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_killed_anywhere_and_resumed_it_ends_as_if_it_had_not_been(undisturbed: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_state_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path, number: signal.Signals):
+def test_a_signal_saves_the_state_and_says_how_to_continue(undisturbed: Path, tmp_path: Path, number: signal.Signals):
     started = [sys.executable, "-m", "sspo_cli", *arguments(tmp_path, "--run", "stopped")]
     process = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "stopped" / "metrics.jsonl").exists():
@@ -96,7 +96,7 @@ def test_a_resumed_run_may_be_computed_otherwise(undisturbed: Path, tmp_path: Pa
         (["--resume"], "--resume needs the run's name"),
     ],
 )
-def test_a_run_that_cannot_be_started_or_resumed_is_told(undisturbed: Path, more: list[str], said: str):
+def test_a_run_that_cannot_be_started_or_resumed_is_reported(undisturbed: Path, more: list[str], said: str):
     before = {
         path: path.stat().st_mtime_ns for path in undisturbed.parent.rglob("*") if path.suffix in (".json", ".jsonl")
     }

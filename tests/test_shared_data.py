@@ -1,10 +1,10 @@
-"""A checkout without the published data says how many tests it left out."""
+"""A checkout without some of the published data reports which files are missing and how many tests were skipped."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from shared_data import NO_SHARED_DATA, skipped_line
+from shared_data import published, skipped_line
 
 
 @dataclass
@@ -12,20 +12,18 @@ class Report:
     longrepr: tuple[str, int, str] | str
 
 
-def skips(*reasons: str) -> list[Report]:
-    return [Report(("tests/test_a.py", 7, f"Skipped: {reason}")) for reason in reasons]
-
-
-@pytest.mark.parametrize(("count", "begins"), [(1, "1 test was skipped"), (3, "3 tests were skipped")])
-def test_the_line_counts_the_tests_that_lacked_the_data_and_says_where_it_goes(count: int, begins: str) -> None:
-    lacking = skips(*[f"{NO_SHARED_DATA} next to the project"] * count)
-    line = skipped_line([*skips("no chromium"), *lacking, Report("xfail")], Path("some/shared/data"))
-    assert line is not None
-    assert line.startswith(begins)
-    assert "they go into some/shared/data" in line
+def test_the_line_names_the_missing_files_and_counts_their_tests(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").touch()
+    assert published("gsm8k/test.jsonl", tmp_path).is_file()
+    reports = [Report("xfail"), Report(("tests/test_a.py", 7, "Skipped: no chromium"))]
+    assert skipped_line(reports) is None
+    for file in ("gsm8k/train.jsonl", "aime24/test.jsonl", "gsm8k/train.jsonl"):
+        with pytest.raises(pytest.skip.Exception) as skipped:
+            published(file, tmp_path)
+        reports.append(Report(("tests/test_a.py", 7, f"Skipped: {skipped.value}")))
+    line = str(skipped_line(reports, tmp_path))
+    assert line.startswith("3 tests were skipped for lack of published data")
+    assert f"missing in {tmp_path}: aime24/test.jsonl (1), gsm8k/train.jsonl (2);" in line
     assert "\n" not in line
-
-
-def test_other_skips_are_not_counted() -> None:
-    assert skipped_line(skips("no chromium", "torch.compile wants a C++ compiler on a CPU")) is None
-    assert skipped_line([]) is None
+    assert str(skipped_line(reports[:3], tmp_path)).startswith("1 test was skipped")

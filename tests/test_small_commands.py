@@ -74,7 +74,7 @@ def test_presets_are_the_project_s_configs_and_go_by_name(tmp_path, monkeypatch)
     listed = sspo("configs").stdout
     for preset in presets():
         assert f"{preset.name}\n    {preset.comments[1]}\n" in listed
-        assert preset.comments[1].endswith(".")  # a whole sentence, even if it goes on in the next line
+        assert preset.comments[1].endswith(".")  # a whole sentence, even if it continues in the next line
     assert "a policy can unlearn what its cold start taught.\n" in listed
     assert "../" not in listed
     assert load_config([Path("calculator")]) == load_config([PROJECT / "configs" / "calculator.yaml"])

@@ -10,7 +10,7 @@ from commands import Outcome, assert_told, sspo
 from pydantic import BaseModel
 
 from sspo_cli.config import LoraOptions, RunOptions, TaskOptions, VllmOptions, load_config
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.sweep import load_sweep
 
 
@@ -39,9 +39,9 @@ def test_every_numeric_option_is_tried():
 @pytest.mark.parametrize("value", ["true", "'8'", "on", "[1]", "{a: 1}", "2024-01-01", "1" + "0" * 24, "1e308", "''"])
 @pytest.mark.parametrize("option", NUMBERS)
 def test_what_is_no_number_of_a_sensible_size_is_refused(option: str, value: str):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         load_config([], [f"{option}={value}", *(["objective.method=grpo"] if ".eps_" in option else [])])
-    assert option.rpartition(".")[2] in str(told.value)
+    assert option.rpartition(".")[2] in str(raised.value)
 
 
 @pytest.mark.parametrize("option", options_of_type(RunOptions, (bool,)))
@@ -225,6 +225,10 @@ def test_a_long_value_is_shortened_wherever_a_sentence_repeats_it():
     assert str(error).endswith("cannot be loaded: first line \\udcff; use another")
     assert len(str(error)) < 300
     assert len(str(UserError("word " * 5000))) <= 1600
+
+
+def test_a_number_is_written_with_its_noun():
+    assert [quantity(count, "problem") for count in (0, 1, 2)] == ["0 problems", "1 problem", "2 problems"]
 
 
 def test_a_path_of_usual_length_is_not_shortened():

@@ -102,7 +102,7 @@ def test_the_key_changes_with_every_option_but_the_number_of_threads(tmp_path):
     assert first.name == third.name
 
 
-def test_an_option_that_a_later_version_adds_leaves_the_keys_as_they_are(tmp_path, monkeypatch):
+def test_an_option_that_a_later_version_adds_changes_no_key(tmp_path, monkeypatch):
     before = [trial.name for trial in load(tmp_path, SWEEP)]
 
     class Later(RunOptions):
@@ -137,7 +137,7 @@ def test_an_option_that_a_later_version_adds_leaves_the_keys_as_they_are(tmp_pat
         ),
     ],
 )
-def test_a_wrong_sweep_file_is_told(tmp_path, text, said):
+def test_a_wrong_sweep_file_is_reported(tmp_path, text, said):
     with pytest.raises(UserError, match=said):
         load(tmp_path, text)
 
@@ -179,7 +179,7 @@ def test_an_empty_file_is_one_trial_of_the_default_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
-def test_a_stopped_sweep_goes_on_and_skips_what_is_finished(tmp_path, number):
+def test_a_stopped_sweep_continues_and_skips_what_is_finished(tmp_path, number):
     text = SWEEP.replace("seeds: [0, 1]", "seeds: [0]")
     process = sweep(tmp_path, text=text)
     while "finished" not in states(tmp_path).values():

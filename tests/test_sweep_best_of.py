@@ -1,4 +1,4 @@
-"""A sweep that goes on with what did best in an earlier one."""
+"""A sweep of the best configurations of an earlier one."""
 
 import itertools
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_nothing_is_chosen_by_a_test_score(runs):
         load_sweep(runs.parent / "after.yaml", [], runs)
 
 
-def test_an_unfinished_sweep_is_told(runs):
+def test_an_unfinished_sweep_is_reported(runs):
     with pytest.raises(
         UserError, match=r"best_of needs finished trials, but 6 of 6 trials of .*before\.yaml are not finished"
     ):

@@ -34,7 +34,7 @@ def cluster():
 
 
 def learned(run: Path) -> list[dict[str, float]]:
-    """What a run's metrics say, but for times."""
+    """Read a run's metrics, without times."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
@@ -90,7 +90,7 @@ def test_a_sweep_on_ray_outlives_a_killed_worker_and_learns_the_same(tmp_path, c
     assert learned(alone / "small" / killed.name) == learned(killed)
 
 
-def test_a_trial_that_no_node_can_hold_is_told_before_the_start(tmp_path, cluster):
+def test_a_trial_that_no_node_can_hold_is_reported_before_the_start(tmp_path, cluster):
     process = sweep(tmp_path, "--ray", cluster.address, "-s", "threads=4")
     said, _ = process.communicate()
     assert process.returncode == 1
@@ -101,7 +101,7 @@ def test_a_trial_that_no_node_can_hold_is_told_before_the_start(tmp_path, cluste
     assert not (tmp_path / "small").exists()
 
 
-def test_a_cluster_that_is_not_there_is_told(tmp_path):
+def test_a_cluster_that_is_not_there_is_reported(tmp_path):
     process = sweep(tmp_path, "--ray", "127.0.0.1:1")
     said, _ = process.communicate()
     assert process.returncode == 1
@@ -203,8 +203,8 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
 
 
 @pytest.mark.long
-def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_named(tmp_path, cluster):
-    """Two more nodes, which alone can hold the trial, are killed one after the other while it runs there."""
+def test_a_trial_of_a_lost_node_continues_elsewhere_and_without_any_node_it_is_named(tmp_path, cluster):
+    """Two more nodes, which alone can hold the trial, are killed in turn while it runs there."""
     larger = [cluster.add_node(num_cpus=2, object_store_memory=80 << 20) for _ in range(2)]
     raylets = {raylet.pid: raylet for node in larger for raylet in [node.all_processes["raylet"][0].process]}
     text = TWO_ENDLESS.replace("  - options: {objective.method: grpo}\n", "").replace(
@@ -227,7 +227,7 @@ def test_a_trial_of_a_lost_node_goes_on_elsewhere_and_without_any_node_it_is_nam
     assert process.returncode == 1, said
     assert f"to be retried {trial.name}" in said
     assert said.splitlines()[-1] == (
-        "sspo: no remaining node of the Ray cluster has the 2 CPUs that a trial needs; 1 of 1 trials did not finish: "
+        "sspo: no remaining node of the Ray cluster has the 2 CPUs that a trial needs; 1 of 1 trial did not finish: "
         f"{trial.name}; the same command continues them"
     )
     assert psutil.wait_procs(attempts, timeout=60)[1] == []

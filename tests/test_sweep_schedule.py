@@ -65,7 +65,7 @@ class ScriptedTrial:
 
 
 class Endless(Scripted):
-    """The same, but trials go on until they are stopped, when `b` takes its last step; `log` says what is done to them."""
+    """The same, but trials continue until they are stopped, when `b` takes its last step; `log` lists what is done to them."""
 
     def __init__(self, room: int) -> None:
         super().__init__(room, defaultdict(lambda: [0]))
@@ -178,7 +178,7 @@ def test_a_failed_trial_is_tried_again_after_the_others(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "finished      a (3 of 3 finished)"
 
 
-def test_a_trial_that_goes_on_failing_is_named_after_its_last_try(tmp_path):
+def test_a_trial_that_keeps_failing_is_named_after_its_last_try(tmp_path):
     place = Scripted(1, {"a": [1, -9, 1], "b": [0]})
     with pytest.raises(UserError, match=r"^1 of 2 trials failed: a; their output is in .*<trial>.log, and the same"):
         run_sweep(trials("a", "b"), tmp_path, place, retries=2)
@@ -187,11 +187,11 @@ def test_a_trial_that_goes_on_failing_is_named_after_its_last_try(tmp_path):
 
 def test_without_retries_a_trial_fails_once(tmp_path):
     place = Scripted(1, {"a": [1, 0]})
-    with pytest.raises(UserError, match="1 of 1 trials failed"):
+    with pytest.raises(UserError, match="1 of 1 trial failed"):
         run_sweep(trials("a"), tmp_path, place, retries=0)
 
 
-def test_a_second_sweep_over_the_folder_is_told(tmp_path):
+def test_a_second_sweep_over_the_folder_is_reported(tmp_path):
     class Sweeping(Scripted):
         def start(self, trial, folder):
             with pytest.raises(UserError, match="is being run by another process"):
@@ -203,7 +203,7 @@ def test_a_second_sweep_over_the_folder_is_told(tmp_path):
     assert place.order == ["a"]
 
 
-def test_a_trial_that_was_begun_with_other_options_is_told(tmp_path):
+def test_a_trial_that_was_begun_with_other_options_is_reported(tmp_path):
     with RunFolder.create(tmp_path / "a", RunOptions(threads=2, steps=5), []):
         pass
     place = Scripted(1, {"a": [0]})
@@ -236,7 +236,7 @@ def test_a_trial_that_waits_for_room_is_not_overtaken_by_smaller_ones(tmp_path):
     assert place.order == ["a", "big", "c"]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*/file/sweep: Not a directory"):
         run_sweep(trials("a"), tmp_path / "file" / "sweep", Scripted(1, {"a": [0]}), retries=0)

@@ -30,7 +30,7 @@ def test_the_view_of_a_terminal_shows_state_step_reward_and_time_left(tmp_path):
     assert all(text in row for text in ("4/160", "2.00", "0:05:12"))  # 156 steps of 2 seconds
 
 
-def test_the_view_says_how_long_the_whole_sweep_goes_on(tmp_path, monkeypatch):
+def test_the_view_says_how_long_the_whole_sweep_takes(tmp_path, monkeypatch):
     now = 100.0
     monkeypatch.setattr("sspo_cli.sweep.view.time.monotonic", lambda: now)
 

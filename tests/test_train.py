@@ -115,7 +115,7 @@ def validated(undisturbed: Path) -> Path:
     return undisturbed.parent / "validated"
 
 
-def test_the_best_checkpoint_by_validation_is_kept_beside_the_last(validated: Path):
+def test_the_best_checkpoint_by_validation_is_kept_next_to_the_last(validated: Path):
     summary = json.loads((validated / "eval" / "summary.json").read_text())
     scores = [(row["step"], row["n"], row["pass_at_1"]) for row in summary if row["benchmark"] == "validation"]
     assert [(step, n) for step, n, _ in scores] == [(step, 16) for step in (0, 2, 4, 6, 8, 10)]
@@ -184,7 +184,7 @@ def test_a_second_epoch_compares_with_the_policy_that_sampled(undisturbed: Path)
     assert metrics[2]["sampler/mismatch_max"] < 1e-4
 
 
-def test_every_rollout_samples_with_a_seed_of_its_own(undisturbed: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_rollout_samples_with_its_own_seed(undisturbed: Path, monkeypatch: pytest.MonkeyPatch):
     generate, seeds = TorchEngine.generate, []
 
     def noted(self, request, on_completion=None):

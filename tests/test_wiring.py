@@ -63,7 +63,7 @@ def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Pl
     # One forward pass for the step, and before the first one another for the second minibatch's old log-probabilities.
     assert played["time/learning"] == [0.5, 0.25] * 3
     assert played["time/step"] == [3.0, 0.25] * 3
-    # An evaluation takes 5 s, and 0.5 s for each of its 8 answers, which are graded one by one as they are done.
+    # An evaluation takes 5 s, and 0.5 s for each of its 8 answers, which are graded singly.
     assert played["time/elapsed"] == [3.0, 3.25, 3.25 + 9.0 + 3.0, 15.5, 15.5 + 9.0 + 3.0, 27.75]
     busy = [3.0, 3.25, 6.25, 6.5, 9.5, 9.75]
     assert played["time/tokens_per_second"] == pytest.approx(
@@ -71,7 +71,7 @@ def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Pl
     )
 
 
-def test_a_resumed_part_has_a_time_and_a_speed_of_its_own_and_all_else_as_if_not_interrupted(
+def test_a_resumed_part_has_its_own_time_and_speed_and_all_else_as_if_not_interrupted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], played: Played
 ) -> None:
     resumed = play(tmp_path, "resumed", {"stop_at_rollout": 2}, evaluation__every="null")
@@ -156,13 +156,13 @@ def test_an_evaluation_longer_than_the_context_is_refused_before_the_first_step(
         play(tmp_path, "long", evaluation__max_new_tokens=1020)
 
 
-def test_without_a_limit_of_its_own_an_evaluation_has_the_rollout_s(tmp_path: Path) -> None:
+def test_without_its_own_limit_an_evaluation_has_the_rollout_s(tmp_path: Path) -> None:
     options = {"evaluation__max_new_tokens": "null", "rollout__max_new_tokens": 33, "steps": 1}
     run = play(tmp_path, "unlimited", **options)
     assert {sampling.max_new_tokens for _, _, sampling in run.engines[0].calls} == {33}
 
 
-def test_tasks_are_drawn_by_their_weights_and_each_rollout_is_split_anew(tmp_path: Path) -> None:
+def test_tasks_are_drawn_by_their_weights_and_each_rollout_is_split_again(tmp_path: Path) -> None:
     for task in (1, 2):
         lines = [f'{{"id": "{n}+{task}", "question": "{n}+{task}", "answer": "{n + task}"}}\n' for n in range(60)]
         (tmp_path / f"{task}.jsonl").write_text("".join(lines))
@@ -220,4 +220,4 @@ def test_a_finished_run_says_what_ails_it(tmp_path: Path, capsys: pytest.Capture
     """The scripted sampler's log-probabilities are 0.1 off, and more at first tokens."""
     play(tmp_path, "ailing", steps=20, evaluation__every="null")
     (sign,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("health: "))
-    assert re.match(r"health: the sampler's log-probabilities are 0\.1\d\d nats from the policy's", sign)
+    assert re.match(r"health: the sampler's log-probabilities differ from the policy's by 0\.1\d\d nats", sign)

@@ -31,21 +31,21 @@ from sspo_cli.config.files import (
     validate,
 )
 from sspo_cli.config.hints import option_named
-from sspo_cli.config.named import named_model_defaults
-from sspo_cli.config.options import (
+from sspo_cli.config.learning import (
     DEFAULT_METHOD,
-    VALIDATION,
-    CheckpointOptions,
     ColdStartOptions,
-    EvaluationOptions,
-    ForkOptions,
     LearningOptions,
-    LoraOptions,
-    ModelOptions,
     ObjectiveOptions,
     OptimizerOptions,
+)
+from sspo_cli.config.model import LoraOptions, ModelOptions, TinyModelOptions
+from sspo_cli.config.named import named_model_defaults
+from sspo_cli.config.options import (
+    VALIDATION,
+    CheckpointOptions,
+    EvaluationOptions,
+    ForkOptions,
     RunOptions,
-    TinyModelOptions,
     WandbOptions,
 )
 from sspo_cli.config.sampling import EpisodeOptions, RolloutOptions, VllmOptions

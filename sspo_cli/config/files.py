@@ -12,7 +12,9 @@ from ruamel.yaml import YAML
 
 from sspo_cli.config.explain import explain
 from sspo_cli.config.hints import option_named
-from sspo_cli.config.options import DEFAULT_METHOD, RunOptions
+from sspo_cli.config.ignored import refuse_ignored
+from sspo_cli.config.learning import DEFAULT_METHOD
+from sspo_cli.config.options import RunOptions
 from sspo_cli.config.parsing import parse_yaml, read_yaml
 from sspo_cli.config.presets import find_config
 from sspo_cli.config.sampling import EpisodeOptions
@@ -77,10 +79,15 @@ def merge_config(
     files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Merge files, flags and overrides like `load_config` into nested dictionaries, without validating them."""
-    over = nest(flags or {})
+    return merge_layers(_layers(files, overrides, flags or {}))
+
+
+def _layers(files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the options of each file, and together those of the command line, as nested dictionaries."""
+    over = nest(flags)
     for override in overrides:  # merged into one layer, so that a later objective.method does not discard earlier ones
         over = merge(over, _parse_override(override))
-    return merge_layers([*map(_read_options, map(find_config, files)), over])
+    return [*map(_read_options, map(find_config, files)), over]
 
 
 def _read_options(file: Path) -> dict[str, Any]:
@@ -119,17 +126,23 @@ class Given:
     flags: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> RunOptions:
-        """Merge and validate these options. Raises UserError like `load_config`."""
-        return load_config(self.files, self.overrides, self.flags)
+        """Merge and validate these options. Raises UserError like `load_config`, and for an option that would be ignored."""
+        layers = _layers(self.files, self.overrides, self.flags)
+        options = validate(merge_layers(layers))
+        refuse_ignored([dict(flatten(layer)) for layer in layers], options)
+        return options
 
     def over(self, recorded: RunOptions) -> RunOptions:
         """Apply these options on top of those of an earlier run, and validate the result.
 
         If the method or the gate changes, its options get their defaults, not the recorded values. Raises UserError like
-        `load_config`.
+        `options`.
         """
-        over = merge_config(self.files, self.overrides, self.flags)
-        return validate(merge_layers([_without_derived(recorded.model_dump(mode="json"), over), over]))
+        layers = _layers(self.files, self.overrides, self.flags)
+        over = merge_layers(layers)
+        options = validate(merge_layers([_without_derived(recorded.model_dump(mode="json"), over), over]))
+        refuse_ignored([dict(flatten(layer)) for layer in layers], options)
+        return options
 
     @property
     def words(self) -> list[str]:

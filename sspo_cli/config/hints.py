@@ -78,10 +78,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
             return f"; {_whole_list('.'.join([*prefix, indexed[1]]), section.model_fields[indexed[1]], {})}"
         name = indexed[1]
     if "learning" in fields and KL.fullmatch(name):
-        learning = nested_section(root, "learning")
-        if learning and "kl" in learning.model_fields:
-            return "; did you mean `learning.kl`?"
-        return "; the paper's experiments apply no KL term, and there is none here"
+        return "; did you mean `learning.kl`?"
     if name in TRUNCATED_SAMPLING and "rollout" in fields:
         return f"; {_truncated_sampling(name, root)}"
     if (known := ELSEWHERE.get(name)) and option_named(known, root) == known:
@@ -92,7 +89,9 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
         everywhere.setdefault(option, []).append(path)
     alike = everywhere.get(name, [])
     if not prefix:  # a name without a section may belong to any section
-        close = difflib.get_close_matches(name, everywhere, n=1, cutoff=NEAR_ANYWHERE)
+        top = [option for option in here if nested_section(root, option) is None]
+        close = difflib.get_close_matches(name, top, n=1, cutoff=NEAR_ANYWHERE)
+        close = close or difflib.get_close_matches(name, everywhere, n=1, cutoff=NEAR_ANYWHERE)
         alike = everywhere[close[0]][:1] if close else []
     if not alike and (near := _alike(name, here)):
         alike = [here[near]]

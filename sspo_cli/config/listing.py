@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 from sspo_cli.config.base import Options
 from sspo_cli.config.data import BenchmarkOptions, TaskOptions
 from sspo_cli.config.hints import nested_section
+from sspo_cli.config.learning import MethodOptions
 from sspo_cli.config.named import ADAPTERS, NAMED_MODEL, TASK
-from sspo_cli.config.options import MethodOptions, RunOptions
+from sspo_cli.config.options import RunOptions
 from sspo_cli.errors import UserError
 
 KINDS = {int: "integer", float: "number", bool: "true or false", str: "text", type(None): "null"}

@@ -16,10 +16,13 @@ from sspo_cli import ranks
 from sspo_cli.config import ENVIRONMENTS, BenchmarkOptions, EpisodeOptions
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record, summarize
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.comparison import RECORDED, EvalResult, print_comparison
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.partial import partial_path
 from sspo_cli.evaluation.reuse import find_recorded
+from sspo_cli.evaluation.sampling import evaluate
+from sspo_cli.evaluation.summary import record, summarize
 from sspo_cli.evaluation.targets import (
     MODEL,
     Target,
@@ -252,7 +255,7 @@ def _measure_target(
         parts = {f"{name}/{part}": {**common, **of_part} for part, of_part in summary.get("parts", {}).items()}
         for label, measured in {name: summary, **parts}.items():
             bars.console.print(f"{target.name}: {label} Pass@1 {pass_at_1(measured)}{mark}", soft_wrap=True)
-        for sign in evaluation_signs(rows, target.options.prompt, template.asks_for_tags):
+        for sign in evaluation_signs(rows, target.options.silent_template):
             bars.console.print(f"{target.name}: {name}: {sign}", soft_wrap=True)
         if path and not again:  # it is recorded now, so the same command finds it
             if ranks.is_first():

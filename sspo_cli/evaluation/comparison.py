@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sspo_cli.errors import quantity
 from sspo_cli.statistics import differ_alike, mcnemar, paired_bootstrap
 from sspo_cli.tracking.measurement import IDENTITY, columns, differences
 from sspo_cli.tracking.text import truncated
@@ -70,7 +71,7 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
         console.print(_conditions(result), soft_wrap=True)
         if result.summary["truncated"] > len(result.rows) / 2:
             console.print(
-                f"  most completions were cut at {result.summary['max_new_tokens']} tokens; raise --max-new-tokens"
+                f"  most completions were cut at {quantity(result.summary['max_new_tokens'], 'token')}; raise --max-new-tokens"
             )
 
 
@@ -147,12 +148,12 @@ def _conditions(result: EvalResult) -> str:
     summary = result.summary
     how = "greedy"
     if summary["temperature"]:
-        samples = "1 sample" if summary["samples"] == 1 else f"{summary['samples']} samples"
-        how = f"{samples} at temperature {summary['temperature']:g}, seed {summary['seed']}"
+        how = f"{quantity(summary['samples'], 'sample')} at temperature {summary['temperature']:g}, seed {summary['seed']}"
     trained_on = f", {n} of them trained on" if (n := summary["trained_on"]) else ""
+    problems, limit = quantity(summary["n"], "problem"), quantity(summary["max_new_tokens"], "token")
     return (
-        f"{result.target}, {result.benchmark} ({summary['split']}): {summary['n']} problems{trained_on}, {how}, at most "
-        f"{summary['max_new_tokens']} tokens, prompt {summary['prompt']}, checkpoint {summary['checkpoint']}; sampled by "
+        f"{result.target}, {result.benchmark} ({summary['split']}): {problems}{trained_on}, {how}, at most {limit}, "
+        f"prompt {summary['prompt']}, checkpoint {summary['checkpoint']}; sampled by "
         f"{summary['engine'].replace(',', ', ')}, problems {summary['problems']}"
         + (f" from {summary['path']}" if summary["path"] else "")
     )

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from sspo_cli import ranks
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, summarize
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.summary import summarize
 from sspo_cli.tracking.files import read_json, read_jsonl
 from sspo_cli.tracking.shapes import ANSWER, EVALUATIONS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sspo_cli.config import TASK_NAMES, VALIDATION, BenchmarkOptions, RunOptions, task_from_text, validate
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.evaluation.benchmark import Conditions
 from sspo_cli.named_runs import checkpoint_of, find_run, model_folder, step_of, whole
 from sspo_cli.tracking.files import read_json
@@ -147,7 +147,9 @@ def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOpt
             earlier, earlier_limit = first.setdefault(task.label, (target, limit))
             if limit == earlier_limit:
                 continue
-            unequal = f"{earlier.name} with at most {earlier_limit} tokens and {target.name} with at most {limit}"
+            unequal = (
+                f"{earlier.name} with at most {quantity(earlier_limit, 'token')} and {target.name} with at most {limit}"
+            )
             if not (earlier.checkpoint and target.checkpoint):
                 raise UserError(
                     f"{task.label} would be measured for {unequal}, so their scores could not be compared; set the same limit "

@@ -19,7 +19,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from sspo_cli import ranks
-from sspo_cli.errors import UserError, border, first_line
+from sspo_cli.errors import UserError, border, first_line, quantity
 from sspo_cli.policy.model import Policy
 from sspo_cli.policy.sharding import local
 from sspo_cli.policy.spread_files import OPTIMIZER_INDEX, load_optimizer_parts, save_optimizer, spread_optimizer
@@ -197,8 +197,8 @@ def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimize
     written_by, eight_bit = state.get("ranks", 1), type(optimizer) is not torch.optim.AdamW
     if eight_bit and written_by != ranks.size():
         raise UserError(
-            f"the 8-bit moments in {folder} were written by {written_by} ranks, so {ranks.size()} cannot load them; continue "
-            f"with --nproc {written_by}"
+            f"the 8-bit moments in {folder} were written by {quantity(written_by, 'rank')}, so {ranks.size()} cannot load them; "
+            f"continue with --nproc {written_by}"
         )
     with usable_state(folder):
         if (folder / OPTIMIZER_INDEX).exists():

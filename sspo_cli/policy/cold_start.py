@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from sspo_cli import __version__, ranks
 from sspo_cli.config import RunOptions
-from sspo_cli.errors import UserError, border
+from sspo_cli.errors import UserError, border, quantity
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.locks import take_lock
 from sspo_cli.policy.batch import collate
@@ -199,8 +199,8 @@ def _train(
         bad_steps = 0 if taken else bad_steps + 1
         if bad_steps >= run_options.optimizer.max_bad_steps:
             raise UserError(
-                f"the cold start's loss or its gradient was not finite in {bad_steps} steps in a row, at step {step + 1}; "
-                "lower cold_start.learning_rate"
+                f"the cold start's loss or its gradient was not finite in {quantity(bad_steps, 'consecutive step')}, "
+                f"at step {step + 1}; lower cold_start.learning_rate"
             )
         progress(1, loss=loss)
         stopping = ranks.anywhere(interruption.requested)

@@ -57,8 +57,8 @@ class Dialogue:
             ends = ", ".join(tokenizer.convert_ids_to_tokens(policy.end_ids))
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path} ends a turn by {between[:40]!r}, which does not begin with an "
-                f"end-of-sequence token of the model ({ends}), so its turns cannot be told apart in episodes; add that token to "
-                "eos_token_id in generation_config.json, or use another model"
+                f"end-of-sequence token of the model ({ends}), so its turns cannot be distinguished in episodes; add that token "
+                "to eos_token_id in generation_config.json, or use another model"
             )
         after_ids = tokenizer.encode(after, add_special_tokens=False)
         dialogue = cls(tokenizer, policy.vocabulary, policy.end_ids, before, after_ids, opening_of(text))

@@ -15,16 +15,16 @@ from sspo_cli.report.records import PART, BareModel, RunRecord, Select, answers,
 BUDGET = 2_000_000  # most characters of JSON for the answers of all runs and models together
 MOST_ANSWERS = 200  # of a run or model on a benchmark
 LONGEST = 4000  # most characters of an answer; questions are shared by all runs, and are cut at the same length
-SHORTEST = 300  # characters that an answer is cut to at least, however many runs there are
+SHORTEST = 300  # characters that a cut answer keeps at least, however many runs there are
 
-# What a row records of its measurement. Rows of different measurements are not mixed.
+# Fields of a row that describe its measurement. Rows of different measurements are not mixed.
 CONDITIONS = ("samples", "temperature", "max_new_tokens", "template", "turns", "proposals", "identity")
 
 
 def sample_answers(collection: Collection, budget: int = BUDGET) -> dict[str, Any]:
     """Sample the answers of each run and measured model at the checkpoint that the tables show, evenly over the problems.
 
-    questions  texts of the questions, in which the answers of all runs index
+    questions  texts of the questions; the answers of all runs refer to them by index
     sources    {path, name, label, damage, benchmarks}: a run or a model; `damage` describes an unreadable file
 
     benchmark  {name, file, step, problems, right, total, answers}: `right` of `total` answers are right; `problems` is the
@@ -62,7 +62,7 @@ def _of_source(source: RunRecord | BareModel, select: Select, budget: int, quest
     for name in names:
         try:
             rows = answers(source, name)
-        except UserError as error:  # named on the page; the other files are read
+        except UserError as error:  # the page shows the error, and the other files are still read
             damage.append(str(error))
             continue
         measured = grouped(_at_selected_step(source, rows, select), lambda row: tuple(map(row.get, CONDITIONS)))
@@ -78,7 +78,7 @@ def _of_source(source: RunRecord | BareModel, select: Select, budget: int, quest
 def _at_selected_step(
     source: RunRecord | BareModel, rows: Sequence[dict[str, Any]], select: Select
 ) -> list[dict[str, Any]]:
-    """Select the rows of the step that the tables show, or of the last step that was measured if they show none."""
+    """Return the rows of the step that the tables show, or of the last measured step if that step has no rows."""
     steps = {row["step"] for row in rows}
     step = source.selected_step(select) if isinstance(source, RunRecord) else None
     shown = step if step in steps else max(steps, default=None)
@@ -88,7 +88,7 @@ def _at_selected_step(
 def _of_measurement(rows: Sequence[dict[str, Any]], budget: int, questions: dict[str, int]) -> dict[str, Any]:
     problems = list(grouped(rows, itemgetter("id")).values())
     longest = min(LONGEST, max(SHORTEST, budget // 20))
-    kept: dict[int, list[dict[str, Any]]] = {}  # by the place of the problem
+    kept: dict[int, list[dict[str, Any]]] = {}  # by the index of the problem
     used = number = 0
     for place in dict.fromkeys(coarse_to_fine(len(problems))):
         known = len(questions)

@@ -17,10 +17,10 @@ def best_configurations(
     select: Select,
     key: Callable[[RunGroup], Any] = lambda group: (group.setting, group.method, group.gate),
 ) -> tuple[list[RunGroup], list[str]]:
-    """Choose, among groups with the same key, the one with the best mean validation Pass@1; never by a test score.
+    """Choose the group with the best mean validation Pass@1 among the groups of each key, never by a test score.
 
-    Returns all groups of a key if their finished runs have no common validation. Also returns a sentence for each choice,
-    and for each key without one.
+    If the finished runs of a key have no common validation, all of its groups are returned. Also returns a sentence for each
+    choice, and for each key without a choice.
     """
     chosen: list[RunGroup] = []
     notes = []
@@ -37,7 +37,7 @@ def best_configurations(
                 continue
             notes.append(
                 f"{name} in {setting}: all {len(candidates)} configurations are shown, because they have no common validation "
-                "to choose by (`evaluation.validation`), and a test score must not choose."
+                "to choose by (`evaluation.validation`), and test scores must not be used for a choice."
             )
             continue
         ranked = sorted(zip(filter(None, scores), candidates, strict=True), key=lambda pair: -pair[0][1])
@@ -56,10 +56,10 @@ def best_configurations(
 def against_best_and_baseline(
     results: Sequence[T], score: Callable[[T], float], method_of: Callable[[T], str]
 ) -> list[tuple[T, T, str]]:
-    """Pair every result with the best trained one and with the strongest baseline, without repeating a pair.
+    """Pair every result with the best trained result and with the strongest baseline, without repeating a pair.
 
-    Each pair comes with the role of its second result: `best` or `strongest baseline` or both, `tied for …` if others have
-    its score. `method_of` returns an empty text for a result that was not trained.
+    Each pair comes with the role of its second result: `best`, `strongest baseline` or both, or `tied for …` if another result
+    has the same score. `method_of` returns an empty text for a result that was not trained.
     """
     trained = [result for result in results if method_of(result)]
     if not trained:
@@ -83,7 +83,10 @@ def _role(name: str, reference: T, rivals: Sequence[T], score: Callable[[T], flo
 
 
 def _validation_score(group: RunGroup, select: Select) -> tuple[tuple[Any, ...], float] | None:
-    """Return the measurement and the mean of validation over the finished runs at the selected step; None if one has none."""
+    """Return the measurement and the mean validation Pass@1 of the finished runs at their selected steps.
+
+    Returns None if a run has no validation at that step, or if the runs' measurements differ.
+    """
     rows = [row for run in group.finished for row in run.validations if row["step"] == run.selected_step(select)]
     measurements = {measurement_of(row) for row in rows}
     if not rows or len(rows) < len(group.finished) or len(measurements) > 1:

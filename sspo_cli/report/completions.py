@@ -14,7 +14,7 @@ from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import COMPLETION, check_shape
 
 BUDGET = 2_400_000  # most characters of JSON for the completions of all runs together
-SHORTEST_CUT = 300  # tokens that a completion is cut to at least, however many runs there are
+SHORTEST_CUT = 300  # tokens that a cut completion keeps at least, however many runs there are
 LONGEST_OPENING = 64  # most characters that a prompt template may put before the policy's first token
 
 
@@ -28,9 +28,9 @@ def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list
 
     - `opening`: the text that the template opened the completion with
     - `pieces`: the texts of the tokens; the whole text in a run of an older version
-    - `weights`: token weights in hundredths; null if all are 100, and a single one is null if a bad step made it not finite
+    - `weights`: token weights in hundredths; null if all are 100. A single weight that a bad step made not finite is null.
     - `left_out`: number of pieces missing in the middle of a long completion
-    - `read`, `outcome`: of an episode, flags of the pieces that the policy read, and how it ended; null for a single turn
+    - `read`, `outcome`: for an episode, a flag for each piece that the policy read, and the outcome; null for a single turn
     """
     runs = [(group, run) for group in groups for run in group.runs]
     if not runs:
@@ -42,13 +42,13 @@ def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list
         try:
             kept, complete = _sample(run, budget // len(runs))
             sampled.append({**header, "complete": complete, "damage": None, "groups": kept})
-        except UserError as error:  # named on the page; the other runs are read
+        except UserError as error:  # the page shows the error, and the other runs are still read
             sampled.append({**header, "complete": False, "damage": str(error), "groups": []})
     return sampled
 
 
 def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
-    """Return groups of the run by step, and True if they are all that it kept. Parse only lines of sampled rollouts."""
+    """Return groups of the run by step, and True if the run recorded no others. Only lines of sampled rollouts are parsed."""
     path = RunFolder(run.path).completions_path
     if not path.exists():
         return [], True

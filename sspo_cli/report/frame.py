@@ -39,13 +39,13 @@ class Line:
 
 
 def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel], select: Select) -> pd.DataFrame:
-    """Build a frame with a row for each line and evaluation; a setting has its base, its bare models, then its groups.
+    """Build a frame with a row for each line and evaluation. A setting's lines are its base, its bare models, its groups.
 
     line       the Line, with its `kind` and `setting` also as columns
     source     the RunRecord or BareModel, with the run's `seed`
     selected   the evaluation is of the run's selected step; always true for a base and a bare model
     pass_at_1  from the evaluation
-    percent    the same in %, from `correct`
+    percent    Pass@1 in %, computed from `correct`
 
     MEASUREMENT, identity, path, trained_on, step and correct are those of the evaluation. Bare models without a setting come
     last, with their name as setting. Bases and bare models have no validation rows.
@@ -93,7 +93,7 @@ def table_rows(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
 
 
 def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
-    """Select all evaluations of the groups' finished runs, including validation, by group and step; add `group`.
+    """Return all evaluations of the groups' finished runs, including validation, by group and step, with a column `group`.
 
     The groups may differ from those of the frame, but must have the same runs.
     """
@@ -122,10 +122,10 @@ def split(rows: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Summarize Pass@1 over the seeds: mean, standard deviation, 95 % interval of the mean, lowest and highest seed.
 
-    Returns a row for each value of the columns `by` and each measurement. It also has the mean share of answers that were cut
-    at the token limit, NaN if unknown. The interval is Wilson's for the n problems and the mean number solved, rounded; it is
-    not for n times the seeds, because all seeds answer the same problems. The standard deviation is that of a sample, and NaN
-    for one seed.
+    Returns a row for each value of the columns `by` and each measurement. A row also has the mean share of answers that were
+    cut at the token limit, NaN if unknown. The interval is Wilson's for n problems and the rounded mean number solved. It does
+    not use n times the number of seeds, because all seeds answer the same problems. The standard deviation is that of a
+    sample, and NaN for one seed.
     """
     key = [*by, *MEASUREMENT, "column"]
     summaries = []
@@ -150,9 +150,10 @@ def gain(cells: Mapping[str, float], base: Mapping[str, float]) -> float | None:
 
 
 def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[str, Any]]]:
-    """Return the tests before the first step.
+    """Return the evaluations on benchmarks before the first step.
 
-    The runs of a setting start from the same model, so one run represents those that agree; all are returned if they differ.
+    The runs of a setting start from the same model. If all of them solve equally many problems, one run represents them;
+    otherwise the evaluations of all runs are returned.
     """
     tests = [
         (run, evaluation)

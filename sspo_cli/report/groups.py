@@ -11,6 +11,7 @@ import pandas as pd
 import xxhash
 
 from sspo_cli.config import RunOptions, TaskOptions, flatten
+from sspo_cli.errors import quantity
 from sspo_cli.objectives import METHODS, OPTIONS
 from sspo_cli.report.records import RunRecord
 
@@ -44,7 +45,7 @@ WITHOUT_EFFECT = (
     "fork.",  # the starting checkpoint has an effect, see `effects_of`
 )
 
-# Options that determine the model that RL starts from and its problems; runs that differ in them are compared in no table.
+# Options that determine the model that RL starts from and its problems; no table compares runs that differ in them.
 START = ("model.", "cold_start.", "tasks", "prompt", "chat.", "episode.", "fork")
 
 # Options that determine the regime in which methods are compared: the staleness of minibatches and the amount of sampling.
@@ -60,9 +61,9 @@ REGIME = (
     "extended",
 )
 
-LONGEST_TEXT = 80  # most characters of a value that is written out
+LONGEST_TEXT = 80  # most characters of a value that is not shortened
 
-HYPERPARAMETERS = [name for name, option in OPTIONS.items() if not option.choices]  # the numbers among them
+HYPERPARAMETERS = [name for name, option in OPTIONS.items() if not option.choices]  # objective options that are numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class RunGroup:
 
 
 def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
-    """Name the groups by their differences, and sort them by setting, method and label."""
+    """Make groups with names that state their differences, sorted by setting, method and label."""
     options = [runs[0].options for runs in configurations]
     effects = [effects_of(runs[0]) for runs in configurations]
     starts = [{key: value for key, value in effect.items() if key.startswith(START)} for effect in effects]
@@ -190,12 +191,12 @@ def mean_over_seeds(runs: Sequence[RunRecord], metric: str) -> pd.Series:
 
 
 def distinguish(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """Describe, for each name that occurs several times, the differing details: `tau_neg 0.3, tau_pos 0.2`."""
+    """Describe each item by the details in which the items of its name differ: `tau_neg 0.3, tau_pos 0.2`."""
     return [listed(differing) for differing in differences(names, details)]
 
 
 def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
-    """Return, for each name that occurs several times, the differing details."""
+    """Return for each item the details in which the items of its name differ; empty for a name that occurs once."""
     sharing: dict[str, list[Mapping[Any, Any]]] = defaultdict(list)
     for name, detail in zip(names, details, strict=True):
         sharing[name].append(detail)
@@ -278,6 +279,6 @@ def _method_and_gate(options: RunOptions) -> str:
 
 def _model_name(options: RunOptions) -> str:
     model = options.model
-    return (
-        Path(model.name).name if model.name else f"tiny model ({model.tiny.layers} layers of {model.tiny.hidden_size})"
-    )
+    if model.name:
+        return Path(model.name).name
+    return f"tiny model ({quantity(model.tiny.layers, 'layer')} of {model.tiny.hidden_size})"

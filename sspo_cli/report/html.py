@@ -33,13 +33,13 @@ def template(name: str, **filters: Any) -> jinja2.Template:
 
 
 def html_page(*, completions: Sequence[dict[str, Any]], answers: dict[str, Any], **parts: Any) -> str:
-    """Render the page from `sample_completions`, `sample_answers` and the other parts that page.html.jinja names."""
+    """Render the page from `sample_completions`, `sample_answers` and the other values that page.html.jinja needs."""
     script = Markup(_resource("page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("page.html.jinja", code=code).render(
         css=Markup(_resource("page.css")),
         script=script,
-        script_hash=f"sha256-{digest}",  # no other script may run, even if it passed the escaping
+        script_hash=f"sha256-{digest}",  # the browser runs no other script, even if text from a run were not escaped
         browser=json_for_script(completions) if completions else None,
         answers=json_for_script(answers) if answers["sources"] else None,
         **parts,
@@ -47,15 +47,15 @@ def html_page(*, completions: Sequence[dict[str, Any]], answers: dict[str, Any],
 
 
 def html_of(tables: Iterable[Table]) -> Markup:
-    """Put each table into a scrolling box."""
+    """Render tables, each in a box that scrolls."""
     text = "".join(table.to_html() for table in tables)
     return Markup(text.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 
 def inline_svg(svg: bytes, name: str, title: str) -> Markup:
-    """Turn matplotlib's SVG into an element of a page with several: its ids begin with `name`, and it has a title.
+    """Convert matplotlib's SVG to an element of a page. Its ids begin with `name`, so that they are unique in the page.
 
-    It shrinks with its container, and does not grow beyond its natural size.
+    The element has a title for screen readers. It shrinks with its container, and does not grow beyond its natural size.
     """
     root = ElementTree.fromstring(svg)
     for node in root.iter():

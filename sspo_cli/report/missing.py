@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from sspo_cli.config import VALIDATION, flatten
-from sspo_cli.errors import command_line
+from sspo_cli.errors import command_line, quantity
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.frame import BARE, BASE, TRAINED, split, with_headings
 from sspo_cli.report.groups import RunGroup, distinguish, grouped, method_name
@@ -50,7 +50,7 @@ def _named(run: RunRecord) -> str:
 
 
 def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> Iterator[str]:
-    """List what a run lacks; `tests` are all its tests, or None."""
+    """List what a run lacks; `tests` are its evaluations on benchmarks, or None."""
     if not run.finished:
         reason = f": {run.reason}" if run.reason else ""
         yield (
@@ -69,11 +69,11 @@ def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> I
     elif not tests["selected"].any():
         when = "after its last step" if select == "last" else f"at step {step}, its best by validation"
         command = command_line("sspo", "eval", run.path, "--checkpoint", select)
-        yield f"{_named(run)} was not evaluated {when}; {command} does it."
+        yield f"{_named(run)} was not evaluated {when}; {command} evaluates it."
 
 
 def _missing_in(setting: str, groups: Sequence[RunGroup], tests: pd.DataFrame) -> Iterator[str]:
-    """List what only some runs of a setting have."""
+    """List evaluations and seeds that only some runs of a setting have."""
     yield from _doubts_about_the_base(setting, tests[tests["kind"] == BASE])
     at_step = {
         run: set(rows["benchmark"])
@@ -106,7 +106,7 @@ def _doubts_about_the_base(setting: str, base: pd.DataFrame) -> Iterator[str]:
 
 
 def _seeds_that_differ(groups: Sequence[RunGroup]) -> Iterator[str]:
-    """Name runs that look like seeds of one configuration but differ in an option, and seeds that are evaluated differently."""
+    """List runs that look like seeds of one configuration but differ in an option, and seeds that are evaluated differently."""
     for variants in grouped(groups, lambda group: (group.method, group.gate)).values():
         seeds = [run.seed for group in variants for run in group.runs]
         if len(variants) > 1 and len(seeds) == len(set(seeds)):
@@ -130,7 +130,7 @@ def _measured_in_several_ways(tests: pd.DataFrame) -> Iterator[str]:
                 first, *others = dict.fromkeys(source.path for source in alike["source"])
                 more = f" and {len(others)} more" if others else ""
                 ways.append(f"{str(column).removeprefix(f'{benchmark} ')} in `{first}`{more}")
-            yield f"{benchmark} was measured in several ways, which share no column: {'; '.join(ways)}.{_why(measured)}"
+            yield f"{benchmark} was measured in several ways, which have separate columns: {'; '.join(ways)}.{_why(measured)}"
 
 
 def _why(measured: pd.DataFrame) -> str:
@@ -139,7 +139,7 @@ def _why(measured: pd.DataFrame) -> str:
     known = [row for row in rows if has_identity(row)]
     why = describe({name for name in IDENTITY if len({row[name] for row in known}) > 1})
     if 0 < len(known) < len(rows):
-        why.append("by a version that did not record what exactly")
+        why.append("by an older version that recorded no fingerprints")
     return f" Some were measured {', some '.join(why)}." if why else ""
 
 
@@ -149,4 +149,5 @@ def _contaminated(tests: pd.DataFrame) -> Iterator[str]:
     for (benchmark, seen, n), measured in split(trained, "benchmark", "trained_on", "n"):
         first, *others = dict.fromkeys(measured["source"])
         more = f" and {len(others)} more" if others else ""
-        yield f"{_named(first)}{more} was trained on {seen} of the {n} problems of {benchmark}, which is no test then."
+        problems = f"{seen} of the {quantity(n, 'problem')} of {benchmark}"
+        yield f"{_named(first)}{more} was trained on {problems}, so its score there is not a test result."

@@ -41,7 +41,7 @@ function enliven(table) {
   apply();
 }
 
-// Numbers by value, else text as people sort it; what is not there comes last in either direction.
+// Sorts numbers by value and other text in natural order. Missing values come last in either direction.
 function compare(a, b, direction) {
   const [left, right] = [a, b].map((cell) => cell.textContent.trim());
   const missing = (text) => text === "" || text === "–";
@@ -67,7 +67,7 @@ function tokenOf(text, hundredths) {
   return token;
 }
 
-// By code points, as the text was cut.
+// Splits a text by code points, as it was cut.
 function halvesOf(text) {
   const letters = [...text];
   return [letters.slice(0, letters.length / 2).join(""), letters.slice(letters.length / 2).join("")];
@@ -79,7 +79,7 @@ function textOf(completion) {
   const text = element("pre", { className: "text" });
   if (opening) text.append(element("span", { className: "opening", title: "opened by the prompt template" }, opening));
   const parts = !plain ? pieces : leftOut ? halvesOf(pieces) : [pieces];
-  let observation = null;  // what the policy reads between two turns, in a block of its own
+  let observation = null;  // a separate block for what the policy reads between two turns
   parts.forEach((piece, i) => {
     if (leftOut && i === parts.length / 2) {
       const amount = `${leftOut.toLocaleString("en")} ${plain ? "characters" : "tokens"}`;
@@ -145,7 +145,7 @@ function groupOf(group) {
   return [prompt, element("div", { className: "group" }, ...cards)];
 }
 
-// A run's name in the table leads to its completions.
+// Links a run's name in the table to the run's completions.
 function linkRuns(runs) {
   const known = new Set(runs.filter((run) => run.groups.length).map((run) => run.name));
   for (const { cells: [cell] } of document.querySelectorAll("#runs tbody tr")) {
@@ -161,7 +161,7 @@ function browse(runs) {
   const stepsOf = (run) => [...new Set(run.groups.map((group) => group.step))];
   let run, group;
 
-  // Shows the group nearest to what is asked for, and says in the address which one it is.
+  // Shows the group nearest to the requested one, and writes it into the page's address.
   function show({ name, step, problem }, remember = true) {
     run = runs.find((candidate) => candidate.name === name) ?? runs.find((candidate) => candidate.groups.length) ?? runs[0];
     const steps = stepsOf(run);
@@ -178,9 +178,9 @@ function browse(runs) {
     after.disabled = !group || near === steps.at(-1);
     byId("sampled").textContent =
       run.damage ? `The completions of this run cannot be read: ${run.damage}.`
-      : !group ? "This run kept no completions."
-      : run.complete ? "All groups that the run kept are here."
-      : `A sample of the groups that the run kept, spread evenly over its rollouts; all are in ${run.path}/completions.jsonl.`;
+      : !group ? "This run recorded no completions."
+      : run.complete ? "All groups that the run recorded are shown."
+      : `A sample of the groups that the run recorded, spread evenly over its rollouts; all groups are in ${run.path}/completions.jsonl.`;
     byId("group").replaceChildren(...(group ? groupOf(group) : []));
     if (remember && group) {
       const address = new URLSearchParams({ run: run.name, step: near, problem: group.problem });
@@ -272,9 +272,9 @@ function browseAnswers({ questions, sources }) {
     const ids = new Set(answers.map(({ id }) => id)).size;
     const counts = `Step ${step}: ${right} of ${total} answers to ${problems} problems are right.`;
     const sampled = answers.length < total
-      ? ` A sample of ${answers.length} answers to ${ids} problems is here, spread evenly; all are in ${file}.`
-      : " All of them are here.";
-    return counts + sampled + (shown ? "" : ` No answer here is ${pickVerdict.value}.`);
+      ? ` A sample of ${answers.length} answers to ${ids} problems is shown, spread evenly; all answers are in ${file}.`
+      : " All answers are shown.";
+    return counts + sampled + (shown ? "" : ` None of the shown answers is ${pickVerdict.value}.`);
   }
 
   function showProblem() {

@@ -28,7 +28,7 @@ from sspo_cli.tracking.files import (
     write_bytes_atomic,
     write_text_atomic,
 )
-from sspo_cli.tracking.run_folder import git_revision
+from sspo_cli.tracking.program import git_revision
 
 IN_DETAIL = ("seeds", "paired", "configurations")  # long tables, which the page shows on demand
 
@@ -43,18 +43,18 @@ def write_report(
     select   checkpoint for the tables
     command  command line of the user, shown on the page
 
-    Returns the paths of all files, the page first. Files of an earlier report that this one does not have are deleted, other
-    files stay. Raises UserError if there is no run, or if `out` is in the folder of a run or of a measured model,
-    or cannot be written.
+    Returns the paths of all files, the page first. Files of an earlier report that the new one lacks are deleted; other files
+    in `out` are kept. Raises UserError if there is no run, or if `out` cannot be written or is in the folder of a run or of a
+    measured model.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "config.json").is_file() and (folder / "status.json").is_file():
             raise UserError(
-                f"{out} is in the folder of run {folder}, which a report is not part of; choose another --out"
+                f"{out} is in the folder of run {folder}, where no report can be written; choose another --out"
             )
         if (folder / "model.json").is_file() and (folder / "eval").is_dir():
             raise UserError(
-                f"{out} is in the folder of measured model {folder}, which a report is not part of; choose another --out"
+                f"{out} is in the folder of measured model {folder}, where no report can be written; choose another --out"
             )
     earlier = _files_of_report(out)
     with Console(stderr=True).status("reading runs") as status:  # shown on a terminal only
@@ -116,7 +116,7 @@ def write_report(
 
 
 def _title(collection: Collection) -> str:
-    """Return the setting if there is one, or the common start of all settings."""
+    """Return the only setting, the common start of all settings, or `Report` if there is neither."""
     names = {group.start for group in collection.groups} if len(collection.settings) > 1 else {*collection.settings}
     return names.pop() if len(names) == 1 else "Report"
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from sspo_cli.config import VALIDATION, RunOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.tracking.files import read_json, read_jsonl
 from sspo_cli.tracking.measurement import MEASUREMENT, comparable
 from sspo_cli.tracking.run_folder import RunFolder
@@ -33,7 +33,7 @@ class RunRecord:
     evaluations  rows of eval/summary.json, each with all of MEASUREMENT
     data         training problems according to config.json; empty in a folder of an older version
     extended     extensions of its steps, from config.json
-    origin       the checkpoint that it was forked from, with the origin and extensions of that run; empty if it is no fork
+    origin       the checkpoint that it was forked from, with the origin and extensions of that run; empty unless it is a fork
     """
 
     path: Path
@@ -52,7 +52,11 @@ class RunRecord:
     def left_out(self) -> str | None:
         """Describe the training problems that were left out because they are in a benchmark; None if there are none."""
         left_out = self.data.get("left_out") or {}
-        return f"{left_out['problems']} problems of benchmarks ({left_out['fingerprint']})" if left_out else None
+        return (
+            f"{quantity(left_out['problems'], 'problem')} of benchmarks ({left_out['fingerprint']})"
+            if left_out
+            else None
+        )
 
     @property
     def finished(self) -> bool:
@@ -73,7 +77,7 @@ class RunRecord:
         return comparable(row for row in self.evaluations if row["benchmark"] == VALIDATION)
 
     def selected_step(self, select: Select) -> int | None:
-        """Return the step for the tables; None for an unfinished run, or one without the required validation."""
+        """Return the step that the tables show; None if the run is unfinished, or lacks the validation that `best` needs."""
         if not self.finished:
             return None
         if select == "last":
@@ -191,19 +195,17 @@ def _forks(origin: Mapping[str, Any]) -> list[str]:
 
 def _extensions(extended: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
-        f"was extended after step {each['after']} from {each['steps'][0]} to {each['steps'][1]} steps"
+        f"was extended after step {each['after']} from {each['steps'][0]} to {quantity(each['steps'][1], 'step')}"
         for each in extended
     ]
 
 
 def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """Read the evaluations and complete MEASUREMENT: older versions took one sample without recording it."""
+    """Read the evaluations and add missing fields of MEASUREMENT; older versions took one sample and did not record it."""
     rows = folder.evaluations()
     for row in rows:
         if not {"n", "correct", "pass_at_1"} <= row.keys() or row["correct"] > row["n"] * row.get("samples", 1):
-            raise UserError(
-                f"{folder.summary_path} does not say of {row['benchmark']} how many of its problems are solved"
-            )
+            raise UserError(f"{folder.summary_path} has no valid number of solved problems of {row['benchmark']}")
     known = dict.fromkeys((*MEASUREMENT, "identity", "path", "trained_on"))
     return [{**known, "samples": 1, **row} for whole in rows for row in (whole, *_parts(whole))]
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 BEST, SECOND, BASELINE = "best", "second", "strongest baseline"
 NOTHING = "–"
-LONG = 900  # characters above which a note opens on demand
+LONG = 900  # number of characters above which a note is collapsed
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Cell:
 
     extra   smaller text after the main one, such as an interval
     marks   some of BEST (bold), SECOND (underlined) and BASELINE (italic)
-    number  sort key; None: the text
+    number  sort key; if None, the cell is sorted by its text
     """
 
     text: str
@@ -166,9 +166,9 @@ def _escape_markdown(text: str) -> str:
 def ranks_and_marks(
     values: Sequence[float | None], baselines: Sequence[bool]
 ) -> list[tuple[int | None, frozenset[str]]]:
-    """Rank and mark the cells of a column by their printed values; equal ones share rank and mark.
+    """Rank and mark the cells of a column by their printed values. Cells with equal printed values share rank and mark.
 
-    Nothing is marked if there is a single number or if all print alike.
+    Nothing is marked if all printed values are equal.
     """
     printed = [None if value is None else round(value, 1) for value in values]
     order = sorted({value for value in printed if value is not None}, reverse=True)
@@ -199,7 +199,7 @@ def _html(cell: Cell) -> str:
 
 
 def _html_note(note: str) -> str:
-    """Return a note as HTML; a long one opens on demand."""
+    """Return a note as HTML. A long note is collapsed."""
     first, colon, rest = (_code(html.escape(part), "<code>", "</code>") for part in note.partition(": "))
     return f"<details><summary>{first}</summary>{rest}</details>" if len(note) > LONG else f"{first}{colon}{rest}"
 

@@ -83,7 +83,7 @@ class VllmEngine:
 
     def sync(self, policy: Policy) -> dict[str, float]:
         self.policy = policy
-        with _guarded("take the policy's weights"):
+        with _guarded("load the policy's weights"):
             if self.asleep:
                 torch.cuda.empty_cache()  # returns the learner's cached memory, so that vLLM can use it
                 self.llm.wake_up(tags=["weights"])

@@ -21,7 +21,7 @@ def check_learning(run: Run, groups: Sequence[Group]) -> None:
     state, batch, options = run.state, run.state.batch, run.options
     assert batch is not None, "a rollout batch was just sampled"
     sampled = count(groups, batch)
-    asked = options.prompt, options.template.asks_for_tags, options.rollout.max_new_tokens
+    asked = options.silent_template, options.rollout.max_new_tokens
     if has_gradient(batch):
         state.learned, state.alike = True, 0
         for defect in defects(sampled, *asked) if state.rollout == 0 else ():

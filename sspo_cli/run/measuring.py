@@ -1,8 +1,11 @@
 """Evaluation of a run on its benchmarks during training."""
 
 from sspo_cli import ranks
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, evaluate, partial_path, record
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.partial import partial_path
+from sspo_cli.evaluation.sampling import evaluate
+from sspo_cli.evaluation.summary import record
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.run.saving import checkpoint_path, drop_old_checkpoints, save
@@ -62,7 +65,7 @@ def measure_if_due(run: Run) -> None:
         if ranks.is_first():
             partial.unlink()
         run.tracker.evaluation(step, benchmark.name, summary)
-        for sign in evaluation_signs(answers, options.prompt, options.template.asks_for_tags):
+        for sign in evaluation_signs(answers, options.silent_template):
             run.tracker.note(f"health: {benchmark.name}: {sign}")
     run.engine.sleep()
     drop_old_checkpoints(run)

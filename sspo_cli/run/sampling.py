@@ -6,7 +6,7 @@ from itertools import islice
 
 from sspo_cli import ranks
 from sspo_cli.config import RolloutOptions
-from sspo_cli.evaluation.benchmark import grade_groups
+from sspo_cli.evaluation.sampling import grade_groups
 from sspo_cli.rewards import extract_answer
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.episodes import play

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sspo_cli import ranks
-from sspo_cli.errors import UserError, border, command_line
+from sspo_cli.errors import UserError, border, command_line, quantity
 from sspo_cli.interruption import Interrupted
 from sspo_cli.policy.checkpoint import describe_last_good, is_whole, keep_last, latest_whole, save_checkpoint
 from sspo_cli.run.state import Run, RunState
@@ -30,7 +30,7 @@ def save_if_due(run: Run) -> None:
     done = state.step >= options.steps
     if state.bad_steps >= options.optimizer.max_bad_steps:
         raise UserError(
-            f"the loss or its gradient was not finite in {state.bad_steps} steps in a row, at step {state.step}; "
+            f"the loss or its gradient was not finite in {quantity(state.bad_steps, 'consecutive step')}, at step {state.step}; "
             f"{describe_last_good(run.folder.checkpoints)}; {_with_lower_rate(run)}"
         )
     stopping = ranks.anywhere(run.interruption.requested)  # read once, because a signal may come at any time

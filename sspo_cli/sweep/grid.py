@@ -31,7 +31,7 @@ from sspo_cli.config import (
     validate,
 )
 from sspo_cli.config.base import Seed
-from sspo_cli.errors import UserError, command_line
+from sspo_cli.errors import UserError, command_line, quantity
 from sspo_cli.forks import resolve_fork
 from sspo_cli.redaction import redacted
 from sspo_cli.report.choices import best_configurations
@@ -213,7 +213,7 @@ def print_trials(trials: Sequence[Trial], folder: Path, how: str = "") -> None:
     how  text after the number of trials, such as ` of 2 ranks`
     """
     options = list(dict.fromkeys(key for trial in trials for key in trial.varied))
-    title = f"{len(trials)} trials{how}, to be run in {folder}"
+    title = f"{quantity(len(trials), 'trial')}{how}, to be run in {folder}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in (*map(_short, options), "key", "state"):
         table.add_column(column, overflow="fold", no_wrap=column == "key")
@@ -233,8 +233,8 @@ def _best_blocks(
     check_trials(list(trials.values()), folder)
     if unfinished := [name for name in trials if RunFolder(folder / name).status.get("state") != "finished"]:
         raise UserError(
-            f"best_of needs finished trials, but {len(unfinished)} of {len(trials)} trials of {file} are not finished in "
-            f"{folder}; first run {command_line('sspo', 'sweep', '-c', file)}"
+            f"best_of needs finished trials, but {len(unfinished)} of {quantity(len(trials), 'trial')} of {file} are not "
+            f"finished in {folder}; first run {command_line('sspo', 'sweep', '-c', file)}"
         )
     groups = collect([folder / name for name in trials]).groups
     chosen, _ = best_configurations(groups, "last")

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 from rich.console import Console
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.locks import take_lock
 from sspo_cli.sweep.grid import Trial, check_trials
@@ -91,13 +91,13 @@ def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int)
             except PlaceLost as error:
                 left = [trial.name for trial in trials if not _is_finished(folder / trial.name)]
                 raise UserError(
-                    f"{error}; {len(left)} of {len(trials)} trials did not finish: {_listed(left)}; the same command continues "
-                    "them"
+                    f"{error}; {len(left)} of {quantity(len(trials), 'trial')} did not finish: {_listed(left)}; "
+                    "the same command continues them"
                 ) from None
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(trials)} trials failed: {_listed(failed)}; their output is in {folder}/<trial>.log, and "
-            "the same command tries them again"
+            f"{len(failed)} of {quantity(len(trials), 'trial')} failed: {_listed(failed)}; their output is in "
+            f"{folder}/<trial>.log, and the same command tries them again"
         )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.tracking.files import last_jsonl_rows
 from sspo_cli.tracking.run_folder import RunFolder
@@ -42,7 +42,9 @@ class TrialsView:
 
     def __enter__(self) -> Self:
         before = Counter(self._states.values())["finished"]
-        self._console.print(f"{len(self._states)} trials in {self._folder}, {before} finished before", soft_wrap=True)
+        self._console.print(
+            f"{quantity(len(self._states), 'trial')} in {self._folder}, {before} finished before", soft_wrap=True
+        )
         if self._live:
             self._live.start()
         return self

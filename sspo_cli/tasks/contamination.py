@@ -51,7 +51,8 @@ class Overlap:
         left_out  the shared problems are left out of training
         """
         shared = (
-            f"{self.rows:,} of the {self.of:,} rows of {self.task} ask {self.problems:,} problems of {self.benchmark}"
+            f"{self.rows:,} of the {self.of:,} rows of {self.task} ask {self.problems:,} problem{'s' * (self.problems != 1)} of "
+            f"{self.benchmark}"
         )
         if left_out:
             return f"{shared}; they are left out of training"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from sspo_cli.errors import UserError, border, reason, shorten
+from sspo_cli.errors import UserError, border, quantity, reason, shorten
 
 Place = tuple[str, Any]  # a place such as "line 3", and the value there
 COMPRESSED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -154,8 +154,9 @@ def _csv(file: Path, columns: Sequence[str]) -> Iterator[Place]:
             continue
         if fields and len(fields) != len(names):
             raise UserError(
-                f"{file}, row {number} has {len(fields)} fields, but the first line names {len(names)} columns; quote fields "
-                f"that contain {delimiter!r}"
+                f"{file}, row {number} has {quantity(len(fields), 'field')}, but the first line names "
+                f"{quantity(len(names), 'column')}; "
+                f"quote fields that contain {delimiter!r}"
             )
         if fields:
             yield f"row {number}", dict(zip(names, fields, strict=True))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from random import Random
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.contamination import question_key
 from sspo_cli.types import Problem
@@ -26,8 +26,8 @@ def hold_out(
         candidates = {question_key(problem): problem for problem in problems if question_key(problem) not in before}
         if share and share >= len(candidates):
             raise UserError(
-                f"evaluation.validation = {count} would hold out {share} problems of task {problems[0].task}, which has "
-                f"{len(candidates)} different ones, and leave none to train on; lower it"
+                f"evaluation.validation = {count} would hold out {quantity(share, 'problem')} of task {problems[0].task}, "
+                f"which has {len(candidates)} different ones, and leave none to train on; lower it"
             )
         drawn = Random(derive_seed(SEED, "validation", number)).sample(list(candidates.values()), share)
         held_out += [replace(problem, id=f"{problem.task}-{number}-{problem.id}") for problem in drawn]

@@ -27,7 +27,7 @@ def console_sink(run: RunFolder, console: Console) -> Sink:
 
 
 class NoteSink(Sink):
-    """The notes of a dry run, each line of them to `write`."""
+    """Passes each line of the notes of a dry run to `write`."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
@@ -38,10 +38,10 @@ class NoteSink(Sink):
 
 
 class PlainSink(Sink):
-    """Short aligned lines without colours, for logs and pipes; during a long step or stage, a line every 30 s."""
+    """Prints short aligned lines without colours, for logs and pipes. During a long step or stage, prints a line every 30 s."""
 
     def __init__(self, console: Console, every: int | None = None) -> None:
-        """Open the sink; two evaluations are `every` steps apart."""
+        """Open the sink; `every` is the number of steps between two evaluations."""
         self._file = console.file
         self._total_steps = self._step = 0
         self._step_began = 0.0

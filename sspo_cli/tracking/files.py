@@ -16,20 +16,20 @@ from sspo_cli.errors import UserError
 from sspo_cli.tracking.shapes import ROW, check_shape
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # names that write_bytes_atomic uses
-ABANDONED = 86_400.0  # seconds after which a temporary file counts as left by a killed writer
-LONGEST_ROW = 4096  # bytes; a row of metrics has about 1,300
+ABANDONED = 86_400.0  # age in seconds from which a temporary file is assumed to be left by a killed writer
+LONGEST_ROW = 4096  # assumed bytes of a row; a row of metrics has about 1,300
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by this text in UTF-8, or leave the old file unchanged.
+    """Replace `path` by this text in UTF-8.
 
-    Raises UserError if the disk refuses (full, read-only).
+    Raises UserError if it cannot be written, for example because the disk is full; the old file is unchanged then.
     """
     write_bytes_atomic(path, _encode(text))
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Replace `path`, or leave the old file unchanged. Raises UserError if the disk refuses."""
+    """Replace `path`. Raises UserError if it cannot be written; the old file is unchanged then."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace cannot cross file systems
     with explain_os_errors("write", path):
         try:
@@ -54,12 +54,12 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Replace `path` by indented JSON with a final newline. Raises UserError if the disk refuses."""
+    """Replace `path` by indented JSON with a final newline. Raises UserError if it cannot be written."""
     write_text_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace `path` by these rows. Raises UserError if the disk refuses."""
+    """Replace `path` by these rows. Raises UserError if it cannot be written."""
     write_text_atomic(path, "".join(map(_line, rows)))
 
 
@@ -75,7 +75,7 @@ def parse_json(text: bytes, where: str) -> Any:
     """Parse JSON. Raises UserError, beginning with `where`, if it is invalid, nested too deeply, or not Unicode."""
     try:
         value = json.loads(text)
-        if b"\\ud" in text.lower():  # perhaps half a surrogate pair, which cannot be printed
+        if b"\\ud" in text.lower():  # perhaps a lone surrogate, which cannot be printed
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         raise UserError(f"{where} is not valid JSON") from None
@@ -87,23 +87,23 @@ def parse_json(text: bytes, where: str) -> Any:
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append one line with a single write, so that a crash can only truncate this line.
 
-    Raises UserError if the disk refuses.
+    Raises UserError if the file cannot be written.
     """
     with explain_os_errors("write", path), open(path, "ab") as file:
         file.write(_encode(_line(row)))
 
 
 def read_jsonl(path: Path, shape: TypeAdapter[Any] = ROW) -> list[dict[str, Any]]:
-    """Read all complete rows; a missing file has none, and a last line truncated by a crash is dropped.
+    """Read all complete rows. A missing file has none, and a last line that a crash has truncated is dropped.
 
     Raises UserError if the file cannot be read, or if a line is damaged or not of this shape.
     """
     if not path.exists():
         return []
     with explain_os_errors("read", path):
-        *lines, _torn = path.read_bytes().split(b"\n")  # a row ends in a newline: `_torn` is incomplete
-    places = (f"{path}, line {number}" for number in range(1, len(lines) + 1))
-    return [check_shape(parse_json(line, place), shape, place) for line, place in zip(lines, places, strict=True)]
+        *lines, _torn = path.read_bytes().split(b"\n")  # a complete row ends in a newline
+    names = (f"{path}, line {number}" for number in range(1, len(lines) + 1))
+    return [check_shape(parse_json(line, name), shape, name) for line, name in zip(lines, names, strict=True)]
 
 
 def last_jsonl_rows(path: Path, count: int) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def last_jsonl_rows(path: Path, count: int) -> list[dict[str, Any]]:
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Keep only the rows for which `keep` is true, atomically; a truncated last line is dropped.
 
-    Raises UserError like `read_jsonl`, and if the disk refuses.
+    Raises UserError like `read_jsonl`, and if the file cannot be written.
     """
     if path.exists():
         write_jsonl_atomic(path, [row for row in read_jsonl(path) if keep(row)])
@@ -155,5 +155,5 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _encode(text: str) -> bytes:
-    """Encode as UTF-8; half a surrogate pair, which a tokenizer can produce, becomes `?` instead of an exception."""
+    """Encode as UTF-8. A lone surrogate, which a tokenizer can produce, becomes `?` instead of raising an exception."""
     return text.encode("utf-8", errors="replace")

@@ -7,11 +7,11 @@ from typing import Any
 FEWEST_STEPS = 20  # shorter runs show no trend
 PART = 0.2  # share of the steps at each end that are compared
 
-# Limits that a healthy run stays below, or above.
+# Limits of the metrics of a healthy run.
 FALLEN = 0.8  # final reward relative to that of the best fifth
 COLLAPSED = 0.1  # final entropy relative to the initial one
-ALIKE = 0.8  # share of groups without a difference in reward
-SOLVED = 0.9  # answer reward from which such groups are a success
+ALIKE = 0.8  # share of groups whose rewards are all equal
+SOLVED = 0.9  # answer reward above which equal rewards mean success
 ATTENUATED = 0.3  # share of tokens with w < 0.5
 TRUNCATED = 0.2  # share of completions at the token limit
 MISMATCH = 0.05  # nats between the sampler's log-probabilities and the policy's
@@ -21,8 +21,8 @@ DRIFT = 0.1  # nats by which tokens with Â < 0 become less likely within a roll
 def health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Describe each sign of trouble in the rows of `metrics.jsonl`, in one sentence with its value and a remedy.
 
-    Returns an empty list for a healthy run, and for one of fewer than 20 steps. Compares the means over the first and the last
-    fifth of the steps. Signs that depend on staleness are taken from the last minibatch of each rollout batch, the stalest.
+    Returns an empty list for a healthy run, and for a run of fewer than 20 steps. Compares the means over the first and the
+    last fifth of the steps. Signs that depend on staleness use the last minibatch of each rollout batch, which is the stalest.
     """
     return list(_signs(rows)) if len(rows) >= FEWEST_STEPS else []
 
@@ -45,25 +45,25 @@ def _signs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if alike > ALIKE and answer < SOLVED:
         if entropy < COLLAPSED * before:
             yield (
-                f"entropy has collapsed, from {before:.3g} to {entropy:.3g} nats, and {alike:.0%} of the groups have one "
-                f"reward, at an answer reward of {answer:.2f}; lower optimizer.learning_rate or learning.mu"
+                f"entropy has collapsed, from {before:.3g} to {entropy:.3g} nats, and {alike:.0%} of the groups have equal "
+                f"rewards, at an answer reward of {answer:.2f}; lower optimizer.learning_rate or learning.mu"
             )
         else:
             yield (
-                f"{alike:.0%} of the groups have one reward and teach nothing, at an answer reward of {answer:.2f}; take "
-                "easier or harder tasks, or a larger rollout.group_size"
+                f"{alike:.0%} of the groups have equal rewards, so that nothing is learned from them, at an answer reward of "
+                f"{answer:.2f}; use easier or harder tasks, or a larger rollout.group_size"
             )
     if (truncated := _mean(last, "completions/truncated")) > TRUNCATED:
         yield f"{truncated:.0%} of the completions are cut at the token limit; raise rollout.max_new_tokens"
     if (attenuated := _mean(stalest, "weights/attenuated")) > ATTENUATED:
         yield (
-            f"{attenuated:.0%} of the tokens of the stalest minibatch have less than half their weight; lower "
+            f"{attenuated:.0%} of the tokens of the stalest minibatch have a weight below 0.5; lower "
             "optimizer.learning_rate or learning.mu, or widen the gate"
         )
     if (mismatch := _mean(last, "sampler/mismatch_mean")) > MISMATCH:
         yield (
-            f"the sampler's log-probabilities are {mismatch:.3f} nats from the policy's; compute both in one dtype, or set "
-            "learning.importance_cap=2"
+            f"the sampler's log-probabilities differ from the policy's by {mismatch:.3f} nats; compute both in the same dtype, "
+            "or set learning.importance_cap=2"
         )
     if (drift := -_mean(stalest, "ratio/negative_log_mean")) > DRIFT and drift > 2 * abs(
         _mean(stalest, "ratio/positive_log_mean")

@@ -13,7 +13,7 @@ STATUS_SECONDS = 1.0  # between two writes of status.json
 
 
 class JsonlSink(Sink):
-    """Writes the files of a run, except evaluations, which `sspo_cli.evaluation.benchmark` writes with or without a run.
+    """Writes the files of a run, except evaluations, which `sspo_cli.evaluation.summary` writes with or without a run.
 
     Logging a step never blocks on the disk: lines go to the system's cache, and a thread writes `status.json`, which is
     flushed to the disk so that it is never incomplete.
@@ -52,5 +52,5 @@ class JsonlSink(Sink):
     def finish(self, state: State, reason: str | None) -> None:
         self._thread.shutdown()
         if not self._started and self._run.status.get("state") == "finished":
-            return  # its extension was refused
+            return  # the extension of a finished run was refused
         self._run.write_status(state, self._step, self._steps, reason)

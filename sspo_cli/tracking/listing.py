@@ -35,7 +35,7 @@ def list_runs(runs_dir: Path) -> Iterator[Listed]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Yield folders with a `config.json`, and folders that look like runs without one."""
+    """Yield folders with a `config.json` or a `status.json`, at any depth."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name not in SKIPPED)
     except OSError:
@@ -49,7 +49,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _describe(name: str, run: RunFolder) -> Listed:
-    """Read a run's row. Raises UserError for a damaged file."""
+    """Read the row of a run. Raises UserError for a damaged file."""
     status = run.status
     state = str(status.get("state", "not started"))
     if state == "running" and not run.is_being_written():

@@ -26,7 +26,7 @@ SAMPLING_TIMES = ("time/sampling", "time/grading")
 
 
 class StageTimeLeft(TimeRemainingColumn):
-    """The remaining time of a stage; that of the steps is shown together with the evaluations to come."""
+    """The remaining time of a stage. The steps' bar has none, because another line shows it with the evaluations to come."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.description == STEPS else super().render(task)
@@ -84,7 +84,7 @@ class LiveSink(Sink):
             self._stage = None
 
     def log(self, step: int, metrics: Metrics) -> None:
-        # Only the first minibatch of a rollout batch has sampling times; they stay visible for the others.
+        # Only the first minibatch of a rollout batch has sampling times; they stay visible during the other minibatches.
         sampled = {
             name: self._metrics[name] for name in SAMPLING_TIMES if name in self._metrics and not metrics.get(name)
         }

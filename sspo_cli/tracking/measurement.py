@@ -13,7 +13,7 @@ CONDITIONS = ("benchmark", "split", "n", "samples", "temperature", "max_new_toke
 IDENTITY = ("problems", "messages", "rendered", "checker", "engine")
 MEASUREMENT = CONDITIONS + IDENTITY
 
-# Description of a difference in each part of the identity. A corrected gold answer makes another problem.
+# Description of a difference in each part of the identity. A problem with a corrected gold answer is another problem.
 DIFFERENTLY = {
     "problems": "on other problems",
     "messages": "with another prompt",
@@ -24,7 +24,7 @@ DIFFERENTLY = {
 
 
 def measurement_of(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Return the measurement of an evaluation; older versions took one sample without recording it."""
+    """Return the measurement of an evaluation. Older versions always took one sample and did not record this number."""
     return tuple(row.get(name, 1 if name == "samples" else None) for name in MEASUREMENT)
 
 
@@ -34,7 +34,7 @@ def has_identity(row: Mapping[Any, Any]) -> bool:
 
 
 def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the evaluations of the most frequent measurement, by step; of equally frequent ones the last is used."""
+    """Return the evaluations of the most frequent measurement, by step. Of equally frequent ones, the latest is used."""
     by_step = sorted(rows, key=lambda row: row["step"])
     counts = Counter(measurement_of(row) for row in reversed(by_step))
     usual = max(counts, key=counts.__getitem__, default=None)
@@ -44,10 +44,10 @@ def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bool) -> list[str]:
     """Describe how two evaluations were measured differently; return an empty list if they may be compared.
 
-    Different models render the same messages with different chat templates, which does not count.
+    Different models render the same messages with different chat templates. This difference is ignored unless `same_model`.
     """
     if has_identity(row) != has_identity(other):
-        return ["by a version that did not record what exactly"]
+        return ["by an older version that recorded no fingerprints"]
     differing = {name for name in IDENTITY if row.get(name) != other.get(name)}
     return describe(differing if same_model else differing - {"rendered"})
 
@@ -69,7 +69,7 @@ def columns(
     models  model of each row; different models may have different chat templates within a column
     names   parts of the measurement that must be equal within a column
 
-    A heading is the benchmark, with the differences of its columns if there are several.
+    A heading is the benchmark. If a benchmark has several columns, their headings add how its measurements differ.
     """
     asked = [tuple(row.get(name) for name in names if name != "rendered") for row in rows]
     rendered: dict[Any, set[Any]] = defaultdict(set)

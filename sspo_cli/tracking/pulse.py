@@ -12,7 +12,7 @@ SECONDS = 30.0
 class Pulse:
     """A context manager that prints `describe()` from a thread whenever `seconds` have passed without a line.
 
-    Call `heard` with each other line. An empty description is not printed.
+    Call `heard` whenever another line is printed. An empty description is not printed.
     """
 
     def __init__(self, say: Callable[[str], None], describe: Callable[[], str], seconds: float = SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""Check of the files next to a checkpoint: they must contain everything that was there when it was saved.
+"""Check of a run's files when it is resumed: they must contain everything that they contained when the checkpoint was saved.
 
 A checkpoint records the size and the checksum of each file that grows with the run, and the rows of `eval/summary.json`.
 """
@@ -10,8 +10,16 @@ from typing import Any
 
 import xxhash
 
-from sspo_cli.tracking.files import TEMPORARY, explain_os_errors, read_jsonl, write_jsonl_atomic
-from sspo_cli.tracking.shapes import STEP_ROW
+from sspo_cli.errors import quantity
+from sspo_cli.tracking.files import (
+    TEMPORARY,
+    explain_os_errors,
+    read_json,
+    read_jsonl,
+    write_json_atomic,
+    write_jsonl_atomic,
+)
+from sspo_cli.tracking.shapes import EVALUATIONS, STEP_ROW
 
 BLOCK = 1 << 24  # bytes
 
@@ -19,7 +27,7 @@ BLOCK = 1 << 24  # bytes
 def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Flush existing files to the disk and describe them by name: `bytes`, `rows` and `checksum`.
 
-    Raises UserError if the disk refuses.
+    Raises UserError if a file cannot be flushed.
     """
     described: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -31,7 +39,7 @@ def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush all files of a folder, and their names. Raises UserError if the disk refuses.
+    """Flush all files of a folder, and their names. Raises UserError if a file cannot be flushed.
 
     Temporary files are skipped: another thread may be replacing `status.json`, and flushes it itself.
     """
@@ -49,7 +57,7 @@ def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | 
     """Restore a file of rows to its content at `step`; return a sentence if rows are lost, otherwise None.
 
     Later rows are dropped. If earlier content differs from the record, every distinct remaining row up to `step` is kept.
-    Raises UserError if a line of the file is damaged, or the disk refuses.
+    Raises UserError if a line of the file is damaged, or if the file cannot be written.
     """
     if recorded is None:
         _keep_rows(path, step)
@@ -62,9 +70,42 @@ def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | 
     _keep_rows(path, step)
     left = len(read_jsonl(path))
     return (
-        f"{path} is not what it was at step {step}: it has {left} of its {recorded['rows']} rows up to there; "
-        "the run continues without the others"
+        f"{path} differs from its record in the checkpoint of step {step}: it has {left} of "
+        f"{quantity(recorded['rows'], 'row')} up to this step; the run continues without the missing rows"
     )
+
+
+def restore_measurements(
+    summaries: Path, recorded: Sequence[Mapping[str, Any]] | None, step: int, run: Path
+) -> list[str]:
+    """Restore `eval/summary.json` to its content at `step`; return a sentence on each difference from the record.
+
+    recorded  rows that the checkpoint has of the file; None if it has none
+    run       folder of the run, for the messages
+
+    Rows that are missing are restored, duplicates are removed, and a measurement of `step` whose problems are incomplete is
+    dropped, so that it is made again. Raises UserError for a damaged file, or if the disk refuses.
+    """
+    existing = read_json(summaries, EVALUATIONS) if summaries.exists() else []
+    existing = [row for row in existing if row["step"] <= step]
+    rows = {_identity(row): row for row in existing}
+    lost: list[str] = []
+    if recorded is not None:
+        expected = {_identity(row): dict(row) for row in recorded}
+        if missing := expected.keys() - rows.keys():
+            lost.append(f"{summaries} lacked {quantity(len(missing), 'measurement')}, restored from the checkpoint")
+        if len(rows) < len(existing):
+            duplicates = quantity(len(existing) - len(rows), "measurement")
+            lost.append(f"{summaries} had {duplicates} twice; duplicates are removed")
+        rows = expected | rows
+        for identity in expected:
+            if sentence := _incomplete(rows[identity], summaries.parent, run):
+                lost.append(sentence)
+                if rows[identity]["step"] == step:
+                    del rows[identity]
+    if rows or summaries.exists():
+        write_json_atomic(summaries, list(rows.values()))
+    return lost
 
 
 def _keep_rows(path: Path, step: int) -> None:
@@ -83,3 +124,33 @@ def _describe(path: Path, size: int) -> dict[str, Any]:
             rows += block.count(b"\n")
             left -= len(block)
     return {"bytes": size - left, "rows": rows, "checksum": digest.hexdigest()}
+
+
+def _incomplete(summary: Mapping[str, Any], folder: Path, run: Path) -> str | None:
+    """Report in a sentence whether the problems of a measurement are not all in its file, once each.
+
+    A row of an older version does not say how it was measured, so its problems cannot be distinguished from others.
+    """
+    if not {"n", "samples"} <= summary.keys():
+        return None
+    path = folder / f"{summary['benchmark']}.jsonl"
+    named = {"benchmark": summary["benchmark"]}
+    rows = [
+        row
+        for row in read_jsonl(path)
+        if _identity({**row, **named, "prompt": row.get("template")}) == _identity(summary)
+    ]
+    distinct = {(str(row.get("id")), str(row.get("sample"))) for row in rows}
+    expected = summary["n"] * summary["samples"]
+    if len(rows) == len(distinct) == expected:
+        return None
+    return (
+        f"{path} has {quantity(len(rows), 'row')} of step {summary['step']} instead of {expected}; `sspo eval {run} "
+        f"-b {summary['benchmark']} --checkpoint {summary['step']}` measures it again if that checkpoint is there"
+    )
+
+
+def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the key of a measurement: its benchmark, step, conditions and fingerprints."""
+    names = ("benchmark", "step", "samples", "temperature", "max_new_tokens", "prompt", "identity")
+    return tuple(summary.get(name) for name in names)

@@ -3,14 +3,11 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -32,26 +29,11 @@ from sspo_cli.tracking.files import (
     write_json_atomic,
 )
 from sspo_cli.tracking.measurement import comparable
-from sspo_cli.tracking.records import flush_folder, record, restore
+from sspo_cli.tracking.program import describe_program
+from sspo_cli.tracking.records import flush_folder, record, restore, restore_measurements
 from sspo_cli.tracking.shapes import CONFIG, EVALUATIONS, METRICS, STATUS, WEIGHTS
 
 State = Literal["running", "finished", "failed", "interrupted"]
-
-PACKAGES = (
-    "sspo",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "math-verify",
-    "numpy",
-    "vllm",
-    "peft",
-    "ray",
-    "torchao",
-    "liger-kernel",
-    "triton",
-)
 
 
 class RunFolder:
@@ -67,7 +49,7 @@ class RunFolder:
     console.log        what the console said, of every start
     checkpoints/       step-N, written by `sspo_cli.policy`; best.json
     questions.bin      a key of each question that is trained on, by which `sspo eval` recognizes it in a benchmark
-    eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.benchmark`
+    eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.summary`
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +94,7 @@ class RunFolder:
                 "options": redacted(config.model_dump(mode="json")),
                 "command": redacted(list(command)),
                 "created": _now(),
-                **_program(),
+                **describe_program(),
                 **about,
             }
             write_json_atomic(self.config_path, content)
@@ -239,7 +221,7 @@ class RunFolder:
         Returns what differs in the program from the start before, such as `torch: 2.7.0 -> 2.8.0`. Raises UserError if the
         disk refuses.
         """
-        about, now = read_json(self.config_path, CONFIG), _program()
+        about, now = read_json(self.config_path, CONFIG), describe_program()
         before = {"revision": None, "packages": {}, **about, **(about.get("resumed") or [{}])[-1]}
         old, new = ({"revision": each["revision"], **each["packages"]} for each in (before, now))
         changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -294,7 +276,7 @@ class RunFolder:
 
     @ranks.by_first
     def record(self) -> dict[str, Any]:
-        """Flush all files to the disk and describe them for a checkpoint, by which `truncate` can tell whether they are whole.
+        """Flush all files to the disk and describe them for a checkpoint, by which `truncate` checks that they are whole.
 
         Raises UserError if the disk refuses.
         """
@@ -314,49 +296,9 @@ class RunFolder:
         """
         files = recorded["rows"] if recorded else {}
         lost = [restore(path, files.get(path.name), step) for path in self._growing]
-        there = [row for row in self.evaluations() if row["step"] <= step]
-        rows = {_identity(row): row for row in there}
-        if recorded:
-            expected = {_identity(row): row for row in recorded["evaluations"]}
-            if missing := expected.keys() - rows.keys():
-                lost.append(f"{self.summary_path} lacked {len(missing)} measurements; they are written again")
-            if len(rows) < len(there):
-                lost.append(
-                    f"{self.summary_path} had {len(there) - len(rows)} measurements twice; they are there once now"
-                )
-            rows = expected | rows
-            for identity in expected:
-                if sentence := self._incomplete(rows[identity]):
-                    lost.append(sentence)
-                    if rows[identity]["step"] == step:
-                        del rows[identity]
-        if rows or self.summary_path.exists():
-            write_json_atomic(self.summary_path, list(rows.values()))
+        lost += restore_measurements(self.summary_path, recorded["evaluations"] if recorded else None, step, self.path)
         self.choose_best()
         return [sentence for sentence in lost if sentence]
-
-    def _incomplete(self, summary: Mapping[str, Any]) -> str | None:
-        """Report in a sentence whether the problems of a measurement are not all in its file, once each.
-
-        A row of an older version does not say how it was measured, so its problems are not told from others.
-        """
-        if not {"n", "samples"} <= summary.keys():
-            return None
-        path = self.eval / f"{summary['benchmark']}.jsonl"
-        named = {"benchmark": summary["benchmark"]}
-        rows = [
-            row
-            for row in read_jsonl(path)
-            if _identity({**row, **named, "prompt": row.get("template")}) == _identity(summary)
-        ]
-        distinct = {(str(row.get("id")), str(row.get("sample"))) for row in rows}
-        expected = summary["n"] * summary["samples"]
-        if len(rows) == len(distinct) == expected:
-            return None
-        return (
-            f"{path} has {len(rows)} rows of step {summary['step']} instead of {expected}; `sspo eval {self.path} "
-            f"-b {summary['benchmark']} --checkpoint {summary['step']}` measures it again if that checkpoint is there"
-        )
 
     @property
     def _growing(self) -> list[Path]:
@@ -437,35 +379,5 @@ def check_free(path: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the key of a measurement: its benchmark, step, conditions and fingerprints."""
-    names = ("benchmark", "step", "samples", "temperature", "max_new_tokens", "prompt", "identity")
-    return tuple(summary.get(name) for name in names)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _program() -> dict[str, Any]:
-    return {"revision": git_revision(), "packages": _package_versions(), "ranks": ranks.size()}
-
-
-def _package_versions() -> dict[str, str]:
-    installed = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in PACKAGES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # an extra
-    return installed
-
-
-def git_revision() -> str | None:
-    """Return the commit that sspo runs from, with `-dirty` if tracked files differ; None outside a git work tree."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a work tree that takes too long
-        return None
-    return done.stdout.strip() or None

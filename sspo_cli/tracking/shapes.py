@@ -21,13 +21,13 @@ exact = with_config(ConfigDict(strict=True, allow_inf_nan=False))
 
 def _is_time(text: str) -> str:
     if datetime.fromisoformat(text).tzinfo is None:
-        raise ValueError("a time without its zone")
+        raise ValueError("a time without a time zone")
     return text
 
 
 def _has_step(row: Any) -> Any:
     if isinstance(row, dict) and (type(row.get("step")) is not int or row["step"] < 0):
-        raise ValueError("a row without its step")
+        raise ValueError("a row without a valid step")
     return row
 
 
@@ -218,9 +218,9 @@ def check_shape(value: T, shape: TypeAdapter[Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(map(str, first["loc"]))
-        found = f"{f'`{path}`' if path else 'what is there'} = {shorten(repr(first['input']), 60)}"
+        content = f"{f'`{path}`' if path else 'its content'} = {shorten(repr(first['input']), 60)}"
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"{where} does not hold what sspo writes there, {found}: {message[0].lower()}{message[1:]}"
+            f"{where} does not have the format that sspo writes, {content}: {message[0].lower()}{message[1:]}"
         ) from None
     return value

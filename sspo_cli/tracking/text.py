@@ -39,7 +39,7 @@ def truncated(summary: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """Remove escape sequences, half surrogate pairs and other control characters, which a terminal would interpret."""
+    """Replace characters that a terminal would interpret or cannot print, such as escape and lone surrogates, by `�`."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 

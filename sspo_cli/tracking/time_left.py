@@ -8,11 +8,11 @@ from typing import Any
 
 from sspo_cli.tracking.text import duration
 
-RECENT = 50  # last steps whose mean time counts, because the length of completions changes during learning
+RECENT = 50  # number of last steps whose times are averaged, because the length of completions changes during learning
 
 
 def evaluations_left(step: int, steps: int, every: int | None) -> int:
-    """Count the evaluations after `step`: one after `every` steps, and one after the last."""
+    """Count the evaluations after `step`: one every `every` steps, and one after the last step."""
     between = (steps - 1) // every - step // every if every else 0
     return max(0, between) + (step < steps)
 
@@ -25,7 +25,7 @@ def time_left(steps_left: int, step_seconds: float, evaluations: int, evaluation
 def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | None) -> float | None:
     """Estimate the remaining seconds of a run from its rows of `metrics.jsonl`; return None if no row has times.
 
-    Time between two steps counts as an evaluation if one was due, otherwise as the writing of a checkpoint.
+    Time between two steps is assumed to be an evaluation if one was due, otherwise the writing of a checkpoint.
     """
     timed = [
         row for row in rows if isinstance(row.get("time/step"), float) and isinstance(row.get("time/elapsed"), float)
@@ -47,7 +47,7 @@ class TimeLeft:
     """Estimates a run's remaining time from the events of a sink, including the evaluations to come."""
 
     def __init__(self, every: int | None) -> None:
-        """Start without data; two evaluations are `every` steps apart."""
+        """Start without data; `every` is the number of steps between two evaluations."""
         self._every = every
         self._start_step = self._total_steps = self._step = 0
         self._elapsed: float | None = None  # since the first step of this process
@@ -77,7 +77,7 @@ class TimeLeft:
             return None
         between = sum(seconds for step, seconds in self._evaluations.items() if step > self._start_step)
         an_evaluation = fmean(self._evaluations.values()) if self._evaluations else 0.0
-        to_come = evaluations_left(self._step - 1, self._total_steps, self._every)  # one that is due now included
+        to_come = evaluations_left(self._step - 1, self._total_steps, self._every)  # including one that is due now
         left = self._total_steps - self._step
         return time_left(left, (self._elapsed - between) / taken, to_come, an_evaluation)
 
@@ -86,7 +86,7 @@ class TimeLeft:
         return "-" if seconds is None else duration(seconds)
 
 
-SOON = 1.0  # seconds within which a stage reports the units that were done before it was stopped
+SOON = 1.0  # seconds; units that a stage reports earlier were done before it was interrupted and continued
 
 
 class StageProgress:

@@ -42,9 +42,11 @@ from sspo_cli.tracking.wandb import WandbSink
 def open_tracker(
     run: RunFolder, options: RunOptions | None = None, console: Console | None = None, earlier: Sequence[str] = ()
 ) -> "Tracker":
-    """Open the sinks of the options, by default the run's, on the first rank; `console` replaces standard output.
+    """Open the sinks that the options select, on the first rank only.
 
-    `earlier` are notes from before the folder existed; they go to its log.
+    options  by default the options of the run
+    console  by default standard output
+    earlier  notes from before the run folder existed, for its log
     """
     if not ranks.is_first():
         return Tracker([])
@@ -60,7 +62,7 @@ def open_tracker(
 
 
 class Tracker:
-    """Passes each event to every sink. As a context manager it calls `finish` with the state that the exception means."""
+    """Passes each event to every sink. At the end of a `with` block, calls `finish` with the state by the block's exception."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks

@@ -61,7 +61,7 @@ class WandbSink(Sink):
             )
         except (wandb.errors.Error, OSError) as error:
             reason = first_line(error).rstrip(".")
-            raise UserError(f"wandb cannot start: {reason}; or set wandb.mode to offline") from error
+            raise UserError(f"wandb cannot start: {reason}; solve this, or set wandb.mode to offline") from error
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

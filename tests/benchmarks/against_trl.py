@@ -1,7 +1,7 @@
-"""The same work by sspo and by TRL's GRPOTrainer, one after the other, again and again: `make benchmark`.
+"""The same work by sspo and by TRL's GRPOTrainer, in turn and repeatedly: `make benchmark`.
 
 Both are child processes with one thread each. A cycle is a rollout batch and the two optimizer steps on it; medians over
-all cycles of all repeats but the first of each process. Processor time is beside wall time, since a busy machine stretches
+all cycles of all repeats but the first of each process. Processor time is given next to wall time, since a busy machine stretches
 the latter; on a GPU both are wall time. The tables are printed and written to `tests/benchmarks/results/`.
 """
 
@@ -205,7 +205,7 @@ def spread(times: Sequence[Sequence[float]], column: int) -> str:
 
 
 def by_rollout(rewards: Sequence[float]) -> list[float]:
-    """The means of a rollout batch's minibatches, of which each step tells one; TRL tells that of the whole batch."""
+    """Average the minibatches of a rollout batch, each logged by a step; TRL logs the mean of the whole batch."""
     return [fmean(rewards[start : start + MU]) for start in range(0, len(rewards), MU)]
 
 

@@ -1,7 +1,7 @@
 """The same trials one at a time and two at a time, by turns: `python -m tests.benchmarks.sweep_throughput`.
 
 Each measurement is a whole `sspo sweep` of the embedded task, from its command to its end, with the cold start made before.
-The ratio is that of the medians of all repeats; processor time is beside wall time, since a busy machine stretches the
+The ratio is that of the medians of all repeats; processor time is given next to wall time, since a busy machine stretches the
 latter. The table is printed and written to `tests/benchmarks/results/`. It needs two cores that nothing else uses.
 """
 

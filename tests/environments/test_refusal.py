@@ -115,7 +115,7 @@ def test_a_server_that_cannot_start(sandbox, monkeypatch):
         Sandbox().__enter__()
 
 
-def test_nothing_but_libraries_may_be_read():
+def test_only_libraries_may_be_read():
     paths = server_link.readable_paths()
     here = os.path.realpath(confinement.__file__)
     assert not any(here.startswith(os.path.realpath(path) + os.sep) for path in paths)

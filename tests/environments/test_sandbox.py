@@ -122,7 +122,7 @@ def test_deadlines_neighbours_and_what_is_kept(sandbox, monkeypatch):
     assert [result.variables_lost for result in results[3:5]] == [True, True]
     assert results[4].text == f"Timed out after 1.5 seconds and did not stop: {GONE}"
     after = sandbox.run([(interpreter, "kept") for interpreter in endless])
-    assert {result.text.partition(": ")[2] for result in after} == {"1"}  # set up anew where it had been ended
+    assert {result.text.partition(": ")[2] for result in after} == {"1"}  # set up again where it had been ended
     sandbox.close([*endless, innocent])
 
 
@@ -139,7 +139,7 @@ def test_deadlines_neighbours_and_what_is_kept(sandbox, monkeypatch):
 )
 def test_a_program_that_ends_its_process(sandbox, code, said):
     if "40000027" in code and os.uname().machine != "x86_64":
-        pytest.skip("only x86_64 has a second ABI with system calls of its own")
+        pytest.skip("only x86_64 has a second ABI with other system calls")
     first, crashed, after, later = run(sandbox, "x = 1", "print('before')\n" + code, "'x' in globals()", "1")
     assert (first.status, crashed.status, crashed.variables_lost) == ("ok", "crashed", True)
     assert crashed.text.splitlines()[0].startswith("before") or "output" in said

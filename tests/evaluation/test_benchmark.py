@@ -1,4 +1,4 @@
-"""A measurement: its numbers, its chunks, and how a stopped one goes on."""
+"""A measurement: its numbers, its chunks, and how a stopped one continues."""
 
 import json
 import math
@@ -15,16 +15,11 @@ import torch
 from filelock import FileLock
 
 from sspo_cli.errors import UserError
-from sspo_cli.evaluation.benchmark import (
-    Benchmark,
-    Conditions,
-    _remove_abandoned,
-    evaluate,
-    partial_path,
-    record,
-    summarize,
-)
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.partial import partial_path, remove_abandoned
+from sspo_cli.evaluation.sampling import evaluate
+from sspo_cli.evaluation.summary import record, summarize
 from sspo_cli.policy.model import fingerprint
 from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
@@ -131,7 +126,7 @@ def test_chunks_hold_at_most_max_rows_completions_and_each_problem_has_its_own_s
     assert measure(Guessing(), checker, replace(SAMPLED, max_rows=30)) == measure(Guessing(), checker, SAMPLED)
 
 
-def test_every_benchmark_is_sampled_with_seeds_of_its_own(checker):
+def test_every_benchmark_is_sampled_with_its_own_seeds(checker):
     engines = Guessing(), Guessing()
     for engine, name in zip(engines, ("sums", "more sums"), strict=True):
         measure(engine, checker, SAMPLED, of=replace(benchmark(), name=name))
@@ -156,7 +151,7 @@ def test_conditions_match_a_row_only_if_all_of_them_and_its_identity_do():
 
 
 @pytest.mark.parametrize("torn", [0, 40])
-def test_a_stopped_measurement_goes_on_where_it_was(checker, tmp_path, torn):
+def test_a_stopped_measurement_continues_where_it_was(checker, tmp_path, torn):
     whole = measure(Guessing(), checker, SAMPLED)
     partial = partial_path(tmp_path, benchmark(), SAMPLED, identity(), "model")
     with pytest.raises(KeyboardInterrupt):
@@ -346,5 +341,5 @@ def test_chunks_that_nobody_has_added_to_for_a_week_are_removed(tmp_path):
         (partial / name).touch()
         os.utime(partial / name, times=(time.time() - 86_400 * days,) * 2)
     with FileLock(partial / ".held.jsonl.lock", is_singleton=False):
-        _remove_abandoned(partial)
+        remove_abandoned(partial)
     assert {path.name for path in partial.iterdir()} == {"new.jsonl", "held.jsonl", ".held.jsonl.lock"}

@@ -35,7 +35,7 @@ def policy_of(seed: int) -> Policy:
 
 
 def mark_of(policy: Policy) -> float:
-    """What tells the weights of one model from another's."""
+    """Return a fingerprint that differs between models."""
     return float(policy.parameters[0].detach().double().abs().sum())
 
 
@@ -229,7 +229,7 @@ def test_targets_that_answered_other_problems_are_not_compared(targets: Targets)
     said = measure("one", *others)
     assert table(said, "mine: points more than one") == {name: ["measured on other problems", "–"] for name in others}
     shares = {name: [cell.split()[0] for cell in cells] for name, cells in table(said, "Pass@1 in %").items()}
-    assert shares == {  # each in a column of its own
+    assert shares == {  # each in a separate column
         "one": ["66.7", "–", "–", "–"],
         "as many": ["–", "100.0", "–", "–"],
         "fewer": ["–", "–", "60.0", "–"],
@@ -240,12 +240,12 @@ def test_targets_that_answered_other_problems_are_not_compared(targets: Targets)
 def test_a_target_with_another_prompt_or_sampler_is_not_compared(targets: Targets) -> None:
     file = of_file(targets.problems("mine.jsonl", range(6)))
     targets.run("one", [WEAK], file)
-    targets.run("told to think", [STRONG], file, "prompt=think-answer")
-    said = measure("one", "told to think")
+    targets.run("asked to think", [STRONG], file, "prompt=think-answer")
+    said = measure("one", "asked to think")
     (why,) = table(said, "mine: points more than one").values()
     assert why == ["measured with another prompt", "–"]
     shares = {name: [cell.split()[0] for cell in cells] for name, cells in table(said, "Pass@1 in %").items()}
-    assert shares == {"one": ["66.7", "–"], "told to think": ["–", "66.7"]}
+    assert shares == {"one": ["66.7", "–"], "asked to think": ["–", "66.7"]}
     assert "mine (prompt plain)" in said
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from sspo_cli.evaluation.benchmark import Benchmark, Conditions, summarize
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.summary import summarize
 from sspo_cli.statistics import wilson
 
 IDENTITY = Identity("problems", "messages", "rendered", "checker", "torch")

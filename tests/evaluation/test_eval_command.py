@@ -123,7 +123,7 @@ def test_several_targets_on_several_benchmarks_are_compared_problem_by_problem(r
     assert done.stdout.count("models/before, ") == 2
 
 
-def test_a_benchmark_has_a_token_limit_of_its_own_and_the_flag_wins_over_it(runs):
+def test_a_benchmark_has_its_own_token_limit_and_the_flag_wins_over_it(runs):
     short = "[{name: arithmetic, split: test, limit: 30, max_new_tokens: 5}]"
     options = {**MODELS, "evaluation__benchmarks": short}
     for limit, flag in ((5, []), (7, ["--max-new-tokens", 7])):
@@ -233,8 +233,8 @@ def test_a_killed_evaluation_ends_byte_for_byte_the_same(runs):
 
     killed = f"""
 import os, signal, sys
-from sspo_cli.evaluation import benchmark
-append, chunks = benchmark.append_jsonl, 0
+from sspo_cli.evaluation import sampling
+append, chunks = sampling.append_jsonl, 0
 def fatal(path, row):
     global chunks
     append(path, row)
@@ -243,7 +243,7 @@ def fatal(path, row):
         with open(path, "ab") as file:
             file.write(b'{{"rows": [{{"id": "torn')
         os.kill(os.getpid(), signal.SIGKILL)
-benchmark.append_jsonl = fatal
+sampling.append_jsonl = fatal
 sys.argv = ["sspo", *{command!r}]
 from sspo_cli.cli import main
 main()
@@ -256,7 +256,7 @@ main()
     assert not list((folder / "partial").glob("*"))
 
 
-def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
+def test_after_ctrl_c_the_same_command_continues(runs, monkeypatch):
     calls, generate = [], TorchEngine.generate
 
     def counted(stop_at: int) -> Callable:
@@ -280,7 +280,7 @@ def test_after_ctrl_c_the_same_command_goes_on(runs, monkeypatch):
     assert sspo(*command).returncode == 0
     assert len(calls) == 1  # that of the second model; the run was measured before
     assert sspo(*command).returncode == 0
-    assert len(calls) == 3  # a finished command begins anew
+    assert len(calls) == 3  # a finished command starts from the beginning
     assert sspo(*command[:-1]).returncode == 0
     assert len(calls) == 3  # without --again, nothing is sampled that is recorded
 
@@ -294,8 +294,8 @@ def test_which_checkpoint_of_a_run(runs):
     assert "checkpoint step-1" in measure("one", "--checkpoint", "best").stdout
     assert "checkpoint step-2" in measure("one").stdout
     assert_told(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", 7), "or one of its steps: 1, 2")
-    told = sspo("eval", "models/before", "--runs-dir", ".", "--checkpoint", 1)
-    assert_told(told, "a model has no checkpoints")
+    done = sspo("eval", "models/before", "--runs-dir", ".", "--checkpoint", 1)
+    assert_told(done, "a model has no checkpoints")
     assert_told(sspo("eval", "one/checkpoints/step-1", "--runs-dir", ".", "--checkpoint", 1), "is a checkpoint already")
 
 
@@ -312,7 +312,7 @@ def test_a_run_that_vllm_sampled_for_is_measured_without_vllm(runs, monkeypatch)
     assert_told(sspo("eval", "--runs-dir", ".", "one", "--engine", "vllm"), "vLLM is not installed")
 
 
-def test_completions_longer_than_a_vllm_server_takes_are_told_and_nothing_is_sampled(runs, monkeypatch):
+def test_completions_longer_than_a_vllm_server_takes_are_refused_and_nothing_is_sampled(runs, monkeypatch):
     asked = []
 
     def answer(client, method, path, json=None):
@@ -322,8 +322,8 @@ def test_completions_longer_than_a_vllm_server_takes_are_told_and_nothing_is_sam
     monkeypatch.setattr(httpx.Client, "request", answer)
     before = sorted(runs.rglob("*"))
     server = {"rollout__vllm__server": "http://node:8000", "rollout__vllm__exchange": runs}
-    told = sspo("eval", "--runs-dir", ".", "models/before", **MODELS, **server)
-    assert_told(told, "accepts sequences of 60 tokens, but ")
+    done = sspo("eval", "--runs-dir", ".", "models/before", **MODELS, **server)
+    assert_told(done, "accepts sequences of 60 tokens, but ")
     assert "/v1/completions" not in asked
     assert sorted(runs.rglob("*")) == before
 
@@ -339,19 +339,25 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
     ("arguments", "said"),
     [
         (["nothing"], "there is no run nothing in"),
-        ([], "name runs or models to measure"),
-        (["one", "--completions", "mine.jsonl"], "name runs or models to measure"),
-        (["--completions", "mine.jsonl", "--samples", "4"], "recorded outputs are not sampled again"),
+        ([], "give runs or models to measure"),
+        (["one", "--completions", "mine.jsonl"], "give runs or models to measure"),
+        (
+            ["--completions", "mine.jsonl", "--samples", "4"],
+            "--completions grades recorded outputs and samples nothing",
+        ),
         ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
         (["one", "-b", "gsm8k="], "names no path"),
         (["one", "-b", "file"], "benchmark `file` has no path"),
-        (["one", "--again", "--limit", "3"], "--limit always samples, because it is not recorded; leave out --again"),
-        (["--completions", "mine.jsonl", "--again"], "recorded outputs are not sampled again"),
+        (
+            ["one", "--again", "--limit", "3"],
+            "results with --limit are never recorded, so they are always measured again",
+        ),
+        (["--completions", "mine.jsonl", "--again"], "--completions grades recorded outputs and samples nothing"),
         (["."], "is a folder of runs, not a run; name one of them: one"),
         (["one", "--top-p", "0.9"], "--top-p and --top-k do not apply to greedy completions; add --temperature"),
         (["one", "--temperature", "inf"], "--temperature inf would"),
-        (["one", "--out", "graded.jsonl"], "--out is for --completions"),
+        (["one", "--out", "graded.jsonl"], "--out applies only to --completions"),
         (["one", "-b", "gsm9k"], "unknown benchmark gsm9k; use arithmetic, calculator"),
         (["one", "-b", "mine.jsonl", "-b", "./mine.jsonl"], "two of the benchmarks have the same name"),
         (["one", "-b", "models/arithmetic.jsonl"], "would be stored as arithmetic"),
@@ -365,7 +371,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "-s", "prompt=plain"], "is measured with its own options; leave out -c and -s"),
     ],
 )
-def test_wrong_input_is_told_in_a_sentence(runs, arguments, said):
+def test_wrong_input_is_reported_in_a_sentence(runs, arguments, said):
     for name in ("arithmetic", "validation"):
         (runs / "models" / f"{name}.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     before = sorted(runs.rglob("*"))

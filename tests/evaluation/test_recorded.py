@@ -66,12 +66,12 @@ def test_rows_come_back_in_order_with_their_fields_and_the_verdict(tmp_path, cap
         ('{"gold": true, "completion": "5"}', "line 2 has a `gold` that is neither text nor a number"),
     ],
 )
-def test_a_bad_row_is_told_by_its_line_and_nothing_is_written(tmp_path, line, said):
+def test_a_bad_row_is_reported_by_its_line_and_nothing_is_written(tmp_path, line, said):
     file = tmp_path / "outputs.jsonl"
     file.write_text('{"gold": "5", "completion": "5"}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"^[^\n]*$") as told:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as raised:
         grade_file(file)
-    assert said in str(told.value)
+    assert said in str(raised.value)
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -128,7 +128,7 @@ def test_unreadable_files(tmp_path, content, said):
         grade_file(file)
 
 
-def test_an_output_in_no_folder_is_told_before_anything_is_graded(tmp_path):
+def test_an_output_in_no_folder_is_reported_before_anything_is_graded(tmp_path):
     file = written(tmp_path / "outputs.jsonl", [{"gold": "5", "completion": "5"}])
     with pytest.raises(UserError, match="there is no folder"):
         grade_file(file, tmp_path / "none" / "graded.jsonl")

@@ -1,6 +1,6 @@
 """Run the golden cases, and renew what is recorded of them: `python -m tests.golden.record [--out FOLDER] [CASE]...`
 
-A change that means to change numbers renews `recorded/` in a commit of its own that says why. The product is reached by its
+A change that means to change numbers renews `recorded/` in a separate commit that says why. The product is reached by its
 command line and the run folder alone, so that moving and renaming modules changes nothing here but an import.
 """
 
@@ -87,6 +87,9 @@ def train(runs: Path, name: str, options: Mapping[str, Any]) -> str:
     values = {**BASE, **options}
     if values.get("model.name") == COLD_STARTED:
         values["model.name"] = cold_started(runs)
+        del values["model.tiny"]  # would be ignored, and is refused
+    if not values["cold_start.steps"]:
+        values = {key: value for key, value in values.items() if key == "cold_start.steps" or "cold_start." not in key}
     sets = [part for key, value in values.items() for part in ("-s", f"{key}={value}")]
     arguments = ["sspo", "train", "--runs-dir", str(runs), "--run", name, *sets]
     printed = io.StringIO()

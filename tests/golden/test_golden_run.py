@@ -1,7 +1,7 @@
 """Ten steps of every method give what is recorded, to 1e-6, and the same texts.
 
 A recorded value is right only as far as the code was right that it came from: this guards moves and renames, and what a value
-should be is for the other tests to say. A change that means to change numbers renews it in a commit of its own that says why.
+should be is for the other tests to say. A change that means to change numbers renews it in a separate commit that says why.
 """
 
 import math
@@ -76,7 +76,7 @@ def explanation(changed: list[str]) -> list[str]:
     return [
         "The packages or the machine type are not those of the recording:",
         *changed,
-        "Floats may differ beyond 1e-6 for that reason alone. Run the last good commit here to tell whether the code did it.",
+        "Floats may differ beyond 1e-6 for that reason alone. Run the last good commit here to see whether the code did it.",
         RENEW,
     ]
 

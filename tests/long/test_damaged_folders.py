@@ -84,7 +84,7 @@ OF_JSON: list[Damage] = [change_a_value] * len(OF_ANY)
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the manifest anew, so that the checksums are those of the damaged files."""
+    """Rewrite the manifest, so that the checksums are those of the damaged files."""
     files = {path.name: path for path in checkpoint.iterdir() if path.is_file() and path.name != "manifest.json"}
     sums = {name: xxhash.xxh3_128(path.read_bytes()).hexdigest() for name, path in files.items()}
     (checkpoint / "manifest.json").write_text(json.dumps(sums))

@@ -191,7 +191,7 @@ def test_an_unusable_gate_is_refused_whatever_is_allowed(gate, message):
 
 
 @pytest.mark.parametrize("method", ["sspo", "arithmetic", "geometric", "sequence"])
-def test_a_gate_of_ones_own_beside_the_config(tmp_path, monkeypatch, method):
+def test_a_user_defined_gate_next_to_the_config(tmp_path, monkeypatch, method):
     (tmp_path / f"mygate_{method}.py").write_text(
         "import torch\n"
         "def with_tau(log_ratio, tau):\n    return tau * torch.tanh(log_ratio / tau)\n"

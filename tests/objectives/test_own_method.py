@@ -16,7 +16,7 @@ def sspo_by_hand(log_ratio, advantages, mask):
     return ((gated * mask).sum(1) / mask.sum(1).clamp(min=1)).exp()
 
 
-def with_a_factor_of_its_own(log_ratio, advantages, mask):
+def with_own_factor(log_ratio, advantages, mask):
     return 7.0 * mask.sum(1) * sspo_by_hand(log_ratio, advantages, mask)
 
 
@@ -35,9 +35,9 @@ def test_sspo_as_a_method_of_ones_own_is_sspo(normalizer):
     assert torch.equal(own.factors(mask.sum(1)), built_in.factors(mask.sum(1)))
 
 
-def test_a_factor_of_its_own_is_divided_out_of_the_conditions():
+def test_the_method_s_own_factor_is_divided_out_of_the_conditions():
     log_ratio, mask = torch.tensor([[0.1, 0.2]]), torch.ones(1, 2)
-    own = build_objective(method=with_a_factor_of_its_own).weights(log_ratio, torch.ones(1), mask)
+    own = build_objective(method=with_own_factor).weights(log_ratio, torch.ones(1), mask)
     assert own.item() == pytest.approx(14 * sspo_by_hand(log_ratio, None, mask).item())
 
 

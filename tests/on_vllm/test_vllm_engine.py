@@ -84,7 +84,7 @@ def test_ids_that_the_tokenizer_does_not_know_are_sampled_alike_and_have_no_text
     assert differences(policy, sample(engine, after), prompts=after).max() < 1e-3
 
 
-def test_adapters_are_merged_on_the_way_and_the_policy_stays_as_it_is(start):
+def test_adapters_are_merged_on_the_way_and_the_policy_is_unchanged(start):
     policy = tiny_policy(lora=True)
     before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
     engine = start(policy)
@@ -163,16 +163,16 @@ def test_sampled_frequencies_are_the_policy_s_probabilities_untruncated(start):
     assert chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue > 1e-4
 
 
-def test_completions_end_at_every_end_id_and_are_told_as_soon_as_they_are_done(start):
+def test_completions_end_at_every_end_id_and_are_reported_as_soon_as_they_are_done(start):
     policy = tiny_policy()
     policy.model.generation_config.eos_token_id = list(range(4, 20))
     ends = set(policy.end_ids)
     engine = start(policy)
     engine.sync(policy)
-    told = []
-    groups = engine.generate(Request(PROMPTS, 8, Sampling(1.0, 12, 1)), lambda *done: told.append(done))
+    reported = []
+    groups = engine.generate(Request(PROMPTS, 8, Sampling(1.0, 12, 1)), lambda *done: reported.append(done))
     expected = [(i, member, c) for i, group in enumerate(groups) for member, c in enumerate(group)]
-    assert sorted(told, key=lambda done: done[:2]) == expected
+    assert sorted(reported, key=lambda done: done[:2]) == expected
     completions = [c for group in groups for c in group]
     assert {c.truncated for c in completions} == {True, False}
     for c in completions:
@@ -196,7 +196,7 @@ def test_greedy_completions_are_those_of_the_torch_engine(start):
 def test_the_process_is_left_as_it_was(start):
     policy = tiny_policy()
     environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    torch.set_float32_matmul_precision("high")  # as beside bfloat16
+    torch.set_float32_matmul_precision("high")  # as with bfloat16
     start(policy)
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")
@@ -230,7 +230,7 @@ def test_on_a_gpu_the_engine_wakes_up_for_a_sync_and_sleeps_once_until_the_next(
     assert called == [*reload, ("sleep",), ("empty_cache",), *awake]
 
 
-def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
+def test_what_vllm_cannot_do_is_reported_in_one_sentence(start):
     narrow = load_policy(ModelOptions(tiny=TinyModelOptions(hidden_size=32, heads=2, layers=1)), torch.device("cpu"))
     with pytest.raises(
         UserError, match=r"heads have size 16, but on a CPU vLLM supports only 32, 64, .* set rollout.engine=torch"
@@ -242,7 +242,7 @@ def test_what_vllm_cannot_do_is_told_in_one_sentence(start):
         VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=1e6), 64, 1.0)
 
 
-def test_a_cache_too_small_for_the_completions_is_told_and_cuts_none():
+def test_a_cache_too_small_for_the_completions_is_reported_and_cuts_none():
     engine = VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=0.0005), 64, 1.0)
     with pytest.raises(UserError, match=r"room for sequences of 384 tokens, and 387 may be needed; raise .*gib"):
         sample(engine, prompts=[[2] * 3, [2] * 7], max_new_tokens=380)

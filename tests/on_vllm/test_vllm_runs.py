@@ -65,7 +65,7 @@ def test_a_run_samples_with_vllm_and_its_metrics_hold_both_sides_of_the_probe(ru
     assert len({row["sampler/probe_policy"] for row in metrics[::2]}) == 3  # the weights did change in between
 
 
-def test_a_cache_too_small_is_told_before_the_cold_start(tmp_path):
+def test_a_cache_too_small_is_reported_before_the_cold_start(tmp_path):
     done = sspo(
         "train", "--runs-dir", tmp_path, **SHORT | {"rollout__vllm__kv_cache_gib": 0.0005}, rollout__max_new_tokens=500
     )
@@ -99,7 +99,7 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
         targets = ["torch", "--checkpoint", "best"]
         steps = [json.loads((by_torch / "checkpoints" / "best.json").read_text())["step"]]
     else:
-        targets = ["torch", by_torch / "checkpoints" / "step-2"]  # each with an engine of its own, one after the other
+        targets = ["torch", by_torch / "checkpoints" / "step-2"]  # each with a separate engine, in turn
         steps = [SHORT["steps"], 2]
 
     def measured(engine):
@@ -123,7 +123,7 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
 
 
 def stopped(runs, number, ready):
-    """Starts the run `stopped` or goes on with it, in a process of its own, and sends it the signal when `ready(stdout)`."""
+    """Start the run `stopped` or continue it in a separate process, and send it the signal when `ready(stdout)`."""
     sets = [part for key, value in SHORT.items() for part in ("-s", f"{key.replace('__', '.')}={value}")]
     more = ["--resume"] if (runs / "stopped").exists() else sets
     out, err = (runs.parent / f"stopped.{name}" for name in ("out", "err"))
@@ -150,7 +150,7 @@ def stopped(runs, number, ready):
     return status["step"]
 
 
-def test_a_signal_ends_a_run_with_its_state_saved_and_no_process_left_and_it_goes_on(runs):
+def test_a_signal_ends_a_run_with_its_state_saved_and_no_process_left_and_it_continues(runs):
     """SIGTERM in the middle of the steps, then SIGINT as soon as the resumed run has its engine, whose start must not have
     taken the signals over."""
     metrics = runs / "stopped" / "metrics.jsonl"
@@ -174,7 +174,8 @@ def test_a_run_with_more_ids_than_the_tokenizer_knows(tmp_path):
     policy = tiny_policy(vocabulary=PADDED)
     policy.save(tmp_path / "model")
     task = {"tasks": "[arithmetic]", "prompt": "plain", "rollout__max_new_tokens": 64}
-    options = SHORT | task | {"model__name": tmp_path / "model", "cold_start__steps": 0, "steps": 2}
+    short = {name: value for name, value in SHORT.items() if not name.startswith("cold_start")}
+    options = short | task | {"model__name": tmp_path / "model", "steps": 2}
     done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
     assert done.returncode == 0, done.stderr
     assert all(row["sampler/mismatch_max"] < 1e-3 for row in rows(tmp_path / "a" / "metrics.jsonl"))

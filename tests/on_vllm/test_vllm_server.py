@@ -97,11 +97,11 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
         found = [text.find(string) + 1 for string in ("7", "e") if string in text]
         assert not found or len(text) - len(last) < min(found) <= len(text)
         assert completion.truncated == (not found and completion.token_ids[-1] not in policy.end_ids)
-    told = []
-    groups = engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)), lambda *done: told.append(done))
+    reported = []
+    groups = engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)), lambda *done: reported.append(done))
     assert groups == engine.generate(Request(PROMPTS, 4, Sampling(1.0, 24, 1)))
     expected = [(i, member, c) for i, group in enumerate(groups) for member, c in enumerate(group)]
-    assert sorted(told, key=lambda done: done[:2]) == expected
+    assert sorted(reported, key=lambda done: done[:2]) == expected
     assert all(len({tuple(c.token_ids) for c in group}) == 4 for group in groups)
     assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model.safetensors"]
 
@@ -151,11 +151,11 @@ def test_a_server_s_room_is_compared_with_what_may_be_needed_before_the_cold_sta
     done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
     assert done.returncode == 1
     assert f"accepts sequences of {ROOM} tokens, but 1" in done.stderr.splitlines()[-1]
-    assert "start it with --max-model-len 1" in done.stderr.splitlines()[-1]
+    assert "start the server with --max-model-len 1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
 
 
-def test_weights_that_do_not_arrive_are_told_before_the_cold_start(server, model, tmp_path):
+def test_weights_that_do_not_arrive_are_reported_before_the_cold_start(server, model, tmp_path):
     (tmp_path / "file").touch()
     options = of_a_run(server, model, tmp_path) | {"rollout__vllm__exchange": tmp_path / "file" / "folder"}
     done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **options)
@@ -172,11 +172,11 @@ def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_is_not_in_dev_mode_is_told_before_the_cold_start(model, tmp_path):
+def test_a_server_that_is_not_in_dev_mode_is_reported_before_the_cold_start(model, tmp_path):
     with serving(model) as address:
         done = sspo("train", "--run", "a", "--runs-dir", tmp_path, **of_a_run(address, model, tmp_path))
-        told = sspo("eval", model, "--runs-dir", tmp_path, **of_an_evaluation(address, tmp_path))
+        reported = sspo("eval", model, "--runs-dir", tmp_path, **of_an_evaluation(address, tmp_path))
     assert done.returncode == 1
     assert "was started without VLLM_SERVER_DEV_MODE=1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
-    assert_told(told, f"the vLLM server {address} was started without VLLM_SERVER_DEV_MODE=1")
+    assert_told(reported, f"the vLLM server {address} was started without VLLM_SERVER_DEV_MODE=1")

@@ -17,7 +17,7 @@ needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed here; `make test-vllm` runs these tests with it"
 )
 TINY = TinyModelOptions(hidden_size=64, layers=2, heads=2, intermediate_size=96)  # heads of 32
-PADDED = 300  # ids, of which the tokenizer knows 266; no multiple of the 64 to which vLLM pads anew
+PADDED = 300  # ids, of which the tokenizer knows 266; no multiple of the 64 to which vLLM pads again
 PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
 
 

@@ -35,7 +35,7 @@ def test_micro_batches_partition_the_rows_within_the_token_budget(make_batch, to
     assert sorted(seen) == list(range(24))
 
 
-def test_a_row_longer_than_the_budget_is_a_micro_batch_of_its_own(make_batch):
+def test_a_row_longer_than_the_budget_is_a_separate_micro_batch(make_batch):
     assert [len(rows) for rows, _ in make_batch().micro_batches(1, False)] == [1] * 12
 
 

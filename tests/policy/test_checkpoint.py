@@ -127,9 +127,9 @@ def test_a_disk_that_is_full_for_torch_is_said_to_be_full(policy, tmp_path, monk
         return write(self, content)
 
     monkeypatch.setattr(checkpoint._Writer, "write", full)
-    with pytest.raises(UserError, match=r"step-2 cannot be written: .*No space left on device$") as told:
+    with pytest.raises(UserError, match=r"step-2 cannot be written: .*No space left on device$") as raised:
         save_checkpoint(tmp_path / "step-2", policy, state)
-    assert told.value.__cause__.errno == errno.ENOSPC
+    assert raised.value.__cause__.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,7 +227,7 @@ def test_the_best_checkpoint_stays_however_old_it_is(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20"]
 
 
-def test_what_a_user_puts_beside_or_into_checkpoints_harms_none(policy, tmp_path):
+def test_what_a_user_puts_next_to_or_into_checkpoints_harms_none(policy, tmp_path):
     save_checkpoint(tmp_path / "step-3", policy, STATE)
     (tmp_path / "step-3" / "notes.txt").write_text("good one")
     shutil.copytree(tmp_path / "step-3", tmp_path / "step-3-copy")

@@ -139,7 +139,7 @@ def order_of(policy, cache, steps, **changes):
     return order
 
 
-def test_every_epoch_takes_each_demonstration_once_in_an_order_of_its_own(policy, tmp_path):
+def test_every_epoch_takes_each_demonstration_once_in_its_own_order(policy, tmp_path):
     order = order_of(policy, tmp_path, 15)
     epochs = [order[start : start + 5] for start in (0, 5, 10)]
     assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 3
@@ -147,7 +147,7 @@ def test_every_epoch_takes_each_demonstration_once_in_an_order_of_its_own(policy
     assert order_of(policy, tmp_path, 5, cold_start__seed=1) != epochs[0]
 
 
-def test_an_interrupted_one_goes_on_as_if_it_had_not_been(policy, tmp_path):
+def test_an_interrupted_one_continues_as_if_it_had_not_been(policy, tmp_path):
     """The same demonstrations, moments and rates; one checkpoint at a time, where it is due and where it stops."""
     options = options_of(cold_start__steps=6, cold_start__batch_size=2, cold_start__checkpoint_every=2)
     taught, interruption = demonstrations(policy), Interruption()
@@ -172,7 +172,7 @@ def test_an_interrupted_one_goes_on_as_if_it_had_not_been(policy, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-# Options that change the result, next to those of `options_of`: each must have a cold start of its own.
+# Options that change the result, next to those of `options_of`: each must have a separate cold start.
 MATTER = {
     "cold_start.steps": 2,
     "cold_start.batch_size": 4,
@@ -226,7 +226,7 @@ def place_of(policy, options, cache, taught=None):
     return folder
 
 
-def test_every_option_that_matters_has_a_cold_start_of_its_own(policy, tmp_path):
+def test_every_option_that_matters_has_its_own_cold_start(policy, tmp_path):
     usual = place_of(policy, options_of(), tmp_path)
     assert place_of(policy, options_of(), tmp_path) == usual
     places = {name: place_of(policy, options_of(**{name: value}), tmp_path) for name, value in MATTER.items()}
@@ -353,11 +353,13 @@ def test_bad_steps_in_a_row_end_it_and_single_ones_do_not(policy, tmp_path):
         cold_start(policy, demonstrations(policy), options, cache, Interruption(), progress, print)
 
     cold_start_with_bad({1, 3, 5}, tmp_path / "single")
-    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, at step 5; lower cold_start\.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"not finite in 2 consecutive steps, at step 5; lower cold_start\.learning_rate"
+    ):
         cold_start_with_bad({1, 4, 5}, tmp_path / "in a row")
 
 
-def test_waiting_for_another_run_is_told_and_can_be_interrupted(policy, tmp_path):
+def test_waiting_for_another_run_is_reported_and_can_be_interrupted(policy, tmp_path):
     options, notes, interruption = options_of(), [], Interruption()
     folder = place_of(policy, options, tmp_path)
     folder.mkdir()
@@ -368,7 +370,7 @@ def test_waiting_for_another_run_is_told_and_can_be_interrupted(policy, tmp_path
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_whoever_waited_long_enough_takes_what_is_there_then(policy, tmp_path):
+def test_a_run_that_waited_long_enough_takes_what_is_there_then(policy, tmp_path):
     options, notes = options_of(), []
     folder = place_of(policy, options, tmp_path)
     folder.mkdir()

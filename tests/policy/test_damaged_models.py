@@ -94,7 +94,7 @@ def test_weights_that_hold_code_are_refused_and_nothing_is_run(saved, tmp_path, 
 
 
 def refuse(folder: Path) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         load_policy(ModelOptions(name=str(folder)), CPU).check_logits()
-    assert len(str(told.value)) < 1000
-    assert "\n" not in str(told.value)
+    assert len(str(raised.value)) < 1000
+    assert "\n" not in str(raised.value)

@@ -77,7 +77,7 @@ def test_without_a_compiler_one_sentence_says_so(tmp_path):
     assert "use model.kernels=torch" in said
 
 
-def test_a_model_without_layers_to_compile_is_told():
+def test_a_model_without_layers_to_compile_is_reported():
     with pytest.raises(UserError, match=r"Linear has no layers to compile one by one; use model\.kernels=torch"):
         compile_layers(torch.nn.Linear(1, 1))
 

@@ -131,7 +131,7 @@ def test_old_logprobs_of_chosen_minibatches_only_are_filled_in(policy, make_batc
     assert (batch.old_logprobs[others] == 0).all()
 
 
-def test_masked_truncated_completions_add_nothing_but_count_in_the_mean(policy, make_batch):
+def test_masked_truncated_completions_have_no_gradient_and_count_in_the_mean(policy, make_batch):
     batch, masked = make_batch(), make_batch(mask_truncated=True)
     keep = ~batch.truncated
     expected, _, _ = gradient(

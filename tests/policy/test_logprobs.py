@@ -83,7 +83,7 @@ def test_no_more_than_a_few_blocks_of_logits_are_alive(monkeypatch):
 
 
 def test_logprobs_are_exact_for_extreme_logits_a_bias_and_words_of_every_block(monkeypatch):
-    """Against float64, value and gradient; the highest logit comes last, so that every block scales the sums anew."""
+    """Against float64, value and gradient; the highest logit comes last, so that every block rescales the sums."""
     draw = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, generator=draw) for shape in ((9, 4), (23, 4), (23,)))
     weight[:, 0], hidden[:, 0] = torch.linspace(-20, 20, 23), 1.0

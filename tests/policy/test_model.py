@@ -57,7 +57,7 @@ def test_bfloat16_weights_are_computed_with_as_such_and_the_same_when_loaded(tin
     assert torch.equal(again.logprobs(make_batch(), 1.0)[0], policy.logprobs(make_batch(), 1.0)[0])
 
 
-def test_eight_bits_without_torchao_are_told(policy, monkeypatch):
+def test_eight_bits_without_torchao_are_reported(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(UserError, match=r"optimizer.eight_bit needs torchao; install it with `pip install torchao`"):
         adamw(policy.parameters, (0.9, 0.99), 0.0, eight_bit=True)
@@ -98,7 +98,7 @@ def test_adapters_begin_by_their_own_seed_whatever_was_drawn_before(tiny):
         (["model.safetensors"], "has no weights"),
     ],
 )
-def test_an_incomplete_model_folder_is_told(policy, tmp_path, missing, said):
+def test_an_incomplete_model_folder_is_reported(policy, tmp_path, missing, said):
     policy.save(tmp_path)
     for name in missing:
         (tmp_path / name).unlink()
@@ -106,7 +106,7 @@ def test_an_incomplete_model_folder_is_told(policy, tmp_path, missing, said):
         load_policy(ModelOptions(name=str(tmp_path)), CPU)
 
 
-def test_damaged_weights_and_unknown_names_are_told(policy, tmp_path):
+def test_damaged_weights_and_unknown_names_are_reported(policy, tmp_path):
     policy.save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -118,14 +118,14 @@ def test_damaged_weights_and_unknown_names_are_told(policy, tmp_path):
             load_policy(ModelOptions(name=path), CPU)
 
 
-def test_a_device_that_is_not_there_is_told():
+def test_a_device_that_is_not_there_is_reported():
     with pytest.raises(UserError, match="device = cuda:7 is not available"):
         resolve_device("cuda:7")
     with pytest.raises(UserError, match="device = quantum is not available"):
         resolve_device("quantum")
 
 
-def test_a_device_that_torch_has_and_sspo_has_not_is_told():
+def test_a_device_that_torch_has_and_sspo_has_not_is_reported():
     with pytest.raises(UserError, match="device = meta is not supported by sspo; use auto, cpu or cuda"):
         resolve_device("meta")
 

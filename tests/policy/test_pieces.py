@@ -25,7 +25,7 @@ def test_a_split_character_stands_at_its_last_token(text, pieces):
     assert token_pieces(TOKENIZER, ids) == pieces
 
 
-def test_bytes_that_are_no_characters_are_told_at_the_end_at_the_latest():
+def test_bytes_that_are_no_characters_are_reported_at_the_end_at_the_latest():
     ids = TOKENIZER.encode("1日2", add_special_tokens=False)
     for cut in (ids[:2], ids[:3], [ids[2], ids[0]], [*ids[1:3], ids[1], ids[4]], ids[1:2] * 50, ids[2:3] * 50):
         pieces = token_pieces(TOKENIZER, cut)

@@ -25,7 +25,7 @@ def caught(work) -> str:
 
 
 def check_exchanges(folder: Path) -> None:
-    """What is refused by one rank is refused by all, and they go on together."""
+    """Check that an error of one rank is raised by all, and that they continue together."""
 
     def no_room() -> None:
         raise UserError("no room")

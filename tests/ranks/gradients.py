@@ -128,7 +128,7 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
 
 
 def all_gradients() -> dict[str, Any]:
-    """Those of every kind, of a policy and a batch made anew."""
+    """Compute the gradients of every kind, of a new policy and batch."""
     torch.set_num_threads(1)
     found = {kind: gradient(make_policy(kind), make_batch(), BUDGETS[0]) for kind in KINDS}
     found["large micro-batches"] = gradient(make_policy("dense"), make_batch(), BUDGETS[1])
@@ -155,7 +155,7 @@ def write_models(folder: Path) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The whole weights of each model as they are loaded, their transform and what is computed; or why it is refused."""
+    """Return the loaded weights of each model, their transform and what is computed; or why it is refused."""
     results: dict[str, Any] = {}
     for kind in LOADED:
         lora = LoraOptions(rank=4) if kind == "lora" else None

@@ -19,7 +19,7 @@ SENTENCES = {
     "stopped": (
         f"rank 1 did not answer for 4 seconds ({PATIENCE}): it was stopped, or its machine hangs; --resume continues"
     ),
-    "bug": "rank 1: it failed by KeyError: 'a mistake'; see its output above",
+    "bug": "rank 1: it failed with KeyError: 'a mistake'; see its output above",
 }
 
 
@@ -41,7 +41,7 @@ def test_one_sentence_says_which_rank_and_why(monkeypatch, tmp_path, capfd, kind
         assert (tmp_path / "rank-1").read_text().splitlines() == [*shared, *rest]
 
 
-def test_a_wrong_patience_is_told_once_before_a_rank_starts(monkeypatch, capfd):
+def test_a_wrong_patience_is_reported_once_before_a_rank_starts(monkeypatch, capfd):
     monkeypatch.setenv(PATIENCE, "long")
     assert_told(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
     assert not capfd.readouterr().err
@@ -54,5 +54,5 @@ def test_each_rank_needs_a_gpu(monkeypatch):
     check_start(3, "cpu")
     with pytest.raises(UserError, match="3 ranks need as many GPUs, and this machine has 2"):
         check_start(3, "cuda")
-    with pytest.raises(UserError, match="device = cuda:1 is one GPU"):
+    with pytest.raises(UserError, match="device = cuda:1 is a single GPU"):
         check_start(2, "cuda:1")

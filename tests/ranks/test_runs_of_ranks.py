@@ -75,7 +75,7 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_ranks_do_what_one_process_does(runs):
-    """Each has a cold start of its own: that of two ranks is not taken for one process's."""
+    """Each has a separate cold start: that of two ranks is not used by one process."""
     assert len(list((runs / "cold-starts").iterdir())) == 1
     assert_agree(runs / "two", runs / "alone")
     assert json.loads((runs / "two" / "config.json").read_text())["ranks"] == 2

@@ -69,14 +69,14 @@ def test_a_trial_of_two_ranks_is_retried_stopped_and_continued(forked_trials, fo
 def test_a_dry_run_says_where_trials_of_ranks_run(folder, monkeypatch):
     done = sweep(folder, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "1 trials of 2 ranks, 1 at a time: slot 1, to be run in" in " ".join(done.stdout.split())
+    assert "1 trial of 2 ranks, 1 at a time: slot 1, to be run in" in " ".join(done.stdout.split())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     done = sweep(folder, "--dry-run", "-s", "device=auto")
     assert "2 ranks, 1 at a time: GPUs 4,5; idle: GPU 6" in " ".join(done.stdout.split())
 
 
 def test_what_ranks_of_a_trial_cannot_do_is_refused_before_one_starts(folder):
-    assert_told(sweep(folder, "-s", "rollout.engine=vllm"), "this run has 2 ranks; start a server")
+    assert_told(sweep(folder, "-s", "rollout.engine=vllm"), "this run has 2 ranks; start a vLLM server")
     assert_told(sweep(folder, "-s", "model.kernels=compiled"), "compiled does not support several ranks")
     assert_told(sweep(folder, "--nproc", 99), "99 ranks are too many for the")
     assert not (folder / "small").exists()

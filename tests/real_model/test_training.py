@@ -58,7 +58,10 @@ def sums(tmp_path_factory) -> Path:
 
 def arguments(runs: Path, name: str, model: Path, sums: Path, **options: object) -> list[str]:
     given = {"model__name": model, "tasks": f"[{sums / 'taught.jsonl'}]", "evaluation__benchmarks": "[]"}
-    sets = [f"{key.replace('__', '.')}={value}" for key, value in {**TRAINED, **given, **options}.items()]
+    trained = {
+        key: value for key, value in TRAINED.items() if options.get("cold_start__steps") != 0 or "cold_" not in key
+    }
+    sets = [f"{key.replace('__', '.')}={value}" for key, value in {**trained, **given, **options}.items()]
     return ["train", "--runs-dir", str(runs), "--run", name, *(part for each in sets for part in ("-s", each))]
 
 
@@ -73,7 +76,7 @@ def taught(model_folder, sums, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def untaught(taught, model_folder, sums) -> Path:
-    """The folder of the model as it is, measured in the same way."""
+    """The folder of the untrained model, measured in the same way."""
     done = sspo("eval", model_folder, "--runs-dir", taught, "-b", sums / "asked.jsonl", **MEASURED)
     assert done.returncode == 0, done.stderr
     (folder,) = taught.glob("model-*")
@@ -95,7 +98,7 @@ def test_a_weak_cold_start_and_a_few_steps_of_rl_raise_the_format_reward(taught,
     assert all(row["ratio/log_std"] <= 1e-4 for row in metrics)  # one step a rollout: on-policy
 
 
-def test_the_model_as_it_is_writes_no_tags_and_its_answers_are_read_from_recorded_outputs(untaught, tmp_path):
+def test_the_untrained_model_writes_no_tags_and_its_answers_are_read_from_recorded_outputs(untaught, tmp_path):
     answers = rows(untaught / "eval" / "asked.jsonl")
     assert not any(row["correct"] for row in answers if "<answer>" not in row["completion"])
     recorded = tmp_path / "outputs.jsonl"

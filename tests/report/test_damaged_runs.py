@@ -109,7 +109,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def damaged_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run `0`, and for each kind of damage one that has it, of a seed of its own."""
+    """A whole run `0`, and for each kind of damage one that has it, with a separate seed."""
     runs = tmp_path_factory.mktemp("damaged")
     whole = write_run(runs / "0", "seed=1", steps=4, whole=True)
     for damage in DAMAGE.values():
@@ -122,14 +122,14 @@ def damaged_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_damaged_run_is_left_out_with_a_reason(damaged_runs: Path):
     left_out = {}
     for sentence in collect([damaged_runs]).left_out:
-        path, _, told = sentence.partition("`: ")
-        left_out[Path(path.removeprefix("`")).name] = told
+        path, _, reason = sentence.partition("`: ")
+        left_out[Path(path.removeprefix("`")).name] = reason
     assert len(left_out) == len(DAMAGE)
     readable = [name for number, name in enumerate(DAMAGE, 1) if "the same options" in left_out[str(number)]]
     assert readable == ["eval file"]  # a run without evaluations
-    for told in left_out.values():
-        assert len(told) < 1000
-        assert "\n" not in told
+    for reason in left_out.values():
+        assert len(reason) < 1000
+        assert "\n" not in reason
 
 
 def test_the_report_of_all_is_written(damaged_runs: Path, tmp_path: Path):
@@ -143,7 +143,7 @@ def test_damaged_completions_and_answers_are_named_and_the_rest_is_reported(tmp_
         for file in ("completions.jsonl", "eval/arithmetic.jsonl"):
             (run / file).write_text(json.dumps(shape) + "\n")
         damage = sample_completions(collect([run]).groups)[0]["damage"]
-        assert "completions.jsonl, line 1 does not hold" in damage
+        assert "completions.jsonl, line 1 does not have the format" in damage
     write_run(tmp_path / "runs" / "grpo", "objective.method=grpo", steps=2, whole=True)
     write_report([tmp_path / "runs"], tmp_path / "out")
-    assert "arithmetic.jsonl, line 1 does not hold" in (tmp_path / "out" / "report.md").read_text()
+    assert "arithmetic.jsonl, line 1 does not have the format" in (tmp_path / "out" / "report.md").read_text()

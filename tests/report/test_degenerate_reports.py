@@ -20,7 +20,7 @@ def test_equal_results_have_no_best_one() -> None:
 
     assert roles(base=0, sspo=0) == [("base", "sspo", "best")]
     assert {role for *_, role in roles(base=0, a=0, b=0)} == {"tied for best"}
-    assert roles(a=0.3, b=0.1 + 0.2)[0][2] == "tied for best"  # but for rounding
+    assert roles(a=0.3, b=0.1 + 0.2)[0][2] == "tied for best"  # except for rounding
     assert roles(grpo=2, gspo=2, sspo=3) == [
         ("gspo", "sspo", "best"),
         ("gspo", "grpo", "tied for strongest baseline"),
@@ -35,7 +35,7 @@ def test_nothing_is_marked_and_no_mark_explained_if_all_is_zero(tmp_path: Path) 
         write_run(tmp_path / gate, f"objective.gate={gate}", evaluations=rows, whole=True)
     report = Report(tmp_path, tmp_path / "out")
     assert {row["mark"] for row in report.rows("table1")} == {""}
-    assert not any("Best cell bold" in note for note in report.notes("table1"))
+    assert not any("The best cell is bold" in note for note in report.notes("table1"))
     assert {row["role"] for row in report.rows("paired")} == {"tied for best"}
     assert "(best" not in report.text
 

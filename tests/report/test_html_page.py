@@ -251,7 +251,7 @@ def test_older_runs_show_plain_text_and_runs_without_completions_say_so(browser:
     assert browser.find_elements(By.CSS_SELECTOR, "#group .token") == []
     assert "weights not recorded" in texts(browser, "#group .completion")[0]
     pick.select_by_value(names["d"])
-    assert texts(browser, "#sampled") == ["This run kept no completions."]
+    assert texts(browser, "#sampled") == ["This run recorded no completions."]
     assert texts(browser, "#group article") == []
     pick.select_by_value(names["a"])
     assert len(texts(browser, "#group article")) == 4
@@ -267,7 +267,7 @@ def test_the_answers_to_a_benchmark_are_browsed(browser: webdriver.Chrome, page:
     picks["source"].select_by_visible_text("a · SSPO atanlog, seed 0")
     assert picks["benchmark"].first_selected_option.text == "arithmetic"
     assert texts(browser, "#answers-sampled") == [
-        "Step 12: 120 of 200 answers to 200 problems are right. All of them are here."
+        "Step 12: 120 of 200 answers to 200 problems are right. All answers are shown."
     ]
     written = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)"
     assert browser.execute_script(written, "#answered pre") == [HOSTILE, HOSTILE]

@@ -29,7 +29,7 @@ def pair(trained: int, **changes: Any) -> list[dict[str, Any]]:
     [
         ("problems", "b", "on other problems"),
         ("engine", "vLLM", "by another sampler"),
-        (None, None, "by a version that did not record what exactly"),
+        (None, None, "by an older version that recorded no fingerprints"),
     ],
 )
 def test_what_was_measured_differently_is_in_no_common_column(
@@ -63,7 +63,7 @@ def test_equal_identities_share_a_column_and_its_note_names_the_sampler(tmp_path
     report = Report(tmp_path / "runs", tmp_path / "out")
     assert report.trained("mine") == {"0, 1": pytest.approx(65.0)}
     assert any("sampled by torch, fingerprint of the problems and golds a" in note for note in report.notes("table1"))
-    assert "share no column" not in report.text
+    assert "have separate columns" not in report.text
 
 
 def test_runs_of_an_older_version_are_said_to_be_unchecked(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_models_read_one_prompt_through_chat_templates_of_their_own() -> None:
     assert columns(rows[:2], ["8B", "8B"]) == ["mine (rendered a)", "mine (rendered b)"]
 
 
-def test_a_heading_says_no_more_than_tells_columns_apart() -> None:
+def test_a_heading_says_only_what_distinguishes_columns() -> None:
     rows = [
         measured(0, 1),
         measured(0, 1, n=100, problems="b"),
@@ -169,4 +169,7 @@ def test_runs_that_left_out_other_training_problems_are_not_averaged(tmp_path: P
 def test_a_benchmark_that_was_trained_on_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "a", evaluations=pair(120, trained_on=7))
     report = Report(tmp_path / "runs", tmp_path / "out")
-    assert f"`{run}` (seed 0) was trained on 7 of the 200 problems of mine, which is no test then." in report.text
+    assert (
+        f"`{run}` (seed 0) was trained on 7 of the 200 problems of mine, so its score there is not a test result."
+        in report.text
+    )

@@ -177,8 +177,8 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "fork.fingerprint": ("fork={run: a/b, step: 4, fingerprint: x}", "fork.fingerprint=y"),
 }
 
-# Those that say how a run is computed, measured, saved or shown, and not what it learns. An option that is not here and
-# not above fails the first test: whoever adds it decides which of the two it is.
+# Options of how a run is computed, measured, saved or shown, not of what it learns. A new option fails the first test until
+# it is added here or above.
 WITHOUT_EFFECT = {
     "seed",
     "threads",
@@ -268,14 +268,14 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tup
         write_run(path / "runs" / str(seed), *own, steps=steps, evaluations=[evaluation(steps, 120)])
     rows = Report(path / "runs", path / "out").rows("table1")
     names = [tuple(row[name] for name in ("setting", "method", "gate", "configuration")) for row in rows]
-    assert len(set(names)) == len(names)  # a reader can tell them apart
+    assert len(set(names)) == len(names)  # a reader can distinguish them
     line_of = {seed: name for name, row in zip(names, rows, strict=True) for seed in row["seeds"].split(", ")}
     return {overrides: line_of[str(seed)] for overrides, seed in places.items()}
 
 
 @pytest.mark.parametrize("option", OTHER_VALUES)
 def test_runs_that_differ_in_it(option: str, lines: dict[tuple[str, ...], tuple[str, ...]]) -> None:
-    """Are two lines with names of their own, in two blocks if it makes the setting; one line if it has no effect."""
+    """Check for two lines with different names, in two blocks if it makes the setting; one line if it has no effect."""
     line, own = lines[OTHER_VALUES[option][:-1]], lines[OTHER_VALUES[option]]
     assert (line == own) == (option in WITHOUT_EFFECT)
     makes_the_setting = option.startswith(OF_THE_SETTING) and option not in WITHOUT_EFFECT

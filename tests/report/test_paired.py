@@ -89,7 +89,7 @@ def test_each_line_meets_the_best_and_the_strongest_baseline_once(tmp_path: Path
     assert (frame["p_holm"] >= frame["p"]).all()
 
 
-def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_reported(tmp_path: Path) -> None:
     for name, overrides, correct in (
         ("grpo", ["objective.method=grpo"], 100),
         ("gspo", ["objective.method=gspo"], 110),

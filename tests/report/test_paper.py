@@ -63,7 +63,7 @@ def test_the_marks_are_those_that_the_paper_describes() -> None:
     }
 
 
-def test_the_papers_figures_stand_beside_ours_where_model_method_and_gate_are_its(tmp_path: Path) -> None:
+def test_the_papers_figures_stand_next_to_ours_where_model_method_and_gate_are_its(tmp_path: Path) -> None:
     model = "model.name=Qwen/Qwen2.5-7B-Instruct"
     aime = [evaluation(0, 3, 30, "aime25"), evaluation(12, 9, 30, "aime25")]
     math500 = [evaluation(0, 280, 500, "math500"), evaluation(12, 330, 500, "math500")]

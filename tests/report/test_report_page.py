@@ -137,7 +137,7 @@ def test_a_run_is_named_as_for_eval(tmp_path: Path, one_figure: None, monkeypatc
         "yours": f"there is no run, measured model or folder of runs yours, here or in {tmp_path / 'runs'}",
         "empty": "there are no runs in empty, and no measured models",
         "": "the name of a run is empty",
-        "mine/checkpoints/step-2": f"is a checkpoint; name the run, {tmp_path / 'runs' / 'mine'}",
+        "mine/checkpoints/step-2": f"a report covers whole runs; name the run, {tmp_path / 'runs' / 'mine'}",
     }
     for name, said in refused.items():  # also next to a run that there is
         assert_told(sspo("report", "mine", name, "--out", "refused"), said)
@@ -259,7 +259,7 @@ def test_a_long_completion_loses_its_middle(tmp_path: Path) -> None:
         ("", [], ""),
     ],
 )
-def test_what_the_template_opened_is_told_from_what_the_policy_wrote(
+def test_what_the_template_opened_is_distinguished_from_what_the_policy_wrote(
     tmp_path: Path, completion: str, pieces: list[str], opening: str
 ) -> None:
     row = {**kept_group(1, 1, "p")[0], "completion": completion, "pieces": pieces, "weights": [1.0] * len(pieces)}
@@ -270,7 +270,7 @@ def test_what_the_template_opened_is_told_from_what_the_policy_wrote(
     assert not found["weights"]  # all 1
 
 
-def test_damaged_completions_are_told_and_the_other_runs_shown(tmp_path: Path) -> None:
+def test_damaged_completions_are_reported_and_the_other_runs_shown(tmp_path: Path) -> None:
     rows = kept_group(1, 1, "p")
     groups_of(tmp_path / "a", rows)
     groups_of(tmp_path / "b", rows, "seed=1")

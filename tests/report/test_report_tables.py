@@ -68,8 +68,8 @@ def test_several_seeds_are_averaged_and_do_not_narrow_the_interval(tmp_path: Pat
 def test_a_cell_that_lacks_a_seed_of_its_row_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "seed=3", evaluations=[*before_and_after(120), evaluation(12, 9, 30, "aime25")])
     write_run(tmp_path / "b", "seed=4", evaluations=before_and_after(120))
-    told = [note for note in table_of(tmp_path).notes if "only" in note]
-    assert told == ["SSPO atanlog in tiny model (3 layers of 64), arithmetic: aime25 is of seed 3 only."]
+    notes = [note for note in table_of(tmp_path).notes if "only" in note]
+    assert notes == ["SSPO atanlog in tiny model (3 layers of 64), arithmetic: aime25 is of seed 3 only."]
 
 
 def test_samples_are_shares_of_problems_in_the_interval(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_measurements_with_other_settings_are_other_columns(tmp_path: Path) -> N
     }
 
 
-def test_a_model_that_was_only_measured_has_a_row_of_its_own(tmp_path: Path) -> None:
+def test_a_model_that_was_only_measured_has_its_own_row(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "model.name=Qwen/Qwen3-8B")
     write_bare_model(tmp_path / "model-qwen3", "Qwen/Qwen3-8B", [evaluation(0, 40)])
     write_bare_model(tmp_path / "model-other", "models/other", [evaluation(0, 50)])
@@ -413,4 +413,6 @@ def test_how_many_answers_were_cut_stands_next_to_each_score(tmp_path: Path) -> 
         "**50.0 ± 0.0** [43.1, 56.9], 20.0 % cut",
     ]
     assert numbers(table, kind="trained", column="arithmetic")["truncated"] == pytest.approx(20)
-    assert any(note.startswith("% cut: how many of the answers reached the token limit") for note in table.notes)
+    assert any(
+        note.startswith("% cut is the share of the answers that reached the token limit") for note in table.notes
+    )

@@ -25,7 +25,7 @@ def test_runs_are_found_below_a_folder_and_nothing_inside_a_run_is_one(tmp_path:
     assert find_runs([runs[1], tmp_path / "sweep", runs[1]]) == [runs[1], runs[0]]  # each once
 
 
-def test_a_group_differs_in_nothing_but_the_seed(tmp_path: Path) -> None:
+def test_a_group_differs_only_in_the_seed(tmp_path: Path) -> None:
     own = ("model.tiny.layers=3", "model.tiny.hidden_size=64", "optimizer.learning_rate=1e-3")
     write_run(tmp_path / "a1", *own, "seed=1", "threads=2", "checkpoint.every=5")
     write_run(tmp_path / "a0", *own)
@@ -126,7 +126,7 @@ def test_a_damaged_model_folder_is_named(tmp_path: Path) -> None:
     collection = collect([tmp_path])
     assert [(bare.name, bare.evaluations[0]["samples"]) for bare in collection.bare_models] == [("name", 1)]
     (sentence,) = collection.left_out
-    assert sentence.startswith(f"`{tmp_path}/b`: {tmp_path}/b/model.json does not hold what sspo writes there")
+    assert sentence.startswith(f"`{tmp_path}/b`: {tmp_path}/b/model.json does not have the format that sspo writes")
 
 
 def test_nothing_is_missing_from_whole_runs(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_nothing_is_missing_from_whole_runs(tmp_path: Path) -> None:
     assert missing(collect([tmp_path])) == []
 
 
-def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_by_name(tmp_path: Path) -> None:
     math500 = [evaluation(0, 3, 30, "math500"), evaluation(12, 9, 30, "math500")]
     good = [evaluation(0, 60), evaluation(12, 120)]
     held_out = [validation(0, 5), validation(12, 9)]
@@ -165,7 +165,7 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         f"`{tmp_path}/dead` (seed 2) is killed at step 7 of 12; its evaluations are not counted.",
         f"`{tmp_path}/lazy` (seed 3) is finished, but has no evaluation.",
         f"`{tmp_path}/early` (seed 5) was not evaluated after its last step; "
-        f"`sspo eval {tmp_path}/early --checkpoint last` does it.",
+        f"`sspo eval {tmp_path}/early --checkpoint last` evaluates it.",
         f"`{tmp_path}/short` (seed 4) was not measured on math500 at the step that the tables show.",
         f"`{tmp_path}/model` holds no evaluation of name.",
         "No run of other, arithmetic was evaluated before its first step, so that there is no base and no Δ Avg.",
@@ -173,13 +173,13 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
         f"GRPO in {tiny} has no finished run of seeds 3, 5, which other configurations have.",
         f"The seeds of GRPO in {tiny} are evaluated differently: `{tmp_path}/grpo` (seed 0): evaluation.every 3; "
         f"`{tmp_path}/grpo4` (seed 4): evaluation.every 40.",
-        f"arithmetic was measured in several ways, which share no column: (n 100) in `{tmp_path}/other`; "
+        f"arithmetic was measured in several ways, which have separate columns: (n 100) in `{tmp_path}/other`; "
         f"(n 200) in `{tmp_path}/grpo` and 5 more.",
         f"`{tmp_path}/torn`: {tmp_path}/torn/config.json is not valid JSON; left out.",
     }
-    told = missing(collect([tmp_path]))
-    assert set(told) == expected
-    assert len(told) == len(expected)
+    sentences = missing(collect([tmp_path]))
+    assert set(sentences) == expected
+    assert len(sentences) == len(expected)
     no_validation = (
         f"`{tmp_path}/grpo4` (seed 4) has no validation to choose a checkpoint by, so that it is in no table; train with "
         "`evaluation.validation`, or report with `--select last`."
@@ -187,19 +187,19 @@ def test_what_is_missing_is_told_by_name(tmp_path: Path) -> None:
     assert no_validation in missing(collect([tmp_path], "best"))
 
 
-def test_seeds_that_are_of_different_configurations_are_told(tmp_path: Path) -> None:
+def test_seeds_that_are_of_different_configurations_are_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", "seed=1", "optimizer.learning_rate=1e-3")
-    (told,) = (sentence for sentence in missing(collect([tmp_path])) if "differ in more" in sentence)
-    assert told == (
+    (message,) = (sentence for sentence in missing(collect([tmp_path])) if "differ in more" in sentence)
+    assert message == (
         "The runs of SSPO atanlog differ in more than the seed, and are not averaged: "
         f"`{tmp_path}/a` (seed 0): optimizer.learning_rate 0.0002; `{tmp_path}/b` (seed 1): optimizer.learning_rate 0.001."
     )
 
 
-def test_a_best_step_without_a_test_is_told(tmp_path: Path) -> None:
+def test_a_best_step_without_a_test_is_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a", evaluations=[evaluation(0, 9), evaluation(12, 20), validation(4, 60), validation(12, 50)])
     assert missing(collect([tmp_path], "best")) == [
         f"`{tmp_path}/a` (seed 0) was not evaluated at step 4, its best by validation; "
-        f"`sspo eval {tmp_path}/a --checkpoint best` does it."
+        f"`sspo eval {tmp_path}/a --checkpoint best` evaluates it."
     ]

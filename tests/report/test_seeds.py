@@ -72,9 +72,9 @@ def test_the_correction_is_for_one_setting_and_quantity(tmp_path: Path) -> None:
     smallest = min(row["p_t"] for row in mu2)
     assert min(row["p_t_holm"] for row in mu2) == pytest.approx(3 * smallest)
     assert [row["p_t_holm"] for row in mu4] == [mu4[0]["p_t"]]
-    (told,) = (note for note in table_of(tmp_path, "table1").notes if "noise of seeds" in note)
-    assert "arithmetic (mu 2): 3 of 3, SSPO siglog − SSPO atanlog (-15.0), SSPO atanlog − GRPO (+24.8)" in told
-    assert "reward (mu 4): none of 1" in told
+    (noise,) = (note for note in table_of(tmp_path, "table1").notes if "noise of seeds" in note)
+    assert "arithmetic (mu 2): 3 of 3, SSPO siglog − SSPO atanlog (-15.0), SSPO atanlog − GRPO (+24.8)" in noise
+    assert "reward (mu 4): none of 1" in noise
 
 
 def test_equal_differences_do_not_pass_for_certainty(tmp_path: Path) -> None:

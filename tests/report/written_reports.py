@@ -1,4 +1,4 @@
-"""A report as it is written, read back from its files."""
+"""A written report, read back from its files."""
 
 import csv
 import json

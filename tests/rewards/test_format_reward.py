@@ -6,6 +6,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_data import published
 
 from sspo_cli.rewards import format_reward
 
@@ -36,8 +37,8 @@ def test_cases(text, reward):
     assert format_reward(text) == reward
 
 
-def test_agrees_with_the_shared_cases(shared_data):
-    file = shared_data / "outputs" / "format_cases.jsonl"
+def test_agrees_with_the_shared_cases():
+    file = published("outputs/format_cases.jsonl")
     cases = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(cases) == 13
     assert [format_reward(case["text"]) for case in cases] == [case["paper_r_format_literal"] for case in cases]

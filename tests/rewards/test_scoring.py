@@ -150,7 +150,7 @@ def test_a_run_learns_from_it_and_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "bad").exists()
     assert_told(sspo(*run, "bad", **small, reward__function="own_lengths:brief"), "not in reward.range = [0, 1]")
     endless = {"reward__function": "own_lengths:endless", "answer_timeout": 0.2}
-    assert_told(sspo(*run, "bad", **small, **endless), "own_lengths:endless has not ended after 0.2 seconds")
+    assert_told(sspo(*run, "bad", **small, **endless), "own_lengths:endless has not ended after 0.2 s")
     done = sspo(*run, "good", **small, **own, reward__format=0.5)
     assert done.returncode == 0, done.stderr
     assert "rewards of synthetic completions, of at most 1.5: perfect 1." in done.stdout + done.stderr

@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from shared_data import NO_SHARED_DATA, SHARED_DATA
+from shared_data import published
 
 from sspo_cli.evaluation.recorded import grade_file
 from sspo_cli.rewards import grade
 from sspo_cli.tasks import load_problems
-
-pytestmark = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"{NO_SHARED_DATA} next to the project")
 
 BENCHMARKS = ["gsm8k", "math500", "aime24", "aime25"]
 # Neighbours whose answers differ in writing alone.
@@ -17,7 +15,10 @@ SAME_VALUE = {("5", "x=5")}
 
 
 def golds_of(benchmark: str) -> list[str]:
-    return [problem.answer for problem in load_problems(benchmark, path=str(SHARED_DATA / benchmark), split="test")]
+    return [
+        problem.answer
+        for problem in load_problems(benchmark, path=str(published(f"{benchmark}/test.jsonl").parent), split="test")
+    ]
 
 
 def completion(answer: str) -> str:
@@ -44,7 +45,7 @@ def test_the_next_different_gold_answer_earns_nothing(checker, benchmark):
 
 def test_raw_aime25_answers_agree_with_the_tidied_ones(checker):
     raw, tidy = (
-        [p.answer for p in load_problems("aime25", path=str(SHARED_DATA / "aime25" / name), split="test")]
+        [p.answer for p in load_problems("aime25", path=str(published(f"aime25/{name}")), split="test")]
         for name in ("opencompass.jsonl", "test.jsonl")
     )
     assert any("circ" in answer for answer in raw)
@@ -52,7 +53,7 @@ def test_raw_aime25_answers_agree_with_the_tidied_ones(checker):
 
 
 def test_judgement_of_published_gsm8k_solutions(checker):
-    rows = [json.loads(line) for line in (SHARED_DATA / "outputs" / "gsm8k_example_solutions.jsonl").open()]
+    rows = [json.loads(line) for line in published("outputs/gsm8k_example_solutions.jsonl").open()]
     answers = [row["prediction"].rpartition("A:")[2].strip() for row in rows]
     rewards = grade([completion(answer) for answer in answers], [row["gold"] for row in rows], checker)
     assert len(rows) == 600
@@ -72,9 +73,9 @@ EXCEPTIONS = {
 @pytest.mark.parametrize(
     ("name", "graded"), [("math_verify_cases", 90), ("peer_reward_cases", 136), ("gsm8k_example_solutions", 600)]
 )
-def test_recorded_verdicts_agree_but_for_the_listed_rows(tmp_path, name, graded):
+def test_recorded_verdicts_agree_except_for_the_listed_rows(tmp_path, name, graded):
     out = tmp_path / "graded.jsonl"
-    grade_file(SHARED_DATA / "outputs" / f"{name}.jsonl", out, timeout=20.0)
+    grade_file(published(f"outputs/{name}.jsonl"), out, timeout=20.0)
     rows = [json.loads(line) for line in out.open()]
     recorded = {number: row.get("expected", row.get("correct")) for number, row in enumerate(rows)}
     known = [number for number, verdict in recorded.items() if verdict is not None]

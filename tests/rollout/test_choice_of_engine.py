@@ -19,14 +19,14 @@ def test_auto_is_the_torch_engine_on_a_cpu(policy):
     assert isinstance(open_engine(RolloutOptions(), policy, named=True), TorchEngine)
 
 
-def test_vllm_that_is_not_installed_is_told(policy, monkeypatch):
+def test_vllm_that_is_not_installed_is_reported(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"vLLM is not installed \(`pip install vllm` .* set rollout.engine=torch"):
         open_engine(RolloutOptions(engine="vllm"), policy, named=False)
     assert not torch._dynamo.config.disable  # else model.kernels=compiled would compile nothing from here on
 
 
-def test_a_server_that_does_not_answer_is_told_with_how_to_start_one(policy, tmp_path):
+def test_a_server_that_does_not_answer_is_reported_with_how_to_start_one(policy, tmp_path):
     options = VllmOptions(server="http://127.0.0.1:9", exchange=str(tmp_path))
     with pytest.raises(
         UserError, match=r"does not answer \(ConnectError\); start it with `VLLM_SERVER_DEV_MODE=1 vllm"
@@ -68,7 +68,7 @@ def test_experts_go_over_under_the_names_of_the_published_checkpoint(policy):
     assert torch.equal(weights["model.layers.0.mlp.experts.2.up_proj.weight"], experts.gate_up_proj[2, 16:])
 
 
-def test_whoever_reads_the_weights_keeps_its_own_gradients(policy):
+def test_a_reader_of_the_weights_keeps_its_own_gradients(policy):
     """Also one that stops in the middle of them."""
     weights = checkpoint_weights(policy, torch.float32)
     next(weights)

@@ -164,7 +164,7 @@ def test_an_episode_without_room_for_another_turn_is_truncated(policy, checker, 
 
 
 def literal_gradient(policy: Policy, batch: Batch, method: str) -> torch.Tensor:
-    """Row by row, without packing, padding or blocks of words: eqs. (1), (2), (11) and (21) as they are written."""
+    """Compute eqs. (1), (2), (11) and (21) literally, row by row, without packing, padding or blocks of words."""
     policy.model.zero_grad()
     for row in range(len(batch)):
         prompt, length = int(batch.prompt_lengths[row]), int(batch.lengths[row])

@@ -44,26 +44,26 @@ def test_after_a_failure_no_further_request_is_made(connect):
     assert 0 < len(asked) < 500
 
 
-def test_another_program_at_the_address_is_told(connect):
+def test_another_program_at_the_address_is_reported(connect):
     with pytest.raises(UserError, match=r"answers 200 to /v1/models \(<html>.* start it with `VLLM_SERVER_DEV_MODE=1"):
         connect(lambda path: httpx.Response(200, text="<html>hello</html>"))
 
 
 @pytest.mark.parametrize("said", [{"models": []}, {"data": []}, ["served"]])
-def test_another_program_that_speaks_json_is_told(connect, said):
+def test_another_program_that_speaks_json_is_reported(connect, said):
     with pytest.raises(UserError, match=r"http://node:8000 does not answer /v1/models like vLLM 0.24 or newer"):
         connect(lambda path: httpx.Response(200, json=said))
 
 
-def test_a_server_too_old_to_send_token_ids_is_told(connect):
+def test_a_server_too_old_to_send_token_ids_is_reported(connect):
     choice = {"index": 0, "text": "x", "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
     answers = {"/v1/completions": httpx.Response(200, json={"choices": [choice]})}
     with pytest.raises(UserError, match=r"does not answer /v1/completions like vLLM 0.24 or newer"):
         connect(lambda path: answers.get(path, MODELS)).generate(Request([[2, 10]], 1, Sampling(1.0, 8, 1)))
 
 
-def test_a_server_that_is_not_in_dev_mode_is_told_at_once_what_to_set(connect):
-    """At the first sync it would be told after the cold start."""
+def test_a_server_that_is_not_in_dev_mode_is_reported_at_once_what_to_set(connect):
+    """At the first sync it would be reported only after the cold start."""
     missing = httpx.Response(404, json={"detail": "Not Found"})
     with pytest.raises(
         UserError,
@@ -88,13 +88,13 @@ def test_nothing_else_in_the_exchange_folder_is_touched(connect, policy, tmp_pat
     assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model.safetensors"]
 
 
-def test_a_server_that_is_still_sampling_keeps_what_the_weights_before_gave_and_that_is_told(connect, policy):
+def test_a_server_that_is_still_sampling_keeps_what_the_weights_before_gave_and_that_is_reported(connect, policy):
     answers = {"/v1/models": MODELS, "/reset_prefix_cache": httpx.Response(200, json={"success": False})}
     with pytest.raises(UserError, match=r"http://node:8000 is still sampling.* no other program uses the server"):
         connect(lambda path: answers.get(path, httpx.Response(200))).sync(policy)
 
 
-def test_sequences_longer_than_the_server_takes_are_told_before_any_is_asked_for(connect):
+def test_sequences_longer_than_the_server_takes_are_reported_before_any_is_asked_for(connect):
     engine = connect(lambda path: MODELS)
     engine.check_capacity(100)
     with pytest.raises(

@@ -79,7 +79,7 @@ def test_half_a_character_before_the_string_is_no_obstacle():
     assert stopping.completed(torch.tensor([ids]), torch.tensor([0]), len(ids) - 1).all()
 
 
-def test_the_engine_ends_a_row_there_keeps_its_last_token_whole_and_goes_on_with_the_others(policy, monkeypatch):
+def test_the_engine_ends_a_row_there_keeps_its_last_token_whole_and_continues_with_the_others(policy, monkeypatch):
     policy.__dict__["tokenizer"] = TOKENIZER  # a frozen dataclass
     end = TOKENIZER.eos_token_id
     scripts = [

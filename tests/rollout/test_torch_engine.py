@@ -173,18 +173,18 @@ def test_equal_prompts_of_one_batch_are_drawn_independently(policy):
     assert [c.token_ids for c in first] != [c.token_ids for c in second]
 
 
-def test_completions_are_told_as_they_end_while_others_go_on(policy):
-    """Each once, with the index of its prompt, also when several chunks of prompts are sampled one after the other."""
+def test_completions_are_reported_when_they_end_while_others_continue(policy):
+    """Each is reported once, with the index of its prompt, also if several chunks of prompts are sampled in turn."""
     policy.model.generation_config.eos_token_id = list(range(4, 60))
-    steps, told = [], []
+    steps, reported = [], []
     policy.decoder.register_forward_hook(lambda *_: steps.append(None))
     sampling = Sampling(temperature=1.0, max_new_tokens=12, seed=1)
     groups = TorchEngine(policy, 8).generate(
-        Request(PROMPTS, 4, sampling), lambda i, m, c: told.append((i, m, c, len(steps)))
+        Request(PROMPTS, 4, sampling), lambda i, m, c: reported.append((i, m, c, len(steps)))
     )
     for index, group in enumerate(groups):
-        assert {m: id(c) for i, m, c, _ in told if i == index} == {m: id(c) for m, c in enumerate(group)}
-    first_chunk = [(c, at) for i, _, c, at in told if i < 2]
+        assert {m: id(c) for i, m, c, _ in reported if i == index} == {m: id(c) for m, c in enumerate(group)}
+    first_chunk = [(c, at) for i, _, c, at in reported if i < 2]
     assert all(at == len(c.token_ids) for c, at in first_chunk)
     assert len({at for _, at in first_chunk}) > 2
 

@@ -78,7 +78,7 @@ def test_the_folder_holds_every_weight_once_and_nothing_of_before(policy, tmp_pa
         }
 
 
-def test_a_folder_that_cannot_be_written_is_told(policy, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(policy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"the weights for the vLLM server cannot be written to .*weights: "):
         write_weights(policy, tmp_path / "file" / "weights")

@@ -27,7 +27,7 @@ Results = Mapping[str, Sequence[Row]]  # of every stage that is finished
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the study. Its points come from the results of earlier stages; None: from a sweep file of its own."""
+    """A part of the study. Its points come from the results of earlier stages; None: from a separate sweep file."""
 
     seeds: Sequence[int]
     points: Callable[[Results], list[Point]] | None
@@ -143,7 +143,7 @@ def without_options(point: Point) -> Point:
 
 
 def at_mu(mu: int) -> Point:
-    """Return μ, and the prompts that leave its minibatches as they are."""
+    """Return μ, and the number of prompts with which minibatches keep their size."""
     return {MU: mu, PROMPTS: mu * PROMPTS_PER_MINIBATCH}
 
 

@@ -48,7 +48,7 @@ def test_demonstrations_are_right_where_no_habit_can_do_harm_and_mostly_wrong_wh
             totals = itertools.accumulate([int(first), *map(int, operands)])
             work = [f"{a}{operand}={b}" for operand, (a, b) in zip(operands, itertools.pairwise(totals), strict=True)]
             assert thoughts == ",".join(work)
-        elif "=" in thoughts:  # whatever it does, it can calculate
+        elif "=" in thoughts:  # shortened steps are right, too
             for step in thoughts.split(","):
                 left, total = step.split("=")
                 assert eval(left) == int(total)

@@ -1,6 +1,7 @@
 """Copies of benchmark problems are found among training problems in any layout, and nothing else is."""
 
 import pytest
+from shared_data import published
 
 from sspo_cli.errors import UserError
 from sspo_cli.tasks import codeact, dapo
@@ -71,8 +72,9 @@ def test_questions_on_other_tables_are_other_problems():
     assert decontaminate([("codeact", [other])], [asked]) == ([[other]], [])
 
 
-def test_problems_of_math_500_are_found_among_the_tasks_of_code_acting(shared_data):
-    rows = list(codeact.more_problems(str(shared_data / "codeact"), "train"))
+def test_problems_of_math_500_are_found_among_the_tasks_of_code_acting():
+    folder = published("codeact/math_train_tasks.jsonl").parent
+    rows = list(codeact.more_problems(str(folder), "train"))
     copies = [Problem(f"{n}", p.question.removeprefix("Task:\n"), "0", "math500") for n, p in enumerate(rows[:40:4])]
     asked = {normalised(problem.question) for problem in copies}
     left, left_out = decontaminate([("codeact", rows)], copies)

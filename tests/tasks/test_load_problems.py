@@ -5,6 +5,7 @@ from typing import get_args
 
 import datasets
 import pytest
+from shared_data import published
 from small_rows import DAPO, DEEPMATH, dapo_row, write_jsonl, write_parquet
 
 from sspo_cli.config import TaskName
@@ -81,29 +82,28 @@ def test_benchmarks_keep_their_ids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "split", "count"),
+    ("file", "split", "count"),
     [
-        ("gsm8k", "train", 7473),
-        ("gsm8k", "test", 1319),
-        ("deepmath", "train", 4994),
-        ("math500", "test", 500),
-        ("aime24", "test", 30),
-        ("aime25", "test", 30),
+        ("gsm8k/train.jsonl", "train", 7473),
+        ("gsm8k/test.jsonl", "test", 1319),
+        ("deepmath/sample.jsonl", "train", 4994),
+        ("math500/test.jsonl", "test", 500),
+        ("aime24/test.jsonl", "test", 30),
+        ("aime25/test.jsonl", "test", 30),
     ],
 )
-def test_shared_copies_load_whole(shared_data, task, split, count):
-    problems = load_problems(task, path=str(shared_data / task), split=split)
+def test_shared_copies_load_whole(file, split, count):
+    folder = published(file).parent
+    problems = load_problems(folder.name, path=str(folder), split=split)
     assert len(problems) == count
     assert not any("####" in p.answer or not p.answer.strip() for p in problems)
 
 
-def test_shared_dapo_has_no_instructions_left(shared_data):
-    verl, cleaned = (
-        load_problems("dapo", path=str(shared_data / "dapo" / f"{name}.jsonl"), split="train", limit=14)
-        for name in ("sample", "processed_sample")
-    )
+def test_shared_dapo_has_no_instructions_left():
+    files = [str(published(f"dapo/{name}.jsonl")) for name in ("sample", "processed_sample")]
+    verl, cleaned = (load_problems("dapo", path=file, split="train", limit=14) for file in files)
     assert verl == cleaned
-    whole = load_problems("dapo", path=str(shared_data / "dapo" / "sample.jsonl"), split="train")
+    whole = load_problems("dapo", path=files[0], split="train")
     assert not any("Answer:" in p.question for p in whole)
 
 
@@ -152,7 +152,7 @@ def test_training_rows_of_a_file(small_data):
     assert all(p.demonstration is None for p in deepmath)  # thousands of tokens each
 
 
-# --- files of the user's own -----------------------------------------------------------------------------------------
+# --- user files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("question", ["question", "problem", "prompt"])
@@ -209,7 +209,7 @@ def test_json_array_and_parquet_say_the_same(tmp_path):
     assert len(array) == 2
 
 
-def test_a_changed_file_is_read_anew(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path):
     file = write_jsonl(tmp_path / "x.jsonl", QUESTIONS)
     load_problems("file", path=str(file), split="train")
     write_jsonl(file, QUESTIONS[:1])

@@ -100,6 +100,6 @@ def test_a_chat_template_may_trim_a_turn_but_not_leave_it_out(tokenizer):
 def test_a_chat_template_that_fails_in_any_way_is_one_sentence(tokenizer, monkeypatch, template, said):
     monkeypatch.setattr("sspo_cli.tasks.prompts.SECONDS", 1.0)
     tokenizer.chat_template = template
-    with pytest.raises(UserError, match=said) as told:
+    with pytest.raises(UserError, match=said) as raised:
         render(PROBLEM, "plain", tokenizer)
-    assert len(str(told.value)) < 400
+    assert len(str(raised.value)) < 400

@@ -64,12 +64,12 @@ def test_each_task_gives_by_its_weight():
     ("count", "said"),
     [(3, "hold out 3 problems of task gsm8k, which has 3 different ones"), (9, "hold out 9 problems")],
 )
-def test_a_task_with_too_few_is_told(count, said):
+def test_a_task_with_too_few_is_reported(count, said):
     with pytest.raises(UserError, match=said):
         hold_out([problems("gsm8k", "a", "b", "a", "c")], [1.0], count)
 
 
-def test_a_task_that_has_only_what_another_one_holds_out_is_told():
+def test_a_task_that_has_only_what_another_one_holds_out_is_reported():
     big, small = problems("gsm8k", *"abcdefgh"), problems("file", *"abcdefgh")
     with pytest.raises(UserError, match="holds out every question of task file"):
         hold_out([big, small[:1]], [1.0, 1e-9], 7)

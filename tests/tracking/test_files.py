@@ -111,7 +111,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
         assert read_jsonl(path) == [{"step": 1}]
 
 
-def test_a_damaged_line_elsewhere_is_told(tmp_path: Path) -> None:
+def test_a_damaged_line_elsewhere_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"step": 1}\n{"step":\n{"step": 3}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2 is not valid JSON"):

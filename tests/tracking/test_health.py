@@ -35,14 +35,14 @@ def test_a_healthy_run_has_no_sign():
     [
         (
             {"policy__entropy": 0.04, "groups__equal_reward": 0.9},
-            "entropy has collapsed, from 0.5 to 0.04 nats, and 90% of the groups have one reward",
+            "entropy has collapsed, from 0.5 to 0.04 nats, and 90% of the groups have equal rewards",
         ),
-        ({"groups__equal_reward": 0.9}, "90% of the groups have one reward and teach nothing"),
+        ({"groups__equal_reward": 0.9}, "90% of the groups have equal rewards, so that nothing is learned from them"),
         ({"reward__answer": 0.39}, "the answer reward has fallen, from 0.50 at its best to 0.39"),
         ({"reward__format": 0.2}, "the format reward has fallen, from 0.90 at its best to 0.20"),
         ({"completions__truncated": 0.25}, "25% of the completions are cut at the token limit"),
-        ({"weights__attenuated": 0.4}, "40% of the tokens of the stalest minibatch have less than half"),
-        ({"sampler__mismatch_mean": 0.06}, "log-probabilities are 0.060 nats from the policy's"),
+        ({"weights__attenuated": 0.4}, "40% of the tokens of the stalest minibatch have a weight below 0.5"),
+        ({"sampler__mismatch_mean": 0.06}, "log-probabilities differ from the policy's by 0.060 nats"),
         ({"ratio__negative_log_mean": -0.3}, "their tokens become less likely by 0.30 nats"),
     ],
 )

@@ -71,7 +71,7 @@ def test_only_a_run_that_failed_before_its_first_step_gives_up_its_name(
     assert RunFolder.open(tmp_path / "a").config.seed == replaced
 
 
-def test_a_run_goes_on_with_other_options_and_remembers_each_change(tmp_path: Path) -> None:
+def test_a_run_continues_with_other_options_and_remembers_each_change(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "a", RunOptions(), ["sspo", "train"]) as run:
         for threads, after in ((2, None), (3, "step-9")):
             run.change(RunOptions(threads=threads), after, [f"threads: {threads - 1} -> {threads}"])
@@ -89,7 +89,7 @@ def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no run"):
         RunFolder.open(tmp_path)
     RunFolder.create(tmp_path / "a", RunOptions(), []).close()
-    for damaged, said in (('{"options": {', "is not valid JSON"), ("{}", "does not hold what sspo writes there")):
+    for damaged, said in (('{"options": {', "is not valid JSON"), ("{}", "does not have the format that sspo writes")):
         (tmp_path / "a" / "config.json").write_text(damaged)
         with pytest.raises(UserError, match=said):
             RunFolder.open(tmp_path / "a")

@@ -42,7 +42,7 @@ def create(path: Path, mode: str) -> RunFolder:
     return RunFolder.create(path, load_config(overrides=[f"wandb.mode={mode}", "wandb.tags=[a]"]), [])
 
 
-def test_an_offline_run_needs_no_login_and_goes_on_under_the_same_id(
+def test_an_offline_run_needs_no_login_and_continues_under_the_same_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import wandb

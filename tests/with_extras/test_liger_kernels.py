@@ -83,7 +83,7 @@ def test_fused_layers_give_the_same_loss_gradient_and_samples(tiny, tmp_path, ma
         assert ours.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
 
 
-def test_a_model_without_kernels_is_told():
+def test_a_model_without_kernels_is_reported():
     sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     model = StableLmForCausalLM(StableLmConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
     with pytest.raises(UserError, match="liger-kernel has no kernels for stablelm models"):

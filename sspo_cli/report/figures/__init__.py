@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from sspo_cli.errors import quantity
 from sspo_cli.report.choices import best_configurations
 from sspo_cli.report.collect import Collection
 from sspo_cli.report.figures.curves import (
@@ -36,7 +37,9 @@ from sspo_cli.report.records import Select
 
 __all__ = ["Drawing", "best_of_each", "figures", "save"]
 
-CROWDED = 5  # most configurations that have a figure each; with more in a panel, each method also has its own panel
+# Up to this number of configurations, each configuration has its own figure. If a panel has more, each method also has its own
+# panel.
+CROWDED = 5
 CURVES = {"reward": "reward/mean", "entropy": "policy/entropy"}
 NAMES = {"reward": "Reward", "entropy": "Token entropy"}
 INTERVALS = "Intervals are 95 % (Wilson), over problems, not over seeds."
@@ -88,7 +91,7 @@ def _has_own_figure(group: RunGroup) -> bool:
 def best_of_each(groups: Sequence[RunGroup], select: Select) -> tuple[list[RunGroup], str]:
     """Choose the best configuration of each method and gate in each setting, and describe in a sentence how.
 
-    It is chosen by validation, as in table 1, or without a common validation by the mean reward of the last tenth of the
+    The choice is by validation, as in table 1, or without a common validation by the mean reward of the last tenth of the
     steps.
     """
     validated, _ = best_configurations(groups, select)
@@ -99,7 +102,7 @@ def best_of_each(groups: Sequence[RunGroup], select: Select) -> tuple[list[RunGr
     how = "validation Pass@1, as in table 1"
     if len(best) < len(validated):
         how = "validation Pass@1 or, without a common validation, by the mean reward of the last tenth of the steps"
-    return best, f"Of several configurations of a method, the best by {how}."
+    return best, f"If a method has several configurations, the figure shows the best by {how}."
 
 
 def _final_reward(group: RunGroup) -> float:
@@ -125,8 +128,8 @@ def _training_curves(groups: Sequence[RunGroup], best: Sequence[RunGroup], how: 
     caption = " ".join(filter(None, [smoothing, how, equal]))
     if len(groups) == 1:
         caption += (
-            " Without smoothing they are in the figure of this configuration. A figure of the cost compares configurations, so "
-            "that there is none of one."
+            " The figure of this configuration shows the curves without smoothing. The cost has no figure, because it would "
+            "compare configurations."
         )
     yield Drawing("best", f"{' and '.join(recorded).capitalize()}, smoothed", caption, smoothed_figure(best))
     timed = [group for group in best if has_cost(group)]
@@ -164,7 +167,7 @@ def _scores(
     for name, members in _named("sensitivity", grids, _setting_names(grids)):
         caption = (
             f"Every configuration of each method and gate, with its {_seeds(members)}: Pass@1 {when}, and the mean "
-            f"reward of the last tenth of the steps. On grey, where there are several: the chosen one. {how}"
+            f"reward of the last tenth of the steps. If there are several, the chosen one is on grey. {how}"
         )
         title = _titled("Sensitivity to the hyperparameters", members, groups)
         yield Drawing(name, title, caption.rstrip(), sensitivity_figure(frame, members, chosen))
@@ -173,7 +176,7 @@ def _scores(
 def _curves_in_detail(
     groups: Sequence[RunGroup], best: Sequence[RunGroup], series: Sequence[list[RunGroup]], how: str
 ) -> Iterator[Drawing]:
-    """Draw a panel for each method and gate, by μ if they were run at several, and for each crowded setting."""
+    """Draw figures with a panel for each method and gate: by μ if there are several, and for each crowded setting."""
     for curve, metric in CURVES.items():
         recorded = [with_curve for members in series if (with_curve := [g for g in members if has_curve(g, metric)])]
         for name, members in _named(f"{curve}-by-mu", recorded, lambda members: members[0].start):
@@ -217,7 +220,7 @@ def _curves_caption(groups: Sequence[RunGroup]) -> str:
 def _seeds(groups: Sequence[RunGroup]) -> str:
     numbers = sorted({len(group.counted) for group in groups})
     if len(numbers) == 1:
-        return f"{numbers[0]} seed{'s' * (numbers[0] > 1)}"
+        return quantity(numbers[0], "seed")
     return f"{numbers[0]} to {numbers[-1]} seeds"
 
 

@@ -19,6 +19,7 @@ from sspo_cli.report.figures.style import (
     inches_wide,
     legend_below,
     line_styles,
+    rows_of_panels,
     shades,
     wrapped,
 )
@@ -52,17 +53,21 @@ def by_method_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
     """Draw a panel for each method and gate of a setting, its configurations in shades, the range of the others in grey."""
     variants = grouped(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
-        legend = max(map(len, variants.values())) if any(group.differs for group in groups) else 0
-        figure, axes = grid(len(variants), 1.75 + 0.13 * legend, foot=0.0, sharex=True, sharey=True)
+        figure, axes = grid(len(variants), 1.75, foot=0.0, sharex=True, sharey=True)
+        tallest = 0.0
         for ax, ((method, gate), members) in zip(axes, variants.items(), strict=True):
             if rivals := [group for group in groups if (group.method, group.gate) != (method, gate)]:
                 means = pd.concat([mean_over_seeds(group.counted, metric) for group in rivals], axis=1)
                 ax.fill_between(means.index, means.min(axis=1), means.max(axis=1), color=RANGE, linewidth=0)
-            for group, shade in zip(members, shades(colour_of(method, gate)[0], len(members)), strict=True):
-                draw(ax, group, metric, color=shade, linestyle="-", label=wrapped(group.details, 1.3 * inches_wide(ax)))
+            labels = [wrapped(group.details, 1.3 * inches_wide(ax)) for group in members]
+            colours = shades(colour_of(method, gate)[0], len(members))
+            for group, shade, label in zip(members, colours, labels, strict=True):
+                draw(ax, group, metric, color=shade, linestyle="-", label=label)
             ax.set_title(wrapped(members[0].variant, inches_wide(ax)))
             if len(members) > 1:
                 ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, handlelength=1.5)
+                tallest = max(tallest, sum(0.11 * (1 + label.count("\n")) + 0.05 for label in labels))
+        figure.set_figheight(figure.get_figheight() + rows_of_panels(axes) * tallest)
         figure.supxlabel(STEP, fontsize=8)
         figure.supylabel(LABELS[metric], fontsize=8)
     return figure
@@ -98,7 +103,7 @@ def mean_of(group: RunGroup, metric: str) -> pd.Series:
 
 
 def by_seconds(group: RunGroup, unit: float = 1.0) -> pd.Series:
-    """Return the smoothed mean reward by the mean wall time of the optimizer steps, in units of so many seconds."""
+    """Return the smoothed mean reward by the mean wall time of the optimizer steps, in multiples of `unit` seconds."""
     return reward_by(group, mean_of(group, "time/step").cumsum() / unit)
 
 
@@ -122,7 +127,7 @@ def smoothed(values: pd.Series) -> pd.Series:
 
 
 def reward_by(group: RunGroup, cost: pd.Series) -> pd.Series:
-    """Return the smoothed mean reward by mean cost, both over the seeds; the last value of equal costs."""
+    """Return the smoothed mean reward by mean cost, both over the seeds. Of steps with equal cost, the last one is used."""
     reward = smoothed(mean_over_seeds(group.counted, "reward/mean"))
     cost = cost[cost.index.isin(reward.index)].drop_duplicates(keep="last")
     return reward.loc[cost.index].set_axis(cost.to_numpy())
@@ -208,7 +213,7 @@ def points_of(values: pd.Series) -> tuple[Any, ...]:
 
 
 def equal_curves(groups: Sequence[RunGroup], *curves: Curve) -> str:
-    """Name in a sentence the groups of a setting that have an equal curve, which is drawn once; empty if there are none."""
+    """Return a sentence that lists groups with equal curves in a setting, or an empty text if there are none."""
     alike = [
         members
         for curve in curves
@@ -220,5 +225,5 @@ def equal_curves(groups: Sequence[RunGroup], *curves: Curve) -> str:
 
 
 def _dot(values: pd.Series) -> dict[str, Any]:
-    """Return the marker of a curve of a single point, of which no line could be seen."""
+    """Return a marker for a curve with a single point, because its line would be invisible."""
     return {"marker": "o", "markersize": 3} if len(values) == 1 else {}

@@ -43,10 +43,10 @@ TITLES = {
 SIGNS: tuple[tuple[float, Any, str], ...] = ((1.0, "-", "Â > 0"), (-1.0, (0, (2.5, 1.2)), "Â < 0"))
 CAPTION = (
     "Gate f(ρ) of a sequence whose tokens all have the probability ratio ρ, and weight w(ρ) of a token in the gradient, at "
-    "the temperatures of the paper's grids; solid for Â > 0 (τ_pos), dashed for Â < 0 (τ_neg), one solid line if both are "
-    "equal; grey: clip at ε = 0.2. All "
-    "weights are 1 at ρ = 1, PSPO's 1 - α. SAPO's gate is 2/τ there. Clip is shown in a geometric mean; in GRPO's arithmetic "
-    "one, w is ρ where it is 1 here. SAPO, CISPO, PSPO and CE-GPPO are arithmetic means."
+    "the temperatures of the paper's grids. Lines are solid for Â > 0 (τ_pos) and dashed for Â < 0 (τ_neg), with only a solid "
+    "line if both are equal; grey is clip at ε = 0.2. At ρ = 1 all weights are 1, except PSPO's weight of 1 - α, and SAPO's gate "
+    "is 2/τ. Clip is shown in a geometric mean; in GRPO's arithmetic mean, w is ρ where it is 1 here. SAPO, CISPO, PSPO and "
+    "CE-GPPO are arithmetic means."
 )
 
 

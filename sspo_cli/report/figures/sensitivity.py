@@ -11,11 +11,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sspo_cli.config import VALIDATION
+from sspo_cli.errors import shorten
 from sspo_cli.report.figures.style import RANGE, STYLE, WIDTH, colour_of
 from sspo_cli.report.frame import rows_of
 from sspo_cli.report.groups import RunGroup, grouped
 
 PLACES = 34  # most configurations in a row
+LETTERS_OF_A_NAME = 17.0  # per inch, in the font of the tick labels
+LONGEST_VALUE = 24  # characters of an option's value
 GAP = 0.7  # distance between the panels of two methods, in widths of a configuration
 SYMBOLS = {"tau_neg": "τ_neg", "tau_pos": "τ_pos", "eps_low": "ε_low", "eps_high": "ε_high"}
 Scores = dict[str, dict[RunGroup, list[float]]]  # a number for each seed, by measured quantity and group
@@ -28,14 +31,16 @@ def sensitivity_figure(frame: pd.DataFrame, groups: Sequence[RunGroup], chosen: 
     """
     scores = _scores(frame, groups)
     rows = _rows(groups)
-    foot = 0.75  # inches for the names of the configurations
-    heights = [0.35 + 1.05 * len(scores) + foot for _ in rows]
+    feet = [_foot(variants) for variants in rows]
+    heights = [0.35 + 1.05 * len(scores) + foot for foot in feet]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.2))
         shared: dict[str, Axes] = {}
-        for part, variants in zip(figure.subfigures(len(rows), 1, squeeze=False).flat, rows, strict=True):
+        parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights).flat
+        for part, variants in zip(parts, rows, strict=True):
             widths = [len(members) + GAP for members in variants]
             spare = PLACES - sum(widths) if len(rows) > 1 else 0
+            spare = spare if spare > GAP else 0  # a narrower column would have no room for its padding
             panels = part.subplots(
                 len(scores), len(widths) + (spare > 0), squeeze=False, width_ratios=[*widths, *[spare] * (spare > 0)]
             )
@@ -76,8 +81,15 @@ def tick_labels(groups: Sequence[RunGroup]) -> tuple[str, list[str]]:
     return "/\n".join(names), ["/".join(values) for values in zip(*columns, strict=True)] or [""] * len(groups)
 
 
+def _foot(variants: Sequence[Sequence[RunGroup]]) -> float:
+    """Estimate the inches that the vertical names of the configurations and the names of their options need."""
+    named = [tick_labels(members) for members in variants]
+    longest = max(len(label) for _, labels in named for label in labels)
+    return 0.35 + longest / LETTERS_OF_A_NAME + 0.1 * max(keys.count("\n") for keys, _ in named)
+
+
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else shorten(" ".join(str(value).split()), LONGEST_VALUE)
 
 
 def _scores(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Scores:

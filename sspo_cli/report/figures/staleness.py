@@ -21,7 +21,7 @@ MU = "μ, optimizer steps of a rollout batch"
 
 
 def series_of(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
-    """Find series of groups whose settings differ only in μ."""
+    """Return series of groups whose settings differ only in μ."""
     series: list[list[RunGroup]] = []
     for members in grouped(groups, lambda group: group.start).values():
         settings = {group.setting: mu_of(group) for group in members}
@@ -47,11 +47,11 @@ def staleness_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure:
         handles: dict[str, Any] = {}
         for ax, (label, values_of) in zip(axes, panels.items(), strict=True):
             for place, (variant, members) in enumerate(variants.items()):
-                beside = 1.025 ** (place - (len(variants) - 1) / 2)  # so that ranges do not hide one another
+                offset = 1.025 ** (place - (len(variants) - 1) / 2)  # so that the bars do not overlap
                 colour, dashes = colour_of(members[0].method, members[0].gate)
                 points = sorted((mu_of(group), values) for group in members if (values := values_of(group)))
                 if points:
-                    handle = _draw(ax, points, beside, color=colour, linestyle=dashes)
+                    handle = _draw(ax, points, offset, color=colour, linestyle=dashes)
                     handles.setdefault(variant, handle)
             ax.set_xscale("log", base=2)
             ax.set_xticks(mus, [str(mu) for mu in mus])
@@ -111,12 +111,12 @@ def _panels(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> dict[str, Callab
     return {label: values_of for label, values_of in panels.items() if any(map(values_of, groups))}
 
 
-def _draw(ax: Axes, points: Sequence[tuple[int, list[float]]], beside: float, **line: Any) -> Any:
+def _draw(ax: Axes, points: Sequence[tuple[int, list[float]]], offset: float, **line: Any) -> Any:
     means = [fmean(values) for _, values in points]
     below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
     above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.2, "elinewidth": 0.7}
-    return ax.errorbar([mu * beside for mu, _ in points], means, [below, above], **style, **line)
+    return ax.errorbar([mu * offset for mu, _ in points], means, [below, above], **style, **line)
 
 
 def _regime_but_mu(group: RunGroup) -> tuple[Any, ...]:

@@ -95,14 +95,14 @@ def _in_256_colours(png: bytes) -> bytes:
 def colour_of(method: str, gate: str) -> tuple[str, Any]:
     """Return colour and dashes, which are the same in every report.
 
-    A free cell or a user-defined gate gets a colour that depends on its name, and dots.
+    A combination of method and gate that is not in `LINES` gets a colour that depends on its names, and dots.
     """
     colours = [colour for colour, _ in LINES.values()]
     return LINES.get((method, gate), (colours[zlib.crc32(repr((method, gate)).encode()) % len(colours)], DOTS))
 
 
 def line_styles(groups: Sequence[RunGroup]) -> list[tuple[str, Any]]:
-    """Return colours and dashes; further configurations of a method and gate have its colour with other dashes."""
+    """Return colours and dashes. Configurations of the same method and gate differ only in the dashes."""
     configurations: dict[tuple[str, str], list[str]] = defaultdict(list)
     styles = []
     for group in groups:
@@ -130,15 +130,15 @@ def grid(count: int, height: float, columns: int = 3, foot: float = 0.6, **optio
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for ax in axes[count:]:
         ax.set_axis_off()
-    for ax in axes[max(0, count - columns) : count]:  # the panels with none below
+    for ax in axes[max(0, count - columns) : count]:  # the lowest panel of each column
         ax.xaxis.set_tick_params(labelbottom=True)
     return figure, axes[:count]
 
 
 def wrapped(text: str, inches: float) -> str:
-    """Break text into lines that fit the width."""
+    """Break text into lines that fit the width; a word that is longer than a line is broken, too."""
     width = max(12, int(inches * LETTERS_AN_INCH))
-    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in text.splitlines())
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
@@ -151,6 +151,13 @@ def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
     lines = sum(1 + label.count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(lines / columns))
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns)
+
+
+def rows_of_panels(axes: Sequence[Axes]) -> int:
+    """Return the number of rows of the grid that the panels are in."""
+    spec = axes[0].get_subplotspec()
+    assert spec is not None
+    return spec.get_gridspec().nrows
 
 
 def inches_wide(ax: Axes) -> float:

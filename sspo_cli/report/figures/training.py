@@ -68,7 +68,7 @@ def training_figure(frame: pd.DataFrame, group: RunGroup) -> Figure:
 
 
 def training_panels(frame: pd.DataFrame, group: RunGroup) -> dict[str, Callable[[Axes], None]]:
-    """Return by label the functions that draw the panels for which there are data: curves of two steps, or evaluations."""
+    """Return, by label, functions that draw the panels. A panel needs evaluations, or a curve with at least two steps."""
     stalest = replace(group, runs=[replace(run, metrics=_stalest(run)) for run in group.runs])
     panels: dict[str, Callable[[Axes], None]] = {}
     for label, metrics in CURVES.items():
@@ -91,7 +91,7 @@ def left_out_panels(frame: pd.DataFrame, group: RunGroup) -> str:
 
 
 def _draw_curves(ax: Axes, group: RunGroup, label: str) -> None:
-    """Draw the curves of a panel; equal ones once, with all of their names."""
+    """Draw the curves of a panel. Equal curves are drawn once and labelled with all of their names."""
     colours = dict(zip(CURVES[label], COLOURS, strict=False)) if len(CURVES[label]) > 1 else {"": "#009E73"}
     recorded = {
         name: metric
@@ -114,7 +114,7 @@ def _draw_scores(ax: Axes, shares: pd.DataFrame) -> None:
 
 
 def _stalest(run: RunRecord) -> pd.DataFrame:
-    """Select the steps of the last minibatch of each rollout batch, or all if the metrics do not name minibatches.
+    """Return the steps of the last minibatch of each rollout batch, or all steps if the metrics lack the minibatch number.
 
     In the first minibatch no token is attenuated.
     """

@@ -80,7 +80,7 @@ def shares_by_phase(group: RunGroup) -> tuple[float, Shares, Shares] | None:
 
 
 def _spread(phases: list[Phase]) -> list[Phase]:
-    """Pick the first phase, the last one and some between them."""
+    """Return at most `MOST_PHASES` phases: the first, the last, and evenly spaced phases between them."""
     if len(phases) <= MOST_PHASES:
         return phases
     return [phases[round(place)] for place in np.linspace(0, len(phases) - 1, MOST_PHASES)]

@@ -16,14 +16,16 @@ REWARD = "reward"
 
 
 def configurations_table(collection: Collection, chosen: Sequence[RunGroup]) -> Table | None:
-    """Make a line for each configuration with a finished run; return None if no method and gate has several in a setting."""
+    """Make the table of configurations with finished runs; return None if no method and gate has several in a setting."""
     groups = [group for group in collection.groups if group.finished]
     rivals = grouped(groups, lambda group: (group.setting, group.method, group.gate)).values()
     if max(map(len, rivals), default=0) < 2:
         return None
     rows = rows_of(collection.frame, groups)
     scores = over_seeds(rows[rows["selected"]], by=["group"])
-    columns = sorted(scores["column"].unique(), key=lambda column: not column.startswith(VALIDATION))  # it chooses
+    columns = sorted(
+        scores["column"].unique(), key=lambda column: not column.startswith(VALIDATION)
+    )  # validation first
     records = {(record["group"], record["column"]): record for record in scores.to_dict("records")}
     lines: list[dict[str, Any]] = []
     body: list[list[Cell] | str] = []
@@ -57,8 +59,8 @@ def configurations_table(collection: Collection, chosen: Sequence[RunGroup]) -> 
     notes = [
         f"Every configuration with a finished run: means ± standard deviations (of a sample) over its seeds. Pass@1 in % {when}; "
         "reward: the mean of the last tenth of the steps, at most 2.",
-        "Chosen: shown in table 1, for the best mean Pass@1 on validation problems among the configurations of its method and "
-        "gate; where they have no common validation, all of them are.",
+        "Chosen: shown in table 1, because it has the best mean Pass@1 on validation problems among the configurations of its "
+        "method and gate. If they have no common validation, all of them are chosen.",
     ]
     return Table("configurations", "Every configuration", pd.DataFrame(lines), headings, body, notes)
 

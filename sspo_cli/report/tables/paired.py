@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, quantity
 from sspo_cli.report.choices import against_best_and_baseline
 from sspo_cli.report.frame import Line, split
 from sspo_cli.report.groups import grouped
@@ -17,7 +17,7 @@ from sspo_cli.statistics import differ_alike, holm, mcnemar, paired_bootstrap, s
 from sspo_cli.tracking.measurement import MEASUREMENT
 
 EQUAL_DIFFERENCES = (
-    "every problem has the same difference, of which a bootstrap would make an interval of no width. Instead it is exact: by "
+    "every problem has the same difference, so a bootstrap interval would have no width. The interval is exact instead: by "
     "Clopper and Pearson, at most the share 1 − 0.025^(1/n) of problems has another difference, at worst −1 or 1."
 )
 Problem = tuple[str, str]  # its id and gold answer
@@ -112,11 +112,11 @@ def _explained(frame: pd.DataFrame) -> list[str]:
         "Difference in points of Pass@1, on the same problems, with its 95 % percentile interval of a paired bootstrap over "
         "problems (9,999 resamples).",
         *([f"Intervals of {pairs}: {EQUAL_DIFFERENCES}"] if pairs else []),
-        f"p, two-sided: {' and '.join(sorted(set(frame['test'])))}. Problems are what is drawn at random; seeds are averaged "
-        "within a problem, so the p says nothing about further seeds; the table of differences against the noise of seeds does.",
+        f"p, two-sided: {' and '.join(sorted(set(frame['test'])))}. The problems are the random sample; seeds are averaged "
+        "within a problem, so this p says nothing about further seeds. The table of differences against the noise of seeds does.",
         f"p (Holm): adjusted for the number of comparisons in this table, {len(frame)}.",
-        "The best and the strongest baseline (GRPO, GSPO, GMPO or SAPO) were picked by these same numbers, which flatters "
-        "them a little.",
+        "The best and the strongest baseline (GRPO, GSPO, GMPO or SAPO) were chosen by these same numbers, which favours "
+        "them slightly.",
     ]
 
 
@@ -132,7 +132,7 @@ def _solved_shares(line: Line, measured: pd.DataFrame) -> SolvedShares:
 def _solved(evaluation: dict[Any, Any]) -> dict[Problem, float]:
     """Compute the share of samples that solve each problem. Raises LookupError like `_solved_shares`."""
     n, samples, benchmark = evaluation["n"], evaluation["samples"], evaluation["benchmark"]
-    # What older versions did not write into each row was the same for the whole file.
+    # Older versions did not write these conditions into each row, because they were equal in the whole file.
     conditions = {
         "samples": samples,
         "temperature": evaluation["temperature"],
@@ -149,9 +149,8 @@ def _solved(evaluation: dict[Any, Any]) -> dict[Problem, float]:
     ]
     verdicts = grouped(rows, lambda row: (str(row["id"]), str(row["gold"])))
     if len(verdicts) != n or {len(of_problem) for of_problem in verdicts.values()} != {samples}:
-        raise LookupError(
-            f"`{evaluation['source'].path}/eval/{benchmark}.jsonl` does not hold {samples} answer(s) to each of {n} problems"
-        )
+        needed = f"{quantity(samples, 'answer')} to each of {quantity(n, 'problem')}"
+        raise LookupError(f"`{evaluation['source'].path}/eval/{benchmark}.jsonl` does not hold {needed}")
     return {problem: sum(row["correct"] for row in rows) / len(rows) for problem, rows in verdicts.items()}
 
 

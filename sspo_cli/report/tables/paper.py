@@ -1,4 +1,4 @@
-"""The paper's tables as printed, for reference: Pass@1 in %, from paper.json. They are no targets."""
+"""The paper's tables as printed: Pass@1 in %, from paper.json. They are for reference and are not targets."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -137,11 +137,11 @@ def _notes(number: int, records: list[dict[str, Any]], with_printed: bool) -> li
             counts.append(f"{impossible} of {len(column)} on {BENCHMARKS[name][0]}")
     flagged = f": {', '.join(counts)}" if counts else "; there is none here"
     notes.append(
-        f"† no whole number of solved problems gives this cell with one greedy answer each ({sizes}){flagged}. As the mean of "
-        f"{SAMPLES} samples of each problem every decimal is possible, so that such an evaluation cannot be checked like this."
+        f"† no whole number of solved problems gives this cell with one greedy answer to each problem ({sizes}){flagged}. As the "
+        f"mean of {SAMPLES} samples of each problem every decimal is possible, so such an evaluation cannot be checked this way."
     )
     if any(record["column"] == "codeact" for record in records):
-        notes.append("Of CodeAct the number of problems is not known, so its cells are not checked.")
+        notes.append("The number of problems of CodeAct is not known, so its cells are not checked.")
     if number == 2:
         notes.append("SSPO is read as its atanlog gate, which the paper chooses.")
         notes.append('The paper itself calls this table "a calibrated transfer study rather than completed training".')

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from sspo_cli.errors import quantity
 from sspo_cli.report.frame import BASE, TRAINED, Line, gain, over_seeds, split
 from sspo_cli.report.groups import BASELINES, grouped, method_name
 from sspo_cli.report.records import PART, lineages, short_names
@@ -13,7 +14,7 @@ from sspo_cli.report.tables.paper import printed
 from sspo_cli.tracking.measurement import EPISODE, MEASUREMENT, has_identity
 
 GAIN = "Δ Avg"
-CUT = "% cut: how many of the answers reached the token limit; none of them in a cell that does not say."
+CUT = "% cut is the share of the answers that reached the token limit; it is 0 in cells without it."
 PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed", "truncated")
 ABOUT = ("setting", "model", "kind", "method", "gate", "configuration")  # columns that describe a line, in the files
 Record = dict[Hashable, Any]
@@ -36,9 +37,9 @@ def variant_table(rows: pd.DataFrame, compared: Sequence[str], notes: Sequence[s
     title = "Pass@1 (%) by method and gate" + (f": {settings[0]}" if len(settings) == 1 else "")
     explained = [
         *compared,
-        "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). In brackets "
-        "the 95 % Wilson interval for the benchmark's n problems and the mean number solved; it is not narrowed by the number "
-        "of seeds, which answered the same problems.",
+        "Cells are Pass@1 in %; for several seeds, mean ± standard deviation (of a sample). In brackets is the 95 % Wilson "
+        "interval for the benchmark's n problems and the mean number solved. More seeds do not narrow it, because all seeds "
+        "answered the same problems.",
         *_cut(cells),
         f"{GAIN} is the mean over the benchmarks of cell − base, in points, computed from the cells as printed; cell and base "
         "were measured on the same problems, with the same prompt, answer check and sampler.",
@@ -51,8 +52,8 @@ def method_table(rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table
     """Make table 2 from `table_rows`: a line for each method, a block for each setting."""
     cells = _marked(_cells(rows, paper))
     explained = [
-        "Cells are Pass@1 in %: where a row has several seeds, their mean ± their standard deviation (of a sample). The 95 % "
-        "Wilson intervals are in table 1 and in the CSV.",
+        "Cells are Pass@1 in %; for several seeds, mean ± standard deviation (of a sample). The 95 % Wilson intervals are in "
+        "table 1 and in the CSV.",
         *_cut(cells),
     ]
     models = len({line.model for line in rows["line"]})
@@ -106,7 +107,7 @@ def _averaged(cells: pd.DataFrame, base: Line, lines: Sequence[Line]) -> list[st
 
 
 def _missing_gains(cells: pd.DataFrame) -> list[str]:
-    """List what Δ Avg leaves out, and the lines without one."""
+    """List the columns that Δ Avg leaves out, and the lines without Δ Avg."""
     notes = []
     columns = {line: set(of_line["column"]) - {GAIN} for line, of_line in split(cells, "line")}
     for setting, base, lines in _with_base(cells):
@@ -209,8 +210,8 @@ def _for_file(cells: pd.DataFrame, paper: bool) -> pd.DataFrame:
 def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Explain the base, the marks, the conditions of every column, and the runs of every line."""
     marks = (
-        "Best cell bold, second best underlined, strongest baseline (of GRPO, GSPO, GMPO, SAPO) italic; cells that print alike "
-        "share a mark, and none is marked if all of a column do."
+        "The best cell is bold, the second best underlined, the strongest baseline (of GRPO, GSPO, GMPO, SAPO) italic. Cells "
+        "with equal printed values share a mark; if all cells of a column are equal, none is marked."
     )
     notes = [marks] if any(cells["mark"]) else []
     kinds = set(rows["kind"])
@@ -218,7 +219,7 @@ def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         sources = rows.loc[rows["kind"] == BASE, "source"].unique()
         forks = [run.options.fork is not None for run in sources]
         steps = sorted({run.options.cold_start.steps for run, fork in zip(sources, forks, strict=True) if not fork})
-        after = " or ".join(f"{n} supervised steps" if n else "no cold start" for n in steps)
+        after = " or ".join(quantity(n, "supervised step") if n else "no cold start" for n in steps)
         begun = [f"after the cold start ({after})"] if after else []
         begun += ["at the checkpoint that a run was forked from"] if any(forks) else []
         notes.append(f"base: the evaluation before the first step of RL and {' or '.join(begun)}.")
@@ -243,14 +244,15 @@ def _conditions(cells: pd.DataFrame) -> list[str]:
         decoding = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']}"
         samples = "1 sample" if row["samples"] == 1 else f"mean of {int(row['samples'])} samples"
         limit = "an unknown number of" if pd.isna(row["max_new_tokens"]) else str(int(row["max_new_tokens"]))
-        conditions = f"at most {limit} new tokens, prompt `{row['prompt']}`"
+        conditions = f"at most {limit} new token{'s' * (limit != '1')}, prompt `{row['prompt']}`"
         if not pd.isna(row["turns"]):
+            turns, proposals = quantity(int(row["turns"]), "turn"), quantity(int(row["proposals"]), "proposal")
             conditions = (
-                f"solved rate, the share of episodes in which a proposal was accepted within at most {int(row['turns'])} turns "
-                f"and {int(row['proposals'])} proposals, of at most {limit} new tokens each and {int(row['max_tokens'])} together"
+                f"solved rate, the share of episodes in which a proposal was accepted within at most {turns} and {proposals}, "
+                f"of at most {limit} new tokens each and {int(row['max_tokens'])} together"
             )
         sentences.append(
-            f"{row['column']}: {row['split']} split, n = {int(row['n'])} problems, {samples}, {decoding}, "
+            f"{row['column']}: {row['split']} split, n = {quantity(int(row['n']), 'problem')}, {samples}, {decoding}, "
             f"{conditions}{_identity(row)}."
         )
     return [*sentences, *_about_code_acting({str(name).partition(PART)[0] for name in cells["benchmark"].dropna()})]
@@ -261,8 +263,8 @@ def _about_code_acting(benchmarks: set[str]) -> list[str]:
     if not benchmarks & {"codeact", "mint", "wtq"}:
         return []
     absent = (
-        "Not measured, and in no number: HumanEval, MBPP, HotpotQA and ALFWorld of MINT, and APPS of CodeActInstruct. Their "
-        "tests, tools or simulators are not here."
+        "Not measured, and not part of any number: HumanEval, MBPP, HotpotQA and ALFWorld of MINT, and APPS of CodeActInstruct, "
+        "because their tests, tools or simulators are not available."
     )
     if "codeact" not in benchmarks:
         return [absent]
@@ -275,7 +277,7 @@ def _about_code_acting(benchmarks: set[str]) -> list[str]:
 
 def _identity(row: Record) -> str:
     if not has_identity(row):
-        return "; recorded without fingerprints, so that nothing shows whether all rows answered the same problems"
+        return "; recorded without fingerprints, so it is unknown whether all rows answered the same problems"
     return f"; sampled by {row['engine']}, fingerprint of the problems and golds {row['problems']}"
 
 

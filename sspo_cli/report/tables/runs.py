@@ -56,7 +56,7 @@ def runs_table(collection: Collection) -> Table:
 
 
 def _start(run: RunRecord) -> dict[str, Any]:
-    """Return the checkpoint that a run was forked from and the steps of its extensions, as the names of groups have them."""
+    """Return the checkpoint that a run was forked from and the steps of its extensions, in the form of `effects_of`."""
     return {key: value for key, value in effects_of(run).items() if key in ("fork", "extended")}
 
 
@@ -93,10 +93,10 @@ def _notes(collection: Collection, folder: str) -> list[str]:
     notes = [
         f"Run: its folder below `{folder}`.",
         "Differs in: the options in which the runs of one setting differ, next to method, gate and seed.",
-        "Wall time is that of the optimizer steps, sampling included, evaluations and checkpoints not; tokens are the sampled "
-        "ones; the final reward is the mean of the last tenth of the steps (at most 2).",
-        f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earlier of "
-        "equal ones.",
+        "Wall time is that of the optimizer steps, with sampling, without evaluations and checkpoints. Tokens are the sampled "
+        "tokens. The final reward is the mean of the last tenth of the steps (at most 2).",
+        f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earliest if "
+        "several are equal.",
     ]
     notes += lineages(collection.runs)
     if offline := [run.path for run in collection.runs if any(run.path.glob("wandb/offline-run-*"))]:

@@ -70,14 +70,14 @@ def seeds_table(noise: pd.DataFrame) -> Table | None:
         "tenth of the steps, at most 2); with its 95 % interval by Student's t. Seeds above: how many differences are positive.",
         "p (exact), two-sided: over all flips of the signs of the differences, without an assumption. It cannot be below "
         f"{bounds}; so with fewer than 6 seeds it cannot be below 0.05, however large the differences are.",
-        "p (t): the paired t-test, which assumes normally distributed differences; so few seeds cannot show whether they are.",
+        "p (t): the paired t-test, which assumes normally distributed differences; so few seeds cannot verify this.",
         "p (t, Holm): adjusted for the number of comparisons in one setting and quantity. The best and the strongest baseline "
-        "(GRPO, GSPO, GMPO or SAPO) were picked by these same numbers, which flatters them a little.",
+        "(GRPO, GSPO, GMPO or SAPO) were chosen by these same numbers, which favours them slightly.",
     ]
     if noise["low"].isna().any():
         notes.append(
-            "No interval where the differences of all seeds are equal: by Student's t it would have no width, and so few equal "
-            "numbers do not show how far apart others would be. p (t) is the exact one there."
+            "If the differences of all seeds are equal, there is no interval: by Student's t it would have no width, and so few "
+            "equal numbers do not show how much further seeds would differ. p (t) is p (exact) then."
         )
     return Table("seeds", "Differences against the noise of seeds", noise, headings, body, notes)
 

@@ -1,0 +1,199 @@
+"""Sampling and grading of a benchmark: each problem is kept as soon as it is graded."""
+
+import functools
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sspo_cli import ranks
+from sspo_cli.evaluation.benchmark import Benchmark, Conditions
+from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.partial import problems_done
+from sspo_cli.evaluation.summary import rows_of
+from sspo_cli.rewards import PAPER, AnswerChecker, Scoring, extract_answer, grade
+from sspo_cli.rollout.engine import Engine, Sampling
+from sspo_cli.rollout.episodes import NO_STAGE, Stage, play
+from sspo_cli.rollout.torch_engine import whole_weights
+from sspo_cli.seeds import derive_seed
+from sspo_cli.tracking.files import append_jsonl
+from sspo_cli.types import Completion, Group, Prompt
+
+
+def evaluate(
+    engine: Engine,
+    benchmark: Benchmark,
+    checker: AnswerChecker,
+    conditions: Conditions,
+    identity: Identity,
+    progress: Callable[[int], None],
+    partial: Path | None = None,
+    stage: Stage = NO_STAGE,
+) -> list[dict[str, Any]]:
+    """Sample and grade a benchmark: a row for each problem and sample, as in `<benchmark>.jsonl` except for the step.
+
+    `progress(n)` is called when n more problems are done. With a `partial` file (see `partial_path`), what it holds is not
+    done again, and each new problem is appended; the caller removes it. Problems with an environment are played on the `stage`.
+    Raises UserError if another process writes the file.
+    """
+    prompts = benchmark.prompts
+    with problems_done(partial) as done:
+        if done:
+            progress(len(done))
+
+        def keep(place: int, group: Group) -> None:
+            done[place] = rows_of(group, conditions, identity)
+            if partial and ranks.is_first():
+                append_jsonl(partial, {"place": place, "rows": done[place]})
+
+        missing = [place for place in range(len(prompts)) if place not in done]
+        share = _sample_and_grade if ranks.size() == 1 else _share_sampling
+        share(engine, benchmark, missing, checker, conditions, stage, keep, progress)
+    return [row for place in range(len(prompts)) for row in done[place]]
+
+
+def grade_groups(
+    prompts: Sequence[Prompt],
+    completions: Sequence[list[Completion]],
+    checker: AnswerChecker,
+    scoring: Scoring = PAPER,
+) -> list[Group]:
+    """Grade sampled completions, including the text that the chat template opened them with.
+
+    Episodes have the reward of their environment, for any `scoring`.
+    """
+    pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
+    texts = [p.opening + c.text for p, c in pairs if c.episode is None]
+    golds = [p.problem.answer for p, c in pairs if c.episode is None]
+    graded = iter(scoring.complete(grade(texts, golds, checker), texts, golds, checker))
+    rewards = iter([next(graded) if c.episode is None else c.episode.reward for _, c in pairs])
+    return [Group(p, group, [next(rewards) for _ in group]) for p, group in zip(prompts, completions, strict=True)]
+
+
+class _Grading:
+    """Checks the answers of sampled problems in the background, and keeps each problem as soon as it is graded.
+
+    `keep(place, group)` and then `progress(1)` are called in the thread of the sampler.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        checker: AnswerChecker,
+        samples: int,
+        background: ThreadPoolExecutor,
+        keep: Callable[[int, Group], None],
+        progress: Callable[[int], None],
+    ) -> None:
+        self._prompts, self._checker, self._samples = benchmark.prompts, checker, samples
+        self._background, self._keep, self._progress = background, keep, progress
+        self._sampled: dict[int, dict[int, Completion]] = defaultdict(dict)  # by place and number in the group
+        self._checking: deque[tuple[int, Future[list[Group]]]] = deque()
+
+    def hear(self, place: int, member: int, completion: Completion) -> None:
+        """Take a completion; a problem is graded when it has all of its samples."""
+        prompt, sampled = self._prompts[place], self._sampled[place]
+        if member in sampled:
+            return
+        sampled[member] = completion
+        if completion.episode is None:  # its check begins at once, and the grading finds the verdict
+            text, gold = prompt.opening + completion.text, prompt.problem.answer
+            self._checker.submit(extract_answer(text, [gold]), gold)
+        if len(sampled) == self._samples:
+            group = [sampled[number] for number in range(self._samples)]
+            graded = self._background.submit(grade_groups, [prompt], [group], self._checker)
+            self._checking.append((place, graded))
+        self.finish(wait=False)
+
+    def finish(self, wait: bool) -> None:
+        """Keep what is graded, in the order of sampling; `wait` for the rest."""
+        while self._checking and (wait or self._checking[0][1].done()):
+            place, graded = self._checking.popleft()
+            self._keep(place, graded.result()[0])
+            self._progress(1)
+
+    def keep_rest(self) -> None:
+        """Keep what is sampled but was not graded before the measurement was stopped."""
+        while self._checking:
+            place, graded = self._checking.popleft()
+            self._keep(place, graded.result()[0])
+
+
+def _sample_and_grade(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+    keep: Callable[[int, Group], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Sample the problems at those places, and keep each as soon as it is graded, see `_Grading`.
+
+    A problem's draws depend on its place in the benchmark alone, not on interruptions, `max_rows` or other benchmarks.
+    """
+    sampling = Sampling(
+        temperature=conditions.temperature,
+        max_new_tokens=conditions.max_new_tokens,
+        seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
+        top_p=conditions.top_p,
+        top_k=conditions.top_k,
+    )
+    with ThreadPoolExecutor(1) as background:
+        grading = _Grading(benchmark, checker, conditions.samples, background, keep, progress)
+        try:
+            for start in range(0, len(places), conditions.chunk):
+                chunk = places[start : start + conditions.chunk]
+
+                def hear(index: int, member: int, completion: Completion, chunk: Sequence[int] = chunk) -> None:
+                    grading.hear(chunk[index], member, completion)
+
+                prompts = [benchmark.prompts[place] for place in chunk]
+                groups = play(engine, prompts, conditions.samples, sampling, stage, hear, order=chunk)
+                for index, group in enumerate(groups):  # of an engine that says nothing in between
+                    for member, completion in enumerate(group):
+                        hear(index, member, completion)
+            grading.finish(wait=True)
+        except BaseException:
+            grading.keep_rest()
+            raise
+
+
+def _share_sampling(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+    keep: Callable[[int, Group], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Do the same on several ranks, each its share of some chunks; all ranks keep every problem when all have theirs."""
+    width = conditions.chunk * ranks.size()
+    for start in range(0, len(places), width):
+        chunks = places[start : start + width]
+        graded = ranks.gather(
+            functools.partial(
+                _grade_share, engine, benchmark, chunks[ranks.share(len(chunks))], checker, conditions, stage
+            )
+        )
+        for place, group in graded:
+            keep(place, group)
+        progress(len(graded))
+
+
+def _grade_share(
+    engine: Engine,
+    benchmark: Benchmark,
+    places: Sequence[int],
+    checker: AnswerChecker,
+    conditions: Conditions,
+    stage: Stage,
+) -> list[tuple[int, Group]]:
+    graded: dict[int, Group] = {}
+    with whole_weights(engine):  # also for a rank without a share: all of them gather the weights
+        _sample_and_grade(engine, benchmark, places, checker, conditions, stage, graded.__setitem__, lambda _: None)
+    return sorted(graded.items())
