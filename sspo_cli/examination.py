@@ -20,7 +20,7 @@ from sspo_cli.objectives import Objective, build_objective
 from sspo_cli.policy.cold_start import check_demonstrations, demonstrations_of
 from sspo_cli.policy.kernels import check_kernels
 from sspo_cli.policy.model import Policy, resolve_device
-from sspo_cli.policy.optimizer import adamw_8bit
+from sspo_cli.policy.optimizer import adamw_8bit, check_weights
 from sspo_cli.policy.outline import outline_policy
 from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
@@ -115,6 +115,7 @@ def examine_options(options: RunOptions) -> torch.device:
         adamw_8bit()
     check_engine(options.rollout)
     check_kernels(options.model, ranks.size())
+    check_weights(options.model, ranks.size())
     if options.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(
             "model.attention = flash_attention_2 needs flash-attn, which is not installed; use model.attention=sdpa"

@@ -188,7 +188,7 @@ def test_what_a_resumed_run_may_change_is_how_it_is_computed():
         ("optimizer.learning_rate=.inf", "finite"),
         ("model.tiny.heads=3", "model.tiny.heads = 3"),
         ("model.tiny.heads=64", "heads of even width by model.tiny.heads = 64"),
-        ("evaluation.benchmarks=[{name: gsm8k}, {name: gsm8k, split: test}]", "names gsm8k twice"),
+        ("evaluation.benchmarks=[{name: gsm8k}, {name: gsm8k, split: test}]", "lists gsm8k twice"),
         (
             "evaluation.benchmarks=[{name: file, path: my/validation.jsonl}]",
             "held out of the training tasks; rename the file",

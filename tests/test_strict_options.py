@@ -74,7 +74,7 @@ def test_options_that_were_written_by_a_run_are_read_again():
         (["--gate", ""], "unknown gate ''"),
         (["--gate", "~"], "unknown gate '~'"),
         (["-s", "objective.method="], "`-s objective.method=` has no value"),
-        (["-s", "objective.method=null"], "objective.method = null names no method"),
+        (["-s", "objective.method=null"], "objective.method = null is not a method"),
         (["-s", "prompt=# no value"], "has no value"),
         (["--run", ""], "--run '' does not name a folder"),
         (["--run", "."], "--run . does not name a folder"),

@@ -62,7 +62,7 @@ class ObjectiveOptions(GateOptions):
         if not isinstance(values, dict) or not values.keys() <= cls.model_fields.keys():
             return values  # the field validation says what is wrong
         if values.get("method", DEFAULT_METHOD) is None:
-            raise ValueError(f"objective.method = null names no method; choose from {', '.join(METHODS)}")
+            raise ValueError(f"objective.method = null is not a method; choose from {', '.join(METHODS)}")
         return resolve_options(**{"method": DEFAULT_METHOD, **values})
 
     @model_serializer
@@ -114,7 +114,7 @@ class LearningOptions(Options):
     def _an_unchanged_entropy_is_in_the_range(self) -> Self:
         if self.entropy_range and not self.entropy_range[0] < 1 < self.entropy_range[1]:
             raise ValueError(
-                f"learning.entropy_range = {list(self.entropy_range)} leaves out an entropy that has not changed; give a number "
+                f"learning.entropy_range = {list(self.entropy_range)} excludes 1, an unchanged entropy; give a number "
                 "below 1 and one above it"
             )
         return self

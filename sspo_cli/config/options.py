@@ -88,11 +88,11 @@ class EvaluationOptions(Options):
     def _names_are_distinct(self) -> Self:
         labels = [benchmark.label for benchmark in self.benchmarks]
         if twice := [label for label in labels if labels.count(label) > 1]:
-            raise ValueError(f"evaluation.benchmarks names {twice[0]} twice; their results would overwrite each other")
+            raise ValueError(f"evaluation.benchmarks lists {twice[0]} twice; their results would overwrite each other")
         if VALIDATION in labels:
             raise ValueError(
-                f"evaluation.benchmarks names one {VALIDATION}, which stands for problems held out of the training tasks; "
-                "rename the file"
+                f"evaluation.benchmarks lists a benchmark called {VALIDATION}, the name of the problems held out of the training "
+                "tasks; rename the file"
             )
         return self
 
@@ -245,15 +245,15 @@ class RunOptions(Options):
             return self
         if self.reward != RewardOptions() and (played := [t.name for t in self.tasks if t.name in ENVIRONMENTS]):
             raise ValueError(
-                f"reward is of single turns, but tasks has {played[0]}, whose episodes have the reward of their environment; "
-                "leave reward out"
+                f"reward applies to single turns, but tasks has {played[0]}, whose episodes are rewarded by their environment; "
+                "leave out reward"
             )
         if self.episode is None:  # filled in, so that the run folder records it
             object.__setattr__(self, "episode", EpisodeOptions())
         longest = max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens or 0)
         if self.episode and self.episode.max_tokens < longest:
             raise ValueError(
-                f"episode.max_tokens = {self.episode.max_tokens} is less than a single turn may have, max_new_tokens = {longest}"
+                f"episode.max_tokens = {self.episode.max_tokens} is less than the limit of one turn, max_new_tokens = {longest}"
             )
         return self
 
@@ -270,8 +270,8 @@ class RunOptions(Options):
     def _bfloat16_weights_are_rounded_stochastically(self) -> Self:
         if self.model.weights == "bfloat16" and not self.optimizer.eight_bit:
             raise ValueError(
-                "model.weights = bfloat16 needs optimizer.eight_bit = true, which rounds them stochastically: rounded to the "
-                "nearest, most updates would be lost"
+                "model.weights = bfloat16 needs optimizer.eight_bit = true, which rounds them stochastically, because "
+                "rounding to the nearest would lose most updates"
             )
         if self.model.weights == "bfloat16" and self.optimizer.betas[1] > LARGEST_BETA2_IN_BFLOAT16:
             raise ValueError(

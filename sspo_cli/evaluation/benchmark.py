@@ -10,7 +10,7 @@ from sspo_cli.tasks.contamination import question_key
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.types import Prompt
 
-CHUNK = 256  # problems at most that are sampled together
+CHUNK = 256  # most problems that are sampled together
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Conditions:
 
     @classmethod
     def of(cls, options: RunOptions) -> Self:
-        """Return the conditions of a run. The seed is not the run's, so that all runs are measured in the same way."""
+        """Return the conditions of a run. The seed is 0 for all runs, so that they are measured in the same way."""
         evaluation, episode = options.evaluation, options.episode or EpisodeOptions()
         return cls(
             samples=evaluation.samples,
@@ -81,7 +81,7 @@ class Conditions:
         )
 
     def sampler(self, engine: str) -> str:
-        """Return the sampler that an engine is under these conditions, for the identity: truncated, it is another one."""
+        """Return the name of the sampler for the identity: the engine, with top_p and top_k if they truncate the softmax."""
         cuts = [f"top_p={self.top_p:g}"] if self.top_p < 1 else []
         cuts += [f"top_k={self.top_k}"] if self.top_k else []
         return ",".join([engine.partition(" ")[0], *cuts])
@@ -101,9 +101,11 @@ class Conditions:
         return {"turns": self.turns, "proposals": self.proposals, "max_tokens": self.max_tokens}
 
     def matches(self, row: Mapping[str, Any], identity: Identity, template: str) -> bool:
-        """Report whether a row was measured under these conditions; `template` is its key of the template.
+        """Report whether a row was measured under these conditions.
 
-        Rows of older versions lack conditions and the identity, so that none of them matches.
+        template  key of the prompt template in the row
+
+        Rows of older versions have no identity, so they never match.
         """
         return (
             row.get("identity") == identity.digest

@@ -1,4 +1,4 @@
-"""The problems that an unfinished measurement has done, kept in `partial/`, so that it continues with the others."""
+"""Finished problems of an interrupted measurement, stored in `partial/`, so that it continues with the others."""
 
 import json
 import time
@@ -25,7 +25,7 @@ ABANDONED = 7 * 86_400  # seconds
 def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, model: str) -> Path:
     """Return the file of finished problems, whose name depends on everything that determines the graded completions.
 
-    model  fingerprint of the policy, so that no other model continues with its completions
+    model  fingerprint of the policy, so that completions of different models are not mixed
     """
     order = [prompt.problem.id for prompt in benchmark.prompts]
     done_with = ["problem by problem", model, asdict(conditions), identity.digest, benchmark.split, order]
@@ -35,12 +35,12 @@ def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, ide
 
 @contextmanager
 def problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, Any]]]]:
-    """Yield the rows of each whole problem in the file, by its place; no other process may write the file meanwhile."""
+    """Yield the rows of each finished problem in the file, by its index; hold the lock of the file within the block."""
     if partial is None:
         yield {}
         return
     if not ranks.is_first():
-        yield ranks.on_first(dict[int, list[dict[str, Any]]])  # those that the first rank has read
+        yield ranks.on_first(dict[int, list[dict[str, Any]]])  # receives what the first rank has read
         return
     lock = FileLock(partial.with_name(f".{partial.name}.lock"))
 
@@ -50,9 +50,9 @@ def problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, Any
         if not take_lock(lock):
             raise UserError(
                 f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
-                f"(its work is {partial}); wait for it"
+                f"(its results are in {partial}); wait for it"
             )
-        truncate_jsonl(partial, lambda problem: True)  # a problem that a kill has torn would run into the next one
+        truncate_jsonl(partial, lambda problem: True)  # removes a last line that a kill has cut off
         return {problem["place"]: problem["rows"] for problem in read_jsonl(partial, PARTIAL_PROBLEM)}
 
     try:
@@ -64,12 +64,12 @@ def problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, Any
 
 
 def remove_abandoned(partial: Path) -> None:
-    """Remove what no process is at and none has added to for a week: its model has trained on, or was deleted.
+    """Remove files that no process uses and that have not changed for a week, because their model has changed or is gone.
 
-    Problems, and what a kill has left of them: a lock without problems, or a temporary file.
+    These are finished problems, and lock files and temporary files that a killed process has left.
     """
     for path in partial.glob("*"):
-        with suppress(FileNotFoundError):  # another process removes the same
+        with suppress(FileNotFoundError):  # another process may remove the same file
             if time.time() - path.stat().st_mtime <= ABANDONED:
                 continue
             lock = FileLock(path if path.suffix == ".lock" else path.with_name(f".{path.name}.lock"))

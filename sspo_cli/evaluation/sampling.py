@@ -1,4 +1,4 @@
-"""Sampling and grading of a benchmark: each problem is kept as soon as it is graded."""
+"""Sampling and grading of a benchmark; each problem is stored as soon as it is graded."""
 
 import functools
 from collections import defaultdict, deque
@@ -33,8 +33,11 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Sample and grade a benchmark: a row for each problem and sample, as in `<benchmark>.jsonl` except for the step.
 
-    `progress(n)` is called when n more problems are done. With a `partial` file (see `partial_path`), what it holds is not
-    done again, and each new problem is appended; the caller removes it. Problems with an environment are played on the `stage`.
+    progress  called as progress(n) when n more problems are done
+    partial   file of finished problems (see `partial_path`): they are not done again, and each new one is appended; the caller
+              removes the file
+    stage     environments for problems that are played in episodes
+
     Raises UserError if another process writes the file.
     """
     prompts = benchmark.prompts
@@ -61,7 +64,7 @@ def grade_groups(
 ) -> list[Group]:
     """Grade sampled completions, including the text that the chat template opened them with.
 
-    Episodes have the reward of their environment, for any `scoring`.
+    `scoring` does not affect episodes, which have the reward of their environment.
     """
     pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
     texts = [p.opening + c.text for p, c in pairs if c.episode is None]
@@ -72,9 +75,9 @@ def grade_groups(
 
 
 class _Grading:
-    """Checks the answers of sampled problems in the background, and keeps each problem as soon as it is graded.
+    """Checks the answers of sampled problems in the background.
 
-    `keep(place, group)` and then `progress(1)` are called in the thread of the sampler.
+    For each graded problem, `keep(place, group)` and then `progress(1)` are called on the sampler's thread.
     """
 
     def __init__(
@@ -92,12 +95,12 @@ class _Grading:
         self._checking: deque[tuple[int, Future[list[Group]]]] = deque()
 
     def hear(self, place: int, member: int, completion: Completion) -> None:
-        """Take a completion; a problem is graded when it has all of its samples."""
+        """Receive a completion. Once all samples of a problem are there, its grading starts."""
         prompt, sampled = self._prompts[place], self._sampled[place]
         if member in sampled:
             return
         sampled[member] = completion
-        if completion.episode is None:  # its check begins at once, and the grading finds the verdict
+        if completion.episode is None:  # starts the check now; the grading reuses its verdict
             text, gold = prompt.opening + completion.text, prompt.problem.answer
             self._checker.submit(extract_answer(text, [gold]), gold)
         if len(sampled) == self._samples:
@@ -107,14 +110,14 @@ class _Grading:
         self.finish(wait=False)
 
     def finish(self, wait: bool) -> None:
-        """Keep what is graded, in the order of sampling; `wait` for the rest."""
+        """Pass graded problems to `keep`, in the order of sampling; `wait` until all are graded."""
         while self._checking and (wait or self._checking[0][1].done()):
             place, graded = self._checking.popleft()
             self._keep(place, graded.result()[0])
             self._progress(1)
 
     def keep_rest(self) -> None:
-        """Keep what is sampled but was not graded before the measurement was stopped."""
+        """Pass the remaining sampled problems to `keep` after the measurement was stopped."""
         while self._checking:
             place, graded = self._checking.popleft()
             self._keep(place, graded.result()[0])
@@ -130,9 +133,10 @@ def _sample_and_grade(
     keep: Callable[[int, Group], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Sample the problems at those places, and keep each as soon as it is graded, see `_Grading`.
+    """Sample the problems with the indices `places`, and pass each to `keep` once it is graded (see `_Grading`).
 
-    A problem's draws depend on its place in the benchmark alone, not on interruptions, `max_rows` or other benchmarks.
+    The random draws of a problem depend only on its index in the benchmark, not on interruptions, `max_rows` or other
+    benchmarks.
     """
     sampling = Sampling(
         temperature=conditions.temperature,
@@ -152,7 +156,7 @@ def _sample_and_grade(
 
                 prompts = [benchmark.prompts[place] for place in chunk]
                 groups = play(engine, prompts, conditions.samples, sampling, stage, hear, order=chunk)
-                for index, group in enumerate(groups):  # of an engine that says nothing in between
+                for index, group in enumerate(groups):  # for engines that do not report completions while sampling
                     for member, completion in enumerate(group):
                         hear(index, member, completion)
             grading.finish(wait=True)
@@ -171,7 +175,7 @@ def _share_sampling(
     keep: Callable[[int, Group], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Do the same on several ranks, each its share of some chunks; all ranks keep every problem when all have theirs."""
+    """Sample and grade on several ranks. Each rank does its share of some chunks, then all ranks keep all of them."""
     width = conditions.chunk * ranks.size()
     for start in range(0, len(places), width):
         chunks = places[start : start + width]
@@ -194,6 +198,6 @@ def _grade_share(
     stage: Stage,
 ) -> list[tuple[int, Group]]:
     graded: dict[int, Group] = {}
-    with whole_weights(engine):  # also for a rank without a share: all of them gather the weights
+    with whole_weights(engine):  # also on a rank without a share, because all ranks gather the weights
         _sample_and_grade(engine, benchmark, places, checker, conditions, stage, graded.__setitem__, lambda _: None)
     return sorted(graded.items())

@@ -53,7 +53,7 @@ def rows_of(group: Group, conditions: Conditions, identity: Identity) -> list[di
 
 
 def _episode_of(problem: Problem, completion: Completion, conditions: Conditions) -> dict[str, Any]:
-    """Return the fields of a row for an episode; none for a single turn."""
+    """Return the additional fields of an episode's row; an empty dict for a single turn."""
     if completion.episode is None:
         return {}
     turns = [asdict(turn) for turn in completion.episode.turns]
@@ -71,7 +71,7 @@ def summarize(
     """Summarize rows as in `summary.json`, except for step and checkpoint.
 
     pass_at_1  share of right samples
-    low, high  its 95 % Wilson interval over the problems, for the mean number solved over the samples
+    low, high  its 95 % Wilson interval over problems, for the mean over samples of the number of solved problems
     tokens     mean length of a completion
     """
     samples, n = conditions.samples, len(benchmark.prompts)
@@ -105,10 +105,10 @@ def summarize(
 
 
 def _summarize_episodes(rows: Sequence[dict[str, Any]], conditions: Conditions) -> dict[str, Any]:
-    """Summarize the episodes among the rows; return no fields if there are none.
+    """Summarize the episodes among the rows; return an empty dict if there are none.
 
-    episodes  means of the outcomes; `solved_at_first` is the share solved by the first proposal, because a second one knows
-              that the first is wrong
+    episodes  means of the outcomes; `solved_at_first` is the share solved by the first proposal, because after that the policy
+              knows that the first was wrong
     parts     parts of a benchmark with several kinds of problems, each with its n, correct, Pass@1, interval and cut answers
     """
     outcomes = [row["outcome"] for row in rows if "outcome" in row]
@@ -150,10 +150,10 @@ def record(
 ) -> dict[str, Any]:
     """Write `<benchmark>.jsonl` and `summary.json` in `folder`; return the summary.
 
-    weights  fingerprint of the policy, by which `find_recorded` finds the measurement
+    weights  fingerprint of the policy, which `find_recorded` looks for
 
-    Earlier rows of this step with the same conditions and identity are replaced in both files, so that every summary has its
-    problems.
+    Earlier rows of this step with the same conditions and identity are replaced in both files, so that each summary matches
+    its rows.
     """
     summary = {"step": step, **summarize(rows, benchmark, conditions, identity)}
     summary |= {"checkpoint": checkpoint, "weights": weights}

@@ -170,7 +170,7 @@ def _changes(options: RunOptions, device: Device) -> Iterator[dict[str, Any]]:
     same += [{**by_torch, **rows} for rows in fewer_rows]
     kept: list[Mapping[str, Any]] = [{}]
     if options.model.lora is None:
-        kept += [EIGHT_BIT, ADAPTERS]
+        kept += [EIGHT_BIT if device.ranks == 1 else {"optimizer.eight_bit": True}, ADAPTERS]
     for held in kept:
         for chosen in chain.from_iterable(combinations(same, count) for count in range(3)):
             names = [name for change in chosen for name in change]

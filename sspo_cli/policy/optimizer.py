@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sspo_cli.config import ColdStartOptions, OptimizerOptions
+from sspo_cli.config import ColdStartOptions, ModelOptions, OptimizerOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.sharding import whole
 
@@ -43,6 +43,15 @@ def adamw_8bit() -> Any:
     except ImportError:
         raise UserError("optimizer.eight_bit needs torchao; install it with `pip install torchao`") from None
     return AdamW8bit
+
+
+def check_weights(model: ModelOptions, ranks: int) -> None:
+    """Raise UserError if bfloat16 weights are to be trained on several ranks, where torchao's optimizer cannot update them."""
+    if model.weights == "bfloat16" and ranks > 1:
+        raise UserError(
+            "model.weights = bfloat16 is for one process: torchao's optimizer cannot update such weights when they are spread "
+            f"over {ranks} ranks; use model.weights=float32, of which each rank has its part"
+        )
 
 
 def scheduled_rate(options: OptimizerOptions | ColdStartOptions, step: int, steps: int) -> float:

@@ -30,7 +30,7 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
         raise UserError(
             f"{memory}; {command_line(*folder.resume_command, *less)} continues the run with less memory, and so does "
             "model.gradient_checkpointing=true; or start a new run with model.lora={rank: 16}, or with "
-            "model.weights=bfloat16 and optimizer.eight_bit=true"
+            f"{'' if ranks.size() > 1 else 'model.weights=bfloat16 and '}optimizer.eight_bit=true"
         ) from None
 
 

@@ -38,7 +38,7 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that the process has started, of which each has processes of its own that check answers."""
+    """The ranks that the process has started, each with further processes that check answers."""
     return psutil.Process(process.pid).children()
 
 

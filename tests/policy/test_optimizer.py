@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from sspo_cli.config import ColdStartOptions, OptimizerOptions
-from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
+from sspo_cli.config import ColdStartOptions, ModelOptions, OptimizerOptions
+from sspo_cli.errors import UserError
+from sspo_cli.policy.optimizer import adamw, check_weights, guarded_step, scheduled_rate
 
 BETAS = (0.9, 0.99)
 
@@ -151,3 +152,10 @@ def test_random_rounding_is_drawn_from_the_seed_of_the_step():
         torch.rand(seed)  # whatever was drawn before
         guarded_step(Rounding([matrix]), 0.0, 1.0, 1.0, seed)
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_bfloat16_weights_are_refused_on_several_ranks():
+    with pytest.raises(UserError, match=r"when they are spread over 2 ranks; use model.weights=float32"):
+        check_weights(ModelOptions(weights="bfloat16"), 2)
+    check_weights(ModelOptions(weights="bfloat16"), 1)
+    check_weights(ModelOptions(), 2)

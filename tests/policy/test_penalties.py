@@ -143,8 +143,8 @@ def test_a_policy_that_has_not_moved_clips_no_entropy(policy, make_batch):
     [
         ({"kl": -0.1}, "learning.kl"),
         ({"kl": float("nan")}, "learning.kl"),
-        ({"entropy_range": [1.01, 1.05]}, "leaves out an entropy that has not changed"),
-        ({"entropy_range": [0.95, 1]}, "leaves out an entropy that has not changed"),
+        ({"entropy_range": [1.01, 1.05]}, "excludes 1, an unchanged entropy"),
+        ({"entropy_range": [0.95, 1]}, "excludes 1, an unchanged entropy"),
         ({"entropy_range": [0.95]}, "learning.entropy_range"),
     ],
     ids=str,
