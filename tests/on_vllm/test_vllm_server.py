@@ -21,6 +21,7 @@ from sspo_cli.rollout.vllm_server import HOW_TO_START, VllmServer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from commands import assert_told, sspo
+from small_runs import rows, without_times
 
 pytestmark = needs_vllm
 START_SECONDS = 240
@@ -180,3 +181,31 @@ def test_a_server_that_is_not_in_dev_mode_is_reported_before_the_cold_start(mode
     assert "was started without VLLM_SERVER_DEV_MODE=1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
     assert_told(reported, f"the vLLM server {address} was started without VLLM_SERVER_DEV_MODE=1")
+
+
+@pytest.mark.long
+def test_two_ranks_sample_from_a_server_and_the_first_alone_updates_it(server, model, tmp_path):
+    """As many updates as one process makes, and the same completions and metrics up to rounding."""
+    options = of_a_run(server, model, tmp_path) | {
+        "rollout__prompts": 4,
+        "rollout__group_size": 4,
+        "rollout__max_new_tokens": 24,
+        "learning__mu": 2,
+        "steps": 4,
+    }
+    log = model.parent / f"log-{server.rpartition(':')[2]}"
+    updates, completions, metrics = {}, {}, {}
+    for name, more in {"alone": [], "two": ["--nproc", 2]}.items():
+        before = log.read_text().count("POST /collective_rpc")
+        done = sspo("train", "--run", name, "--runs-dir", tmp_path, *more, **options)
+        assert done.returncode == 0, done.stderr
+        updates[name] = log.read_text().count("POST /collective_rpc") - before
+        completions[name] = [row["completion"] for row in rows(tmp_path / name / "completions.jsonl")]
+        metrics[name] = without_times(tmp_path / name)
+    assert updates["two"] == updates["alone"] > 2
+    same = [one == other for one, other in zip(completions["alone"], completions["two"], strict=True)]
+    assert sum(same) >= 0.75 * len(same)  # a cold start of its own each, and logits of batches of other sizes
+    for one, two in zip(metrics["alone"], metrics["two"], strict=True):
+        assert one.keys() == two.keys()
+        assert abs(two["sampler/mismatch_mean"]) < 1e-4
+    assert [path.name for path in (tmp_path / "sspo-weights").iterdir()] == ["model.safetensors"]
