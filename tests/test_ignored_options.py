@@ -29,14 +29,6 @@ IGNORED = [
     ),
     ([NAMED, "cold_start.learning_rate=5e-5"], "cold_start.learning_rate would be ignored: cold_start.steps = 0 skips"),
     ([NOTHING, "evaluation.every=5"], "evaluation.every would be ignored: evaluation.benchmarks is empty and"),
-    (
-        [NOTHING, "evaluation.max_new_tokens=5"],
-        "evaluation.max_new_tokens would be ignored: evaluation.benchmarks is em",
-    ),
-    (
-        ["evaluation.benchmarks=[{name: arithmetic, max_new_tokens: 9}]", "evaluation.max_new_tokens=5"],
-        "evaluation.max_new_tokens would be ignored: every benchmark has its own",
-    ),
     ([NOTHING, "evaluation.decontaminate=false"], "evaluation.decontaminate would be ignored: there is no benchmark"),
     (["tasks=[{name: arithmetic, weight: 2}]"], "tasks.0.weight would be ignored: there is a single task"),
     (
@@ -44,8 +36,6 @@ IGNORED = [
         "evaluation.benchmarks.0.weight would be ignored: weights are for `tasks`",
     ),
     (["cold_start.tasks=[{}, {weight: 2}]"], "cold_start.tasks.1.weight would be ignored: weights are for `tasks`"),
-    ([*CALCULATOR, "episode.memory_mib=9"], "episode.memory_mib would be ignored: the calculator runs no programs"),
-    ([*CALCULATOR, "chat.system=Be brief."], "chat.system would be ignored: all tasks are played in episodes"),
     (["wandb.project=mine"], "wandb.project would be ignored: wandb.mode = disabled"),
 ]
 
@@ -77,7 +67,13 @@ def test_every_rule_is_tried() -> None:
         [NOTHING, "evaluation.every=5", "evaluation.validation=9"],
         [NOTHING, "evaluation.every=null"],
         ["tasks=[{weight: 2}, chains]", "wandb.mode=offline", "wandb.project=mine"],
-        ["tasks=[calculator, arithmetic]", "chat.system=Be brief."],
+        [
+            NOTHING,
+            "evaluation.temperature=0.6",
+            "evaluation.samples=4",
+            "evaluation.max_new_tokens=9",
+        ],  # for `sspo eval`
+        [*CALCULATOR, "chat.system=Be brief.", "episode.memory_mib=99"],
     ],
 )
 def test_the_same_options_with_an_effect_are_taken(overrides: list[str]) -> None:
@@ -93,6 +89,7 @@ def test_a_later_layer_may_make_an_option_of_a_file_irrelevant_but_one_file_may_
         Given([own]).options()
     with pytest.raises(UserError, match=r"cold_start\.learning_rate would be ignored"):
         Given(overrides=["cold_start.learning_rate=1"]).over(load_config([], ["cold_start.steps=0"]))
+    assert Given([own]).over(load_config([own], ["cold_start.steps=0"]))  # the file that the run was started with
 
 
 def test_presets_and_printed_options_are_taken(tmp_path: Path) -> None:

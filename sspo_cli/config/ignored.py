@@ -1,4 +1,8 @@
-"""Options that have no effect next to others: setting one explicitly is refused, because it would be ignored."""
+"""Options that have no effect next to others: setting one explicitly is refused, because it would be ignored.
+
+Conditions of measurements, such as `evaluation.temperature` or `chat.system`, are never ignored: a later `sspo eval` measures the
+run with them, whatever its own tasks and benchmarks are.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +10,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from sspo_cli.config.data import ENVIRONMENTS
 from sspo_cli.config.learning import ColdStartOptions
 from sspo_cli.config.options import RunOptions
 from sspo_cli.errors import UserError
@@ -91,13 +94,6 @@ def _evaluation(options: RunOptions) -> str | None:
     return "evaluation.benchmarks is empty and evaluation.validation = 0, so nothing is evaluated; leave it out"
 
 
-def _evaluation_limit(options: RunOptions) -> str | None:
-    evaluation = options.evaluation
-    if evaluation.validation or not all(benchmark.max_new_tokens for benchmark in evaluation.benchmarks):
-        return None
-    return _evaluation(options) or "every benchmark has its own max_new_tokens; leave it out"
-
-
 def _decontamination(options: RunOptions) -> str | None:
     return None if options.evaluation.benchmarks else "there is no benchmark in evaluation.benchmarks; leave it out"
 
@@ -108,19 +104,6 @@ def _single_task(options: RunOptions) -> str | None:
 
 def _unweighted(_: RunOptions) -> str:
     return "weights are for `tasks`, from which problems are drawn; leave it out"
-
-
-def _programs(options: RunOptions) -> str | None:
-    if options.environments != {"calculator"}:
-        return None
-    return "the calculator runs no programs; leave it out"
-
-
-def _turns(options: RunOptions) -> str | None:
-    tasks = [*options.tasks, *options.evaluation.benchmarks, *options.cold_start.tasks]
-    if any(task.name not in ENVIRONMENTS for task in tasks):
-        return None
-    return "all tasks are played in episodes, whose prompts their environment writes; leave it out"
 
 
 def _wandb(options: RunOptions) -> str | None:
@@ -140,16 +123,9 @@ RULES = (
     Rule(("model.revision",), ("model.name",), _revision),
     Rule(("rollout.vllm.*",), ("model.name", "rollout.engine", "rollout.vllm.server"), _vllm),
     Rule(_of("cold_start", *OF_COLD_START), ("cold_start.steps", "model.name", "fork"), _cold_start),
-    Rule(
-        _of("evaluation", "every", "samples", "temperature", "top_p", "top_k"),
-        ("evaluation.benchmarks", "evaluation.validation"),
-        _evaluation,
-    ),
-    Rule(("evaluation.max_new_tokens",), ("evaluation.benchmarks", "evaluation.validation"), _evaluation_limit),
+    Rule(("evaluation.every",), ("evaluation.benchmarks", "evaluation.validation"), _evaluation),
     Rule(("evaluation.decontaminate",), ("evaluation.benchmarks",), _decontamination),
     Rule(("tasks.*.weight",), ("tasks",), _single_task),
     Rule(("evaluation.benchmarks.*.weight", "cold_start.tasks.*.weight"), TASKS, _unweighted),
-    Rule(_of("episode", "call_timeout", "memory_mib", "observation_chars", "parallel"), TASKS, _programs),
-    Rule(_of("chat", "system", "user", "template_kwargs*"), TASKS, _turns),
     Rule(_of("wandb", "project", "entity", "group", "tags"), ("wandb.mode",), _wandb),
 )
