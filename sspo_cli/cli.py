@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -109,15 +110,20 @@ def _are_started(nproc: int | None, device: str, is_training: bool = True) -> bo
     if not nproc or nproc == 1 or is_rank(os.environ):
         ranks.start(device)
         return False
-    from sspo_cli.run.failures import record_failure
+    from sspo_cli.run.failures import has_finished_since, record_failure
     from sspo_cli.supervisor import OF_TRAINING, Ends, FailedRanks, run_ranks
 
     again = f"finished work is kept, and {command_line('sspo', *sys.argv[1:])} continues from it"
     ranks.check_start(nproc, device)  # here, so that it is said once
+    ends, began = OF_TRAINING if is_training else Ends(again, f"stopped; {again}"), datetime.now(UTC)
     try:
-        ends = OF_TRAINING if is_training else Ends(again, f"stopped; {again}")
         run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc, ends)
     except FailedRanks as error:
+        # The first rank's own error at the end, such as a log that cannot be closed, stays one, as with a single process.
+        if error.folder and error.first_code <= 0 and has_finished_since(error.folder, began):
+            reason = str(error).removesuffix(f"; {ends.killed}")
+            print(f"sspo: note: {reason}; the run had finished before that, and is complete", file=sys.stderr)
+            return True
         if error.folder:
             record_failure(error.folder, str(error))
         raise

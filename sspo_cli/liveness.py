@@ -22,10 +22,14 @@ class Watch:
 
     def __init__(self, processes: Mapping[int, int]) -> None:
         """Begin to watch; `processes` has the process of each rank."""
-        self.processes = processes
+        self.processes = dict(processes)
         self._silent = dict.fromkeys(processes, 0.0)
         self._before: dict[int, tuple[int, Sequence[int]]] = {}
         self._looked_at = time.monotonic()
+
+    def forget(self, rank: int) -> None:
+        """Watch a rank no more, because its exit code was taken, so that another process may get its number."""
+        self.processes.pop(rank, None)
 
     def hung(self, beats: Mapping[int, int]) -> dict[int, str]:
         """Return why ranks have hung; `beats` has what each has counted, 0 before it begins and less when it has ended."""
@@ -37,7 +41,7 @@ class Watch:
             if activity is None:  # it has ended, or is not to be known on this system
                 continue
             state, work = activity
-            is_watched = state == STOPPED or (beats[rank] > 0 and state not in EXCUSED)
+            is_watched = beats[rank] >= 0 if state == STOPPED else beats[rank] > 0 and state not in EXCUSED
             is_silent = is_watched and self._before.get(rank) == (beats[rank], work)
             self._before[rank] = beats[rank], work
             self._silent[rank] = self._silent[rank] + passed if is_silent else 0.0

@@ -36,6 +36,7 @@ PATIENCE = "SSPO_PATIENCE"  # environment variable: seconds that ranks wait for 
 DEFAULT_PATIENCE = 600.0
 ALWAYS_ALLOWED = 4  # ranks that may always be started on a CPU, to try out several ranks
 HEARTBEAT = 1.0  # seconds
+ANSWER = 3.0  # seconds in which the store must answer a heartbeat
 REPORT_WAIT = 3.0  # seconds until a rank that fails, or notices a failure, has surely reported it
 FAILED, ALIVE, NOTICED, PROCESS = (f"sspo/{name}/{{}}" for name in ("failed", "alive", "noticed", "process"))  # by rank
 FOLDER = "sspo/folder"  # the run's, which the first rank writes
@@ -89,7 +90,9 @@ def start(device: str) -> None:
     _process.rank, _process.size, _process.store = rank, size, store
     store.set(PROCESS.format(rank), f"{os.getpid()} {machine()}")
     ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store.clone(), rank, size, ended), daemon=True)
+    own_store = store.clone()
+    own_store.set_timeout(timedelta(seconds=ANSWER))
+    heart = threading.Thread(target=_beat, args=(own_store, rank, size, ended), daemon=True)
     heart.start()
     atexit.register(_stop_heart, heart, ended)
 
@@ -129,18 +132,24 @@ def check_start(count: int, device: str) -> None:
 def _stop_heart(heart: threading.Thread, ended: threading.Event) -> None:
     """End the thread before the interpreter does, which would abort the process if it was in a call of the store."""
     ended.set()
-    heart.join(timeout=5 * HEARTBEAT)
+    heart.join(timeout=4 * ANSWER)  # it may be connecting again, which takes longer than an answer
 
 
 def _beat(store: Any, rank: int, size: int, ended: threading.Event) -> None:
-    """Count up in the store, and without a supervisor watch the next rank on this machine, which is killed if it hangs."""
-    with suppress(Exception):  # the launcher is gone
-        watch = Watch({} if SUPERVISED in os.environ else _next_here(store, rank, size))
-        while True:
+    """Count up in the store, and without a supervisor watch the next rank on this machine, which is killed if it hangs.
+
+    The thread outlives a store that does not answer, because a rank that no longer counts is taken for one that hangs.
+    """
+    watch = None
+    while not ended.is_set():
+        try:
             store.add(ALIVE.format(rank), 1)
+            watch = watch or Watch({} if SUPERVISED in os.environ else _next_here(store, rank, size))
             end_hung(watch, store)
-            if ended.wait(HEARTBEAT):
-                return
+        except Exception:  # of the store or of its sockets
+            with suppress(Exception):  # it does not answer yet, or the launcher is gone
+                store = store.clone()  # connects again
+        ended.wait(HEARTBEAT)
 
 
 def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:
@@ -190,10 +199,15 @@ def supposing(count: int) -> Iterator[None]:
 
 
 def stop() -> None:
-    """Leave the process group at the end of a run, once all ranks have reached it."""
+    """Leave the process group at the end of a run, once all ranks have reached it.
+
+    A rank that is lost by now, such as the first one if it cannot close its log, reports that itself; this rank's work is done.
+    """
     if _process.size > 1:
-        dist.barrier()
-        _process.store.add(ALIVE.format(_process.rank), ENDED)
+        with suppress(RuntimeError):
+            dist.barrier()
+        with suppress(RuntimeError):
+            _process.store.add(ALIVE.format(_process.rank), ENDED)
         dist.destroy_process_group()
         _process.rank, _process.size, _process.store = 0, 1, None
 

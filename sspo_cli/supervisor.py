@@ -25,11 +25,15 @@ SAVING = 600.0  # seconds that ranks may take to end after another one was inter
 
 
 class FailedRanks(UserError):
-    """Says which rank failed and why; `folder` is the run's, if the first rank has opened one."""
+    """Says which rank failed and why.
 
-    def __init__(self, message: str, folder: Path | None) -> None:
+    folder      the run's, if the first rank has opened one
+    first_code  exit code of the first rank
+    """
+
+    def __init__(self, message: str, folder: Path | None, first_code: int) -> None:
         super().__init__(message)
-        self.folder = folder
+        self.folder, self.first_code = folder, first_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ def run_ranks(command: Sequence[str], count: int, ends: Ends = OF_TRAINING) -> N
         _explain([process.returncode for process in processes], ended, forwarded, store, ends)
     except UserError as error:
         folder = Path(store.get(FOLDER).decode()) if store.check([FOLDER]) else None
-        raise FailedRanks(str(error), folder) from None
+        raise FailedRanks(str(error), folder, processes[0].returncode) from None
 
 
 def _start(command: Sequence[str], rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
@@ -138,20 +142,21 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> set[int]:
     while any(process.poll() is None for process in processes):
         time.sleep(POLL)
         now = time.monotonic()
-        if now > watched_at + WATCH:
-            watched_at = now
-            hung.update(end_hung(watch, store))
         for rank, process in enumerate(processes):
             code = process.poll()
             if code is None or rank in reported:
                 continue
             reported.add(rank)
+            watch.forget(rank)
             if code == INTERRUPTED:
                 interrupted_at = interrupted_at or now
             elif code:
                 failed_at = failed_at or now
             if code < 0 and rank not in ended and rank not in hung:  # so that the first rank's status can name it
                 store.set(FAILED.format(rank), _describe(code))
+        if now > watched_at + WATCH:  # after the ended ones are forgotten
+            watched_at = now
+            hung.update(end_hung(watch, store))
         deadlines = [failed_at + KILL_AFTER] if failed_at else []
         deadlines += [interrupted_at + SAVING] if interrupted_at else []
         alive = [rank for rank, process in enumerate(processes) if process.poll() is None]

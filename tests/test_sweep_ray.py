@@ -17,6 +17,7 @@ from sspo_cli.interruption import Interruption
 from sspo_cli.tracking.files import last_jsonl_rows
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+from sspo_cli.sweep import on_ray  # noqa: E402
 
 ENDLESS = 10_000  # steps, more than any test waits for
 TWO_ENDLESS = SWEEP.replace("steps: 4", f"steps: {ENDLESS}").replace("seeds: [0, 1]", "seeds: [0]")
@@ -88,6 +89,13 @@ def test_a_sweep_on_ray_outlives_a_killed_worker_and_learns_the_same(tmp_path, c
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert learned(alone / "small" / killed.name) == learned(killed)
+
+
+def test_what_is_left_of_two_nodes_does_not_hold_a_trial():
+    nodes = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}]
+    assert [on_ray._room({"CPU": 5.0, "GPU": 5.0}, node) for node in nodes] == [1, 1, 0]
+    assert [on_ray._room({"CPU": 8.0, "GPU": 0.0}, node) for node in nodes] == [8, 8, 8]
+    assert on_ray._room({"CPU": 1.0, "GPU": 0.3333}, nodes[0]) == 24  # three trials share a GPU
 
 
 def test_a_trial_that_no_node_can_hold_is_reported_before_the_start(tmp_path, cluster):

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,19 @@ def test_a_failed_trial_is_tried_again_after_the_others(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "finished      a (3 of 3 finished)"
 
 
+def test_a_trial_that_crashed_after_its_last_step_is_finished(tmp_path, capsys):
+    class Crashing(Scripted):
+        def start(self, trial, folder):
+            with RunFolder.create(folder / trial.name, RunOptions(threads=8), []) as run:
+                run.write_status("finished", 160, 160)
+            return super().start(trial, folder)
+
+    place = Crashing(1, {"a": [-11]})
+    run_sweep(trials("a"), tmp_path, place, retries=0)
+    assert place.order == ["a"]
+    assert capsys.readouterr().out.splitlines()[-1] == "finished      a (1 of 1 finished)"
+
+
 def test_a_trial_that_keeps_failing_is_named_after_its_last_try(tmp_path):
     place = Scripted(1, {"a": [1, -9, 1], "b": [0]})
     with pytest.raises(UserError, match=r"^1 of 2 trials failed: a; their output is in .*<trial>.log, and the same"):
@@ -342,6 +356,8 @@ def test_a_trial_is_begun_with_its_options_and_then_resumed(tmp_path):
     RunFolder.create(tmp_path / "a", trial.options, []).close()
     assert command_of(trial, tmp_path, 1)[5:] == [str(tmp_path), "--run", "a", "--resume"]
     assert command_of(trial, tmp_path, 8)[5:] == [str(tmp_path), "--run", "a", "--nproc", "8", "--resume"]
+    fewer = replace(trial, options=trial.options.model_copy(update={"threads": 3}))
+    assert command_of(fewer, tmp_path, 8)[8:] == ["--nproc", "8", "--resume", "-s", "threads=3"]
 
 
 def test_a_trial_reads_nothing_is_apart_from_the_terminal_and_its_log_keeps_every_attempt(tmp_path):

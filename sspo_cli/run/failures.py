@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -40,6 +41,13 @@ def record_failure(path: Path, reason: str) -> None:
     status = folder.status
     if status.get("state") == "running" and not folder.is_being_written():
         folder.write_status("failed", status["step"], status["steps"], reason)
+
+
+def has_finished_since(path: Path, began: datetime) -> bool:
+    """Report whether a run was finished at or after a time; False if it was finished before and is not extended yet."""
+    status = RunFolder(path).status
+    finished_at = datetime.fromisoformat(status["updated"]) if status.get("state") == "finished" else None
+    return finished_at is not None and finished_at >= began.replace(microsecond=0)
 
 
 @contextmanager

@@ -97,6 +97,9 @@ class RayCluster:
             taken[name] + wanted[name] > amount for name, amount in ray.cluster_resources().items() if name in taken
         ):
             return None
+        alike = [task for task in self._started if task.takes == wanted]
+        if len(alike) >= sum(_room(wanted, node) for node in _alive_nodes()):  # what is left is not on one node
+            return None
         folder = folder.resolve()
         log = log_of(trial, folder)
         task = _run.options(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], name=trial.name).remote(
@@ -212,6 +215,11 @@ def _check_answers(address: str) -> None:
 
 def _fits(wanted: Mapping[str, float], available: Mapping[str, float]) -> bool:
     return all(available.get(name, 0.0) >= amount for name, amount in wanted.items())
+
+
+def _room(wanted: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """Return how many trials fit on a node at a time."""
+    return min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items() if amount)
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

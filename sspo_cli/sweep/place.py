@@ -10,6 +10,7 @@ from typing import Protocol
 from sspo_cli.launchers import ending_with_parent, without_ranks
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.tracking.files import write_text_atomic
+from sspo_cli.tracking.run_folder import RunFolder
 
 
 class PlaceLost(Exception):
@@ -51,8 +52,11 @@ def command_of(trial: Trial, folder: Path, ranks: int = 1) -> list[str]:
     command = [sys.executable, "-m", "sspo_cli", "train", "--runs-dir", str(folder), "--run", trial.name]
     if ranks > 1:
         command += ["--nproc", str(ranks)]
-    if (folder / trial.name / "config.json").exists():
-        return [*command, "--resume"]
+    run = RunFolder(folder / trial.name)
+    if run.config_path.exists():
+        # Another number of ranks or of trials at a time leaves each rank another share of the cores.
+        share = trial.options.threads
+        return [*command, "--resume", *(["-s", f"threads={share}"] if share != run.config.threads else [])]
     config = folder / f"{trial.name}.json"
     write_text_atomic(config, trial.options.model_dump_json(indent=2))
     return [*command, "-c", str(config)]

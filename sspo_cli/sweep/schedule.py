@@ -122,7 +122,7 @@ def _run_all(
                 if (code := process.poll()) is None:
                     continue
                 del running[name]
-                if code == 0:
+                if code == 0 or _is_finished(folder / name):  # one that crashed after its last step is complete
                     view.ended(name, "finished")
                     continue
                 failures[name] += 1

@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +18,18 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sspo_cli import liveness, ranks, supervisor
+from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
+from sspo_cli.launchers import SUPERVISED
 from sspo_cli.policy import spread_loading
 from sspo_cli.policy.checkpoint import usable_state
 from sspo_cli.policy.head import measure_transform
 from sspo_cli.policy.sharding import local
-from sspo_cli.ranks import FAILED, PATIENCE, check_start
-from sspo_cli.supervisor import Ends, run_ranks
+from sspo_cli.ranks import ALIVE, FAILED, PATIENCE, check_start
+from sspo_cli.run.failures import has_finished_since
+from sspo_cli.supervisor import Ends, FailedRanks, run_ranks
+from sspo_cli.tracking.run_folder import RunFolder
 
 FAILING = Path(__file__).with_name("failing.py")
 SENTENCES = {
@@ -74,9 +80,6 @@ class Store(dict):
     def check(self, keys: list[str]) -> bool:
         return all(key in self for key in keys)
 
-    def get(self, key: str) -> bytes:
-        return self[key]
-
     def add(self, key: str, count: int) -> int:
         self[key] = self.setdefault(key, 0) + count
         return self[key]
@@ -117,6 +120,92 @@ def test_a_rank_that_is_asked_to_end_after_the_failure_of_another_one_is_not_bla
     with pytest.raises(Interrupted if said is Interrupted else UserError) as error:
         supervisor._explain(after, ended, [signal.SIGINT], store, ends)
     assert str(error.value) == ("stopped" if said is Interrupted else said)
+
+
+def test_a_rank_that_is_killed_because_it_does_not_end_does_not_hide_the_first_failure():
+    store = Store()
+    for rank, sentence in enumerate(["no room", "no file"]):
+        store.set(FAILED.format(rank), sentence)
+    with pytest.raises(UserError, match=r"^no room$"):
+        supervisor._explain([1, -9], {1}, [], store, Ends(killed="--resume continues", stopped=""))
+
+
+def test_a_process_that_gets_the_number_of_an_ended_rank_is_not_watched(monkeypatch):
+    """An exit code that was taken frees the number."""
+    looked_at = []
+    monkeypatch.setattr(liveness, "_activity", looked_at.append)
+    monkeypatch.setattr(supervisor, "WATCH", -1.0)
+    monkeypatch.setattr(supervisor, "ASK_AFTER", 0.15)
+    processes = [Process(None), Process(1)]
+    processes[0].pid, processes[1].pid = 11, 12
+    supervisor._wait(processes, Store())
+    assert set(looked_at) == {11}
+
+
+def test_a_rank_counts_on_after_its_store_did_not_answer(monkeypatch):
+    """Otherwise a rank that merely waits would be taken for one that hangs."""
+
+    class Broken(Store):
+        def add(self, key: str, count: int) -> int:
+            raise dist.DistNetworkError("Broken pipe")
+
+        def clone(self) -> Store:
+            return store
+
+    monkeypatch.setattr(ranks, "HEARTBEAT", 0.01)
+    monkeypatch.setenv(SUPERVISED, "1")
+    store, ended = Store(), threading.Event()
+    heart = threading.Thread(target=ranks._beat, args=(Broken(), 1, 2, ended))
+    heart.start()
+    deadline = time.monotonic() + 20
+    while store.get(ALIVE.format(1), 0) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ended.set()
+    heart.join()
+    assert store.get(ALIVE.format(1)) >= 3
+
+
+def test_a_rank_that_has_done_its_work_does_not_fail_with_the_first_one(monkeypatch):
+    """The first one may fail to close its log, or take longer for that than the patience."""
+
+    def lose() -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321")
+
+    store = Store()
+    monkeypatch.setattr(ranks, "_process", ranks._Process(rank=1, size=2, store=store))
+    monkeypatch.setattr(ranks.dist, "barrier", lose)
+    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: None)
+    ranks.stop()
+    assert store.get(ALIVE.format(1)) < 0
+    assert ranks.size() == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "first_code", "fails"), [("finished", 0, False), ("finished", 1, True), ("running", 0, True)]
+)
+def test_a_rank_that_crashes_after_the_run_had_finished_fails_nothing(
+    monkeypatch, tmp_path, capsys, state, first_code, fails
+):
+    def run(command: list[str], count: int, ends: Ends) -> None:
+        with RunFolder.create(tmp_path / "a", RunOptions(), []) as folder:
+            folder.write_status(state, 160, 160)
+        raise FailedRanks(f"rank 1: it was ended by SIGSEGV; {ends.killed}", tmp_path / "a", first_code)
+
+    monkeypatch.setattr(supervisor, "run_ranks", run)
+    result = sspo("train", "--nproc", "2", "-s", "device=cpu", "--runs-dir", str(tmp_path))
+    if fails:
+        assert_told(result, "rank 1: it was ended by SIGSEGV; --resume continues the run")
+    else:
+        assert result.returncode == 0
+        assert "note: rank 1: it was ended by SIGSEGV; the run had finished before that" in result.stderr
+
+
+def test_an_extension_that_fails_is_not_taken_for_a_finished_run(tmp_path):
+    with RunFolder.create(tmp_path / "a", RunOptions(), []) as folder:
+        folder.write_status("finished", 160, 160)
+    now = datetime.now(UTC)
+    assert has_finished_since(tmp_path / "a", now - timedelta(seconds=60))
+    assert not has_finished_since(tmp_path / "a", now + timedelta(seconds=60))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +265,7 @@ WRITES = [("S", [50, 3, 100 + turn]) for turn in range(10)]
         ([("t", SLEEPS[1])] * 10, [1] * 10, None),  # a debugger
         ([SLEEPS] * 10, [0] * 10, None),  # it has not begun
         ([SLEEPS] * 10, [-5] * 10, None),  # it has left the others
+        ([("T", SLEEPS[1])] * 10, [-5] * 10, None),
         ([None] * 10, [1] * 10, None),
     ],
 )
