@@ -171,9 +171,8 @@ def checkpoint_of(run: RunFolder, which: str) -> Path:
     folder = run.checkpoints / f"step-{which}"
     if not folder.is_dir():
         steps = ", ".join(path.name.removeprefix("step-") for path in checkpoint_folders(run.checkpoints))
-        raise UserError(
-            f"run {run.path} has no checkpoint {which}; use last, best or one of its steps: {steps or 'none'}"
-        )
+        available = f"use last, best or one of its steps: {steps}" if steps else "it has not saved any yet"
+        raise UserError(f"run {run.path} has no checkpoint {which}; {available}")
     return whole(folder)
 
 

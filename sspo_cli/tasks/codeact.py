@@ -203,7 +203,7 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
     turns = row.get("conversations")
     if len(parts) < 6 or not isinstance(turns, list) or len(turns) < 3:
         raise UserError(
-            f"{row.where} is not a row of CodeActInstruct: it needs an id of six parts and a system, a user and other turns"
+            f"{row.where} is not a row of CodeActInstruct, which has an id of six parts, a system turn, a user turn and more"
         )
     kind, name, task = parts[1], parts[2], "/".join(parts[3:-2])
     texts = [str(turn.get("content", "")) for turn in turns if isinstance(turn, dict)]
