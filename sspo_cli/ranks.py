@@ -326,15 +326,16 @@ def explained_loss(remedy: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # torch's CheckpointException is not a subclass of Exception
-        if size() == 1 or not _says_lost(error):
+        if not says_lost(error):
             raise
         with suppress(Exception):  # the launcher is gone
             _process.store.set(NOTICED.format(rank()), "")
         raise LostRank(f"{_why_lost(error)}; {remedy}") from error
 
 
-def _says_lost(error: BaseException) -> bool:
-    if isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+def says_lost(error: BaseException) -> bool:
+    """Report whether an exception of torch means that another rank has ended or does not answer."""
+    if size() == 1 or isinstance(error, UserError | KeyboardInterrupt | SystemExit):
         return False
     if isinstance(error, dist.DistError) or type(error).__name__ == "CheckpointException":
         return True

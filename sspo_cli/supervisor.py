@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +65,13 @@ def run_ranks(command: Sequence[str], count: int, ends: Ends = OF_TRAINING) -> N
         with _forwarding_signals(processes) as forwarded:
             for rank in range(count):
                 processes.append(_start(command, rank, count, store.port))
-            killed = _wait(processes, store)
+            ended = _wait(processes, store)
     finally:
         for process in processes:
             if process.poll() is None:
                 process.kill()
     try:
-        _explain([process.returncode for process in processes], killed, forwarded, store, ends)
+        _explain([process.returncode for process in processes], ended, forwarded, store, ends)
     except UserError as error:
         folder = Path(store.get(FOLDER).decode()) if store.check([FOLDER]) else None
         raise FailedRanks(str(error), folder) from None
@@ -126,16 +126,15 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
             signal.signal(number, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> list[int]:
-    """Wait until all have ended. After the first failure, the others are ended too; returns those that had to be killed."""
-    from sspo_cli.ranks import FAILED, end_hung
+def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> set[int]:
+    """Wait until all have ended; return the ranks that were ended here, after another one had failed or was interrupted."""
+    from sspo_cli.ranks import ALIVE, FAILED, end_hung
 
     watch, watched_at = Watch({rank: process.pid for rank, process in enumerate(processes)}), 0.0
     hung = set[int]()
     failed_at: float | None = None
     interrupted_at: float | None = None
-    asked, killed = False, list[int]()
-    reported: set[int] = set()
+    ended, reported = set[int](), set[int]()
     while any(process.poll() is None for process in processes):
         time.sleep(POLL)
         now = time.monotonic()
@@ -151,20 +150,26 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> list[int]
                 interrupted_at = interrupted_at or now
             elif code:
                 failed_at = failed_at or now
-            if code < 0 and rank not in killed and rank not in hung:  # so that the first rank's status can name it
+            if code < 0 and rank not in ended and rank not in hung:  # so that the first rank's status can name it
                 store.set(FAILED.format(rank), _describe(code))
         deadlines = [failed_at + KILL_AFTER] if failed_at else []
         deadlines += [interrupted_at + SAVING] if interrupted_at else []
         alive = [rank for rank, process in enumerate(processes) if process.poll() is None]
-        if failed_at and now > failed_at + ASK_AFTER and not asked:
-            asked = True
-            for rank in alive:
+        asked = list[int]()
+        if failed_at and now > failed_at + ASK_AFTER:
+            asked = alive
+        elif interrupted_at and now > interrupted_at + ASK_AFTER:
+            # A rank that waits in C++ to join the others handles no SIGINT, and has nothing to save.
+            asked = [rank for rank in alive if not store.add(ALIVE.format(rank), 0)]
+        for rank in asked:
+            if rank not in ended:
                 processes[rank].terminate()
+        ended.update(asked)
         if deadlines and now > min(deadlines):
             for rank in alive:
                 processes[rank].kill()
-            killed += [rank for rank in alive if rank not in killed]
-    return killed
+            ended.update(alive)
+    return ended - hung
 
 
 def _describe(code: int) -> str:
@@ -173,19 +178,23 @@ def _describe(code: int) -> str:
     return f"it was ended by {name}{why}"
 
 
-def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[int], store: Any, ends: Ends) -> None:
-    """Raise what the exit codes and reports of the ranks mean; return if all have done their work."""
+def _explain(codes: Sequence[int], ended: Collection[int], forwarded: Sequence[int], store: Any, ends: Ends) -> None:
+    """Raise what the exit codes and reports of the ranks mean; return if all have done their work.
+
+    ended  ranks that the supervisor has ended, whose exit codes say nothing
+    """
     from sspo_cli.ranks import LOST, STOPPED, reported
 
     if not any(codes):
         return
     sentences = reported(store, range(len(codes)))
     stopped = [sentences.pop(rank) for rank in list(sentences) if sentences[rank].startswith(STOPPED)]
-    if all(code in (0, INTERRUPTED) or -code in forwarded for code in codes):
+    by_signal = [-code in forwarded or (code < 0 and rank in ended) for rank, code in enumerate(codes)]
+    if all(code in (0, INTERRUPTED) or stopped_it for code, stopped_it in zip(codes, by_signal, strict=True)):
         raise Interrupted(stopped[0].removeprefix(STOPPED) if stopped else ends.stopped)
     own = {rank: text.removeprefix(LOST) for rank, text in sentences.items() if not text.startswith(LOST)}
     lost = [text.removeprefix(LOST) for text in sentences.values() if text.startswith(LOST)]
-    died = [rank for rank in own if codes[rank] < 0]
+    died = [rank for rank in own if codes[rank] < 0 and rank not in ended]
     if len(own) == len(codes) and len(set(own.values())) == 1 and not died:
         raise UserError(next(iter(own.values())))
     if lost and (died or not own):
@@ -196,5 +205,5 @@ def _explain(codes: Sequence[int], killed: Sequence[int], forwarded: Sequence[in
         remedy = f"; {ends.killed}" if died else ""
         raise UserError(f"{of_rank}{own[rank]}{remedy}")
     failed = [rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED)]
-    rank = next((rank for rank in failed if rank not in killed), failed[0])
+    rank = next((rank for rank in failed if rank not in ended), failed[0])
     raise UserError(f"rank {rank} failed (exit code {codes[rank]}); see its output above")

@@ -88,7 +88,8 @@ def check_model(policy: Policy, *, samples: bool) -> None:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the model's own code may raise anything
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException) or says_memory_is_full(error):
+        by_compiler = isinstance(error, torch._dynamo.exc.TorchDynamoException)
+        if by_compiler or says_memory_is_full(error) or ranks.says_lost(error):
             raise
         raise UserError(
             f"{name} cannot be computed by sspo: {type(error).__name__}: {first_line(error)}; choose another model"

@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,7 +19,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from sspo_cli import ranks
-from sspo_cli.errors import UserError, border, first_line, quantity
+from sspo_cli.errors import UserError, border, first_line, quantity, says_memory_is_full
 from sspo_cli.policy.model import Policy
 from sspo_cli.policy.sharding import local
 from sspo_cli.policy.spread_files import OPTIMIZER_INDEX, load_optimizer_parts, save_optimizer, spread_optimizer
@@ -210,9 +210,19 @@ def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimize
                 spread_optimizer(optimizer, state["optimizer"])
 
 
-def usable_state(folder: Path) -> AbstractContextManager[None]:
-    """Turn exceptions in the block into a UserError about a checkpoint's state that cannot be loaded or does not fit the run."""
-    return border(f"the state of checkpoint {folder} cannot be used; delete this folder to use an earlier one")
+@contextmanager
+def usable_state(folder: Path) -> Iterator[None]:
+    """Turn exceptions in the block into a UserError about a checkpoint's state that cannot be loaded or does not fit the run.
+
+    Exceptions that say nothing about the checkpoint are not converted: the memory is full, or another rank is lost.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if says_memory_is_full(error) or ranks.says_lost(error):
+            raise
+        with border(f"the state of checkpoint {folder} cannot be used; delete this folder to use an earlier one"):
+            raise
 
 
 def is_whole(folder: Path) -> bool:

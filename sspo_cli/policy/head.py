@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sspo_cli.errors import UserError, first_line
+from sspo_cli import ranks
+from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.policy.logprobs import IDENTITY, LogitTransform
 
 SMALL, LARGE = (
@@ -50,6 +51,8 @@ def measure_transform(model: Any) -> LogitTransform:
         with evaluating(model):
             logits = model(input_ids=ids, use_cache=False).logits
     except Exception as error:  # the model's own code may raise anything
+        if says_memory_is_full(error) or ranks.says_lost(error):
+            raise
         raise UserError(f"{name} cannot be computed on token ids alone: {first_line(error)}") from None
     finally:
         handle.remove()

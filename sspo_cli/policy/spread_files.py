@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from sspo_cli import ranks
-from sspo_cli.errors import UserError, first_line
+from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.policy.sharding import spread_like, whole
 
 SHARD_BYTES = 4 << 30  # of a file of weights
@@ -186,7 +186,9 @@ def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
     optimizer.load_state_dict(state)
 
 
-def _explained(error: CheckpointException, sentence: str) -> UserError:
-    """Make a UserError of the failure on the lowest rank that failed."""
+def _explained(error: CheckpointException, sentence: str) -> BaseException:
+    """Make a UserError of the failure on the lowest rank that failed, or return the failure if it is a full memory."""
     rank, (cause, _) = min(error.failures.items())
+    if says_memory_is_full(cause):
+        return cause
     return UserError(f"{sentence}: rank {rank}: {first_line(cause)}")

@@ -66,13 +66,14 @@ def _keeps_rows(operation: Any) -> bool:
 def _spread(model: nn.Module) -> None:
     """Replace the weights of a model on the meta device by DTensors there.
 
-    Experts of which there are fewer than ranks stay whole: transformers cannot merge none.
+    Experts of which a rank would get none stay whole, because transformers cannot merge an empty list. Shard cuts like
+    `torch.chunk`: 6 experts on 4 ranks are 2, 2, 2 and none.
     """
     mesh = init_device_mesh("cpu", (ranks.size(),))
     spread: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay so
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            if weight.ndim > 2 and len(weight) < ranks.size():
+            if weight.ndim > 2 and len(weight.chunk(ranks.size())) < ranks.size():
                 continue
             if weight not in spread:
                 rows = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)

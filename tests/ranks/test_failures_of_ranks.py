@@ -1,19 +1,28 @@
 """A rank that fails, is killed or stops: all end, and one sentence says which one and why."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradients
 import pytest
 import torch
+import torch.distributed as dist
 from commands import assert_told, sspo
+from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sspo_cli import liveness
+from sspo_cli import liveness, ranks, supervisor
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
-from sspo_cli.ranks import PATIENCE, check_start
+from sspo_cli.policy import spread_loading
+from sspo_cli.policy.checkpoint import usable_state
+from sspo_cli.policy.head import measure_transform
+from sspo_cli.policy.sharding import local
+from sspo_cli.ranks import FAILED, PATIENCE, check_start
 from sspo_cli.supervisor import Ends, run_ranks
 
 FAILING = Path(__file__).with_name("failing.py")
@@ -54,6 +63,99 @@ def test_ranks_that_a_signal_ends_unsaved_are_not_said_to_be_saved(forked_ranks,
     ends = Ends(killed="", stopped="stopped; finished work is kept")
     with pytest.raises(Interrupted, match=r"^stopped; finished work is kept$"):
         run_ranks([sys.executable, str(FAILING), "signal", str(tmp_path)], 2, ends)
+
+
+class Store(dict):
+    """What reports need of torch's store, in this process."""
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value.encode()
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self for key in keys)
+
+    def get(self, key: str) -> bytes:
+        return self[key]
+
+    def add(self, key: str, count: int) -> int:
+        self[key] = self.setdefault(key, 0) + count
+        return self[key]
+
+
+class Process:
+    """A rank that ends with an exit code at once, or by the SIGTERM that it is sent."""
+
+    pid = 2**22 + 1  # there is none
+
+    def __init__(self, code: int | None) -> None:
+        self.code = code
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.code = -15
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ([None, 1], "rank 1: there is no such file"),  # the first rank has no handler, as in an evaluation
+        ([1, None, None], "there is no such file"),
+        ([-11, None], "rank 0: it was ended by SIGSEGV; --resume continues"),
+        ([None, 130], Interrupted),  # it waits to join the one that a Ctrl-C has ended
+    ],
+)
+def test_a_rank_that_is_asked_to_end_after_the_failure_of_another_one_is_not_blamed(monkeypatch, codes, said):
+    monkeypatch.setattr(supervisor, "ASK_AFTER", 0.15)
+    store, processes = Store(), [Process(code) for code in codes]
+    if 1 in codes:
+        store.set(FAILED.format(codes.index(1)), "there is no such file")
+    ended = supervisor._wait(processes, store)
+    assert ended == {rank for rank, code in enumerate(codes) if code is None}
+    ends, after = Ends(killed="--resume continues", stopped="stopped"), [process.code for process in processes]
+    with pytest.raises(Interrupted if said is Interrupted else UserError) as error:
+        supervisor._explain(after, ended, [signal.SIGINT], store, ends)
+    assert str(error.value) == ("stopped" if said is Interrupted else said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_neither_a_lost_rank_nor_a_full_memory_is_taken_for_a_damaged_checkpoint_or_a_wrong_model(
+    monkeypatch, tmp_path, error
+):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    policy = gradients.make_policy("dense")
+    monkeypatch.setattr(policy.model, "forward", fail)
+    with ranks.supposing(2):
+        with pytest.raises(type(error)), usable_state(tmp_path):
+            fail()
+        with pytest.raises(UserError, match="delete this folder"), usable_state(tmp_path):
+            raise RuntimeError("PytorchStreamReader failed reading zip archive")
+        with pytest.raises(type(error)):
+            measure_transform(policy.model)
+
+
+def test_experts_stay_whole_if_a_rank_would_get_none():
+    """A rank's rows are those of torch.chunk: of 6 experts the last of 4 ranks gets none, of 7 one."""
+    layer = nn.Module()
+    for count in (3, 6, 7, 8, 9):
+        layer.register_parameter(f"of {count}", nn.Parameter(torch.empty(count, 4, 2, device="meta")))
+    dist.init_process_group("fake", rank=3, world_size=4, store=FakeStore())
+    try:
+        with ranks.supposing(4):
+            spread_loading._spread(layer)
+        rows = {name: len(local(weight)) for name, weight in layer.named_parameters()}
+    finally:
+        dist.destroy_process_group()
+    assert rows == {"of 3": 3, "of 6": 6, "of 7": 1, "of 8": 2, "of 9": 9}
 
 
 SLEEPS = ("S", [50, 3, 100])
