@@ -73,7 +73,7 @@ class TorchEngine:
         width = tokens.shape[1]
         attention = nn.functional.pad(attention, (0, sampling.max_new_tokens), value=1)
         cache = _growing_cache(policy)
-        # True for a pure state-space model, which is called with a single token without an attention mask.
+        # True for a pure state-space model, which is called without an attention mask after the prompt.
         state_space = "cache_params" in inspect.signature(policy.decoder.forward).parameters
         rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, including finished ones
         going_on = torch.ones_like(rows, dtype=torch.bool)
