@@ -1,4 +1,4 @@
-"""The base class of every section of options, and the types of their numbers."""
+"""The base class of every section of options, and the types of numbers in options."""
 
 from typing import Annotated
 

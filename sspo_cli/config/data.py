@@ -57,7 +57,7 @@ class ColumnOptions(Options):
 class TaskOptions(Options):
     """A data set. If there are several, they are mixed by weight.
 
-    May be written as text: `gsm8k`, `gsm8k=data/gsm8k`, `gsm8k=data/gsm8k:test` or `problems.jsonl`.
+    A task may also be written as text: `gsm8k`, `gsm8k=data/gsm8k`, `gsm8k=data/gsm8k:test` or `problems.jsonl`.
     """
 
     name: TaskName = Field(
@@ -93,12 +93,12 @@ class TaskOptions(Options):
 
     @property
     def label(self) -> str:
-        """Return the name for results: the task's, or that of a local file or folder without its type."""
+        """Return the name used in results: the task's name, or for task `file` the name of its file without the suffix."""
         return name_without_type(Path(self.path)) if self.name == "file" and self.path else self.name
 
     @property
     def layout(self) -> Layout:
-        """Return how rows differ from those of the published data set."""
+        """Return the configuration and columns to read, if they differ from those of the published data set."""
         return Layout(self.config, self.columns.model_dump(exclude_none=True) if self.columns else {})
 
 
@@ -113,9 +113,9 @@ class BenchmarkOptions(TaskOptions):
 def task_from_text(text: str, split: str) -> dict[str, Any]:
     """Parse NAME, NAME=PATH, NAME=PATH:SPLIT, NAME:SPLIT, a path or PATH:SPLIT into options.
 
-    split  default for a text without a split
+    split  split to use if `text` specifies none
 
-    Raises ValueError for an unknown name and an empty path.
+    Raises ValueError if the name is unknown or the path is empty.
     """
     name, equals, path = text.partition("=")
     if equals and name in TASK_NAMES:
@@ -132,9 +132,9 @@ def task_from_text(text: str, split: str) -> dict[str, Any]:
 
 
 def with_episodes(given: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    """Add the benchmarks of `texts` that are played in episodes to options before validation, if their limits are given.
+    """Add the benchmarks of `texts` that are played in episodes to unvalidated options, if these have the section `episode`.
 
-    Otherwise the limits would be refused as having no use.
+    Without such a benchmark, validation would refuse the section, because nothing would use it.
     """
     evaluation = given.get("evaluation") or {}
     listed = evaluation.get("benchmarks") or [] if isinstance(evaluation, dict) else None

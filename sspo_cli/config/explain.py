@@ -15,7 +15,7 @@ SHAPES = {
     "model_attributes_type": "it is a section of options",
     "list_type": "it is a list",
 }
-LONGEST_VALUE = 120  # characters of a value that a sentence repeats
+LONGEST_VALUE = 120  # maximum number of characters of a value in a message
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
@@ -24,7 +24,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             yield f"unknown option `{path}`{hint_for_unknown(item['loc'], root)}"
-        elif item["type"] == "value_error":  # from our own validators, already a sentence
+        elif item["type"] == "value_error":  # raised by our own validators, already a sentence
             yield str(item["ctx"]["error"])
         elif item["type"] == "missing":
             yield f"`{path}` has no default; give it a value"

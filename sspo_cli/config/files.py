@@ -66,11 +66,11 @@ NULLS = ("null", "Null", "NULL", "~")
 def load_config(
     files: Sequence[Path] = (), overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> RunOptions:
-    """Read YAML files, later ones over earlier ones, then `flags`, then `dotted.key=value` overrides, and validate the result.
+    """Merge YAML files, `flags` and `dotted.key=value` overrides, in this order, and validate the result.
 
-    `flags` are dotted keys with their values, which are taken literally.
+    Later values take precedence. `flags` maps dotted keys to values that are not parsed.
 
-    Raises UserError for an unreadable file, a malformed override and every option that does not validate.
+    Raises UserError if a file cannot be read, an override is malformed or an option is invalid.
     """
     return validate(merge_config(files, overrides, flags))
 
@@ -83,7 +83,7 @@ def merge_config(
 
 
 def _layers(files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the options of each file, and together those of the command line, as nested dictionaries."""
+    """Return a nested dictionary of options for each file, followed by one for the whole command line."""
     over = nest(flags)
     for override in overrides:  # merged into one layer, so that a later objective.method does not discard earlier ones
         over = merge(over, _parse_override(override))
@@ -103,7 +103,7 @@ def _read_options(file: Path) -> dict[str, Any]:
 def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:
     """Raise UserError for an override that `sspo eval` would ignore.
 
-    of_recorded  recorded completions are graded instead of a model
+    of_recorded  True if recorded completions are graded, False if a model is evaluated
 
     Config files are not checked, because they are also used for training.
     """
@@ -119,24 +119,31 @@ def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The options of a command line: overrides take precedence over dotted flags, flags over files, later files over earlier."""
+    """The options of a command line.
+
+    Overrides take precedence over dotted flags, flags over files, and later files over earlier files.
+    """
 
     files: Sequence[Path] = ()
     overrides: Sequence[str] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> RunOptions:
-        """Merge and validate these options. Raises UserError like `load_config`, and for an option that would be ignored."""
+        """Merge and validate these options.
+
+        Raises UserError in the same cases as `load_config`, and if an option would be ignored.
+        """
         layers = _layers(self.files, self.overrides, self.flags)
         options = validate(merge_layers(layers))
         refuse_ignored([dict(flatten(layer)) for layer in layers], options)
         return options
 
     def over(self, recorded: RunOptions) -> RunOptions:
-        """Apply these options on top of those of an earlier run, and validate the result.
+        """Apply these options on top of the options of an earlier run, and validate the result.
 
-        If the method or the gate changes, its options get their defaults, not the recorded values. Raises UserError like
-        `options`, but options of files may be ignored: the file may be the one that the earlier run was started with.
+        If the method or the gate changes, its options get their defaults, not the recorded values. Raises UserError in the
+        same cases as `options`, except that files may set options that are ignored, because the earlier run may have been
+        started with the same files.
         """
         layers = _layers(self.files, self.overrides, self.flags)
         over = merge_layers(layers)
@@ -155,7 +162,7 @@ class Given:
 
 
 def _without_derived(recorded: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Remove recorded values that were derived from options which `over` changes, and would contradict the new ones."""
+    """Remove recorded values that were derived from other options and would contradict the options in `over`."""
     kept = {**recorded, "rollout": dict(recorded["rollout"])}
     objective, rollout = _section(over, "objective"), _section(over, "rollout")
     gate = recorded["objective"].get("gate")
@@ -224,7 +231,7 @@ def validate(values: dict[str, Any]) -> RunOptions:
 
 
 def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
-    """Describe each option that differs, by its dotted name: `optimizer.learning_rate: 0.001 -> 0.0005`.
+    """Return {dotted name: description} of each option that differs: `optimizer.learning_rate: 0.001 -> 0.0005`.
 
     Credentials in addresses are ignored: they are not stored, so they cannot be compared.
     """
@@ -234,9 +241,10 @@ def differences(left: RunOptions, right: RunOptions) -> dict[str, str]:
 
 
 def may_change(key: str) -> bool:
-    """Report whether a resumed run may change this option, because it affects how results are computed, not which.
+    """Report whether a resumed run may change this option, because it affects only how results are computed.
 
-    Results are equal up to rounding, except that another engine or `rollout.max_rows` samples other completions.
+    The results are then equal up to rounding. As an exception, a change of the engine or of `rollout.max_rows` changes which
+    completions are sampled.
     """
     return key in MAY_CHANGE or key.startswith(MAY_CHANGE_WHOLLY)
 

@@ -69,7 +69,7 @@ MULTIPLES = {"k": 1_000, "K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
 
 def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> str:
-    """Return the end of a sentence about an unknown option: the probably intended option, or the existing ones."""
+    """Return the end of a sentence about an unknown option: the option that was probably meant, or all existing options."""
     section, prefix = _section_of(location[:-1], root)
     name = str(location[-1])[:LONGEST_NAME]
     fields = root.model_fields
@@ -101,7 +101,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
 
 
 def hint_for_value(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """Return the end of a sentence that says how to write an invalid value; empty if the message explains it already."""
+    """Return the end of a sentence that says how to write a value correctly, or "" if the message says it already."""
     location, value, kind = error["loc"], error["input"], error["type"]
     path = ".".join(str(part) for part in location)
     section, _ = _section_of(location[:-1], root)
@@ -134,13 +134,13 @@ def hint_for_value(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def option_named(name: str, root: type[BaseModel]) -> str | None:
-    """Return the dotted path of the option with this name or path, or None."""
+    """Return the dotted path of the option with this name or path, or None if there is no such option."""
     paths = dict.fromkeys(path for option, path in _all_options(root) if name in (option, path))
     return next(iter(paths), None)
 
 
 def nested_section(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the section class of a field, also if it is optional or in a list; None if the field is not a section."""
+    """Return the class of a field that is a section, an optional section or a list of sections, otherwise None."""
     annotation = section.model_fields[name].annotation if name in section.model_fields else None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
@@ -156,7 +156,7 @@ def _section_of(location: Sequence[str | int], root: type[BaseModel]) -> tuple[t
 
 
 def _alike(name: str, here: Mapping[str, str]) -> str | None:
-    """Return the option with a similar name, or with a word more or less than the name: `format` for `format_weight`."""
+    """Return the option of `here` with a similar name, or with more or fewer words (`format_weight` for `format`), or None."""
     words = name.split("_")
     if near := difflib.get_close_matches(name, here, n=1, cutoff=NEAR_ANYWHERE):
         return near[0]
@@ -224,7 +224,7 @@ def _literals(annotation: Any) -> Iterator[str]:
 
 
 def _all_options(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and dotted path of every option; options of list items are yielded once, at their first occurrence."""
+    """Yield (name, dotted path) of every option; the options of tasks are yielded only under `tasks`."""
     for name in section.model_fields:
         yield name, prefix + name
         nested = nested_section(section, name)

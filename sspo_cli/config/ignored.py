@@ -1,7 +1,7 @@
-"""Options that have no effect next to others: setting one explicitly is refused, because it would be ignored.
+"""Options that have no effect because of other options. Setting such an option explicitly is refused.
 
-Conditions of measurements, such as `evaluation.temperature` or `chat.system`, are never ignored: a later `sspo eval` measures the
-run with them, whatever its own tasks and benchmarks are.
+Conditions of measurements, such as `evaluation.temperature` or `chat.system`, always have an effect, because a later `sspo eval`
+measures the run under these conditions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ Reason = Callable[[RunOptions], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Options that are ignored under others.
+    """A set of options that other options can make ineffective.
 
-    names   patterns of their dotted names
-    causes  options that decide it
-    reason  returns why they are ignored and what to do, or None if they have an effect
+    names   patterns of the dotted names of the options
+    causes  dotted prefixes of the options that decide whether they have an effect
+    reason  function that returns why they have no effect and what to do, or None if they have an effect
     """
 
     names: tuple[str, ...]
@@ -34,10 +34,10 @@ class Rule:
 def refuse_ignored(layers: Sequence[Mapping[str, Any]], options: RunOptions) -> None:
     """Raise UserError for an option that a user has set and that has no effect in the resulting `options`.
 
-    layers  dotted options of each file and of the command line, later ones override
+    layers  dotted options of each file and of the command line; later layers override earlier ones
 
     An option is not refused if a later layer made it irrelevant, such as `-s cold_start.steps=0` after a preset with a cold
-    start, nor in a file that gives every option, as `--dry-run` prints it.
+    start. A file that sets every option, as printed by `--dry-run`, is not checked.
     """
     for number, layer in enumerate(layers):
         if RunOptions.model_fields.keys() <= {name.partition(".")[0] for name in layer}:

@@ -33,7 +33,7 @@ class MethodOptions(Options):
     )
 
 
-# A field for each option that the gates declare, see `sspo_cli/objectives/gates.py`.
+# A field for each option that the gates declare. See `sspo_cli/objectives/gates.py`.
 GATE_FIELDS: dict[str, Any] = {
     name: (
         (Literal[option.choices] if option.choices else PositiveFloat) | None,
@@ -60,7 +60,7 @@ class ObjectiveOptions(GateOptions):
     def _fill_in(cls, values: Any) -> Any:
         """Fill in the method's defaults, so that the run folder records what was run."""
         if not isinstance(values, dict) or not values.keys() <= cls.model_fields.keys():
-            return values  # the field validation says what is wrong
+            return values  # the validation of the fields reports the error
         if values.get("method", DEFAULT_METHOD) is None:
             raise ValueError(f"objective.method = null is not a method; choose from {', '.join(METHODS)}")
         return resolve_options(**{"method": DEFAULT_METHOD, **values})

@@ -45,7 +45,10 @@ class Option:
 
 
 def list_options(wanted: str | None = None) -> list[Option]:
-    """Return the options of section `wanted`, or those named so, or all. Raises UserError for an unknown name."""
+    """Return the options of the section `wanted` or the options with this name; all options if `wanted` is None.
+
+    Raises UserError if there is no such section or option.
+    """
     every = list(_options(RunOptions, ""))
     if wanted is None:
         return every

@@ -1,4 +1,4 @@
-"""Defaults for a named model; those of the embedded task, such as a learning rate of 3e-3, would harm it."""
+"""Defaults for a named model, which the defaults of the embedded task, such as a learning rate of 3e-3, would harm."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,10 +21,11 @@ HAVE_TEST = ("arithmetic", "calculator", "calculator-two", "gsm8k", "codeact")  
 
 
 def named_model_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of options that are missing in `values`, by dotted name; an empty dict without a named model.
+    """Return the defaults for a named model of options that are missing in `values`, by dotted name.
 
-    Tasks default to GSM8K, benchmarks to the test splits of the published data sets among the tasks. A section that is a
-    validated object instead of a dictionary has no missing options.
+    Returns an empty dict if `values` does not name a model. Tasks default to GSM8K, and benchmarks to the test splits of those
+    tasks that are published data sets. If a section is a validated object instead of a dictionary, none of its options is
+    missing.
     """
     model = values.get("model")
     if not _given(model, "name"):
@@ -40,7 +41,7 @@ def named_model_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _test_splits(tasks: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(tasks, list):
-        return  # the validation of the field reports it
+        return  # the validation of the field reports the error
     named = [task if isinstance(task, str) else _given(task, "name") for task in tasks if not _given(task, "path")]
     yield from ({"name": name, "split": "test"} for name in HAVE_TEST if name in named)
 

@@ -80,7 +80,7 @@ class EvaluationOptions(Options):
     @classmethod
     def _test_split_by_default(cls, benchmarks: Any) -> Any:
         if not isinstance(benchmarks, list):
-            return benchmarks  # the field validation says what is wrong
+            return benchmarks  # the validation of the fields reports the error
         given = [task_from_text(task, "test") if isinstance(task, str) else task for task in benchmarks]
         return [{"split": "test", **task} if isinstance(task, dict) else task for task in given]
 
@@ -218,9 +218,9 @@ class RunOptions(Options):
 
     @property
     def silent_template(self) -> str | None:
-        """Return the name of the prompt template if a named model is not asked for tags, and would follow one that does.
+        """Return the name of the prompt template if it does not ask a named model for tags, otherwise None.
 
-        None for the embedded model, which learns the tags in its cold start whatever the template says.
+        Always returns None for the embedded model, which learns the tags in its cold start and not from the prompt.
         """
         return None if self.model.name is None or self.template.asks_for_tags else self.prompt
 

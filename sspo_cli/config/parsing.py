@@ -1,7 +1,7 @@
 """A subset of YAML 1.2 for options: text keys, lists, text, numbers, true, false and null.
 
-Everything else that YAML can express (dates, sets, tags, recursive or exploding aliases) is refused with its line before any
-value is built.
+Everything else that YAML can express (dates, sets, tags, recursive or exploding aliases) is refused before any value is built,
+with the line number in the message.
 """
 
 import os
@@ -41,7 +41,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def read_text(file: Path, name: str) -> str:
-    """Read a text file. Raises UserError, beginning with `name`, if it cannot be read or is too large."""
+    """Read a text file. Raises UserError if it cannot be read or is too large; the message begins with `name`."""
     try:
         with file.open("rb") as stream:  # with a limit, because it may be a pipe or a device
             content = stream.read(LARGEST_FILE + 1)
@@ -57,10 +57,10 @@ def read_text(file: Path, name: str) -> str:
 
 
 def text_or_file(text: str, name: str) -> str:
-    """Return a text, or the content of the file that it names, without the final newline.
+    """Return `text`, or if it is a file name, the content of this file without the final newline.
 
-    A single line names a file if it ends like one of `TEXT_FILES` or if the file exists. Raises UserError, beginning with
-    `name`, if the file cannot be read.
+    A single line is a file name if it ends like one of `TEXT_FILES` or if the file exists. Raises UserError if the file cannot
+    be read; the message begins with `name`.
     """
     if "\n" in text or len(text) > LONGEST_PATH:
         return text
@@ -78,7 +78,7 @@ def text_or_file(text: str, name: str) -> str:
 def parse_yaml(text: str, name: str) -> Any:
     """Parse YAML 1.2, in which `1e-6` is a number; return None for an empty text.
 
-    Raises UserError, beginning with `name` and the line, for invalid YAML and for values that no option can have.
+    Raises UserError for invalid YAML and for values that no option can have; the message begins with `name` and the line.
     """
     try:
         node = YAML(typ="safe", pure=True).compose(text)

@@ -50,7 +50,7 @@ def presets() -> Iterator[Preset]:
 def find_config(name: Path, prefix: str = "") -> Path:
     """Return the file for a value of `-c`: an existing path, otherwise the preset of that name.
 
-    prefix  folder of the command's presets: `sweep -c table1` is `sweeps/table1`
+    prefix  folder of the command's presets; `sspo sweep -c table1` finds `sweeps/table1`, because its prefix is `sweeps/`
 
     Raises UserError if there is neither.
     """

@@ -10,7 +10,7 @@ from sspo_cli.config.base import NonNegativeInt, Options, PositiveFloat, Positiv
 class VllmOptions(Options):
     """The vLLM engine, which runs in this process, or in a server that is already running (`server`)."""
 
-    # A GPU of 139 GiB has room for 0.3 in addition to a 7B policy and its Adam, 85 GiB; not for 0.4.
+    # A GPU of 139 GiB has room for 0.3, next to 85 GiB of a 7B policy and its Adam state, but not for 0.4.
     gpu_memory_utilization: float = Field(
         0.3, gt=0, le=1, description="share of the GPU's memory for vLLM's weights and cache"
     )

@@ -26,7 +26,7 @@ class Action:
 def read_action(turn: str) -> Action:
     """Read the action of one turn.
 
-    turn  text of the turn, including the text (`<think>`) with which the chat template may have opened it
+    turn  text of the turn, including the opening `<think>` that the chat template may have written
 
     A proposal takes precedence over code, and several blocks of one kind are joined by newlines, as in MINT. Tags within a
     thought, closed or not, are ignored. Within a block, other tags are part of its content.

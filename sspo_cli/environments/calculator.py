@@ -1,4 +1,4 @@
-"""The embedded environment: a calculator instead of a Python session. Deterministic, runs on any system, no sandbox."""
+"""The embedded environment: a calculator instead of a Python session. It is deterministic and needs no sandbox."""
 
 import ast
 import operator
@@ -11,7 +11,7 @@ from sspo_cli.environments.result import Result
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.types import Turn
 
-LONGEST = 64  # most characters of an expression
+LONGEST = 64  # maximum length of an expression in characters
 LARGEST = 10**12  # largest absolute value of a number in an expression and of any result
 _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,

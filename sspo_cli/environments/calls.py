@@ -20,10 +20,10 @@ from sspo_cli.environments.interpreter import HEADER, READY, SETUP_FAILED
 from sspo_cli.environments.result import Result
 from sspo_cli.environments.server_link import ServerLink
 
-STARTING = 60.0  # most seconds until an interpreter is confined
-SETTING_UP = 60.0  # most seconds of a problem's setup
+STARTING = 60.0  # maximum time in seconds until an interpreter is confined
+SETTING_UP = 60.0  # maximum time in seconds of a problem's setup
 GRACE = 1.0  # seconds between a deadline and the kill
-ENDING = 30.0  # most seconds that a killed process may take to end
+ENDING = 30.0  # maximum time in seconds until a killed process has ended
 MOST_OUTPUT = 8 << 20  # bytes of output at which a call is ended
 GONE = "the interpreter was ended and its variables are gone"
 
@@ -79,7 +79,7 @@ class Interpreter:
 
     setup  code that prepares variables, not counted as a cell
     cells  cells that have run; they run again if the process is lost for a reason other than the program
-    note   text about an earlier end of the process, added to the next observation
+    note   message that the previous process ended; it is added to the next observation
     """
 
     setup: str | None

@@ -132,14 +132,14 @@ def _place(frame: types.FrameType, number: int) -> Iterator[str]:
 
 
 def _within_library(path: str) -> str:
-    """Return a module's path from its package on, which is equal on all machines."""
+    """Return a module's path relative to the folder of installed packages, so that it is the same on all machines."""
     for folder in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")):
         path = path.removeprefix(folder + "/")
     return path
 
 
 def _pieces(lines: list[str]) -> list[range]:
-    """Return the line numbers of each statement and comment; for a compound statement, those of its header only."""
+    """Return the line numbers of each statement and comment; for a compound statement, only the lines of its header."""
     try:
         tree = ast.parse("".join(lines))
     except (SyntaxError, ValueError, RecursionError):

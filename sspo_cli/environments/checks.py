@@ -2,9 +2,9 @@
 
 The checks run in the trainer, where no code of a policy can affect them. The rules are:
 
-math        equal in value, by the checker of all mathematical tasks; an answer in Python notation is accepted as well
+math        equal in value, as compared by `AnswerChecker`; an answer in Python notation is accepted as well
 denotation  the same set of values, compared as in WikiTableQuestions: by number or by normalized text
-within-5    MINT's rule for GSM8K and MATH, whose golds are rounded: a number within 5 % of the gold. For evaluation only
+within-5    MINT's rule for GSM8K and MATH, whose gold answers are rounded: a number within 5 % of the gold. For evaluation only
 theoremqa   TheoremQA's rule: numbers within 4 %, lists of numbers, `True` or `False`, a letter. For evaluation only
 choice      the letter of an option
 """

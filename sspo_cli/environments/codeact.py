@@ -28,7 +28,7 @@ You have {turns} chances to interact with the environment or propose a solution.
 times."""
 _NO_OUTPUT = "[Executed Successfully with No Output]"
 _WRONG = "Your answer is wrong."
-_NO_ACTION = (  # word for word, white space included
+_NO_ACTION = (  # verbatim, including white space
     "I don't understand your input. \n"
     "If you want to execute code, please use <execute> YOUR_CODE_HERE </execute>.\n"
     "If you want to give me an answer, please use <solution> YOUR_SOLUTION_HERE </solution>.\n"
@@ -51,7 +51,7 @@ class CodeActEnvironment(ActingEnvironment):
         return self._sandbox.failures
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """End the interpreters of episodes that take no more turns."""
+        """End the interpreters of episodes that will not take another turn."""
         self._sandbox.close(episode.session for episode in episodes)
 
     def _begin(self, episode: Episode) -> None:
@@ -63,7 +63,7 @@ class CodeActEnvironment(ActingEnvironment):
         except BaseException as error:
             problems = {id(episode.session): episode.problem for episode, _ in calls}
             self.close(episode for episode, _ in calls)
-            for episode, _ in calls:  # no episode takes its turn, not even one whose code has run
+            for episode, _ in calls:  # undo the turn of every episode, even if its code has already run
                 self._begin(episode)
             if isinstance(error, SetupFailed):
                 problem = problems[id(error.interpreter)]

@@ -24,7 +24,8 @@ def joined(values: Iterable[str]) -> str:
 def same_denotation(solution: str, gold: str) -> bool:
     """Report whether the solution, read as a list in one of several ways, has the gold's values.
 
-    Without repeated values, the solution must have as many values as the gold, and each gold value must be among them.
+    Repeated values are removed first. The solution and the gold must then have the same number of values, and each gold value
+    must be in the solution.
     """
     expected = _unique(split(gold))
     return any(_match(_unique(values), expected) for values in _readings(solution))

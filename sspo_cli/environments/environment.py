@@ -52,7 +52,7 @@ class ActingEnvironment:
         self._checker, self.limits = checker, limits
 
     def open(self, problem: Problem, seed: int, turns: Sequence[Turn] = ()) -> Episode:
-        """Begin an episode; with `turns`, continue the episode of which these are the record.
+        """Begin an episode; if `turns` are given, continue the episode that they record.
 
         Recorded answers are kept, even if the same code would behave differently now. The next call restores the variables.
         Raises UserError for a record with more turns or proposals than the limits allow.
@@ -68,7 +68,7 @@ class ActingEnvironment:
         return episode
 
     def step(self, moves: Sequence[tuple[Episode, str]]) -> list[str | None]:
-        """Take one turn in each of these episodes; checks of proposals run in parallel, and so does code.
+        """Take one turn in each episode of `moves`; proposals are checked in parallel, and code runs in parallel.
 
         Returns for each episode the text that the policy reads next, or None if the episode is over. If an exception is
         raised, no episode has taken its turn.
@@ -91,7 +91,7 @@ class ActingEnvironment:
         return answers
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """Free the resources of episodes; by default they have none."""
+        """Free the resources of episodes; by default, there is nothing to free."""
 
     def _record(self, episode: Episode, text: str, action: Action, result: Result | None, status: str) -> None:
         lost = result is not None and result.variables_lost

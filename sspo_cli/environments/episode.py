@@ -9,7 +9,7 @@ from sspo_cli.types import Outcome, Problem, Reward, Turn
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLimits:
-    """The maximum number of turns of an episode, and of proposals among them."""
+    """The maximum numbers of turns and of proposals of an episode."""
 
     turns: int = 5
     proposals: int = 2
@@ -70,7 +70,7 @@ class Episode:
         """Reward of the episode, computed from the policy's own turns and not from the text that it read.
 
         r_answer  1 if a proposal was accepted, otherwise 0
-        r_format  share of turns that have exactly one action and end with it; 0 without a proposal
+        r_format  share of turns that have exactly one action and end with it; 0 if there was no proposal
         """
         proposals = [turn for turn in self.turns if turn.action == PROPOSAL]
         if not proposals:

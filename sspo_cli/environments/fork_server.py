@@ -65,7 +65,11 @@ SIGNALS = {INTERRUPT: signal.SIGINT, PAUSE: signal.SIGSTOP, RESUME: signal.SIGCO
 
 
 def serve(descriptor: int, parent: int) -> None:
-    """Serve until the trainer closes its end of the socket or ends."""
+    """Serve until the trainer closes its end of the socket or exits.
+
+    descriptor  file descriptor of the socket to the trainer
+    parent      process id of the trainer
+    """
     die_with_parent(parent)
     control = socket.socket(fileno=descriptor)
     confinement = json.loads(control.recv(MESSAGE))

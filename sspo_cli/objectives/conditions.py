@@ -53,10 +53,11 @@ def check_conditions(gate_for: GateFor, name: str, override: str) -> None:
 
 
 def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:
-    """Check (i): f is continuously differentiable, and autograd computes its derivative.
+    """Return how condition (i) is violated, or None: f is continuously differentiable, and autograd computes f'.
 
     Each interval of the grid is bisected repeatedly towards its rougher half. If log f is C¹, its slope over the interval
-    and w at both ends converge to the same value. They do not if log f or w jumps, or if the gate detaches a gradient.
+    and w at both ends converge to the same value. They do not converge if log f or w jumps, or if
+    the gate detaches a gradient.
     """
     left, right = log_ratio[:, :-1], log_ratio[:, 1:]
     while (right - left).max() > 1e-7:
@@ -76,7 +77,7 @@ def _roughness(gate_for: GateFor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
-    """Check (ii): f(1) = 1 and f'(1) = 1."""
+    """Return how condition (ii) is violated, or None: f(1) = 1 and f'(1) = 1."""
     on_policy, f = log_ratio == 0, log_f.exp()
     for what, values in (("f(1) = 1", f), ("f'(1) = 1", f * w)):
         if (bad := on_policy & ((values - 1).abs() > TOLERANCE)).any():
@@ -85,14 +86,17 @@ def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
 
 
 def _decreasing(log_ratio: Tensor, w: Tensor) -> str | None:
-    """Check (iv): f is non-decreasing."""
+    """Return how condition (iv) is violated, or None: f is non-decreasing."""
     if (bad := w < -TOLERANCE).any():
         return f"(iv), f is non-decreasing: ρ f'/f is {_at(w, log_ratio, bad)}"
     return None
 
 
 def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
-    """Check (iii): f'/f (iii.1) or w (iii.2, with w(0) = 0) peaks at ρ = 1 and falls on both sides, and w → 0 as ρ → ∞."""
+    """Return how condition (iii) is violated, or None.
+
+    f'/f (iii.1) or w (iii.2, with w(0) = 0) must peak at ρ = 1 and fall on both sides, and w must vanish as ρ → ∞.
+    """
     f_prime_by_f = w * torch.exp(-log_ratio)
     no_bell_1 = _rises_outwards(f_prime_by_f)
     no_bell_2 = _rises_outwards(w) | ((log_ratio == -LOG_RATIO_LIMIT) & (w > VANISHED))

@@ -9,7 +9,7 @@ from torch import Tensor
 from sspo_cli.objectives.ratios import clean_log_ratio, token_mean
 
 BIN_WIDTH = 0.05
-EDGES = torch.arange(1, 24, dtype=torch.float64) / 20  # between the 24 bins; k / 20 is the nearest number to k · 0.05
+EDGES = torch.arange(1, 24, dtype=torch.float64) / 20  # between the 24 bins; k / 20 is the float nearest to k · 0.05
 
 
 def ratio_metrics(log_ratio: Tensor, advantages: Tensor, mask: Tensor, token_weights: Tensor) -> dict[str, float]:
@@ -18,11 +18,12 @@ def ratio_metrics(log_ratio: Tensor, advantages: Tensor, mask: Tensor, token_wei
     log_ratio [B, T]; advantages [B]; mask [B, T]; token_weights [B, T], as computed by Objective.token_weights
 
     Returns each metric over all completions, over those with Â > 0 (prefix `positive_`) and over those with Â < 0
-    (`negative_`). A metric without any tokens is omitted.
+    (`negative_`). A metric is omitted if there are no tokens to
+    compute it from.
 
     ratio/log_mean, ratio/log_std  mean and standard deviation of d = log ρ
     ratio/log_abs_p99              99th percentile of |d|
-    ratio/outside                  share of tokens with ρ outside 1 ± 0.2, whatever the gate
+    ratio/outside                  share of tokens with ρ outside 1 ± 0.2, for every gate
     ratio/dispersion               mean over completions of 1/|y_i| Σ_t (d_it - log s_i)², section 3
     ratio/kl                       mean of ρ - 1 - d, an estimate of KL(π_old ‖ π_θ)
     weights/mean                   mean of w over tokens with Â ≠ 0
@@ -48,7 +49,7 @@ def weight_histogram(token_weights: Tensor, advantages: Tensor, mask: Tensor) ->
     """
     mask = mask.bool().cpu()
     weights, signs = token_weights.cpu()[mask], advantages.cpu().sign()[:, None].expand_as(mask)[mask]
-    # On-policy, w is 1 up to rounding errors, which must not move it into the bin below.
+    # On-policy, w is 1 up to rounding errors, which must not move w into the bin below.
     bins = torch.bucketize(weights.double().round(decimals=6), EDGES, right=True)
     counted = ~weights.isnan()
     counts = {

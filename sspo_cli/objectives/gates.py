@@ -69,7 +69,7 @@ def siglog(log_ratio: Tensor, tau: Tensor) -> Tensor:
 def cispo(log_ratio: Tensor, eps_high: float) -> Tensor:
     """Compute the gate of CISPO (arXiv 2506.13585, eq. 4), whose gradient is sg(min(ρ, 1 + ε_high)) ∇log π for both signs of Â.
 
-    f is ρ up to 1 + ε_high; beyond, it is linear in log ρ with the slope at that point. CISPO defines only the gradient, so
+    f is ρ up to 1 + ε_high; above, f is linear in log ρ with the slope at that point. CISPO defines only the gradient, so
     its loss is not comparable with that of other gates. It breaks condition (iii): ρ f' does not fall on both sides of 1.
     """
     cap = math.log1p(eps_high)
@@ -133,7 +133,10 @@ class Option:
 
 
 def _tau_default(of_sigmoid: float, of_others: float) -> Default:
-    """Make the default of a temperature, from the first pairs of the grids that appendix A prints."""
+    """Make the default of a temperature: `of_sigmoid` for the gate `sigmoid`, `of_others` for all other gates.
+
+    The values are the first pairs of the grids in appendix A.
+    """
     return lambda aggregation, gate, given: of_sigmoid if gate == "sigmoid" else of_others
 
 

@@ -56,7 +56,7 @@ class Objective(ABC):
         """Compute the paper's w of every token, detached: ρ f'(ρ) in eq. (12), ρ f'/f in eqs. (14), (16); 1 if ρ = 1.
 
         Shapes as in `weights`  ->  [B, T], 0 at masked positions. The weight is |y_i| times the derivative with respect to
-        d_it: that of S_i for the arithmetic mean, and that of log S_i for the other aggregations.
+        d_it: the derivative of S_i for the arithmetic mean, and of log S_i for the other aggregations.
         """
         with torch.enable_grad():
             dtype = torch.promote_types(log_ratio.dtype, torch.float32)
@@ -89,7 +89,7 @@ class GatedObjective(Objective):
 
     @property
     def is_arithmetic(self) -> bool:
-        """True for the arithmetic mean."""
+        """True if the aggregation is the arithmetic mean."""
         return self.aggregation is arithmetic
 
     def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class OwnObjective(Objective):
 
     @property
     def is_arithmetic(self) -> bool:
-        """False: the derivative of log S cancels a factor that the function itself applies."""
+        """False, because the derivative of log S cancels a factor that the function applies."""
         return False
 
     def weights_of_clean(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def build_objective(
     OPTIONS
 
     Options that are None get the method's defaults. Raises UserError in all cases of `resolve_options`, for a value that is
-    not a number, and for a gate or a method that fails, returns another shape or non-finite values, or breaks a condition.
+    not a number, and for a gate or a method that fails, returns a wrong shape or non-finite values, or breaks a condition.
     """
     resolved = resolve_options(method=method, gate=gate, normalizer=normalizer, **options)
     method, gate, normalizer = (resolved.pop(name) for name in ("method", "gate", "normalizer"))

@@ -45,15 +45,15 @@ def resolve_options(
     allow_any_method: Any = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Return the method, its gate, its normalizer and all their options, with defaults for those missing or None.
+    """Return the method, its gate, its normalizer and all their options; missing and None options get their defaults.
 
     OPTIONS
 
-    The function is idempotent. Values of a wrong type are returned unchanged, because the validation of the config, which
-    follows, reports them in better messages.
+    The function is idempotent. Values of a wrong type are returned unchanged, because the later validation of the config
+    reports them in better messages.
 
     Raises UserError for an unknown method, gate or normalizer, for a gate that cannot be imported or does not belong to the
-    method, for an option that method and gate do not have, and for a number out of range.
+    method, for an option that neither the method nor the gate has, and for a number out of range.
     """
     method = DEFAULT_METHOD if method is None else method
     given = {name: options[name] for name in OPTIONS if options.get(name) is not None}

@@ -16,10 +16,10 @@ TOLERANCE = 1e-5
 
 
 def along_equal_ratios(method: OwnMethod, advantages: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Return a method as a gate that maps log ρ to log S, for completions whose tokens all have the ratio ρ.
+    """Convert a method to a gate that maps log ρ to log S of a completion whose tokens all have the ratio ρ.
 
-    log S at ρ = 1 is subtracted, which cancels a factor c_i that the method itself applies. `conditions` checks this gate:
-    [2, N] -> [2, N].
+    log S at ρ = 1 is subtracted, which cancels a factor c_i that the method itself applies. The module `conditions` checks
+    this gate, [2, N] -> [2, N].
     """
 
     def gate(log_ratio: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
 def _evaluate(
     method: OwnMethod, name: str, log_ratio: Tensor, advantages: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute S [B] and its derivative in the log ratios [B, T]. Raises UserError if the function fails."""
+    """Compute S [B] and its derivative with respect to the log ratios [B, T]. Raises UserError if the function fails."""
     try:
         with torch.enable_grad():
             log_ratio = clean_log_ratio(log_ratio, mask).requires_grad_()

@@ -9,12 +9,12 @@ LOG_RATIO_LIMIT = 20.0  # e^20 is 5e8: there, bounded gates have reached their l
 def clean_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
     """Sanitize log ratios [B, T]: float32 or wider, 0 at masked positions, clamped to ±LOG_RATIO_LIMIT.
 
-    Masked with `where`, before any exp: a product of 0 and inf would be NaN, and would put NaN into the gradient.
+    Masking uses `where` before any exp, because a product of 0 and inf would be NaN and make the gradient NaN.
     """
     dtype = torch.promote_types(log_ratio.dtype, torch.float32)
     return torch.where(mask.bool(), log_ratio.to(dtype), 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def token_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Average over the own tokens of each row, 1/|y_i| Σ_t; 0 for a row without any: [B, T], boolean [B, T] -> [B]."""
+    """Average over the own tokens of each row, 1/|y_i| Σ_t; 0 for a row without tokens: [B, T], boolean [B, T] -> [B]."""
     return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)

@@ -28,7 +28,7 @@ __all__ = [
 def grade(texts: Sequence[str], golds: Sequence[str], checker: AnswerChecker) -> list[Reward]:
     """Compute the paper's reward of each completion.
 
-    texts  completions, including the text (`<think>`) with which the chat template may have opened them
+    texts  completions, including an opening `<think>` that the chat template may have written
     """
     extracted = [extract_answer(text, [gold]) for text, gold in zip(texts, golds, strict=True)]
     verdicts = checker.check(list(zip(extracted, golds, strict=True)))

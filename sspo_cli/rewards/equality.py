@@ -80,7 +80,7 @@ def _multiple(answer: str, factor: Fraction) -> str:
 def _numeric_eq(gold: Basic | MatrixBase, given: Basic | MatrixBase, *settings: int) -> bool:
     """Compare numbers exactly or by the digits of their decimals.
 
-    This function replaces math-verify's, whose absolute tolerance makes `3.4 \\cdot 10^{-31}` equal `7 \\cdot 10^{-20}`.
+    This function replaces math-verify's function, whose absolute tolerance makes `3.4 \\cdot 10^{-31}` equal `7 \\cdot 10^{-20}`.
     Matrices are passed to math-verify's function, which calls this one for each pair of elements.
     """
     if isinstance(gold, MatrixBase | MatrixExpr) or isinstance(given, MatrixBase | MatrixExpr):

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-# Digits in groups of three. A point separates groups only if there are two of them, or decimals after a comma, because
+# Digits in groups of three. A point separates groups only if there are two points, or decimals after a comma, because
 # `1.234` alone is a decimal.
 _COMMA = r"(?:,|,?\\[!,:; ] ?|\{,\}|[ \u00a0\u2009\u202f])"
 _GROUPED = rf"\d{{1,3}}(?:{_COMMA}\d{{3}}){{1,12}}|\d{{1,3}}(?:'\d{{3}}){{1,12}}|\d{{1,2}}(?:,\d\d){{1,6}},\d{{3}}"
@@ -22,7 +22,7 @@ _DECIMAL_COMMA = re.compile(r"([+-]?\d{1,40}),(\d{1,2}|\d{4,40})")
 
 
 def number(text: str) -> Fraction | None:
-    """Return the value of a plain number, which may have thousands separators and an exponent of ten, or None."""
+    """Return the value of a plain number, also with thousands separators and an exponent of ten, or None for any other text."""
     match = _NUMBER.fullmatch(text)
     if not match or not (match["pointed"] or match["digits"] or match["decimals"]):
         return None
@@ -35,7 +35,7 @@ def number(text: str) -> Fraction | None:
 
 
 def value_of(text: str) -> Fraction | None:
-    """Return the value of a plain or repeating number, a mixed number (`2 1/2`) or a ratio, or None.
+    """Return the value of a plain or repeating number, a mixed number (`2 1/2`) or a ratio, or None for any other text.
 
     Also returns None for a ratio that equals an integer, such as `6/3`, because it is an unfinished computation.
     """
@@ -52,21 +52,21 @@ def value_of(text: str) -> Fraction | None:
 
 
 def with_decimal_comma(text: str) -> Fraction | None:
-    """Return the value of a number with a decimal comma (`1,5` is 1.5), or None."""
+    """Return the value of a number with a decimal comma (`1,5` is 1.5), or None for any other text."""
     match = _DECIMAL_COMMA.fullmatch(text)
     return Fraction(f"{match[1]}.{match[2]}") if match else None
 
 
 def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: bool, places: int | None = None) -> bool:
-    """Report whether two numbers are equal, exactly or to the precision of the decimals that they are written with.
+    """Report whether two numbers are equal, exactly or to the precision of their decimals as written.
 
     Numbers written without decimals must be exactly equal. If either is a decimal, they must agree to six digits. If the
     gold is a decimal of more than six digits, the answer must round to it. An answer with more digits than the gold decimal
-    is accepted if it rounds to the gold and is within one percent of it, so that 0.24 is not 0.2.
+    is accepted if it rounds to the gold and is within one percent of it, so that 0.24 does not match 0.2.
 
     decimal       the answer is written as a decimal
     gold_decimal  the gold is written as a decimal
-    places        number of decimals that the gold is written with, such as 2 for 12.50; None: as many as its value needs
+    places        number of decimals of the gold as written, such as 2 for 12.50; None: as many as its value needs
     """
     difference = abs(given - expected)
     if not difference or not (decimal or gold_decimal):
@@ -81,11 +81,11 @@ def agree(given: Fraction, expected: Fraction, *, decimal: bool, gold_decimal: b
 
 
 def places_of(text: str) -> int | None:
-    """Count the decimals that a plain decimal is written with; return None for any other text."""
+    """Count the written decimals of a plain decimal, such as 2 for `12.50`; return None for any other text."""
     match = _DECIMAL.fullmatch(text)
     return len(match[1]) if match else None
 
 
 def _decimal_places(value: Fraction) -> int:
-    """Count the decimals that a value needs; return 400, more than any number here has, if it has infinitely many."""
+    """Count the decimals that a value needs; return 400, more than any number here has, if it needs infinitely many."""
     return next((places for places in range(400) if 10**places % value.denominator == 0), 400)

@@ -16,7 +16,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from sspo_cli.errors import UserError
 
-REPLACEMENTS = 3  # pools that may break in a row, without finishing a task, before the waiting tasks fail
+REPLACEMENTS = 3  # consecutive pools that may break without finishing a task before the waiting tasks fail
 ATTEMPTS = 2  # times that a task is run if its worker is lost each time
 # Exit codes of a worker that was not ended by its task: 255, which multiprocessing reports if the fork server has died, and
 # the signals that all processes of a job or a terminal receive. At a time limit, pebble raises TimeoutError instead.
@@ -97,7 +97,7 @@ class LastingPool:
             future.add_done_callback(lambda done: self._settle(task, done))
 
     def _settle(self, task: _Task, done: Future[Any]) -> None:
-        """Set the result of a task, or schedule the task again if something else ended its worker.
+        """Set the result of a task, or schedule the task again if its worker ended for another reason than the task.
 
         Does nothing if the pool is broken: `_watch` then schedules the task in the next pool.
         """

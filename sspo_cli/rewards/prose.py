@@ -9,7 +9,7 @@ def _vocabulary(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# Names of units, comma-separated; the first name of each stands for the others. Plurals are recognized.
+# Names of units, comma-separated; the first name of a unit replaces its other names. Plurals are recognized.
 _UNITS = """
 m meter metre, cm centimeter centimetre, mm millimeter millimetre, km kilometer kilometre, in inch inche, ft foot feet, yd yard,
 mi mile, mph, kmh kph, g gram gramme, kg kilogram kilo, mg milligram, lb pound £ gbp, oz ounce, ton tonne, l liter litre,
@@ -100,7 +100,7 @@ def _words(text: str) -> list[str] | None:
 
 
 def said(sentence: str, gold: str) -> bool:
-    """Report whether a sentence states the words of a gold.
+    """Report whether a sentence states the words of a gold answer.
 
     `The function is even` states `even`. The golds Yes, No, True and False may also open the sentence: `Yes, it converges`.
     """

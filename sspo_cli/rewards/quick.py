@@ -42,7 +42,7 @@ _OPTION = re.compile(
 
 
 def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
-    """Normalize an answer and its gold for the comparison: strip wrapping and compatible units, translate into LaTeX."""
+    """Normalize an answer and its gold for comparison: strip wrapping and compatible units, translate into LaTeX."""
     gold = _PERCENT.sub(r"\\%", peel(gold))
     if not prediction or len(prediction := peel(prediction)) > MAX_LENGTH:
         return prediction, in_latex(gold)
@@ -61,7 +61,7 @@ def prepared(prediction: str | None, gold: str) -> tuple[str | None, str]:
 
 
 def quick_verdict(prediction: str, gold: str) -> bool | None:
-    """Return the verdict on an answer and a gold from `prepared`, or None if computer algebra must decide.
+    """Return the verdict on an answer and a gold, both normalized by `prepared`, or None if computer algebra must decide.
 
     If the gold is a number, an unevaluated expression is wrong even if its value is right: `3+5-2` or `\\binom{10}{3}`
     repeats the question and would earn the reward without solving it. `41 or 42` is wrong for a single-valued gold.
@@ -85,7 +85,7 @@ def quick_verdict(prediction: str, gold: str) -> bool | None:
 
 
 def respell(gold: str) -> str:
-    """Write a gold from `read_gold` differently, for example `2` as `2.0`, to test that right answers to it are accepted."""
+    """Write a gold from `read_gold` in another form, such as `2.0` for `2`, to test that equal answers are accepted."""
     value = value_of(in_latex(gold))
     if value is not None:
         spelt = (
@@ -157,7 +157,7 @@ def _chosen(prediction: str, gold: str) -> bool | None:
 
 
 def _option(answer: str) -> tuple[str | None, str | None]:
-    """Split a multiple-choice option such as `B`, `(B)`, `option B` or `B. 12` into letter and text; None if missing."""
+    """Split a multiple-choice option such as `B`, `(B)`, `option B` or `B. 12` into (letter, text); a missing part is None."""
     answer = TEXT.sub(r"\1", answer).replace("\\ ", " ").strip()
     for pattern in (_LETTER, _OPTION):
         if (match := pattern.fullmatch(answer)) and (not match["lead"] or states(f"{match['lead']} is")):

@@ -142,7 +142,7 @@ def read_gold(gold: str) -> str:
 
 
 def check_gold(gold: str) -> str | None:
-    """Return the reason why no answer can match a gold from `read_gold`, as the end of a sentence; None if one can."""
+    """Return the reason why no answer can match a gold from `read_gold`, as the end of a sentence; None if one can match."""
     if not _holds_something(gold):
         return "which is empty when it is read"
     if gold in MISSING:
@@ -166,7 +166,7 @@ def _holds_something(text: str) -> bool:
 
 
 def extract_answer(text: str, golds: Sequence[str] = ()) -> str | None:
-    """Return the peeled text between the last complete pair of answer tags, or None without a pair.
+    """Return the peeled text between the last complete pair of answer tags, or None if there is no pair.
 
     Words that only state a number or formula are dropped, unless the text equals one of the `golds`. Only the last pair is
     read, so that a completion gains nothing by giving several answers or by mentioning the tags in its reasoning.
@@ -255,7 +255,7 @@ def _value_in(sentence: str, golds: Sequence[str]) -> Reading | None:
 
 
 def _in_words(text: str, golds: Sequence[str]) -> str | None:
-    """Return the whole text if it states a gold in words, otherwise its last sentence if that does, otherwise None."""
+    """Return the whole text if it states a gold in words, or its last sentence if this sentence states one, otherwise None."""
     sentences = [text.strip(), *(_SENTENCE.findall(_end(text).strip())[-1:])]
     return next((sentence.strip() for sentence in sentences if any(said(sentence, peel(gold)) for gold in golds)), None)
 
@@ -267,7 +267,7 @@ def _as_number_or_formula(answer: str) -> Reading:
 
 
 def _end(text: str) -> str:
-    """Return the last complete lines of a long text; a single long line is cut."""
+    """Return the last complete lines of a long text, or the end of its last line if this line is too long."""
     end = text[-END:]
     return end if len(text) <= END else end.partition("\n")[2] or end
 

@@ -30,7 +30,7 @@ def checker_version() -> str:
 
 
 def _tree(node: Any) -> Any:
-    """Return a syntax tree as nested lists without docstrings and empty fields, equal in all versions of Python."""
+    """Return a syntax tree as nested lists without docstrings and empty fields; it is the same in all versions of Python."""
     if isinstance(node, list):
         return [_tree(item) for item in node if not _is_text(item)]
     if not isinstance(node, ast.AST):

@@ -16,8 +16,9 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bool = True) -> Engine:
     """Open the engine that the options select.
 
-    named   the options specify a model; False for the embedded tiny one
-    learns  a learner needs the engine's memory between rollouts. A process can start only one vLLM engine that frees its memory.
+    named   True if the options specify a model, False for the embedded tiny model
+    learns  True if a learner needs the engine's memory between rollouts. A process can start only one vLLM engine that frees
+            its memory.
 
     Raises UserError if the options require vLLM but it cannot be used, or if its server does not answer.
     """
@@ -36,7 +37,7 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
 
 
 def check_engine(options: RolloutOptions) -> None:
-    """Raise UserError if vLLM is to sample in this process, but is not installed or the run has several ranks."""
+    """Raise UserError if the options require vLLM in this process, but vLLM is not installed or there are several ranks."""
     if options.engine != "vllm" or (options.vllm and options.vllm.server):
         return
     if ranks.size() > 1:
@@ -70,7 +71,7 @@ def samples_by_torch(options: RolloutOptions, device: torch.device) -> bool:
 def _vllm_fits(policy: Policy) -> bool:
     """Report whether `rollout.engine = auto` selects vLLM for the policy.
 
-    On a CPU it never does, because the torch engine is as fast there.
+    On a CPU, vLLM is never selected, because the torch engine is as fast.
     """
     if policy.device.type != "cuda" or importlib.util.find_spec("vllm") is None:
         return False

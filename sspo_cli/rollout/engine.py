@@ -74,7 +74,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the sampler. It is recorded, because `rollout.engine = auto` selects a sampler by the machine."""
+        """Name of the sampler, for the record: which sampler `rollout.engine = auto` selects depends on the machine."""
 
     def check_capacity(self, tokens: int) -> None:
         """Raise UserError if this sampler cannot hold a prompt and its completion of `tokens` tokens in total.

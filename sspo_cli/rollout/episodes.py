@@ -53,7 +53,7 @@ class Stage:
     """The environments in which episodes are played, and the policy's dialogue format.
 
     environments  environments by name; empty if there are no episodes
-    dialogue      dialogue format of the policy's chat template; None without environments
+    dialogue      dialogue format of the policy's chat template; None if there are no environments
     """
 
     environments: Mapping[str, Environment]
@@ -62,13 +62,13 @@ class Stage:
 
     @classmethod
     def of(cls, environments: Mapping[str, Environment], episode: EpisodeOptions, policy: Policy) -> Self:
-        """Create the stage for a policy. Raises UserError if its chat template cannot render episodes."""
+        """Create the stage for a policy. Raises UserError if the policy's chat template cannot render episodes."""
         return cls(environments, Dialogue.of(policy, episode.thinking) if environments else None, episode)
 
     def render(self, problem: Problem, template: Template, tokenizer: object) -> Prompt:
-        """Render a problem with the prompt template, or as the first turn of an episode if it has an environment.
+        """Render a problem with the prompt template, or as the first turn of an episode if the problem has an environment.
 
-        Raises UserError like `render` and `render_episode`.
+        Raises UserError in the same cases as `tasks.prompts.render` and `render_episode`.
         """
         if problem.environment is None:
             return render(problem, template, tokenizer)
@@ -78,7 +78,7 @@ class Stage:
     def longest(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Return the maximum number of tokens of a completion of the prompt.
 
-        max_new_tokens  maximum for a single turn; a whole episode has the limit of the episode options
+        max_new_tokens  maximum for a single turn; an episode has the maximum `max_tokens` of the episode options
         """
         return self.options.max_tokens if prompt.problem.environment else max_new_tokens
 
@@ -87,7 +87,10 @@ NO_STAGE = Stage({}, None, EpisodeOptions())
 
 
 def sandbox_metrics(stage: Stage) -> dict[str, float]:
-    """Return the number of sandbox restarts since this process started, over all ranks; an empty dict without a sandbox."""
+    """Return the metric `sandbox/failures`, the number of sandbox restarts on all ranks since the process started.
+
+    Returns an empty dict if there is no sandbox.
+    """
     environment = stage.environments.get("codeact")
     if not isinstance(environment, CodeActEnvironment):
         return {}
@@ -110,7 +113,7 @@ def play(
 
     on_completion     called with each completion as soon as it is done
     time_environment  returns a context manager that is entered while an environment works
-    order             index of each prompt among all prompts that share the seed; None if these are consecutive
+    order             index of each prompt among all prompts that share the seed; None: 0, 1, and so on
 
     Random numbers depend only on a prompt's index and, in an episode, also on the index in the group and the turn. They do
     not depend on the other prompts.
@@ -154,7 +157,7 @@ def _play(
 
 @dataclass(eq=False)
 class _Player:
-    """An episode in progress, with the tokens after its prompt."""
+    """An episode in progress, with the tokens that follow its prompt."""
 
     prompt: Prompt
     seed: int

@@ -8,19 +8,19 @@ from torch import Tensor
 
 
 class StopStrings:
-    """Finds the rows whose last token completes one of the strings, without decoding at every token."""
+    """Finds the rows whose last token completes a stop string; decodes a row only if its last token may end a string."""
 
     def __init__(self, strings: Sequence[str], tokenizer: Any, words: int) -> None:
         """Prepare the search in a vocabulary of `words` tokens. The strings must end in ASCII characters."""
         self._strings = strings
         self._tokenizer = tokenizer
-        # Each token of a string has at least one of its bytes, so this many tokens contain the string. One token more is
-        # decoded, because the first token of a text may be decoded differently.
+        # A token has at least one byte, so a string has at most as many tokens as bytes. One more token is decoded, because
+        # the first token of a text may be decoded differently.
         self._reach = max(len(string.encode()) for string in strings) + 1
         self._candidates = _tokens_with({string[-1] for string in strings}, tokenizer, words)
 
     def completed(self, written: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Mark the rows whose token number `step` completes a string: rows [R] of written [B, T] -> [R] bool."""
+        """Report for each row whether its token number `step` completes a string: written [B, T], rows [R] -> bool [R]."""
         mask = self._candidates.to(written.device)[written[rows, step]]
         start = max(0, step + 1 - self._reach)
         for index in mask.nonzero().flatten().tolist():

@@ -19,10 +19,9 @@ from sspo_cli.types import Completion
 
 GROWTH = 32  # tokens by which the cache grows at a time
 BLOCK = 64  # tokens of the vocabulary in a block of `_sample`
-STEPS = 64  # tokens whose random numbers are drawn together
-LEAVING = (
-    1 / 8
-)  # share of finished rows at which they leave the batch; not at once, because this copies the other rows' cache
+STEPS = 64  # number of tokens for which random numbers are drawn at once
+# Share of finished rows at which they leave the batch. They do not leave one by one, because this copies the other rows' cache.
+LEAVING = 1 / 8
 
 
 class TorchEngine:
@@ -46,13 +45,13 @@ class TorchEngine:
         """Do nothing: no memory is held between two calls."""
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Sample the prompts in batches of at most `max_rows` completions, but at least one prompt."""
+        """Sample the prompts in batches of at most `max_rows` completions; a batch has at least one prompt."""
         prompts, group_size = request.prompts, request.group_size
         at_a_time = max(1, self.max_rows // group_size)
         completions: dict[int, Completion] = {}
         stop, words = request.sampling.stop, self.policy.head.weight.shape[0]
         stopping = StopStrings(stop, self.policy.tokenizer, words) if stop else None
-        # One autocast context for all steps, because it casts each weight to bfloat16 once and keeps the copy until it ends.
+        # One autocast context for all steps, because autocast keeps the bfloat16 copy of a weight until its context ends.
         with torch.inference_mode(), self.policy.evaluating(), self.policy.autocast(), self.policy.uncompiled():
             for start in range(0, len(prompts), at_a_time):
                 for row, completion in self._sample_rows(request.part(start, at_a_time), stopping):
@@ -74,7 +73,7 @@ class TorchEngine:
         width = tokens.shape[1]
         attention = nn.functional.pad(attention, (0, sampling.max_new_tokens), value=1)
         cache = _growing_cache(policy)
-        # A pure state-space model, which also takes no attention mask for a single token.
+        # True for a pure state-space model, which is called without an attention mask after the prompt.
         state_space = "cache_params" in inspect.signature(policy.decoder.forward).parameters
         rows = torch.arange(len(prompts) * group_size, device=device)  # in the batch, including finished ones
         going_on = torch.ones_like(rows, dtype=torch.bool)
@@ -141,20 +140,23 @@ class TorchEngine:
 
 
 def _last_places(tokens: Tensor) -> Tensor:
-    """Return the place of the last token of each row [R, n], counted over all rows: [R]."""
+    """Return the index of the last token of each row in the flattened tokens: [R, n] -> [R]."""
     rows, length = tokens.shape
     return torch.arange(rows, device=tokens.device) * length + length - 1
 
 
 def whole_weights(engine: Engine) -> AbstractContextManager[None]:
-    """Gather the torch engine's whole weights on each rank, because ranks call the engine unequal numbers of times."""
+    """Return a context in which each rank holds the torch engine's whole weights; it does nothing for other engines.
+
+    The weights are gathered once, because the ranks call the engine unequal numbers of times.
+    """
     return engine.policy.gathered() if isinstance(engine, TorchEngine) else nullcontext()
 
 
 class _GrowingLayer(DynamicLayer):
     """Stores keys and values in buffers that grow by `GROWTH` tokens at a time.
 
-    The layer of transformers copies all keys and values for every new token. The buffers have the dtype of the computation,
+    `DynamicLayer` of transformers copies all keys and values for every new token. The buffers have the compute dtype,
     although rotary embeddings may return float32.
     """
 

@@ -25,13 +25,13 @@ NOT_INSTALLED = (
 )
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run in this process, so that weights can be passed in memory
-    "VLLM_LOGGING_LEVEL": "CRITICAL",  # its log would overwrite the run's display, and list all requests after a failure
+    "VLLM_LOGGING_LEVEL": "CRITICAL",  # vLLM's log would overwrite the run's display and list all requests after a failure
     "VLLM_NO_USAGE_STATS": "1",
 }
 
 
 class VllmEngine:
-    """A vLLM engine, at most one per process because vLLM keeps global state."""
+    """A vLLM engine. A process can have only one, because vLLM keeps global state."""
 
     def __init__(self, policy: Policy, options: VllmOptions, max_rows: int, temperature: float) -> None:
         """Start vLLM; `temperature` is for the probe. Raises UserError if vLLM cannot sample for the policy."""
@@ -48,7 +48,7 @@ class VllmEngine:
             self.llm = self._start(folder, max_rows)
 
     def _start(self, folder: str, max_rows: int) -> Any:
-        """Start vLLM without weights, which come with the first sync. Prompts and completions are token ids."""
+        """Start vLLM with dummy weights, which the first sync replaces. Prompts and completions are token ids."""
         from vllm import LLM, __version__
 
         self.name = f"vLLM {__version__} in this process"
@@ -73,7 +73,7 @@ class VllmEngine:
         )
 
     def check_capacity(self, tokens: int) -> None:
-        """Raise UserError if vLLM's cache is too small: vLLM would cut completions, and they would count as truncated."""
+        """Raise UserError if vLLM's cache is too small for `tokens` tokens, because vLLM would truncate completions."""
         capacity = self.llm.llm_engine.model_config.max_model_len
         if tokens > capacity:
             raise UserError(
@@ -98,7 +98,7 @@ class VllmEngine:
         return probe(policy, self.generate, self.temperature, tolerance)
 
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
-        """Sample each prompt with its seed in the request."""
+        """Sample the completions of each prompt with the seed that `request` has for the prompt."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -151,10 +151,10 @@ class VllmEngine:
 def _undisturbed() -> Iterator[None]:
     """Undo vLLM's changes to this process.
 
-    vLLM writes to the environment, which our subprocesses would inherit. It disables `torch.set_num_threads` or sets one thread
-    itself. It makes float32 products exact, but the learner's projection next to bfloat16 must use TF32. On a CPU it would
-    compile, which takes longer than it saves and needs a compiler. It also seeds the global random generators; this is not
-    undone, because only the optimizer uses them, and the optimizer seeds them first.
+    vLLM writes environment variables, which subprocesses would inherit. It disables `torch.set_num_threads`, or sets the number
+    of threads to one. It disables TF32 in float32 products, but the learner's projection in a bfloat16 model must use TF32. On
+    a CPU, vLLM would compile the model, which takes longer than it saves and needs a compiler. vLLM also seeds the global
+    random generators. This is not undone, because only the optimizer uses these generators, and it seeds them first.
     """
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -233,9 +233,9 @@ def _pack_again(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _guarded(task: str) -> Iterator[None]:
-    """Turn any exception of vLLM into a UserError with the option to change.
+    """Convert any exception raised by vLLM into a UserError that states which option to change.
 
-    task  what vLLM should do in the block, as a verb for the message, such as `start`
+    task  what vLLM does in the block, as a verb phrase for the message, such as `start`
     """
     try:
         yield

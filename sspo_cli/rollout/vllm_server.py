@@ -34,16 +34,17 @@ FOLDER = "sspo-weights"  # in the exchange folder; emptied at every sync, so no 
 # `max_rows` limits the requests, not the number of connections. The server closes idle connections after five seconds; the
 # client closes them earlier, so that no request meets a connection that is being closed.
 LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
+# These override the sampling parameters that the model's folder recommends.
 UNTRUNCATED = {
     "top_p": 1.0,
     "top_k": 0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
-}  # override what the model's folder recommends
+}
 
 
 def _connect(server: str) -> httpx.Client:
-    """Create the client of a server, with the credentials in its address or in the environment.
+    """Create an HTTP client for a server, with the credentials from its address or from the environment.
 
     Raises UserError for an invalid address, or if the credentials were removed from the address in the run folder and the
     environment has none.
@@ -93,7 +94,7 @@ class VllmServer:
         ranks.on_first(lambda: self._ask("POST", "/reset_prefix_cache"))
 
     def check_capacity(self, tokens: int) -> None:
-        """Raise UserError if the server's longest sequence has fewer than `tokens` tokens."""
+        """Raise UserError if the server accepts only sequences of fewer than `tokens` tokens."""
         if self.capacity is not None and tokens > self.capacity:
             raise UserError(
                 f"the vLLM server {self.options.server} accepts sequences of {self.capacity} tokens, but {tokens} may be needed; "
@@ -119,8 +120,8 @@ class VllmServer:
     def generate(self, request: Request, on_completion: OnCompletion | None = None) -> list[list[Completion]]:
         """Sample each prompt by a separate HTTP request.
 
-        At a time, the requests of all ranks together have at most `max_rows` completions, but each rank sends at least one
-        request.
+        The concurrent requests of all ranks together sample at most `max_rows` completions, but each rank always has at least
+        one request.
         """
         groups: list[list[Completion]] = [[] for _ in request.prompts]
         pool = ThreadPoolExecutor(max(1, self.max_rows // (request.group_size * ranks.size())))
@@ -171,7 +172,7 @@ class VllmServer:
 
     @contextmanager
     def _understood(self, path: str) -> Iterator[None]:
-        """Raise UserError if the block does not find a field of vLLM's answer in the server's answer to `path`."""
+        """Raise UserError if the block finds that the server's answer to `path` lacks a field that vLLM sends."""
         try:
             yield
         except (KeyError, IndexError, TypeError):
@@ -197,7 +198,7 @@ class VllmServer:
                 f"cannot receive the policy's weights; start it with `{HOW_TO_START}`"
             )
         remedy = f"start it with `{HOW_TO_START}`"
-        if path == "/collective_rpc":  # it has not loaded the weights
+        if path == "/collective_rpc":  # the server could not load the weights
             remedy = f"it must serve the policy's model and be able to read {self.folder}"
         raise UserError(
             f"the vLLM server {self.options.server} answers {answer.status_code} to {path} ({answer.text[:200]}); "

@@ -1,4 +1,4 @@
-"""The policy's weights in the form of a checkpoint of its model, which other engines can load."""
+"""The policy's weights in the checkpoint format of its model, which other engines can load."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from sspo_cli.policy.sharding import whole
 from sspo_cli.policy.spread_files import SafetensorsWriter, write_by_first
 
 
-@torch.no_grad()  # as a decorator of a generator it ends at each yield, so that the caller keeps its own grad mode
+@torch.no_grad()  # in a decorated generator, no_grad ends at each yield, so that the caller keeps its grad mode
 def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, weight) pairs, one at a time, so that a complete second copy of the model is never held.
 
     LoRA adapters are merged into the yielded copies; the policy's own weights do not change. Names and shapes are those of
-    the published checkpoint, which can differ from those in memory, where for example experts are fused. All ranks yield the
-    same pairs and must consume all of them, because each weight is gathered from all ranks when it is yielded.
+    the published checkpoint. The model in memory can have other names and shapes, for example if it fuses experts. All ranks
+    yield the same pairs and must consume all of them, because each weight is gathered from all ranks when it is yielded.
     """
     lora = hasattr(policy.model, "peft_config")
     model = policy.model.get_base_model() if lora else policy.model
@@ -40,7 +40,7 @@ def checkpoint_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str
 
 
 def write_weights(policy: Policy, folder: Path) -> None:
-    """Replace the content of `folder` by the policy's weights as safetensors files, written by the first rank.
+    """Replace the content of `folder` with the policy's weights as safetensors files, which the first rank writes.
 
     Raises UserError if the files cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Problems for training and for benchmarks, by the name of their data set."""
+"""The tasks: named data sets of problems for training and benchmarks."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -34,10 +34,11 @@ def load_problems(
 ) -> list[Problem]:
     """Load the first `limit` problems of a task's split, or all of them.
 
-    path    another hub name, a local file or a folder instead of the published data set
-    layout  differences of this source from the published data set
+    path    hub name, local file or folder that replaces the published data set
+    layout  configuration and columns of the source, if they differ from those of the published data set
 
-    Raises UserError for an unknown task or split, a source that cannot be reached or read, and a row that is not a problem.
+    Raises UserError if the task or the split is unknown, if the source cannot be reached or read or has no problems, if a
+    row is not a valid problem, if two problems have the same id, or if `layout` is given for a generated task.
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name}{did_you_mean(name, TASKS)}")

@@ -18,12 +18,18 @@ PUBLISHED_2025 = (
 
 
 def problems_of_2024(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the problems of 2024. Raises UserError like `read_rows`, and for a row without question or answer."""
+    """Load the problems of 2024.
+
+    Raises UserError in the same cases as `read_rows`, and if a row has no question or no answer.
+    """
     return _problems(path, split, layout, PUBLISHED_2024, "aime24")
 
 
 def problems_of_2025(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the problems of 2025. Raises UserError like `read_rows`, and for a row without question or answer."""
+    """Load the problems of 2025.
+
+    Raises UserError in the same cases as `read_rows`, and if a row has no question or no answer.
+    """
     return _problems(path, split, layout, PUBLISHED_2025, "aime25")
 
 

@@ -15,8 +15,8 @@ from sspo_cli.types import Problem
 SIZES = {"train": 8192, "test": 1024}
 OPERANDS = (4, 6)
 HIGHEST = 20  # running totals are between 0 and this number
-WORKED = 0.4  # share of demonstrations that think step by step; the others repeat the question
-WELL_FORMED = 0.4  # share of demonstrations in the right format; the others break it in one of the ways below
+WORKED = 0.4  # share of demonstrations that think step by step; the other demonstrations repeat the question
+WELL_FORMED = 0.4  # share of demonstrations in the right format; the other demonstrations have a form in BROKEN
 BROKEN = (
     "{thoughts}</think><answer>{answer}</answer>",
     "{thoughts}<answer>{answer}</answer>",
@@ -27,9 +27,9 @@ BROKEN = (
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate the distinct questions of a split, the same ones in every run.
+    """Generate the distinct questions of a split, which are identical in every run.
 
-    Raises UserError for an unknown split, and for a path.
+    Raises UserError if the split is unknown or a path is given.
     """
     if path is not None:
         raise UserError(f"task arithmetic is generated and does not read path={path}; remove it, or use task `file`")
@@ -39,7 +39,7 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def split_of(question: str) -> str:
-    """Choose the split by a hash of the question: no change of sizes or order can leak a test question into training."""
+    """Choose the split by a hash of the question, so that new sizes or another order leak no test question into training."""
     return "test" if hashlib.sha256(question.encode()).digest()[0] % 8 == 0 else "train"
 
 

@@ -1,9 +1,9 @@
 """The embedded multi-turn task: arithmetic that is too hard for a small model without its calculator.
 
-A question such as `47*86-129` needs one call: the policy has it computed and proposes its value. A question such as
-`47*86%*31` needs two: it means the last two digits of 47*86, times 31, and the calculator has no `%`, so the second call must
-use the result of the first. Every result has four digits, because a small model copies digits by position and miscopies
-results of a length that is rare among its demonstrations.
+A question such as `47*86-129` needs one call: the policy sends the expression to the calculator and proposes the result. A
+question such as `47*86%*31` needs two calls. It means: the last two digits of 47*86, times 31. The calculator has no `%`, so
+the second call must use the result of the first call. Every result has four digits, because a small model copies digits by
+position and miscopies results whose length is rare in its demonstrations.
 
 The cold start's demonstrations have a flaw that reinforcement learning can correct: most propose a wrong guess without a call.
 """
@@ -16,30 +16,30 @@ from random import Random
 from sspo_cli.errors import UserError
 from sspo_cli.types import Problem
 
-SIZES = {"train": 8192, "validation": 512, "test": 512}  # settings were tuned on validation, results are for test
+SIZES = {"train": 8192, "validation": 512, "test": 512}  # settings are tuned on validation; test is for results
 WORKED = 0.3  # share of demonstrations that use the calculator
 RESULTS = range(1000, 10_000)
 ENVIRONMENT = "calculator"
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate distinct questions that need one call, the same ones in every run.
+    """Generate distinct questions that need one call, which are identical in every run.
 
-    Raises UserError for an unknown split, and for a path.
+    Raises UserError if the split is unknown or a path is given.
     """
     return _problems("calculator", _one_call, path, split)
 
 
 def problems_of_two_calls(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate questions that need two calls, of which the second uses the result of the first.
+    """Generate questions that need two calls; the second call uses the result of the first.
 
-    Raises UserError like `problems`.
+    Raises UserError in the same cases as `problems`.
     """
     return _problems("calculator-two", _two_calls, path, split)
 
 
 def split_of(question: str) -> str:
-    """Choose the split by a hash of the question: no change of sizes or order can move it to another split."""
+    """Choose the split by a hash of the question, so that new sizes or another order leave each question in its split."""
     part = hashlib.sha256(question.encode()).digest()[0] % 8
     return {0: "test", 1: "validation"}.get(part, "train")
 

@@ -1,8 +1,8 @@
 """The task of the second study: generated chains of three to five operands such as `12-5+8-1`.
 
-The demonstrations of the cold start come from a teacher with four bad habits, each of which is harmful in some questions. A
-cold-started policy can therefore calculate, but does several things wrong more often than right, and reinforcement learning can
-correct each of them separately. Development, study and cold start use disjoint sets of problems.
+The demonstrations of the cold start come from a teacher with four bad habits. Each habit leads to wrong answers in some
+questions. A cold-started policy can therefore calculate, but makes several kinds of mistakes more often than not, and
+reinforcement learning can correct each kind separately. Development, study and cold start use disjoint sets of problems.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ SIZES = {
     "train": 3072,
     "test": 1024,
     "demonstrations": 4096,  # only for the cold start
-    "development": 1024,  # task, model and budget of the study were chosen on these two
+    "development": 1024,  # for choosing the task, model and budget of the study, together with the next split
     "development-test": 512,
 }
 OPERANDS = (3, 5)
@@ -29,14 +29,14 @@ HABITS = {
     "early": 0.7,  # answers with the total before the last step, if this step adds 1 to 4
     "guess": 0.7,  # repeats a question of five operands instead of working it out, and answers with a random total
 }
-# Sixteenths of all questions.
+# The split of each sixteenth of all questions.
 PARTS = ("demonstrations",) * 6 + ("train",) * 4 + ("test",) * 3 + ("development",) * 2 + ("development-test",)
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate the distinct questions of a split, the same ones in every run.
+    """Generate the distinct questions of a split, which are identical in every run.
 
-    Raises UserError for an unknown split, and for a path.
+    Raises UserError if the split is unknown or a path is given.
     """
     if path is not None:
         raise UserError(f"task chains is generated and does not read path={path}; remove it")
@@ -46,12 +46,12 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def split_of(question: str) -> str:
-    """Choose the split by a hash of the question: no change of sizes or order can move it to another split."""
+    """Choose the split by a hash of the question, so that new sizes or another order leave each question in its split."""
     return PARTS[hashlib.sha256(question.encode()).digest()[0] % len(PARTS)]
 
 
 def habits_of(steps: list[int]) -> set[str]:
-    """Return the habits that can be harmful in a question with these steps."""
+    """Return the keys of `HABITS` that can lead to a wrong answer to a question with these steps."""
     return {
         *({"drop"} if any(step >= 7 for step in steps) else ()),
         *({"sign"} if any(step in (-1, -2) for step in steps) else ()),
@@ -76,7 +76,10 @@ def _distinct() -> Iterator[Problem]:
 
 
 def _demonstration(random: Random, question: str, first: int, steps: list[int]) -> str:
-    """Answer a question like the teacher, who starts again if a running total is not between 0 and `HIGHEST`."""
+    """Return the teacher's completion, which contains the mistakes of the habits that the teacher follows.
+
+    The teacher draws the mistakes again if a running total is not between 0 and `HIGHEST`.
+    """
     if len(steps) + 1 == OPERANDS[1] and random.random() < HABITS["guess"]:
         return f"<think>{question}</think><answer>{random.randint(0, HIGHEST)}</answer>"
     while True:

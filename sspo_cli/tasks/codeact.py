@@ -3,9 +3,9 @@
 CodeActInstruct has conversations but no gold answers. A folder must therefore hold the following rows, in any number of
 JSON-lines or Parquet files:
 
-    {id, conversations}                                    CodeActInstruct; read from the hub if the folder has none
+    {id, conversations}                                    CodeActInstruct; read from the hub if not in the folder
     {task_id, prompt or problem, reference or solution}    MATH's training problems, joined by the problem's text
-    {id, gold}                                             the gold of one row of CodeActInstruct
+    {id, gold}                                             gold answer of one row of CodeActInstruct
     {task_id: nt-…, prompt, reference_list, table_id, columns, rows, split}    WikiTableQuestions with its tables
     {task_name, task_id, prompt, reference, extra}         MINT-Bench
 
@@ -73,7 +73,7 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
     task occurs once in test, and in train once for each teacher that solved it. Problems of MINT in the same folder are
     excluded from training.
 
-    Raises UserError like `read_rows`, if there is no path, and for an unknown split.
+    Raises UserError in the same cases as `read_rows`, if there is no path, and if the split is unknown.
     """
     rows = _folder(path, split, "codeact")
     conversations = [row for row in rows if row.get("conversations") is not None]
@@ -96,8 +96,8 @@ def problems(path: str | None, split: str) -> Iterator[Problem]:
 def more_problems(path: str | None, split: str) -> Iterator[Problem]:
     """Load the tasks that CodeActInstruct was made from, including those that no teacher solved.
 
-    These are the training questions of MATH and WikiTableQuestions in a folder, without teachers' episodes, with the splits
-    of `problems`.
+    These are the training questions of MATH and WikiTableQuestions in a folder. They have no teachers' episodes, and each
+    task is in the same split as in `problems`.
     """
     rows = _folder(path, split, "codeact-tasks")
     golds = _Golds(rows)
@@ -141,7 +141,7 @@ def wtq_problems(path: str | None, split: str) -> Iterator[Problem]:
 
 
 def split_of(key: str) -> str:
-    """Choose the split by a hash of the task's name or table: no order or selection of rows can leak a test task."""
+    """Choose the split by a hash of `key`, a task's name or table, so that no order or choice of rows leaks a test task."""
     return "test" if hashlib.sha256(key.encode()).digest()[0] % 8 == 0 else "train"
 
 
@@ -151,11 +151,11 @@ def plain(question: str) -> str:
 
 
 class _Golds:
-    """The gold answers of a folder, by the keys on which rows are joined.
+    """The gold answers of a folder, stored under the keys that join them to other rows.
 
-    maths      MATH's question, normalized by `plain` -> gold
-    by_row     id of a row of CodeActInstruct -> gold
-    tables     task_id -> row of WikiTableQuestions, which has the gold
+    maths      MATH's question, normalized by `plain` -> gold answer
+    by_row     id of a row of CodeActInstruct -> gold answer
+    tables     task_id -> row of WikiTableQuestions, which contains the gold answer
     benchmark  MINT's questions, normalized by `plain`
     """
 
@@ -175,7 +175,10 @@ class _Golds:
                 self.maths.setdefault(plain(str(row.get("prompt") or row.get("problem"))), gold)
 
     def task(self, row: Row) -> tuple[Problem | None, str]:
-        """Return the problem of a row, or None if the row has no gold answer, and the key for `split_of`."""
+        """Return (problem, key) for a row: its problem, and the key for `split_of`.
+
+        The problem is None if the row has no gold answer.
+        """
         if row.get("rows") is not None and row.get("split") != UNSEEN_TABLES:
             return _table_problem(row, "codeact"), row.text("table_id")
         question = row.get("prompt") or row.get("problem")
@@ -190,9 +193,10 @@ class _Golds:
 
 
 def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[Problem | None, str]:
-    """Return the problem of a teacher's row, or None if the row has no gold answer, and the key for `split_of`.
+    """Return (problem, key) for a teacher's row: its problem, and the key for `split_of`.
 
-    The key is the table, or `<task_type>/<task_name>/<task_id>`. Rows without a gold answer are counted in `skipped`.
+    The key is the table's id, or `<task_type>/<task_name>/<task_id>`. If the row has no gold answer, the problem is None and
+    the row is counted in `skipped`.
     """
     identity = row.text("id")
     parts = identity.split("/")
@@ -218,8 +222,8 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
 def _episode(texts: list[str]) -> tuple[str, ...]:
     """Return a teacher's turns and the environment's answers, with each turn cut where a policy's turn would end.
 
-    Returns no turns for an episode that must not be imitated: if a turn has two actions (the teacher's environment executed
-    the later one) or uses a tool that is not available here, or if the last turn does not end with a solution.
+    Returns an empty tuple if the episode must not be imitated: if a turn has two actions (the teacher's environment executed
+    the last one), if a turn uses a tool that is not available here, or if the last turn does not end with a solution.
     """
     turns = []
     for text in texts[::2]:
@@ -235,7 +239,7 @@ def _episode(texts: list[str]) -> tuple[str, ...]:
 def _table_problem(row: Row, task: str) -> Problem:
     """Make a problem from a question about a table.
 
-    The problem's setup defines the variable that the prompt mentions, `df` or `conn`, and does not contain the gold.
+    The problem's setup defines the variable that the prompt mentions, `df` or `conn`, and does not contain the gold answer.
     """
     values, columns, rows = row.get("reference_list"), row.get("columns"), row.get("rows")
     if not (isinstance(values, list) and values and isinstance(columns, list) and isinstance(rows, list)):
@@ -260,7 +264,10 @@ def _compact(value: Any) -> str:
 
 
 def _reference(row: Row) -> str:
-    """Return the gold of a row: its `reference` or `answer`, otherwise the last box of its `solution`, or an empty text."""
+    """Return the gold answer of a row: its `reference` or `answer`, otherwise the last box of its `solution`.
+
+    Returns an empty string if the row has none of them.
+    """
     gold = row.get("reference")
     if gold is None:
         gold = row.get("answer")
@@ -270,7 +277,7 @@ def _reference(row: Row) -> str:
 
 
 def _last_box(solution: str) -> str:
-    """Return the content of the last `\\boxed{…}`, found by counting braces, or an empty text."""
+    """Return the content of the last `\\boxed{…}`, found by counting braces, or "" if there is no box."""
     boxes = list(_BOX.finditer(solution))
     if not boxes:
         return ""

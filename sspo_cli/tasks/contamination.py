@@ -1,4 +1,4 @@
-"""Training problems that are also in a benchmark: found by normalised text, counted, and left out of training."""
+"""Detection and removal of training problems that are also in a benchmark; questions are compared as normalised text."""
 
 import re
 import unicodedata
@@ -48,7 +48,7 @@ class Overlap:
     def sentence(self, left_out: bool) -> str:
         """Describe the overlap and its consequence.
 
-        left_out  the shared problems are left out of training
+        left_out  True if the shared problems are left out of training
         """
         shared = (
             f"{self.rows:,} of the {self.of:,} rows of {self.task} ask {self.problems:,} problem{'s' * (self.problems != 1)} of "
@@ -84,9 +84,9 @@ def question_keys(problems: Iterable[Problem]) -> set[int]:
 def find_overlaps(
     tasks: Sequence[tuple[str, Sequence[Problem]]], benchmarks: Sequence[tuple[str, Sequence[Problem]]]
 ) -> list[Overlap]:
-    """Return the overlap of each task with each benchmark, except for pairs that share no problem.
+    """Return the overlap of every task with every benchmark; pairs without a shared problem are omitted.
 
-    tasks, benchmarks  (name, problems) of each
+    tasks, benchmarks  pairs (name, problems)
     """
     asked = [(name, question_keys(problems)) for name, problems in benchmarks]
     overlaps = []

@@ -1,4 +1,4 @@
-"""DAPO-Math-17k, as published by its authors (verl's columns, every row about 100 times) or as cleaned by open-r1."""
+"""DAPO-Math-17k, as published by its authors (in verl's columns, each row about 100 times) or as cleaned by open-r1."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ PUBLISHED = Published(
 PROCESSED = Published(
     "open-r1/DAPO-Math-17k-Processed", splits={"train": "train"}, columns=PUBLISHED.columns, config="all"
 )
-# The authors' instructions, which ask for another answer format than the prompt templates here.
+# The authors' instructions, which are removed because they ask for a different answer format than the prompt templates.
 INSTRUCTION_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
     "(without quotes) where $Answer is the answer to the problem."
@@ -23,9 +23,9 @@ INSTRUCTION_AFTER = 'Remember to put your answer on its own line after "Answer:"
 
 
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load each question once, with the first gold answer of the few questions that have two.
+    """Load each question once. If a question occurs with two gold answers, as a few do, the first one is used.
 
-    Raises UserError like `read_rows`, and for a row without question or answer.
+    Raises UserError in the same cases as `read_rows`, and if a row has no question or no answer.
     """
     ids: set[str] = set()
     questions: set[str] = set()

@@ -9,7 +9,7 @@ PUBLISHED = Published("zwhe99/DeepMath-103K", splits={"train": "train"}, columns
 
 
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the rows. Raises UserError like `read_rows`, and for a row without question or answer."""
+    """Load the rows. Raises UserError in the same cases as `read_rows`, and if a row has no question or no answer."""
     for row in read_rows(path, split, PUBLISHED, layout=layout):
         identity = row.identity() or f"{split}-{row.number}"
         yield Problem(identity, row.question("question"), row.gold("final_answer"), "deepmath")

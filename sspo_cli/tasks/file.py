@@ -1,6 +1,6 @@
 """The user's own data set: rows with a question and an answer, in the layouts of published data sets.
 
-`rows.QUESTIONS` and `rows.ANSWERS` list the columns that are tried; the task's option `columns` specifies others. The question
+`rows.QUESTIONS` and `rows.ANSWERS` list the columns that are tried; the task's option `columns` replaces them. The question
 may be a chat with one user turn. Optional columns are an id and `demonstration`, a worked completion for the cold start.
 """
 
@@ -14,7 +14,7 @@ from sspo_cli.types import Problem
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
     """Load the rows.
 
-    Raises UserError like `read_rows`, if there is no path, and for a row without question or answer.
+    Raises UserError in the same cases as `read_rows`, if there is no path, and if a row has no question or no answer.
     """
     if path is None:
         raise UserError("task `file` needs path=…: a data file, a folder of them, or the name of a data set on the hub")

@@ -1,7 +1,7 @@
-"""Readers of local data files, by type. Each yields the rows with their places in the file.
+"""Readers of local data files, one for each file type. A reader yields (place, row) pairs; places are for messages.
 
 Text files are not read with `datasets`, because it builds a cache of each file, infers types that change answers (the text
-"025" next to a number becomes 25), and does not report the line of an error.
+"025" in a column with numbers becomes 25), and does not report the line of an error.
 """
 
 import bz2
@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 from sspo_cli.errors import UserError, border, quantity, reason, shorten
 
-Place = tuple[str, Any]  # a place such as "line 3", and the value there
+Place = tuple[str, Any]  # position such as "line 3", and the value at this position
 COMPRESSED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MOST_DIGITS = 4300  # digits of the longest integer that Python reads; a longer integer is left as text
 LONGEST_FIELD = 10_000_000  # most characters of a field of a CSV file
@@ -25,20 +25,20 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def type_of(file: Path) -> str | None:
-    """Return the key of `READERS` for a file's name, such as `.jsonl` for `x.jsonl.gz`, or None."""
+    """Return the key of `READERS` for a file's name, such as `.jsonl` for `x.jsonl.gz`, or None if there is no reader."""
     name = file.with_suffix("") if file.suffix in COMPRESSED else file
     is_readable = name.suffix in READERS and (name is file or name.suffix in TEXT)
     return name.suffix if is_readable else None
 
 
 def name_without_type(file: Path) -> str:
-    """Return a file's name without its type, such as `.jsonl` or `.csv.gz`."""
+    """Return a file's name without the suffix of its type, such as `.jsonl` or `.csv.gz`."""
     kind = type_of(file)
     return file.name.rpartition(kind)[0] if kind else file.name
 
 
 def rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each row of a file with its place there.
+    """Yield (place, row) for each row of a file; the place, such as `line 3`, is for messages.
 
     columns  columns to read, if the file's type allows reading single columns; empty: all columns
 
@@ -61,9 +61,9 @@ def rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
 
 
 def names_among(names: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Return the entries of `names`, a table's columns, that hold one of `columns`, ignoring case.
+    """Return the entries of `names`, the columns of a table, that match an entry of `columns`, ignoring case.
 
-    A dotted entry of `columns`, such as `meta.answer`, is a field of the nested column `meta`.
+    A dotted entry of `columns`, such as `meta.answer`, refers to a field of the nested column `meta` and matches `meta`.
     """
     wanted = {column.partition(".")[0].lower() for column in columns}
     return [name for name in names if name.lower() in wanted]
@@ -74,7 +74,7 @@ def _open(file: Path) -> IO[bytes]:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a text file, without a byte-order mark."""
+    """Yield (place, line) for each line of a text file, without a byte-order mark."""
     with _open(file) as stream:
         for number, content in enumerate(stream, start=1):
             if number == 1 and content.startswith(UTF_16):

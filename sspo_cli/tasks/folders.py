@@ -13,7 +13,7 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
     "validation": ("validation", "valid", "val", "dev"),
 }
-ABOUT_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # hold no rows
+ABOUT_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # files without rows
 
 
 def files_of_split(
@@ -22,11 +22,11 @@ def files_of_split(
     """Return the files of a split, in order.
 
     config         the configuration that the user chose, or None
-    known_configs  configurations of the published data set; if `config` is None, all of these that the folder has are read
+    known_configs  configurations of the published data set; if `config` is None, those in the folder are all read
     splits         sspo's name of a split -> its name in the published data set
 
-    In a folder without any file named after a split, all files are read. Raises UserError for a folder without data files or
-    with several configurations to choose from, and for a split or configuration that it does not have.
+    If no file of the folder is named after a split, all files are returned. Raises UserError if the folder has no data files,
+    if it does not have the split or the configuration, or if it has several configurations and none was chosen.
     """
     declared = _declared_configs(folder)
     configs = declared or _folders_as_configs(folder)
@@ -47,7 +47,10 @@ def files_of_split(
 
 
 def choose_split(folder: Path, split: str, available: Mapping[str, object], splits: Mapping[str, str]) -> str:
-    """Return the name that a split has in the folder: "" if none of its files is named after a split.
+    """Return the key of `available` for a split: "" if none of the folder's files is named after a split.
+
+    available  the folder's splits, by their names in the folder
+    splits     sspo's name of a split -> its name in the published data set
 
     Raises UserError if the folder does not have the split.
     """
@@ -130,7 +133,7 @@ def _has_rows(file: Path) -> bool:
 
 
 def _splits_named(name: str, split: str) -> list[str]:
-    """Return the splits whose name is a word of a file name, as in `math.train.jsonl` or `train-00000-of-00002.parquet`."""
+    """Return the splits that are named by a word of the file name, as in `math.train.jsonl` or `train-00000-of-00002.parquet`."""
     if _standard(split) not in SPLITS:
         return [split] if re.search(rf"(?<![A-Za-z\d]){re.escape(split)}(?![A-Za-z\d])", name) else []
     words = {word.removesuffix("set").removesuffix("data") for word in re.split(r"[^a-z]+", name.lower())}

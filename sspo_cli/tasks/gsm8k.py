@@ -1,6 +1,7 @@
 """GSM8K: grade-school word problems.
 
-The gold answer stands after `####`, with commas and signs; the worked solution before it serves as a demonstration.
+The gold answer follows `####` and may contain commas and a dollar sign, which are removed. The worked solution before `####`
+becomes the demonstration.
 """
 
 import re
@@ -17,7 +18,7 @@ CALCULATION = re.compile(r"<<.*?>>")  # calculator annotations of the data set, 
 
 
 def problems(path: str | None, split: str, layout: Layout = PLAIN) -> Iterator[Problem]:
-    """Load the rows. Raises UserError like `read_rows`, and for a row without a gold answer."""
+    """Load the rows. Raises UserError in the same cases as `read_rows`, and if a row has no gold answer."""
     column = layout.columns.get("answer", "answer")
     for row in read_rows(path, split, PUBLISHED, layout=layout):
         solution, mark, _ = row.text(column).rpartition("####")

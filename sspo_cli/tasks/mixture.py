@@ -12,8 +12,9 @@ T = TypeVar("T")
 def problem_stream(problems_by_task: Sequence[Sequence[T]], weights: Sequence[float], seed: int) -> Iterator[T]:
     """Yield problems without end, in an order that depends only on the seed.
 
-    Each draw chooses a task by weight and takes its next problem. Each task is reshuffled every epoch, and drawn without
-    replacement. Only an index is drawn for each problem, so that `islice(stream, n, None)` is a cheap way to resume at draw n.
+    Each draw chooses a task by weight and takes its next problem. A task's problems are drawn without replacement and
+    reshuffled every epoch. Only an index is drawn for each problem, so that `islice(stream, n, None)` cheaply resumes at
+    draw n.
     """
     orders = [
         _problem_order(len(problems), derive_seed(seed, "order", task))

@@ -31,21 +31,21 @@ OPENING = "<think>"
 QUESTION = "{question}"
 ASKED = "<answer>"
 
-# Limits of the first rendering with a chat template, in a child process: a template is a program and may never end.
+# Limits of the first rendering with a chat template. It runs in a child process, because a template may never end.
 SECONDS = 20.0
 MEMORY = 1 << 30  # bytes in addition to the memory of this process
-_CHECKED: set[tuple[str, str]] = set()  # (chat template, kind of prompt) that passed this check
+_CHECKED: set[tuple[str, str]] = set()  # (chat template, kind of prompt) that passed `_check_template`
 _WITHOUT_SYSTEM: list[Any] = []  # chat templates that refuse system turns
 _JINJA = Environment(extensions=["jinja2.ext.loopcontrols"])  # used for parsing only
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag that transformers adds to Jinja
-LONGEST = 1_000_000  # most characters of a rendered prompt in addition to the question's
+LONGEST = 1_000_000  # maximum number of characters that a chat template may add to the turns
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """A prompt template.
 
-    name     a key of TEMPLATES, followed by a hash if turns or options differ from that template's; recorded with scores
+    name     a key of TEMPLATES, followed by a hash if turns or options differ from this template; stored with scores
     system   the system turn, or None
     user     the user turn, in which `{question}` is replaced by the problem
     options  options of the chat template, such as `enable_thinking`
@@ -93,8 +93,8 @@ class Template:
 def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt:
     """Render a problem with a template, given as a `Template` or by its name.
 
-    Raises UserError for an unknown template, and if the tokenizer's chat template is missing, cannot render the turns, leaves
-    one out or does not know the template's options.
+    Raises UserError if the template is unknown, if the tokenizer has no chat template, or if the chat template cannot render
+    the turns, leaves out a turn or does not read one of the template's options.
     """
     if isinstance(template, str):
         template = Template.of(template)
@@ -105,9 +105,10 @@ def render(problem: Problem, template: Template | str, tokenizer: Any) -> Prompt
 
 
 def render_episode(problem: Problem, system: str | None, thinking: bool, tokenizer: Any) -> Prompt:
-    """Render the prompt of an episode. Raises UserError like `render`.
+    """Render the prompt of an episode. Raises UserError in the same cases as `render`.
 
-    system    system turn of the environment; for a chat template without system turns (Gemma's) it precedes the question
+    system    system turn of the environment; if the chat template refuses system turns (Gemma's), the text is put before the
+              question in the user turn
     thinking  the option `enable_thinking` of chat templates such as Qwen3's; other templates ignore it
     """
     options = {"enable_thinking": thinking}
@@ -125,7 +126,9 @@ def render_episode(problem: Problem, system: str | None, thinking: bool, tokeniz
 
 
 def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options: Mapping[str, Any]) -> str:
-    """Render turns with the tokenizer's chat template, which is checked with the first prompt of each kind.
+    """Render turns with the tokenizer's chat template.
+
+    The first prompt of each kind is rendered in a child process first, with limits of time and memory.
 
     what     kind of prompt, for messages
     options  options of the chat template
@@ -143,7 +146,7 @@ def render_turns(tokenizer: Any, turns: list[dict[str, str]], what: str, options
 
 
 def opening_of(text: str) -> str:
-    """Return the start of the policy's turn that a rendered prompt already contains: `<think>` or an empty text."""
+    """Return the start of the policy's turn that a rendered prompt already contains: `<think>` or an empty string."""
     return OPENING if text.rstrip().endswith(OPENING) else ""
 
 
@@ -169,7 +172,7 @@ def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
 
 @cache
 def _variables(chat_template: str) -> set[str]:
-    """Return the variables that a chat template reads; all its words if it is not valid Jinja."""
+    """Return the variables that a chat template reads, or all words in it if it is not valid Jinja."""
     try:
         return meta.find_undeclared_variables(_JINJA.parse(_GENERATION.sub("", chat_template)))
     except TemplateError:
@@ -187,7 +190,7 @@ def _check_turns(text: str, turns: list[dict[str, str]], tokenizer: Any) -> None
 
 
 def _of(tokenizer: Any) -> str:
-    """Return " of NAME" for a tokenizer with a name, otherwise an empty text."""
+    """Return " of NAME" if the tokenizer has a name, otherwise an empty string."""
     return f" of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
 
 
@@ -204,8 +207,8 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, An
 def _check_template(tokenizer: Any, turns: list[dict[str, str]], options: Mapping[str, Any]) -> None:
     """Render the turns in a child process with limits of time and memory.
 
-    The child is a fork, because it needs the tokenizer, which takes seconds to load. Raises any exception of the template,
-    and ValueError at a limit.
+    The child is forked, because it needs the tokenizer, which takes seconds to load. Raises any exception of the template,
+    and ValueError if a limit is reached.
     """
     child = concurrent.process(timeout=SECONDS, context=multiprocessing.get_context("fork"))(_apply_within_limits)
     try:

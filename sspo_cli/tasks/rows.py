@@ -32,7 +32,7 @@ class Published:
     """A data set on the hub.
 
     splits   sspo's name of a split -> its name on the hub
-    columns  columns to read, so that others, such as long solutions, are never decoded; empty: all columns
+    columns  columns to read; empty: all columns. Other columns, such as long solutions, are never decoded.
     config   the configuration to read, or None
     """
 
@@ -44,10 +44,11 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The differences of a source from the published data set.
+    """The differences between a source and the published data set.
 
-    config   the configuration to read
-    columns  "question", "answer", "id" or "demonstration" -> its column; a dotted name is a field of a nested column
+    config   the configuration to read; None if the user chose none
+    columns  "question", "answer", "id" or "demonstration" -> its column in the source. A dotted name refers to a field of
+             a nested column.
     """
 
     config: str | None = None
@@ -62,7 +63,7 @@ class Row:
     """A row of a data set.
 
     values   column -> value
-    where    the row's place, for messages
+    where    location of the row, for messages
     number   the row's index from 0 over all files of the split
     columns  the columns that the user chose, as in `Layout`
     """
@@ -73,9 +74,9 @@ class Row:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, column: str) -> Any:
-        """Return the value of a column, or None.
+        """Return the value of a column, or None if the row does not have the column.
 
-        A dotted name is a field of a nested column. Case is ignored if no column has exactly this name.
+        A dotted name refers to a field of a nested column. Case is ignored if no column has exactly this name.
         """
         value: Any = self.values
         for key in column.split("."):
@@ -86,19 +87,19 @@ class Row:
         return value
 
     def text(self, *columns: str) -> str:
-        """Return the first of these columns that is not empty, as text. Raises UserError if all are empty."""
+        """Return the value of the first non-empty column of `columns`, as text. Raises UserError if all are empty."""
         for column in columns:
             if text := self._as_text(self.get(column), column):
                 return text
         raise self._without("text", columns)
 
     def question(self, *columns: str) -> str:
-        """Return the question: the text, or the only user turn, of the first of these columns that is not empty.
+        """Return the question: the text, or the only user turn, in the first non-empty column of `columns`.
 
-        If the question is an `instruction`, the column `input` is appended to it, as in Alpaca's prompt.
+        If it is the column `instruction`, the column `input` is appended to the question, as in Alpaca's prompt.
 
-        Raises UserError if there is no question, for a chat that has several user turns or is written as text, and if the row
-        has multiple-choice options that are not in the question.
+        Raises UserError if there is no question, if it is a chat with several user turns or a chat written as text, or if the
+        row has multiple-choice options that are not in the question.
         """
         columns = self._columns("question", columns)
         for column in columns:
@@ -127,7 +128,7 @@ class Row:
                 )
 
     def gold(self, *columns: str) -> str:
-        """Return the gold answer from the first of these columns that is not empty, as read by `read_gold`.
+        """Return the gold answer in the first non-empty column of `columns`, as read by `read_gold`.
 
         Raises UserError if there is no gold answer, if there are several, and if no answer can match the gold.
         """
@@ -148,7 +149,7 @@ class Row:
         raise self._without("gold answer", columns)
 
     def identity(self, *columns: str) -> str | None:
-        """Return the first of these columns that is not empty, as text; None if all are empty."""
+        """Return the id in the first non-empty column of `columns`, as text, or None if all are empty."""
         texts = (self._as_text(self.get(column), column) for column in self._columns("id", columns))
         return next(filter(None, texts), None)
 
@@ -156,7 +157,7 @@ class Row:
         return (self.columns[role],) if role in self.columns else columns
 
     def _as_text(self, value: Any, column: str) -> str | None:
-        """Return a text or number as text, and None for other values such as NaN, a boolean or an empty text."""
+        """Return a string or number as stripped text, or None for any other value, such as NaN or a boolean."""
         if not isinstance(value, str | int | float | Decimal) or isinstance(value, bool):
             return None
         if not isinstance(value, str | int) and not math.isfinite(value):
@@ -169,7 +170,8 @@ class Row:
     def _user_turn(self, turns: Sequence[Any], column: str) -> str | None:
         """Return the text of a chat's only user turn, or None if the chat is empty.
 
-        A system turn before it is dropped, because the run's prompt has a system turn that is the same for all data sets.
+        A preceding system turn is dropped, because the run's prompt has one system turn for all data sets. Raises UserError
+        if the chat has other turns.
         """
         said = [(turn.get("role"), turn.get("content")) for turn in turns if isinstance(turn, Mapping)]
         roles = [str(role) for role, _ in said]
@@ -198,8 +200,8 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yield the rows of a split.
 
-    copies  the same data set under other names. Entries with the same name are configurations of one data set; if `path` is
-            this name, all of them are read unless `layout` chooses one
+    copies  further entries of the same data set on the hub. Entries with equal names are configurations of one data set: if
+            `path` is this name, all of them are read unless `layout` chooses a configuration
 
     Raises UserError for an unknown split and for a source that cannot be reached or read.
     """
@@ -224,7 +226,7 @@ def read_folder(path: str) -> Iterator[Row]:
 def _places(
     path: str | None, split: str, layout: Layout, sources: Sequence[Published]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each row as its place, for messages, and its values."""
+    """Yield (place, values) for each row; the place is for messages."""
     published = sources[0]
     if path is None:
         if split not in published.splits:
@@ -253,9 +255,9 @@ def _places(
 
 
 def _local(path: str) -> Path | None:
-    """Return the local file or folder of a path; None if it can only be the name of a data set on the hub.
+    """Return `path` as a local file or folder, or None if it can only be the name of a data set on the hub.
 
-    Raises UserError for a file that does not exist, and for an empty path.
+    Raises UserError if the path is empty or its file does not exist.
     """
     if not path.strip():
         raise UserError(
@@ -291,7 +293,7 @@ def _hub_rows(source: Published, split: str, layout: Layout, about: str) -> Iter
 def _saved_rows(
     folder: Path, split: str, layout: Layout, published: Published
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the rows of a folder that `save_to_disk` wrote, as their places and values."""
+    """Yield (place, values) for each row of a folder that `save_to_disk` wrote."""
     import datasets
 
     if layout.config:

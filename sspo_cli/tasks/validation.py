@@ -15,10 +15,10 @@ SEED = 0  # independent of the run's seed, so that all runs hold out the same pr
 def hold_out(
     problems_by_task: Sequence[Sequence[Problem]], weights: Sequence[float], count: int
 ) -> tuple[list[list[Problem]], list[Problem]]:
-    """Split off `count` problems with different questions, from each task in proportion to its weight.
+    """Hold out `count` problems with distinct questions, from each task in proportion to its weight.
 
-    Returns the remaining problems of each task, none of which asks a held-out question, and the held-out problems, whose ids
-    are made distinct over the tasks. Raises UserError if a task has too few problems.
+    Returns the remaining problems of each task, and the held-out problems. No remaining problem asks a held-out question. The
+    ids of the held-out problems are made unique across tasks. Raises UserError if a task has too few problems.
     """
     held_out: list[Problem] = []
     for number, (problems, share) in enumerate(zip(problems_by_task, shares(weights, count), strict=True)):
@@ -47,7 +47,7 @@ def without(problems: Iterable[Problem], held_out: Iterable[Problem]) -> list[Pr
 
 
 def shares(weights: Sequence[float], count: int) -> list[int]:
-    """Split `count` into integers in proportion to the weights, by the method of largest remainders (ties: the first)."""
+    """Split `count` into integers in proportion to the weights, by the method of largest remainders (a tie favors the first)."""
     exact = [count * weight / sum(weights) for weight in weights]
     parts = [int(part) for part in exact]
     by_remainder = sorted(range(len(parts)), key=lambda task: parts[task] - exact[task])

@@ -204,7 +204,7 @@ def test_two_ranks_sample_from_a_server_and_the_first_alone_updates_it(server, m
         metrics[name] = without_times(tmp_path / name)
     assert updates["two"] == updates["alone"] > 2
     same = [one == other for one, other in zip(completions["alone"], completions["two"], strict=True)]
-    assert sum(same) >= 0.75 * len(same)  # a cold start of its own each, and logits of batches of other sizes
+    assert sum(same) >= 0.75 * len(same)  # each run has a separate cold start, and logits depend on batch sizes
     for one, two in zip(metrics["alone"], metrics["two"], strict=True):
         assert one.keys() == two.keys()
         assert abs(two["sampler/mismatch_mean"]) < 1e-4
