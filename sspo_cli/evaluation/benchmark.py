@@ -1,4 +1,4 @@
-"""A benchmark and the conditions that it is measured under."""
+"""A benchmark, and the conditions under which it is measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,17 +10,17 @@ from sspo_cli.tasks.contamination import question_key
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.types import Prompt
 
-CHUNK = 256  # most problems that are sampled together
+CHUNK = 256  # most problems that are sampled at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """Rendered problems of a benchmark.
 
-    name            name of the task, or of a local file without its type
-    max_new_tokens  token limit of a completion, if the benchmark has one
-    path            local path or hub name of the problems, if it is not the published data set
-    trained_on      number of problems that the measured model was trained on; None if unknown
+    name            name of the task, or of a local file without its suffix
+    max_new_tokens  token limit of a completion for this benchmark; None if the run's limit is used
+    path            local path or hub name of the problems; None for the published data set
+    trained_on      number of the benchmark's problems on which the measured model was trained; None if unknown
     """
 
     name: str
@@ -31,7 +31,7 @@ class Benchmark:
     trained_on: int | None = None
 
     def measured_on(self, folder: RunFolder) -> Self:
-        """Return the benchmark with the number of problems that a run's model was trained on."""
+        """Return the benchmark with `trained_on` set to the number of problems among a run's training problems."""
         questions = folder.questions()
         keys = [question_key(prompt.problem) for prompt in self.prompts] if questions is not None else []
         return replace(self, trained_on=None if questions is None else sum(key in questions for key in keys))
@@ -41,13 +41,13 @@ class Benchmark:
 class Conditions:
     """The conditions of a measurement.
 
-    samples       completions of each problem
-    temperature   0 is greedy
-    top_p, top_k  truncation of the sampling, see `Sampling`
-    prompt        name of the template
-    seed          seed of the sampling
-    max_rows      completions sampled at the same time
-    turns, proposals, max_tokens  limits of an episode, in which `max_new_tokens` limits a turn
+    samples       number of completions of each problem
+    temperature   sampling temperature; 0 for greedy decoding
+    top_p, top_k  parameters of truncated sampling (see `Sampling`)
+    prompt        name of the prompt template
+    seed          random seed of sampling
+    max_rows      most completions that are sampled at the same time
+    turns, proposals, max_tokens  limits of an episode; `max_new_tokens` limits each of its turns
     """
 
     samples: int
@@ -64,7 +64,7 @@ class Conditions:
 
     @classmethod
     def of(cls, options: RunOptions) -> Self:
-        """Return the conditions of a run. The seed is 0 for all runs, so that they are measured in the same way."""
+        """Return the conditions in a run's options. The seed is always 0, so that all runs are measured in the same way."""
         evaluation, episode = options.evaluation, options.episode or EpisodeOptions()
         return cls(
             samples=evaluation.samples,
@@ -81,31 +81,31 @@ class Conditions:
         )
 
     def sampler(self, engine: str) -> str:
-        """Return the name of the sampler for the identity: the engine, with top_p and top_k if they truncate the softmax."""
+        """Return the sampler's name for the identity: the engine, and top_p and top_k if they truncate the distribution."""
         cuts = [f"top_p={self.top_p:g}"] if self.top_p < 1 else []
         cuts += [f"top_k={self.top_k}"] if self.top_k else []
         return ",".join([engine.partition(" ")[0], *cuts])
 
     def on(self, benchmark: Benchmark) -> Self:
-        """Return the conditions for a benchmark, which may have a token limit."""
+        """Return the conditions for a benchmark. The benchmark's token limit, if it has one, replaces `max_new_tokens`."""
         return replace(self, max_new_tokens=benchmark.max_new_tokens or self.max_new_tokens)
 
     @property
     def chunk(self) -> int:
-        """Problems sampled at a time."""
+        """Number of problems that are sampled at the same time."""
         return max(1, min(CHUNK, self.max_rows // self.samples))
 
     @property
     def of_episodes(self) -> dict[str, int]:
-        """Return the limits of episodes, in the form of a row of a benchmark."""
+        """Limits of an episode, by field name of the rows of a benchmark."""
         return {"turns": self.turns, "proposals": self.proposals, "max_tokens": self.max_tokens}
 
     def matches(self, row: Mapping[str, Any], identity: Identity, template: str) -> bool:
-        """Report whether a row was measured under these conditions.
+        """Report whether a row was measured with this identity under these conditions.
 
-        template  key of the prompt template in the row
+        template  name of the row's field with the prompt template: `prompt` in summaries, `template` in answers
 
-        Rows of older versions have no identity, so they never match.
+        Rows of older versions never match, because they have no identity.
         """
         return (
             row.get("identity") == identity.digest

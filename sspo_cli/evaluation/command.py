@@ -1,4 +1,4 @@
-"""`sspo eval`: measures targets on benchmarks, one model after another."""
+"""`sspo eval`: measures targets (runs, checkpoints and models) on benchmarks, one target at a time."""
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,18 +69,18 @@ def measure(
     """Measure each target on each benchmark, and print Pass@1 and the differences from the first target.
 
     names       runs, checkpoints and models outside runs; a run is measured with its own options
-    benchmarks  if empty, the benchmarks in the options of each target
-    changes     conditions that override those of the options
+    benchmarks  names of benchmarks; if empty, each target is measured on the benchmarks in its options
+    changes     conditions that override the targets' options
     checkpoint  checkpoint of each run: last, best or a step
-    limit       number of problems; results are then printed, but not recorded
-    given       options of models outside runs; if empty, they are measured like the first run
-    engine      sampler that overrides that of the options
-    again       sample even if the same weights were measured under the same conditions; otherwise the recorded score is shown
+    limit       most problems of each benchmark; if given, results are printed but not recorded
+    given       options of models outside runs; if empty, they have the options of the first run
+    engine      sampler; overrides the targets' options
+    again       sample even if a score of the same weights under the same conditions is recorded; by default, it is reused
 
-    If the command is killed, the same command repeats no finished work.
+    If the command is killed or stopped, repeating it does not repeat finished work, unless `limit` is given.
 
-    Raises UserError if a target cannot be found or measured, or if a model outside a run has another token limit than the
-    first target, in most cases before the first model is loaded. Raises Interrupted when stopped.
+    Raises UserError if a target cannot be found or measured, or if the token limits of a model outside a run and the first
+    target differ. Most errors are raised before a model is loaded. Raises Interrupted if the user stops the command.
     """
     targets = ranks.on_first(lambda: find_targets(names, checkpoint, given, runs_dir))
     if engine:
@@ -141,7 +141,7 @@ def measure(
             "every problem with its completions:",
             ", ".join(dict.fromkeys(str(target.folder / "eval") for target in targets)),
         )
-    # Only now, so that a command with --again that is interrupted and repeated continues from these files.
+    # Removed only now, so that an interrupted command with --again can be repeated without sampling these problems again.
     for result in results:
         if result.partial:
             result.partial.unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def _describe(bars: Progress) -> str:
 
 @dataclass(frozen=True)
 class _Judge:
-    """The answer checker and the environments, started before gold answers are loaded."""
+    """The answer checker and the environments. Their processes start before gold answers are loaded."""
 
     checker: AnswerChecker
     environments: Mapping[str, Environment]
@@ -177,7 +177,7 @@ def _open_judge(target: Target, tasks: Sequence[BenchmarkOptions]) -> Iterator[_
 
 @dataclass(frozen=True)
 class _Measurement:
-    """A benchmark and its conditions; `recorded` holds summary and answers if they were measured before, else None."""
+    """A benchmark to measure. `recorded` is the summary and the answers of an earlier measurement, or None."""
 
     benchmark: Benchmark
     conditions: Conditions
@@ -186,7 +186,7 @@ class _Measurement:
 
 
 def _check_names(targets: Sequence[Target]) -> None:
-    """Look up each model outside a run, so that a mistyped name is reported before another target is measured."""
+    """Load the config of each model outside a run, so that a mistyped name is reported before any target is measured."""
     for target in targets:
         if target.checkpoint is None:
             try:
@@ -255,7 +255,7 @@ def _measure_target(
             bars.console.print(f"{target.name}: {label} Pass@1 {pass_at_1(measured)}{mark}", soft_wrap=True)
         for sign in evaluation_signs(rows, target.options.silent_template):
             bars.console.print(f"{target.name}: {name}: {sign}", soft_wrap=True)
-        if path and not again:  # it is recorded now, so the same command finds it
+        if path and not again:  # the score is recorded, so that a repeated command reuses it
             if ranks.is_first():
                 path.unlink(missing_ok=True)
             path = None
@@ -273,7 +273,7 @@ def _open_engine(
     limit: Limit | None,
     bars: Progress,
 ) -> Engine:
-    """Open the engine with the target's weights. Raises UserError if it cannot sample these measurements correctly."""
+    """Open the engine with the policy's weights. Raises UserError if it cannot sample these measurements correctly."""
     rollout = target.options.rollout
     needed = max(
         check_lengths(measurement.benchmark.prompts, measurement.conditions.max_new_tokens, policy, stage)
@@ -282,7 +282,7 @@ def _open_engine(
     engine = open_engine(rollout, policy, named=True, learns=False)
     engine.check_capacity(needed)
     by_torch = isinstance(engine, TorchEngine)
-    if by_torch and not samples_by_torch(rollout, policy.device):  # auto cannot sample this model with vLLM
+    if by_torch and not samples_by_torch(rollout, policy.device):  # `auto` chose torch only now
         limit = _check_structure(target, True, bars)
     check_reach(limit, needed, target.name)
     check_model(policy, samples=by_torch)
@@ -302,7 +302,7 @@ def _sample(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Path | None]:
     """Measure a target on a benchmark.
 
-    Returns the summary, the answers and the file of finished problems, or None if results are not recorded.
+    Returns the summary, the answers, and the file of finished problems. The file is None if results are not recorded.
     """
     benchmark, under, identity = measurement.benchmark, measurement.conditions, measurement.identity
     folder, checkpoint = target.folder / "eval", target.checkpoint.name if target.checkpoint else target.name
@@ -334,11 +334,11 @@ def _check_structure(target: Target, samples: bool, bars: Progress) -> Limit | N
 
 
 def _load(target: Target) -> Policy:
-    """Load a target. Raises UserError if this fails; see `_named` for targets outside runs."""
+    """Load the policy of a target. Raises UserError if this fails."""
     gc.collect()  # frees the previous model
     torch.cuda.empty_cache()
     options = target.options
-    model = options.model.model_copy(update={"kernels": "torch"})  # others are for training, not for every machine
+    model = options.model.model_copy(update={"kernels": "torch"})  # the only ones for all machines
     try:
         return load_policy(model, resolve_device(options.device), target.checkpoint, options.chat.template)
     except UserError as error:
@@ -346,7 +346,7 @@ def _load(target: Target) -> Policy:
 
 
 def _named(target: Target, error: UserError) -> UserError:
-    """Add to an error about a model outside a run that no run has its name, which may be a mistyped run."""
+    """Add to an error about a model outside a run that there is no run with this name, which may be mistyped."""
     if target.checkpoint:
         return error
     return UserError(f"there is no run {target.name} in {target.folder.parent}, and {error}")

@@ -25,10 +25,10 @@ class EvalResult:
     """The result of a target on a benchmark.
 
     model     name of the target's model or of the model that it was trained from; None for the embedded model
-    summary   as in `summary.json`
-    rows      one for each problem and sample, as in `<benchmark>.jsonl`
-    partial   file of finished chunks, to be removed; None if there is none
-    recorded  True if an earlier command measured it
+    summary   row of `summary.json`
+    rows      rows of `<benchmark>.jsonl`, one for each problem and sample
+    partial   file of finished problems, which is to be removed; None if there is no such file
+    recorded  True if an earlier command recorded the result
     """
 
     target: str
@@ -43,7 +43,7 @@ class EvalResult:
         return self.summary["benchmark"]
 
     def shares(self) -> dict[tuple[str, str], float]:
-        """Return the share of correct samples by problem: (id, gold), because two files may use the same ids."""
+        """Return the share of correct samples of each problem. Keys are (id, gold), because two files may use the same ids."""
         correct: dict[tuple[str, str], list[bool]] = defaultdict(list)
         for row in self.rows:
             correct[row["id"], row["gold"]].append(row["correct"])
@@ -51,7 +51,7 @@ class EvalResult:
 
 
 def print_comparison(results: Sequence[EvalResult]) -> None:
-    """Print tables and their conditions on standard output."""
+    """Print scores, differences and conditions on standard output."""
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
     console.print("Pass@1 in % [95 % interval], and how many answers were cut at the token limit")
@@ -76,7 +76,7 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
 
 
 def _pass_at_1(results: Sequence[EvalResult]) -> Table:
-    """Make a table of targets and benchmarks, with a column for each different measurement of a benchmark."""
+    """Return a table with a row for each target and a column for each distinct measurement of a benchmark."""
     headings = columns([result.summary for result in results], [result.model for result in results], COLUMNS)
     cells = {
         (result.target, heading): _share(result.summary) + (RECORDED if result.recorded else "")
@@ -98,7 +98,7 @@ def _pass_at_k(results: Sequence[EvalResult]) -> Table:
 
 
 def _differences(results: Sequence[EvalResult]) -> Table:
-    """Compare each target with the first, problem by problem; with one sample each, also by McNemar's test."""
+    """Return a table of paired differences from the first result, and of McNemar p-values if there is one sample per problem."""
     first, *later = results
     base = first.shares()
     table = Table("", "points", "exact paired p")
@@ -116,7 +116,7 @@ def _differences(results: Sequence[EvalResult]) -> Table:
 
 
 def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
-    """Yield a sentence for each interval that is not from a bootstrap and for each other chat template."""
+    """Yield sentences on chat templates that differ from the first result's, and on intervals that are not bootstrapped."""
     first, *later = results
     base = first.shares()
     for result in later:
@@ -134,7 +134,7 @@ def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
 
 
 def _differently(result: EvalResult, first: EvalResult) -> list[str]:
-    """Describe how a result was measured differently from the first one; return an empty list if they may be compared."""
+    """Describe how the measurements of a result and the first result differ; return an empty list if both are comparable."""
     return differences(result.summary, first.summary, same_model=result.model == first.model)
 
 

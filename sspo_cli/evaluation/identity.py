@@ -16,13 +16,13 @@ DIGITS = 12  # hexadecimal digits of a 64-bit hash, enough to distinguish the be
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The fingerprints of a measurement, by their names in `tracking.measurement.IDENTITY`.
+    """The fingerprints of a measurement, with the names in `tracking.measurement.IDENTITY`.
 
-    problems  ids, questions and gold answers, in any order
-    messages  text that the prompt template adds to a question, before any chat template
-    rendered  the rendered prompts and their tokens
-    checker   the code that reads and checks answers
-    engine    the kind of sampler: torch or vLLM, with top_p and top_k if they truncate the softmax
+    problems  hash of ids, questions, gold answers and rules of checking, independent of the order of the problems
+    messages  hash of the messages that the prompt template makes of a placeholder question, before the chat template
+    rendered  hash of the rendered prompts and their tokens
+    checker   version of the code that reads and checks answers
+    engine    kind of sampler (torch or vLLM), with top_p and top_k if they truncate the distribution
     """
 
     problems: str
@@ -33,7 +33,7 @@ class Identity:
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt], template: Template, engine: str) -> Self:
-        """Compute the identity of rendered problems; of `engine`, the sampler's name, only the first word is used."""
+        """Compute the identity of rendered problems. Only the first word of `engine`, the sampler's name, is used."""
         prompts = sorted(prompts, key=lambda prompt: prompt.problem.id)
         return cls(
             problems=problems_fingerprint(prompt.problem for prompt in prompts),
@@ -45,16 +45,16 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Hash of all fingerprints, recorded in every row of answers."""
+        """Hash of all fingerprints, which every row of answers contains."""
         return _fingerprint(astuple(self))
 
     def fields(self) -> dict[str, str]:
-        """Return the fingerprints in the form of a row of `summary.json`."""
+        """Return the digest and the fingerprints as fields of a row of `summary.json`."""
         return {"identity": self.digest, **asdict(self)}
 
 
 def problems_fingerprint(problems: Iterable[Problem]) -> str:
-    """Hash the parts of the problems that determine the questions and the right answers."""
+    """Return a hash of all fields of the problems that determine the questions and the right answers."""
     return _fingerprint(
         sorted([p.id, p.question, p.answer, p.check, p.environment or "", p.setup or ""] for p in problems)
     )

@@ -1,4 +1,4 @@
-"""Finished problems of an interrupted measurement, stored in `partial/`, so that it continues with the others."""
+"""Storage of finished problems in `partial/`, so that an interrupted measurement continues with the remaining problems."""
 
 import json
 import time
@@ -19,13 +19,16 @@ from sspo_cli.locks import take_lock
 from sspo_cli.tracking.files import explain_os_errors, read_jsonl, truncate_jsonl
 from sspo_cli.tracking.shapes import PARTIAL_PROBLEM
 
-ABANDONED = 7 * 86_400  # seconds
+ABANDONED = 7 * 86_400  # seconds without a change after which a file is removed
 
 
 def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, model: str) -> Path:
-    """Return the file of finished problems, whose name depends on everything that determines the graded completions.
+    """Return the path of the file of finished problems.
 
-    model  fingerprint of the policy, so that completions of different models are not mixed
+    model  fingerprint of the policy
+
+    The file name contains a hash of everything that determines the graded completions, so that completions of different models
+    or conditions are not mixed.
     """
     order = [prompt.problem.id for prompt in benchmark.prompts]
     done_with = ["problem by problem", model, asdict(conditions), identity.digest, benchmark.split, order]
@@ -35,12 +38,15 @@ def partial_path(folder: Path, benchmark: Benchmark, conditions: Conditions, ide
 
 @contextmanager
 def problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, Any]]]]:
-    """Yield the rows of each finished problem in the file, by its index; hold the lock of the file within the block."""
+    """Lock the file of finished problems within the block. Yields {index of the problem: its rows}.
+
+    If `partial` is None, yields an empty dict. Raises UserError if another process holds the lock.
+    """
     if partial is None:
         yield {}
         return
     if not ranks.is_first():
-        yield ranks.on_first(dict[int, list[dict[str, Any]]])  # receives what the first rank has read
+        yield ranks.on_first(dict[int, list[dict[str, Any]]])  # receives the rows that the first rank has read
         return
     lock = FileLock(partial.with_name(f".{partial.name}.lock"))
 
@@ -52,7 +58,7 @@ def problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, Any
                 f"{partial.stem.rpartition('-')[0]} is being measured by another process with the same model and conditions "
                 f"(its results are in {partial}); wait for it"
             )
-        truncate_jsonl(partial, lambda problem: True)  # removes a last line that a kill has cut off
+        truncate_jsonl(partial, lambda problem: True)  # removes a truncated last line
         return {problem["place"]: problem["rows"] for problem in read_jsonl(partial, PARTIAL_PROBLEM)}
 
     try:
@@ -64,9 +70,9 @@ def problems_done(partial: Path | None) -> Iterator[dict[int, list[dict[str, Any
 
 
 def remove_abandoned(partial: Path) -> None:
-    """Remove files that no process uses and that have not changed for a week, because their model has changed or is gone.
+    """Remove files in the folder `partial` that have not changed for a week and that no process uses.
 
-    These are finished problems, and lock files and temporary files that a killed process has left.
+    These are files of finished problems that were never continued, and lock files and temporary files of killed processes.
     """
     for path in partial.glob("*"):
         with suppress(FileNotFoundError):  # another process may remove the same file

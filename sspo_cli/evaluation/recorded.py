@@ -24,7 +24,7 @@ NO_GOLD = Verdict(False, "no gold")
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A row of the file: its fields, the recorded text, and the gold answers, one of which an answer must match."""
+    """A row of the file: all fields, the model's text, and the gold answers. A right answer matches one of the gold answers."""
 
     fields: dict[str, Any]
     text: str
@@ -32,25 +32,27 @@ class Recorded:
 
 
 def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> None:
-    """Grade the rows of a JSON-lines file, write them to `out`, and print a summary. Loads no torch.
+    """Grade the rows of a JSON-lines file, write them to `out`, and print a summary. Torch is not loaded.
 
-    out      default: next to the file, as <stem>.graded.jsonl
-    timeout  seconds for each check
+    path     file with the recorded outputs
+    out      default: <stem>.graded.jsonl in the folder of `path`
+    timeout  seconds for each check of an answer
 
-    A row has a `gold`, and the model's text in `completion` or `prediction`. A gold may be a number, a worked solution that
-    ends in `#### 72` or `\\boxed{72}`, or a list of right answers. Rows are written in order with all of their fields and
-    the following ones, which are called `sspo_…` if a row of the file has a field with this name already:
+    A row has the gold answer in `gold`, and the model's text in `completion` or `prediction`. The gold answer may be a number,
+    a worked solution that ends in `#### 72` or `\\boxed{72}`, or a list of right answers. Rows are written in the order of the
+    file, with all of their fields and the following fields. If the file already has a field with one of these names, the added
+    field gets the prefix `sspo_`.
 
-    extracted  the answer, or null
+    extracted  the model's answer; null if there is none
     reader     source of the answer: "tags", "boxed" (last box), "formula" (last formula), "number" (last number), "text" (words
-               after `answer is`, or only the gold's words), or null without an answer
+               after `answer is`, or a text that consists of the gold answer); null if there is no answer
     verdict    "correct" or "wrong"
     r_answer   1.0 or 0.0
     r_format   format reward of the paper's appendix A
-    status     of the check: "ok", "timeout", "error", "no answer", or "no gold" if the row's gold is null or empty
+    status     status of the check: "ok", "timeout", "error", "no answer", or "no gold" if `gold` is null or empty
 
-    Raises UserError and writes nothing if the file cannot be read, if a row has no gold or no text, or if `out` is the file
-    itself or in a folder that does not exist.
+    Raises UserError, and does not write `out`, if `path` cannot be read, if a row has no gold or no text, or if `out` is `path`
+    or is in a folder that does not exist.
     """
     rows = _read(path)
     out = out or path.with_name(f"{path.stem}.graded.jsonl")
@@ -94,7 +96,7 @@ def grade_file(path: Path, out: Path | None = None, timeout: float = 3.0) -> Non
 
 
 def _free_names(rows: Sequence[Recorded]) -> dict[str, str]:
-    """Return a name for each added field that no row of the file uses."""
+    """Return, for each added field, a name that no row of the file already uses."""
     taken = set().union(*(row.fields for row in rows))
     names = {}
     for name in ADDED:
@@ -105,14 +107,16 @@ def _free_names(rows: Sequence[Recorded]) -> dict[str, str]:
 
 
 def summary(rows: Sequence[Recorded], graded: Sequence[dict[str, Any]]) -> list[str]:
-    """Summarize graded rows in lines: the correct share with its 95 % interval, the readers, the failures.
+    """Return a summary as lines: share of correct answers with 95 % interval, sources of the answers, failed checks.
 
-    If the file is an `eval/<benchmark>.jsonl` with several measurements, each of them gets a share.
+    graded  added fields of each row
+
+    If the file is an `eval/<benchmark>.jsonl` with several measurements, there is a share for each measurement.
     """
     measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
     varying = [name for name in MEASURED if len({json.dumps(row.fields.get(name)) for row in rows}) > 1]
     if not any("identity" in row.fields for row in rows):
-        varying = []  # rows of another program, whose fields with these names may have other meanings
+        varying = []  # another program wrote the rows; its fields may have other meanings
     for row, grade in zip(rows, graded, strict=True):
         measured[", ".join(f"{name} {row.fields.get(name)}" for name in varying)].append(grade)
     lines = [f"{name}: {_correct_share(alike)}" if name else _correct_share(alike) for name, alike in measured.items()]
@@ -183,6 +187,6 @@ def _submit(reading: Reading, golds: Sequence[str], checker: AnswerChecker) -> l
 
 
 def _best(checks: Sequence[Future[Verdict]]) -> Verdict:
-    """Return the verdict of a matching gold; otherwise the first that is not just wrong, such as a time-out."""
+    """Return the verdict of a matching gold answer if there is one, or else a failed check, or else the first verdict."""
     verdicts = [check.result() for check in checks]
     return max(verdicts, key=lambda verdict: (verdict.equal, verdict.status != "ok"), default=NO_GOLD)

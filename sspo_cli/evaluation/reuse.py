@@ -10,20 +10,21 @@ from sspo_cli.evaluation.summary import summarize
 from sspo_cli.tracking.files import read_json, read_jsonl
 from sspo_cli.tracking.shapes import ANSWER, EVALUATIONS
 
-NEEDED = {"extracted", "correct", "format", "tokens", "finish", "status", "max_new_tokens"}  # keys of an answer
-UNMEASURED = ("path", "trained_on")  # keys of a summary that describe file and run, not the measurement
+NEEDED = {"extracted", "correct", "format", "tokens", "finish", "status", "max_new_tokens"}  # fields of an answer
+UNMEASURED = ("path", "trained_on")  # fields of a summary that do not describe the measurement
 
 
 @ranks.by_first
 def find_recorded(
     folder: Path, benchmark: Benchmark, conditions: Conditions, identity: Identity, step: int, weights: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """Find the summary and the answers that `record` wrote for the same measurement of the same weights.
+    """Return the summary and the answers that `record` wrote for the same measurement of the same weights.
 
     weights  fingerprint of the policy
 
-    Returns None if there are none, or if the answers do not reproduce the recorded summary: a file was edited, or a kill came
-    between writing the two files. Raises UserError for a damaged file.
+    Returns None if there is no such measurement. Also returns None if the answers do not reproduce the recorded summary, because
+    a file was edited, or because the process was killed after writing only one of the two files. Raises UserError if a file is
+    damaged.
     """
     path = folder / "summary.json"
     recorded = [

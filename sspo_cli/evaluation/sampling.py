@@ -1,4 +1,4 @@
-"""Sampling and grading of a benchmark; each problem is stored as soon as it is graded."""
+"""Sampling and grading of a benchmark. Each problem is stored as soon as it is graded."""
 
 import functools
 from collections import defaultdict, deque
@@ -31,14 +31,14 @@ def evaluate(
     partial: Path | None = None,
     stage: Stage = NO_STAGE,
 ) -> list[dict[str, Any]]:
-    """Sample and grade a benchmark: a row for each problem and sample, as in `<benchmark>.jsonl` except for the step.
+    """Sample and grade a benchmark. Returns a row of `<benchmark>.jsonl`, without the step, for each problem and sample.
 
-    progress  called as progress(n) when n more problems are done
-    partial   file of finished problems (see `partial_path`): they are not done again, and each new one is appended; the caller
-              removes the file
-    stage     environments for problems that are played in episodes
+    progress  function that is called as progress(n) when n more problems are done
+    partial   file of finished problems (see `partial_path`). Problems in the file are not sampled again, and each graded problem
+              is appended to the file. The caller must remove the file. If None, problems are not stored.
+    stage     environments for problems that are solved in episodes
 
-    Raises UserError if another process writes the file.
+    Raises UserError if another process writes `partial`.
     """
     prompts = benchmark.prompts
     with problems_done(partial) as done:
@@ -62,9 +62,10 @@ def grade_groups(
     checker: AnswerChecker,
     scoring: Scoring = PAPER,
 ) -> list[Group]:
-    """Grade sampled completions, including the text that the chat template opened them with.
+    """Grade sampled completions. Returns a graded group for each prompt.
 
-    `scoring` does not affect episodes, which have the reward of their environment.
+    completions  completions of each prompt; the graded text also includes the opening that the chat template wrote
+    scoring      weights and functions of the rewards; ignored for episodes, whose environment computes the reward
     """
     pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
     texts = [p.opening + c.text for p, c in pairs if c.episode is None]
@@ -75,9 +76,9 @@ def grade_groups(
 
 
 class _Grading:
-    """Checks the answers of sampled problems in the background.
+    """Grades sampled problems on a background thread.
 
-    For each graded problem, `keep(place, group)` and then `progress(1)` are called on the sampler's thread.
+    For each graded problem, `keep(index, group)` and then `progress(1)` are called on the sampler's thread.
     """
 
     def __init__(
@@ -91,16 +92,16 @@ class _Grading:
     ) -> None:
         self._prompts, self._checker, self._samples = benchmark.prompts, checker, samples
         self._background, self._keep, self._progress = background, keep, progress
-        self._sampled: dict[int, dict[int, Completion]] = defaultdict(dict)  # by place and number in the group
+        self._sampled: dict[int, dict[int, Completion]] = defaultdict(dict)  # by problem and sample number
         self._checking: deque[tuple[int, Future[list[Group]]]] = deque()
 
     def hear(self, place: int, member: int, completion: Completion) -> None:
-        """Receive a completion. Once all samples of a problem are there, its grading starts."""
+        """Receive sample `member` of problem number `place`. Once all samples of a problem are received, its grading starts."""
         prompt, sampled = self._prompts[place], self._sampled[place]
         if member in sampled:
             return
         sampled[member] = completion
-        if completion.episode is None:  # starts the check now; the grading reuses its verdict
+        if completion.episode is None:  # start the check now; grading reuses its verdict
             text, gold = prompt.opening + completion.text, prompt.problem.answer
             self._checker.submit(extract_answer(text, [gold]), gold)
         if len(sampled) == self._samples:
@@ -110,14 +111,14 @@ class _Grading:
         self.finish(wait=False)
 
     def finish(self, wait: bool) -> None:
-        """Pass graded problems to `keep`, in the order of sampling; `wait` until all are graded."""
+        """Pass graded problems to `keep`, in the order of sampling. If `wait` is true, block until all problems are graded."""
         while self._checking and (wait or self._checking[0][1].done()):
             place, graded = self._checking.popleft()
             self._keep(place, graded.result()[0])
             self._progress(1)
 
     def keep_rest(self) -> None:
-        """Pass the remaining sampled problems to `keep` after the measurement was stopped."""
+        """Wait for the completely sampled problems of a stopped measurement, and pass them to `keep`."""
         while self._checking:
             place, graded = self._checking.popleft()
             self._keep(place, graded.result()[0])
@@ -133,10 +134,10 @@ def _sample_and_grade(
     keep: Callable[[int, Group], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Sample the problems with the indices `places`, and pass each to `keep` once it is graded (see `_Grading`).
+    """Sample the problems with the indices `places`. Each problem is passed to `keep` once it is graded (see `_Grading`).
 
-    The random draws of a problem depend only on its index in the benchmark, not on interruptions, `max_rows` or other
-    benchmarks.
+    The random numbers of a problem depend only on the seed, the benchmark's name and the problem's index, and not on
+    interruptions or `max_rows`.
     """
     sampling = Sampling(
         temperature=conditions.temperature,
@@ -175,7 +176,7 @@ def _share_sampling(
     keep: Callable[[int, Group], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Sample and grade on several ranks. Each rank does its share of some chunks, then all ranks keep all of them."""
+    """Sample and grade on several ranks: each samples its share of several chunks, then all receive all graded problems."""
     width = conditions.chunk * ranks.size()
     for start in range(0, len(places), width):
         chunks = places[start : start + width]
@@ -198,6 +199,6 @@ def _grade_share(
     stage: Stage,
 ) -> list[tuple[int, Group]]:
     graded: dict[int, Group] = {}
-    with whole_weights(engine):  # also on a rank without a share, because all ranks gather the weights
+    with whole_weights(engine):  # also if this rank has no problems, because gathering the weights needs all ranks
         _sample_and_grade(engine, benchmark, places, checker, conditions, stage, graded.__setitem__, lambda _: None)
     return sorted(graded.items())

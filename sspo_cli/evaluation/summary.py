@@ -27,7 +27,7 @@ from sspo_cli.types import Completion, Group, Problem
 
 
 def rows_of(group: Group, conditions: Conditions, identity: Identity) -> list[dict[str, Any]]:
-    """Return the rows of a graded problem for `<benchmark>.jsonl`, one for each sample."""
+    """Return the rows of `<benchmark>.jsonl` for a graded problem, one for each sample."""
     return [
         {
             "samples": conditions.samples,
@@ -53,7 +53,7 @@ def rows_of(group: Group, conditions: Conditions, identity: Identity) -> list[di
 
 
 def _episode_of(problem: Problem, completion: Completion, conditions: Conditions) -> dict[str, Any]:
-    """Return the additional fields of an episode's row; an empty dict for a single turn."""
+    """Return the additional fields in the row of an episode, or an empty dict for a single turn."""
     if completion.episode is None:
         return {}
     turns = [asdict(turn) for turn in completion.episode.turns]
@@ -68,11 +68,11 @@ def _episode_of(problem: Problem, completion: Completion, conditions: Conditions
 def summarize(
     rows: Sequence[dict[str, Any]], benchmark: Benchmark, conditions: Conditions, identity: Identity
 ) -> dict[str, Any]:
-    """Summarize rows as in `summary.json`, except for step and checkpoint.
+    """Return the row of `summary.json` for these answers, without step, checkpoint and weights.
 
-    pass_at_1  share of right samples
-    low, high  its 95 % Wilson interval over problems, for the mean over samples of the number of solved problems
-    tokens     mean length of a completion
+    pass_at_1  share of correct samples
+    low, high  95 % Wilson interval for n problems and the number of solved problems, averaged over samples and rounded
+    tokens     mean number of tokens of a completion
     """
     samples, n = conditions.samples, len(benchmark.prompts)
     solved = [sum(row["correct"] for row in rows[i : i + samples]) for i in range(0, len(rows), samples)]
@@ -107,9 +107,9 @@ def summarize(
 def _summarize_episodes(rows: Sequence[dict[str, Any]], conditions: Conditions) -> dict[str, Any]:
     """Summarize the episodes among the rows; return an empty dict if there are none.
 
-    episodes  means of the outcomes; `solved_at_first` is the share solved by the first proposal, because after that the policy
-              knows that the first was wrong
-    parts     parts of a benchmark with several kinds of problems, each with its n, correct, Pass@1, interval and cut answers
+    episodes  means over the outcomes of all episodes; `solved_at_first` is the share that the first proposal solved. Later
+              proposals have the advantage that the policy knows that the first proposal was wrong
+    parts     for a benchmark with several kinds of problems, {kind: {n, correct, pass_at_1, low, high, truncated}}
     """
     outcomes = [row["outcome"] for row in rows if "outcome" in row]
     if not outcomes:
@@ -150,10 +150,10 @@ def record(
 ) -> dict[str, Any]:
     """Write `<benchmark>.jsonl` and `summary.json` in `folder`; return the summary.
 
-    weights  fingerprint of the policy, which `find_recorded` looks for
+    checkpoint  name of the checkpoint or model
+    weights     fingerprint of the policy; `find_recorded` uses it to find the measurement
 
-    Earlier rows of this step with the same conditions and identity are replaced in both files, so that each summary matches
-    its rows.
+    Rows of an earlier measurement with the same step, conditions and identity are replaced in both files.
     """
     summary = {"step": step, **summarize(rows, benchmark, conditions, identity)}
     summary |= {"checkpoint": checkpoint, "weights": weights}
@@ -164,7 +164,7 @@ def record(
 
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(FileLock(folder / ".lock")):  # an `sspo eval` may measure a run that is still training
+    with hold_lock(FileLock(folder / ".lock")):  # `sspo eval` may write here while the run is still training
         kept = [row for row in read_jsonl(details) if not is_replaced(row, "template")]
         write_jsonl_atomic(details, [*kept, *({"step": step, **row} for row in rows)])
         kept = read_json(summaries, EVALUATIONS) if summaries.exists() else []

@@ -14,16 +14,16 @@ from sspo_cli.tracking.files import read_json
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import MEASURED_MODEL
 
-MODEL = "model.json"  # in the results folder of a model outside a run; identifies the model
+MODEL = "model.json"  # file in the results folder of a model outside a run; it identifies the model
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A run, a checkpoint or a model to measure.
 
-    name        as the user wrote it
-    folder      folder of the run, or `model-NAME` next to the runs
-    checkpoint  checkpoint of the run; None if `name` is a model
+    name        name or path from the command line
+    folder      folder of the run; for a model outside a run, the folder `model-NAME` next to the runs
+    checkpoint  folder of the run's checkpoint; None for a model outside a run
     """
 
     name: str
@@ -37,7 +37,7 @@ class Target:
 
     @property
     def model(self) -> str:
-        """Absolute path of the weights, or their name on the hub."""
+        """Absolute path of the weights, or the model's name on the Hugging Face Hub."""
         local = self.checkpoint or Path(self.name)
         return str(local.resolve()) if local.exists() else self.name
 
@@ -45,9 +45,11 @@ class Target:
 def find_targets(
     names: Sequence[str], checkpoint: str | None, given: Mapping[str, Any] | None, runs_dir: Path
 ) -> list[Target]:
-    """Find each target; models outside a run have the options `given`, or else those of the first run among the targets.
+    """Find each target.
 
-    Raises UserError like `find_target`.
+    given  options for models outside runs; if empty, these models have the options of the first run among the targets
+
+    Raises UserError in the same cases as `find_target`.
     """
     targets = [find_target(name, checkpoint, given, runs_dir) for name in names]
     if runs := [target for target in targets if target.checkpoint and not given]:
@@ -58,11 +60,12 @@ def find_targets(
 def find_target(
     name: str, checkpoint: str | None, given: RunOptions | Mapping[str, Any] | None, runs_dir: Path
 ) -> Target:
-    """Find a run by its name or folder, a checkpoint's folder, or any Hugging Face model. `checkpoint`: last, best or a step.
+    """Find a run by name or folder, a checkpoint by folder, or a Hugging Face model.
 
-    given  options for a model outside a run: values before validation, or the options of a run; ignored for runs
+    checkpoint  checkpoint of a run: last (default), best or a step
+    given       options for a model outside a run, as values before validation or as the options of a run; ignored for runs
 
-    Raises UserError if a run does not have the checkpoint, or if one is given for a model outside a run.
+    Raises UserError if a run does not have the checkpoint, or if a checkpoint is given for a model outside a run.
     """
     if named := find_run(name, runs_dir):
         if named.checkpoint and checkpoint:
@@ -85,7 +88,7 @@ def find_target(
 def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -> RunOptions:
     """Return the options of a model outside a run, with the defaults of a named model.
 
-    A given revision is used only if it was given for this model, or without a model name.
+    The revision in `given` is used only if `given` has no model name or the name of this model.
     """
     if isinstance(given, RunOptions):
         revision = given.model.revision if given.model.name in (None, name) else None
@@ -100,7 +103,7 @@ def _options_of_model(name: str, given: RunOptions | Mapping[str, Any] | None) -
 
 
 def sampled_by(target: Target, engine: Literal["auto", "torch", "vllm"]) -> Target:
-    """Return the target with another sampler, for example to measure a run that used vLLM on a machine without it."""
+    """Return the target with the sampler `engine`, for example to measure a run that used vLLM on a machine without vLLM."""
     options, rollout = target.options, target.options.rollout
     vllm = None if engine == "torch" else rollout.vllm
     rollout = rollout.model_copy(update={"engine": engine, "vllm": vllm})
@@ -127,7 +130,10 @@ def conditions_of(target: Target, changes: Mapping[str, Any]) -> Conditions:
 
 
 def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[BenchmarkOptions]:
-    """Return the benchmarks of a target. Raises UserError if two have the same name or one is unknown, or for an empty list."""
+    """Return the benchmarks with these names, or if there are none, the benchmarks in the target's options.
+
+    Raises UserError if two benchmarks have the same name, if a name is unknown, or if there are no benchmarks at all.
+    """
     options = target.options
     tasks = [_benchmark(name, options) for name in benchmarks] or options.evaluation.benchmarks
     if len({task.label for task in tasks}) < len(tasks):
@@ -138,7 +144,7 @@ def tasks_of(target: Target, benchmarks: Sequence[str]) -> list[BenchmarkOptions
 
 
 def limit_of(task: BenchmarkOptions, conditions: Conditions) -> int:
-    """Return the token limit of a benchmark."""
+    """Return the token limit of a completion for a benchmark under these conditions."""
     return task.max_new_tokens or conditions.max_new_tokens
 
 
@@ -148,9 +154,10 @@ def without_limit(task: BenchmarkOptions) -> BenchmarkOptions:
 
 
 def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOptions]]]) -> list[str]:
-    """Return a warning for each run whose token limit on a benchmark differs from the first target's.
+    """Return a warning for each benchmark on which the token limits of a run and the first target differ.
 
-    Raises UserError if one of the two is a model outside a run: a base and the runs trained from it must have the same limit.
+    Raises UserError if one of the two targets is a model outside a run, because a base model and the runs trained from it must
+    have the same limit.
     """
     first: dict[str, tuple[Target, int]] = {}
     sentences = []
@@ -175,7 +182,7 @@ def check_limits(plans: Sequence[tuple[Target, Conditions, Sequence[BenchmarkOpt
 
 
 def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
-    """Find a benchmark by name in the options, as published, from a path, or as a local file."""
+    """Return the benchmark for a name: a benchmark in the options, a known task, a task as NAME=PATH, or a local file."""
     for benchmark in options.evaluation.benchmarks:
         if benchmark.label == name:
             return benchmark

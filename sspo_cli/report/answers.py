@@ -1,4 +1,4 @@
-"""A sample of the answers that evaluations recorded, small enough for a page."""
+"""Selection of recorded evaluation answers that is small enough for the report page."""
 
 import json
 from collections.abc import Sequence
@@ -13,26 +13,29 @@ from sspo_cli.report.groups import distinguish, grouped
 from sspo_cli.report.records import PART, BareModel, RunRecord, Select, answers, short_names
 
 BUDGET = 2_000_000  # most characters of JSON for the answers of all runs and models together
-MOST_ANSWERS = 200  # of a run or model on a benchmark
-LONGEST = 4000  # most characters of an answer; questions are shared by all runs, and are cut at the same length
-SHORTEST = 300  # characters that a cut answer keeps at least, however many runs there are
+MOST_ANSWERS = 200  # most answers of a run or model on a benchmark
+LONGEST = 4000  # most characters of an answer, and of a question; all runs share the questions
+SHORTEST = 300  # least number of characters of a shortened answer, independent of the number of runs
 
 # Fields of a row that describe its measurement. Rows of different measurements are not mixed.
 CONDITIONS = ("samples", "temperature", "max_new_tokens", "template", "turns", "proposals", "identity")
 
 
 def sample_answers(collection: Collection, budget: int = BUDGET) -> dict[str, Any]:
-    """Sample the answers of each run and measured model at the checkpoint that the tables show, evenly over the problems.
+    """Select answers of each run and measured model at the checkpoint that the tables show, spread evenly over the problems.
 
-    questions  texts of the questions; the answers of all runs refer to them by index
-    sources    {path, name, label, damage, benchmarks}: a run or a model; `damage` describes an unreadable file
+    budget  most characters of JSON for all runs and models together
 
-    benchmark  {name, file, step, problems, right, total, answers}: `right` of `total` answers are right; `problems` is the
-               number of problems
-    answer     {id, question, gold, sample, text, left_out, extracted, right, format, tokens, finish, status}:
+    Returns {questions, sources}. A source has benchmarks, and a benchmark has answers:
 
-    - `text`: the completion, with `left_out` characters missing in its middle; null in a row of an older version
-    - `format`, `tokens`, `finish`, `status`: as in eval/<benchmark>.jsonl; null in a row of an older version
+    questions  texts of the questions; answers refer to a question by its index
+    source     {path, name, label, damage, benchmarks} of a run or model; `damage` describes its unreadable files, or is None
+    benchmark  {name, file, step, problems, right, total, answers}; `problems`, `right` and `total` are the numbers of
+               problems, right answers and answers in the file, of which `answers` is a selection
+    answer     {id, question, gold, sample, text, left_out, extracted, right, format, tokens, finish, status}
+
+    - `text`: the completion without `left_out` characters in its middle; null if an older version wrote the row
+    - `format`, `tokens`, `finish`, `status`: as in eval/<benchmark>.jsonl; null if an older version wrote the row
     """
     sources: list[tuple[RunRecord | BareModel, str]] = [
         (run, f"{group.label}, seed {run.seed}") for group in collection.groups for run in group.runs
@@ -55,7 +58,7 @@ def sample_answers(collection: Collection, budget: int = BUDGET) -> dict[str, An
 
 
 def _of_source(source: RunRecord | BareModel, select: Select, budget: int, questions: dict[str, int]) -> dict[str, Any]:
-    """Sample the answers of a run or model within its part of the budget. Adds their questions to `questions`."""
+    """Select answers of a run or model within its share `budget`. Adds the questions of the answers to `questions`."""
     names = list(dict.fromkeys(str(row["benchmark"]).partition(PART)[0] for row in source.evaluations))
     benchmarks: list[dict[str, Any]] = []
     damage: list[str] = []
@@ -78,7 +81,7 @@ def _of_source(source: RunRecord | BareModel, select: Select, budget: int, quest
 def _at_selected_step(
     source: RunRecord | BareModel, rows: Sequence[dict[str, Any]], select: Select
 ) -> list[dict[str, Any]]:
-    """Return the rows of the step that the tables show, or of the last measured step if that step has no rows."""
+    """Return the rows of the step that the tables show. If there are none, return the rows of the last measured step."""
     steps = {row["step"] for row in rows}
     step = source.selected_step(select) if isinstance(source, RunRecord) else None
     shown = step if step in steps else max(steps, default=None)

@@ -1,4 +1,4 @@
-"""Selection of the configuration that represents a method, and of the results that others are compared with."""
+"""Selection of the configuration that represents a method, and of the results that serve as references in comparisons."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,10 +17,12 @@ def best_configurations(
     select: Select,
     key: Callable[[RunGroup], Any] = lambda group: (group.setting, group.method, group.gate),
 ) -> tuple[list[RunGroup], list[str]]:
-    """Choose the group with the best mean validation Pass@1 among the groups of each key, never by a test score.
+    """Choose the group with the best mean validation Pass@1 among the groups with the same key. Test scores are not used.
 
-    If the finished runs of a key have no common validation, all of its groups are returned. Also returns a sentence for each
-    choice, and for each key without a choice.
+    key  function that maps a group to its key; by default, the groups of a method and gate in a setting share a key
+
+    Groups without finished runs are considered only if no group of the key has finished runs. If the groups that are considered
+    have no common validation, all of them are returned. Also returns sentences that explain the choices.
     """
     chosen: list[RunGroup] = []
     notes = []
@@ -56,10 +58,13 @@ def best_configurations(
 def against_best_and_baseline(
     results: Sequence[T], score: Callable[[T], float], method_of: Callable[[T], str]
 ) -> list[tuple[T, T, str]]:
-    """Pair every result with the best trained result and with the strongest baseline, without repeating a pair.
+    """Pair every result with the best trained result and with the strongest baseline, without duplicate pairs.
 
-    Each pair comes with the role of its second result: `best`, `strongest baseline` or both, or `tied for …` if another result
-    has the same score. `method_of` returns an empty text for a result that was not trained.
+    score      function that returns the score of a result
+    method_of  function that returns the method of a result, or an empty string if the result was not trained
+
+    Returns (result, reference, role) tuples. The role of the reference is `best`, `strongest baseline` or both. If a competing
+    result has the same score as the reference, the role is `tied for …`. Returns an empty list if no result was trained.
     """
     trained = [result for result in results if method_of(result)]
     if not trained:
@@ -83,9 +88,10 @@ def _role(name: str, reference: T, rivals: Sequence[T], score: Callable[[T], flo
 
 
 def _validation_score(group: RunGroup, select: Select) -> tuple[tuple[Any, ...], float] | None:
-    """Return the measurement and the mean validation Pass@1 of the finished runs at their selected steps.
+    """Return the measurement and the mean validation Pass@1 of the group's finished runs at their selected steps.
 
-    Returns None if a run has no validation at that step, or if the runs' measurements differ.
+    Returns None if there are no finished runs, if one of them has no validation at its selected step, or if their measurements
+    differ.
     """
     rows = [row for run in group.finished for row in run.validations if row["step"] == run.selected_step(select)]
     measurements = {measurement_of(row) for row in rows}

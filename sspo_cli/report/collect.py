@@ -18,7 +18,7 @@ from sspo_cli.report.records import BareModel, RunRecord, Select, read_record
 
 @dataclass(frozen=True)
 class Collection:
-    """The data of a report and the selected checkpoint. `left_out` has a sentence for each folder that was left out."""
+    """The data of a report. `left_out` has a sentence for each omitted folder; `select` is the checkpoint for the tables."""
 
     groups: list[RunGroup] = field(default_factory=list)
     bare_models: list[BareModel] = field(default_factory=list)
@@ -35,14 +35,15 @@ class Collection:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """Frame of the evaluations from `evaluation_frame`, the source of every table and figure of scores."""
+        """Frame of all evaluations, made by `evaluation_frame`. Every table and figure of scores is computed from it."""
         return evaluation_frame(self.groups, self.bare_models, self.select)
 
 
 def collect(paths: Sequence[Path], select: Select = "last") -> Collection:
-    """Read every run and every measured model in these folders and below them, and group the runs.
+    """Read every run and every measured model in these folders and their subfolders, and group the runs.
 
-    There may be models but no runs, and therefore no groups. Raises UserError if there are neither.
+    Damaged folders are omitted. If several runs have the same options and seed, only the most complete run is used. Raises
+    UserError if there is neither a run nor a measured model.
     """
     bare_models: list[BareModel] = []
     left_out: list[str] = []
@@ -50,7 +51,7 @@ def collect(paths: Sequence[Path], select: Select = "last") -> Collection:
     for path in find_runs(paths):
         try:
             record = read_record(path)
-        except UserError as error:  # a damaged folder does not keep the others from being read
+        except UserError as error:  # the remaining folders are still read
             left_out.append(f"`{path}`: {error}")
             continue
         if isinstance(record, BareModel):
@@ -59,7 +60,7 @@ def collect(paths: Sequence[Path], select: Select = "last") -> Collection:
         effects = effects_of(record)
         seeds = by_options[tuple(sorted((key, str(value)) for key, value in effects.items()))]
         if rival := seeds.get(record.seed):
-            # Keep the finished or longer run, the first of equal ones.
+            # Keep the finished run, or else the longer run. If both are equal, keep the first run.
             record, worse = sorted((rival, record), key=lambda run: (run.finished, run.step), reverse=True)
             left_out.append(f"`{worse.path}`: the same options and seed as `{record.path}`")
         seeds[record.seed] = record

@@ -1,4 +1,4 @@
-"""A sample of the completions that runs kept, small enough for a page."""
+"""Selection of recorded training completions that is small enough for the report page."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,23 +14,28 @@ from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import COMPLETION, check_shape
 
 BUDGET = 2_400_000  # most characters of JSON for the completions of all runs together
-SHORTEST_CUT = 300  # tokens that a cut completion keeps at least, however many runs there are
-LONGEST_OPENING = 64  # most characters that a prompt template may put before the policy's first token
+SHORTEST_CUT = 300  # least number of tokens of a shortened completion, independent of the number of runs
+LONGEST_OPENING = 64  # most characters that a prompt template puts before the policy's first token
 
 
 def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list[dict[str, Any]]:
-    """Sample whole rollouts of each run within its part of the budget: the last, the first, and evenly spaced ones between.
+    """Select whole rollout batches of each run: the last, the first, and evenly spaced batches between them.
 
-    run         {path, name, label, seed, complete, damage, groups}: `complete` if all groups are included; `damage` describes
-                the line of its file that cannot be read
+    budget  most characters of JSON for all runs together; each run has an equal share
+
+    Returns a list of runs. A run has groups, and a group has completions:
+
+    run         {path, name, label, seed, complete, damage, groups}; `complete` is true if all recorded groups are included;
+                `damage` describes an unreadable line, or is None
     group       {step, rollout, minibatch, epoch, problem, prompt, gold, completions}
-    completion  {answer, format, advantage, extracted, tokens, truncated, opening, pieces, read, weights, left_out, outcome}:
+    completion  {answer, format, advantage, extracted, tokens, truncated, opening, pieces, read, weights, left_out, outcome}
 
-    - `opening`: the text that the template opened the completion with
-    - `pieces`: the texts of the tokens; the whole text in a run of an older version
-    - `weights`: token weights in hundredths; null if all are 100. A single weight that a bad step made not finite is null.
-    - `left_out`: number of pieces missing in the middle of a long completion
-    - `read`, `outcome`: for an episode, a flag for each piece that the policy read, and the outcome; null for a single turn
+    - `opening`: start of the completion that the prompt template wrote
+    - `pieces`: list of the tokens' texts; the whole text as a string if an older version wrote the run
+    - `weights`: token weights in hundredths, with null for a weight that is not finite; null if all weights are 100
+    - `left_out`: number of pieces omitted in the middle of a long completion
+    - `read`: for an episode, a list with true for each piece that the environment wrote; null for a single turn
+    - `outcome`: outcome of the episode; null for a single turn
     """
     runs = [(group, run) for group in groups for run in group.runs]
     if not runs:
@@ -42,20 +47,20 @@ def sample_completions(groups: Sequence[RunGroup], budget: int = BUDGET) -> list
         try:
             kept, complete = _sample(run, budget // len(runs))
             sampled.append({**header, "complete": complete, "damage": None, "groups": kept})
-        except UserError as error:  # the page shows the error, and the other runs are still read
+        except UserError as error:  # the page shows the error; the remaining runs are still read
             sampled.append({**header, "complete": False, "damage": str(error), "groups": []})
     return sampled
 
 
 def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
-    """Return groups of the run by step, and True if the run recorded no others. Only lines of sampled rollouts are parsed."""
+    """Return the selected groups in order of steps, and whether these are all recorded groups. Parses only the lines needed."""
     path = RunFolder(run.path).completions_path
     if not path.exists():
         return [], True
     with explain_os_errors("read", path):
         *lines, _torn = path.read_bytes().split(b"\n")
     longest = max(SHORTEST_CUT, budget // (12 * run.options.rollout.group_size))  # a token takes about 12 characters
-    rollouts: dict[int, list[dict[str, Any]]] = {}  # by their first line
+    rollouts: dict[int, list[dict[str, Any]]] = {}  # by the number of their first line
     seen: set[int] = set()
     used = 0
 
@@ -76,7 +81,7 @@ def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
         rollout = [_group(list(members), longest) for _, members in groupby(rows, itemgetter("step", "problem"))]
         used += len(json.dumps(rollout, ensure_ascii=False))
         if used > budget:
-            if not rollouts:  # always show some: the stalest minibatch of the last rollout
+            if not rollouts:  # show at least one group: the last group of the last rollout batch
                 rollouts[first] = rollout[-1:]
             break
         rollouts[first] = rollout
@@ -85,9 +90,9 @@ def _sample(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], bool]:
 
 
 def coarse_to_fine(n: int) -> Iterator[int]:
-    """Yield indices in 0..n-1, some more than once: the last, the first, then the middle, the quarters, ….
+    """Yield all indices in 0..n-1: the last, the first, then the middle, the quarters, and so on. Indices may repeat.
 
-    The order is that of reversed binary digits, so that every prefix is spread evenly.
+    The order follows the reversed binary digits of a counter (van der Corput sequence), so that every prefix is spread evenly.
     """
     if n:
         yield from (n - 1, 0)

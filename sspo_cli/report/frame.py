@@ -1,4 +1,4 @@
-"""The evaluations of a report in one frame, and the selections that tables and figures use."""
+"""A frame of all evaluations of a report, and the functions that select rows of this frame for tables and figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ SHARES = ("pass_at_1", "sd", "low", "high", "lowest_seed", "highest_seed", "trun
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A line of the tables. Compared by identity and hashable.
+    """A line of the tables. Lines are compared by identity and are hashable.
 
     kind           BASE (before RL, after the cold start), BARE (a model that `sspo eval` measured) or TRAINED
-    configuration  hyperparameters of the group
-    group          the runs of a trained line
+    configuration  hyperparameters of the group, as text; empty unless the line is TRAINED
+    group          group of runs that the line shows; None unless the line is TRAINED
     """
 
     setting: str
@@ -39,23 +39,27 @@ class Line:
 
 
 def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel], select: Select) -> pd.DataFrame:
-    """Build a frame with a row for each line and evaluation. A setting's lines are its base, its bare models, its groups.
+    """Build a frame with a row for each table line and evaluation. For each setting: base, bare models, then groups of runs.
 
-    line       the Line, with its `kind` and `setting` also as columns
-    source     the RunRecord or BareModel, with the run's `seed`
-    selected   the evaluation is of the run's selected step; always true for a base and a bare model
-    pass_at_1  from the evaluation
-    percent    Pass@1 in %, computed from `correct`
+    Columns:
 
-    MEASUREMENT, identity, path, trained_on, step and correct are those of the evaluation. Bare models without a setting come
-    last, with their name as setting. Bases and bare models have no validation rows.
+    line            the Line
+    kind, setting   attributes of the line
+    source          the RunRecord or BareModel
+    seed            seed of the run; None for a bare model
+    selected        True if the evaluation is at the run's selected step; always True for a base and a bare model
+    percent         Pass@1 in %, computed from `correct`
+
+    The remaining columns are fields of the evaluation: MEASUREMENT, identity, path, trained_on, step, correct, truncated and
+    pass_at_1. A bare model that no run was trained from forms a setting with its own name, after all other settings. Bases and
+    bare models have no validation rows.
     """
     rows: list[dict[str, Any]] = []
 
     def add(line: Line, source: RunRecord | BareModel, evaluation: dict[str, Any], selected: bool) -> None:
         seed = (
             source.seed if isinstance(source, RunRecord) else None
-        )  # of the run; the evaluation's own seed is for its sampling
+        )  # the evaluation has a seed too, which is for sampling
         about = {"line": line, "kind": line.kind, "setting": line.setting, "source": source, "seed": seed}
         rows.append({**evaluation, **about, "selected": selected})
 
@@ -87,15 +91,16 @@ def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel
 
 
 def table_rows(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
-    """Select the rows for tables: bases, bare models and `groups` at the selected step, without validation."""
+    """Select the rows of bases, bare models and `groups` at the selected step, without validation; add `with_headings`."""
     is_shown = np.array([line.group is None or line.group in groups for line in frame["line"]], dtype=bool)
     return with_headings(frame[is_shown & frame["selected"] & (frame["benchmark"] != VALIDATION)])
 
 
 def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
-    """Return all evaluations of the groups' finished runs, including validation, by group and step, with a column `group`.
+    """Return all evaluations of the groups' finished runs, including validation, sorted by group and step.
 
-    The groups may differ from those of the frame, but must have the same runs.
+    Adds the column `group`, and the headings of `with_headings`. The groups may be formed differently from the groups in the
+    frame, but must consist of the frame's runs.
     """
     places = {run: place for place, group in enumerate(groups) for run in group.finished}
     rows = frame[(frame["kind"] == TRAINED) & frame["source"].isin(list(places))]
@@ -106,26 +111,27 @@ def rows_of(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> pd.DataFrame:
 
 
 def with_headings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `column`, a heading: the benchmark, with the differences of its measurements in `rows` if there are several.
+    """Add the column `column`, which is the heading of each row's table column.
 
-    Different models render the same prompt with different chat templates; this alone does not make another column.
+    A heading is the benchmark's name. If `rows` has several measurements of a benchmark, each heading states the differences.
+    Rows of different models may share a heading although their chat templates differ.
     """
     measurements = rows[[*MEASUREMENT]].to_dict("records")
     return rows.assign(column=columns(measurements, [line.model for line in rows["line"]]))
 
 
 def split(rows: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Split rows by their values in some columns, in order of first occurrence; yield these values and the rows."""
+    """Group rows by their values in `columns`. Yields (values, rows) in order of first occurrence."""
     yield from rows.groupby(columns[0] if len(columns) == 1 else [*columns], sort=False, dropna=False)
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Summarize Pass@1 over the seeds: mean, standard deviation, 95 % interval of the mean, lowest and highest seed.
 
-    Returns a row for each value of the columns `by` and each measurement. A row also has the mean share of answers that were
-    cut at the token limit, NaN if unknown. The interval is Wilson's for n problems and the rounded mean number solved. It does
-    not use n times the number of seeds, because all seeds answer the same problems. The standard deviation is that of a
-    sample, and NaN for one seed.
+    Returns a row for each combination of values of the columns `by` and each measurement. A row also has the mean share of
+    truncated answers, which is NaN if unknown. The interval is Wilson's for n problems and the rounded mean number of solved
+    problems. It does not use n times the number of seeds, because all seeds answer the same problems. The standard deviation
+    is the sample standard deviation, which is NaN for a single seed.
     """
     key = [*by, *MEASUREMENT, "column"]
     summaries = []
@@ -140,9 +146,10 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def gain(cells: Mapping[str, float], base: Mapping[str, float]) -> float | None:
-    """Compute Δ Avg in points: the mean over the base's columns of cell − base.
+    """Compute Δ Avg in percentage points: the mean of `cells` − `base` over the columns of `base`.
 
-    Uses the numbers as printed, with one decimal, so that a reader can check it. Returns None if a cell or the base is missing.
+    Uses the numbers as printed, with one decimal, so that readers can check the result. Returns None if `base` is empty or if
+    `cells` lacks one of its columns.
     """
     if not base or not base.keys() <= cells.keys():
         return None
@@ -152,8 +159,8 @@ def gain(cells: Mapping[str, float], base: Mapping[str, float]) -> float | None:
 def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[str, Any]]]:
     """Return the evaluations on benchmarks before the first step.
 
-    The runs of a setting start from the same model. If all of them solve equally many problems, one run represents them;
-    otherwise the evaluations of all runs are returned.
+    The runs of a setting start from the same model. For each measurement on which all runs have the same score, only the
+    evaluation of the first run is returned; otherwise the evaluations of all runs are returned.
     """
     tests = [
         (run, evaluation)
@@ -173,12 +180,12 @@ def _before_training(groups: Sequence[RunGroup]) -> list[tuple[RunRecord, dict[s
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = ["line", "kind", "setting", "source", "seed", "selected", *MEASUREMENT]
     names += ["identity", "path", "trained_on", "step", "correct", "truncated", "pass_at_1"]
-    # As objects, because a column of integers would become floats if a row of an older version lacks the value.
+    # As objects, because pandas converts a column of integers to floats if a row of an older version lacks the value.
     frame = pd.DataFrame(rows, columns=names, dtype=object)
     frame = frame.astype({"selected": bool, "step": int, "correct": float, "truncated": float, "pass_at_1": float})
     return frame.assign(percent=(100 * frame["correct"] / (frame["n"] * frame["samples"])).astype(float))
 
 
 def _typed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Convert each column of the measurement to the type of its values in these rows."""
+    """Convert each column of MEASUREMENT from `object` to the type of its values in these rows."""
     return rows.assign(**{name: pd.Series(rows[name].tolist(), rows.index) for name in MEASUREMENT})

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 BASELINES = tuple(name for name, row in METHODS.items() if row.default and name != "sspo")  # compared with SSPO
 
-# Options that do not change what is learned, in addition to the seed; runs that differ in them are comparable.
+# Options that do not change what is learned, and the seed. Runs that differ only in these options are comparable.
 WITHOUT_EFFECT = (
     "seed",
     "threads",
@@ -45,11 +45,11 @@ WITHOUT_EFFECT = (
     "fork.",  # the starting checkpoint has an effect, see `effects_of`
 )
 
-# Options that determine the model that RL starts from and its problems; no table compares runs that differ in them.
+# Options that determine the initial model and the problems of RL. No table compares runs that differ in these options.
 START = ("model.", "cold_start.", "tasks", "prompt", "chat.", "episode.", "fork")
 
 # Options that determine the regime in which methods are compared: the staleness of minibatches and the amount of sampling.
-# Runs that differ in them are not alternative configurations of a method, and have separate blocks in each table.
+# Runs that differ in these options have separate blocks in each table.
 REGIME = (
     "steps",
     "learning.mu",
@@ -68,13 +68,14 @@ HYPERPARAMETERS = [name for name, option in OPTIONS.items() if not option.choice
 
 @dataclass(frozen=True, eq=False)
 class RunGroup:
-    """Runs of one configuration, one for each seed. Compared by identity and hashable.
+    """Runs of one configuration, one for each seed. Groups are compared by identity and are hashable.
 
     model    name of the model
-    start    model and training data, and other options of the starting model in which groups differ
-    setting  start, and the regime if groups with this start differ in it; only groups of one setting are comparable
-    label    method and gate, with the options in which groups of this method and gate differ
-    differs  these options, by dotted name
+    start    model and training data as text, with the options in START in which groups of the same model and data differ
+    setting  start, with the options in REGIME in which groups with the same start differ; groups of different settings are
+             not comparable
+    label    method and gate, with the options in `differs`
+    differs  options in which groups with the same setting, method and gate differ, by dotted name
     """
 
     model: str
@@ -92,38 +93,38 @@ class RunGroup:
 
     @property
     def counted(self) -> list[RunRecord]:
-        """Runs that enter means: the finished ones, or all if none is finished."""
+        """Runs that are included in means: the finished runs, or all runs if none is finished."""
         return self.finished or self.runs
 
     @property
     def options(self) -> RunOptions:
-        """Options of one of the runs."""
+        """Options of the first run; the runs differ only in the seed and in options without effect."""
         return self.runs[0].options
 
     @property
     def variant(self) -> str:
-        """Method and gate, without options."""
+        """Label without the options in `differs`: method and gate."""
         return self.label.removesuffix(f" ({self.details})")
 
     @property
     def details(self) -> str:
-        """Options in which groups of this method and gate differ, as text."""
+        """Options in `differs`, as text."""
         return listed(self.differs)
 
     @property
     def configuration(self) -> str:
-        """All hyperparameters of the method, and the other details."""
+        """Hyperparameters of the method and options in `differs`, as text."""
         objective = self.options.objective.model_dump()
         own = {f"objective.{key}": objective[key] for key in HYPERPARAMETERS if key in objective}
         return listed(own | self.differs)
 
     def final(self, metric: str) -> list[float]:
-        """Return the final value of a metric in each counted run that has one."""
+        """Return the final value of a metric for each run in `counted` that has the metric."""
         return [value for run in self.counted if (value := run.final(metric)) is not None]
 
 
 def group_runs(configurations: Sequence[list[RunRecord]]) -> list[RunGroup]:
-    """Make groups with names that state their differences, sorted by setting, method and label."""
+    """Make a group of the runs of each configuration. Group names state differences; sorted by setting, method, label."""
     options = [runs[0].options for runs in configurations]
     effects = [effects_of(runs[0]) for runs in configurations]
     starts = [{key: value for key, value in effect.items() if key.startswith(START)} for effect in effects]
@@ -166,10 +167,10 @@ def options_with_effect(options: RunOptions) -> dict[str, Any]:
 
 
 def effects_of(run: RunRecord) -> dict[str, Any]:
-    """Return everything that determines what a run learned.
+    """Return everything that determines what a run learned, by name.
 
-    This is its options, the training problems left out for a benchmark, the checkpoint that it was forked from, and the steps
-    at which it was extended.
+    These are the options with an effect, the training problems that were left out because a benchmark contains them, the
+    checkpoint that the run was forked from, and the steps at which the run was extended.
     """
     effects = options_with_effect(run.options)
     if run.left_out:
@@ -185,18 +186,18 @@ def effects_of(run: RunRecord) -> dict[str, Any]:
 
 
 def mean_over_seeds(runs: Sequence[RunRecord], metric: str) -> pd.Series:
-    """Average a metric over runs at the steps that all of them have; otherwise the mean would jump at the end of a run."""
+    """Average a metric over runs, at the steps that all runs have. At later steps, the mean would jump where a run ends."""
     columns = [run.metrics[metric] for run in runs if metric in run.metrics]
     return pd.concat(columns, axis=1).mean(axis=1, skipna=False).dropna() if columns else pd.Series(dtype=float)
 
 
 def distinguish(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """Describe each item by the details in which the items of its name differ: `tau_neg 0.3, tau_pos 0.2`."""
+    """Describe each item by the details in which items with the same name differ: `tau_neg 0.3, tau_pos 0.2`."""
     return [listed(differing) for differing in differences(names, details)]
 
 
 def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
-    """Return for each item the details in which the items of its name differ; empty for a name that occurs once."""
+    """Return, for each item, the details in which items with the same name differ; empty if the name is unique."""
     sharing: dict[str, list[Mapping[Any, Any]]] = defaultdict(list)
     for name, detail in zip(names, details, strict=True):
         sharing[name].append(detail)
@@ -215,19 +216,19 @@ def differences(names: Sequence[str], details: Sequence[Mapping[Any, Any]]) -> l
 
 
 def listed(details: Mapping[Any, Any]) -> str:
-    """Format details as `tau_neg 0.3, tau_pos 0.2`; a long text is shortened to its beginning and a hash."""
+    """Format details as `tau_neg 0.3, tau_pos 0.2`. A long value is shortened to its beginning and a hash."""
     return ", ".join(f"{key.removeprefix('objective.')} {_brief(_readable(value))}" for key, value in details.items())
 
 
 def _brief(value: str) -> str:
-    """Shorten a value for a table, except lists of tasks, which name the training data."""
+    """Shorten a long value for a table. Values that begin with a bracket or brace are not shortened."""
     if len(value) <= LONGEST_TEXT or value.startswith(("[", "{")):
         return value
     return f"“{' '.join(value[:40].split())}…” ({xxhash.xxh3_64_hexdigest(value.encode('utf-8', 'replace'))[:6]})"
 
 
 def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:
-    """Return short names by setting: only the regime if several settings have the same start."""
+    """Map each setting to a short name. If all settings have the same start, the short name is the regime."""
     starts = {group.setting: group.start for group in groups}
     if len(starts) == 1 or len(set(starts.values())) > 1:
         return {setting: setting for setting in starts}
@@ -235,7 +236,7 @@ def short_settings(groups: Iterable[RunGroup]) -> dict[str, str]:
 
 
 def method_name(method: str) -> str:
-    """Return a method's name in the spelling of its paper."""
+    """Return a method's name as its paper spells it."""
     if method == "cegppo":
         return "CE-GPPO"
     return method.upper() if method in METHODS and METHODS[method].default else method
@@ -256,7 +257,7 @@ def _natural(text: str) -> list[str | float]:
 
 
 def _readable(value: Any) -> str:
-    """Format a value; lists of tasks as `gsm8k (limit 100) + math500`, without options at their defaults."""
+    """Format a value. A list of tasks becomes `gsm8k (limit 100) + math500`, without options that have default values."""
     if not (isinstance(value, list) and value and all(isinstance(task, dict) and "name" in task for task in value)):
         return str(value)
     defaults = TaskOptions().model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Signs of trouble in the metrics of the runs of a report."""
+"""Health check of all runs of a report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +8,9 @@ from sspo_cli.tracking.health import FEWEST_STEPS, health
 
 
 def signs_of_trouble(collection: Collection) -> tuple[str, list[str]]:
-    """Return a heading with the number of runs in trouble, and the signs with their runs, as each run reports at its end.
+    """Return a heading with the number of runs in trouble, and a sentence for each sign of trouble and run.
 
-    The heading is empty if no run has enough steps.
+    The signs are those that `tracking.health` reports at the end of each run. The heading is empty if no run has enough steps.
     """
     judged = [run for run in collection.runs if len(run.metrics) >= FEWEST_STEPS]
     signs = {run.path: health(_rows(run.metrics.to_dict("records"))) for run in judged}
@@ -20,5 +20,5 @@ def signs_of_trouble(collection: Collection) -> tuple[str, list[str]]:
 
 
 def _rows(rows: Sequence[Mapping[Any, float]]) -> list[dict[str, float]]:
-    """Drop missing metrics from each row."""
+    """Remove metrics that are NaN, which are missing at this step, from each row."""
     return [{key: value for key, value in row.items() if value == value} for row in rows]

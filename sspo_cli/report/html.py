@@ -20,7 +20,7 @@ ElementTree.register_namespace("xlink", XLINK)
 
 
 def template(name: str, **filters: Any) -> jinja2.Template:
-    """Load one of the package's templates; HTML templates escape their values."""
+    """Load a template of this package by file name. HTML templates escape the inserted values."""
     environment = jinja2.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -33,13 +33,13 @@ def template(name: str, **filters: Any) -> jinja2.Template:
 
 
 def html_page(*, completions: Sequence[dict[str, Any]], answers: dict[str, Any], **parts: Any) -> str:
-    """Render the page from `sample_completions`, `sample_answers` and the other values that page.html.jinja needs."""
+    """Render the page from the results of `sample_completions` and `sample_answers`, and the `parts` of page.html.jinja."""
     script = Markup(_resource("page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("page.html.jinja", code=code).render(
         css=Markup(_resource("page.css")),
         script=script,
-        script_hash=f"sha256-{digest}",  # the browser runs no other script, even if text from a run were not escaped
+        script_hash=f"sha256-{digest}",  # the browser runs only this script, even if text from a run were not escaped
         browser=json_for_script(completions) if completions else None,
         answers=json_for_script(answers) if answers["sources"] else None,
         **parts,
@@ -47,15 +47,15 @@ def html_page(*, completions: Sequence[dict[str, Any]], answers: dict[str, Any],
 
 
 def html_of(tables: Iterable[Table]) -> Markup:
-    """Render tables, each in a box that scrolls."""
+    """Render tables as HTML, each in a scrollable box."""
     text = "".join(table.to_html() for table in tables)
     return Markup(text.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 
 def inline_svg(svg: bytes, name: str, title: str) -> Markup:
-    """Convert matplotlib's SVG to an element of a page. Its ids begin with `name`, so that they are unique in the page.
+    """Convert matplotlib's SVG to an <svg> element. All ids get the prefix `name`, so that they are unique in the page.
 
-    The element has a title for screen readers. It shrinks with its container, and does not grow beyond its natural size.
+    `title` is the label for screen readers. The element shrinks with its container, but does not grow beyond its natural size.
     """
     root = ElementTree.fromstring(svg)
     for node in root.iter():
@@ -71,12 +71,12 @@ def inline_svg(svg: bytes, name: str, title: str) -> Markup:
 
 
 def json_for_script(value: Any) -> Markup:
-    """Encode JSON so that it cannot end its <script> element or open a comment."""
+    """Encode a value as JSON that cannot end its <script> element or open a comment."""
     return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def code(text: str) -> Markup:
-    """Convert plain text with `code` in backticks to markup."""
+    """Convert plain text to HTML. Text in backticks becomes a <code> element."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

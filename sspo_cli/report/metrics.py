@@ -1,4 +1,4 @@
-"""The metrics of all runs in one file, for curves that the report does not draw."""
+"""Export of the metrics of all runs to one file, for plots that the report does not contain."""
 
 from io import BytesIO
 
@@ -8,7 +8,7 @@ from sspo_cli.report.collect import Collection
 
 
 def metrics_parquet(collection: Collection) -> bytes:
-    """Encode a row for each run and optimizer step: columns that identify the run, then every metric in float32."""
+    """Return a Parquet file with a row for each run and step: columns that identify the run, then all metrics in float32."""
     parts = [
         run.metrics.astype("float32")
         .reset_index()

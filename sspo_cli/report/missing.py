@@ -1,4 +1,4 @@
-"""Sentences about data that is missing in a report."""
+"""Sentences about missing or incomparable data of a report."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ from sspo_cli.tracking.measurement import IDENTITY, MEASUREMENT, describe, has_i
 
 
 def missing(collection: Collection) -> list[str]:
-    """List what is missing in the tables, in sentences that name the run, the configuration or the benchmark."""
+    """List missing and incomparable data, in sentences that name the run, the configuration or the benchmark."""
     tests = collection.frame[collection.frame["benchmark"] != VALIDATION]
     trained = tests[tests["kind"] == TRAINED]
     measured = dict(split(trained, "source"))
@@ -50,7 +50,7 @@ def _named(run: RunRecord) -> str:
 
 
 def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> Iterator[str]:
-    """List what a run lacks; `tests` are its evaluations on benchmarks, or None."""
+    """Yield a sentence if a run is unfinished or lacks evaluations. `tests` has its benchmark evaluations, or is None."""
     if not run.finished:
         reason = f": {run.reason}" if run.reason else ""
         yield (
@@ -73,7 +73,7 @@ def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> I
 
 
 def _missing_in(setting: str, groups: Sequence[RunGroup], tests: pd.DataFrame) -> Iterator[str]:
-    """List evaluations and seeds that only some runs of a setting have."""
+    """Yield a sentence for each doubtful base, and for evaluations and seeds that only some runs or groups of a setting have."""
     yield from _doubts_about_the_base(setting, tests[tests["kind"] == BASE])
     at_step = {
         run: set(rows["benchmark"])
@@ -106,7 +106,7 @@ def _doubts_about_the_base(setting: str, base: pd.DataFrame) -> Iterator[str]:
 
 
 def _seeds_that_differ(groups: Sequence[RunGroup]) -> Iterator[str]:
-    """List runs that look like seeds of one configuration but differ in an option, and seeds that are evaluated differently."""
+    """Yield a sentence on runs that may be mistaken for seeds of one configuration, and on seeds evaluated differently."""
     for variants in grouped(groups, lambda group: (group.method, group.gate)).values():
         seeds = [run.seed for group in variants for run in group.runs]
         if len(variants) > 1 and len(seeds) == len(set(seeds)):
@@ -134,7 +134,7 @@ def _measured_in_several_ways(tests: pd.DataFrame) -> Iterator[str]:
 
 
 def _why(measured: pd.DataFrame) -> str:
-    """Explain which parts of the identity separate measurements with the same name."""
+    """Explain which parts of the identity differ between these measurements of a benchmark; empty if none differ."""
     rows = measured[[*IDENTITY]].to_dict("records")
     known = [row for row in rows if has_identity(row)]
     why = describe({name for name in IDENTITY if len({row[name] for row in known}) > 1})
@@ -144,7 +144,7 @@ def _why(measured: pd.DataFrame) -> str:
 
 
 def _contaminated(tests: pd.DataFrame) -> Iterator[str]:
-    """List the benchmarks with problems that runs were trained on."""
+    """Yield a sentence for each benchmark that contains training problems of a run."""
     trained = tests[(tests["kind"] == TRAINED) & tests["trained_on"].fillna(0).astype(bool)]
     for (benchmark, seen, n), measured in split(trained, "benchmark", "trained_on", "n"):
         first, *others = dict.fromkeys(measured["source"])

@@ -30,22 +30,22 @@ from sspo_cli.tracking.files import (
 )
 from sspo_cli.tracking.program import git_revision
 
-IN_DETAIL = ("seeds", "paired", "configurations")  # long tables, which the page shows on demand
+IN_DETAIL = ("seeds", "paired", "configurations")  # names of long tables, which are collapsed on the page
 
 
 def write_report(
     paths: Sequence[Path], out: Path, paper: bool = False, select: Select = "last", command: Sequence[str] = ()
 ) -> list[Path]:
-    """Write tables, figures, metrics.parquet, report.md and index.html to `out`, and replace an earlier report there.
+    """Write tables, figures, metrics.parquet, report.md and index.html to the folder `out`.
 
-    paths    run folders, or folders of them
-    paper    add the numbers that the paper prints
-    select   checkpoint for the tables
-    command  command line of the user, shown on the page
+    paths    run folders, or folders that contain run folders
+    paper    add the paper's printed numbers to the tables
+    select   checkpoint of each run that the tables show
+    command  the user's command line, printed on the page
 
-    Returns the paths of all files, the page first. Files of an earlier report that the new one lacks are deleted; other files
-    in `out` are kept. Raises UserError if there is no run, or if `out` cannot be written or is in the folder of a run or of a
-    measured model.
+    Returns the paths of all files; index.html is the first. An earlier report in `out` is replaced, and its obsolete files are
+    deleted. Files that no report wrote are kept. Raises UserError if there is neither a run nor a measured model, if `out`
+    cannot be written, or if `out` is in the folder of a run or of a measured model.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "config.json").is_file() and (folder / "status.json").is_file():
@@ -116,7 +116,7 @@ def write_report(
 
 
 def _title(collection: Collection) -> str:
-    """Return the only setting, the common start of all settings, or `Report` if there is neither."""
+    """Return the only setting, or the start that all settings share, or `Report`."""
     names = {group.start for group in collection.groups} if len(collection.settings) > 1 else {*collection.settings}
     return names.pop() if len(names) == 1 else "Report"
 
@@ -132,7 +132,7 @@ def _summary(collection: Collection) -> str:
 
 
 def _files_of_report(out: Path) -> set[str]:
-    """Return the names of the files that an earlier report's page lists, or an empty set."""
+    """Return the file names listed in the index.html of an earlier report, or an empty set if there is no earlier report."""
     try:
         page = (out / "index.html").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

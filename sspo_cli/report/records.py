@@ -16,24 +16,25 @@ from sspo_cli.tracking.measurement import MEASUREMENT, comparable
 from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.tracking.shapes import ANSWER, MEASURED_MODEL
 
-# The checkpoint for the tables: after the last step, or the best by validation.
+# The checkpoint of each run that the tables show: after the last step, or the best by validation.
 Select = Literal["last", "best"]
 
-PART = "/"  # separates the names of a benchmark and of its part
+PART = "/"  # separator of the benchmark and its part in a name such as mint/gsm8k
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """The content of a run folder. Compared by identity and hashable.
+    """The content of a run folder. Records are compared by identity and are hashable.
 
-    state        as in status.json, or "killed" if it is "running" and no process writes the run
-    step         optimizer steps taken
+    state        state in status.json, or "killed" if status.json says "running" but no process writes the run
+    step         number of completed optimizer steps
     started      time of the first start; None if the folder does not record it
     metrics      a row for each optimizer step, indexed by step
-    evaluations  rows of eval/summary.json, each with all of MEASUREMENT
-    data         training problems according to config.json; empty in a folder of an older version
-    extended     extensions of its steps, from config.json
-    origin       the checkpoint that it was forked from, with the origin and extensions of that run; empty unless it is a fork
+    evaluations  rows of eval/summary.json, in which missing fields of MEASUREMENT are None
+    data         description of the training problems in config.json; empty if an older version wrote the folder
+    extended     extensions of the number of steps, from config.json
+    origin       the checkpoint that the run was forked from, with the origin and extensions of the source run; empty if the
+                 run is not a fork
     """
 
     path: Path
@@ -50,7 +51,7 @@ class RunRecord:
 
     @property
     def left_out(self) -> str | None:
-        """Describe the training problems that were left out because they are in a benchmark; None if there are none."""
+        """Description of the training problems that were left out because a benchmark contains them; None if there are none."""
         left_out = self.data.get("left_out") or {}
         return (
             f"{quantity(left_out['problems'], 'problem')} of benchmarks ({left_out['fingerprint']})"
@@ -68,25 +69,25 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of all optimizer steps, without evaluations and checkpoints; None if no step records it."""
+        """Wall time in seconds of all steps, without evaluations and checkpoints; None if the metrics have no times."""
         return float(self.metrics["time/step"].sum()) if "time/step" in self.metrics else None
 
     @property
     def validations(self) -> list[dict[str, Any]]:
-        """Comparable evaluations on held-out training problems, made during training, by step."""
+        """Comparable evaluations on the validation problems, sorted by step (see `comparable`)."""
         return comparable(row for row in self.evaluations if row["benchmark"] == VALIDATION)
 
     def selected_step(self, select: Select) -> int | None:
-        """Return the step that the tables show; None if the run is unfinished, or lacks the validation that `best` needs."""
+        """Return the step that the tables show. Returns None if the run is unfinished, or for `best` if it has no validation."""
         if not self.finished:
             return None
         if select == "last":
             return self.options.steps
-        best = max(self.validations, key=lambda row: row["pass_at_1"], default=None)  # the first of equal ones
+        best = max(self.validations, key=lambda row: row["pass_at_1"], default=None)  # the first if tied
         return None if best is None else int(best["step"])
 
     def final(self, metric: str) -> float | None:
-        """Average a metric over the last tenth of the steps; return None if none of them has it."""
+        """Average a metric over the last tenth of the steps; return None if the metric is missing at all of these steps."""
         if metric not in self.metrics:
             return None
         values = self.metrics[metric].iloc[-max(1, len(self.metrics) // 10) :].dropna()
@@ -94,21 +95,21 @@ class RunRecord:
 
     @property
     def lineage(self) -> str:
-        """Describe the checkpoint that the run was forked from, and its extensions; empty if it has neither."""
+        """Clauses on the fork and the extensions of the run; empty if the run is not a fork and was never extended."""
         fork = self.origin or (self.options.fork.model_dump() if self.options.fork else {})
         return " and ".join([*_forks(fork), *_extensions(self.extended)])
 
     def weights(self) -> list[dict[str, Any]]:
-        """Read the histograms of token weights, or an empty list. Raises UserError for a damaged file."""
+        """Read the histograms of token weights; empty if the run has no such file. Raises UserError if the file is damaged."""
         return RunFolder(self.path).weights()
 
 
 @dataclass(frozen=True, eq=False)
 class BareModel:
-    """A model that `sspo eval` measured outside a run.
+    """A model outside a run that `sspo eval` measured. Compared by identity and hashable.
 
     name         last part of its hub name or path
-    evaluations  as in RunRecord, with step 0
+    evaluations  rows as in RunRecord; their step is 0
     """
 
     path: Path
@@ -117,15 +118,15 @@ class BareModel:
 
 
 def read_record(path: Path) -> RunRecord | BareModel:
-    """Read a folder from `named_runs.find_runs`. Raises UserError for an unreadable or damaged file."""
+    """Read a run or a measured model. Raises UserError if a file is unreadable or damaged."""
     return read_run(path) if (path / "status.json").exists() else read_bare_model(path)
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run. Raises UserError for an unreadable or damaged file."""
+    """Read a run. Raises UserError if a file is unreadable or damaged."""
     folder = RunFolder.open(path)
     status = folder.status
-    folder.weights()  # read now, while a run with a damaged file can still be left out
+    folder.weights()  # read now, because a run with a damaged file can be left out only here
     state = status["state"]
     if state == "running" and not folder.is_being_written():
         state = "killed"
@@ -147,15 +148,16 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_bare_model(path: Path) -> BareModel:
-    """Read the results of `sspo eval` for a model. Raises UserError for an unreadable or damaged file."""
+    """Read the results of `sspo eval` for a model outside a run. Raises UserError if a file is unreadable or damaged."""
     content = read_json(path / "model.json", MEASURED_MODEL)
     return BareModel(path, Path(content["model"]).name, _evaluations(RunFolder(path)))
 
 
 def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any]]:
-    """Read eval/<benchmark>.jsonl, a row for each problem and sample, or an empty list if there is no such file.
+    """Read eval/<benchmark>.jsonl, which has a row for each problem and sample.
 
-    For a part of a benchmark, such as `mint/gsm8k`, only its rows are returned. Raises UserError for a damaged file.
+    For a part of a benchmark, such as `mint/gsm8k`, only the rows of the part are returned. Returns an empty list if there is
+    no such file. Raises UserError if the file is damaged.
     """
     name, _, part = benchmark.partition(PART)
     rows = read_jsonl(RunFolder(source.path).eval / f"{name}.jsonl", ANSWER)
@@ -163,7 +165,7 @@ def answers(source: RunRecord | BareModel, benchmark: str) -> list[dict[str, Any
 
 
 def lineages(runs: Iterable[RunRecord]) -> list[str]:
-    """Describe the runs that are forks or were extended, in sentences; runs of the same lineage share one."""
+    """Describe all runs that are forks or were extended, in sentences. Runs with the same lineage share a sentence."""
     alike: dict[str, list[str]] = {}
     for run in runs:
         if run.lineage:
@@ -175,7 +177,10 @@ def lineages(runs: Iterable[RunRecord]) -> list[str]:
 
 
 def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
-    """Return the common folder of all paths, relative if it is below the current one, and each path's name in it."""
+    """Return the common parent folder of all paths, and each path relative to it.
+
+    The folder is given relative to the working directory if it is inside the working directory.
+    """
     common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
     relative = os.path.relpath(common)
     names = {path: os.path.relpath(path, common) for path in paths}
@@ -183,7 +188,7 @@ def short_names(paths: Sequence[Path]) -> tuple[str, dict[Path, str]]:
 
 
 def _forks(origin: Mapping[str, Any]) -> list[str]:
-    """Describe a fork, with the lineage of the run that it was forked from."""
+    """Describe a fork and the lineage of its source run; return an empty list if `origin` is empty."""
     if not origin:
         return []
     optimizer = "its optimizer" if origin.get("optimizer") else "a new optimizer"
@@ -201,7 +206,10 @@ def _extensions(extended: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """Read the evaluations and add missing fields of MEASUREMENT; older versions took one sample and did not record it."""
+    """Read the evaluations and their parts. Missing fields of MEASUREMENT become None; a missing number of samples becomes 1.
+
+    Raises UserError if a file is damaged.
+    """
     rows = folder.evaluations()
     for row in rows:
         if not {"n", "correct", "pass_at_1"} <= row.keys() or row["correct"] > row["n"] * row.get("samples", 1):
@@ -213,7 +221,7 @@ def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
 def _parts(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the parts of a benchmark with several kinds of problems as separate evaluations.
 
-    Older versions did not count the cut answers of a part.
+    `truncated` is None if an older version wrote the evaluation, because it did not count the truncated answers of a part.
     """
     name = evaluation["benchmark"]
     return [

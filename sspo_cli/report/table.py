@@ -1,4 +1,4 @@
-"""Tables: a frame of numbers, written as Markdown, LaTeX, HTML, CSV and JSON."""
+"""Tables, which can be formatted as Markdown, LaTeX, HTML, CSV and JSON."""
 
 import html
 import json
@@ -18,9 +18,9 @@ LONG = 900  # number of characters above which a note is collapsed
 class Cell:
     """A cell of a table.
 
-    extra   smaller text after the main one, such as an interval
-    marks   some of BEST (bold), SECOND (underlined) and BASELINE (italic)
-    number  sort key; if None, the cell is sorted by its text
+    extra   text in a smaller font after `text`, such as an interval
+    marks   subset of BEST (bold), SECOND (underlined) and BASELINE (italic)
+    number  sort key in the HTML page; if None, the sort key is `text`
     """
 
     text: str
@@ -31,14 +31,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, with methods for its formats.
+    """A table that can be formatted in several ways.
 
-    name      name of its files, such as table1
-    title     line above the table, plain text
-    frame     the numbers, a row for each cell or each line of the table
-    headings  headings of the visible columns
-    lines     cells of each line; a text instead of cells is a heading for the following lines
-    notes     notes below the table, plain text with code in backticks
+    name      file name without suffix, such as table1
+    title     line above the table, as plain text
+    frame     numbers for CSV and JSON, with a row for each cell or each line of the table
+    headings  column headings of the formatted table
+    lines     lines of the formatted table: a list of cells, or a string that is a heading for the following lines
+    notes     notes below the table, as plain text with code in backticks
     """
 
     name: str
@@ -52,13 +52,13 @@ class Table:
         return self.frame.to_csv(index=False)
 
     def to_json(self) -> str:
-        """Return an object with name, title, notes and the rows of the frame; missing values are null."""
+        """Return a JSON object with name, title, notes and the rows of the frame. Missing values are null."""
         rows = json.loads(self.frame.to_json(orient="records", double_precision=15))
         content = {"name": self.name, "title": self.title, "notes": self.notes, "rows": rows}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Return the title, the table with marks in bold, <u> and italic, and the notes."""
+        """Return the title, the table and the notes as Markdown. Marks are bold, <u> and italic."""
         padding = [""] * (len(self.headings) - 1)
         lines = [
             [f"**{_escape_markdown(line)}**", *padding] if isinstance(line, str) else [_markdown(cell) for cell in line]
@@ -70,7 +70,7 @@ class Table:
         return f"**{_escape_markdown(self.title)}**\n\n{table}\n\n{notes}\n"
 
     def to_html(self) -> str:
-        """Return a <figure> with the title as caption and the notes as list; `data-sort` of a cell is its number."""
+        """Return a <figure> with the title as caption and the notes as a list. `data-sort` of a <td> is the cell's number."""
         head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in self.headings)
         bodies = ""
         for heading, block in self._blocks():
@@ -86,7 +86,7 @@ class Table:
         )
 
     def to_latex(self) -> str:
-        """Return a float for pdflatex that needs booktabs and graphicx; a wide table is scaled to fit."""
+        """Return a table environment for pdflatex with booktabs and graphicx. A wide table is scaled to the line width."""
         blocks = []
         for heading, block in self._blocks():
             rows = [rf"\multicolumn{{{len(self.headings)}}}{{l}}{{{escape_latex(heading)}}}"] if heading else []
@@ -114,7 +114,7 @@ class Table:
         )
 
     def _blocks(self) -> list[tuple[str, list[list[Cell]]]]:
-        """Return the lines below each heading; lines before the first heading have an empty one."""
+        """Return (heading, lines) pairs. The heading is empty for lines before the first heading."""
         blocks: list[tuple[str, list[list[Cell]]]] = []
         for line in self.lines:
             if isinstance(line, str):
@@ -127,9 +127,10 @@ class Table:
 
 
 def escape_latex(text: str) -> str:
-    """Escape text for pdflatex without packages; code in backticks becomes typewriter type that may break.
+    """Escape text for pdflatex without additional packages.
 
-    Other letters become their closest ASCII letter or a question mark.
+    Code in backticks is set in typewriter type and may break across lines. A non-ASCII character without an entry in LATEX is
+    replaced by its closest ASCII letters, or by a question mark.
     """
     parts = ["".join(LATEX.get(letter) or _ascii(letter) for letter in part) for part in text.split("`")]
     code = [re.sub(r"([-/=.]|\\_)", r"\1\\allowbreak{}", part) for part in parts[1::2]]
@@ -142,7 +143,7 @@ GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varep
 GREEK |= {"σ": "sigma", "τ": "tau", "Δ": "Delta", "Σ": "Sigma"}
 LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    **{letter: f"{{{letter}}}" for letter in "[]*"},  # after the end of a line they would be its arguments
+    **{letter: f"{{{letter}}}" for letter in "[]*"},  # after `\\`, LaTeX would read them as arguments
     **{letter: rf"\ensuremath{{{letter}}}" for letter in "<>|"},
     **{letter: rf"\ensuremath{{{command}}}" for letter, command in MATH.items()},
     **{letter: rf"\ensuremath{{\{name}}}" for letter, name in GREEK.items()},
@@ -166,9 +167,12 @@ def _escape_markdown(text: str) -> str:
 def ranks_and_marks(
     values: Sequence[float | None], baselines: Sequence[bool]
 ) -> list[tuple[int | None, frozenset[str]]]:
-    """Rank and mark the cells of a column by their printed values. Cells with equal printed values share rank and mark.
+    """Return the rank and the marks of each cell of a column, from its value rounded to one decimal, as printed.
 
-    Nothing is marked if all printed values are equal.
+    values     percentages; None for an empty cell
+    baselines  True for each cell of a baseline method
+
+    Cells with equal printed values have the same rank and marks. No cell is marked if all printed values are equal.
     """
     printed = [None if value is None else round(value, 1) for value in values]
     order = sorted({value for value in printed if value is not None}, reverse=True)
@@ -199,7 +203,7 @@ def _html(cell: Cell) -> str:
 
 
 def _html_note(note: str) -> str:
-    """Return a note as HTML. A long note is collapsed."""
+    """Format a note as HTML. A long note is collapsed to the text before its first colon."""
     first, colon, rest = (_code(html.escape(part), "<code>", "</code>") for part in note.partition(": "))
     return f"<details><summary>{first}</summary>{rest}</details>" if len(note) > LONG else f"{first}{colon}{rest}"
 

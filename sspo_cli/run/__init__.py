@@ -1,1 +1,1 @@
-"""Parts of the training loop: state, saving, measuring, recording."""
+"""Parts of the training loop: state, sampling, saving, evaluation and recording."""

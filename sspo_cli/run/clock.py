@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Measures the wall time of each step by phase, and the time since this process started its first step.
+    """Measures the wall time of each step, in total and by phase.
 
-    Evaluations and checkpoints are included neither in a step's time nor in the speed.
+    The time between `metrics` and `resume`, in which evaluations and checkpoints are made, is not part of any step.
     """
 
     def __init__(self, tokens: int, environments: bool) -> None:
         """Start the first step.
 
-        tokens        number of tokens that the run sampled before this process
-        environments  measure environments as a separate phase
+        tokens        number of tokens that the run sampled before this process started
+        environments  True if the time in environments is measured as a separate phase
         """
         self._names = ("sampling", "grading", "learning", *(["environment"] if environments else []))
-        self._nested = 0.0  # seconds of phases within the one that is being measured
+        self._nested = 0.0  # seconds of phases nested in the current phase
         self._began = self._last = time.perf_counter()
         self._busy = 0.0
         self._tokens_before = tokens
@@ -27,7 +27,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to phase `name` of the step, without the time of phases nested in the block."""
+        """Add the time of the block, except for phases nested in the block, to phase `name` of the current step."""
         start = time.perf_counter()
         before, self._nested = self._nested, 0.0
         yield
@@ -36,7 +36,10 @@ class Clock:
         self._nested = before + took
 
     def metrics(self, tokens: int) -> dict[str, float]:
-        """Return the seconds of the step that ends now, and the sampled tokens per second of this process so far."""
+        """End the step. Returns its times in seconds, and the tokens per second that this process has sampled so far.
+
+        tokens  number of tokens that the run has sampled so far
+        """
         now = time.perf_counter()
         step = now - self._last
         self._busy += step

@@ -1,4 +1,4 @@
-"""Detection of runs that learn nothing: rollout batches without a gradient are reported, and may stop the run."""
+"""Detection of runs that learn nothing: rollout batches without a gradient are reported and may stop the run."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,13 @@ from sspo_cli.types import Group
 
 
 def check_learning(run: Run, groups: Sequence[Group]) -> None:
-    """Count consecutive rollout batches without a gradient; report them, or stop a run that never had a gradient.
+    """Count consecutive rollout batches without a gradient, and report them or stop the run.
 
-    - In the first batch of a run, defects common to all completions are reported, even if the batch has a gradient.
-    - A run that never had a gradient is reported at its first batch. After MOST_ALIKE batches its state is saved and UserError
-      is raised, unless `keep_going` is set.
-    - A run that had a gradient before is reported after MOST_ALIKE batches without one; it may have nothing left to learn.
+    - If the first batch of a run has a gradient, defects that all of its completions have are reported nevertheless.
+    - If no batch has had a gradient yet, the first batch is reported. After MOST_ALIKE batches, the state is saved and
+      UserError is raised, unless `keep_going` is set.
+    - If an earlier batch had a gradient, MOST_ALIKE consecutive batches without a gradient are reported. The run may have
+      nothing left to learn.
     """
     state, batch, options = run.state, run.state.batch, run.options
     assert batch is not None, "a rollout batch was just sampled"
@@ -54,7 +55,7 @@ def has_gradient(batch: Batch) -> bool:
 
 
 def count(groups: Sequence[Group], batch: Batch) -> Sampled:
-    """Count the completions of a rollout batch that have properties which can prevent a gradient."""
+    """Count the completions of a rollout batch, in total and with each property in `Sampled`."""
     pairs = [pair for group in groups for pair in zip(group.completions, group.rewards, strict=True)]
     return Sampled(
         count=len(pairs),

@@ -1,4 +1,4 @@
-"""Failures of the machine during a run, and the command that continues a run after an early end."""
+"""Errors that end a run early, explained with a command that resumes the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from sspo_cli.errors import UserError, command_line, first_line, says_disk_is_fu
 from sspo_cli.interruption import Interrupted
 from sspo_cli.tracking.run_folder import RunFolder
 
-NAMED = ("`sspo train ", " -m sspo_cli -- train ")  # an error message that contains one of these already has a command
+NAMED = ("`sspo train ", " -m sspo_cli -- train ")  # messages with one of these already have a command
 
 
 @contextmanager
 def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[None]:
-    """Turn an out-of-memory exception of the GPU or the CPU into a UserError with a command that needs less memory."""
+    """Convert an out-of-memory exception on GPU or CPU to a UserError with a command that resumes with less memory."""
     try:
         yield
     except (MemoryError, OverflowError, RuntimeError, ValueError, OSError) as error:
@@ -35,7 +35,7 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
 
 
 def record_failure(path: Path, reason: str) -> None:
-    """Write to a run's folder that it has failed, if the process that writes it was killed and could not."""
+    """Set the status of a run to `failed` if its process was killed, so that the status still is `running`."""
     folder = RunFolder(path)
     status = folder.status
     if status.get("state") == "running" and not folder.is_being_written():
@@ -44,9 +44,9 @@ def record_failure(path: Path, reason: str) -> None:
 
 @contextmanager
 def explained_end(folder: RunFolder) -> Iterator[None]:
-    """Add the command that continues the run to an exception that ends the run early.
+    """Add the command that resumes the run to the message of an exception that ends the run early.
 
-    Exceptions before the run's folder has a state, and messages that already have a command, stay unchanged.
+    UserErrors are unchanged if the run has not begun or is finished, or if the message already has a command.
     """
     command = command_line(*folder.resume_command)
     try:

@@ -9,10 +9,10 @@ from sspo_cli.run.weights import given_weights, trained_weights
 
 @contextmanager
 def behaviour_policy(run: Run) -> Iterator[None]:
-    """Give the policy, within the block, the weights that it had `rollout.lag` rollout batches ago.
+    """Replace the policy's weights within the block with its weights of `rollout.lag` rollout batches ago.
 
-    In the first `rollout.lag` batches, the weights of the first rollout batch are used. The run's state stores the weights at
-    the start of recent batches; it changes only if the block ends without an exception.
+    In the first `rollout.lag` batches, the weights of the first rollout batch are used. If the block ends without an exception,
+    the current weights are added to `run.state.recent_weights`.
     """
     lag = run.options.rollout.lag
     if not lag:

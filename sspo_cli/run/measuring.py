@@ -16,10 +16,11 @@ from sspo_cli.tracking.dead import evaluation_signs
 def measure_if_due(run: Run) -> None:
     """Measure Pass@1 on every benchmark before the first step, every `evaluation.every` steps, and after the last step.
 
-    Results go to the run folder and the tracker. A resumed run does not repeat measurements of its current step. With
-    validation problems, a checkpoint is saved at each measured step, and the best one so far is marked and kept.
+    Results are written to the run folder and passed to the tracker. Benchmarks that are already measured at the current step,
+    as after a resume, are skipped. If the run has validation problems, a checkpoint is saved at each measured step, and the
+    best checkpoint so far is not deleted.
 
-    Raises Interrupted if the user asks to stop, after saving the state and the finished part of the measurement.
+    If the user asks to stop, saves the state and the finished problems, and raises Interrupted.
     """
     options, step = run.options, run.state.step
     every = options.evaluation.every

@@ -13,9 +13,12 @@ from sspo_cli.types import Completion, Group
 
 
 def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
-    """Return the rows of a minibatch whose completions are recorded.
+    """Select the completions of a minibatch that are recorded. Returns their rows in the rollout batch.
 
-    These are the first group of the first minibatch, and the first group of the last minibatch, which is the stalest. If
+    rows       rows of the minibatch in the rollout batch
+    minibatch  index of the minibatch, from 0
+
+    The first group of the first minibatch and the first group of the last minibatch, which is the stalest, are recorded. If
     there is a single minibatch, its first two groups are recorded.
     """
     groups = (minibatch == 0) + (minibatch == options.learning.mu - 1)
@@ -25,17 +28,17 @@ def kept_rows(rows: Tensor, minibatch: int, options: RunOptions) -> list[int]:
 def kept_completions(
     groups: Sequence[Group], advantages: Tensor, plan: Sequence[Tensor], options: RunOptions, tokenizer: Any
 ) -> dict[int, dict[str, Any]]:
-    """Describe the completions that are recorded, by their row in the rollout batch.
+    """Describe the completions that are recorded. Returns {row in the rollout batch: row of `completions.jsonl`}.
 
-    advantages  [P, G]
-    plan        rows of each minibatch, in the order of learning
+    advantages  [prompts, group size]
+    plan        rows of each minibatch of all epochs, in the order of learning
     """
     rows = {row for place, rows in enumerate(plan) for row in kept_rows(rows, place % options.learning.mu, options)}
     return {row: _describe(groups, advantages, row, tokenizer) for row in sorted(rows)}
 
 
 def with_weights(completions: Sequence[dict[str, Any]], token_weights: Tensor) -> list[dict[str, Any]]:
-    """Add the token weights to the completions, which are the first rows of token_weights [B, T]."""
+    """Return the completions with their token weights. Completion i has the weights in row i of `token_weights` [B, T]."""
     return [
         {**completion, "weights": [round(weight, 3) for weight in weights[: len(completion["pieces"])].tolist()]}
         for completion, weights in zip(completions, token_weights, strict=False)
@@ -43,11 +46,11 @@ def with_weights(completions: Sequence[dict[str, Any]], token_weights: Tensor) -
 
 
 def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: Any) -> dict[str, Any]:
-    """Describe the graded completion in a row of the rollout batch, for `completions.jsonl`."""
+    """Return the row of `completions.jsonl` for the completion in a row of the rollout batch."""
     place, number = divmod(row, advantages.shape[1])
     group = groups[place]
     completion, reward = group.completions[number], group.rewards[number]
-    has_end = not completion.truncated and completion.episode is None  # episodes show the ends of their turns
+    has_end = not completion.truncated and completion.episode is None  # the pieces of an episode include end tokens
     pieces = token_pieces(tokenizer, completion.token_ids[:-1] if has_end else completion.token_ids)
     return {
         "problem": group.prompt.problem.id,
@@ -68,7 +71,10 @@ def _describe(groups: Sequence[Group], advantages: Tensor, row: int, tokenizer: 
 
 
 def _describe_episode(completion: Completion) -> dict[str, Any]:
-    """Describe an episode; `written` alternates numbers of tokens that the policy wrote and that it read, wrote first."""
+    """Return the additional fields of an episode.
+
+    `written` alternates between the number of tokens that the policy wrote and the number of tokens that it then read.
+    """
     if completion.episode is None:
         return {}
     return {

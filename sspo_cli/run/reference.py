@@ -1,8 +1,8 @@
 """The reference policy of the KL penalty: the policy that RL starts from, after the cold start if there is one.
 
-The run folder stores the reference's trained weights, with LoRA only the adapters. Without a cold start, new adapters do not
-change the model, so that the reference is the model itself. To compute the reference's log-probabilities, these weights
-temporarily replace the policy's.
+The run folder stores the trained weights of the reference policy. If LoRA is used, these are only the adapters; without a cold
+start, new adapters do not change the model, so that the reference is the original model. To compute the log-probabilities of
+the reference, its trained weights temporarily replace the policy's.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from sspo_cli.run.state import Run
 from sspo_cli.run.weights import given_weights, trained_weights
 from sspo_cli.tracking.files import write_bytes_atomic
 
-NAME = "reference.pt"  # in the run folder
+NAME = "reference.pt"  # file name in the run folder
 
 
 def keep_reference(folder: Path, policy: Policy) -> Sequence[Tensor]:
-    """Save the policy's current trained weights as the reference, and return them."""
+    """Save the policy's current trained weights to the run folder as the reference's weights, and return them."""
     weights, content = trained_weights(policy), BytesIO()
     torch.save(weights, content)
     ranks.on_first(lambda: write_bytes_atomic(folder / NAME, content.getvalue()))

@@ -1,4 +1,4 @@
-"""Sampling of rollout batches. Groups with equal rewards can be replaced (`rollout.equal_groups`)."""
+"""Sampling of rollout batches. The option `rollout.equal_groups` determines what happens to groups with equal rewards."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,9 +20,9 @@ from sspo_cli.types import Completion, Group, Prompt
 def sample_batch(
     run: Run, upcoming: Iterator[Prompt], clock: Clock, telemetry: Telemetry
 ) -> tuple[list[Group], list[Group]]:
-    """Sample and grade groups for the next prompts.
+    """Sample and grade a group of completions for each of the next prompts in `upcoming`.
 
-    Returns the groups of the rollout batch, and all groups that were sampled for it, including dropped ones.
+    Returns the groups of the rollout batch, and all groups that were sampled for the batch, including dropped groups.
     """
     graded: list[Group] = []
 
@@ -42,9 +42,9 @@ def fill(options: RolloutOptions, sample: Callable[[int], list[Group]]) -> list[
 
     sample  function that samples and grades groups for the next `count` prompts
 
-    With `equal_groups: drop`, groups with equal rewards, which have no gradient, are replaced by groups of further prompts, as
-    in DAPO (arXiv 2503.14476). Sampling stops at `most_sampled` times the batch's number of prompts; if the batch is not full
-    then, groups with equal rewards fill it.
+    If `equal_groups` is `drop`, groups with equal rewards, which have no gradient, are replaced with groups for additional
+    prompts, as in DAPO (arXiv 2503.14476). At most `most_sampled` times the batch's number of prompts are sampled. If there are
+    still too few groups with differing rewards, the batch is filled with groups that have equal rewards.
     """
     groups = sample(options.prompts)
     if options.equal_groups == "keep":
@@ -61,18 +61,18 @@ def fill(options: RolloutOptions, sample: Callable[[int], list[Group]]) -> list[
 
 
 def has_differing_rewards(group: Group, options: RolloutOptions) -> bool:
-    """Report whether the rewards of a group differ. The option `equal_in` selects the total reward or r_answer."""
+    """Report whether the rewards of a group differ. The option `equal_in` selects the compared reward: total or r_answer."""
     return len({reward.total if options.equal_in == "reward" else reward.answer for reward in group.rewards}) > 1
 
 
 def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock, telemetry: Telemetry) -> list[Group]:
-    """Sample and grade a group for each prompt; `first` is the index of the first prompt in this rollout batch."""
+    """Sample and grade a group for each prompt. `first` is the index of the first prompt within the rollout batch."""
     options = run.options
     rollout = options.rollout
 
     def begin_check(index: int, _: int, completion: Completion) -> None:
-        """Start the check of an answer while other completions are still sampled, so that grading need not wait."""
-        if completion.episode is not None:  # an episode already has its reward
+        """Start the check of an answer while sampling continues, so that its verdict is available early."""
+        if completion.episode is not None:  # the environment has already computed the reward of an episode
             return
         text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
         run.checker.submit(extract_answer(text, [gold]), gold)

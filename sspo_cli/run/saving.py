@@ -15,16 +15,17 @@ from sspo_cli.policy.checkpoint import describe_last_good, is_whole, keep_last, 
 from sspo_cli.run.state import Run, RunState
 from sspo_cli.tracking.files import explain_os_errors, write_bytes_atomic
 
-ROLLOUTS = "rollouts"  # in the run folder
+ROLLOUTS = "rollouts"  # name of a folder in the run folder
 
 
 def save_if_due(run: Run) -> None:
     """Save the run every `checkpoint.every` steps, after the last step, and when the user asks to stop.
 
-    A bad step, which does not change the weights, is saved only in the latter two cases.
+    A bad step, which has a non-finite loss or gradient and does not change the weights, is saved only if it is the last step or
+    if the user asks to stop.
 
-    Raises Interrupted if the user asks to stop, after saving. Raises UserError, without saving, after
-    `optimizer.max_bad_steps` consecutive bad steps, if the weights are not finite, or if the checkpoint cannot be written.
+    Raises Interrupted after saving if the user asks to stop. Raises UserError, without saving, after `optimizer.max_bad_steps`
+    consecutive bad steps, if the weights are not finite, or if the checkpoint cannot be written.
     """
     options, state = run.options, run.state
     done = state.step >= options.steps
@@ -41,7 +42,7 @@ def save_if_due(run: Run) -> None:
 
 
 def _with_lower_rate(run: Run) -> str:
-    """Suggest how to continue after bad steps, as the end of a sentence."""
+    """Return a clause for an error message that suggests a lower learning rate after bad steps."""
     whole, _ = latest_whole(run.folder.checkpoints)
     rate = f"optimizer.learning_rate={run.options.optimizer.learning_rate / 2:g}"
     if whole is None:
@@ -51,9 +52,9 @@ def _with_lower_rate(run: Run) -> str:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the weights, the optimizer and the state, including the rest of the rollout batch.
+    """Save a checkpoint of the weights, the optimizer and the state, including the current rollout batch.
 
-    If this step already has a complete checkpoint, the checkpoint is not written again.
+    If the current step already has a complete checkpoint, it is not written again. Old checkpoints are deleted.
     """
     folder = checkpoint_path(run)
     if not ranks.on_first(lambda: folder.exists() and is_whole(folder)):
@@ -66,7 +67,7 @@ def save(run: Run) -> None:
 
 @contextmanager
 def saved_on_failure(run: Run) -> Iterator[None]:
-    """Save the run if a UserError ends its rollout, for example from the sandbox, so that it can be continued."""
+    """Save the state of a run with environments if the block raises UserError, so that the run can be resumed."""
     try:
         yield
     except UserError:
@@ -76,10 +77,12 @@ def saved_on_failure(run: Run) -> Iterator[None]:
 
 
 def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
-    """Store a rollout batch of episodes until the next checkpoint, which includes the rest of the batch.
+    """Store the current rollout batch, if it consists of episodes, in the run folder until the next checkpoint.
 
-    A run that is resumed from the previous checkpoint could not sample the same episodes again, because their programs may
-    depend on the time.
+    sync_metrics  metrics of the sync before this batch
+
+    If the run is resumed from an earlier checkpoint, it cannot sample the same episodes again, because the results of programs
+    can depend on the time.
     """
     if run.stage.environments:
         path, content = _rollout_path(run), BytesIO()
@@ -94,7 +97,7 @@ def keep_rollout(run: Run, sync_metrics: dict[str, float]) -> None:
 
 
 def take_kept_rollout(run: Run) -> dict[str, float]:
-    """Restore the current rollout batch if it was stored.
+    """Restore the current rollout batch if `keep_rollout` stored it.
 
     Returns the metrics of the sync before this batch, or an empty dict if no batch was stored.
     """
@@ -115,9 +118,9 @@ def _rollout_path(run: Run) -> Path:
 
 
 def drop_old_checkpoints(run: Run) -> None:
-    """Choose the best checkpoint by validation, and delete all except the best and the last `checkpoint.keep`.
+    """Choose the best checkpoint by validation. Delete all checkpoints except the best and the last `checkpoint.keep`.
 
-    After a bad step no checkpoint is deleted, because the next steps may show that older weights are the last good ones.
+    After a bad step, no checkpoint is deleted, because further bad steps may show that only older checkpoints are usable.
     """
     best = run.folder.choose_best()
     if not run.state.bad_steps:

@@ -23,22 +23,22 @@ from sspo_cli.types import Prompt
 
 @dataclass
 class RunState:
-    """The state of a run that, with weights and optimizer, lets a resumed run continue as if it had never stopped.
+    """The state of a run. Together with weights and optimizer, it lets a resumed run continue as if it had never stopped.
 
-    step       optimizer steps taken, including skipped ones
-    rollout    finished rollout batches
-    position   finished minibatches of the current rollout batch
+    step       number of optimizer steps so far, including skipped steps
+    rollout    number of finished rollout batches
+    position   number of finished minibatches of the current rollout batch
     batch      the current rollout batch; None until it is sampled
-    kept       descriptions of completions by row of the batch; each is written to `completions.jsonl` when its row is learned
-    tokens     tokens sampled so far
-    timeouts   answer checks that ran out of time so far
-    skipped    steps skipped so far because of a NaN loss or gradient
-    bad_steps  consecutive skipped steps up to now
-    learned    a rollout batch has had a gradient
-    alike      consecutive rollout batches without a gradient up to now
-    extra      prompts drawn in place of dropped groups so far
+    kept       rows of `completions.jsonl` by row of the batch; each is written when its minibatch is learned
+    tokens     number of tokens sampled so far
+    timeouts   number of answer checks that have timed out so far
+    skipped    number of steps skipped so far because the loss or its gradient was not finite
+    bad_steps  number of consecutive skipped steps up to the current step
+    learned    True if any rollout batch has had a gradient
+    alike      number of consecutive rollout batches without a gradient up to the current batch
+    extra      number of prompts drawn so far to replace dropped groups
 
-    recent_weights  trained weights at the start of the current rollout and of the `rollout.lag` ones before, oldest first
+    recent_weights  trained weights at the start of the last `rollout.lag` + 1 batches, oldest first; empty if the lag is 0
     """
 
     step: int = 0
@@ -56,14 +56,14 @@ class RunState:
     recent_weights: list[list[Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values for a checkpoint."""
+        """Return the state as a dictionary of tensors and plain values, for a checkpoint."""
         return {**vars(self), "batch": self.batch and self.batch.state_dict()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "RunState":
         """Restore the state from a checkpoint.
 
-        Raises ValueError if an older version saved the checkpoint within a rollout batch, because part of the state is missing.
+        Raises ValueError if an older version saved the checkpoint in the middle of a rollout batch, without its completions.
         """
         if state["batch"] is not None and "kept" not in state:
             raise ValueError(
@@ -77,9 +77,9 @@ class Run:
     """The components of the training loop.
 
     prompts     prompts of each task
-    stage       environments in which episodes are played
-    keep_going  continue even if nothing is learned
-    reference   weights of the reference policy; None without a KL penalty
+    stage       environments of the episodes
+    keep_going  do not stop the run if it learns nothing
+    reference   trained weights of the reference policy; None if there is no KL penalty
     """
 
     options: RunOptions

@@ -1,4 +1,4 @@
-"""Measurement of what each rank does and takes: time, memory, and the share of a GPU's speed that learning uses."""
+"""Measurement of each rank's time and memory, and of the model FLOPs utilization of learning."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from sspo_cli.memory.shape import ModelShape, NotEstimated, read_shape
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.model import Policy
 
-# Floating point operations per second in bfloat16 with accumulation in float32, without sparsity, as the data sheets say.
+# Dense bfloat16 FLOPs per second with float32 accumulation, from the GPUs' data sheets, by part of the device name.
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -26,10 +26,10 @@ GB = 1e9
 
 
 class Telemetry:
-    """Measures step after step; all ranks call it."""
+    """Measures each step. All ranks must call its methods."""
 
     def __init__(self, policy: Policy, options: ModelOptions) -> None:
-        """Look up the speed of the device and the sizes of the model, which are not known of every one."""
+        """Look up the peak speed of the GPU and the sizes of the model. FLOPs utilization is measured only if both are known."""
         self._device = policy.device
         self._peak, self._shape, self._trains_all = None, None, options.lora is None
         if self._device.type == "cuda":
@@ -41,20 +41,25 @@ class Telemetry:
             except NotEstimated:
                 self._peak = None
         self._sampled, self._sampling = 0, 0.0
-        ranks.waited()  # before the first step
+        ranks.waited()  # resets the time that was waited before the first step
 
     def sampled(self, tokens: int) -> None:
-        """Count tokens that this rank has sampled."""
+        """Add to the number of tokens that this rank has sampled."""
         self._sampled += tokens
 
     def metrics(self, minibatch: Batch, times: Mapping[str, float]) -> dict[str, float]:
-        """Return the measurements of the step that took `times`; of several ranks those of each.
+        """Return the measurements of the last step.
+
+        minibatch  minibatch of the step
+        times      metrics of `Clock` for the step
+
+        If there are several ranks, each rank N has its own metrics:
 
         time/rank_N_{sampling,grading,learning}  seconds of the step
-        time/rank_N_waiting            seconds in exchanges of objects and rows, until the last rank came to them
-        time/rank_N_tokens_per_second  tokens that the rank has sampled in this process, by its seconds of sampling
-        device/memory                  GB at the peak of the step, on a GPU; of several ranks device/rank_N_memory
-        device/flop_utilization        `flops` by the seconds of learning, as a share of what all ranks' GPUs can do
+        time/rank_N_waiting            seconds of the step in which the rank waited for other ranks in exchanges of data
+        time/rank_N_tokens_per_second  tokens that the rank has sampled in this process, per second of sampling
+        device/memory                  peak memory of the step in GB, on a GPU; device/rank_N_memory if there are several ranks
+        device/flop_utilization        `flops` per second of learning, as a share of the peak speed of all ranks' GPUs
         """
         measured = {}
         if self._peak and self._shape:
@@ -78,18 +83,21 @@ class Telemetry:
 
 
 def flops(shape: ModelShape, minibatch: Batch, trains_all: bool) -> float:
-    """Count the operations of the forward and backward passes of a minibatch: model FLOPs, nothing that is computed again.
+    """Return the model FLOPs of the forward and backward passes of a minibatch, without recomputation.
 
-    Products of matrices alone: 2 for each weight that a token meets, and those of causal attention. The backward pass has
-    twice as many, or as many if the weights themselves have no gradient.
+    trains_all  True if all weights are trained, False for LoRA
+
+    Only matrix products are counted: 2 FLOPs for each token and weight that the token is multiplied with, and the products of
+    causal attention. The backward pass has twice the FLOPs of the forward pass if all weights are trained. For LoRA, it is
+    counted with the FLOPs of the forward pass, because the model's own weights have no gradient.
     """
     prompts, texts = minibatch.prompt_lengths.double(), minibatch.lengths.double()
     of_groups = {group: row for row, group in enumerate(minibatch.groups.tolist())}
     computed = prompts[list(of_groups.values())] if shape.shares else prompts
     weights = sum(inputs * outputs for inputs, outputs in shape.linear.values())
-    if shape.experts:  # in tensors of three dimensions; `intermediate` is the width of those that a token meets
+    if shape.experts:  # in no linear layer; `intermediate` is the total width per token
         weights += shape.layers * 3 * shape.hidden * shape.intermediate
-    # Pairs of a token and one that it attends to.
+    # Number of pairs of a token and a token that it attends to.
     pairs = (computed.square() / 2).sum() + (texts * prompts + texts.square() / 2).sum()
     forward = 2 * weights * (computed.sum() + texts.sum()) + 2 * shape.head * texts.sum()
     forward += 4 * shape.layers * shape.queries * pairs

@@ -1,4 +1,4 @@
-"""Temporary replacement of a policy's weights by those of an earlier rollout or of the reference."""
+"""Temporary replacement of a policy's weights, by weights of an earlier rollout or of the reference policy."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from sspo_cli.policy.sharding import spread_like, whole
 
 
 def trained_weights(policy: Policy) -> list[Tensor]:
-    """Copy the trained weights, with LoRA only the adapters, to the CPU. Every rank gets all of them."""
+    """Return a copy of the trained weights on the CPU; for LoRA, these are the adapters. Each rank gets the full weights."""
     return [whole(parameter.detach()).to("cpu", copy=True) for parameter in policy.parameters]
 
 
 @contextmanager
 def given_weights(policy: Policy, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Give the policy these trained weights within the block, then restore its current ones."""
+    """Replace the policy's trained weights with `weights` within the block, then restore the original weights."""
     current = trained_weights(policy)
     _set(policy, weights)
     try:

@@ -1,4 +1,4 @@
-"""The console sinks: a live view on a terminal, otherwise one plain line per step. They never end a run."""
+"""The console sinks: a live view on a terminal, otherwise one plain line per step. Failed output never ends a run."""
 
 import os
 import threading
@@ -21,13 +21,13 @@ from sspo_cli.tracking.time_left import StageProgress, TimeLeft
 
 
 def console_sink(run: RunFolder, console: Console) -> Sink:
-    """Return the live view if the terminal can draw it, otherwise plain lines."""
+    """Return a LiveSink if the terminal can draw the live view, otherwise a PlainSink."""
     draws = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
     return LiveSink(run, console) if draws else PlainSink(console, run.config.evaluation.every)
 
 
 class NoteSink(Sink):
-    """Passes each line of the notes of a dry run to `write`."""
+    """Passes each line of each note to the function `write`. A dry run uses this sink."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
@@ -38,10 +38,10 @@ class NoteSink(Sink):
 
 
 class PlainSink(Sink):
-    """Prints short aligned lines without colours, for logs and pipes. During a long step or stage, prints a line every 30 s."""
+    """Prints short aligned lines without colours, for logs and pipes. Reports progress if nothing was printed for 30 s."""
 
     def __init__(self, console: Console, every: int | None = None) -> None:
-        """Open the sink; `every` is the number of steps between two evaluations."""
+        """Initialize the sink. `every` is the number of steps between two evaluations, or None."""
         self._file = console.file
         self._total_steps = self._step = 0
         self._step_began = 0.0
@@ -117,7 +117,7 @@ class PlainSink(Sink):
 
 
 class LogSink(PlainSink):
-    """Appends the plain lines to the log file of the run folder, each with a single write."""
+    """Appends the lines of a PlainSink to the run folder's console.log, each line with a single write."""
 
     def __init__(self, run: RunFolder) -> None:
         super().__init__(Console(), run.config.evaluation.every)

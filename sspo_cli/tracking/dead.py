@@ -1,4 +1,4 @@
-"""Signs and likely reasons of runs that learn nothing and of evaluations that measure nothing."""
+"""Signs and likely reasons that a run learns nothing or that an evaluation measures nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from typing import Any
 
 from sspo_cli.errors import quantity
 
-# A single small rollout batch may have only groups of equal rewards by chance, but ten in a row are unlikely: if a group has
-# differing rewards with probability 0.1, all 4 groups in each of 10 batches have equal rewards in 1 of 68 runs.
-MOST_ALIKE = 10  # consecutive rollout batches without a gradient after which a run that never had one stops
+# In a small rollout batch, all groups may have equal rewards by chance, but this is unlikely in ten consecutive batches. If a
+# group has differing rewards with probability 0.1, all 4 groups of 10 consecutive batches have equal rewards in 1 of 68 runs.
+MOST_ALIKE = 10  # consecutive rollout batches without a gradient at which a run without any earlier gradient stops
 MOSTLY = 0.5  # a defect is reported if more than this share of an evaluation's answers have it
 
 
@@ -17,14 +17,14 @@ class Sampled:
     """Numbers of completions in a rollout batch.
 
     count      all completions
-    untagged   completions without an answer in tags
-    truncated  completions cut at the token limit
-    unformed   completions with a format reward of 0, if the format is rewarded
+    untagged   completions without an answer in tags, and episodes without a proposal
+    truncated  completions truncated at the token limit
+    unformed   completions with a format reward of 0; 0 if the format is not rewarded
     right      completions with a right answer
-    timeouts   completions whose answer check ran out of time
-    alike      completions in a group whose completions are all equal
-    masked     completions left out of the loss
-    episodes   episodes
+    timeouts   completions whose answer check timed out
+    alike      completions in groups in which all completions are equal
+    masked     completions that are excluded from the loss
+    episodes   completions that are episodes
     """
 
     count: int
@@ -39,9 +39,10 @@ class Sampled:
 
 
 def defects(sampled: Sampled, silent_template: str | None, max_new_tokens: int) -> Iterator[str]:
-    """Yield the defects of all completions of a rollout batch that prevent learning.
+    """Yield a sentence for each defect that all completions of a rollout batch have and that prevents learning.
 
-    silent_template  name of the prompt template if another one would ask for the tags, see `RunOptions.silent_template`
+    silent_template  name of the prompt template if it does not ask for tags although another template would; otherwise None
+                     (see `RunOptions.silent_template`)
     """
     count = sampled.count
     if sampled.masked == count:
@@ -57,7 +58,7 @@ def defects(sampled: Sampled, silent_template: str | None, max_new_tokens: int) 
 
 
 def reasons(sampled: Sampled, silent_template: str | None, max_new_tokens: int) -> list[str]:
-    """Return likely reasons why a rollout batch has no gradient, each with a remedy."""
+    """Return likely reasons why a rollout batch has no gradient, each with a remedy. The parameters are those of `defects`."""
     likely = list(defects(sampled, silent_template, max_new_tokens))
     if sampled.timeouts == sampled.count:
         likely.append(f"all {sampled.count} answer checks ran out of time; raise answer_timeout")
@@ -71,16 +72,19 @@ def reasons(sampled: Sampled, silent_template: str | None, max_new_tokens: int) 
 
 
 def untagged(count: int, of: int, silent_template: str | None, otherwise: str) -> str:
-    """Report that answers are not in tags, with a remedy: a template that asks for tags, or `otherwise`."""
+    """Format the message that `count` of `of` answers are not in tags.
+
+    The message ends with a remedy: a template that asks for tags if there is a `silent_template`, otherwise `otherwise`.
+    """
     use_another = f"the template `{silent_template}` does not ask for them, use prompt=think-answer"
     remedy = use_another if silent_template else otherwise
     return f"no answer in tags: {count} of {of}; {remedy}"
 
 
 def evaluation_signs(rows: Sequence[Mapping[str, Any]], silent_template: str | None) -> list[str]:
-    """Describe defects of most answers, which make an evaluation's score meaningless, in sentences with their counts.
+    """Describe each defect of more than half of an evaluation's answers. Such a defect makes the score meaningless.
 
-    rows             rows of `<benchmark>.jsonl`
+    rows             the evaluation's rows of `<benchmark>.jsonl`
     silent_template  as in `defects`
     """
     count = len(rows)

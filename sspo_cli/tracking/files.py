@@ -1,4 +1,4 @@
-"""Files that survive a crash: whole files are replaced atomically, JSON lines are appended with single writes."""
+"""Writing that keeps files intact in a crash: whole files are replaced atomically, and JSON lines are single writes."""
 
 import json
 import math
@@ -15,21 +15,22 @@ from pydantic import TypeAdapter
 from sspo_cli.errors import UserError
 from sspo_cli.tracking.shapes import ROW, check_shape
 
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # names that write_bytes_atomic uses
-ABANDONED = 86_400.0  # age in seconds from which a temporary file is assumed to be left by a killed writer
-LONGEST_ROW = 4096  # assumed bytes of a row; a row of metrics has about 1,300
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # names of the temporary files of write_bytes_atomic
+ABANDONED = 86_400.0  # age in seconds at which the writer of a temporary file is assumed to be dead
+LONGEST_ROW = 4096  # assumed maximum size of a row in bytes; a row of metrics has about 1,300
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by this text in UTF-8.
+    """Replace the content of `path` with `text` in UTF-8, atomically.
 
-    Raises UserError if it cannot be written, for example because the disk is full; the old file is unchanged then.
+    Raises UserError if the file cannot be written, for example because the disk is full. In this case, the old file is
+    unchanged.
     """
     write_bytes_atomic(path, _encode(text))
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Replace `path`. Raises UserError if it cannot be written; the old file is unchanged then."""
+    """Replace the content of `path` atomically. Raises UserError, and leaves the old file unchanged, if this fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace cannot cross file systems
     with explain_os_errors("write", path):
         try:
@@ -43,9 +44,9 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
-    """Remove temporary files of killed writers that are at least `older_than` seconds old.
+    """Remove temporary files of killed writers if the files are at least `older_than` seconds old.
 
-    Use 0 only as the folder's single writer; otherwise another process may be about to rename a new file.
+    Pass 0 only if no other process writes to the folder. Otherwise, a temporary file may still be in use.
     """
     for path in folder.glob(".*.tmp"):
         with suppress(FileNotFoundError):
@@ -54,17 +55,17 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Replace `path` by indented JSON with a final newline. Raises UserError if it cannot be written."""
+    """Replace the content of `path` with `value` as indented JSON. Raises UserError if the file cannot be written."""
     write_text_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace `path` by these rows. Raises UserError if it cannot be written."""
+    """Replace the content of `path` with `rows` as JSON lines. Raises UserError if the file cannot be written."""
     write_text_atomic(path, "".join(map(_line, rows)))
 
 
 def read_json(path: Path, shape: TypeAdapter[Any] | None = None) -> Any:
-    """Read a JSON file. Raises UserError if it is missing, unreadable, malformed or not of this shape."""
+    """Read a JSON file. Raises UserError if it is missing, unreadable or malformed, or if its value does not match `shape`."""
     with explain_os_errors("read", path):
         text = path.read_bytes()
     value = parse_json(text, str(path))
@@ -72,7 +73,10 @@ def read_json(path: Path, shape: TypeAdapter[Any] | None = None) -> Any:
 
 
 def parse_json(text: bytes, where: str) -> Any:
-    """Parse JSON. Raises UserError, beginning with `where`, if it is invalid, nested too deeply, or not Unicode."""
+    """Parse JSON.
+
+    Raises UserError if `text` is invalid JSON, nested too deeply, or not Unicode. The message begins with `where`.
+    """
     try:
         value = json.loads(text)
         if b"\\ud" in text.lower():  # perhaps a lone surrogate, which cannot be printed
@@ -85,7 +89,7 @@ def parse_json(text: bytes, where: str) -> Any:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line with a single write, so that a crash can only truncate this line.
+    """Append `row` as a line of JSON with a single write, so that a crash can truncate only this line.
 
     Raises UserError if the file cannot be written.
     """
@@ -94,9 +98,10 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path, shape: TypeAdapter[Any] = ROW) -> list[dict[str, Any]]:
-    """Read all complete rows. A missing file has none, and a last line that a crash has truncated is dropped.
+    """Read all complete rows of a JSON-lines file; return an empty list if there is no file.
 
-    Raises UserError if the file cannot be read, or if a line is damaged or not of this shape.
+    A last line without a newline, which a crash has truncated, is ignored. Raises UserError if the file cannot be read, or if
+    a line is damaged or does not match `shape`.
     """
     if not path.exists():
         return []
@@ -107,7 +112,7 @@ def read_jsonl(path: Path, shape: TypeAdapter[Any] = ROW) -> list[dict[str, Any]
 
 
 def last_jsonl_rows(path: Path, count: int) -> list[dict[str, Any]]:
-    """Read at most the last `count` complete rows, without reading the rest of a long file; a missing file has none.
+    """Read at most the last `count` complete rows, without reading the start of a long file; empty if there is no file.
 
     Raises UserError if the file cannot be read or one of these rows is damaged.
     """
@@ -116,21 +121,21 @@ def last_jsonl_rows(path: Path, count: int) -> list[dict[str, Any]]:
     with explain_os_errors("read", path), open(path, "rb") as file:
         start = max(0, os.path.getsize(path) - count * LONGEST_ROW)
         file.seek(start)
-        lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first may be cut, the last is truncated or empty
+        lines = file.read().split(b"\n")[1 if start else 0 : -1]  # without partial lines at the ends
     return [check_shape(parse_json(line, f"{path}, at its end"), ROW, str(path)) for line in lines[-count:]]
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep only the rows for which `keep` is true, atomically; a truncated last line is dropped.
+    """Remove the rows for which `keep(row)` is false, and a truncated last line, by an atomic replacement of the file.
 
-    Raises UserError like `read_jsonl`, and if the file cannot be written.
+    Raises UserError in the same cases as `read_jsonl`, and if the file cannot be written.
     """
     if path.exists():
         write_jsonl_atomic(path, [row for row in read_jsonl(path) if keep(row)])
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinity by None: JSON cannot represent them, and other programs refuse Python's notation."""
+    """Replace NaN and infinity with None in nested values, because JSON cannot represent NaN and infinity."""
     match value:
         case float():
             return value if math.isfinite(value) else None
@@ -143,7 +148,7 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
-    """Turn an OSError into a UserError with the path: `cannot write runs/a/status.json: No space left on device`."""
+    """Convert an OSError of the block to a UserError: `cannot write runs/a/status.json: No space left on device`."""
     try:
         yield
     except OSError as error:

@@ -5,24 +5,24 @@ from statistics import fmean
 from typing import Any
 
 FEWEST_STEPS = 20  # shorter runs show no trend
-PART = 0.2  # share of the steps at each end that are compared
+PART = 0.2  # share of the steps in the first part and in the last part, which are compared
 
 # Limits of the metrics of a healthy run.
-FALLEN = 0.8  # final reward relative to that of the best fifth
-COLLAPSED = 0.1  # final entropy relative to the initial one
+FALLEN = 0.8  # ratio of the final reward to the reward in the best fifth of the steps
+COLLAPSED = 0.1  # ratio of the final entropy to the initial entropy
 ALIKE = 0.8  # share of groups whose rewards are all equal
 SOLVED = 0.9  # answer reward above which equal rewards mean success
 ATTENUATED = 0.3  # share of tokens with w < 0.5
-TRUNCATED = 0.2  # share of completions at the token limit
-MISMATCH = 0.05  # nats between the sampler's log-probabilities and the policy's
-DRIFT = 0.1  # nats by which tokens with Â < 0 become less likely within a rollout batch
+TRUNCATED = 0.2  # share of completions truncated at the token limit
+MISMATCH = 0.05  # mean difference between the sampler's and the policy's log-probabilities, in nats
+DRIFT = 0.1  # decrease in log-probability of tokens with Â < 0 within a rollout batch, in nats
 
 
 def health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Describe each sign of trouble in the rows of `metrics.jsonl`, in one sentence with its value and a remedy.
 
-    Returns an empty list for a healthy run, and for a run of fewer than 20 steps. Compares the means over the first and the
-    last fifth of the steps. Signs that depend on staleness use the last minibatch of each rollout batch, which is the stalest.
+    Returns an empty list for a healthy run and for a run of fewer than 20 steps. The signs are computed from means over fifths
+    of the steps. Signs that depend on staleness use only the last minibatch of each rollout batch, which is the stalest.
     """
     return list(_signs(rows)) if len(rows) >= FEWEST_STEPS else []
 
@@ -75,6 +75,6 @@ def _signs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Average a metric over the rows that have it; return NaN, which exceeds no threshold, if none has it."""
+    """Average a metric over the rows that have it. Returns NaN, which exceeds no threshold, if no row has the metric."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return fmean(values) if values else float("nan")

@@ -9,14 +9,14 @@ from sspo_cli.tracking.files import append_jsonl
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
 
-STATUS_SECONDS = 1.0  # between two writes of status.json
+STATUS_SECONDS = 1.0  # least time between two writes of status.json
 
 
 class JsonlSink(Sink):
-    """Writes the files of a run, except evaluations, which `sspo_cli.evaluation.summary` writes with or without a run.
+    """Writes the files of a run, except for evaluations, which `sspo_cli.evaluation.summary` writes.
 
-    Logging a step never blocks on the disk: lines go to the system's cache, and a thread writes `status.json`, which is
-    flushed to the disk so that it is never incomplete.
+    Logging a step does not wait for the disk. Lines are written to the operating system's cache without a flush. `status.json`
+    is flushed, so that it is never incomplete, but on a separate thread.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -38,7 +38,7 @@ class JsonlSink(Sink):
         append_jsonl(self._run.metrics_path, {"step": step, **metrics})
         self._step = step
         if self._writing.done() and time.monotonic() >= self._status_due:
-            self._writing.result()  # raises its exception
+            self._writing.result()  # raises the exception if the last write failed
             self._writing = self._thread.submit(self._run.write_status, "running", step, self._steps)
             self._status_due = time.monotonic() + STATUS_SECONDS
 

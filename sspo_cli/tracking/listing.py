@@ -1,4 +1,4 @@
-"""Overview of the runs below a folder: state, step, time left, last score."""
+"""Overview of the runs in a folder and its subfolders: state, step, remaining time, last score."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SKIPPED = ("checkpoints", "eval", "cold-starts", "rollouts")  # folders that con
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A row of `sspo ls`. For a folder that cannot be read, `state` is the reason."""
+    """A row of `sspo ls`. If a folder cannot be read, `state` contains the error message."""
 
     name: str
     state: str
@@ -25,7 +25,7 @@ class Listed:
 
 
 def list_runs(runs_dir: Path) -> Iterator[Listed]:
-    """Yield a row for each run in the folder and below it, by name, including damaged ones."""
+    """Yield a row for each run in a folder and its subfolders, including damaged runs, sorted by name."""
     for path in _run_folders(runs_dir):
         name = str(path.relative_to(runs_dir)) if path != runs_dir else path.name
         try:
@@ -35,7 +35,7 @@ def list_runs(runs_dir: Path) -> Iterator[Listed]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Yield folders with a `config.json` or a `status.json`, at any depth."""
+    """Yield the folder itself or its subfolders, at any depth, that have a `config.json` or a `status.json`."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name not in SKIPPED)
     except OSError:
@@ -49,7 +49,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _describe(name: str, run: RunFolder) -> Listed:
-    """Read the row of a run. Raises UserError for a damaged file."""
+    """Return the row of a run. Raises UserError if a file of the run is damaged."""
     status = run.status
     state = str(status.get("state", "not started"))
     if state == "running" and not run.is_being_written():
@@ -65,7 +65,7 @@ def _describe(name: str, run: RunFolder) -> Listed:
 
 
 def _last_score(rows: Sequence[dict[str, Any]]) -> str:
-    """Format Pass@1 on each benchmark at the last measured step: `arithmetic 98.2 %`."""
+    """Format Pass@1 on each benchmark at the last measured step: `arithmetic 98.2 % at step 100`."""
     measured = [row for row in rows if "pass_at_1" in row]
     last = max((row["step"] for row in measured), default=None)
     scores = {row["benchmark"]: row["pass_at_1"] for row in measured if row["step"] == last}

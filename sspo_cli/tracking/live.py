@@ -18,24 +18,24 @@ from sspo_cli.tracking.sink import Metrics, Sink
 from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline
 from sspo_cli.tracking.time_left import TimeLeft
 
-HISTORY = 32  # steps in the sparklines
+HISTORY = 32  # number of steps that the sparklines show
 STEPS = "steps"
-SPEED_PERIOD = 600.0  # seconds over which the speed of a stage is measured: a problem of a large model takes a minute
+SPEED_PERIOD = 600.0  # seconds over which a stage's speed is averaged, because a problem can take a minute
 SAMPLE_CHARACTERS = 600
 SAMPLING_TIMES = ("time/sampling", "time/grading")
 
 
 class StageTimeLeft(TimeRemainingColumn):
-    """The remaining time of a stage. The steps' bar has none, because another line shows it with the evaluations to come."""
+    """The column of a stage's remaining time. It is empty for the bar of steps, because the `time` line shows that estimate."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.description == STEPS else super().render(task)
 
 
 class LiveSink(Sink):
-    """A view that rich redraws in a thread, four times a second, from values that the loop stores.
+    """The live view. The training loop stores values, from which a thread of rich redraws the view four times per second.
 
-    Text from a model is shown as `Text` and never parsed as markup.
+    Text from a model is wrapped in `Text`, so that rich does not parse it as markup.
     """
 
     def __init__(self, run: RunFolder, console: Console) -> None:
@@ -84,7 +84,7 @@ class LiveSink(Sink):
             self._stage = None
 
     def log(self, step: int, metrics: Metrics) -> None:
-        # Only the first minibatch of a rollout batch has sampling times; they stay visible during the other minibatches.
+        # Only the first minibatch of a rollout batch has sampling times. They stay visible during the following minibatches.
         sampled = {
             name: self._metrics[name] for name in SAMPLING_TIMES if name in self._metrics and not metrics.get(name)
         }
@@ -147,7 +147,7 @@ class LiveSink(Sink):
             yield "Pass@1", Text(text)
 
     def _sample_lines(self, row: Mapping[str, Any]) -> list[RenderableType]:
-        text = " ".join(printable(row["completion"]).split())  # white space is reduced to bound the height
+        text = " ".join(printable(row["completion"]).split())  # newlines become spaces, to limit the height
         cut = text[:SAMPLE_CHARACTERS] + ("…" if len(text) > SAMPLE_CHARACTERS else "")
         verdict = f"answer {row['r_answer']}  format {row['r_format']}  gold {row['gold']}"
         return [Rule("a completion", style="dim"), Text(cut), Text(printable(verdict), style="dim")]
@@ -155,7 +155,7 @@ class LiveSink(Sink):
 
 @contextmanager
 def _terminal_may_be_gone() -> Iterator[None]:
-    """Ignore errors of a closed terminal, which ends the view but not the run; rich raises SystemExit for a broken pipe."""
+    """Ignore errors of a closed terminal, so that the run continues without a view. Rich raises SystemExit for a broken pipe."""
     try:
         yield
     except (OSError, SystemExit):

@@ -1,19 +1,19 @@
 """The measurement of a Pass@1, recorded in `eval/summary.json`: its conditions and its identity.
 
-Only numbers of equal measurements may be compared, ranked, averaged or pooled.
+Only scores with equal measurements may be compared, ranked, averaged or pooled.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-EPISODE = ("turns", "proposals", "max_tokens")  # limits of episodes; None for single turns
+EPISODE = ("turns", "proposals", "max_tokens")  # limits of an episode; None for a benchmark without episodes
 CONDITIONS = ("benchmark", "split", "n", "samples", "temperature", "max_new_tokens", "prompt", *EPISODE)
-# Fingerprints beyond the name and the number of problems; rows of older versions have none of them.
+# Fingerprints of everything that affects the score besides conditions and model. Older versions recorded none.
 IDENTITY = ("problems", "messages", "rendered", "checker", "engine")
 MEASUREMENT = CONDITIONS + IDENTITY
 
-# Description of a difference in each part of the identity. A problem with a corrected gold answer is another problem.
+# Description of a difference in each part of the identity. A corrected gold answer also changes `problems`.
 DIFFERENTLY = {
     "problems": "on other problems",
     "messages": "with another prompt",
@@ -24,17 +24,17 @@ DIFFERENTLY = {
 
 
 def measurement_of(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Return the measurement of an evaluation. Older versions always took one sample and did not record this number."""
+    """Return the values of MEASUREMENT in an evaluation. A missing number of samples, as in older versions, means 1."""
     return tuple(row.get(name, 1 if name == "samples" else None) for name in MEASUREMENT)
 
 
 def has_identity(row: Mapping[Any, Any]) -> bool:
-    """Report whether an evaluation has an identity; older versions did not record one (in a frame it is NaN)."""
+    """Report whether an evaluation has an identity. Older versions did not record it, so that it is missing, None or NaN."""
     return any(isinstance(row.get(name), str) for name in IDENTITY)
 
 
 def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the evaluations of the most frequent measurement, by step. Of equally frequent ones, the latest is used."""
+    """Return the evaluations with the most frequent measurement, sorted by step. A tie is won by the latest measurement."""
     by_step = sorted(rows, key=lambda row: row["step"])
     counts = Counter(measurement_of(row) for row in reversed(by_step))
     usual = max(counts, key=counts.__getitem__, default=None)
@@ -42,9 +42,10 @@ def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bool) -> list[str]:
-    """Describe how two evaluations were measured differently; return an empty list if they may be compared.
+    """Describe how the identities of two evaluations differ; return an empty list if the evaluations may be compared.
 
-    Different models render the same messages with different chat templates. This difference is ignored unless `same_model`.
+    same_model  True if both evaluations are of the same model. Otherwise, differences in `rendered` are ignored, because
+                different models render the same messages with different chat templates
     """
     if has_identity(row) != has_identity(other):
         return ["by an older version that recorded no fingerprints"]
@@ -53,9 +54,9 @@ def differences(row: Mapping[Any, Any], other: Mapping[Any, Any], same_model: bo
 
 
 def describe(differing: Set[str]) -> list[str]:
-    """Describe differences in these parts of the identity.
+    """Describe differences in the parts `differing` of the identity.
 
-    Other problems or messages always change the rendered prompts, so that `rendered` is not listed with them.
+    `rendered` is omitted if `problems` or `messages` differ, because these always change the rendered prompts.
     """
     names = differing - {"rendered"} if differing & {"problems", "messages"} else differing
     return [DIFFERENTLY[name] for name in IDENTITY if name in names]
@@ -64,12 +65,13 @@ def describe(differing: Set[str]) -> list[str]:
 def columns(
     rows: Sequence[Mapping[Any, Any]], models: Sequence[str | None], names: Sequence[str] = MEASUREMENT
 ) -> list[str]:
-    """Return the heading of the column of each evaluation.
+    """Return, for each evaluation, the heading of its table column.
 
-    models  model of each row; different models may have different chat templates within a column
+    models  model of each row; rows of different models may share a column although their chat templates differ
     names   parts of the measurement that must be equal within a column
 
-    A heading is the benchmark. If a benchmark has several columns, their headings add how its measurements differ.
+    A heading is the name of the benchmark. If a benchmark has several columns, the headings also state how the measurements
+    differ.
     """
     asked = [tuple(row.get(name) for name in names if name != "rendered") for row in rows]
     rendered: dict[Any, set[Any]] = defaultdict(set)
@@ -77,7 +79,7 @@ def columns(
         rendered[key, model].add(row.get("rendered"))
     apart = {key for (key, _), texts in rendered.items() if len(texts) > 1}
     keys = [(key, row.get("rendered") if key in apart else None) for key, row in zip(asked, rows, strict=True)]
-    distinct = dict(zip(reversed(keys), reversed(rows), strict=True))  # the first of each
+    distinct = dict(zip(reversed(keys), reversed(rows), strict=True))  # maps each key to its first row
     headings: dict[Any, str] = {}
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         of_benchmark = [key for key in dict.fromkeys(keys) if distinct[key]["benchmark"] == benchmark]
@@ -88,9 +90,9 @@ def columns(
 
 
 def _details(rows: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> list[list[str]]:
-    """Describe the conditions in which rows differ, and as few fingerprints as are needed to distinguish them.
+    """Describe each row by the conditions that differ between the rows, and by a minimal set of fingerprints.
 
-    A row without an identity is described as such, without its missing fingerprints.
+    A row without an identity gets the detail `not fingerprinted` instead of fingerprints if other rows have an identity.
     """
     known = [row for row in rows if has_identity(row)]
     telling = [name for name in names if name not in IDENTITY and len({str(row.get(name)) for row in rows}) > 1]

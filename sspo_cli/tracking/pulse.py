@@ -1,4 +1,4 @@
-"""Signs of life in a log: a line whenever nothing was printed for a while."""
+"""Signs of life in a log: a line is printed whenever nothing was printed for a while."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ SECONDS = 30.0
 
 
 class Pulse:
-    """A context manager that prints `describe()` from a thread whenever `seconds` have passed without a line.
+    """A context manager with a thread that calls `say(describe())` whenever nothing was printed for `seconds`.
 
-    Call `heard` whenever another line is printed. An empty description is not printed.
+    The program must call `heard` whenever it prints a line. An empty description is not printed.
     """
 
     def __init__(self, say: Callable[[str], None], describe: Callable[[], str], seconds: float = SECONDS) -> None:

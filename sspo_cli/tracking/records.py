@@ -1,4 +1,4 @@
-"""Check of a run's files when it is resumed: they must contain everything that they contained when the checkpoint was saved.
+"""Check and repair of a run's files on resume: they must still contain what they contained when the checkpoint was saved.
 
 A checkpoint records the size and the checksum of each file that grows with the run, and the rows of `eval/summary.json`.
 """
@@ -25,7 +25,7 @@ BLOCK = 1 << 24  # bytes
 
 
 def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Flush existing files to the disk and describe them by name: `bytes`, `rows` and `checksum`.
+    """Flush existing files to the disk. Returns {file name: {bytes, rows, checksum}}.
 
     Raises UserError if a file cannot be flushed.
     """
@@ -39,9 +39,9 @@ def record(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush all files of a folder, and their names. Raises UserError if a file cannot be flushed.
+    """Flush all files of a folder and the folder's entries to the disk. Raises UserError if this fails.
 
-    Temporary files are skipped: another thread may be replacing `status.json`, and flushes it itself.
+    Temporary files are skipped, because they belong to another thread that is replacing and flushing `status.json`.
     """
     with explain_os_errors("flush", folder):
         files = (path for path in folder.iterdir() if path.is_file() and not TEMPORARY.fullmatch(path.name))
@@ -54,10 +54,12 @@ def flush_folder(folder: Path) -> None:
 
 
 def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | None:
-    """Restore a file of rows to its content at `step`; return a sentence if rows are lost, otherwise None.
+    """Restore a JSON-lines file to its content at `step`. Returns a warning if rows are lost, otherwise None.
 
-    Later rows are dropped. If earlier content differs from the record, every distinct remaining row up to `step` is kept.
-    Raises UserError if a line of the file is damaged, or if the file cannot be written.
+    recorded  description of the file by `record` at `step`; None if the checkpoint has no such description
+
+    Rows after `step` are removed. If the earlier content does not match `recorded`, or if `recorded` is None, duplicate rows
+    are removed too. Raises UserError if a line of the file is damaged, or if the file cannot be written.
     """
     if recorded is None:
         _keep_rows(path, step)
@@ -78,13 +80,15 @@ def restore(path: Path, recorded: Mapping[str, Any] | None, step: int) -> str | 
 def restore_measurements(
     summaries: Path, recorded: Sequence[Mapping[str, Any]] | None, step: int, run: Path
 ) -> list[str]:
-    """Restore `eval/summary.json` to its content at `step`; return a sentence on each difference from the record.
+    """Restore `eval/summary.json` to its content at `step`. Returns warnings about lost or repaired data.
 
-    recorded  rows that the checkpoint has of the file; None if it has none
-    run       folder of the run, for the messages
+    summaries  path of the file
+    recorded   rows of the file that the checkpoint stores; None if the checkpoint does not store them
+    run        folder of the run, for the messages
 
-    Rows that are missing are restored, duplicates are removed, and a measurement of `step` whose problems are incomplete is
-    dropped, so that it is made again. Raises UserError for a damaged file, or if the disk refuses.
+    Rows after `step` and duplicates are removed. If `recorded` is given, missing rows are restored. A measurement at `step`
+    whose answers are incomplete is then removed, so that the resumed run repeats it. Raises UserError if a file is damaged or
+    cannot be written.
     """
     existing = read_json(summaries, EVALUATIONS) if summaries.exists() else []
     existing = [row for row in existing if row["step"] <= step]
@@ -109,14 +113,14 @@ def restore_measurements(
 
 
 def _keep_rows(path: Path, step: int) -> None:
-    """Keep the distinct rows up to a step."""
+    """Remove duplicate rows and rows after `step` from a file."""
     if path.exists():
         rows = {str(row): row for row in read_jsonl(path, STEP_ROW) if row["step"] <= step}
         write_jsonl_atomic(path, rows.values())
 
 
 def _describe(path: Path, size: int) -> dict[str, Any]:
-    """Describe the first `size` bytes of a file."""
+    """Return the number of bytes and rows, and the checksum, of the first `size` bytes of a file."""
     digest, rows, left = xxhash.xxh3_64(), 0, size
     with explain_os_errors("read", path), path.open("rb") as file:
         while left and (block := file.read(min(BLOCK, left))):
@@ -127,9 +131,9 @@ def _describe(path: Path, size: int) -> dict[str, Any]:
 
 
 def _incomplete(summary: Mapping[str, Any], folder: Path, run: Path) -> str | None:
-    """Report in a sentence whether the problems of a measurement are not all in its file, once each.
+    """Return a warning if `<benchmark>.jsonl` does not have each answer of a measurement exactly once, otherwise None.
 
-    A row of an older version does not say how it was measured, so its problems cannot be distinguished from others.
+    Also returns None if an older version wrote the summary, because it lacks the conditions that identify the answers.
     """
     if not {"n", "samples"} <= summary.keys():
         return None

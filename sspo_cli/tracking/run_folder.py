@@ -38,18 +38,18 @@ State = Literal["running", "finished", "failed", "interrupted"]
 
 
 class RunFolder:
-    """The files of one run. Of several ranks the first one writes them; methods that write are called by all.
+    """The files of a run. If there are several ranks, only the first writes, but all ranks must call the methods that write.
 
-    `create` and `resume` hold its lock until `close` or the end of a `with`; `open` only reads.
+    `create` and `resume` acquire the run's lock, and `close` or the end of a `with` block releases it. `open` is for reading.
 
     config.json        options, package versions, git revision, command line
     status.json        state, step, steps, reason, pid, started, updated
     metrics.jsonl      one object for each optimizer step
     completions.jsonl  sampled completions with their rewards and the weights of their tokens
     weights.jsonl      histograms of the token weights, one object for each optimizer step
-    console.log        what the console said, of every start
-    checkpoints/       step-N, written by `sspo_cli.policy`; best.json
-    questions.bin      a key of each question that is trained on, by which `sspo eval` recognizes it in a benchmark
+    console.log        console output of all starts of the run
+    checkpoints/       folders step-N, written by `sspo_cli.policy`, and best.json
+    questions.bin      hash of each training question, by which `sspo eval` finds training questions in a benchmark
     eval/              summary.json and one file for each benchmark, written by `sspo_cli.evaluation.summary`
     """
 
@@ -66,18 +66,20 @@ class RunFolder:
         self.eval = path / "eval"
         self.summary_path = self.eval / "summary.json"
         self.questions_path = path / "questions.bin"
-        self.begun = True  # of a new run, whether it was checked and not refused
-        self._made: list[Path] = []  # the folders that `create` made, the run's own first
+        self.begun = True  # False while a new run may still be refused; the caller sets it
+        self._made: list[Path] = []  # folders that `create` made; the first is the run folder
         self._lock = FileLock(path / ".lock")
 
     @classmethod
     def create(
         cls, path: Path, config: RunOptions, command: Sequence[str], about: Mapping[str, Any] | None = None
     ) -> Self:
-        """Create the folder, write `config.json` with the further facts `about` the run, and hold the lock.
+        """Create a run folder, acquire its lock, and write `config.json` and `status.json`.
 
-        A run that failed before its first step is empty and is replaced. Raises UserError if the folder has other content, is
-        being written by another process, or cannot be written.
+        about  additional entries of `config.json`
+
+        A run that failed before its first step is replaced. Raises UserError if the folder has other content, is being written
+        by another process, or cannot be written.
         """
         run = cls(path)
         ranks.on_first(lambda: run._create(config, command, about or {}))
@@ -88,7 +90,7 @@ class RunFolder:
         self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
         with explain_os_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
-        self._acquire()  # before looking, so that the second process that creates the same run is refused
+        self._acquire()  # before the check, so that only one of two processes can create the run
         try:
             check_free(path)
             content = {
@@ -109,7 +111,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open an existing run for reading. Raises UserError if there is none or its `config.json` is unreadable."""
+        """Open an existing run for reading. Raises UserError if there is no run or if its `config.json` is unreadable."""
         run = cls(path)
         if not run.config_path.is_file():
             raise UserError(f"there is no run {path}; it would hold a config.json")
@@ -118,9 +120,9 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Open an existing run to continue it, and hold its lock.
+        """Open an existing run for resuming, and acquire its lock.
 
-        Raises UserError like `open`, and if another process writes the run.
+        Raises UserError in the same cases as `open`, and if another process writes the run.
         """
         run = cls.open(path)
         ranks.on_first(run._acquire)
@@ -128,20 +130,24 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunOptions:
-        """Options of the run. Raises UserError if `config.json` is unreadable or of another version."""
+        """Options of the run. Raises UserError if `config.json` is unreadable or its options are invalid in this version."""
         options = read_json(self.config_path, CONFIG)["options"]
         if isinstance(evaluation := options.get("evaluation"), dict):
-            evaluation.setdefault("decontaminate", False)  # versions without the option left nothing out
+            evaluation.setdefault("decontaminate", False)  # versions without this option did not remove problems
         try:
             return validate(options)
         except UserError as error:
             raise UserError(f"{self.config_path} does not fit this version of sspo: {error}") from None
 
     def change(self, config: RunOptions, after: str | None, changes: Sequence[str]) -> None:
-        """Store other options for the rest of the run, with a list of the changes and the checkpoint before them.
+        """Replace the options of a resumed run in `config.json`, and record the change there.
 
-        A run whose steps are raised after a checkpoint is extended from there, which `config.json` records. Raises UserError if
-        the disk refuses.
+        config   new options
+        after    name of the checkpoint that the run resumes from; None if there is no checkpoint
+        changes  descriptions of the changed options
+
+        If the number of steps changes after a checkpoint, an extension of the run is recorded too. Raises UserError if the file
+        cannot be written.
         """
 
         def write() -> None:
@@ -155,34 +161,34 @@ class RunFolder:
             write_json_atomic(self.config_path, content)
 
         ranks.on_first(write)
-        vars(self).pop("config", None)  # so that it is read again
+        vars(self).pop("config", None)  # clears the cache, so that the options are read again
 
     @property
     def extended(self) -> list[dict[str, Any]]:
-        """Extensions in order, from `config.json`: the step `after` which, and the `steps` before and since."""
+        """Extensions of the run in order: step `after` which it was extended, and `steps`, its old and new number of steps."""
         return read_json(self.config_path, CONFIG).get("extended", [])
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Origin of the run's weights from `config.json`: the run that it was forked from, and its extensions."""
+        """Entries `origin` (the run that this run was forked from) and `extended` of `config.json`, if present."""
         about = read_json(self.config_path, CONFIG)
         return {name: about[name] for name in ("extended", "origin") if name in about}
 
     @property
     def name_in_commands(self) -> str:
-        """Path of the run for commands in the current folder."""
+        """Path of the run as an argument of commands; it never begins with a hyphen."""
         return f"./{self.path}" if str(self.path).startswith("-") else str(self.path)
 
     @property
     def resume_command(self) -> list[str]:
-        """Words of the command that continues the run."""
+        """Command that resumes the run, as a list of arguments."""
         program, several = starting_words(os.environ)
         return [*program, "train", "--resume", "--run", self.name_in_commands, *several]
 
     @property
     @ranks.by_first
     def data(self) -> dict[str, Any]:
-        """Training problems according to `config.json`; empty in a run of an older version.
+        """Description of the training problems in `config.json`; empty if an older version wrote the run.
 
         Raises UserError if the file is unreadable.
         """
@@ -190,17 +196,20 @@ class RunFolder:
 
     @ranks.by_first
     def note_data(self, data: Mapping[str, Any], questions: Iterable[int]) -> None:
-        """Record what the run is trained on: `data` in `config.json`, and the keys of the questions with those noted before.
+        """Record the training problems of the run.
 
-        data  problems, their fingerprint, overlaps with benchmarks, left_out
-        Raises UserError if the disk refuses.
+        data       number of problems, fingerprint, overlaps with benchmarks and problems left out; replaces `data` in
+                   `config.json`
+        questions  keys of the training questions; added to the keys in `questions.bin`
+
+        Raises UserError if a file cannot be written.
         """
         write_json_atomic(self.config_path, {**read_json(self.config_path, CONFIG), "data": dict(data)})
         keys = array("Q", sorted({*questions, *(self.questions() or ())}))
         write_bytes_atomic(self.questions_path, keys.tobytes())
 
     def questions(self) -> set[int] | None:
-        """Return the keys of the questions that the run is trained on; None if it does not say.
+        """Return the keys of the training questions, or None if the run has no `questions.bin`.
 
         Raises UserError if the file is unreadable.
         """
@@ -216,11 +225,14 @@ class RunFolder:
 
     @ranks.by_first
     def note_resume(self, command: Sequence[str], after: str | None, lost: Sequence[str]) -> list[str]:
-        """Add this start to the list `resumed` in `config.json`: when, by which command and program, after which checkpoint.
+        """Record a resume in the list `resumed` of `config.json`, with its time and the current program.
 
-        lost  sentences on what is missing of the files next to the checkpoint
-        Returns what differs in the program from the start before, such as `torch: 2.7.0 -> 2.8.0`. Raises UserError if the
-        disk refuses.
+        command  command line
+        after    name of the checkpoint that the run resumes from; None if there is no checkpoint
+        lost     warnings that `truncate` returned
+
+        Returns the changes of the program since the last start, such as `torch: 2.7.0 -> 2.8.0`. Raises UserError if the file
+        cannot be written.
         """
         about, now = read_json(self.config_path, CONFIG), describe_program()
         before = {"revision": None, "packages": {}, **about, **(about.get("resumed") or [{}])[-1]}
@@ -233,11 +245,11 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Content of `status.json`, empty if there is none. Raises UserError if it is unreadable."""
+        """Content of `status.json`; empty if there is no such file. Raises UserError if the file is unreadable."""
         return read_json(self.status_path, STATUS) if self.status_path.exists() else {}
 
     def write_status(self, state: State, step: int, steps: int, reason: str | None = None) -> None:
-        """Replace `status.json`, keeping the time of the first start. Raises UserError if the disk refuses."""
+        """Replace `status.json`, except for the time of the first start. Raises UserError if the file cannot be written."""
         assert state in get_args(State), state
         now = _now()
         status = {
@@ -252,7 +264,7 @@ class RunFolder:
         write_json_atomic(self.status_path, status)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read a row for each optimizer step. Raises UserError if the file is damaged."""
+        """Read `metrics.jsonl`, which has a row for each optimizer step. Raises UserError if the file is damaged."""
         rows = read_jsonl(self.metrics_path, METRICS)
         for before, row in pairwise(rows):
             if row["step"] <= before["step"]:
@@ -260,11 +272,11 @@ class RunFolder:
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
-        """Read the kept completions. Raises UserError if the file is damaged."""
+        """Read the recorded completions. Raises UserError if the file is damaged."""
         return read_jsonl(self.completions_path)
 
     def weights(self) -> list[dict[str, Any]]:
-        """Read a histogram of token weights for each optimizer step. Raises UserError if the file is damaged."""
+        """Read the histograms of token weights, one for each optimizer step. Raises UserError if the file is damaged."""
         rows = read_jsonl(self.weights_path, WEIGHTS)
         if len({(row["width"], len(row["positive"]), len(row["negative"])) for row in rows}) > 1:
             raise UserError(f"{self.weights_path} has rows with other bins than the ones before")
@@ -272,14 +284,14 @@ class RunFolder:
 
     @ranks.by_first
     def evaluations(self) -> list[dict[str, Any]]:
-        """Read the rows of `eval/summary.json`, none before an evaluation. Raises UserError if it is unreadable."""
+        """Read the rows of `eval/summary.json`; empty if there is no such file. Raises UserError if the file is unreadable."""
         return read_json(self.summary_path, EVALUATIONS) if self.summary_path.exists() else []
 
     @ranks.by_first
     def record(self) -> dict[str, Any]:
-        """Flush all files to the disk and describe them for a checkpoint, by which `truncate` checks that they are whole.
+        """Flush all files to the disk. Returns a description of the files for a checkpoint.
 
-        Raises UserError if the disk refuses.
+        `truncate` uses the description to check that the files are complete. Raises UserError if a file cannot be flushed.
         """
         recorded = {"rows": record(self._growing), "evaluations": self.evaluations()}
         for folder in (self.path, self.eval):
@@ -288,12 +300,12 @@ class RunFolder:
 
     @ranks.by_first
     def truncate(self, step: int, recorded: Mapping[str, Any] | None = None) -> list[str]:
-        """Drop metrics, completions, weights and evaluations of after `step`, for a resume from that step's checkpoint.
+        """Remove metrics, completions, weights and evaluations after `step`, to resume the run from that step's checkpoint.
 
-        recorded  what the checkpoint says of the files; None if there is none, or it says nothing
-        Returns a sentence on each file that is not as recorded. What the checkpoint itself keeps of it is written again, and
-        a measurement of `step` whose problems are incomplete is dropped, so that it is made again. Raises UserError if a
-        file is damaged or cannot be written.
+        recorded  description of the files in the checkpoint, by `record`; None if there is no checkpoint or no description
+
+        Returns warnings about lost or repaired data (see `restore` and `restore_measurements`). Raises UserError if a file is
+        damaged or cannot be written.
         """
         files = recorded["rows"] if recorded else {}
         lost = [restore(path, files.get(path.name), step) for path in self._growing]
@@ -309,10 +321,9 @@ class RunFolder:
     def choose_best(self) -> int | None:
         """Write `checkpoints/best.json`: the existing checkpoint with the highest Pass@1 on the validation problems.
 
-        The earliest of equal ones is chosen. Only comparable measurements count, because a higher share on other problems or by
-        another sampler means nothing. Returns its step; returns None, without a file, if no checkpoint is measured.
-
-        Raises UserError if the file cannot be written.
+        If several checkpoints have the same score, the earliest is chosen. Only comparable measurements are used (see
+        `comparable`). Returns the step of the best checkpoint. If no checkpoint has a validation, removes the file and returns
+        None. Raises UserError if the file cannot be written.
         """
         measured = [row for row in self.evaluations() if row["benchmark"] == VALIDATION and "pass_at_1" in row]
         present = [row for row in comparable(measured) if (self.checkpoints / f"step-{row['step']}").is_dir()]
@@ -324,11 +335,11 @@ class RunFolder:
         return best["step"]
 
     def came_to_nothing(self) -> bool:
-        """Report whether the run failed before its first step, so that another may take its place."""
+        """Report whether the run failed before its first step, so that a new run may replace it."""
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:
-        """Report whether a process holds the lock; a run with the status `running` and no such process was killed."""
+        """Report whether a process holds the lock. A run with the status `running` whose lock is free was killed."""
         if not self._lock.is_locked and os.access(self._lock.lock_file, os.W_OK):
             if not take_lock(self._lock):
                 return True
@@ -336,11 +347,11 @@ class RunFolder:
         return self._lock.is_locked
 
     def close(self) -> None:
-        """Let go of the lock. A new run that has not begun leaves nothing."""
+        """Release the lock. If `begun` is false, remove the folders that `create` made."""
         if not self.begun and self.path in self._made:
             shutil.rmtree(self.path, ignore_errors=True)
             for folder in self._made[1:]:
-                with suppress(OSError):  # it holds another run by now
+                with suppress(OSError):  # the folder now contains another run
                     folder.rmdir()
         self._lock.release()
 
@@ -369,7 +380,7 @@ class RunFolder:
 
 
 def check_free(path: Path) -> None:
-    """Raise UserError if a new run cannot be made in a folder: it holds something, or no folder can be made there."""
+    """Raise UserError if a new run cannot be created at `path`, because it has content or because it cannot be written."""
     with explain_os_errors("create", path):
         is_empty = not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir())
         above = next(folder for folder in (path, *path.parents) if folder.exists())

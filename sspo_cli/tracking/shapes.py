@@ -1,7 +1,7 @@
-"""Types of the files in a run folder, checked when the files are read.
+"""Schemas of the files in a run folder, against which the files are checked when they are read.
 
-Files may come from older versions, other programs or editors. The fields named here must have these types; a file may have
-more fields.
+Files may come from older versions, other programs or editors. Fields that a schema lists must have the type in the schema.
+Additional fields are allowed.
 """
 
 from datetime import datetime
@@ -212,7 +212,7 @@ BEST: TypeAdapter[Any] = TypeAdapter(_Best)
 
 
 def check_shape(value: T, shape: TypeAdapter[Any], where: str) -> T:
-    """Return the value unchanged. Raises UserError, beginning with `where`, if it does not have this shape."""
+    """Return `value` unchanged. Raises UserError if it does not match the schema `shape`; the message begins with `where`."""
     try:
         shape.validate_python(value)
     except ValidationError as error:

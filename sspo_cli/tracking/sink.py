@@ -9,7 +9,7 @@ Metrics = Mapping[str, float | int]
 
 
 class Sink:
-    """A receiver of a run's events that ignores all of them; see `Tracker` for the meaning of each method."""
+    """A receiver of a run's events. This base class ignores all events. `Tracker` documents the methods."""
 
     def start(self, total_steps: int, start_step: int) -> None: ...
 

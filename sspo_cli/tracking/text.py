@@ -8,13 +8,13 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def number(metrics: Mapping[str, Any], name: str, spec: str = ".3f") -> str:
-    """Format a metric by `spec`, or a dash of the same width if the step does not have it."""
+    """Format a metric with the format specification `spec`. A missing metric becomes a dash, padded to the width of `0`."""
     value = metrics.get(name)
     return "-".rjust(len(format(0.0, spec))) if value is None else format(value, spec)
 
 
 def reward_parts(metrics: Mapping[str, Any]) -> list[str]:
-    """Format the parts of the reward without their weights, such as `answer 0.375`; `own` only if the run has it."""
+    """Format the unweighted parts of the reward, such as `answer 0.375`. `own` is included if the run has such a reward."""
     parts = ("answer", "format", *(["own"] if "reward/own" in metrics else []))
     return [f"{part} {number(metrics, f'reward/{part}')}" for part in parts]
 
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 
 
 def pass_at_1(summary: Mapping[str, Any]) -> str:
-    """Format a score as `34.2 % (30.1 to 38.5 %), n = 512, 3.1 % truncated`, with the samples if there are several."""
+    """Format a score as `34.2 % (30.1 to 38.5 %), n = 512, 3.1 % truncated`. Several samples per problem are stated too."""
     shares = (f"{100 * summary[name]:.1f}" for name in ("pass_at_1", "low", "high"))
     text = "{} % ({} to {} %), n = {}".format(*shares, summary["n"])
     if (samples := summary.get("samples", 1)) > 1:
@@ -34,17 +34,17 @@ def pass_at_1(summary: Mapping[str, Any]) -> str:
 
 
 def truncated(summary: Mapping[str, Any]) -> str:
-    """Format the share of answers that were cut at the token limit: `3.1 % truncated`."""
+    """Format the share of truncated answers: `3.1 % truncated`."""
     return f"{100 * summary['truncated'] / (summary['n'] * summary.get('samples', 1)):.1f} % truncated"
 
 
 def printable(text: str) -> str:
-    """Replace characters that a terminal would interpret or cannot print, such as escape and lone surrogates, by `�`."""
+    """Replace characters that a terminal interprets or cannot print, such as escape and lone surrogates, with `�`."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 def sparkline(values: Iterable[float]) -> str:
-    """Draw one bar for each value, scaled from the lowest to the highest."""
+    """Return a string with a bar character for each value, scaled to the range of the values."""
     values = list(values)
     low, high = min(values, default=0.0), max(values, default=0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0

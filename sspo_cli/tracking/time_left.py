@@ -1,4 +1,4 @@
-"""Estimate of a run's remaining time, for its steps and the evaluations to come."""
+"""Estimate of a run's remaining time, for the remaining steps and evaluations."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ RECENT = 50  # number of last steps whose times are averaged, because the length
 
 
 def evaluations_left(step: int, steps: int, every: int | None) -> int:
-    """Count the evaluations after `step`: one every `every` steps, and one after the last step."""
+    """Return the number of evaluations after `step`: one every `every` steps, and one after the last of `steps` steps."""
     between = (steps - 1) // every - step // every if every else 0
     return max(0, between) + (step < steps)
 
 
 def time_left(steps_left: int, step_seconds: float, evaluations: int, evaluation_seconds: float) -> float:
-    """Return the seconds of the steps and the evaluations to come."""
+    """Return the seconds that the remaining steps and evaluations will take."""
     return steps_left * step_seconds + evaluations * evaluation_seconds
 
 
 def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | None) -> float | None:
     """Estimate the remaining seconds of a run from its rows of `metrics.jsonl`; return None if no row has times.
 
-    Time between two steps is assumed to be an evaluation if one was due, otherwise the writing of a checkpoint.
+    Time between two steps is assumed to be spent on an evaluation if one was due, and otherwise on writing a checkpoint.
     """
     timed = [
         row for row in rows if isinstance(row.get("time/step"), float) and isinstance(row.get("time/elapsed"), float)
@@ -36,7 +36,7 @@ def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | Non
     gaps: dict[bool, list[float]] = {True: [], False: [0.0]}
     for before, row in pairwise(timed):
         gap = row["time/elapsed"] - before["time/elapsed"] - row["time/step"]
-        if gap >= 0:  # else the run was resumed between them
+        if gap >= 0:  # otherwise the run was resumed between the two steps
             gaps[bool(every and before["step"] % every == 0)].append(gap)
     a_step = fmean(row["time/step"] for row in timed[-RECENT:]) + fmean(gaps[False][-RECENT:])
     an_evaluation = fmean(gaps[True]) if gaps[True] else 0.0
@@ -44,10 +44,10 @@ def time_left_of(rows: Sequence[Mapping[str, Any]], steps: int, every: int | Non
 
 
 class TimeLeft:
-    """Estimates a run's remaining time from the events of a sink, including the evaluations to come."""
+    """Estimates the time of a run's remaining steps and evaluations from the events of a sink."""
 
     def __init__(self, every: int | None) -> None:
-        """Start without data; `every` is the number of steps between two evaluations."""
+        """Initialize without data. `every` is the number of steps between two evaluations, or None."""
         self._every = every
         self._start_step = self._total_steps = self._step = 0
         self._elapsed: float | None = None  # since the first step of this process
@@ -64,20 +64,20 @@ class TimeLeft:
         self._stage_seconds = time.perf_counter() - self._stage_began
 
     def evaluation(self, step: int) -> None:
-        """Count the stage that ended last as part of the evaluation at `step`."""
+        """Add the time of the last stage to the evaluation at `step`."""
         self._evaluations[step] = self._evaluations.get(step, 0.0) + self._stage_seconds
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._step, self._elapsed = step, metrics.get("time/elapsed")
 
     def seconds(self) -> float | None:
-        """Return the estimate at the end of the last logged step; None if that has no times."""
+        """Return the remaining seconds after the last logged step, or None if no step with times was logged."""
         taken = self._step - self._start_step
         if self._elapsed is None or not taken:
             return None
         between = sum(seconds for step, seconds in self._evaluations.items() if step > self._start_step)
         an_evaluation = fmean(self._evaluations.values()) if self._evaluations else 0.0
-        to_come = evaluations_left(self._step - 1, self._total_steps, self._every)  # including one that is due now
+        to_come = evaluations_left(self._step - 1, self._total_steps, self._every)  # including one due now
         left = self._total_steps - self._step
         return time_left(left, (self._elapsed - between) / taken, to_come, an_evaluation)
 
@@ -86,7 +86,7 @@ class TimeLeft:
         return "-" if seconds is None else duration(seconds)
 
 
-SOON = 1.0  # seconds; units that a stage reports earlier were done before it was interrupted and continued
+SOON = 1.0  # seconds; units reported in this time at the start were done before an interruption
 
 
 class StageProgress:
@@ -96,7 +96,7 @@ class StageProgress:
         self._name, self._total, self._done = name, total, 0
         self._values: Mapping[str, float] = {}
         self._began = time.perf_counter()
-        self._before = 0  # done before it was stopped
+        self._before = 0  # units done before an interruption
 
     def advance(self, amount: int, values: Mapping[str, float]) -> None:
         if not self._done and time.perf_counter() - self._began < SOON:

@@ -1,21 +1,21 @@
 """The tracker, which passes the events of a run to all sinks.
 
-The metrics of a step are listed below; only `step` is required. Except for `time/*` and `device/*`, they are equal in every
-run with the same seed. Rewards, groups and lengths are those of the minibatch's own completions.
+The metrics of a step are listed below. Only `step` is required. Runs with the same seed have equal metrics, except for
+`time/*` and `device/*`. Metrics of rewards, groups and completions are computed over the step's minibatch.
 
     step, rollout, minibatch (1..mu), epoch, tokens (sampled so far)
     reward/mean, reward/answer, reward/format, reward/std
     groups/equal_reward             share of groups whose rewards are all equal, so that their advantages are 0
-    completions/length, completions/truncated (share)
-    policy/entropy (nats a token), policy/loss, policy/grad_norm, policy/skipped (bad steps so far)
-    ratio/{log_mean,log_std,log_abs_p99,outside,dispersion,kl}, weights/{mean,attenuated}; the same by the sign of the advantage,
-    as ratio/positive_kl, weights/negative_attenuated
+    completions/length (tokens that the policy wrote), completions/truncated (share)
+    policy/entropy (nats per token), policy/loss, policy/grad_norm, policy/skipped (number of bad steps so far)
+    ratio/{log_mean,log_std,log_abs_p99,outside,dispersion,kl}, weights/{mean,attenuated}; also separately for tokens with
+                                    positive and negative advantages, as ratio/positive_kl and weights/negative_attenuated
     optimizer/learning_rate
     sampler/mismatch_mean, sampler/mismatch_max
-    policy/expert_load              of a mixture of experts
-    sampler/{rerouted_layers,rerouted_tokens}   shares; of a mixture whose sampler says which experts it chose
-    grading/timeouts                answer checks that ran out of time so far
-    episodes/{solved,turns,proposals,calls,timeouts,crashes}    means over the minibatch's own episodes, if it has any
+    policy/expert_load              only for a mixture of experts
+    sampler/{rerouted_layers,rerouted_tokens}   shares; only for a mixture of experts whose sampler reports the chosen experts
+    grading/timeouts                number of answer checks that have timed out so far
+    episodes/{solved,turns,proposals,calls,timeouts,crashes}    means over the minibatch's episodes, if there are any
     sandbox/failures                number of times that this process has lost and restarted its sandbox
     time/{sampling,grading,learning,environment,step,elapsed} (seconds), time/tokens_per_second
     time/rank_N_{sampling,grading,learning,waiting,tokens_per_second}, device/{memory,rank_N_memory,flop_utilization}:
@@ -44,11 +44,11 @@ from sspo_cli.tracking.wandb import WandbSink
 def open_tracker(
     run: RunFolder, options: RunOptions | None = None, console: Console | None = None, earlier: Sequence[str] = ()
 ) -> "Tracker":
-    """Open the sinks that the options select, on the first rank only.
+    """Return a tracker with the sinks that the options select. On all ranks except the first, it has no sinks.
 
-    options  by default the options of the run
-    console  by default standard output
-    earlier  notes from before the run folder existed, for its log
+    options  default: the options of the run
+    console  default: standard output
+    earlier  notes from before the run folder existed; they are added to its log
     """
     if not ranks.is_first():
         return Tracker([])
@@ -60,17 +60,20 @@ def open_tracker(
     log = LogSink(run)
     for text in earlier:
         log.note(text)
-    return Tracker([*sinks, log, view])  # the view last: it begins when nothing else can fail, and ends first
+    return Tracker([*sinks, log, view])  # the view is last, so that it starts after all other sinks and ends first
 
 
 class Tracker:
-    """Passes each event to every sink. At the end of a `with` block, calls `finish` with the state by the block's exception."""
+    """Passes each event to every sink.
+
+    At the end of a `with` block, calls `finish` with the state that corresponds to the block's exception.
+    """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
 
     def start(self, total_steps: int, start_step: int = 0) -> None:
-        """Start all sinks before the first stage; `start_step` is the step of a resumed run's checkpoint.
+        """Start all sinks. Must be called first. `start_step` is the step of the checkpoint that the run resumes from.
 
         Raises UserError if the run folder cannot be written or wandb cannot start.
         """
@@ -79,7 +82,7 @@ class Tracker:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[None]:
-        """Enclose work outside the optimizer steps, such as an evaluation: `total` units, reported by `advance`."""
+        """Mark the block as work outside the optimizer steps, such as an evaluation, that consists of `total` units."""
         for sink in self._sinks:
             sink.begin_stage(name, total)
         try:
@@ -89,7 +92,7 @@ class Tracker:
                 sink.end_stage()
 
     def advance(self, amount: int = 1, **values: float) -> None:
-        """Report that `amount` more units of the stage are done; `values` are shown next to it, such as `loss=0.2`."""
+        """Report that `amount` more units of the stage are done. `values`, such as `loss=0.2`, are shown with the progress."""
         for sink in self._sinks:
             sink.advance(amount, values)
 
@@ -99,27 +102,27 @@ class Tracker:
             sink.log(step, metrics)
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log the sampled completions that are kept, as rows of `completions.jsonl`."""
+        """Log the selected completions of a step, as rows of `completions.jsonl`."""
         for sink in self._sinks:
             sink.completions(step, rows)
 
     def weights(self, step: int, histogram: Mapping[str, Any]) -> None:
-        """Log the histogram of an optimizer step, a row of `weights.jsonl`."""
+        """Log the token-weight histogram of an optimizer step, as a row of `weights.jsonl`."""
         for sink in self._sinks:
             sink.weights(step, histogram)
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
-        """Log a row of `eval/summary.json`, which the evaluation itself has written."""
+        """Log the summary of an evaluation. The evaluation itself writes it to `eval/summary.json`."""
         for sink in self._sinks:
             sink.evaluation(step, benchmark, summary)
 
     def note(self, text: str) -> None:
-        """Print a line for the user, without credentials."""
+        """Print a text for the user. Credentials are removed."""
         for sink in self._sinks:
             sink.note(redacted(text))
 
     def finish(self, state: State, reason: str | None = None) -> None:
-        """Close every sink, even if another one fails."""
+        """Close all sinks in reverse order, even if closing a sink fails."""
         with ExitStack() as closing:
             for sink in reversed(self._sinks):
                 closing.callback(sink.finish, state, redacted(reason))

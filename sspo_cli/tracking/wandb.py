@@ -1,4 +1,4 @@
-"""The Weights & Biases sink: mirrors the run online, or in the run folder for a later `wandb sync`."""
+"""The Weights & Biases sink: copies the run to the wandb server, or to the run folder for a later `wandb sync`."""
 
 import json
 import secrets
@@ -18,12 +18,12 @@ from sspo_cli.tracking.sink import Metrics, Sink
 if TYPE_CHECKING:
     import wandb
 
-ROWS = 64  # number of latest completions in the table
-PER_TOKEN = ("pieces", "weights", "written")  # fields of a completion that the table leaves out
+ROWS = 64  # most completions in a table
+PER_TOKEN = ("pieces", "weights", "written")  # fields of a completion that are not in the table
 
 
 class WandbSink(Sink):
-    """Queues data for wandb's own process, which writes and sends it. `note` prints a line for the user."""
+    """Queues data for wandb's own process, which stores or sends the data. `note` prints a line for the user."""
 
     def __init__(self, run: RunFolder, options: RunOptions, note: Callable[[str], None]) -> None:
         self._folder = run
@@ -34,8 +34,8 @@ class WandbSink(Sink):
         self._step = 0
 
     def start(self, total_steps: int, start_step: int) -> None:
-        """Start wandb. Raises UserError if it cannot start, for example online without a login."""
-        import wandb  # here, because it takes a second and most runs do not use it
+        """Start wandb. Raises UserError if wandb cannot start, for example because the user is not logged in."""
+        import wandb  # imported here, because the import takes a second and most runs do not use wandb
 
         config = self._config
         options, objective = config.wandb, config.objective
@@ -51,12 +51,12 @@ class WandbSink(Sink):
                 mode=options.mode,
                 dir=self._folder.path,
                 config=config.model_dump(mode="json"),
-                # wandb's console capture would wrap the live view, and its own lines would break the view.
+                # Capturing the console would interfere with the live view, and so would lines that wandb prints.
                 settings=wandb.Settings(
                     console="off",
                     silent=options.mode == "offline",
                     quiet=True,
-                    x_disable_meta=redacted(sys.argv) != sys.argv,  # the metadata include the command line
+                    x_disable_meta=redacted(sys.argv) != sys.argv,  # the metadata contain the command line
                 ),
             )
         except (wandb.errors.Error, OSError) as error:
@@ -83,7 +83,7 @@ class WandbSink(Sink):
         self._send(step, values)
 
     def evaluation(self, step: int, benchmark: str, summary: Mapping[str, Any]) -> None:
-        """Log the scores of a benchmark; with several samples, Pass@1 is also logged as avg@n."""
+        """Log the scores of a benchmark. If there are several samples per problem, Pass@1 is also logged as avg@n."""
         values = {name: summary[name] for name in ("pass_at_1", "low", "high", "format", "truncated", "tokens")}
         if summary["samples"] > 1:
             values[f"avg_at_{summary['samples']}"] = summary["pass_at_1"]
@@ -106,13 +106,13 @@ class WandbSink(Sink):
             )
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log values of a step. wandb ignores steps that it already has, so that a resumed run does not repeat them."""
+        """Log values of a step. wandb ignores steps before its last step, so that a resumed run does not log a step twice."""
         assert self._run is not None, "start comes first"
         self._step = step
         self._run.log({"step": step, **values}, step=step)
 
     def _send_completions(self) -> None:
-        """Log a table of the latest completions, rarely and with few rows, because each table is a separate file."""
+        """Log a table of the latest completions. Tables are small and infrequent, because each table is a separate file."""
         import wandb
 
         if self._rows:
@@ -122,7 +122,7 @@ class WandbSink(Sink):
             self._rows.clear()
 
     def _run_id(self) -> str:
-        """Return the id of the run at wandb, stored in the run folder so that a resumed run continues it."""
+        """Return the id of the wandb run. The run folder stores it, so that a resumed run continues the same wandb run."""
         path = self._folder.path / "wandb-id"
         if not path.exists():
             write_text_atomic(path, secrets.token_hex(4) + "\n")
@@ -130,5 +130,5 @@ class WandbSink(Sink):
 
 
 def _cell(value: Any) -> Any:
-    """Convert a value for a table; the turns of an episode become JSON."""
+    """Convert a value for a table. Lists and dictionaries, such as the turns of an episode, become JSON strings."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
