@@ -95,7 +95,8 @@ def _folders_as_configs(folder: Path) -> list[str]:
 def _files_by_split(folder: Path, split: str) -> dict[str, list[Path]]:
     """Group the data files of a folder by the split in their own or their folder's name.
 
-    If some files are named after splits, the other files are left out. If no file is named after a split, all files are grouped under "".
+    If some files are named after splits, the other files are left out. If no file is named after a split, all files are grouped
+    under "".
     """
     for files in (_data_files(folder), _below(folder)):
         by_split: dict[str, list[Path]] = {}
