@@ -12,11 +12,11 @@ from sspo_cli.interruption import Interrupted
 
 LONGEST_WORD = 240  # most characters of a word in a message
 LONGEST_MESSAGE = 1600
-LONGEST_NAME = 200  # bytes: file systems allow 255, and temporary and lock files add to it
+LONGEST_NAME = 200  # bytes; file systems allow 255, and the names of temporary and lock files are longer
 LONGEST_PATH = 1000
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
-SAY_WHAT_FAILED = (OSError, ValueError, RuntimeError, ImportError)  # of other exceptions, the type is reported as well
+SAY_WHAT_FAILED = (OSError, ValueError, RuntimeError, ImportError)  # for other exceptions, the type is reported, too
 
 
 class UserError(Exception):
@@ -52,7 +52,7 @@ def border(failure: str | Callable[[], str], *passing: type[BaseException]) -> I
 def reason(error: BaseException) -> str:
     """Return the first line of an error's message, preceded by its type if the message alone is not clear."""
     line, name = own_names(first_line(error)), type(error).__name__
-    if name == "UnpicklingError":  # torch's message explains how to run the code
+    if name == "UnpicklingError":  # torch's message explains how to run the code in the file
         return "it is damaged or holds code, which is never run"
     return line if isinstance(error, SAY_WHAT_FAILED) or line == name else f"{name}: {line}"
 
@@ -81,7 +81,7 @@ def own_names(message: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     message = str(error).strip()
     return message.splitlines()[0] if message else type(error).__name__
 
@@ -131,14 +131,14 @@ def shorten(text: str, limit: int) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message about a name that is not one of `known`: the nearest one, or all of them."""
+    """Return the end of a message about a name that is not in `known`: the most similar known name, or all known names."""
     known = list(known)
     near = difflib.get_close_matches(str(name).lower()[:LONGEST_WORD], known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
 
 
 def check_name(option: str, name: str) -> None:
-    """Raise UserError for a name that cannot be a sub-folder: empty, too long, or outside of its parent folder."""
+    """Raise UserError if `name` cannot be a sub-folder because it is empty, too long or outside of the parent folder."""
     path = PurePath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Checks of a run before it begins: everything that can be checked without its weights."""
+"""Checks of a run before it starts. They cover everything that can be checked without the model's weights."""
 
 import importlib.util
 import itertools
@@ -38,13 +38,13 @@ RENDERED_AT_A_TIME = 256  # problems between two updates of the progress
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The problems of a run, rendered.
+    """The problems of a run, rendered as prompts.
 
     prompts         training prompts of each task
     benchmarks      benchmarks to measure on; the validation problems come first
     left_out        training problems that were removed because they are also in a benchmark
     overlaps        overlaps between tasks and benchmarks, removed or not
-    demonstrations  demonstrations for the cold start; empty if none is to be run
+    demonstrations  demonstrations for the cold start; empty if there will be no cold start
     demonstrated    problems of the demonstrations, if they come from `cold_start.tasks`
     their_overlaps  overlaps between `demonstrated` and benchmarks
     longest         largest number of tokens that a prompt and its completion may have together
@@ -128,9 +128,9 @@ def examine_options(options: RunOptions) -> torch.device:
 def examine_trials(trials: Sequence[RunOptions], count: int) -> None:
     """Check the distinct options and the local files of a sweep's trials, without the network.
 
-    count  ranks of each trial
+    count  number of ranks of each trial
 
-    Raises UserError like `examine`.
+    Raises UserError for the first error that is found.
     """
     for options in {options.model_copy(update={"seed": 0}).model_dump_json(): options for options in trials}.values():
         if count > 1:
@@ -172,7 +172,7 @@ def render_all(
     tracker: Tracker,
     needs_cold_start: bool,
 ) -> Rendered:
-    """Read the problems to train and to measure on, hold the validation problems out, render and check all of them.
+    """Read the training and benchmark problems, hold out the validation problems, and render and check all problems.
 
     The policy may be without weights (`outline_policy`). Raises UserError if data cannot be read, if a prompt does not fit the
     model, if a perfect completion does not earn its full reward, or if a cold start has no demonstrations.
@@ -216,11 +216,12 @@ def render_all(
 def _apart(
     tasks: Sequence[TaskOptions], asked: Sequence[Sequence[Problem]], evaluation: EvaluationOptions, tracker: Tracker
 ) -> tuple[list[list[Problem]], list[Problem], list[Overlap]]:
-    """Read the problems of tasks, and note their overlaps with benchmarks.
+    """Read the problems of tasks, and note the overlaps of the tasks with benchmarks.
 
     asked  problems of each benchmark
 
-    Returns the problems of each task, those removed because a benchmark has them (with `decontaminate`), and the overlaps.
+    Returns the remaining problems of each task, the removed problems, and the overlaps. With `evaluation.decontaminate`, the
+    problems that are also in a benchmark are removed.
     """
     problems = [(task.label, of_task) for task, of_task in zip(tasks, _problems_by_task(tasks), strict=True)]
     benchmarks = [(task.label, of_task) for task, of_task in zip(evaluation.benchmarks, asked, strict=True)]
@@ -240,7 +241,10 @@ def _check(
     checker: AnswerChecker,
     tracker: Tracker,
 ) -> int:
-    """Check lengths and rewards; return the most tokens that a prompt with its completion may have. Raises UserError."""
+    """Check lengths and rewards; return the largest number of tokens that a prompt and its completion may have together.
+
+    Raises UserError in the same cases as `check_lengths` and `check_rewards`.
+    """
     longest = check_lengths(itertools.chain(*prompts), options.rollout.max_new_tokens, policy, stage)
     for benchmark in benchmarks:
         sampled = Conditions.of(options).on(benchmark).max_new_tokens

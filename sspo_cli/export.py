@@ -26,9 +26,10 @@ CARD = "README.md"  # the name that the Hugging Face hub expects
 def export_model(name: str, folder: Path, which: str | None, runs_dir: Path, dtype: str | None = None) -> Path:
     """Write the model of a run's checkpoint (last, best or a step) to a new folder, atomically; return the checkpoint.
 
-    dtype  float32 or bfloat16; None: that of the checkpoint, or float32 for merged adapters
+    dtype  float32 or bfloat16; None: the dtype of the checkpoint, or float32 if adapters are merged
 
-    Adapters are merged into the weights. Other models are copied tensor by tensor, and are never in memory as a whole.
+    Adapters are merged into the weights. A model without adapters is copied tensor by tensor, so that it is never
+    in memory as a whole.
     Raises UserError if there is no such checkpoint, if the folder exists or if it cannot be written.
     """
     found = find_run(name, runs_dir)
@@ -59,7 +60,7 @@ def export_model(name: str, folder: Path, which: str | None, runs_dir: Path, dty
 
 
 def _write_merged(options: RunOptions, checkpoint: Path, folder: Path, dtype: str | None) -> None:
-    """Write a model with its adapters merged, which happens in float32."""
+    """Merge the adapters of a model in float32, and write the model."""
     changes = {"kernels": "torch", "gradient_checkpointing": False, "dtype": "float32"}
     model = options.model.model_copy(update=changes)
     policy = load_policy(model, torch.device("cpu"), checkpoint, options.chat.template)

@@ -14,16 +14,16 @@ from sspo_cli.policy.checkpoint import MANIFEST, checkpoint_folders, holds_optim
 from sspo_cli.policy.model import Policy
 from sspo_cli.tracking.run_folder import RunFolder
 
-# Model options that set how the model is computed; the others determine its weights.
+# Model options that set how the model is computed; the other model options determine its weights.
 HOW_COMPUTED = ("model.dtype", "model.weights", "model.kernels", "model.attention", "model.gradient_checkpointing")
 DIGITS = 12
 
 
 def options_to_resume(path: Path, given: Given) -> RunOptions:
-    """Apply the given options on top of those that a run was started with.
+    """Apply the given options on top of the options that a run was started with.
 
-    Raises UserError if this changes more than how the run is computed (the message has a command that forks the run instead),
-    or if the run is finished and its steps are not raised.
+    Raises UserError if a given option changes what the run computes and not only how (the message then has a command that
+    forks the run instead), or if the run is finished and `steps` is not raised.
     """
     folder = RunFolder.open(path)
     recorded = folder.config
@@ -41,7 +41,7 @@ def options_to_resume(path: Path, given: Given) -> RunOptions:
 
 
 def check_resumable(folder: RunFolder, options: RunOptions) -> None:
-    """Raise UserError for a finished run, unless the options raise its steps."""
+    """Raise UserError if the run is finished, unless `options` raises its number of steps."""
     if folder.status.get("state") == "finished" and options.steps == folder.config.steps:
         more = command_line(*folder.resume_command, "-s", f"steps={2 * options.steps}")
         measure = command_line("sspo", "eval", folder.name_in_commands)
@@ -49,9 +49,9 @@ def check_resumable(folder: RunFolder, options: RunOptions) -> None:
 
 
 def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -> RunOptions:
-    """Return the options for `--from RUN[@STEP]`: those of RUN without its cold start, overridden by the given ones.
+    """Return the options for `--from RUN[@STEP]`: RUN's options without the cold start, overridden by the given options.
 
-    Raises UserError like `load_config` and `resolve_fork`.
+    Raises UserError in the same cases as `load_config` and `resolve_fork`.
     """
     named = find_run(source, runs_dir)
     if named is None:
@@ -72,7 +72,7 @@ def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
     """Return the options with the absolute path, the step and the fingerprint of the forked checkpoint filled in.
 
     Options without a fork are returned unchanged. Raises UserError if the run or the checkpoint does not exist, if the
-    checkpoint is damaged or has another fingerprint than recorded, or if its weights or moments do not fit the options.
+    checkpoint is damaged or has another fingerprint than recorded, or if its weights or optimizer state do not fit the options.
     """
     fork = options.fork
     if fork is None:
@@ -103,7 +103,10 @@ def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
 
 
 def checkpoint_to_fork(options: RunOptions, runs_dir: Path) -> Path | None:
-    """Return the checkpoint that the options fork, or None without a fork. Raises UserError like `resolve_fork`."""
+    """Return the checkpoint that the options fork, or None if they fork none.
+
+    Raises UserError in the same cases as `resolve_fork`.
+    """
     fork = resolve_fork(options, runs_dir).fork
     return Path(fork.run) / "checkpoints" / f"step-{fork.step}" if fork else None
 
@@ -117,7 +120,7 @@ def origin_of(options: RunOptions) -> dict[str, Any]:
 
 
 def load_moments(checkpoint: Path, state: dict[str, Any], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    """Load another run's moments, and keep the optimizer's own options, such as the betas."""
+    """Load the optimizer state of another run, but keep the hyperparameters of `optimizer`, such as the betas."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     load_optimizer(checkpoint, state, policy, optimizer)
     for group, options in zip(optimizer.param_groups, own, strict=True):
@@ -125,7 +128,7 @@ def load_moments(checkpoint: Path, state: dict[str, Any], policy: Policy, optimi
 
 
 def _check_fit(source: RunFolder, options: RunOptions) -> None:
-    """Raise UserError if the weights of `source`, or its moments if they are continued, do not fit the options."""
+    """Raise UserError if the weights of `source`, or its optimizer state if the fork loads it, do not fit the options."""
     theirs, ours = (dict(flatten(o.model_dump(mode="json", include={"model"}))) for o in (source.config, options))
     names = [name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name) and name not in HOW_COMPUTED]
     if names:
@@ -153,7 +156,7 @@ def _check_fit(source: RunFolder, options: RunOptions) -> None:
 
 
 def _fingerprint(checkpoint: Path, with_optimizer: bool) -> str:
-    """Hash the model files of a checkpoint; with the optimizer, all of its files."""
+    """Hash the model files of a checkpoint, or all of its files if `with_optimizer` is true."""
     checksums = json.loads((checkpoint / MANIFEST).read_text())
     kept = sorted((name, digest) for name, digest in checksums.items() if with_optimizer or not holds_optimizer(name))
     return xxhash.xxh3_64_hexdigest(json.dumps(kept).encode())[:DIGITS]

@@ -29,7 +29,7 @@ class Interruption:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self, speaks: bool = True) -> None:
-        """Create an interruption; if it `speaks`, it acknowledges the first signal on standard error."""
+        """Create an interruption. If `speaks` is true, it acknowledges the first signal on standard error."""
         self.requested = False
         self._speaks = speaks
         self._requested_at = 0.0

@@ -11,7 +11,7 @@ from sspo_cli.errors import UserError, border
 def take_lock(lock: FileLock, timeout: float = 0.0) -> bool:
     """Take a lock within `timeout` seconds; return False if another process still holds it.
 
-    Raises UserError if the disk refuses: it is full, failing, read-only or without locks.
+    Raises UserError if the file system is full, failing or read-only, or does not support locks.
     """
     with border(f"cannot lock {lock.lock_file}", Timeout):
         try:
@@ -23,7 +23,10 @@ def take_lock(lock: FileLock, timeout: float = 0.0) -> bool:
 
 @contextmanager
 def hold_lock(lock: FileLock, timeout: float = 600.0) -> Iterator[None]:
-    """Hold a lock within the block. Raises UserError like `take_lock`, and if another process holds it for too long."""
+    """Hold a lock within the block.
+
+    Raises UserError in the same cases as `take_lock`, and if another process holds the lock for more than `timeout` seconds.
+    """
     if not take_lock(lock, timeout):
         raise UserError(f"another process has held {lock.lock_file} for {timeout / 60:g} minutes; end it and try again")
     try:

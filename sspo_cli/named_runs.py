@@ -30,10 +30,11 @@ class Named:
 
 
 def find_run(name: str, runs_dir: Path) -> Named | None:
-    """Find a run by its path or its path in the folder of runs, or a checkpoint of one, by its path or as RUN@STEP.
+    """Find the run or the checkpoint with this name.
 
-    STEP is a step, `last` or `best`. Returns None if there is no such run. Raises UserError for a name that no file can have,
-    for a folder of runs, and for a checkpoint that the run does not have.
+    A run is named by its path, or by its path inside `runs_dir`. A checkpoint is named by its path or as RUN@STEP, in which
+    STEP is a step, `last` or `best`. Returns None if there is no such run. Raises UserError if no file can have this name, if
+    it names a folder of runs, or if the run does not have the checkpoint.
     """
     named = _find(name, runs_dir)
     if named is None:
@@ -72,7 +73,7 @@ def _find(name: str, runs_dir: Path) -> Named | None:
 
 
 def free_name(runs_dir: Path, options: RunOptions) -> str:
-    """Return an unused name for a run: `sspo-atanlog-seed0`, or the same with a number appended."""
+    """Return an unused name for a run: `sspo-atanlog-seed0`, or this name with a number appended."""
     words = [*options.objective.words, f"seed{options.seed}"]
     name = "-".join(words).replace(":", ".")
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -80,12 +81,12 @@ def free_name(runs_dir: Path, options: RunOptions) -> str:
 
 
 def is_run(path: Path) -> bool:
-    """Report whether a folder is a run's, damaged or not. Model folders also have a config.json, so that is not enough."""
+    """Report whether a folder is a run's, damaged or not. A config.json is not enough: model folders also have one."""
     return (path / "checkpoints").is_dir() or ((path / "config.json").is_file() and (path / "status.json").is_file())
 
 
 def _runs_in(folder: Path, levels: int = 2) -> list[Path]:
-    """Return the runs in a folder and in its sub-folders, because the trials of a sweep are in one."""
+    """Return the runs in a folder and in its sub-folders, because the trials of a sweep are in a sub-folder."""
     runs = []
     with suppress(OSError):  # not a folder, or one that may not be read
         for path in sorted(folder.iterdir()):
@@ -113,8 +114,8 @@ def require_run(name: str, runs_dir: Path) -> Path:
 def require_sources(names: Sequence[str], runs_dir: Path) -> list[Path]:
     """Find the sources of a report: runs, measured models, and folders of them, by path, as given or inside `runs_dir`.
 
-    A measured model may also be given by the name that was passed to `sspo eval`. Raises UserError for a name that is none of
-    these, for a checkpoint, and for a run without config.json or status.json.
+    A measured model may also be given by the name that was passed to `sspo eval`. Raises UserError if a name is none of
+    these, if it names a checkpoint, or if a run has no config.json or status.json.
     """
     return [_require_source(name, runs_dir) for name in names]
 
@@ -156,7 +157,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def checkpoint_of(run: RunFolder, which: str) -> Path:
-    """Find a checkpoint of a run: last, best or a step. Raises UserError if the run does not have it, or it is damaged."""
+    """Find a checkpoint of a run: last, best or a step. Raises UserError if the checkpoint is missing or damaged."""
     if which == "last":
         newest, _ = latest_whole(run.checkpoints)
         if newest is None:

@@ -30,7 +30,7 @@ RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folde
 
 
 class ObjectiveCommand(TyperCommand):
-    """A command whose help describes the flags of the objective like its options, which list every method and gate."""
+    """A command whose help describes the objective's flags with the descriptions of `ObjectiveOptions`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from sspo_cli.config import ObjectiveOptions  # here, because it imports torch

@@ -1,4 +1,4 @@
-"""Functions that a user names: a built-in one by its name, or their own as `module:function`."""
+"""Functions that a user specifies: a built-in function by its name, or a user-defined function as `module:function`."""
 
 import importlib
 import os

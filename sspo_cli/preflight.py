@@ -25,7 +25,7 @@ PER_LAYER = 16384  # modules of a layer as Python objects
 def check_sizes(options: RunOptions) -> None:
     """Raise UserError if a part of the run needs more memory than the machine has.
 
-    The system would grant more memory than it has and kill the process later.
+    Without this check, the system would grant the memory at first and kill the process later.
     """
     rollout, learning, evaluation, tiny = options.rollout, options.learning, options.evaluation, options.model.tiny
     completions = rollout.prompts * rollout.group_size

@@ -20,13 +20,13 @@ def print_preview(
     device_memory: float | None,
     nproc: int,
 ) -> None:
-    """Print the options of a run, examine it as its start does, and print what is found; nothing is written.
+    """Print the options of a run, run the checks of its start, and print their results; write no file.
 
     given          options of the command line, to name the defaults of a named model
     device_memory  memory in GB of another machine's GPU, for which only options and memory are examined
     nproc          ranks that the run is to have
 
-    Raises UserError as the start does.
+    Raises UserError in the same cases as the start of the run.
     """
     print(redacted(to_yaml(options)), end="")
     is_new = not (is_resumed or is_forked)

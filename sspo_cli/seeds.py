@@ -7,5 +7,5 @@ import xxhash
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """Derive a seed in [0, 2^63); different triples have unrelated seeds."""
+    """Derive a seed in [0, 2^63); different arguments give unrelated seeds."""
     return xxhash.xxh3_64_intdigest(f"{seed}/{purpose}/{index}".encode()) >> 1

@@ -46,11 +46,11 @@ COLD_STARTS = "cold-starts"  # folder next to the runs, which share it
 def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_going: bool = False) -> None:
     """Check a new run, create its folder at `path` and train it.
 
-    options     a fork in them must be resolved (`resolve_fork`)
-    keep_going  train on even if nothing is learned
+    options     options of the run; `resolve_fork` must have resolved a fork
+    keep_going  True to continue even if nothing is learned
 
-    Raises UserError if the run exists, if a check refuses it (no folder is left then) or if it cannot continue. Raises
-    Interrupted when stopped.
+    Raises UserError if the run exists, if a check refuses the run (no folder remains then) or if the run cannot continue.
+    Raises Interrupted if the run is stopped.
     """
     ranks.on_first(lambda: check_free(path))
     torch.set_num_threads(options.threads)
@@ -66,11 +66,11 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
 
 
 def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], keep_going: bool = False) -> None:
-    """Continue a run from its last whole checkpoint, or from the start if there is none.
+    """Resume a run from its last complete checkpoint, or from the start if there is none.
 
-    options  the recorded options, except for changes that `fixed_differences` allows; None: the recorded ones
+    options  the recorded options with changes that `fixed_differences` allows; None: the recorded options
 
-    Raises UserError if there is no such run, or if it is finished and its steps are not raised.
+    Raises UserError if there is no such run, or if the run is finished and `steps` is not raised.
     """
     with RunFolder.resume(path) as folder:
         options = options or folder.config
@@ -81,7 +81,10 @@ def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], k
 
 
 def preview_run(options: RunOptions, path: Path, is_resumed: bool, note: Callable[[str], object]) -> None:
-    """Run the checks of `start_run` or `resume_run` and write nothing. Raises UserError like these."""
+    """Run the checks of `start_run` or, if `is_resumed`, of `resume_run`, and write nothing.
+
+    Raises UserError in the same cases as these functions.
+    """
     tracker = Tracker([NoteSink(note)])
     with _opened(options) as opened:
         if is_resumed:
@@ -153,9 +156,9 @@ class Loaded:
     """The starting point of a run.
 
     policy      policy of the checkpoint, or of the config if there is none
-    checkpoint  checkpoint that a resumed run continues from
-    forked      checkpoint of another run that a new run starts from
-    saved       state of optimizer and run in either checkpoint
+    checkpoint  checkpoint from which a resumed run continues
+    forked      checkpoint of another run from which a new run starts
+    saved       state of the optimizer and the run in `checkpoint` or `forked`
     rendered    problems of the run
     stage       environments and limits of episodes
     """
@@ -169,7 +172,7 @@ class Loaded:
 
     @property
     def continued(self) -> dict[str, Any] | None:
-        """State of optimizer and run that a resumed run continues from; None for a new run."""
+        """State of the optimizer and the run from which a resumed run continues; None for a new run."""
         return self.saved if self.checkpoint else None
 
 
@@ -183,11 +186,11 @@ def prepare(
 ) -> Run:
     """Load or resume everything, and run the cold start if it is not done yet.
 
-    options     options of the folder; those of a resumed run may differ in how it is computed, which the folder records
+    options     options of the run; a resumed run may change how it is computed, and the folder records the change
     rendered    problems, if the checks of a new run have rendered them
     resumed_by  command line of a resumed run
 
-    A new run that is refused before its cold start does not count as begun.
+    A new run that is refused before its cold start is not marked as begun.
     """
     loaded = _load(folder, options, tracker, opened, rendered)
     policy, rendered, stage = loaded.policy, loaded.rendered, loaded.stage
@@ -295,7 +298,7 @@ def _open_engine(options: RunOptions, loaded: Loaded, tracker: Tracker) -> Engin
 
 
 def _note_data(folder: RunFolder, rendered: Rendered, tracker: Tracker, is_resumed: bool) -> None:
-    """Record the training problems. Note for a resumed run if they differ from those at its start."""
+    """Record the training problems. For a resumed run, note if they differ from the problems at its start."""
     problems = [prompt.problem for prompt in itertools.chain(*rendered.prompts)]
     left_out, fingerprint = rendered.left_out, problems_fingerprint(problems)
     data = {
@@ -319,7 +322,7 @@ def _start_cold(
     tracker: Tracker,
     interruption: Interruption,
 ) -> Policy:
-    """Run the cold start on demonstrations of `cold_start.tasks`, or of the run's tasks if that is empty."""
+    """Run the cold start on demonstrations of `cold_start.tasks` or, if this list is empty, of the run's tasks."""
     if rendered.demonstrated:
         shared = [
             asdict(replace(overlap, task=f"the cold start's {overlap.task}")) for overlap in rendered.their_overlaps

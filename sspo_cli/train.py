@@ -34,8 +34,8 @@ from sspo_cli.tasks.mixture import problem_stream
 def train(run: Run) -> None:
     """Take optimizer steps until `options.steps` are done.
 
-    Raises Interrupted when asked to stop, and UserError if `optimizer.max_bad_steps` steps in a row were skipped or if nothing
-    is learned; the state is saved first. Also raises UserError if a file cannot be written.
+    Raises Interrupted if a stop is requested, and UserError if `optimizer.max_bad_steps` steps in a row were skipped or if
+    nothing is learned; the state is saved first. Also raises UserError if a file cannot be written.
     """
     options, state = run.options, run.state
     rollout, learning, seed = options.rollout, options.learning, options.seed

@@ -37,8 +37,8 @@ class Problem:
 class Prompt:
     """A problem, rendered through the chat template.
 
-    opening  text that the template opens the completion with (`<think>`, or nothing); rewards read it as part of the
-             completion
+    opening  start of the completion that the chat template has already written (`<think>` or nothing); rewards read it as
+             part of the completion
     """
 
     problem: Problem
@@ -53,7 +53,7 @@ class Reward:
 
     extracted  the text between the answer tags, or None
     status     how the answer check ended: "ok", "timeout", "error" or "no answer"
-    own        value of the user's function; 0 without one
+    own        value of the user's function; 0 if there is none
     weights    weights of answer, format and own in the sum
     """
 
@@ -74,14 +74,14 @@ class Reward:
 class Turn:
     """One turn of the policy in an episode, and the environment's answer. All values can be stored as JSON.
 
-    text            the policy's text, beginning with the text that the chat template opened it with
+    text            the policy's text, beginning with the text (`<think>`) that the chat template may have written
     action          "call", "proposal" or "nothing"
     content         the code or the solution
     well_formed     the turn has exactly one action and ends with it
     status          for a call "ok", "timeout", "memory" or "crashed"; for a proposal "solved", "wrong" or, if the check failed,
                     "timeout" or "error"; otherwise "nothing"
     answer          text that the policy reads next; None if the episode is over
-    variables_lost  the interpreter has ended, so that the next cell has no variables of earlier ones
+    variables_lost  the interpreter has ended, so that the next cell has no variables of earlier cells
     """
 
     text: str
@@ -131,11 +131,11 @@ class Completion:
     token_ids          tokens, including an end-of-sequence token that the policy wrote
     sampling_logprobs  log-probability of each token by the sampler at the sampling temperature; 0 for tokens that were read
     text               decoded text, without the last end-of-sequence token
-    truncated          cut at the token limit
+    truncated          True if the completion ended at the token limit
     read               for an episode, True for each token that the policy read; empty if it wrote all of them
     episode            the episode; None for a single turn
-    routes             experts that the sampler chose for each token in L layers, a numpy array [T, L] int32 of numbers for
-                       sets; None if it does not say
+    routes             experts that the sampler chose for each token in L layers: a numpy array [T, L], int32, in which a
+                       number stands for a set of experts; None if the sampler does not report them
     """
 
     token_ids: list[int]

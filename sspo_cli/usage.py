@@ -10,7 +10,7 @@ from sspo_cli.errors import UserError, command_line, did_you_mean, shorten
 
 # The parser's own class (click's, or typer's copy of it), of which typer exports this one subclass.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-LONGEST_VALUE = 120  # characters of a value that a sentence repeats
+LONGEST_VALUE = 120  # maximum number of characters of a value in a message
 SURELY_MEANT, PERHAPS_MEANT = 0.8, 0.65  # similarity of two names, without their dashes
 
 
@@ -45,7 +45,7 @@ def _given(error: Any) -> str:
 
 
 def _meant_option(name: str, context: Any) -> str | None:
-    """Return the end of a sentence that names a similar option of the command, or the option of a run of this name."""
+    """Return the end of a sentence that names a similar option of the command, or the run option with this name."""
     if not name.startswith("--"):
         return None
     given = name.removeprefix("--")[:LONGEST_VALUE]

@@ -78,7 +78,7 @@ def load_config(
 def merge_config(
     files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Merge files, flags and overrides like `load_config` into nested dictionaries, without validating them."""
+    """Merge files, flags and overrides into nested dictionaries, in the order of `load_config`, without validation."""
     return merge_layers(_layers(files, overrides, flags or {}))
 
 

@@ -38,7 +38,7 @@ class Environment(Protocol):
         ...
 
     def close(self, episodes: Iterable[Episode]) -> None:
-        """Free the resources of episodes. `step` already frees those of episodes that are over."""
+        """Free the resources of episodes. When an episode is over, `step` has already freed its resources."""
         ...
 
 
@@ -112,6 +112,6 @@ class ActingEnvironment:
     def _answer(self, episode: Episode, turn: Turn, output: str) -> str:
         """Return the text that the policy reads after this turn; not called after the last turn.
 
-        output  output of the turn's code, or an empty text
+        output  output of the turn's code, or an empty string
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Check that a run fits its device, by an estimate from the config of the model, before weights are downloaded."""
+"""Check that a run fits its device. The memory is estimated from the model's config, before weights are downloaded."""
 
 import json
 import os
@@ -28,12 +28,12 @@ ADAPTERS = {"model.lora": {"rank": 32}, "model.weights": "float32"}
 def check_memory(
     options: RunOptions, device: Device, note: Callable[[str], object], folder: Path | None = None
 ) -> None:
-    """Note the estimated memory of a run.
+    """Estimate the memory of a run and compare it with the device's memory.
 
-    note    called with a sentence
-    folder  checkpoint to open instead of the model's own weights
+    note    function that is called with the estimate in a sentence
+    folder  checkpoint that is opened instead of the original model
 
-    Raises UserError if the device has less memory; the message suggests options that need less.
+    Raises UserError if the device has too little memory. The message suggests options that need less memory.
     """
     if shape := _shape_or_note(options, note, folder):
         phases = [f"{phase.name} {phase.total / GB:.1f} GB" for phase in estimate(options, shape, device)]
@@ -42,10 +42,13 @@ def check_memory(
 
 
 def preview_memory(options: RunOptions, gigabytes: float | None, note: Callable[[str], object], count: int = 1) -> None:
-    """Note the estimated memory of a run and of its parts. Raises UserError if the run does not fit.
+    """Estimate the memory of each phase of a run and its parts, for a dry run.
 
-    gigabytes  memory of the GPU of another machine; None for the device of this machine
+    gigabytes  memory of the device of another machine; None for the device of this machine
+    note       function that is called with each line of the estimate
     count      number of ranks; the estimate is for one rank
+
+    Raises UserError if the run does not fit the device.
     """
     try:
         if gigabytes:
@@ -70,7 +73,7 @@ def _shape_or_note(options: RunOptions, note: Callable[[str], object], folder: P
 
 
 def device_here(options: RunOptions, device: torch.device, count: int = 1) -> Device:
-    """Describe the device that each of `count` ranks has on this machine. Ranks on a CPU share the memory equally."""
+    """Return the device of each of `count` ranks on this machine. Ranks on a CPU have equal shares of the memory."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         by_vllm = count == 1 and not samples_by_torch(options.rollout, device) and not _has_server(options)
@@ -80,9 +83,9 @@ def device_here(options: RunOptions, device: torch.device, count: int = 1) -> De
 
 
 def stated_device(options: RunOptions, gigabytes: float, count: int = 1) -> Device:
-    """Describe the GPU of another machine on which vLLM is installed, or its CPU if the options ask for a CPU.
+    """Return the device of each of `count` ranks on another machine, on which vLLM is assumed to be installed.
 
-    Each of `count` ranks has such a GPU, or an equal share of the CPU's memory.
+    gigabytes  memory of the GPU of each rank, or memory of the machine if the options select the CPU
     """
     if options.device == "cpu":
         return Device("cpu", gigabytes * GB / count, False, _is_on_cpu_by_vllm(options), count)
@@ -92,17 +95,17 @@ def stated_device(options: RunOptions, gigabytes: float, count: int = 1) -> Devi
 
 
 def _has_server(options: RunOptions) -> bool:
-    """Report whether a vLLM server samples. Its memory is not part of this device's memory."""
+    """Report whether a vLLM server samples. The server does not use the memory of this device."""
     return options.rollout.vllm is not None and options.rollout.vllm.server is not None
 
 
 def _is_on_cpu_by_vllm(options: RunOptions) -> bool:
-    """Report whether vLLM samples on a CPU, which it does only if the options ask for it."""
+    """Report whether vLLM samples in this process on a CPU, which requires the option `rollout.engine=vllm`."""
     return options.rollout.engine == "vllm" and not _has_server(options)
 
 
 def describe(options: RunOptions, shape: ModelShape, device: Device) -> list[str]:
-    """Return a heading, then a line for each phase."""
+    """Describe the estimate as lines: a heading, and a line for each phase."""
     where = "GPU" if device.kind == "cuda" else "machine"
     large = shape.parameters >= 1e8
     size = f"{shape.parameters / 1e9:.2f} billion" if large else f"{shape.parameters / 1e6:.1f} million"
@@ -112,13 +115,13 @@ def describe(options: RunOptions, shape: ModelShape, device: Device) -> list[str
 
 
 def refuse(options: RunOptions, shape: ModelShape, device: Device) -> None:
-    """Raise UserError if a run does not fit the device; the message suggests options with which it fits."""
+    """Raise UserError if a run does not fit the device. The message suggests options with which the run fits."""
     if problem := _problem(options, shape, device):
         raise UserError(f"{problem}; {_remedy(options, shape, device)}")
 
 
 def _problem(options: RunOptions, shape: ModelShape, device: Device) -> str | None:
-    """Describe the phase that does not fit; return None if all fit."""
+    """Describe why the run does not fit the device; return None if the run fits."""
     if device.vllm and device.kind == "cuda" and (options.rollout.vllm or VllmOptions()).kv_cache_gib is None:
         share, needed = vllm_share(options, shape, device), vllm_needs(options, shape, device)
         if share < needed:
@@ -139,7 +142,7 @@ def _sentence(phase: Phase) -> str:
 
 
 def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
-    """Suggest the first of the possible changes with which the run fits, or a larger device if there is none."""
+    """Suggest the first of `_changes` with which the run fits, or a larger device if the run fits with none of them."""
     for changes in _changes(options, device):
         try:
             changed = validate(_changed(options, changes))
@@ -154,9 +157,10 @@ def _remedy(options: RunOptions, shape: ModelShape, device: Device) -> str:
 
 
 def _changes(options: RunOptions, device: Device) -> Iterator[dict[str, Any]]:
-    """Yield changes of the options in order of preference.
+    """Yield changes of the options that reduce memory, in order of preference.
 
-    Changes without effect on the result come first, then changes to bfloat16 weights and an 8-bit optimizer, then to LoRA.
+    Changes that do not affect what is learned come first. They are followed by an 8-bit optimizer, on a single rank with bfloat16
+    weights, and by LoRA, each alone and combined with the first changes.
     """
     same: list[Mapping[str, Any]] = []
     if not options.model.gradient_checkpointing:

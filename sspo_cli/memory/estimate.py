@@ -1,7 +1,7 @@
 """Estimate of a run's memory on its device, separately for learning and sampling.
 
-The sizes of weights, gradients, moments, copies and caches are exact. Activations are estimated from the tensors that the
-layers of a typical decoder store for the backward pass.
+The sizes of weights, gradients, optimizer state, copies and caches are exact. Activations are estimated from the tensors that
+the layers of a typical decoder store for the backward pass.
 """
 
 import math
@@ -14,13 +14,13 @@ from sspo_cli.policy.logprobs import BLOCK_ELEMENTS
 from sspo_cli.rollout.torch_engine import GROWTH
 from sspo_cli.rollout.vllm_engine import CPU_CACHE_GIB
 
-PROMPT = 256  # assumed tokens of the longest prompt, because the data sets are not read yet
+PROMPT = 256  # assumed length of the longest prompt in tokens, because the data sets are not read yet
 FLOAT = 4  # bytes
-MOMENT = 1 + 4 / 256  # bytes of an 8-bit moment: one, and four for the scale of each block of 256
-# Bytes that a process needs before it computes: on a GPU for CUDA's context, workspaces and a sleeping vLLM, on a CPU for
+MOMENT = 1 + 4 / 256  # bytes of an 8-bit value of the optimizer state; each block of 256 values has a float32 scale
+# Bytes that a process needs before it computes: on a GPU for the CUDA context, workspaces and a sleeping vLLM; on a CPU for
 # libraries.
 RESERVE = {"cuda": 3e9, "cpu": 0.6e9}
-VLLM_WORK = 2e9  # bytes of vLLM's share that are neither weights nor cache
+VLLM_WORK = 2e9  # bytes that vLLM needs in addition to weights and cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Device:
     """The device of a run.
 
     kind      cuda or cpu
-    total     bytes of memory; for a rank on a CPU, its share of the machine's memory
-    bfloat16  the device computes in bfloat16 if `model.dtype` is `auto`
-    vllm      vLLM samples in this process
-    ranks     number of ranks over which weights, gradients and moments are sharded
+    total     bytes of memory; for a rank on a CPU, the rank's share of the machine's memory
+    bfloat16  True if `auto` as `model.dtype` selects bfloat16 on this device
+    vllm      True if vLLM samples in this process
+    ranks     number of ranks over which weights, gradients and optimizer state are sharded
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A phase of a run, with the memory that it holds at the same time: bytes by purpose."""
+    """A phase of a run. `parts` maps each use of memory to its bytes; all parts are needed at the same time."""
 
     name: str
     parts: dict[str, float]
@@ -54,12 +54,12 @@ class Phase:
 
 
 def estimate(options: RunOptions, shape: ModelShape, device: Device) -> list[Phase]:
-    """Estimate the memory of a run's phases. The run needs the memory of the largest phase."""
+    """Estimate the memory of each phase of a run. The run needs as much memory as its largest phase."""
     return [_learning(options, shape, device), _sampling(options, shape, device)]
 
 
 def vllm_needs(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Return the bytes that vLLM needs at least: weights, the cache of the longest sequence, and working memory."""
+    """Return the minimum number of bytes that vLLM needs: weights, the KV cache of the longest sequence, and working memory."""
     longest = max(limit for _, limit in _sampled(options))
     of_it = (PROMPT + longest) * _cache_of_token(shape, _computed(options, device))
     return shape.parameters * _computed(options, device) + of_it + VLLM_WORK
@@ -75,7 +75,7 @@ def vllm_share(options: RunOptions, shape: ModelShape, device: Device) -> float:
 
 
 def _computed(options: RunOptions, device: Device) -> int:
-    """Return the bytes of a number in the dtype of the computation."""
+    """Return the bytes per value of the compute dtype."""
     dtype = options.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.bfloat16 else options.model.weights
@@ -83,14 +83,14 @@ def _computed(options: RunOptions, device: Device) -> int:
 
 
 def _weight(options: RunOptions, device: Device) -> int:
-    """Return the bytes of one of the model's own weights."""
+    """Return the bytes per weight of the model, without adapters."""
     if options.model.lora:
         return _computed(options, device)
     return 2 if options.model.weights == "bfloat16" else FLOAT
 
 
 def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
-    """Return the memory that a run holds in all phases, in bytes by purpose."""
+    """Return the memory that a run needs in all phases, as {use: bytes}."""
     adapters = shape.trained * FLOAT if options.model.lora else 0
     trained = FLOAT if options.model.lora else _weight(options, device)
     moments = 2 * shape.trained * (MOMENT if options.optimizer.eight_bit else FLOAT)
@@ -104,10 +104,10 @@ def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, f
 
 
 def _gathered(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
-    """Return the bytes of tensors that each rank gathers temporarily.
+    """Return the memory of tensors that each rank gathers temporarily, as {use: bytes}.
 
-    These are the embedding, the projection and two layers, and without LoRA also the gradients of one layer, the embedding
-    and the projection.
+    These are the weights of the embedding, the vocabulary projection and two layers. If all weights are trained, the gradients
+    of the embedding, the projection and one layer are added.
     """
     if device.ranks == 1:
         return {}
@@ -124,7 +124,7 @@ def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
     parts = _held(options, shape, device) | {
         "gradients": shape.trained * trained / device.ranks,
         "activations": kept,
-        "buffers": max(of_layer, _projection(options, shape, device)),  # the two are not held at the same time
+        "buffers": max(of_layer, _projection(options, shape, device)),  # these are not needed at the same time
         **_gathered(options, shape, device),
     }
     if device.vllm and not (options.rollout.vllm or VllmOptions()).sleep:
@@ -133,9 +133,9 @@ def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
 
 
 def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tuple[float, float]:
-    """Return two sizes in bytes: what all layers store of a micro-batch, and what one layer needs in the backward pass.
+    """Return the bytes that all layers store for the backward pass, and the bytes that one layer's backward pass needs.
 
-    With gradient checkpointing, layers store only their inputs.
+    Both are for the largest micro-batch. With gradient checkpointing, layers store only their inputs.
     """
     computed, weight = _computed(options, device), _weight(options, device)
     tokens, attended = _micro_batch(options, shape)
@@ -144,7 +144,7 @@ def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tupl
     if computed < weight:
         layer += computed * shape.cast / shape.layers  # the layer's weights in bfloat16
     mask = attended * options.rollout.max_new_tokens * computed if shape.shares else 0
-    # The gradients of the widest product and of its factors, and of a hidden state.
+    # Gradients of the widest product, of its factors and of the hidden states.
     backward = tokens * (3 * computed * shape.intermediate + 3 * FLOAT * shape.hidden)
     if options.model.gradient_checkpointing:
         return shape.layers * tokens * shape.hidden * weight + mask, layer + backward
@@ -154,8 +154,8 @@ def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tupl
 def _micro_batch(options: RunOptions, shape: ModelShape) -> tuple[int, int]:
     """Return the number of tokens of the largest micro-batch, and the number of tokens that its rows attend to.
 
-    A prompt shared by several rows is counted once in the first number, and for each row in the second. All rows have the
-    longest possible prompt and completion. Demonstrations are assumed to be as long, because their lengths are not known yet.
+    A prompt that several rows share is counted once in the first number, and once per row in the second. All rows are assumed
+    to have the longest possible prompt and completion. This also applies to demonstrations, because they are not read yet.
     """
     rollout = options.rollout
     length = PROMPT + rollout.max_new_tokens
@@ -171,10 +171,10 @@ def _micro_batch(options: RunOptions, shape: ModelShape) -> tuple[int, int]:
 
 
 def _kept_by_layer(options: RunOptions, shape: ModelShape, computed: int, weight: int) -> float:
-    """Return the bytes that a layer stores of each token for the backward pass."""
+    """Return the bytes per token that a layer stores for the backward pass."""
     trains_all = options.model.lora is None
     hidden, queries, keys = shape.hidden, shape.queries, shape.keys
-    # Two norms, computed in float32. Each stores its input, and the normalized input if its weight is trained.
+    # Two norms, computed in float32. Each stores its input, and also the normalized input if the norm's weight is trained.
     norms = 2 * hidden * (FLOAT + (weight if trains_all else 0))
     if shape.has_norms:
         norms += (queries + keys) * (FLOAT + (computed if trains_all else 0))
@@ -182,7 +182,7 @@ def _kept_by_layer(options: RunOptions, shape: ModelShape, computed: int, weight
     inputs = hidden * computed * (5 if computed < weight else 2) if trains_all else 0
     inputs += queries * computed if trains_all else 0
     inputs += shape.adapted * computed
-    attention = 2 * queries * computed  # queries and result; `_activations` adds keys and values
+    attention = 2 * queries * computed  # queries and the result of attention; `_activations` adds keys and values
     # The gate, its activation, the up-projection and their product. An expert also stores its input and output.
     feed_forward = 4 * shape.intermediate * computed
     routed = 3 * shape.experts * hidden * computed
@@ -190,7 +190,7 @@ def _kept_by_layer(options: RunOptions, shape: ModelShape, computed: int, weight
 
 
 def _projection(options: RunOptions, shape: ModelShape, device: Device) -> float:
-    """Return the bytes of the vocabulary projection: hidden states, logits, and float32 copies of weights and gradient."""
+    """Return the bytes that the vocabulary projection needs: hidden states, logits, float32 copies of weights and gradient."""
     tokens, _ = _micro_batch(options, shape)
     copies = int(_weight(options, device) < FLOAT) + int(options.model.lora is None)
     logits = min(max(BLOCK_ELEMENTS[device.kind], tokens), tokens * shape.vocabulary)
@@ -212,7 +212,7 @@ def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
         parts["copies in bfloat16"] = 2 * shape.cast
     of_token = _cache_of_token(shape, computed)
     sampled = _sampled(options)
-    # The cache, and a copy of one of its layers while that layer grows. Logits, probabilities, and a float32 copy of the
+    # The cache, and a copy of a single layer's cache while it grows. Logits, probabilities, and a float32 copy of the
     # projection.
     parts["cache"] = (
         max(rows * (PROMPT + limit + GROWTH) for rows, limit in sampled) * of_token * (1 + 1 / shape.layers)
@@ -223,7 +223,7 @@ def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
 
 
 def _sampled(options: RunOptions) -> list[tuple[int, int]]:
-    """Return (rows, completion length) of the batches that the torch engine samples, for training and for evaluation."""
+    """Return (rows, completion length) of each kind of batch that is sampled, for training and evaluation."""
     rollout = options.rollout
     at_a_time = min(rollout.prompts, max(1, rollout.max_rows // rollout.group_size))
     sampled = [(at_a_time * rollout.group_size, rollout.max_new_tokens)]
@@ -232,5 +232,5 @@ def _sampled(options: RunOptions) -> list[tuple[int, int]]:
 
 
 def _cache_of_token(shape: ModelShape, computed: int) -> int:
-    """Return the bytes of a token's keys and values in all layers."""
+    """Return the bytes per token of the KV cache of all layers."""
     return 2 * shape.layers * shape.keys * computed

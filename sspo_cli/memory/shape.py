@@ -1,4 +1,4 @@
-"""Sizes of a model that determine its memory, read from its config without downloading or allocating weights."""
+"""Sizes of a model that determine its memory. They are read from its config without downloading or allocating weights."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,29 +17,29 @@ from sspo_cli.policy.tiny import tiny_config, tiny_tokenizer
 
 
 class NotEstimated(Exception):
-    """The memory of a model cannot be estimated, for the reason in the message."""
+    """Raised if the memory of a model cannot be estimated. The message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """Sizes of a model.
 
-    parameters    number of parameters without adapters, tied ones counted once
-    trained       trained parameters: all, or those of the adapters
-    norms         trained parameters in vectors, such as norms and biases
-    cast          parameters of linear layers and experts, which autocast copies to bfloat16 if they are float32 and trained
-    head          parameters of the vocabulary projection
+    parameters    number of parameters without adapters; tied parameters are counted once
+    trained       number of trained parameters: all parameters, or the parameters of the adapters
+    norms         number of trained parameters in vectors, such as norms and biases
+    cast          number of trained parameters of linear layers and experts, which autocast copies to bfloat16 if they are float32
+    head          number of parameters of the vocabulary projection
     vocabulary    number of tokens in the vocabulary
     hidden        width of the hidden states
     layers        number of layers
     queries       total width of the query heads of a layer
-    keys          total width of the key heads, which is also that of the value heads
-    has_norms     queries and keys are normalized
-    intermediate  feed-forward width for each token: of the layer, or of all experts that the token passes through
-    linear        inputs and outputs of each linear layer, by name
-    experts       experts per token; 0 without a mixture of experts
-    adapted       total input width of a layer's adapters; 0 without adapters
-    shares        each prompt is computed once for all completions of its group
+    keys          total width of the key heads of a layer; the value heads have the same total width
+    has_norms     True if queries and keys are normalized
+    intermediate  feed-forward width per token: width of the layer, or total width of the experts that a token uses
+    linear        (input width, output width) of each linear layer except the vocabulary projection, by name
+    experts       number of experts that a token uses; 0 if the model is not a mixture of experts
+    adapted       total input width of the adapters of a layer; 0 if there are no adapters
+    shares        True if each prompt is computed once for all completions of its group
     """
 
     parameters: int
@@ -60,7 +60,7 @@ class ModelShape:
     linear: dict[str, tuple[int, int]]
 
     def with_adapters(self, lora: LoraOptions) -> Self:
-        """Return the sizes with adapters on the linear layers that peft would select as targets."""
+        """Return the sizes of the model with LoRA adapters on the linear layers that `lora.targets` selects."""
         chosen = [
             sizes
             for name, sizes in self.linear.items()
@@ -72,17 +72,18 @@ class ModelShape:
 
 
 def read_shape(options: ModelOptions, folder: Path | None = None) -> ModelShape:
-    """Read the sizes of a model from its config, or from the config in `folder`, a checkpoint.
+    """Read the sizes of a model from its config.
 
-    Raises NotEstimated if the config cannot be read, if the weights are quantized, or if the config names its sizes in an
-    unknown way.
+    folder  checkpoint with the config; None, or a checkpoint of adapters, for the config of the original model
+
+    Raises NotEstimated if the config cannot be read, if the weights are quantized, or if the config's sizes have unknown names.
     """
     source = str(folder) if folder and not (folder / "adapter_config.json").is_file() else options.name
     try:
         model = _without_weights(options, source)
     except UserError as error:
         raise NotEstimated(str(error)) from None
-    except Exception as error:  # the model's own code may raise anything
+    except Exception as error:  # the model's own code may raise any exception
         raise NotEstimated(f"the code of {source} fails with {type(error).__name__}") from None
     try:
         return _shape(model, options)
@@ -91,7 +92,7 @@ def read_shape(options: ModelOptions, folder: Path | None = None) -> ModelShape:
 
 
 def _without_weights(options: ModelOptions, source: str | None) -> Any:
-    """Build the model on torch's meta device, where tensors have shapes but take no memory."""
+    """Build the model on torch's meta device, where tensors have shapes but need no memory."""
     with torch.device("meta"):
         if source is None:
             tokenizer = tiny_tokenizer()
@@ -117,7 +118,7 @@ def _shape(model: Any, options: ModelOptions) -> ModelShape:
         intermediate = experts * (getattr(config, "moe_intermediate_size", None) or intermediate)
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     linear = {
-        name: module.weight.T if isinstance(module, Conv1D) else module.weight  # outputs by inputs
+        name: module.weight.T if isinstance(module, Conv1D) else module.weight  # [outputs, inputs]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }

@@ -1,4 +1,4 @@
-"""Check before a run that a model is computed correctly: first a small model of its kind, then the model itself."""
+"""Check before a run that sspo computes a model correctly: first a small random model of the same kind, then the model."""
 
 import os
 from collections.abc import Callable
@@ -21,26 +21,26 @@ from sspo_cli.policy.pretrained import load_config
 from sspo_cli.policy.sharding import local
 from sspo_cli.tracking.files import write_bytes_atomic
 
-ROOMS = ("policy", "rollout", "model_check")  # packages whose code affects the result
-REAL_TOKENS = 64  # most tokens of each of the two rows
+ROOMS = ("policy", "rollout", "model_check")  # packages whose code affects the results of the check
+REAL_TOKENS = 64  # most tokens of each row
 LIMIT: TypeAdapter[Limit | None] = TypeAdapter(Limit | None)
 
 
 def check_structure(
     options: ModelOptions, note: Callable[[str], object], *, samples: bool, folder: Path | None = None
 ) -> Limit | None:
-    """Check a small random model of the same kind, before any weights are downloaded.
+    """Check a small random model with the same structure as the run's model, before any weights are downloaded.
 
-    note     called with a sentence if no small model can be made
+    note     function that is called with a sentence if no small model can be made
     samples  also check the torch sampler's log-probabilities
-    folder   checkpoint to open instead of the model's own weights
+    folder   checkpoint that is opened instead of the original model
 
-    Returns the length up to which the model is computed correctly, for `check_reach`, or None if any length is correct.
-    Results are stored in the user's cache. Raises UserError if the model's config cannot be read, or if the policy's or the
-    sampler's log-probabilities differ from the model's own.
+    Returns the length up to which the model is computed correctly, for `check_reach`, or None if there is no such limit or if
+    nothing could be checked. Results are cached in the user's cache folder. Raises UserError if the model's config cannot be
+    read, or if the policy's or the sampler's log-probabilities differ from the model's own.
     """
     if options.name is None:
-        return None  # the embedded model, which is small and of a known kind
+        return None  # the embedded model needs no check
     source = str(folder) if folder and not (folder / "adapter_config.json").is_file() else options.name
     config = load_config(source, options.revision if source == options.name else None)
     computed = options.model_dump_json(include={"attention", "gradient_checkpointing", "lora"})
@@ -48,22 +48,22 @@ def check_structure(
     try:
         return LIMIT.validate_json(path.read_bytes())
     except (OSError, ValueError):
-        pass  # not checked yet
+        pass  # not cached yet
     try:
         limit = check_small(source, config, options, samples=samples)
     except NotShrunk as error:
         note(f"no small model of {source} can be made ({error}), so only the full model is checked")
         return None
-    with suppress(OSError, UserError):  # without a writable cache, every run checks again
+    with suppress(OSError, UserError):  # if the cache is not writable, every run repeats the check
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes_atomic(path, LIMIT.dump_json(limit))
     return limit
 
 
 def check_reach(limit: Limit | None, reach: int, name: str) -> None:
-    """Raise UserError if a prompt and its completion may together be longer than the model's limit.
+    """Raise UserError if sequences can be longer than `limit`, up to which the model is computed correctly.
 
-    reach  most tokens of a prompt and its completion together
+    reach  length of the longest possible sequence: prompt and completion, in tokens
     name   name of the model, for the message
     """
     if limit and reach > limit.tokens:
@@ -74,7 +74,7 @@ def check_reach(limit: Limit | None, reach: int, name: str) -> None:
 
 
 def check_model(policy: Policy, *, samples: bool) -> None:
-    """Check a model on its own weights, in the dtype of the run.
+    """Check a policy with its actual weights, in the compute dtype of the run.
 
     samples  also check the torch sampler's log-probabilities
 
@@ -118,7 +118,7 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 
 def _real_rows(policy: Policy) -> list[Row]:
-    """Make two rows of at most 64 tokens from a text, with prompts of unequal length."""
+    """Make two rows of at most REAL_TOKENS tokens from a fixed text, with prompts of unequal length."""
     words = policy.tokenizer.encode(
         "What is 2 + 3 - 4? Think step by step, then answer: 1 + 1 = 2.", add_special_tokens=False
     )
@@ -133,7 +133,7 @@ def _cache() -> Path:
 
 
 def _key(*parts: str) -> str:
-    """Hash everything that a result depends on: the parts, this program's code and the libraries."""
+    """Return a hash of everything that affects a result: `parts`, the code in ROOMS, and the versions of the libraries."""
     digest = xxhash.xxh3_128("\n".join((*parts, torch.__version__, transformers.__version__)).encode())
     for room in ROOMS:
         for file in sorted((Path(sspo_cli.__file__).parent / room).glob("*.py")):

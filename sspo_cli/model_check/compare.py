@@ -1,7 +1,7 @@
-"""Comparison of the policy's and the sampler's log-probabilities with those of a literal computation by the model.
+"""Comparison of the policy's and the sampler's log-probabilities with a reference: the literal computation by the model.
 
-The literal computation is one forward pass of one sequence, without padding or cache, to full logits. Its rounding error is
-measured, and a difference of more than `MULTIPLE` times this error is reported. NaN is never within a tolerance.
+The literal computation is a forward pass of a single sequence to full logits, without padding or cache. Its rounding error
+is measured. Differences of more than `MULTIPLE` times the rounding error are reported, and so is NaN.
 """
 
 import inspect
@@ -21,9 +21,9 @@ from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
-MULTIPLE = 16.0  # multiples of the rounding error up to which two computations agree
-CACHES = ("past_key_values", "cache_params", "state")  # names of the cache in different models
-GRADIENTS = 1e-3  # tolerated relative difference of two gradients in float32; observed: 1e-5
+MULTIPLE = 16.0  # largest allowed difference between two computations, in multiples of the rounding error
+CACHES = ("past_key_values", "cache_params", "state")  # names of the cache argument in different models
+GRADIENTS = 1e-3  # largest allowed relative difference of gradients in float32; correct models have about 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference from the literal computation: a clause for a message, and True if only the sampler is wrong."""
+    """A difference from the literal computation.
+
+    text        clause for an error message
+    of_sampler  True if only the sampler is wrong
+    """
 
     text: str
     of_sampler: bool = False
 
 
 def literal(policy: Policy, row: Row, copies: int = 1, hook: Callable[..., Any] | None = None) -> Tensor:
-    """Compute the log-probabilities [T] of a row's completion, with the vocabulary projection in float32.
+    """Compute the log-probabilities [T] of a row's completion by the literal computation, with the LM head in float32.
 
-    copies  number of copies of the row in the batch
-    hook    forward hook of the embeddings, see `torch.nn.Module.register_forward_hook`
+    copies  number of copies of the row in the batch; the result is that of the first copy
+    hook    forward hook of the embeddings (see `torch.nn.Module.register_forward_hook`)
     """
     model, ids = policy.model, torch.tensor([row.prompt + row.completion] * copies, device=policy.device)
     with ExitStack() as stack:
@@ -61,11 +65,12 @@ def literal(policy: Policy, row: Row, copies: int = 1, hook: Callable[..., Any] 
 
 
 def rounding(policy: Policy, rows: Sequence[Row], exact: Sequence[Tensor]) -> float:
-    """Return the largest change of the rows' literal log-probabilities `exact` that rounding can cause.
+    """Measure the rounding error of log-probabilities: the largest change if the embeddings are perturbed.
 
-    To measure it, each embedding is changed by the size of its rounding error, and two copies of a row are computed in a
-    batch. Different rows are not computed together, because a dependence of a row on its neighbours is an error that this
-    check must find.
+    exact  literal log-probabilities of the rows, without perturbation
+
+    Each embedding is changed by at most its rounding error, and two copies of each row are computed in a batch. Different rows
+    are not computed in the same batch, because a dependence between different rows is an error that `compare` must find.
     """
     generator = torch.Generator().manual_seed(0)
     epsilon = torch.finfo(policy.dtype).eps
@@ -80,10 +85,12 @@ def rounding(policy: Policy, rows: Sequence[Row], exact: Sequence[Tensor]) -> fl
 
 
 def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference | None:
-    """Return the first difference from the literal log-probabilities of the rows, or None if there is none.
+    """Compare log-probabilities with the literal computation. Returns the first difference, or None if there is none.
 
-    Compares `Policy.logprobs` of all rows in a batch, computed twice in the mode of training, and if `samples` also the torch
-    sampler's log-probabilities.
+    samples  also compare the torch sampler's log-probabilities
+
+    `Policy.logprobs` of all rows is computed twice as a batch, in training mode. Both results must be equal, up to rounding, to
+    each other and to the literal log-probabilities. The literal log-probabilities must not depend on later tokens.
     """
     with torch.no_grad():
         expected = [literal(policy, row) for row in rows]
@@ -126,7 +133,7 @@ def _compare_sampler(
         return None
     try:
         distance = _distance([_by_token(policy, row) for row in drawn], expected)
-    except Exception:  # the model's own code may raise anything; the difference is already known
+    except Exception:  # the model's own code may raise any exception; report the known difference
         return wrong
     of_model = (
         "computed token by token, as every sampler does, the model's log-probabilities differ from its own of a text"
@@ -149,7 +156,7 @@ def _compare_batch(
 
 
 def compare_gradients(policy: Policy, rows: Sequence[Row]) -> Difference | None:
-    """Compare the gradient of the rows' log-probabilities with the literal one, in float32."""
+    """Compare the gradient of the summed log-probabilities of a batch with the gradient of the literal computation."""
 
     def gradient(values: Callable[[], Tensor]) -> Tensor:
         policy.model.zero_grad()
@@ -169,7 +176,7 @@ def compare_gradients(policy: Policy, rows: Sequence[Row]) -> Difference | None:
 
 
 def sample(policy: Policy, rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
-    """Sample two completions of each prompt with the torch sampler; yield each with the sampler's log-probabilities [T]."""
+    """Sample two completions of each prompt. Yields (row, log-probabilities [T] of the torch sampler) for each completion."""
     tokens = max(len(row.completion) for row in rows)
     prompts = [list(prompt) for prompt in dict.fromkeys(tuple(row.prompt) for row in rows)]
     with policy.gathered():
@@ -193,9 +200,9 @@ def batch_of(rows: Sequence[Row]) -> Batch:
 
 
 def _by_token(policy: Policy, row: Row) -> Tensor:
-    """Compute the log-probabilities [T] of a row's completion token by token, unpadded, with the cache that the model creates.
+    """Compute the log-probabilities [T] of a row's completion token by token, without padding, with the model's default cache.
 
-    Raises any exception of the model's code, for example if the model has no cache.
+    May raise any exception, for example if the model has no cache.
     """
     ids = torch.tensor([row.prompt + row.completion], device=policy.device)
     model = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
@@ -218,7 +225,7 @@ def _in_float32(head: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return the largest absolute difference of all values, or NaN if any value is NaN."""
+    """Return the largest absolute difference between corresponding values, or NaN if any value is NaN."""
     pairs = zip(ours, theirs, strict=True)
     return (
         torch.cat([(a.detach().cpu().double() - b.detach().cpu().double()).flatten() for a, b in pairs])
@@ -230,7 +237,7 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 @contextmanager
 def attention(model: Any, name: str) -> Iterator[None]:
-    """Use attention implementation `name` of the model within the block."""
+    """Switch the model to the attention implementation `name` within the block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

@@ -1,4 +1,4 @@
-"""Small models of the same kind as a given model: its config with few layers and small widths, otherwise unchanged."""
+"""Configs of small models with the same structure as a given model: fewer layers and smaller widths, otherwise unchanged."""
 
 import copy
 import re
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from sspo_cli.policy.pretrained import config_value
 
 WORDS, FFN_WIDTH, HEADS, EXPERTS, LAYERS = 96, 32, 2, 4, 4
-WIDTH, RANK, STATE = 64, 32, 16  # widths of models without heads, of low-rank projections, and of a state space's head
+WIDTH, RANK, STATE = 64, 32, 16  # model width if there are no heads, rank of low-rank projections, state width
 FIRST_TOKEN = 8  # smaller ids may be special tokens
 LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer|num_blocks")
 LAYER_NUMBERS = re.compile(
@@ -23,7 +23,7 @@ EXPERT_COUNTS = re.compile(r"(num|n|moe_num)_?\w*experts|num_moe_experts")
 HEAD_COUNTS = re.compile(r"(num_attention|decoder_attention|encoder_attention|num|n)_heads?|n_head")
 KEY_HEAD_COUNTS = re.compile(r"(num_key_value_heads|num_kv_heads|n_head_kv|n_kv_heads|multi_query_group_num)")
 WIDTHS = re.compile(r"hidden_size|n_embd|d_model|dim|word_embed_proj_dim|emb(ed|edding)?_(dim|size)")
-# Names of recurrent layers' sizes. Their heads have other widths; values have as many heads as keys, or a multiple.
+# Numbers of heads in recurrent layers. There are as many value heads as key heads, or a multiple.
 STATE_HEADS = re.compile(r"linear_num_(key_)?heads")
 STATE_VALUE_HEADS = re.compile(r"linear_num_value_heads|mamba_num_heads")
 TOKENS = re.compile(r".*(token_id|token_index|token_ids)s?")
@@ -31,11 +31,11 @@ SWITCHES = re.compile(
     r"\w*(window|chunk)(_size)?|original_max_position_embeddings|attention_window\w*"
     r"|index_topk|indexer_budget|\w*block_size|\w*_compressed\w*"
 )
-SWITCHED, NEVER = 8, 64  # lengths in tokens: one that some rows of a check exceed, and one that no row reaches
+SWITCHED, NEVER = 8, 64  # lengths in tokens: some rows are longer than the first, none than the second
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Make a small copy of a config: one layer of each kind, two heads, a small vocabulary and few experts."""
+    """Return a small copy of a config: about one layer of each kind, two heads, a small vocabulary and few experts."""
     small = copy.deepcopy(config)
     for part in _parts(small):
         _shrink_part(part)
@@ -43,7 +43,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def switches(config: PreTrainedConfig) -> dict[str, int]:
-    """Return the lengths at which a model's computation changes, by option: windows, chunks, long rotary factors."""
+    """Return {option: length} of the config's switches: lengths at which the computation changes, such as sliding windows."""
     found: dict[str, int] = {}
     for part in _parts(config):
         for values in _dictionaries(vars(part)):
@@ -54,7 +54,11 @@ def switches(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def move_switches(config: PreTrainedConfig, names: Collection[str]) -> PreTrainedConfig:
-    """Set the switches in `names` to a length that some rows of a check exceed, and all others to one that no row reaches."""
+    """Return a copy of the config in which only the switches in `names` affect the rows of a check.
+
+    The switches in `names` are set to SWITCHED, which some rows exceed. All other switches are raised to at least NEVER, which
+    no row reaches.
+    """
     moved = copy.deepcopy(config)
     for part in _parts(moved):
         for values in _dictionaries(vars(part)):
@@ -72,7 +76,7 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def _dictionaries(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a config's dictionary and all dictionaries in it, such as the rotary parameters of each kind of layer."""
+    """Yield a config's dictionary and all nested dictionaries, such as the rotary parameters of each kind of layer."""
     yield values
     for value in list(values.values()):
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -100,7 +104,7 @@ def _shrink_part(part: PreTrainedConfig) -> None:
 
 
 def _shrink_widths(part: PreTrainedConfig) -> None:
-    """Reduce to two heads and keep the ratios of the widths that depend on them."""
+    """Reduce the number of attention heads to two, and the widths that depend on it in proportion."""
     values = vars(part)
     heads = _first(part, ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"))
     key_heads = _first(part, ("num_key_value_heads", "num_kv_heads", "n_head_kv"))
@@ -108,7 +112,7 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
     head_width = config_value(part, "head_dim") or (width // heads if heads else None)
     small = HEADS * head_width if head_width else WIDTH
     if heads:
-        # Keep the kind of attention: each query head has its own keys, or several heads share them.
+        # Keep the kind of attention: each query head has its own key head, or several query heads share a key head.
         shared = key_heads is not None and key_heads < heads
         _set(values, KEY_HEAD_COUNTS, lambda value: 1 if shared else HEADS)
         _set(values, HEAD_COUNTS, lambda value: HEADS)
@@ -126,14 +130,14 @@ def _shrink_widths(part: PreTrainedConfig) -> None:
             if name in values:
                 values[name] = max(1, int(expand * small) // state_width)
     _set(values, re.compile("mamba_d_state|ssm_state_size|state_size"), lambda value: min(value, STATE))
-    if {"state_size", "expand", "num_heads"} <= values.keys():  # heads of state spaces, without attention
+    if {"state_size", "expand", "num_heads"} <= values.keys():  # a state space model without attention
         values["num_heads"] = int(values["expand"] * HEADS)
     _set(values, STATE_HEADS, lambda value: HEADS)
     _set(values, STATE_VALUE_HEADS, lambda value: 2 * HEADS)
 
 
 def _shrink_layers(values: dict[str, Any], layers: int) -> None:
-    """Keep one layer of each kind that the config's lists distinguish, and make periods as short as possible."""
+    """Keep a layer of each kind that the config's lists distinguish, and shorten periods of layers to two."""
     per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers > 1}
     numbers = {
         name: value

@@ -1,4 +1,4 @@
-"""The structural check of a small random model of the same kind in float32, before any weights are downloaded."""
+"""Check of a model's structure on a small random model of the same kind, in float32, before weights are downloaded."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +15,21 @@ from sspo_cli.policy.model import Policy, build_policy
 from sspo_cli.policy.pretrained import choose_attention, model_class
 
 CPU = torch.device("cpu")
-TOKENS = 10  # tokens of a completion
-LARGEST = 50e6  # most weights of a small model, to limit time and memory
+TOKENS = 10  # length of the longest completions in the check
+LARGEST = 50e6  # most weights of the small model, to limit time and memory
 
 
 class NotShrunk(Exception):
-    """No small model can be made from a config."""
+    """Raised if no small model can be made from a config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """A length beyond which a model is not computed correctly.
 
-    tokens  longest correct length
-    name    option of the model's config that sets it
-    text    description of the difference beyond it
+    tokens  longest sequence that is computed correctly, in tokens
+    name    option of the model's config that determines the limit
+    text    description of the difference in longer sequences
     """
 
     tokens: int
@@ -38,7 +38,7 @@ class Limit:
 
 
 class _NoText:
-    """A stand-in for a tokenizer: a few ids end a completion, and tokens have no text."""
+    """A stand-in for a tokenizer. It decodes all tokens to an empty string."""
 
     eos_token_id = FIRST_TOKEN
     pad_token_id = FIRST_TOKEN
@@ -48,7 +48,7 @@ class _NoText:
 
 
 def rows_to_check() -> list[Row]:
-    """Make rows of random tokens with two prompts of unequal length; one row is shorter than `SWITCHED`, the others longer."""
+    """Make rows of random tokens with two prompts of unequal length. Only one row is shorter than `SWITCHED`."""
     draw = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> list[int]:
@@ -59,9 +59,10 @@ def rows_to_check() -> list[Row]:
 
 
 def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *, samples: bool) -> Limit | None:
-    """Check the structure of a model; return the length up to which it is computed correctly, or None for any length.
+    """Check the structure of a model on a small random model.
 
-    Raises UserError if a result differs from the model's own, and NotShrunk if no small model can be made.
+    Returns the length up to which the model is computed correctly, or None if there is no such limit. Raises UserError if the
+    results differ from the model's own even for short sequences, and NotShrunk if no small model can be made.
     """
     small, lengths = shrink(config), switches(config)
     wrong = _difference(source, move_switches(small, ()), options, samples)
@@ -77,7 +78,7 @@ def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *,
 
 
 def advice(difference: Difference, lora: LoraOptions | None = None) -> str:
-    """Suggest a remedy for a difference."""
+    """Return a remedy for a difference, as a clause for an error message. `lora` is None if all weights are trained."""
     if difference.of_sampler:
         return "sample with vLLM (rollout.engine=vllm) or choose another model"
     return "set model.lora.targets to other layers or choose another model" if lora else "choose another model"
@@ -99,7 +100,7 @@ def _difference(source: str, config: PreTrainedConfig, options: ModelOptions, sa
 
 @torch.no_grad()
 def _compare_attention(policy: Policy, row: Row) -> Difference | None:
-    """Compare the configured attention with the implementation that each model defines itself."""
+    """Compare the policy's attention implementation with eager attention, which each model defines itself."""
     expected = literal(policy, row)
     with attention(policy.model, "eager"):
         eager = literal(policy, row)
@@ -119,7 +120,7 @@ def _in_sampler(error: BaseException) -> bool:
 
 
 def _random_policy(source: str, config: PreTrainedConfig, options: ModelOptions) -> Policy:
-    """Make a policy with random weights whose distributions are far from uniform, so that errors become visible."""
+    """Make a policy with random weights. Its token distributions are far from uniform, so that errors become visible."""
     kind = model_class(source, config)
     wanted, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
     with torch.random.fork_rng(devices=[]):
@@ -135,19 +136,19 @@ def _random_policy(source: str, config: PreTrainedConfig, options: ModelOptions)
             model.generation_config.eos_token_id = list(range(FIRST_TOKEN, FIRST_TOKEN + WORDS // 6))
             _spread_out(model)
             model.eval()(input_ids=torch.full((1, 3), FIRST_TOKEN), use_cache=False)
-        except Exception as error:  # from the model's own code
+        except Exception as error:  # the model's own code may raise any exception
             raise NotShrunk(first_line(error)) from None
         lora = _lora_of_small(options.lora, model)
         plain = {"kernels": "torch", "lora": lora, "dtype": "float32", "weights": "float32", "attention": wanted}
         policy = build_policy(model, _NoText(), options.model_copy(update=plain), CPU, torch.float32)
-        if lora:  # adapters start as zero and would hide an error
+        if lora:  # new adapters have no effect, which would hide an error
             for parameter in policy.parameters:
                 nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
     return policy
 
 
 def _lora_of_small(lora: LoraOptions | None, model: nn.Module) -> LoraOptions | None:
-    """Return the adapter options for a small model; targets given as paths are reduced to their last parts."""
+    """Return the adapter options for a small model. Targets that are module paths are reduced to their last components."""
     if lora is None or isinstance(lora.targets, str):
         return lora
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
@@ -157,10 +158,10 @@ def _lora_of_small(lora: LoraOptions | None, model: nn.Module) -> LoraOptions | 
 
 @torch.no_grad()
 def _spread_out(model: nn.Module) -> None:
-    """Scale the matrices so that their products keep the scale of their inputs and the logits have twice that scale."""
+    """Scale each weight matrix to a standard deviation of 2 / sqrt(input width), so that logits are not close to uniform."""
     for parameter in model.parameters():
         if parameter.ndim < 2 or not parameter.is_floating_point():
             continue
         deviation, mean = parameter.std().item(), parameter.mean().abs().item()
-        if deviation > 0 and mean < 0.3 * deviation:  # drawn around 0, unlike a decay or a scale
+        if deviation > 0 and mean < 0.3 * deviation:  # initialized with mean 0, unlike a decay or a scale
             parameter.mul_(2.0 / parameter.shape[-1] ** 0.5 / deviation)

@@ -102,7 +102,8 @@ def _words(text: str) -> list[str] | None:
 def said(sentence: str, gold: str) -> bool:
     """Report whether a sentence states the words of a gold answer.
 
-    `The function is even` states `even`. The golds Yes, No, True and False may also open the sentence: `Yes, it converges`.
+    `The function is even` states `even`. The gold answers Yes, No, True and False may also open the sentence, as in
+    `Yes, it converges`.
     """
     words = " ".join(TEXT.sub(r"\1", gold).split()).casefold()
     if not STATED.fullmatch(words):

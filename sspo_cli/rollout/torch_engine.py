@@ -20,7 +20,7 @@ from sspo_cli.types import Completion
 GROWTH = 32  # tokens by which the cache grows at a time
 BLOCK = 64  # tokens of the vocabulary in a block of `_sample`
 STEPS = 64  # number of tokens for which random numbers are drawn at once
-# Share of finished rows at which they leave the batch. They do not leave one by one, because this copies the other rows' cache.
+# Share of finished rows at which they leave the batch together, because each removal copies the cache of the other rows.
 LEAVING = 1 / 8
 
 

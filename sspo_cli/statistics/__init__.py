@@ -1,4 +1,7 @@
-"""Intervals, paired tests and corrections for shares in [0, 1] and for differences between seeds. Imports scipy."""
+"""Confidence intervals, paired tests and multiplicity corrections for shares and for differences between seeds.
+
+Importing this package imports scipy.
+"""
 
 from sspo_cli.statistics.comparisons import (
     differ_alike,

@@ -1,4 +1,4 @@
-"""Paired comparisons of two results on the same problems or from the same seeds."""
+"""Paired comparisons of two results on the same problems or with the same seeds."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,14 @@ import numpy as np
 from scipy.stats import binom, binomtest, multinomial, permutation_test, ttest_1samp
 
 RESAMPLES = 9_999
-EQUAL = 1e-9  # differences whose spread is smaller are equal up to rounding errors
+EQUAL = 1e-9  # differences that vary by at most this value are equal up to rounding errors
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Compute the two-sided p-value of McNemar's exact test for `a` and `b`, verdicts on the same problems."""
+    """Compute the two-sided p-value of McNemar's exact test.
+
+    a, b  for each problem, True if the answer of the first (a) or second (b) result is correct
+    """
     a_only = sum(x and not y for x, y in zip(a, b, strict=True))
     b_only = sum(y and not x for x, y in zip(a, b, strict=True))
     return float(binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
@@ -21,10 +24,10 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 def sign_flip(differences: Sequence[int]) -> float:
     """Compute the exact two-sided p-value of the sum of paired differences over all flips of their signs.
 
-    differences  per problem, the difference in the number of solved answers. As these are integers, the distribution of their
-                 sum is a convolution of binomials, which is exact for any number of problems
+    differences  for each problem, the difference in the number of correct answers
 
-    For differences of -1, 0 and 1 this is McNemar's exact test.
+    Because the differences are integers, the distribution of their sum is a convolution of binomial distributions, which is
+    computed exactly for any number of problems. If all differences are -1, 0 or 1, this is McNemar's exact test.
     """
     sizes, counts = np.unique(np.abs([difference for difference in differences if difference]), return_counts=True)
     positive = np.ones(1)  # the distribution of the sum of the positive differences
@@ -47,7 +50,7 @@ def sign_flip_of_seeds(differences: Sequence[float]) -> float:
 def paired_t(differences: Sequence[float]) -> tuple[float, float, float]:
     """Compute the two-sided p-value of the paired t-test, and the 95 % interval of the mean difference by Student's t.
 
-    All three numbers are NaN if all differences are equal, which can happen with few problems: their spread is then unknown.
+    If all differences are equal, which can happen with few problems, their variance is unknown and all three numbers are NaN.
     """
     if stdev(differences) <= EQUAL:
         return math.nan, math.nan, math.nan
@@ -61,14 +64,14 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float]) -> tuple[float, flo
 
     a, b  shares of solved answers for the same problems
 
-    If all differences are equal, every resample has the same mean and the bootstrap interval has zero width. The interval
-    is then the exact one of `of_equal_differences`.
+    If all differences are equal, all resamples have the same mean and a bootstrap interval would have zero width. In this case,
+    the interval is the exact interval of `of_equal_differences`.
     """
     differences = np.subtract(a, b, dtype=float)
     mean = float(differences.mean())
     if differ_alike(a, b):
         return mean, *of_equal_differences(mean, len(differences))
-    # Draw the count of each distinct difference, because there are few distinct differences even among many problems.
+    # Draw the counts of distinct differences, because even many problems have few distinct differences.
     values, counts = np.unique(differences.round(12), return_counts=True)
     n = len(differences)
     resamples = multinomial.rvs(n, counts / n, size=RESAMPLES, random_state=np.random.default_rng(0))
@@ -82,18 +85,18 @@ def differ_alike(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def of_equal_differences(difference: float, n: int) -> tuple[float, float]:
-    """Compute the exact 95 % interval of the mean difference if all n problems have this difference d, in [−1, 1].
+    """Compute the exact 95 % interval of the mean difference if all `n` problems have the same `difference` d in [−1, 1].
 
-    Since 0 of n problems have another difference, the share of such problems is at most u = 1 − 0.025^(1/n), the limit of
-    Clopper and Pearson. At worst all of them differ by −1, or all by 1, so the mean is between d − u (d + 1) and
-    d + u (1 − d). A single problem gives no information about others: u = 1.
+    0 of n problems have a difference other than d. Therefore, the share of problems with such a difference is at most
+    u = 1 − 0.025^(1/n), the Clopper-Pearson limit. In the worst case, all of these differences are −1, or all are 1. The mean is
+    therefore between d − u (d + 1) and d + u (1 − d). A single problem is no evidence about other problems, so u = 1 for n = 1.
     """
     most = 1 - 0.025 ** (1 / n) if n > 1 else 1.0
     return difference - most * (difference + 1), difference + most * (1 - difference)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for multiple comparisons by Holm's step-down method, and return them in the given order."""
+    """Return p-values adjusted for multiple comparisons by Holm's step-down method, in the order of `p_values`."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)
     adjusted = np.empty_like(p)

@@ -15,13 +15,17 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 def pass_at_k(correct: int, samples: int, k: int) -> float:
     """Return the unbiased estimate of the probability that at least one of k attempts solves a problem.
 
-    correct, samples  number of correct attempts, and of all attempts; samples >= k
+    correct  number of correct attempts
+    samples  number of all attempts, at least k
     """
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def attainable(percent: float, n: int, samples: int = 1, decimals: int = 1) -> bool:
-    """Report whether a percentage, rounded to `decimals` decimals, is possible for `samples` answers to each of n problems."""
+    """Report whether a printed percentage is possible if each of `n` problems has `samples` answers.
+
+    percent  share of correct answers in %, rounded to `decimals` decimals
+    """
     printed = Fraction(str(percent))
     answers = n * samples
     nearest = Fraction(100 * round(printed * answers / 100), answers)

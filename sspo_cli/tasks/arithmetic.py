@@ -27,9 +27,9 @@ BROKEN = (
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate the distinct questions of a split, which are identical in every run.
+    """Generate the distinct questions of a split.
 
-    Raises UserError if the split is unknown or a path is given.
+    Every run gets the same questions. Raises UserError if the split is unknown or a path is given.
     """
     if path is not None:
         raise UserError(f"task arithmetic is generated and does not read path={path}; remove it, or use task `file`")

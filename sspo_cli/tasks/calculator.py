@@ -23,9 +23,9 @@ ENVIRONMENT = "calculator"
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate distinct questions that need one call, which are identical in every run.
+    """Generate distinct questions that need one call.
 
-    Raises UserError if the split is unknown or a path is given.
+    Every run gets the same questions. Raises UserError if the split is unknown or a path is given.
     """
     return _problems("calculator", _one_call, path, split)
 

@@ -34,9 +34,9 @@ PARTS = ("demonstrations",) * 6 + ("train",) * 4 + ("test",) * 3 + ("development
 
 
 def problems(path: str | None, split: str) -> Iterator[Problem]:
-    """Generate the distinct questions of a split, which are identical in every run.
+    """Generate the distinct questions of a split.
 
-    Raises UserError if the split is unknown or a path is given.
+    Every run gets the same questions. Raises UserError if the split is unknown or a path is given.
     """
     if path is not None:
         raise UserError(f"task chains is generated and does not read path={path}; remove it")

@@ -220,7 +220,7 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
 
 
 def _episode(texts: list[str]) -> tuple[str, ...]:
-    """Return a teacher's turns and the environment's answers, with each turn cut where a policy's turn would end.
+    """Return a teacher's turns and the environment's answers, with each turn truncated where a policy's turn would end.
 
     Returns an empty tuple if the episode must not be imitated: if a turn has two actions (the teacher's environment executed
     the last one), if a turn uses a tool that is not available here, or if the last turn does not end with a solution.

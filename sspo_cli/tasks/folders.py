@@ -22,7 +22,7 @@ def files_of_split(
     """Return the files of a split, in order.
 
     config         the configuration that the user chose, or None
-    known_configs  configurations of the published data set; if `config` is None, those in the folder are all read
+    known_configs  configurations of the published data set; if `config` is None, all that exist in the folder are read
     splits         sspo's name of a split -> its name in the published data set
 
     If no file of the folder is named after a split, all files are returned. Raises UserError if the folder has no data files,
@@ -95,7 +95,8 @@ def _folders_as_configs(folder: Path) -> list[str]:
 def _files_by_split(folder: Path, split: str) -> dict[str, list[Path]]:
     """Group the data files of a folder by the split in their own or their folder's name.
 
-    If some files are named after splits, the other files are left out. If none is, all files are grouped under "".
+    If some files are named after splits, the other files are left out. If no file is named after a split, all files are grouped
+    under "".
     """
     for files in (_data_files(folder), _below(folder)):
         by_split: dict[str, list[Path]] = {}

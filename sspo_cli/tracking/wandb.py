@@ -106,7 +106,7 @@ class WandbSink(Sink):
             )
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log values of a step. wandb ignores steps before its last step, so that a resumed run does not log a step twice."""
+        """Log values of a step. wandb ignores steps that it has already recorded, as after a resume."""
         assert self._run is not None, "start comes first"
         self._step = step
         self._run.log({"step": step, **values}, step=step)
