@@ -31,7 +31,7 @@ def draw(study: Study, names: dict[str, str], out: Path) -> None:
     }
     for name, panel in figures.items():
         with rc_context(STYLE):
-            figure, axes = grid(len(MUS), 2.3, foot=0.2, sharey=True)
+            figure, axes = grid(len(MUS), 2.3, foot=0.2, sharey=True, sharex=name == "finals")
             for ax, mu in zip(axes, MUS, strict=True):
                 ax.set_title(f"μ = {mu}")
                 panel(study, ax, mu, names)

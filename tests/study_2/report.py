@@ -149,15 +149,17 @@ def primary_contrast(study: Study) -> Iterable[str]:
         "(mean over standard deviation), exact p-value over flips of signs, Holm's correction over the five, and the 95 "
         "% interval over problems."
     )
-    found = [
-        f"{'higher' if each.mean > 0 else 'lower'} than {NAMES[other]}"
-        for other, each, p in zip(BASELINES, contrasts, adjusted, strict=True)
-        if p < 0.05
-    ]
-    rest = [NAMES[other] for other, p in zip(BASELINES, adjusted, strict=True) if not p < 0.05]
-    verdict = f"SSPO-atanlog is {' and '.join(found)} in this setting. " if found else ""
-    verdict += f"No difference from {', '.join(rest)} is shown." if rest else ""
-    yield f"**{verdict.strip()}**"
+    yield f"**{verdict('final Pass@1', contrasts, adjusted)}**"
+
+
+def verdict(outcome: str, contrasts: Sequence[Contrast], adjusted: Sequence[float]) -> str:
+    """Say which baselines SSPO-atanlog differs from, given the contrasts with all of them and their corrected p-values."""
+    compared = list(zip(BASELINES, contrasts, adjusted, strict=True))
+    differing = [f"{'higher' if each.mean > 0 else 'lower'} than {NAMES[m]}'s" for m, each, p in compared if p < 0.05]
+    rest = [NAMES[m] for m, _, p in compared if not p < 0.05]
+    sentences = [f"SSPO-atanlog's {outcome} is {' and '.join(differing)} in this setting."] if differing else []
+    sentences += [f"No difference from {', '.join(rest)} is shown."] if rest else []
+    return " ".join(sentences)
 
 
 def areas(study: Study) -> Iterable[str]:
@@ -173,7 +175,9 @@ def areas(study: Study) -> Iterable[str]:
     )
     contrasts = [contrast(values[STALE][OURS], values[STALE][other]) for other in BASELINES]
     yield "Paired at μ = 4, Holm's correction over these five:"
-    yield contrast_table([f"SSPO-atanlog − {NAMES[other]}" for other in BASELINES], contrasts, corrected(contrasts))
+    adjusted = corrected(contrasts)
+    yield contrast_table([f"SSPO-atanlog − {NAMES[other]}" for other in BASELINES], contrasts, adjusted)
+    yield f"**{verdict('area', contrasts, adjusted)}**"
     yield "![Test Pass@1 over sampled tokens](figures/curves.png)"
 
 

@@ -1,5 +1,6 @@
 """The second study's outcomes: closed forms on made-up runs, and a report whose verdicts follow from them."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.stats import ttest_rel
 from study_2 import figures, report
 from study_2.analysis import METHODS, MUS, Study, area, contrast, corrected, solved, working_rates
 from study_2.ledger import METRICS, Row
-from study_2.plan import APPENDIX_SEEDS, FINAL_SEEDS, LAG, MU, PROMPTS, RATE
+from study_2.plan import APPENDIX_SEEDS, FINAL_SEEDS, LAG, MU, PROMPTS, RATE, ROOT
 
 N = 64  # test problems
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
@@ -106,7 +107,7 @@ def test_the_report_says_what_the_runs_support(study, tmp_path, monkeypatch):
     report.main()
     text = (tmp_path / "README.md").read_text()
     assert (
-        "**SSPO-atanlog is higher than GRPO and higher than GSPO in this setting. No difference from GMPO, SAPO, CISPO"
+        "**SSPO-atanlog's final Pass@1 is higher than GRPO's and higher than GSPO's in this setting. No difference from GMPO"
         in text
     )
     assert "Above 90 %: none." in text
@@ -119,6 +120,15 @@ def test_the_report_says_what_the_runs_support(study, tmp_path, monkeypatch):
         "curves",
         "staleness",
     }
+
+
+def test_the_readme_says_what_the_report_says():
+    """The verdicts are computed; README repeats them."""
+    readme, computed = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "runs/study-2/README.md"))
+    final, area_verdict = re.findall(r"\*\*(SSPO-atanlog's .*?)\*\*", computed)
+    assert final in readme
+    assert "area is lower than GRPO's" in area_verdict
+    assert "area under the learning curve is lower than GRPO's" in readme
 
 
 def test_an_unfinished_study_has_no_outcome(study, tmp_path, monkeypatch):
