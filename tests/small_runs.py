@@ -29,7 +29,9 @@ SMALL = {
 
 
 def arguments(runs: Path, *more: str) -> list[str]:
-    sets = [part for key, value in SMALL.items() for part in ("-s", f"{key}={value}")]
+    named = any(text.startswith("model.name=") for text in more)  # which has its own size
+    values = {key: value for key, value in SMALL.items() if not (named and key.startswith("model.tiny."))}
+    sets = [part for key, value in values.items() for part in ("-s", f"{key}={value}")]
     return ["train", "--runs-dir", str(runs), *sets, *more]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import sspo
+from shared_data import published
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sspo_cli.config import RunOptions, load_config
@@ -190,12 +191,12 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "rows"), [("sspo", "shared_data"), ("gspo", "small_data")])
+@pytest.mark.parametrize(("method", "rows"), [("sspo", "published"), ("gspo", "made up")])
 def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
-    qwen2_folder: Path, tmp_path: Path, request: pytest.FixtureRequest, method: str, rows: str
+    qwen2_folder: Path, tmp_path: Path, small_data: Path, method: str, rows: str
 ):
     """Change only the model, the data's paths and, to save time, the numbers of steps, rows and tokens."""
-    data: Path = request.getfixturevalue(rows)
+    data = small_data if rows == "made up" else published("gsm8k/train.jsonl").parents[1]
     tasks = [{"name": name, "path": str(data / name), "limit": 200} for name in ("gsm8k", "deepmath")]
     tasks[1]["path"] = str(data / "deepmath" / "sample.jsonl")
     benchmarks = [

@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-s", "prompt=think-anser"], "did you mean think-answer?"),
         (["-s", "device=cuda:7"], "device = cuda:7 is not available here"),
         (["-s", "tasks=[half.jsonl]"], "half.jsonl, line 2"),
-        (["-s", "tasks=[empty.jsonl]"], "no problems in empty.jsonl"),
+        (["-s", "tasks=[empty.jsonl]"], "no problems in split train of empty.jsonl"),
         (["-s", "tasks=[{name: arithmetic, split: dev}]"], "has no split dev"),
         (["-s", "evaluation.benchmarks=[gone.jsonl]"], "gone.jsonl does not exist"),
         (["-s", "evaluation.validation=999"], "evaluation.validation = 999 would hold out"),

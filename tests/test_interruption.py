@@ -67,6 +67,14 @@ def kept_handlers() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def not_under_nohup() -> Iterator[None]:
+    """A hangup is not ignored, also if the tests were started by `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that the interruption sees, in a list of one."""
