@@ -244,7 +244,7 @@ def test_what_vllm_cannot_do_is_reported_in_one_sentence(start):
 
 def test_a_cache_too_small_for_the_completions_is_reported_and_cuts_none():
     engine = VllmEngine(tiny_policy(), VllmOptions(kv_cache_gib=0.0005), 64, 1.0)
-    with pytest.raises(UserError, match=r"room for sequences of 384 tokens, and 387 may be needed; raise .*gib"):
+    with pytest.raises(UserError, match=r"room for sequences of 384 tokens, but 387 may be needed; raise .*gib"):
         sample(engine, prompts=[[2] * 3, [2] * 7], max_new_tokens=380)
     del engine
     gc.collect()
