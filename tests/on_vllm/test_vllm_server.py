@@ -180,7 +180,7 @@ def test_a_server_that_is_not_in_dev_mode_is_reported_before_the_cold_start(mode
     assert done.returncode == 1
     assert "was started without VLLM_SERVER_DEV_MODE=1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
-    assert_told(reported, f"the vLLM server {address} was started without VLLM_SERVER_DEV_MODE=1")
+    assert_told(reported, f"the server {address} was started without VLLM_SERVER_DEV_MODE=1")
 
 
 @pytest.mark.long
