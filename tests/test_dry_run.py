@@ -1,4 +1,4 @@
-"""What is wrong with a run is reported by `--dry-run` as by its start, which leaves nothing behind."""
+"""`--dry-run` reports a wrong input with the same sentence as the start, and neither leaves a file behind."""
 
 import json
 from pathlib import Path

@@ -167,7 +167,7 @@ def test_a_run_that_cannot_be_forked_is_refused_and_nothing_is_made(family: Path
 
 
 def test_every_command_reads_a_checkpoint_as_run_at_step(family: Path, tmp_path: Path):
-    """Those that take a run and not a checkpoint say what to name instead, as for the checkpoint's folder."""
+    """Commands that accept a run but no checkpoint name the run to give instead, also for a checkpoint's folder."""
     whole = ["--runs-dir", family]
     done = sspo("eval", "whole@9", "whole@last", *whole, "-b", "arithmetic", "--limit", 2)
     assert done.returncode == 0, done.stderr

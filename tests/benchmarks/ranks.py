@@ -1,4 +1,4 @@
-"""What ranks add to a step: two on a core each, against one process on one core with half of the minibatch.
+"""Measure the cost of ranks: a step on two ranks with a core each, and one process on one core with half of the minibatch.
 
     python -m tests.benchmarks.ranks                          # a model of 1 M parameters
     python -m tests.benchmarks.ranks --model FOLDER --rows 16 --length 96 --steps 6

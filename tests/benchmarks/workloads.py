@@ -1,4 +1,4 @@
-"""What is run by both: shapes of models with random weights, prompts of 22 tokens, completions that never end early.
+"""Workloads for both programs: shapes of models with random weights, prompts of 22 tokens, completions that never end early.
 
 Also a real model on questions in words, whose completions may end before the limit.
 """

@@ -185,7 +185,7 @@ def test_a_server_that_is_not_in_dev_mode_is_reported_before_the_cold_start(mode
 
 @pytest.mark.long
 def test_two_ranks_sample_from_a_server_and_the_first_alone_updates_it(server, model, tmp_path):
-    """As many updates as one process makes, and the same completions and metrics up to rounding."""
+    """Two ranks send the server as many updates as one process does; completions and metrics agree up to rounding."""
     options = of_a_run(server, model, tmp_path) | {
         "rollout__prompts": 4,
         "rollout__group_size": 4,

@@ -19,7 +19,7 @@ from sspo_cli.sweep import place
 
 
 class Forked:
-    """What the supervisor and a sweep need of a `subprocess.Popen` of Python."""
+    """A forked process with the part of the interface of `subprocess.Popen` that the supervisor and a sweep use."""
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: Any = None, **_: object) -> None:
         self.returncode: int | None = None

@@ -72,7 +72,7 @@ def test_ranks_that_a_signal_ends_unsaved_are_not_said_to_be_saved(forked_ranks,
 
 
 class Store(dict):
-    """What reports need of torch's store, in this process."""
+    """A dictionary with the methods of torch's store that reports use."""
 
     def set(self, key: str, value: str) -> None:
         self[key] = value.encode()

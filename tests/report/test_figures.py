@@ -99,7 +99,7 @@ def test_the_gates_are_those_of_the_paper() -> None:
     assert list(gates) == [*paper, "CISPO", "PSPO", "CE-GPPO"]
 
     def curves(gate: str, panel: int) -> dict[str, list[np.ndarray]]:
-        """By label, Â > 0 and Â < 0, one line if equal; the first two lines are clip's, the last is at ρ = 1."""
+        """Return the curves by label, without those of clip and ρ = 1. Â > 0 and Â < 0 share a line if equal."""
         drawn: dict[str, list[np.ndarray]] = {}
         for line in gates[gate][panel].get_lines()[2:-1]:
             label = line.get_label() if line.get_linestyle() == "-" else list(drawn)[-1]
