@@ -38,6 +38,7 @@ def refuse_ignored_in_eval(
         raise UserError(
             "--seed would be ignored: greedy completions do not depend on it; add --temperature, such as 0.6, or leave it out"
         )
+    _refuse_splits_of_files(plans)
     given = dict(flatten(merge_config([], overrides)))
     models = [plan for plan in plans if not plan[0].checkpoint]
     for option, value in given.items():
@@ -49,6 +50,14 @@ def refuse_ignored_in_eval(
     sentences = [find_ignored([given], target.options) for target, _, _ in models]
     if sentences and all(sentences):
         raise UserError(f"-s {sentences[0]}")
+
+
+def _refuse_splits_of_files(plans: Sequence[Plan]) -> None:
+    """Raise UserError for `-b FILE:SPLIT`, unless it selects a benchmark that the options of a target list in this way."""
+    listed = [task for target, _, _ in plans for task in target.options.evaluation.benchmarks]
+    for task in (task for _, _, tasks in plans for task in tasks):
+        if task.is_single_file and task.split != "test" and task not in listed:
+            raise UserError(f"-b: {task.path} is a single file, which is read whole; leave out :{task.split}")
 
 
 def _flag_instead(option: str, value: Any, changes: Mapping[str, Any], engine: str | None) -> str | None:

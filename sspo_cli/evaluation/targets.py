@@ -196,8 +196,6 @@ def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
             f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH or NAME=PATH:SPLIT, or an existing "
             "file"
         ) from None
-    if task.is_single_file and task_from_text(name, "")["split"] not in ("", "test"):
-        raise UserError(f"benchmark {name}: {task.path} is a single file, which is read whole; leave out :{task.split}")
     if task.name == "file" and not task.path:
         raise UserError("benchmark `file` has no path; give the file itself, such as problems.jsonl")
     for benchmark in options.evaluation.benchmarks:

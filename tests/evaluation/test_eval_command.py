@@ -186,7 +186,11 @@ ONE_LIMIT = "evaluation.benchmarks=[{name: arithmetic, limit: 2, max_new_tokens:
         ([*MINE, "-s", "chat.system=Hi"], "prompt=plain", "prompt would be ignored: chat.system replaces"),
         (["-b", "calculator"], "prompt=plain", "each benchmark is played in episodes"),
         (["-b", "calculator"], "episode.memory_mib=99", "it is for programs, which only code-acting runs"),
-        (["-b", "mine.jsonl:dev"], "prompt=plain", "mine.jsonl is a single file, which is read whole; leave out :dev"),
+        (
+            ["-b", "mine.jsonl:dev"],
+            "prompt=plain",
+            "-b: mine.jsonl is a single file, which is read whole; leave out :dev",
+        ),
     ],
 )
 def test_an_option_without_effect_next_to_others_is_refused(runs, monkeypatch, arguments, option, said):
