@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +27,7 @@ from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions, TinyMode
 from sspo_cli.errors import UserError
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.batch import Batch, collate
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs
+from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, step_metrics
 from sspo_cli.policy.model import Policy, build_policy, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step
 from sspo_cli.policy.sharding import whole
@@ -122,8 +122,10 @@ def make_batch(prompts: int = 4, group_size: int = 4) -> Batch:
 
 
 def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
-    """The gradient and its norm before clipping, and the weights after a clipped step of AdamW."""
+    """The gradient and its norm before clipping, the weights after a clipped step of AdamW, and the metrics."""
     before = policy.parameters
+    if policy.routes:
+        batch = replace(batch, routes=changed_routes(policy, batch))
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], budget, 1.0)
     batch.old_logprobs.add_(
         torch.where(batch.mask, 0.1 * torch.sin(torch.arange(batch.mask.numel())).view(batch.mask.shape), 0.0)
@@ -131,6 +133,9 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
     objective = build_objective(method="sspo", gate="atanlog", token_limit=64)
     options = LearningOptions(token_budget=budget)
     factors = objective.factors(batch.mask.sum(dim=1))
+    on_policy = accumulate_gradient(policy, objective, batch, factors, options, 1.0, on_policy=True)
+    for parameter in policy.parameters:
+        parameter.grad = None
     result = accumulate_gradient(policy, objective, batch, factors, options, 1.0, on_policy=False)
     grads = [whole(parameter.grad).clone() for parameter in policy.parameters]
     optimizer = adamw(policy.parameters, (0.9, 0.95), 0.01, eight_bit=False)
@@ -141,8 +146,19 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
         "norm": norm,
         "weights": torch.cat([whole(parameter.detach()).flatten() for parameter in policy.parameters]),
         "same_parameters": all(a is b for a, b in zip(before, policy.parameters, strict=True)),
+        "metrics": [step_metrics(batch, result) for result in (on_policy, result)],
         "rows": {field.name: getattr(result, field.name) for field in fields(result)},
     }
+
+
+def changed_routes(policy: Policy, batch: Batch) -> torch.Tensor:
+    """The experts that the policy chooses, except for others in the first layer of the first token of each completion."""
+    with torch.no_grad():
+        policy.logprobs(batch, 1.0)
+    routes = torch.zeros(*batch.mask.shape, policy.routes.layers, dtype=torch.int32)
+    routes[batch.mask] = policy.routes.codes()
+    routes[:, 0, 0] += 1
+    return routes
 
 
 def all_gradients() -> dict[str, Any]:

@@ -44,6 +44,19 @@ def test_gradient_norm_and_rows_are_those_of_one_process(alone, together, size):
         for name, rows in one["rows"].items():
             assert torch.allclose(several["rows"][name], rows, rtol=0, atol=1e-5), (kind, name)
         assert several["same_parameters"], kind
+        for ours, theirs in zip(several["metrics"], one["metrics"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5), kind
+
+
+@pytest.mark.parametrize("size", gradients.SIZES)
+def test_choices_of_experts_are_counted_over_all_ranks(together, size):
+    """Each completion has one token, of which one of two layers has another choice in the sampler."""
+    batch = gradients.make_batch()
+    changed, tokens = int(batch.mask[:, 0].sum()), int(batch.mask.sum())
+    for metrics in torch.load(together / f"{size}.pt", weights_only=True)["moe"]["metrics"]:
+        assert metrics["sampler/rerouted_layers"] == pytest.approx(changed / (2 * tokens))
+        assert metrics["sampler/rerouted_tokens"] == pytest.approx(changed / tokens)
+        assert 1 < metrics["policy/expert_load"] <= 4  # 8 experts, of which 2 are chosen
 
 
 @pytest.mark.parametrize("size", gradients.SIZES)
