@@ -147,7 +147,7 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
         "weights": torch.cat([whole(parameter.detach()).flatten() for parameter in policy.parameters]),
         "same_parameters": all(a is b for a, b in zip(before, policy.parameters, strict=True)),
         "metrics": [step_metrics(batch, result) for result in (on_policy, result)],
-        "rows": {field.name: getattr(result, field.name) for field in fields(result)},
+        "rows": {field.name: getattr(result, field.name) for field in fields(result)} | {"at rollout": batch.rerouted},
     }
 
 
