@@ -215,8 +215,8 @@ def prepare(
             )
     engine = _open_engine(options, loaded, tracker)
     if resumed_by is None:
-        folder.begun = True
         tracker.start(options.steps, state.step)
+        folder.begun = True
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"from here on: {', '.join(changes)}")
         if new_rate := describe_new_end(options.optimizer, state.step, folder.config.steps, options.steps):

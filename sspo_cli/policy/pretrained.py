@@ -1,11 +1,14 @@
 """Loading of models and tokenizers. A model is refused unless every tensor comes from its files."""
 
-from collections.abc import Collection
+import json
+import re
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -26,6 +29,7 @@ LARGEST_SIZES = {
     "max_position_embeddings": 2**30,
 }
 PATH_STARTS = ("/", "./", "../", "~")  # of a folder; names on the hub are `name` or `owner/name`
+WEIGHTS = "model.safetensors"
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 
 
@@ -105,19 +109,58 @@ def load_pretrained(
         {key for info in of_ranks for key in info[name]} for name in ("missing_keys", "unexpected_keys")
     )
     name = type(model).__name__
+    _refuse_other_weights(source, name, missing, whole_shapes(model, of_ranks, loaded[1]))
+    unused = _named("{} not used", unexpected)
+    notes += [f"{source}: of the tensors in its files, {text}, because {name} has no such weights" for text in unused]
+    return model, notes
+
+
+def check_stored_weights(source: str, model: Any) -> None:
+    """Compare a model without weights with the headers of the safetensors files in its folder, without reading the weights.
+
+    Does nothing if `source` is not a folder with such files, or if its weights are quantized. Tensors that the model converts
+    while it is loaded have other names in the files, so missing tensors are reported only if each stored one has a name of the
+    model. Raises UserError in the same cases as `load_pretrained`.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or getattr(model.config, "quantization_config", None) is not None:
+        return
+    stored: dict[str, list[int]] = {}
+    with _loading(source):
+        for file in _weight_files(folder):
+            with safe_open(file, "pt") as content:
+                names = content.keys()
+                stored |= {key: content.get_slice(key).get_shape() for key in names}
+    needed = {key: list(weight.shape) for key, weight in model.named_parameters()}
     mismatched = [
-        f"{key} of shape {_shape(stored)} for {_shape(needed)}"
-        for key, stored, needed in whole_shapes(model, of_ranks, loaded[1])
+        (key, stored[key], needed[key]) for key in sorted(stored.keys() & needed.keys()) if stored[key] != needed[key]
     ]
-    wrong = _named("{} missing", missing) + _named("{} of another shape", mismatched)
-    if wrong:
+    is_by_name = bool(stored) and stored.keys() <= model.state_dict().keys()
+    missing = needed.keys() - stored.keys() - model.all_tied_weights_keys.keys() if is_by_name else ()
+    optional = model._keys_to_ignore_on_load_missing or ()
+    missing = [key for key in missing if not any(re.search(pattern, key) for pattern in optional)]
+    _refuse_other_weights(source, type(model).__name__, missing, mismatched)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers reads in a folder; none if it has other files of weights."""
+    if (whole := folder / WEIGHTS).is_file():
+        return [whole]
+    if not (index := folder / f"{WEIGHTS}.index.json").is_file():
+        return []
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _refuse_other_weights(
+    source: str, name: str, missing: Collection[str], mismatched: Sequence[tuple[str, list[int], list[int]]]
+) -> None:
+    """Raise UserError for tensors that are missing in the files of the model class `name`, or have another shape there."""
+    shapes = [f"{key} of shape {_shape(stored)} for {_shape(needed)}" for key, stored, needed in mismatched]
+    if wrong := _named("{} missing", missing) + _named("{} of another shape", shapes):
         raise UserError(
             f"the weights of {source} do not match its config.json: of {name}'s tensors, {' and '.join(wrong)}, which would be "
             "initialized randomly; download config.json and weights of the same model"
         )
-    unused = _named("{} not used", unexpected)
-    notes += [f"{source}: of the tensors in its files, {text}, because {name} has no such weights" for text in unused]
-    return model, notes
 
 
 def load_tokenizer(source: str, revision: str | None) -> Any:
