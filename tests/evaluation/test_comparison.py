@@ -180,7 +180,8 @@ def test_every_target_is_compared_with_the_first_on_each_benchmark(targets: Targ
     said = measure("weak", "strong", "best", "-b", "mine.jsonl", "-b", "late.jsonl")
     points = {
         benchmark: {
-            name: (cells[0].split()[0], cells[1]) for name, cells in table(said, f"{benchmark}: points").items()
+            name: (cells[0].split()[0], cells[1])
+            for name, cells in table(said, f"{benchmark}: difference from").items()
         }
         for benchmark in ("mine", "late")
     }

@@ -349,7 +349,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         ),
         ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
-        (["one", "-b", "gsm8k="], "names no path"),
+        (["one", "-b", "gsm8k="], "has no path after"),
         (["one", "-b", "file"], "benchmark `file` has no path"),
         (
             ["one", "--again", "--limit", "3"],

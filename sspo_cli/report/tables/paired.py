@@ -113,7 +113,7 @@ def _explained(frame: pd.DataFrame) -> list[str]:
         "problems (9,999 resamples).",
         *([f"Intervals of {pairs}: {EQUAL_DIFFERENCES}"] if pairs else []),
         f"p, two-sided: {' and '.join(sorted(set(frame['test'])))}. The problems are the random sample; seeds are averaged "
-        "within a problem, so this p says nothing about further seeds. The table of differences against the noise of seeds does.",
+        "within a problem, so this p says nothing about further seeds; for these, see the table `seeds`.",
         f"p (Holm): adjusted for the number of comparisons in this table, {len(frame)}.",
         "The best and the strongest baseline (GRPO, GSPO, GMPO or SAPO) were chosen by these same numbers, which favours "
         "them slightly.",
