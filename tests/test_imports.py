@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "sspo_cli"
 ORDER = [
     {"types", "interruption"},
     {"errors"},
-    {"redaction", "seeds", "plugins", "locks", "launchers", "liveness", "statistics"},
+    {"redaction", "seeds", "plugins", "locks", "launchers", "statistics"},
     {"ranks"},
     {"supervisor"},
     {"objectives", "rewards"},

@@ -1,6 +1,7 @@
 """Alternative kernels for the layers of a model, with equal results up to rounding."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,8 +31,7 @@ def check_kernels(options: ModelOptions, ranks: int) -> None:
 def use_liger(model: Any, device: torch.device) -> None:
     """Replace norms and gated units by liger-kernel's fused ones, in place.
 
-    This also affects models of the same type that this process loads later. Raises UserError if liger-kernel is not installed or
-    has no kernels for the model, and without a GPU.
+    Raises UserError if liger-kernel is not installed or has no kernels for the model, and without a GPU.
     """
     if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):  # set by the tests
         raise UserError(f"model.kernels = liger needs a CUDA GPU, not device = {device.type}; use model.kernels=torch")
@@ -45,7 +45,12 @@ def use_liger(model: Any, device: torch.device) -> None:
         ) from None
     if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(f"liger-kernel has no kernels for {model.config.model_type} models; use model.kernels=torch")
+    classes = vars(sys.modules[type(model).__module__])
+    own = dict(classes)
     apply_liger_kernel(model, LIGER)
+    # liger-kernel also replaces the classes of the model's module. They are restored, because a model of the same type that is
+    # loaded later may be on the CPU, where the kernels cannot run.
+    classes.update(own)
 
 
 def compile_layers(model: Any) -> None:

@@ -8,6 +8,7 @@ the latter; on a GPU both are wall time. The tables are printed and written to `
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 from tabulate import tabulate
 
 from tests.benchmarks.by_sspo import QUIET, options_of
-from tests.benchmarks.workloads import CPU, GPU, MU, PHASES, Workload, build, cycles
+from tests.benchmarks.workloads import CPU, GPU, MU, PHASES, VLLM_SHARE, Workload, build, cycles
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -34,6 +35,9 @@ def main() -> None:
     parser.add_argument("--trl", default=ROOT / ".venv-trl/bin/python", type=Path, help="Python of TRL's environment")
     parser.add_argument("--repeats", default=3, type=int)
     parser.add_argument("--cycles", default=4, type=int, help="of each process, the first is left out")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the models here, for another call; default: a temporary folder"
+    )
     parser.add_argument("--workloads", nargs="*", choices=names, default=[workload.name for workload in CPU])
     parser.add_argument(
         "--no-real-task", action="store_true", help=f"leave out {REAL_STEPS} steps of the embedded task"
@@ -43,8 +47,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = [workload for workload in CPU + GPU if workload.name in given.workloads]
         measured = [compare(workload, given, Path(folder)) for workload in chosen]
-        for real, prefix in ((False, ""), (True, "real-model-")):
-            part = [both for workload, both in zip(chosen, measured, strict=True) if workload.real == real]
+        for prefix in ("", "real-model-", "gpu-"):
+            part = [both for workload, both in zip(chosen, measured, strict=True) if kind_of(workload) == prefix]
             if part:
                 write(f"{prefix}workloads", [row for row, _ in part])
                 write(f"{prefix}phases", [where for _, where in part])
@@ -54,9 +58,14 @@ def main() -> None:
             write("real-task-phases", [where])
 
 
+def kind_of(workload: Workload) -> str:
+    """Return how the names of the files with the workload's results begin."""
+    return "gpu-" if workload.device == "cuda" else "real-model-" if workload.real else ""
+
+
 def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """One row of the table of workloads, and one of the phases of a cycle. Times in seconds a cycle, memory in GiB."""
-    folder = parent / workload.name.replace(" ", "-")
+    folder = (given.folder or parent) / re.sub(r"[^\w.]+", "-", workload.name)
     build(workload, folder)
     steps = MU * given.cycles
     questions = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
@@ -66,13 +75,16 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
         "graded": False,
         "device": workload.device,
         "trains": workload.trains,
+        "vllm": {"vllm_gpu_memory_utilization": VLLM_SHARE, "vllm_enable_sleep_mode": True} if workload.vllm else {},
         "config": trl_sizes(workload.prompts, workload.group_size, workload.tokens, steps),
     }
     ours, theirs, floors = [], [], []
     for _ in range(given.repeats):
         ours.append(child(sys.executable, "by_sspo", options_of(workload, str(folder), steps), parent / "runs"))
         theirs.append(child(given.trl, "by_trl", settings))
-        if workload.trains == "everything" and not workload.real:  # the bare passes are of a plain model
+        if (
+            workload.trains == "everything" and not workload.real and not workload.vllm
+        ):  # the bare passes are of a plain model
             floors.append(child(sys.executable, "floors", str(folder), 2))
     repeats = [(cycles(one["times"]), cycles(another["times"])) for one, another in zip(ours, theirs, strict=True)]
     sspo, trl = ([cycle for repeat in repeats for cycle in repeat[side]] for side in (0, 1))
@@ -87,12 +99,19 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
         "GiB TRL": trl_memory,
         "ratio, memory": memory / trl_memory,
     }
+    if workload.device == "cuda":
+        row |= {
+            "ratios of the repeats": between([ratio(*repeat, 0) for repeat in repeats]),
+            "sspo, GiB estimated": median(one["estimate"] for one in ours) / 2**30,
+            "sspo, FLOP utilization of learning": median(
+                row["device/flop_utilization"] for one in ours for row in one["rows"][MU:]
+            ),
+        }
     if workload.real:  # large enough for the spread to matter, and free to end its completions
-        ratios = [ratio(*repeat, 1) for repeat in repeats]
         row |= {
             "sspo, processor": spread(sspo, 1),
             "TRL, processor": spread(trl, 1),
-            "ratios of the repeats, processor": f"{min(ratios):.2f}–{max(ratios):.2f}",
+            "ratios of the repeats, processor": between([ratio(*repeat, 1) for repeat in repeats]),
             "tokens a completion, sspo": fmean(row["completions/length"] for one in ours for row in one["rows"]),
             "tokens a completion, TRL": fmean(length for one in theirs for length in one["lengths"]),
         }
@@ -131,6 +150,7 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
             "graded": True,
             "device": "cpu",
             "trains": "everything",
+            "vllm": {},
             "config": trl_sizes(rollout.prompts, rollout.group_size, rollout.max_new_tokens, REAL_STEPS),
         }
         theirs.append(child(given.trl, "by_trl", settings))
@@ -181,7 +201,8 @@ def trl_sizes(prompts: int, group_size: int, tokens: int, steps: int) -> dict[st
 
 def child(python: str | Path, module: str, options: Any, *more: object) -> dict[str, Any]:
     """What `tests.benchmarks.<module>` reports, run by `python` with one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with tempfile.NamedTemporaryFile() as out:
         first = options if isinstance(options, str) else json.dumps(options)
         command = [str(python), "-m", f"tests.benchmarks.{module}", first, out.name, *map(str, more)]
@@ -197,6 +218,10 @@ def middle(times: Sequence[Sequence[float]], column: int) -> float:
 
 def ratio(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], column: int) -> float:
     return middle(ours, column) / middle(theirs, column)
+
+
+def between(ratios: Sequence[float]) -> str:
+    return f"{min(ratios):.2f}–{max(ratios):.2f}"
 
 
 def spread(times: Sequence[Sequence[float]], column: int) -> str:

@@ -8,10 +8,14 @@ from typing import Any
 
 from sspo_cli import session, train
 from sspo_cli.config import RunOptions
+from sspo_cli.memory import device_here
+from sspo_cli.memory.estimate import estimate
+from sspo_cli.memory.shape import read_shape
 from sspo_cli.policy.model import resolve_device
 from sspo_cli.rollout.torch_engine import TorchEngine
+from sspo_cli.rollout.vllm_engine import VllmEngine
 from sspo_cli.tracking.tracker import Tracker
-from tests.benchmarks.workloads import LORA_RANK, MU, PHASES, Workload, clocks, peak_memory, report
+from tests.benchmarks.workloads import LORA_RANK, MU, PHASES, VLLM_SHARE, Workload, clocks, peak_memory, report
 
 MODEL: dict[str, dict[str, Any]] = {
     "everything": {},
@@ -34,6 +38,8 @@ def options_of(workload: Workload, folder: str, steps: int) -> dict[str, Any]:
             "prompts": workload.prompts,
             "group_size": workload.group_size,
             "max_new_tokens": workload.tokens,
+            "engine": "vllm" if workload.vllm else "torch",
+            "vllm": {"gpu_memory_utilization": VLLM_SHARE} if workload.vllm else None,
         },
         "learning": {"mu": MU},
         "cold_start": {"steps": 0},
@@ -71,12 +77,17 @@ def main() -> None:
 
     Tracker.log, session.train = noted, begun
     session.check_model = lambda *_, **__: None  # comes before the first cycle
-    timed(TorchEngine, "generate", "sampling")
+    timed(VllmEngine if options.rollout.engine == "vllm" else TorchEngine, "generate", "sampling")
     timed(train, "fill_old_logprobs", "old log-probabilities")
     timed(train, "accumulate_gradient", "forward and backward")
     timed(train, "guarded_step", "optimizer")
     session.start_run(options, runs / f"run-{time.time_ns()}", ["benchmark"], keep_going=True)
-    report(out, times=times, rows=rows, memory=rows[-1]["memory"])
+    phases_of_memory = estimate(
+        options, read_shape(options.model), device_here(options, resolve_device(options.device))
+    )
+    report(
+        out, times=times, rows=rows, memory=rows[-1]["memory"], estimate=max(phase.total for phase in phases_of_memory)
+    )
 
 
 if __name__ == "__main__":

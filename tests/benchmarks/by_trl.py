@@ -1,9 +1,9 @@
 """Child process, a run by TRL's GRPOTrainer, in its own environment: `python -m tests.benchmarks.by_trl SETTINGS OUT`.
 
 SETTINGS, as JSON: `model` (a folder), `questions` (rows of question and answer, in the order of training), `graded` (by
-sspo's rewards; all zero otherwise), `device`, what it `trains` as a workload says, and under `config` what of `GRPOConfig`
-differs between the runs. The rest is what sspo does: GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full
-softmax, the same micro-batches.
+sspo's rewards; all zero otherwise), `device`, what it `trains` as a workload says, `vllm` (the options of vLLM in TRL's process;
+empty for `transformers.generate`), and under `config` what of `GRPOConfig` differs between the runs. The rest is what sspo does:
+GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full softmax, the same micro-batches.
 """
 
 import json
@@ -87,6 +87,7 @@ def main() -> None:
                 "dtype": "bfloat16" if bfloat16 and trains != "everything" else "float32",
                 "attn_implementation": "sdpa",
             },
+            **({"use_vllm": True, "vllm_mode": "colocate", **settings["vllm"]} if settings["vllm"] else {}),
             **settings["config"],
         )
         rows = [

@@ -1,7 +1,8 @@
 """The bare passes of the same model, without a trainer around them: what a cycle cannot do without.
 
 Child process: `python -m tests.benchmarks.floors FOLDER OUT REPEATS`, the folder of a workload. In the learner's floor
-prompts are shared by a cache that is repeated for the completions.
+prompts are shared by a cache that is repeated for the completions. On a GPU both programs compute in bfloat16, and so do these
+passes: those of the learner with weights in float32, those of the sampler with a copy of them in bfloat16.
 """
 
 import json
@@ -76,6 +77,11 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(workload.device).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=workload.device == "cuda")
 
+    on_gpu = workload.device == "cuda"
+
+    def in_bfloat16() -> torch.autocast:
+        return torch.autocast(workload.device, torch.bfloat16, enabled=on_gpu)
+
     def ids(rows: int, length: int) -> Tensor:
         return torch.randint(1, 60, (rows, length), device=workload.device)
 
@@ -84,8 +90,12 @@ def main() -> None:
     minibatches = list(zip(prompts.chunk(MU), completions.chunk(MU), strict=True))
     measured: dict[str, list[tuple[float, float]]] = {"learner": [], "sampler": [], "generate": []}
     for _ in range(repeats + 1):
-        measured["learner"].append(seconds(lambda: learn(model, optimizer, minibatches), workload.device))
+        with in_bfloat16():
+            measured["learner"].append(seconds(lambda: learn(model, optimizer, minibatches), workload.device))
     memory = peak_memory(workload.device)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if on_gpu:
+        model.to(torch.bfloat16)
     for _ in range(repeats + 1):
         measured["sampler"].append(
             seconds(lambda: decode(model, prompts, workload.group_size, workload.tokens), workload.device)
@@ -93,7 +103,6 @@ def main() -> None:
         measured["generate"].append(
             seconds(lambda: generate(model, prompts, workload.group_size, workload.tokens), workload.device)
         )
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     report(out, weights=weights, memory=memory, **{name: times[1:] for name, times in measured.items()})
 
 

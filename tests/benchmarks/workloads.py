@@ -17,6 +17,7 @@ from tests.real_model import smollm2
 PROMPT = 22  # tokens
 MU = 2
 LORA_RANK = 32
+VLLM_SHARE = 0.3  # of the GPU's memory, for both programs
 # Of a cycle by sspo, timed one by one; what they leave is grading, batching and tracking.
 PHASES = ("sampling", "old log-probabilities", "forward and backward", "optimizer")
 SYMBOLS = string.ascii_lowercase + string.digits + "<>/=+-*.,:;!?()[]{}_| "
@@ -28,6 +29,7 @@ class Workload:
 
     `trains`: every weight in float32; or with gradient checkpointing LoRA's adapters, or weights in bfloat16 by 8-bit Adam.
     `real`: the published weights of this shape instead of random ones; `tokens` is then a limit.
+    `vllm`: both programs sample with vLLM in their own process, instead of with the torch engine and `transformers.generate`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Workload:
     tied: bool = True
     trains: Literal["everything", "lora", "eight-bit"] = "everything"
     real: bool = False
+    vllm: bool = False
 
     @property
     def minibatch(self) -> int:
@@ -61,17 +64,20 @@ CPU = [
 GPU = [
     Workload("0.5B", 151_936, 896, 24, 14, 4864, 16, 8, 512, key_heads=2, device="cuda"),
     Workload("1.5B", 151_936, 1536, 28, 12, 8960, 16, 8, 512, key_heads=2, device="cuda"),
+    Workload("1.5B, vLLM", 151_936, 1536, 28, 12, 8960, 16, 8, 512, key_heads=2, device="cuda", vllm=True),
     Workload("7B, LoRA", 152_064, 3584, 28, 28, 18944, 8, 8, 512, 4, device="cuda", tied=False, trains="lora"),
     Workload("7B, 8-bit", 152_064, 3584, 28, 28, 18944, 8, 8, 512, 4, device="cuda", tied=False, trains="eight-bit"),
 ]
 
 
 def build(workload: Workload, folder: Path) -> None:
-    """The model with its tokenizer, and a file of questions, in `folder`.
+    """The model with its tokenizer, and a file of questions, in `folder`, unless it is there from another call.
 
     The end-of-sequence id lies beyond the vocabulary of the model, so that no completion ends before its last token. A real
     model keeps its own; it is built if it is missing.
     """
+    if (folder / "questions.jsonl").exists():
+        return
     if workload.real:
         _link_real_model(folder)
         return
@@ -108,6 +114,8 @@ def build(workload: Workload, folder: Path) -> None:
                 pad_token_id=0,
             )
         )
+    if workload.trains != "everything":
+        model.to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     draw = random.Random(0)
@@ -115,12 +123,12 @@ def build(workload: Workload, folder: Path) -> None:
     for number in range(512):
         question = "".join(draw.choices(string.ascii_lowercase + string.digits, k=PROMPT - 1))
         rows.append({"id": str(number), "question": question, "answer": str(number)})
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "workload.json").write_text(json.dumps(asdict(workload)))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _link_real_model(folder: Path) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for file in smollm2.build().iterdir():
         (folder / file.name).symlink_to(file)
     with (folder / "questions.jsonl").open("w") as questions:

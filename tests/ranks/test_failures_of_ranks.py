@@ -17,7 +17,7 @@ from commands import assert_error, sspo
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sspo_cli import liveness, ranks, supervisor
+from sspo_cli import ranks, supervisor
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
@@ -26,7 +26,10 @@ from sspo_cli.policy import spread_loading
 from sspo_cli.policy.checkpoint import usable_state
 from sspo_cli.policy.head import measure_transform
 from sspo_cli.policy.sharding import local
-from sspo_cli.ranks import ALIVE, FAILED, PATIENCE, check_start
+from sspo_cli.ranks import check_start, heartbeat, joining, liveness
+from sspo_cli.ranks.joining import PATIENCE
+from sspo_cli.ranks.keys import ALIVE, FAILED
+from sspo_cli.ranks.place import here
 from sspo_cli.run.failures import has_finished_since
 from sspo_cli.supervisor import Ends, FailedRanks, run_ranks
 from sspo_cli.tracking.run_folder import RunFolder
@@ -152,10 +155,10 @@ def test_a_rank_counts_on_after_its_store_did_not_answer(monkeypatch):
         def clone(self) -> Store:
             return store
 
-    monkeypatch.setattr(ranks, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT", 0.01)
     monkeypatch.setenv(SUPERVISED, "1")
     store, ended = Store(), threading.Event()
-    heart = threading.Thread(target=ranks._beat, args=(Broken(), 1, 2, ended))
+    heart = threading.Thread(target=heartbeat._beat, args=(Broken(), 1, 2, ended))
     heart.start()
     deadline = time.monotonic() + 20
     while store.get(ALIVE.format(1), 0) < 3 and time.monotonic() < deadline:
@@ -172,9 +175,10 @@ def test_a_rank_that_has_done_its_work_does_not_fail_with_the_first_one(monkeypa
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321")
 
     store = Store()
-    monkeypatch.setattr(ranks, "_process", ranks._Process(rank=1, size=2, store=store))
-    monkeypatch.setattr(ranks.dist, "barrier", lose)
-    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: None)
+    for name, value in {"rank": 1, "size": 2, "store": store}.items():
+        monkeypatch.setattr(here, name, value)
+    monkeypatch.setattr(joining.dist, "barrier", lose)
+    monkeypatch.setattr(joining.dist, "destroy_process_group", lambda: None)
     ranks.stop()
     assert store.get(ALIVE.format(1)) < 0
     assert ranks.size() == 1

@@ -1,6 +1,5 @@
 """liger-kernel's fused layers in Triton's interpreter, which stands in for a GPU: `make test-extras`."""
 
-import importlib
 import os
 
 import pytest
@@ -29,10 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch):
-    """What Triton's interpreter lacks: numbers as arguments that are converted, and rsqrt of CUDA's library.
-
-    What liger-kernel replaces for the whole process comes back after the test.
-    """
+    """What Triton's interpreter lacks: numbers as arguments that are converted, and rsqrt of CUDA's library."""
     import numpy
     import triton.language as tl
     from triton.runtime import interpreter
@@ -45,10 +41,6 @@ def interpreter(monkeypatch: pytest.MonkeyPatch):
     converted = interpreter._implicit_cvt
     monkeypatch.setattr(interpreter, "_implicit_cvt", with_numbers)
     monkeypatch.setattr("liger_kernel.ops.rms_norm.rsqrt", lambda x: tl.rsqrt(x))  # looked up when it is interpreted
-    for name in ("Qwen2", "Qwen3"):
-        modeling = importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
-        for replaced in (f"{name}RMSNorm", f"{name}MLP"):
-            monkeypatch.setattr(modeling, replaced, getattr(modeling, replaced))
 
 
 def qwen3(folder) -> str:
@@ -81,6 +73,11 @@ def test_fused_layers_give_the_same_loss_gradient_and_samples(tiny, tmp_path, ma
     for ours, theirs in zip(sample, expected_sample, strict=True):
         assert ours.token_ids == theirs.token_ids
         assert ours.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
+
+
+def test_a_model_of_the_same_type_that_is_loaded_later_is_not_changed(tiny):
+    load_policy(ModelOptions(tiny=tiny, kernels="liger"), CPU)
+    assert not {"LigerRMSNorm", "LigerSwiGLUMLP"} & kinds(load_policy(ModelOptions(tiny=tiny), CPU))
 
 
 def test_a_model_without_kernels_is_reported():

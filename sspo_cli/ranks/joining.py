@@ -1,0 +1,94 @@
+"""The begin and end of the ranks' common work, and what a machine needs for it."""
+
+import os
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from sspo_cli.errors import UserError
+from sspo_cli.launchers import is_rank
+from sspo_cli.ranks import heartbeat
+from sspo_cli.ranks.keys import FOLDER
+from sspo_cli.ranks.place import here
+
+PATIENCE = "SSPO_PATIENCE"  # environment variable: seconds that ranks wait for one another
+DEFAULT_PATIENCE = 600.0
+ALWAYS_ALLOWED = 4  # ranks that may always be started on a CPU, to try out several ranks
+
+
+def start(device: str) -> None:
+    """Join the other ranks if a launcher has started several (see `launchers`).
+
+    Raises UserError if this machine has no GPU for this rank.
+    """
+    if not is_rank(os.environ) or dist.is_initialized():
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    check_start(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), device)  # the same on each rank, so reported once
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(local)
+    limit = timedelta(seconds=patience())
+    store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
+    # gloo next to NCCL: objects and rows of a batch are exchanged on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    group_store = dist.PrefixStore(f"sspo/group-{size}", store)
+    dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
+    here.rank, here.size, here.store = rank, size, store
+    heartbeat.start(store, rank, size)
+
+
+def stop() -> None:
+    """Leave the process group at the end of a run, once all ranks have reached it.
+
+    A rank that is lost by now, such as the first one if it cannot close its log, reports that itself; this rank's work is done.
+    """
+    if here.size > 1:
+        with suppress(RuntimeError):
+            dist.barrier()
+        with suppress(RuntimeError):
+            heartbeat.end(here.store, here.rank)
+        dist.destroy_process_group()
+        here.rank, here.size, here.store = 0, 1, None
+
+
+def announce_folder(path: Path) -> None:
+    """Let the supervisor know the run's folder, in case that the first rank, which writes it, is killed."""
+    if here.size > 1:
+        here.store.set(FOLDER, str(path.absolute()))
+
+
+def check_start(count: int, device: str) -> None:
+    """Raise UserError if `count` ranks cannot be started on this machine.
+
+    The machine has too few GPUs, or too few cores for ranks on its CPU; `device` is a single GPU; or SSPO_PATIENCE is invalid.
+    """
+    patience()
+    if device == "cpu" or not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if count > max(cores, ALWAYS_ALLOWED):
+            raise UserError(
+                f"{count} ranks are too many for the {cores} core{'s' * (cores > 1)} that this process may use; start at most "
+                f"{max(cores, ALWAYS_ALLOWED)}"
+            )
+        return
+    if device not in ("auto", "cuda"):
+        raise UserError(f"device = {device} is a single GPU, but each rank needs its own; use cuda or auto")
+    if (gpus := torch.cuda.device_count()) < count:
+        raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start at most {gpus}")
+
+
+def patience() -> float:
+    """Return how many seconds ranks wait for one another. Raises UserError if SSPO_PATIENCE is not a valid number."""
+    value = os.environ.get(PATIENCE, str(DEFAULT_PATIENCE))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 1.0 <= seconds <= 1e7:
+        raise UserError(f"{PATIENCE} = {value} is not a number of seconds; use a number from 1 to 10,000,000")
+    return seconds

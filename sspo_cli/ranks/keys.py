@@ -1,0 +1,9 @@
+"""Keys of the store in which ranks and their launcher keep what they report to one another."""
+
+FAILED = "sspo/failed/{}"  # why a rank, given by its number, ends
+NOTICED = "sspo/noticed/{}"  # set by a rank that has lost another one
+ALIVE = "sspo/alive/{}"  # what a rank's heartbeat has counted
+PROCESS = "sspo/process/{}"  # its process and machine
+FOLDER = "sspo/folder"  # the run's, which the first rank writes
+# They begin the reports of a rank that has lost another one, and of one that was asked to stop.
+LOST, STOPPED = "lost: ", "stopped: "
