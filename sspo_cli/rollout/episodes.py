@@ -17,7 +17,6 @@ from sspo_cli.policy.dialogue import Dialogue
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout.engine import Engine, OnCompletion, Request, Sampling
-from sspo_cli.rollout.torch_engine import whole_weights
 from sspo_cli.seeds import derive_seed
 from sspo_cli.tasks.prompts import THINKING, Template, reads_option, render, render_episode
 from sspo_cli.types import Completion, Played, Problem, Prompt
@@ -129,20 +128,6 @@ def play(
 
     Raises UserError if an environment fails; the interpreters of unfinished episodes are closed first.
     """
-    with whole_weights(engine):
-        return _play(engine, prompts, group_size, sampling, stage, on_completion, time_environment, order)
-
-
-def _play(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    group_size: int,
-    sampling: Sampling,
-    stage: Stage,
-    on_completion: OnCompletion | None,
-    time_environment: Callable[[], AbstractContextManager[None]],
-    order: Sequence[int] | None,
-) -> list[list[Completion]]:
     groups: list[list[Completion]] = [[] for _ in prompts]
     for name in dict.fromkeys(prompt.problem.environment for prompt in prompts):
         places = [place for place, prompt in enumerate(prompts) if prompt.problem.environment == name]
