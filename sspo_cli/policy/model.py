@@ -48,7 +48,7 @@ class Policy:
     dtype      dtype of the forward pass; trained weights are float32, or as set by `model.weights`
     compiled   the layers are compiled by torch.compile
     transform  transform of the logits after the vocabulary projection
-    notes      notes for the user about the loading
+    notes      notes for the user about the loading of the model
     routes     record of the experts that tokens choose; None without a mixture, and with compiled layers
     """
 
@@ -142,7 +142,7 @@ class Policy:
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def recorded(self, places: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Record the experts that the tokens at these places of a forward pass choose, if the model has any; see `Routes`."""
+        """Record the experts that the tokens at `places` choose in a forward pass (see `Routes`), if the model has experts."""
         return self.routes.recorded(places()) if self.routes else nullcontext()
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -233,7 +233,10 @@ def check_ids(ids: Sequence[int], model: Vocabulary, what: str) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Find the device; `auto` is the first GPU if there is one. Raises UserError for a missing or unsupported device."""
+    """Find the device; `auto` selects the first GPU, or the CPU if there is no GPU.
+
+    Raises UserError if the device is missing or unsupported.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -251,8 +254,8 @@ def load_policy(
 ) -> Policy:
     """Load the policy of a config.
 
-    folder         cold start or checkpoint, whose weights replace the model's own
-    chat_template  replaces the tokenizer's
+    folder         cold start or checkpoint whose weights replace the model's own
+    chat_template  chat template that replaces the tokenizer's
 
     Raises UserError if the model cannot be loaded, or has no tokenizer or no chat template.
     """

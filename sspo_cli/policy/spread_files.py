@@ -151,7 +151,7 @@ def _save_configs(model: Any, folder: Path) -> None:
 
 
 def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> list[Path]:
-    """Write each rank's part of the moments; return the files that this rank has written.
+    """Write each rank's part of the optimizer state; return the files that this rank has written.
 
     The list is empty before the first step. Raises UserError if a rank fails.
     """
@@ -165,7 +165,7 @@ def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -
 
 
 def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read the moments that `save_optimizer` wrote, with any number of ranks. Raises UserError if this fails."""
+    """Read the optimizer state that `save_optimizer` wrote, with any number of ranks. Raises UserError if this fails."""
     state = get_optimizer_state_dict(model, optimizer, options=FLAT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns if there is only one process
@@ -187,7 +187,7 @@ def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def _explained(error: CheckpointException, sentence: str) -> BaseException:
-    """Make a UserError of the failure on the lowest rank that failed, or return the failure if it is a full memory."""
+    """Return a UserError for the failure on the lowest rank that failed, or the failure itself if it is out of memory."""
     rank, (cause, _) = min(error.failures.items())
     if says_memory_is_full(cause):
         return cause
