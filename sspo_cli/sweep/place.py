@@ -53,7 +53,7 @@ def command_of(trial: Trial, folder: Path, ranks: int = 1) -> list[str]:
     if ranks > 1:
         command += ["--nproc", str(ranks)]
     run = RunFolder(folder / trial.name)
-    if run.config_path.exists():
+    if run.config_path.exists() and not run.came_to_nothing():
         # If the number of ranks or of parallel trials has changed, each rank gets a different share of the cores.
         share = trial.options.threads
         return [*command, "--resume", *(["-s", f"threads={share}"] if share != run.config.threads else [])]

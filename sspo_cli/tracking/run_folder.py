@@ -106,6 +106,7 @@ class RunFolder:
                 self.checkpoints.mkdir(exist_ok=True)
                 self.eval.mkdir(exist_ok=True)
         except BaseException:
+            self.begun = False
             self.close()
             raise
 
@@ -337,7 +338,12 @@ class RunFolder:
         return best["step"]
 
     def came_to_nothing(self) -> bool:
-        """Report whether the run failed before its first step, so that a new run may replace it."""
+        """Report whether the run failed before its first step or was killed while it was created; a new run may replace it."""
+        if {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")} == {self.config_path.name}:
+            try:
+                return self.config is not None
+            except UserError:  # the config.json of a model
+                return False
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:
