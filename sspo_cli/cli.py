@@ -92,7 +92,7 @@ def _end_rank(error: UserError | Interrupted, code: int) -> NoReturn:
     if is_rank(os.environ):
         from sspo_cli import ranks
 
-        sentence = ranks.words_of(error, str(sentence))
+        sentence = ranks.sentence_to_print(error, str(sentence))
     _end(sentence, code)
 
 

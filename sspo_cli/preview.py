@@ -37,7 +37,7 @@ def print_preview(
     if device_memory is None:
         if nproc > 1:
             ranks.check_start(nproc, options.device)
-        with ranks.supposing(nproc):
+        with ranks.assuming_size(nproc):
             preview_run(options, path, is_resumed, _print_comment)
     else:
         objective_of(options)

@@ -1,4 +1,4 @@
-"""Loading of a model in parts: each rank reads its rows of each weight from the model's files."""
+"""Loading of a model in parts: each rank reads only its rows of each weight from the model's files."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
