@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, border, first_line, quantity, says_memory_is_full
 from sspo_cli.policy.model import Policy
+from sspo_cli.policy.sharded_files import OPTIMIZER_INDEX, load_optimizer_parts, save_optimizer, shard_optimizer
 from sspo_cli.policy.sharding import local
-from sspo_cli.policy.spread_files import OPTIMIZER_INDEX, load_optimizer_parts, save_optimizer, spread_optimizer
 
 MANIFEST = "manifest.json"
 STATE = "trainer.pt"
@@ -209,7 +209,7 @@ def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimize
             if ranks.size() == 1:
                 optimizer.load_state_dict(state["optimizer"])
             else:
-                spread_optimizer(optimizer, state["optimizer"])
+                shard_optimizer(optimizer, state["optimizer"])
 
 
 @contextmanager

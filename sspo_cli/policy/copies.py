@@ -10,7 +10,7 @@ from safetensors import safe_open
 from sspo_cli.policy.checkpoint import MANIFEST, follow_umask, holds_optimizer
 from sspo_cli.policy.model import DTYPES
 from sspo_cli.policy.pretrained import load_config, model_class
-from sspo_cli.policy.spread_files import INDEX, SafetensorsWriter
+from sspo_cli.policy.sharded_files import INDEX, SafetensorsWriter
 
 DTYPE_NAMES = ("dtype", "torch_dtype")  # in a config
 

@@ -24,8 +24,8 @@ from sspo_cli.policy.kernels import check_kernels, checkpoint_layers, compile_la
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.pretrained import load_pretrained, load_tokenizer
+from sspo_cli.policy.sharded_files import save_model
 from sspo_cli.policy.sharding import compute, gathered, shard, whole
-from sspo_cli.policy.spread_files import save_model
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
 # transformers' progress bars and warnings would overwrite the run's display; important problems are checked here.

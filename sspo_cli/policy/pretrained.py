@@ -11,7 +11,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, border
-from sspo_cli.policy.spread_loading import read_in_parts, whole_shapes
+from sspo_cli.policy.sharded_loading import read_in_parts, whole_shapes
 
 NAMED_KEYS = 3  # most tensors named in a message
 # Largest plausible values in a model's config; larger ones are damage.
@@ -72,7 +72,7 @@ def load_pretrained(
 ) -> tuple[Any, list[str]]:
     """Load a causal LM; also return notes about its weights.
 
-    in_parts  True if each rank reads only its rows of the weights, for `shard` (see `spread_loading`)
+    in_parts  True if each rank reads only its rows of the weights, for `shard` (see `sharded_loading`)
 
     Raises UserError if it cannot be loaded, or if a tensor of the model is missing in its files or has another shape there,
     because transformers would initialize it randomly.

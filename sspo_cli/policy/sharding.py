@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli import ranks
-from sspo_cli.policy.spread_loading import put_parts, take_parts
+from sspo_cli.policy.sharded_loading import put_parts, take_parts
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(tensor: Tensor, example: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
     """Shard a whole tensor over the ranks like `example`; return it unchanged if the example is not sharded."""
     if not isinstance(example, DTensor):
         return tensor

@@ -22,7 +22,7 @@ from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED
-from sspo_cli.policy import spread_loading
+from sspo_cli.policy import sharded_loading
 from sspo_cli.policy.checkpoint import usable_state
 from sspo_cli.policy.head import measure_transform
 from sspo_cli.policy.sharding import local
@@ -244,7 +244,7 @@ def test_experts_stay_whole_if_a_rank_would_get_none():
     dist.init_process_group("fake", rank=3, world_size=4, store=FakeStore())
     try:
         with ranks.assuming_size(4):
-            spread_loading._spread(layer)
+            sharded_loading._shard_weights(layer)
         rows = {name: len(local(weight)) for name, weight in layer.named_parameters()}
     finally:
         dist.destroy_process_group()

@@ -25,7 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, first_line, says_memory_is_full
-from sspo_cli.policy.sharding import spread_like, whole
+from sspo_cli.policy.sharding import shard_like, whole
 
 SHARD_BYTES = 4 << 30  # of a file of weights
 INDEX = "model.safetensors.index.json"
@@ -176,13 +176,13 @@ def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: P
     set_optimizer_state_dict(model, optimizer, state, options=FLAT)
 
 
-def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def shard_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load optimizer state that a single process saved, and shard it over the ranks."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in state["state"].items():
         for name, value in values.items():
             if value.shape == parameters[number].shape:
-                values[name] = spread_like(value, parameters[number])
+                values[name] = shard_like(value, parameters[number])
     optimizer.load_state_dict(state)
 
 
