@@ -141,7 +141,7 @@ def examine_trials(trials: Sequence[RunOptions], count: int) -> None:
     for options in {options.model_copy(update={"seed": 0}).model_dump_json(): options for options in trials}.values():
         if count > 1:
             ranks.check_start(count, options.device)
-        with ranks.supposing(count):
+        with ranks.assuming_size(count):
             examine_options(options)
     tasks = [
         task

@@ -21,8 +21,8 @@ def outline_policy(
 ) -> Policy | None:
     """Make the policy that `load_policy` would load, with tensors on torch's meta device, which have shapes and no memory.
 
-    Returns None if the model's code cannot run without values of weights. Raises UserError like `load_policy`, except for
-    errors that only the weights reveal.
+    Returns None if the model's code cannot run without values of weights. Raises UserError in the same cases as
+    `load_policy`, except for errors that only the weights reveal.
     """
     source, _ = source_of(options, folder)
     if source is None:
@@ -55,6 +55,6 @@ def _without_weights(options: ModelOptions, source: str | None, tokenizer: Any) 
         attention, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
         model = kind._from_config(config, attn_implementation=attention)
     check_stored_weights(source, model)
-    with suppress(OSError):  # without a generation config, the values of the model's config stay
+    with suppress(OSError):  # if there is no generation config, the values of the model's config remain
         model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
     return model

@@ -14,7 +14,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, border
-from sspo_cli.policy.spread_loading import read_in_parts, whole_shapes
+from sspo_cli.policy.sharded_loading import read_in_parts, whole_shapes
 
 NAMED_KEYS = 3  # most tensors named in a message
 # Largest plausible values in a model's config; larger ones are damage.
@@ -47,7 +47,7 @@ def load_config(source: str, revision: str | None = None) -> Any:
 
 
 def config_value(config: Any, name: str) -> Any:
-    """Return a value of a config, or None; for a value that varies by layer, that of most layers."""
+    """Return a value of a config, or None if it is missing. For a value that varies by layer, return the most frequent value."""
     try:
         return getattr(config, name, None)
     except RuntimeError:  # raised by transformers for values that vary by layer
@@ -76,7 +76,7 @@ def load_pretrained(
 ) -> tuple[Any, list[str]]:
     """Load a causal LM; also return notes about its weights.
 
-    in_parts  each rank reads its rows of the weights alone, see `spread_loading`, for `shard`
+    in_parts  True if each rank reads only its rows of the weights, for `shard` (see `sharded_loading`)
 
     Raises UserError if it cannot be loaded, or if a tensor of the model is missing in its files or has another shape there,
     because transformers would initialize it randomly.
@@ -183,7 +183,7 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
 
 
 def _loading(source: str) -> AbstractContextManager[None]:
-    """Turn exceptions of transformers for broken files into UserError, except out-of-memory errors.
+    """Convert exceptions that transformers raises for broken files to UserError, except out-of-memory errors.
 
     Raises UserError if the source is a path, but there is no such folder.
     """
@@ -222,7 +222,7 @@ def _check_quantization(source: str, config: Any) -> None:
 
 
 def _named(sentence: str, keys: Collection[str]) -> list[str]:
-    """Return `sentence` with the number of keys and a few names filled in, or an empty list without keys."""
+    """Return `sentence` with the number of keys and a few of them filled in, or an empty list if `keys` is empty."""
     if not keys:
         return []
     names = sorted(keys)
