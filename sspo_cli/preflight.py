@@ -59,7 +59,7 @@ def check_rewards(
     stage: Stage,
     note: Callable[[str], None],
 ) -> None:
-    """Note one rendered prompt and the rewards of synthetic completions, encoded and decoded like sampled ones.
+    """Note one rendered prompt, and the rewards of synthetic completions that are encoded and decoded like sampled completions.
 
     For a problem with an environment, note the reward of a perfect episode instead: a call, then the gold answer.
 
@@ -104,12 +104,12 @@ def check_rewards(
     if not respelt.answer:
         raise UserError(
             f"the gold answer of problem {prompt.problem.id} of {prompt.problem.task}, {shorten(repr(gold), 80)}, is not "
-            f"recognized as equal to {shorten(repr(respell(gold)), 80)}, so hardly any answer can match it; correct it"
+            f"recognized as equal to {shorten(repr(respell(gold)), 80)}, so probably no answer can match it; correct it"
         )
 
 
 def _check_episode(prompt: Prompt, stage: Stage, note: Callable[[str], None]) -> None:
-    """Play a perfect episode with turns encoded and decoded like sampled ones. Raises UserError if it is not solved."""
+    """Play a perfect episode whose turns are encoded and decoded like sampled turns. Raises UserError if it is not solved."""
     problem, dialogue = prompt.problem, stage.dialogue
     assert problem.environment
     assert dialogue
@@ -151,7 +151,7 @@ def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy
         if policy.context is not None and needed > policy.context:
             limit = "episode.max_tokens" if prompt.problem.environment else "max_new_tokens"
             instead = (
-                f"lower {limit}" if len(prompt.token_ids) < policy.context else "take a model with a longer context"
+                f"lower {limit}" if len(prompt.token_ids) < policy.context else "use a model with a longer context"
             )
             raise UserError(
                 f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "

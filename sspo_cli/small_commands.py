@@ -1,4 +1,4 @@
-"""The small commands next to the main four: lists of options, presets and runs, and the export of a model."""
+"""The small commands in addition to the main four: lists of options, presets and runs, and the export of a model."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,8 @@ WIDE = 240  # characters, if no terminal reports its width
 
 def options_command(
     section: Annotated[
-        str | None, typer.Argument(metavar="[SECTION]", help="Only these, such as rollout, model.lora or limit.")
+        str | None,
+        typer.Argument(metavar="[SECTION]", help="A section or option, such as rollout, model.lora or limit."),
     ] = None,
 ) -> None:
     """List every option of a run with its values, its default and its description."""
@@ -40,10 +41,11 @@ def configs_command(
 
 def ls_command(
     folder: Annotated[
-        Path, typer.Argument(envvar="SSPO_RUNS", metavar="[FOLDER]", help="Where run folders are, or below it.")
+        Path,
+        typer.Argument(envvar="SSPO_RUNS", metavar="[FOLDER]", help="Folder that contains run folders, at any depth."),
     ] = Path("runs"),
 ) -> None:
-    """List the runs of a folder: state, step, time left, last score."""
+    """List the runs of a folder with state, step, remaining time and last score."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the folder of the runs")
     from rich import box
@@ -64,17 +66,19 @@ def ls_command(
 
 def export_command(
     run: Annotated[
-        str, typer.Argument(metavar="RUN[@STEP]", help="A run, or a checkpoint of one, by its name or folder.")
+        str, typer.Argument(metavar="RUN[@STEP]", help="A run or a checkpoint of a run, by name or folder.")
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
-    checkpoint: Annotated[str | None, typer.Option(help="Of the run: last (the default), best, or a step.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint of the run: last (the default), best, or a step.")
+    ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the weights; by default that of the checkpoint.")
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Dtype of the weights; default: as in the checkpoint.")
     ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write a run's model to a folder to publish: whole weights, adapters merged, tokenizer, model card."""
+    """Write a run's model to a folder for publication: weights with merged adapters, tokenizer, model card."""
     from sspo_cli.export import export_model
 
     exported = export_model(run, folder, checkpoint, runs_dir, dtype)
-    print(f"{folder}: the model of {exported}, its tokenizer, and README.md, its model card")
+    print(f"{folder}: the model of {exported}, its tokenizer and a model card (README.md)")

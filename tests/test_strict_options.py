@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from commands import Outcome, assert_told, sspo
+from annotated_types import Le
+from commands import Outcome, assert_error, sspo
 from pydantic import BaseModel
 
-from sspo_cli.config import LoraOptions, RunOptions, TaskOptions, VllmOptions, load_config
+from sspo_cli.config import BenchmarkOptions, LoraOptions, RunOptions, TaskOptions, VllmOptions, load_config
+from sspo_cli.config.hints import nested_section
 from sspo_cli.errors import UserError, quantity
 from sspo_cli.sweep import load_sweep
 
@@ -42,6 +44,30 @@ def test_what_is_no_number_of_a_sensible_size_is_refused(option: str, value: str
     with pytest.raises(UserError) as raised:
         load_config([], [f"{option}={value}", *(["objective.method=grpo"] if ".eps_" in option else [])])
     assert option.rpartition(".")[2] in str(raised.value)
+
+
+def bounded(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[float]]]:
+    """The dotted names of a section's options with upper bounds, and these bounds."""
+    for name, field in section.model_fields.items():
+        if bounds := [bound.le for bound in field.metadata if isinstance(bound, Le)]:
+            yield prefix + name, bounds
+        if (nested := nested_section(section, name)) and nested not in (*LISTED, BenchmarkOptions):
+            yield from bounded(nested, f"{prefix}{name}.")
+
+
+BOUNDED = dict(bounded(RunOptions))
+
+
+def test_an_option_has_one_upper_bound_which_is_applied():
+    assert (BOUNDED["model.lora.rank"], BOUNDED["threads"], BOUNDED["evaluation.max_new_tokens"]) == (
+        [65536],
+        [1024],
+        [10**7],
+    )
+    for option, bounds in BOUNDED.items():
+        (bound,) = bounds
+        with pytest.raises(UserError, match="less than or equal to"):
+            load_config([], [f"{option}={bound + 1}"])
 
 
 @pytest.mark.parametrize("option", options_of_type(RunOptions, (bool,)))
@@ -95,7 +121,7 @@ def test_options_that_were_written_by_a_run_are_read_again():
 def test_a_flag_is_taken_literally_and_a_sentence_is_short(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     done = sspo("train", *arguments)
-    assert_told(done, said)
+    assert_error(done, said)
     assert len(done.stderr) < 1700
     assert {path.name for path in tmp_path.iterdir()} <= {"runs"}
 
@@ -103,7 +129,7 @@ def test_a_flag_is_taken_literally_and_a_sentence_is_short(tmp_path, monkeypatch
 @pytest.mark.parametrize("command", [["sweep", "--name"], ["eval", "one", "--checkpoint"], ["sweep", "--ray"]])
 def test_other_empty_names(tmp_path, command):
     (tmp_path / "sweep.yaml").write_text("")
-    assert_told(sspo(*command, "", *(["-c", tmp_path / "sweep.yaml"] * (command[0] == "sweep"))), command[-1])
+    assert_error(sspo(*command, "", *(["-c", tmp_path / "sweep.yaml"] * (command[0] == "sweep"))), command[-1])
 
 
 BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -215,7 +241,7 @@ def test_more_trials_are_an_option_and_a_trial_more_costs_no_more_than_the_one_b
 
 def assert_refused(done: Outcome, said: str) -> None:
     """One sentence that is not a page long."""
-    assert_told(done, said)
+    assert_error(done, said)
     assert len(done.stderr) < 1700
 
 

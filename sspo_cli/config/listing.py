@@ -108,9 +108,9 @@ def _description(field: FieldInfo, name: str) -> str:
 
 def _default(field: FieldInfo, section: type[BaseModel]) -> str:
     if issubclass(section, MethodOptions) and field.default is None:
-        return "the method's own"
+        return "the method's default"
     if field.is_required():
-        return "none, it must be given"
+        return "none (required)"
     return json.dumps(_plain(field.get_default(call_default_factory=True)), ensure_ascii=False)
 
 
@@ -126,7 +126,7 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _kinds(annotation: Any) -> Iterator[str]:
-    """Yield short descriptions of the values of a type."""
+    """Yield a short description of each kind of value that a type annotation allows."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _kinds(parts[0])

@@ -17,10 +17,10 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Make an AdamW that applies weight decay to matrices only, not to norms and biases.
 
-    `guarded_step` sets the learning rate. With `eight_bit`, moments have 8 bits, except those of tensors that have fewer than
-    4096 elements or are not a multiple of 256, which have the weights' dtype. Updated bfloat16 weights are then rounded
-    stochastically, because rounding to the nearest would lose updates of less than 1/256 of the weight. Raises UserError if
-    `eight_bit` is set and torchao is not installed.
+    `guarded_step` sets the learning rate. With `eight_bit`, the optimizer state has 8 bits, except for tensors with fewer than
+    4096 elements or a number of elements that is not a multiple of 256, whose state has the weights' dtype. Updated
+    bfloat16 weights are then rounded stochastically, because rounding to the nearest would lose updates of less than 1/256
+    of the weight. Raises UserError if `eight_bit` is set and torchao is not installed.
     """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -37,7 +37,7 @@ def adamw(
 
 
 def adamw_8bit() -> Any:
-    """Import torchao's optimizer; torch.load can read its state only after that. Raises UserError without torchao."""
+    """Import torchao's optimizer, which torch.load needs to read its state. Raises UserError if torchao is not installed."""
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
@@ -49,8 +49,8 @@ def check_weights(model: ModelOptions, ranks: int) -> None:
     """Raise UserError if bfloat16 weights are to be trained on several ranks, where torchao's optimizer cannot update them."""
     if model.weights == "bfloat16" and ranks > 1:
         raise UserError(
-            "model.weights = bfloat16 is for one process: torchao's optimizer cannot update such weights when they are spread "
-            f"over {ranks} ranks; use model.weights=float32, of which each rank has its part"
+            "model.weights = bfloat16 needs a single process, because torchao's optimizer cannot update such weights if they "
+            f"are sharded over {ranks} ranks; use model.weights=float32"
         )
 
 

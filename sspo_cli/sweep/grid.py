@@ -40,7 +40,7 @@ from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
-# Not in a trial's key: its threads depend on the number of parallel trials, and a run that is forked may be moved.
+# Not in a trial's key: threads depends on the number of parallel trials, and the folder of a forked run may be moved.
 OF_THE_MACHINE: dict[str, Any] = {"threads": True, "fork": {"run"}}
 WIDE = 240  # characters, if no terminal reports its width
 MOST_TRIALS = 5000  # unless the user allows more
@@ -69,12 +69,12 @@ class Block(Options):
     def _lists_make_sense(self) -> "Block":
         for group in self.zip:
             if not group:
-                raise ValueError("a zip group is empty, so that there is nothing to run")
+                raise ValueError("a zip group is empty, so there is nothing to run")
             if len({len(values) for values in group.values()}) > 1:
                 raise ValueError(f"the lists of the zip group {', '.join(group)} differ in length")
         for key, values in [*self.grid.items(), *(item for group in self.zip for item in group.items())]:
             if not values:
-                raise ValueError(f"the list of {key} is empty, so that there is nothing to run")
+                raise ValueError(f"the list of {key} is empty, so there is nothing to run")
         given = [*self.options, *self.grid, *(key for group in self.zip for key in group)]
         if "seed" in given:
             raise ValueError("seed is not an option of a sweep; list the seeds under `seeds`")
@@ -101,14 +101,14 @@ class Block(Options):
 class SweepOptions(Block):
     """A sweep file: a base config and the options that vary.
 
-    Each of `blocks`, for example a method with its own grid, is crossed with the sweep's own grid and with `seeds`.
+    Each block, for example a method with its own grid, is crossed with the grid of the sweep and with `seeds`.
     """
 
     base: list[FilePath] = Field([], description="config files, relative to the sweep file")
     best_of: FilePath | None = Field(
         None,
-        description="an earlier sweep's file, relative to this one: of each of its methods and gates the configuration with "
-        "the best validation Pass@1 takes the place of `blocks`",
+        description="file of an earlier sweep, relative to this file; the configuration with the best validation Pass@1 for "
+        "each method and gate of that sweep becomes a block, so `blocks` must be left out",
     )
     seeds: list[Seed] = Field([0], min_length=1)
     blocks: list[Block] = Field([Block()], min_length=1)
@@ -116,7 +116,7 @@ class SweepOptions(Block):
     @model_validator(mode="after")
     def _blocks_come_from_one_place(self) -> "SweepOptions":
         if self.best_of is not None and "blocks" in self.model_fields_set:
-            raise ValueError("best_of takes the place of blocks; give one of the two")
+            raise ValueError("best_of and blocks exclude each other; give one of the two")
         return self
 
 
@@ -144,10 +144,10 @@ def load_sweep(
 
     runs_dir      folder of runs, where the sweep of `best_of` has its folder
     most          most trials that are allowed
-    asked_for_by  sweep files that refer to this one by `best_of`, directly or indirectly
+    asked_for_by  sweep files that refer to `file` by `best_of`, directly or indirectly
 
-    Raises UserError if the file or a trial does not validate, if the sweep of `best_of` is not finished or refers back to this
-    one, and for too many trials.
+    Raises UserError if the file or a trial does not validate, if the sweep of `best_of` is not finished or refers back to
+    `file`, or if there are too many trials.
     """
     chain = [*asked_for_by, file]
     if file.resolve() in {path.resolve() for path in asked_for_by}:

@@ -1,4 +1,4 @@
-"""The local machine as a place for trials: on its GPUs, one or more for each trial, or on its processor."""
+"""The local machine as a place for trials, which run on one or more GPUs each, or on the CPU."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from sspo_cli.sweep.place import command_of, log_of, spawn
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one trial. `gpus` is its value of CUDA_VISIBLE_DEVICES, or None for the processor."""
+    """A slot for one trial. `gpus` is the value of CUDA_VISIBLE_DEVICES for the trial, or None for the CPU."""
 
     name: str
     gpus: str | None
@@ -34,7 +34,7 @@ class Machine:
             )
         if gpus and ranks > 1 and jobs > 1:
             raise UserError(
-                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave it out"
+                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave out --jobs"
             )
         groups = [gpus[first : first + ranks] for first in range(0, len(gpus) - ranks + 1, ranks)]
         on_gpus = [_slot_on(group) for group in groups for _ in range(jobs)]

@@ -106,6 +106,7 @@ class RunFolder:
                 self.checkpoints.mkdir(exist_ok=True)
                 self.eval.mkdir(exist_ok=True)
         except BaseException:
+            self.begun = False
             self.close()
             raise
 
@@ -114,7 +115,7 @@ class RunFolder:
         """Open an existing run for reading. Raises UserError if there is no run or if its `config.json` is unreadable."""
         run = cls(path)
         if not run.config_path.is_file():
-            raise UserError(f"there is no run {path}; it would hold a config.json")
+            raise UserError(f"there is no run {path}: a run folder has a config.json")
         run.config  # noqa: B018  read now, so that a damaged file is reported at once
         return run
 
@@ -219,7 +220,9 @@ class RunFolder:
         with explain_os_errors("read", self.questions_path):
             content = self.questions_path.read_bytes()
         if len(content) % keys.itemsize:
-            raise UserError(f"{self.questions_path} is damaged; delete it if what was trained on need not be known")
+            raise UserError(
+                f"{self.questions_path} is damaged; delete it to continue without a record of the training questions"
+            )
         keys.frombytes(content)
         return set(keys)
 
@@ -268,7 +271,7 @@ class RunFolder:
         rows = read_jsonl(self.metrics_path, METRICS)
         for before, row in pairwise(rows):
             if row["step"] <= before["step"]:
-                raise UserError(f"{self.metrics_path} has step {row['step']} after step {before['step']}")
+                raise UserError(f"{self.metrics_path} is damaged: step {row['step']} follows step {before['step']}")
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
@@ -279,7 +282,7 @@ class RunFolder:
         """Read the histograms of token weights, one for each optimizer step. Raises UserError if the file is damaged."""
         rows = read_jsonl(self.weights_path, WEIGHTS)
         if len({(row["width"], len(row["positive"]), len(row["negative"])) for row in rows}) > 1:
-            raise UserError(f"{self.weights_path} has rows with other bins than the ones before")
+            raise UserError(f"{self.weights_path} is damaged: the bins differ between rows")
         return rows
 
     @ranks.by_first
@@ -335,7 +338,12 @@ class RunFolder:
         return best["step"]
 
     def came_to_nothing(self) -> bool:
-        """Report whether the run failed before its first step, so that a new run may replace it."""
+        """Report whether the run failed before its first step or was killed while it was created; a new run may replace it."""
+        if {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")} == {self.config_path.name}:
+            try:
+                return self.config is not None
+            except UserError:  # the config.json of a model
+                return False
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:

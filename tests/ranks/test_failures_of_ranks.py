@@ -13,7 +13,7 @@ import gradients
 import pytest
 import torch
 import torch.distributed as dist
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -22,7 +22,7 @@ from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED
-from sspo_cli.policy import spread_loading
+from sspo_cli.policy import sharded_loading
 from sspo_cli.policy.checkpoint import usable_state
 from sspo_cli.policy.head import measure_transform
 from sspo_cli.policy.sharding import local
@@ -198,10 +198,10 @@ def test_a_rank_that_crashes_after_the_run_had_finished_fails_nothing(
     monkeypatch.setattr(supervisor, "run_ranks", run)
     result = sspo("train", "--nproc", "2", "-s", "device=cpu", "--runs-dir", str(tmp_path))
     if fails:
-        assert_told(result, "rank 1: it was ended by SIGSEGV; --resume continues the run")
+        assert_error(result, "rank 1: it was ended by SIGSEGV; --resume continues the run")
     else:
         assert result.returncode == 0
-        assert "note: rank 1: it was ended by SIGSEGV; the run had finished before that" in result.stderr
+        assert "note: rank 1: it was ended by SIGSEGV; the run had already finished" in result.stderr
 
 
 def test_an_extension_that_fails_is_not_taken_for_a_finished_run(tmp_path):
@@ -227,7 +227,7 @@ def test_neither_a_lost_rank_nor_a_full_memory_is_taken_for_a_damaged_checkpoint
 
     policy = gradients.make_policy("dense")
     monkeypatch.setattr(policy.model, "forward", fail)
-    with ranks.supposing(2):
+    with ranks.assuming_size(2):
         with pytest.raises(type(error)), usable_state(tmp_path):
             fail()
         with pytest.raises(UserError, match="delete this folder"), usable_state(tmp_path):
@@ -243,8 +243,8 @@ def test_experts_stay_whole_if_a_rank_would_get_none():
         layer.register_parameter(f"of {count}", nn.Parameter(torch.empty(count, 4, 2, device="meta")))
     dist.init_process_group("fake", rank=3, world_size=4, store=FakeStore())
     try:
-        with ranks.supposing(4):
-            spread_loading._spread(layer)
+        with ranks.assuming_size(4):
+            sharded_loading._shard_weights(layer)
         rows = {name: len(local(weight)) for name, weight in layer.named_parameters()}
     finally:
         dist.destroy_process_group()
@@ -305,7 +305,7 @@ def test_the_kernel_says_what_a_process_does():
 
 def test_a_wrong_patience_is_reported_once_before_a_rank_starts(monkeypatch, capfd):
     monkeypatch.setenv(PATIENCE, "long")
-    assert_told(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
+    assert_error(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
     assert not capfd.readouterr().err
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sspo_cli.errors import UserError
-from sspo_cli.policy.spread_files import save_model
+from sspo_cli.policy.sharded_files import save_model
 from sspo_cli.supervisor import run_ranks
 
 FLOAT32 = [*gradients.KINDS, "large micro-batches", "two rows"]
