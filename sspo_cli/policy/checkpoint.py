@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,6 +26,7 @@ from sspo_cli.policy.sharding import local
 
 MANIFEST = "manifest.json"
 STATE = "trainer.pt"
+VERIFIED = "SSPO_VERIFIED"  # environment variable: the stamp of the checkpoint that was verified last
 NAME = re.compile(r"step-\d+")
 
 
@@ -228,16 +229,33 @@ def usable_state(folder: Path) -> Iterator[None]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Report whether every file of the manifest exists with its checksum. Raises UserError if a file cannot be read."""
+    """Report whether every file of the manifest exists with its checksum. Raises UserError if a file cannot be read.
+
+    The checkpoint that was verified last, by this process or by the one that started it, is not hashed again unless one of its
+    files has changed: a fork on several ranks is verified by the supervisor and by each rank.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if not isinstance(manifest, dict) or STATE not in manifest:
             return False
-        return all(_checksum(folder / name) == digest for name, digest in manifest.items())
+        stamp = _stamp(folder, [MANIFEST, *manifest])
+        if os.environ.get(VERIFIED) == stamp:
+            return True
+        if not all(_checksum(folder / name) == digest for name, digest in manifest.items()):
+            return False
+        os.environ[VERIFIED] = stamp
+        return True
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
         return False
     except OSError as error:  # the file may be intact, so this checkpoint must not be skipped
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
+
+
+def _stamp(folder: Path, names: Sequence[str]) -> str:
+    """Hash what changes with each change of one of the files: their inodes, sizes and times."""
+    states = [(name, (folder / name).stat()) for name in names]
+    values = [(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states]
+    return xxhash.xxh3_128_hexdigest(json.dumps(values).encode())
 
 
 def checkpoint_folders(parent: Path) -> list[Path]:

@@ -107,7 +107,7 @@ def load_pretrained(
     model = loaded[0]
     if in_parts and config_value(model.config, "quantization_config"):
         raise UserError(
-            f"the weights of {source} are quantized and stay so, which is for one process: they cannot be spread over "
+            f"the weights of {source} are quantized and stay so, which is for one process: they cannot be sharded over "
             f"{ranks.size()} ranks; use the model's weights in float32 or bfloat16"
         )
     missing, unexpected = (

@@ -133,7 +133,7 @@ def test_what_only_ranks_refuse_is_refused_by_each_of_them(loaded):
     ((sentence,), (other,)) = set(unreadable), set(quantized)
     assert sentence.startswith("rank 1: model.name = ")
     assert sentence.endswith("cannot be loaded: [Errno 5] Input/output error")
-    assert "are quantized and stay so, which is for one process: they cannot be spread over 3 ranks" in other
+    assert "are quantized and stay so, which is for one process: they cannot be sharded over 3 ranks" in other
 
 
 @pytest.mark.parametrize(("kind", "part"), [("lora", "model"), ("lora", "tokenizer"), ("dense", "tokenizer")])
