@@ -78,8 +78,8 @@ def load_pretrained(
 
     in_parts  True if each rank reads only its rows of the weights, for `shard` (see `sharded_loading`)
 
-    Raises UserError if it cannot be loaded, or if a tensor of the model is missing in its files or has another shape there,
-    because transformers would initialize it randomly.
+    Raises UserError if it cannot be loaded, if weights to be read in parts are quantized, or if a tensor of the model is missing
+    in its files or has another shape there, because transformers would initialize it randomly.
     """
     kind = model_class(source, load_config(source, revision))
     attention, notes = choose_attention(kind, attention)
@@ -105,6 +105,11 @@ def load_pretrained(
     else:
         of_ranks = load()
     model = loaded[0]
+    if in_parts and config_value(model.config, "quantization_config"):
+        raise UserError(
+            f"the weights of {source} are quantized and stay so, which is for one process: they cannot be spread over "
+            f"{ranks.size()} ranks; use the model's weights in float32 or bfloat16"
+        )
     missing, unexpected = (
         {key for info in of_ranks for key in info[name]} for name in ("missing_keys", "unexpected_keys")
     )

@@ -218,7 +218,12 @@ def child(python: str | Path, module: str, options: Any, *more: object) -> dict[
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{module} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        return json.loads(Path(out.name).read_text())
+        measured: dict[str, Any] = json.loads(Path(out.name).read_text())
+    if "times" in measured:  # before the other children, of which one may fail
+        print(
+            module, "cycles of", ", ".join(f"{seconds:.2f} s" for seconds, *_ in cycles(measured["times"])), flush=True
+        )
+    return measured
 
 
 def middle(times: Sequence[Sequence[float]], column: int) -> float:
