@@ -190,7 +190,7 @@ def test_what_is_missing_is_reported_by_name(tmp_path: Path) -> None:
 
 def test_best_checkpoints_are_refused_if_no_run_has_validation_problems(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
-    with pytest.raises(UserError, match="^--select best chooses checkpoints by held-out problems, but no run has any"):
+    with pytest.raises(UserError, match=r"^--select best chooses checkpoints by held-out problems, but no run has any"):
         write_report([tmp_path / "a"], tmp_path / "report", select="best")
     assert not (tmp_path / "report").exists()
 
