@@ -56,6 +56,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in FILES.items():
         (place / name).write_text(content)
     save_models(place)
+    (place / "finished").mkdir()
+    for name in ("config.json", "status.json"):
+        (place / "finished" / name).write_text("{}")
     (place / "runs" / "taken").mkdir(parents=True)
     (place / "runs" / "taken" / "notes.txt").write_text("mine")
     return place
@@ -93,6 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-c", "sweep.yaml"], "is a sweep file: it has grid; run it with `sspo sweep -c sweep.yaml`"),
         (["--run", "taken"], "run runs/taken exists"),
         (["--runs-dir", "file/runs"], "cannot create file/runs/new: Not a directory"),
+        (["--runs-dir", "finished/runs"], "finished/runs/new would be in the folder of run "),
         (["--from", "taken"], "there is no run taken"),
     ],
 )

@@ -388,8 +388,14 @@ class RunFolder:
 
 
 def check_free(path: Path) -> None:
-    """Raise UserError if a new run cannot be created at `path`, because it has content or because it cannot be written."""
+    """Raise UserError if a new run cannot be created at `path`.
+
+    It has content, it is in the folder of another run, or it cannot be written.
+    """
     with explain_os_errors("create", path):
+        for folder in path.absolute().parents:
+            if (folder / "config.json").is_file() and (folder / "status.json").is_file():
+                raise UserError(f"{path} would be in the folder of run {folder}; choose another --runs-dir")
         is_empty = not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir())
         above = next(folder for folder in (path, *path.parents) if folder.exists())
         if not is_empty and not RunFolder(path).came_to_nothing():
