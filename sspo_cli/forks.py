@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import xxhash
 
-from sspo_cli.config import ForkOptions, Given, RunOptions, fixed_differences, flatten, merge_config
+from sspo_cli.config import CHANGEABLE, ForkOptions, Given, RunOptions, fixed_differences, flatten, merge_config
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.named_runs import checkpoint_of, find_run, step_of, whole
 from sspo_cli.policy.checkpoint import MANIFEST, checkpoint_folders, holds_optimizer, load_optimizer
@@ -31,10 +31,12 @@ def options_to_resume(path: Path, given: Given) -> RunOptions:
     if fixed := fixed_differences(recorded, options):
         runs_dir = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
         fork = command_line("sspo", "train", "--from", folder.name_in_commands, *given.words, *runs_dir)
-        instead = f"{fork} starts a new run from its last checkpoint" if checkpoint_folders(folder.checkpoints) else ""
+        instead = "it has no checkpoint yet, so start a new run with these options"
+        if checkpoint_folders(folder.checkpoints):
+            instead = f"{fork} starts a new run from its last checkpoint"
         raise UserError(
-            f"run {path} was started with other options ({'; '.join(fixed)}), but a resumed run may only change how it is "
-            f"computed and raise its steps; {instead or 'it has no checkpoint yet, so start a new run with these options'}"
+            f"run {path} was started with other options ({'; '.join(fixed)}), but a resumed run may only raise steps or change "
+            f"{', '.join(CHANGEABLE)}; {instead}"
         )
     check_resumable(folder, options)
     return options

@@ -112,10 +112,12 @@ def require_run(name: str, runs_dir: Path) -> Path:
 
 
 def require_sources(names: Sequence[str], runs_dir: Path) -> list[Path]:
-    """Find the sources of a report: runs, measured models, and folders of them, by path, as given or inside `runs_dir`.
+    """Find the sources of a report.
 
-    A measured model may also be given by the name that was passed to `sspo eval`. Raises UserError if a name is none of
-    these, if it names a checkpoint, or if a run has no config.json or status.json.
+    Each name is the path of a run, of a measured model (a model evaluated with `sspo eval`), or of a folder of these. A path
+    may also be relative to `runs_dir`. A measured model may also be given by the name that was passed to `sspo eval`.
+
+    Raises UserError if a name is none of these, if it names a checkpoint, or if a run has no config.json or status.json.
     """
     return [_require_source(name, runs_dir) for name in names]
 

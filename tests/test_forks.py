@@ -192,6 +192,7 @@ def test_every_command_reads_a_checkpoint_as_run_at_step(family: Path, tmp_path:
 def test_what_may_not_change_is_refused_with_the_command_that_forks_instead(family: Path):
     done = sspo("train", "--runs-dir", family, "--run", "bare", "--resume", "--method", "gspo", "-s", "steps=2")
     assert_error(done, "objective.method: sspo -> gspo")
+    assert "may only raise steps or change checkpoint, device, episode.parallel, evaluation.every" in done.stderr
     command = shlex.split(done.stderr.split("`")[1])
     assert command[:4] == ["sspo", "train", "--from", str(family / "bare")]
     done = sspo(*command[1:], "--dry-run")

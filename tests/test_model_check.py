@@ -120,7 +120,7 @@ def test_a_soft_cap_that_is_left_out_is_found_in_bfloat16():
         model.get_input_embeddings().weight.mul_(20)  # of the head too: logits that the cap is felt by
     policy = build_policy(model, tiny_tokenizer(), ModelOptions(), CPU, torch.bfloat16)
     check_model(policy, samples=True)
-    with pytest.raises(UserError, match=r"not computed correctly by sspo in torch.bfloat16: .* differ"):
+    with pytest.raises(UserError, match=r"sspo does not compute .* correctly in torch.bfloat16: .* differ"):
         check_model(replace(policy, transform=IDENTITY), samples=True)
 
 
@@ -161,4 +161,4 @@ def test_texts_longer_than_a_model_is_right_for_are_refused(policy, tmp_path, co
     for road in ("examination", "evaluation.command"):
         limit = Limit(20, "sliding_window", "everything differs")
         monkeypatch.setattr(f"sspo_cli.{road}.check_structure", lambda *args, limit=limit, **options: limit)
-    assert_error(sspo(*command), "not computed correctly for texts longer than sliding_window = 20 tokens, but up to")
+    assert_error(sspo(*command), "correctly for texts longer than sliding_window = 20 tokens, but up to")

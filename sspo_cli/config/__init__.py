@@ -15,6 +15,7 @@ from sspo_cli.config.data import (
 )
 from sspo_cli.config.explain import explain
 from sspo_cli.config.files import (
+    CHANGEABLE,
     SWEEP_KEYS,
     Given,
     differences,
@@ -52,6 +53,7 @@ from sspo_cli.config.options import (
 from sspo_cli.config.sampling import EpisodeOptions, RolloutOptions, VllmOptions
 
 __all__ = [
+    "CHANGEABLE",
     "DEFAULT_METHOD",
     "ENVIRONMENTS",
     "SWEEP_KEYS",

@@ -34,6 +34,8 @@ MAY_CHANGE = {
     "threads",
 }
 MAY_CHANGE_WHOLLY = ("rollout.vllm", "checkpoint.", "wandb.")
+# The options and sections that may change, for messages.
+CHANGEABLE = sorted({*MAY_CHANGE, *(prefix.rstrip(".") for prefix in MAY_CHANGE_WHOLLY)})
 # Options that `sspo eval` reads for a model: loading, prompts, sampling and answer check.
 READ_BY_EVAL = (
     *(

@@ -80,7 +80,7 @@ def _set_options(layer: Layer) -> Iterator[tuple[str, Any]]:
 
 
 def _task_as_options(item: Any) -> Any:
-    """Return a task that is written as text as its options; anything else unchanged."""
+    """Convert a task given as text to its options. Return anything else unchanged."""
     with suppress(ValueError):
         return task_from_text(item, "") if isinstance(item, str) else item
     return item

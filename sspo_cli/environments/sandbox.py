@@ -2,14 +2,14 @@
 
 A trusted fork server (`fork_server`) forks one interpreter per episode, which confines itself (`confinement`) before it
 receives any code. An interpreter can compute and can read Python's and the system's libraries. It cannot create a process,
-a thread, a file, a socket, a pipe or shared memory, send a signal, or read other files. It is stopped between its calls.
-Programs therefore have no threads, subprocesses, writable files, pip, asyncio or network. The names, sizes and times of
-other files are visible, their contents are not.
+a thread, a file, a socket, a pipe or shared memory, send a signal, or read other files. It is suspended between calls, so no
+code runs in the background. Because of these limits, programs have no threads, subprocesses, writable files, pip, asyncio or
+network. The names, sizes and times of other files are visible, but their contents are not.
 
 The sandbox needs 64-bit Linux 5.13 or newer with Landlock, on x86_64 or aarch64. It needs no root, namespaces, setuid
 programs or other packages, and runs in containers whose profile allows Landlock, as Docker's does. On any other system, and
-if its self-test at the start finds something forbidden that a program could do, it refuses to start. No option runs code
-outside the sandbox.
+if its start-up self-test shows that a program could do something forbidden, it refuses to start. No option runs code outside
+the sandbox.
 """
 
 import contextlib

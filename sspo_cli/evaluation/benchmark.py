@@ -86,7 +86,10 @@ class Conditions:
         )
 
     def sampler(self, engine: str) -> str:
-        """Return the sampler's name for the identity: the engine, and top_p and top_k if they truncate the distribution."""
+        """Return the sampler's part of an evaluation's identity, such as `torch,top_p=0.95`.
+
+        It is the engine's name, followed by top_p and top_k if they truncate the distribution.
+        """
         cuts = [f"top_p={self.top_p:g}"] if self.top_p < 1 else []
         cuts += [f"top_k={self.top_k}"] if self.top_k else []
         return ",".join([engine.partition(" ")[0], *cuts])

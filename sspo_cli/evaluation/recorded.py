@@ -140,7 +140,7 @@ def _correct_share(graded: Sequence[dict[str, Any]]) -> str:
 def _read(path: Path) -> list[Recorded]:
     with explain_os_errors("read", path):
         if path.is_char_device() or path.is_block_device():
-            raise UserError(f"{path} is a device, which never ends; name a file of recorded outputs")
+            raise UserError(f"{path} is a device, not a regular file; name a file of recorded outputs")
         content = path.read_bytes()
     try:
         lines = content.decode("utf-8-sig").split("\n")

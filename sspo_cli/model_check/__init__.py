@@ -31,13 +31,13 @@ def check_structure(
 ) -> Limit | None:
     """Check a small random model with the same structure as the run's model, before any weights are downloaded.
 
-    note     function that is called with a sentence if no small model can be made
+    note     function that is called with an explanation if no small model can be made
     samples  also check the torch sampler's log-probabilities
     folder   checkpoint that is opened instead of the original model
 
-    Returns the length up to which the model is computed correctly, for `check_reach`, or None if there is no such limit or if
-    nothing could be checked. Results are cached in the user's cache folder. Raises UserError if the model's config cannot be
-    read, or if the policy's or the sampler's log-probabilities differ from the model's own.
+    Returns the sequence length up to which the model is computed correctly (pass it to `check_reach`), or None if there is no
+    such limit or if nothing could be checked. Results are cached in the user's cache folder. Raises UserError if the model's
+    config cannot be read, or if the policy's or the sampler's log-probabilities differ from the model's own.
     """
     if options.name is None:
         return None  # the embedded model needs no check
@@ -68,8 +68,9 @@ def check_reach(limit: Limit | None, reach: int, name: str) -> None:
     """
     if limit and reach > limit.tokens:
         raise UserError(
-            f"{name} is not computed correctly for texts longer than {limit.name} = {limit.tokens} tokens, but up to {reach} "
-            f"are requested: {limit.text}; keep prompt and max_new_tokens together within {limit.tokens}, or choose another model"
+            f"sspo does not compute {name} correctly for texts longer than {limit.name} = {limit.tokens} tokens, but up to "
+            f"{reach} are requested: {limit.text}; keep prompt and max_new_tokens together within {limit.tokens}, or choose "
+            "another model"
         )
 
 
@@ -92,10 +93,10 @@ def check_model(policy: Policy, *, samples: bool) -> None:
         if by_compiler or says_memory_is_full(error) or ranks.says_lost(error):
             raise
         raise UserError(
-            f"{name} cannot be computed by sspo: {type(error).__name__}: {first_line(error)}; choose another model"
+            f"sspo cannot compute {name}: {type(error).__name__}: {first_line(error)}; choose another model"
         ) from None
     if wrong:
-        raise UserError(f"{name} is not computed correctly by sspo in {policy.dtype}: {wrong.text}; {advice(wrong)}")
+        raise UserError(f"sspo does not compute {name} correctly in {policy.dtype}: {wrong.text}; {advice(wrong)}")
 
 
 @torch.no_grad()

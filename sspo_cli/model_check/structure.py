@@ -67,7 +67,7 @@ def check_small(source: str, config: PreTrainedConfig, options: ModelOptions, *,
     small, lengths = shrink(config), switches(config)
     wrong = _difference(source, move_switches(small, ()), options, samples)
     if wrong:
-        raise UserError(f"{source} is not computed correctly by sspo: {wrong.text}; {advice(wrong, options.lora)}")
+        raise UserError(f"sspo does not compute {source} correctly: {wrong.text}; {advice(wrong, options.lora)}")
     across = _difference(source, move_switches(small, lengths), options, samples) if lengths else None
     if across is None:
         return None

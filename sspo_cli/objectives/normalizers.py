@@ -14,7 +14,7 @@ Normalizer = Callable[[Tensor, int], Tensor]
 
 
 def sequence(lengths: Tensor, limit: int) -> Tensor:
-    """Compute 1/N, as in the paper and GRPO, eq. (2): every completion has the same weight."""
+    """Return 1/N for each of the N completions, as in GRPO and eq. (2) of the paper: every completion has the same weight."""
     return torch.full_like(lengths, 1 / len(lengths), dtype=torch.float32)
 
 

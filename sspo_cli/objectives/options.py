@@ -18,7 +18,10 @@ OWN_NORMALIZER = "sequence"  # default normalizer of a user-defined method
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Replace `**options` in the signature of a function by the keywords in OPTIONS, and `OPTIONS` in its docstring."""
+    """Replace `**options` in a function's signature by the keywords in OPTIONS.
+
+    The placeholder `OPTIONS` in its docstring is replaced by their descriptions.
+    """
     signature = inspect.signature(function)
     *named, _options = signature.parameters.values()
     keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OPTIONS]

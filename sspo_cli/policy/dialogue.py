@@ -1,7 +1,8 @@
 """The tokens that a chat template writes between two turns of the policy.
 
 The policy's own tokens are stored as sampled, never decoded and encoded again. The tokens between two turns are found once, by
-rendering marker texts. Answers of an environment are encoded as plain text, so that a program cannot print control tokens.
+rendering the template with marker texts. Answers of an environment are encoded as plain text, so that a program's output cannot
+become control tokens.
 """
 
 from dataclasses import dataclass

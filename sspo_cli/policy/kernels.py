@@ -111,6 +111,6 @@ def explained_compiler_errors() -> Iterator[None]:
         if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
         raise UserError(
-            f"torch.compile does not work here: {first_line(error)}; use model.kernels=torch, and "
-            "optimizer.eight_bit=false, which compiles its step on a GPU"
+            f"torch.compile does not work here: {first_line(error)}; use model.kernels=torch and, on a GPU, also "
+            "optimizer.eight_bit=false, because the 8-bit optimizer compiles its step"
         ) from None

@@ -150,9 +150,9 @@ class Policy:
         return gathered(self.model)
 
     def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Compute log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy there: both [B, T], 0 outside the mask.
+        """Compute log π_θ(y_t | x, y_<t) at the sampling temperature, and the entropy of the same distribution.
 
-        This is the only place with the next-token shift.
+        Both have shape [B, T] and are 0 outside the mask. The shift from logits to next tokens happens only here.
         """
         return compute(self.model, self._logprobs, batch, temperature)
 

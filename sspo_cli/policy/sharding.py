@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Shard the model over the ranks, in place. The weights may be complete, or already read in parts.
+    """Shard the model over the ranks, in place. Each rank may hold the complete weights, or only the part it has read.
 
     dtype   compute dtype, in which layers are gathered; gradients are summed in float32
     device  device of this rank
 
     Each decoder layer is gathered when it is used. Embedding, last norm and vocabulary projection belong to the root module,
-    because they may share a tensor. They are gathered within `compute`, in the dtype of the trained weights: the projection's
-    products are in float32.
+    because they may share a tensor. They are gathered within `compute`, in the dtype of the trained weights instead of `dtype`,
+    because the projection is computed in float32.
     """
     mesh = init_device_mesh(device.type, (ranks.size(),))
     parts = take_parts(model)

@@ -55,7 +55,10 @@ def _beat(store: Any, rank: int, size: int, ended: threading.Event) -> None:
 
 
 def _stop(heart: threading.Thread, ended: threading.Event) -> None:
-    """End the thread before the interpreter exits, because the exit would abort the process during a call of the store."""
+    """Stop the heartbeat thread before the interpreter exits.
+
+    If the interpreter exits while the thread is calling the store, the process aborts.
+    """
     ended.set()
     heart.join(timeout=4 * ANSWER)  # it may be connecting again, which takes longer than an answer
 

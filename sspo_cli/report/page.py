@@ -45,17 +45,17 @@ def write_report(
 
     Returns the paths of all files; index.html is the first. An earlier report in `out` is replaced, and its obsolete files are
     deleted. Files that no report wrote are kept. Raises UserError if there is neither a run nor a measured model, if `select`
-    is `best` and no run holds out validation problems, if `out` cannot be written, or if `out` is in the folder of a run or of a
-    measured model.
+    is `best` and no run holds out validation problems, if `out` cannot be written, or if `out` is inside the folder of a run or
+    of a measured model.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "config.json").is_file() and (folder / "status.json").is_file():
             raise UserError(
-                f"{out} is in the folder of run {folder}, where no report can be written; choose another --out"
+                f"no report can be written to {out}, because {folder} is the folder of a run; choose another --out"
             )
         if (folder / "model.json").is_file() and (folder / "eval").is_dir():
             raise UserError(
-                f"{out} is in the folder of measured model {folder}, where no report can be written; choose another --out"
+                f"no report can be written to {out}, because {folder} holds the evaluations of a model; choose another --out"
             )
     earlier = _files_of_report(out)
     with Console(stderr=True).status("reading runs") as status:  # shown on a terminal only

@@ -34,10 +34,10 @@ class RayCluster:
     def __init__(self, address: str, trials: Sequence[Trial], jobs: int, ranks: int) -> None:
         """Connect to a cluster.
 
-        address  `local` starts a cluster on this machine for the time of the sweep; `auto` selects the cluster that this machine
-                 belongs to; any other value is the address of a cluster
-        jobs     trials that share a GPU
-        ranks    ranks of each trial; if there are several, each reserves a whole GPU
+        address  `local` starts a cluster on this machine for the duration of the sweep; `auto` selects the cluster that this
+                 machine belongs to; any other value is the address of a cluster
+        jobs     number of trials that share a GPU
+        ranks    number of ranks of each trial; if there are several, each reserves a whole GPU
 
         Raises UserError if the cluster cannot be reached, if none of its nodes can ever hold a trial, or if trials of several
         ranks would share GPUs.

@@ -85,7 +85,7 @@ class TrialsView:
     def _left(self) -> list[str]:
         """Estimate the remaining time from the steps since the sweep was started.
 
-        Returns an empty list before the first step and after the last.
+        Returns a list with one text, such as `about 0:05:00 left`. The list is empty before the first step and after the last.
         """
         self._steps.update({name: self._step(name) for name, state in self._states.items() if state == "running"})
         done = sum(self._steps.values()) - self._steps_before

@@ -203,7 +203,8 @@ def _from_conversation(row: Row, golds: _Golds, skipped: Counter[str]) -> tuple[
     turns = row.get("conversations")
     if len(parts) < 6 or not isinstance(turns, list) or len(turns) < 3:
         raise UserError(
-            f"{row.where} is not a row of CodeActInstruct, which has an id of six parts, a system turn, a user turn and more"
+            f"{row.where} is not a row of CodeActInstruct: a row needs an id of at least six parts separated by `/`, and "
+            "at least three turns (system, user, then the episode)"
         )
     kind, name, task = parts[1], parts[2], "/".join(parts[3:-2])
     texts = [str(turn.get("content", "")) for turn in turns if isinstance(turn, dict)]

@@ -35,7 +35,7 @@ class Overlap:
     """The overlap of a training task and a benchmark.
 
     rows      number of rows of the task that are also in the benchmark
-    of        number of all rows of the task
+    of        total number of rows of the task
     problems  number of problems of the benchmark that are also in the task
     """
 

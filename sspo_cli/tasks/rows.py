@@ -285,7 +285,8 @@ def _hub_rows(source: Published, split: str, layout: Layout, about: str) -> Iter
     except Exception as error:  # from the hub, the network or the downloaded files
         raise UserError(
             f"split {split} of {name}{about} cannot be loaded from the Hugging Face hub ({first_line(error)}); if the hub cannot "
-            "be reached, give a local copy as the task's path=… or as -b NAME=PATH; to read another part, set split=… or config=…"
+            "be reached, use a local copy: set the task's path=…, or for a benchmark -b NAME=PATH; to read another part, set "
+            "split=… or config=…"
         ) from None
     yield from _table_rows(table, f"{name}, {split}", _columns_to_read(source, layout))
 

@@ -58,7 +58,10 @@ def defects(sampled: Sampled, silent_template: str | None, max_new_tokens: int) 
 
 
 def reasons(sampled: Sampled, silent_template: str | None, max_new_tokens: int) -> list[str]:
-    """Return likely reasons why a rollout batch has no gradient, each with a remedy. The parameters are those of `defects`."""
+    """Return likely reasons why a rollout batch has no gradient, each with a remedy.
+
+    The parameters are the same as in `defects`.
+    """
     likely = list(defects(sampled, silent_template, max_new_tokens))
     if sampled.timeouts == sampled.count:
         likely.append(f"all {sampled.count} answer checks ran out of time; raise answer_timeout")
@@ -85,7 +88,7 @@ def evaluation_signs(rows: Sequence[Mapping[str, Any]], silent_template: str | N
     """Describe each defect of more than half of an evaluation's answers. Such a defect makes the score meaningless.
 
     rows             the evaluation's rows of `<benchmark>.jsonl`
-    silent_template  as in `defects`
+    silent_template  the same as in `defects`
     """
     count = len(rows)
     signs = []

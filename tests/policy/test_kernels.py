@@ -74,7 +74,7 @@ def test_without_a_compiler_one_sentence_says_so(tmp_path):
     said = done.stderr.splitlines()[-1]
     assert said.startswith("sspo: torch.compile does not work here: ")
     assert "compiler" in said
-    assert "use model.kernels=torch" in said
+    assert "use model.kernels=torch and, on a GPU, also optimizer.eight_bit=false" in said
 
 
 def test_a_model_without_layers_to_compile_is_reported():

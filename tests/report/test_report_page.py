@@ -119,7 +119,7 @@ def test_a_report_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path
     for path in written[:2]:
         assert about.search(path.read_text())
     for place in (tmp_path / "runs" / "a", tmp_path / "runs" / "a" / "eval" / "report"):
-        with pytest.raises(UserError, match="is in the folder of run"):
+        with pytest.raises(UserError, match="is the folder of a run; choose another --out"):
             write_report([tmp_path / "runs"], place)
 
 

@@ -50,7 +50,10 @@ def grid_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
 
 
 def by_method_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
-    """Draw a panel for each method and gate of a setting: its configurations in shades, and the range of all others in grey."""
+    """Draw one panel for each pair of method and gate in a setting.
+
+    Each panel shows the configurations of its pair in shades of one colour, and the range over all other pairs in grey.
+    """
     variants = grouped(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
         figure, axes = grid(len(variants), 1.75, foot=0.0, sharex=True, sharey=True)
@@ -225,5 +228,5 @@ def equal_curves(groups: Sequence[RunGroup], *curves: Curve) -> str:
 
 
 def _dot(values: pd.Series) -> dict[str, Any]:
-    """Return a marker for a curve with a single point, because its line would be invisible."""
+    """Return plot options that add a marker if the curve has a single point, whose line would be invisible; otherwise none."""
     return {"marker": "o", "markersize": 3} if len(values) == 1 else {}

@@ -47,7 +47,12 @@ def scores_by_step_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Fi
 
 
 def draw_intervals(ax: Axes, shares: pd.DataFrame, shift: float = 0.0, **line: Any) -> Any:
-    """Draw means over seeds by step with their intervals, moved by `shift`; return the handle for a legend."""
+    """Draw the mean over seeds at each step with its interval.
+
+    shift  distance by which the points are moved along the step axis
+
+    Returns the legend handle.
+    """
     share, low, high = (100 * shares[name] for name in ("pass_at_1", "low", "high"))
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.2, "elinewidth": 0.7, "capsize": 1.5}
     return ax.errorbar(shares["step"] + shift, share, [share - low, high - share], **style, **line)

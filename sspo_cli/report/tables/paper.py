@@ -56,7 +56,10 @@ PAPER = tuple(_read_rows())
 
 
 def printed(model: str, method: str, gate: str, benchmark: str) -> float | None:
-    """Return the paper's number for a model, method, gate and benchmark; an empty method means the base."""
+    """Return the paper's number for a model, method, gate and benchmark, or None if the paper has no such number.
+
+    An empty `method` selects the base model.
+    """
     for row in PAPER:
         if (row.model, row.method, row.gate) == (model, method or BASE, gate) and benchmark in row.cells:
             return row.cells[benchmark]
