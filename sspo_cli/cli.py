@@ -225,6 +225,7 @@ def train_command(
 
 @app.command("eval")
 def eval_command(
+    context: typer.Context,
     target: Annotated[
         list[str] | None,
         typer.Argument(
@@ -297,6 +298,8 @@ def eval_command(
             raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
         if changes or benchmark or checkpoint or engine or limit or again:
             raise UserError("--completions grades recorded outputs and samples nothing; leave out sampling options")
+        if str(context.get_parameter_source("runs_dir")).endswith("COMMANDLINE"):  # not from SSPO_RUNS
+            raise UserError("--completions reads no runs; leave out --runs-dir")
 
         from sspo_cli.evaluation.recorded import grade_file
 
@@ -312,7 +315,7 @@ def eval_command(
         return
 
     with _naming_the_command(), ranks.explained_loss("the same command continues from what is done"):
-        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine, again)
+        measure(target or [], benchmark or [], changes, checkpoint, limit, given, runs_dir, engine, again, set_ or [])
     ranks.stop()
 
 
@@ -355,8 +358,11 @@ def sweep_command(
     if ray is None:  # the machines of a cluster have other devices and packages
         examine_trials([trial.options for trial in trials], nproc)
     if dry_run:
-        places = f", {machine_for(trials, jobs, nproc).layout}" if ray is None else ", each on one node"
+        machine = machine_for(trials, jobs, nproc) if ray is None else None
+        places = f", {machine.layout}" if machine else ", each on one node"
         print_trials(trials, folder, f" of {nproc} ranks{places}" if nproc > 1 else "")
+        if machine and (note := machine.note(trials)):
+            print(note)
         return
     with _naming_the_command(), place_for(trials, jobs, nproc, ray) as place:
         run_sweep(trials, folder, place, retries)

@@ -83,6 +83,10 @@ def examine(
     Returns None if the model cannot be built without weights. Raises UserError for the first error that is found.
     """
     device = examine_options(options)
+    vllm = options.rollout.vllm
+    by_torch = samples_by_torch(options.rollout.model_copy(update={"vllm": None}), device)
+    if vllm and not vllm.server and by_torch:
+        tracker.note(f"rollout.vllm has no effect: rollout.engine = {options.rollout.engine} samples with torch here")
     check_memory(options, device_here(options, device, ranks.size()), tracker.note, folder)
     limit = check_structure(
         options.model, tracker.note, samples=samples_by_torch(options.rollout, device), folder=folder
@@ -93,7 +97,6 @@ def examine(
     stage = Stage.of(environments, options.episode or EpisodeOptions(), policy)
     rendered = render_all(options, policy, stage, checker, tracker, needs_cold_start)
     check_reach(limit, rendered.longest, str(options.model.name))
-    vllm = options.rollout.vllm
     if vllm and vllm.server:
         server = VllmServer(policy, vllm, options.rollout.max_rows, options.rollout.temperature)
         server.check_capacity(rendered.longest)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import xxhash
 
-from sspo_cli.config import ForkOptions, Given, RunOptions, fixed_differences, flatten
+from sspo_cli.config import ForkOptions, Given, RunOptions, fixed_differences, flatten, merge_config
 from sspo_cli.errors import UserError, command_line
 from sspo_cli.named_runs import checkpoint_of, find_run, step_of, whole
 from sspo_cli.policy.checkpoint import MANIFEST, checkpoint_folders, holds_optimizer, load_optimizer
@@ -51,9 +51,10 @@ def check_resumable(folder: RunFolder, options: RunOptions) -> None:
 def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -> RunOptions:
     """Return the options for `--from RUN[@STEP]`: RUN's options without the cold start, overridden by the given options.
 
-    Raises UserError in the same cases as `load_config` and `resolve_fork`.
+    Raises UserError in the same cases as `load_config` and `resolve_fork`, and if the given options name a checkpoint, too.
     """
     named = find_run(source, runs_dir)
+    _refuse_second_fork(source, with_optimizer, given)
     if named is None:
         raise UserError(
             f"--from {source}: there is no run {source.rpartition('@')[0] or source} in {runs_dir}; for a model that no run has "
@@ -66,6 +67,19 @@ def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -
     fork = ForkOptions(run=str(named.folder), step=step_of(checkpoint), optimizer=with_optimizer)
     base = recorded.model_copy(update={"cold_start": cold_start, "fork": fork})
     return resolve_fork(given.over(base), runs_dir)
+
+
+def _refuse_second_fork(source: str, with_optimizer: bool, given: Given) -> None:
+    """Raise UserError if the given options contradict `--from` and `--with-optimizer`."""
+    fork = merge_config(given.files, given.overrides).get("fork")
+    if not isinstance(fork, dict):
+        return
+    if twice := fork.keys() & {"run", "step"}:
+        raise UserError(
+            f"fork.{min(twice)} is given, but --from {source} names the run and its checkpoint; leave out one of the two"
+        )
+    if with_optimizer and fork.get("optimizer") is False:
+        raise UserError("fork.optimizer = false contradicts --with-optimizer; leave out one of the two")
 
 
 def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:

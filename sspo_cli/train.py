@@ -17,6 +17,7 @@ from sspo_cli.policy.learner import (
 )
 from sspo_cli.policy.optimizer import guarded_step, scheduled_rate
 from sspo_cli.rollout.episodes import sandbox_metrics
+from sspo_cli.rollout.torch_engine import passes_weights
 from sspo_cli.run.clock import Clock
 from sspo_cli.run.dead import check_learning
 from sspo_cli.run.lag import behaviour_policy
@@ -43,7 +44,8 @@ def train(run: Run) -> None:
     drawn = (state.rollout + (state.batch is not None)) * rollout.prompts + state.extra
     upcoming = islice(problem_stream(run.prompts, task_weights, derive_seed(seed, "problems")), drawn, None)
     measure_if_due(run)
-    clock = Clock(state.tokens, environments=bool(run.stage.environments))
+    has_phases = {"sync": passes_weights(run.engine), "environment": bool(run.stage.environments)}
+    clock = Clock(state.tokens, [name for name, has_phase in has_phases.items() if has_phase])
     telemetry = Telemetry(run.policy, options.model)
 
     while state.step < options.steps:
@@ -59,7 +61,7 @@ def train(run: Run) -> None:
                 deque(islice(upcoming, rollout.prompts + state.extra - extra), maxlen=0)  # its prompts are used up
         if state.batch is None:
             with saved_on_failure(run), behaviour_policy(run):
-                with clock.phase("sampling"):
+                with clock.phase("sync"):
                     sync_metrics = run.engine.sync(run.policy)
                 groups, graded = sample_batch(run, upcoming, clock, telemetry)
                 if rollout.equal_groups == "drop":

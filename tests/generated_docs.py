@@ -32,10 +32,12 @@ sspo configs
   replaces the earlier list.
 - `-s section.option=value` overrides one option. The value is YAML. Quote values with brackets or spaces for the shell,
   as in `-s 'tasks=[gsm8k, mine.jsonl]'`.
-- `--method`, `--gate` and `--seed` override `objective.method`, `objective.gate` and `seed`. If a later file or option changes
-  the method, the options of the earlier method are dropped.
-- An option that would have no effect next to the others is rejected, such as `cold_start.seed` with `cold_start.steps=0`.
-  A later file or `-s` may make an earlier option irrelevant.
+- `--method`, `--gate` and `--seed` set `objective.method`, `objective.gate` and `seed`; `-s` must not contradict them. If a
+  later file or option changes the method, the options of the earlier method are dropped.
+- An option that would have no effect next to the others is rejected, such as `cold_start.seed` with `cold_start.steps=0`,
+  unless it has its default. A later file or `-s` may make an earlier option irrelevant. Each trial of a sweep is checked
+  before the first one starts: an option of several trials needs an effect in only some of them, unless its values vary.
+  `sspo eval` also rejects a flag or `-s` that would not change its measurements, such as `--seed` with greedy decoding.
 - `--dry-run` prints every resolved option as a config file.
 - Unknown options, options that the chosen method does not have, and values out of range are rejected before anything
   starts. If an option is misspelt, the error message suggests the nearest valid name.

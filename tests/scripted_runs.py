@@ -65,7 +65,7 @@ class Clock:
 
 @dataclass
 class ScriptedEngine:
-    """Gives `TEXTS`. A rollout takes 2 s, an evaluation 5 s, grading 0.5 s and a forward pass 0.25 s.
+    """Gives `TEXTS`. A sync takes 1 s, a rollout 2 s, an evaluation 5 s, grading 0.5 s and a forward pass 0.25 s.
 
     Its log-probabilities are the policy's at the rollout's temperature, plus 0.5 for a first token and minus 0.1 for the
     others.
@@ -99,6 +99,7 @@ class ScriptedEngine:
 
     def sync(self, policy: Policy) -> dict[str, float]:
         self.policy = policy
+        self.clock.now += 1.0
         return {}
 
     def generate(self, request: Request, on_completion: Callable | None = None) -> list[list[Completion]]:

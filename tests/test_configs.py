@@ -51,7 +51,12 @@ def test_table_2_is_the_paper_s_setting(size: str):
     assert options.evaluation.limits(options.rollout) == [4096, 16384, 16384, 4096]
 
 
-@pytest.mark.parametrize("name", ["table1", *(f"table2-qwen3-{size}" for size in ("8b", "14b", "30b-a3b"))])
+SIZES = ("8b", "14b", "30b-a3b")
+
+
+@pytest.mark.parametrize(
+    "name", ["table1", *(f"table2-qwen3-{size}{half}" for size in SIZES for half in ("", "-codeact"))]
+)
 def test_the_paper_s_models_are_trained_in_full_and_by_adapters_in_their_twins(name: str):
     full, twin = (load_config([CONFIGS / f"{name}{kind}.yaml"]) for kind in ("", "-lora"))
     assert (full.model.lora, full.model.weights, full.optimizer.eight_bit, full.rollout.vllm) == (

@@ -152,8 +152,14 @@ def test_a_fork_needs_its_source_no_longer(family: Path, tmp_path: Path):
         ("--from whole --with-optimizer -s optimizer.eight_bit=true", "optimizer.eight_bit: False -> True"),
         ("--from whole --with-optimizer -s cold_start.steps=3", "cold_start.steps = 3 would make stale"),
         ("--from whole -s fork.fingerprint=x", "does not have the fingerprint fork.fingerprint = "),
+        ("--from whole -s fork.step=9", "fork.step is given, but --from whole names the run and its checkpoint"),
+        ("--from whole -s 'fork={run: other}'", "fork.run is given, but --from whole names the run"),
+        (
+            "--from whole --with-optimizer -s fork.optimizer=false",
+            "fork.optimizer = false contradicts --with-optimizer",
+        ),
         ("--from damaged@10", "checkpoints/step-10 is damaged"),
-        ("--from damaged -s fork.step=10", "checkpoints/step-10 is damaged"),
+        ("-s fork.run=damaged -s fork.step=10", "checkpoints/step-10 is damaged"),
     ],
 )
 def test_a_run_that_cannot_be_forked_is_refused_and_nothing_is_made(family: Path, words: str, said: str):

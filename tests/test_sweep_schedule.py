@@ -326,6 +326,15 @@ def test_a_trial_gets_no_more_threads_than_it_asks_for(tmp_path, monkeypatch):
     assert threads == [2]
 
 
+def test_fewer_threads_than_asked_for_are_announced(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    four = [Trial("a", {}, RunOptions()), Trial("b", {}, RunOptions(threads=4))]
+    assert Machine(1, []).note(four) is None
+    assert Machine(2, []).note(four) == (
+        "threads = 4 is lowered to 2, the cores of this machine for each process of a trial"
+    )
+
+
 def test_a_slot_is_free_once_however_often_its_trial_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr("sspo_cli.sweep.machine.command_of", lambda *_: ["true"])
     machine = Machine(1, [])

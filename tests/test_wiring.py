@@ -58,14 +58,15 @@ def test_the_mismatch_is_the_sampler_s_distance_from_the_policy_at_the_rollout_s
 
 
 def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Played) -> None:
+    assert played["time/sync"] == [1.0, 0.0] * 3
     assert played["time/sampling"] == [2.0, 0.0] * 3
     assert played["time/grading"] == [0.5, 0.0] * 3
     # One forward pass for the step, and before the first one another for the second minibatch's old log-probabilities.
     assert played["time/learning"] == [0.5, 0.25] * 3
-    assert played["time/step"] == [3.0, 0.25] * 3
-    # An evaluation takes 5 s, and 0.5 s for each of its 8 answers, which are graded singly.
-    assert played["time/elapsed"] == [3.0, 3.25, 3.25 + 9.0 + 3.0, 15.5, 15.5 + 9.0 + 3.0, 27.75]
-    busy = [3.0, 3.25, 6.25, 6.5, 9.5, 9.75]
+    assert played["time/step"] == [4.0, 0.25] * 3
+    # An evaluation takes 1 s of sync, 5 s, and 0.5 s for each of its 8 answers, which are graded singly.
+    assert played["time/elapsed"] == [4.0, 4.25, 4.25 + 10.0 + 4.0, 18.5, 18.5 + 10.0 + 4.0, 32.75]
+    busy = [4.0, 4.25, 8.25, 8.5, 12.5, 12.75]
     assert played["time/tokens_per_second"] == pytest.approx(
         [tokens / seconds for tokens, seconds in zip(played["tokens"], busy, strict=True)]
     )
@@ -83,14 +84,14 @@ def test_a_resumed_part_has_its_own_time_and_speed_and_all_else_as_if_not_interr
     assert [len(engine.rollouts) for engine in resumed.engines] == [2, 1]  # interrupted after step 3
     assert without_times(resumed.folder) == without_times(played.folder)
     before = resumed["tokens"][3]
-    assert resumed["time/elapsed"] == [3.0, 3.25, 6.25, 0.25, 3.25, 3.5]
+    assert resumed["time/elapsed"] == [4.0, 4.25, 8.25, 0.25, 4.25, 4.5]
     new = [tokens - before for tokens in resumed["tokens"][3:]]
     assert new[0] == 0 < new[1]
-    assert resumed["time/tokens_per_second"][3:] == pytest.approx([0.0, new[1] / 3.25, new[2] / 3.5])
+    assert resumed["time/tokens_per_second"][3:] == pytest.approx([0.0, new[1] / 4.25, new[2] / 4.5])
     printed = capsys.readouterr().out.splitlines()
     assert f"resuming from {resumed.folder / 'checkpoints' / 'step-3'}" in printed
     (line,) = (line for line in printed if line.startswith("step 5/6"))
-    assert line.endswith("0:00:02 left")  # half of the 3.25 s that this part's two steps have taken
+    assert line.endswith("0:00:02 left  sync 1.00 s")  # half of the 4.25 s that this part's two steps have taken
     assert sum(line.startswith("evaluating on arithmetic: 8/8 in") for line in printed) == 2
     assert "step 6: arithmetic Pass@1 50.0 % (21.5 to 78.5 %), n = 8, 0.0 % truncated" in printed
 

@@ -31,6 +31,7 @@ from sspo_cli.config.files import (
     validate,
 )
 from sspo_cli.config.hints import option_named
+from sspo_cli.config.ignored import find_ignored, is_default, refuse_ignored
 from sspo_cli.config.learning import (
     DEFAULT_METHOD,
     ColdStartOptions,
@@ -81,8 +82,10 @@ __all__ = [
     "WandbOptions",
     "differences",
     "explain",
+    "find_ignored",
     "fixed_differences",
     "flatten",
+    "is_default",
     "load_config",
     "may_change",
     "merge_config",
@@ -91,6 +94,7 @@ __all__ = [
     "nest",
     "option_named",
     "read_yaml",
+    "refuse_ignored",
     "refuse_unread",
     "task_from_text",
     "to_yaml",

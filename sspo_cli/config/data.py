@@ -97,6 +97,11 @@ class TaskOptions(Options):
         return name_without_type(Path(self.path)) if self.name == "file" and self.path else self.name
 
     @property
+    def is_single_file(self) -> bool:
+        """Report whether the rows are those of a local file, which has no splits. Code-acting splits its tasks itself."""
+        return self.name not in ENVIRONMENTS and self.path is not None and Path(self.path).expanduser().is_file()
+
+    @property
     def layout(self) -> Layout:
         """Return the configuration and columns to read, if they differ from those of the published data set."""
         return Layout(self.config, self.columns.model_dump(exclude_none=True) if self.columns else {})

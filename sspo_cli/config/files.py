@@ -39,7 +39,6 @@ READ_BY_EVAL = (
     *(
         "model.revision",
         "model.dtype",
-        "model.weights",
         "model.attention",
         "prompt",
         "chat",
@@ -54,6 +53,7 @@ READ_BY_EVAL = (
 READ_BY_GRADING = ("answer_timeout",)
 INSTEAD_IN_EVAL = {
     "model.name": "name the model as an argument, `sspo eval MODEL`",
+    "model.weights": "use model.dtype",
     "seed": "--seed is that of the sampling",
     "rollout.temperature": "use --temperature",
     "tasks": "benchmarks are named by -b",
@@ -70,7 +70,7 @@ def load_config(
 
     Later values take precedence. `flags` maps dotted keys to values that are not parsed.
 
-    Raises UserError if a file cannot be read, an override is malformed or an option is invalid.
+    Raises UserError if a file cannot be read, an override is malformed or contradicts a flag, or an option is invalid.
     """
     return validate(merge_config(files, overrides, flags))
 
@@ -83,11 +83,19 @@ def merge_config(
 
 
 def _layers(files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a nested dictionary of options for each file, followed by one for the whole command line."""
-    over = nest(flags)
+    """Return a nested dictionary of options for each file, followed by one for the whole command line.
+
+    Raises UserError if a flag and an override have different values for the same option.
+    """
+    over: dict[str, Any] = {}
     for override in overrides:  # merged into one layer, so that a later objective.method does not discard earlier ones
         over = merge(over, _parse_override(override))
-    return [*map(_read_options, map(find_config, files)), over]
+    given = dict(flatten(over))
+    if twice := [key for key, value in flags.items() if given.get(key, value) != value]:
+        raise UserError(
+            f"{twice[0]} is given twice, as {flags[twice[0]]} and by -s as {given[twice[0]]}; leave out one of the two"
+        )
+    return [*map(_read_options, map(find_config, files)), merge(nest(flags), over)]
 
 
 def _read_options(file: Path) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def refuse_unread(overrides: Sequence[str], of_recorded: bool) -> None:
 class Given:
     """The options of a command line.
 
-    Overrides take precedence over dotted flags, flags over files, and later files over earlier files.
+    Overrides and dotted flags take precedence over files, and later files over earlier files.
     """
 
     files: Sequence[Path] = ()

@@ -30,6 +30,11 @@ class Benchmark:
     path: str | None = None
     trained_on: int | None = None
 
+    @property
+    def runs_programs(self) -> bool:
+        """Report whether a problem is solved with programs, whose random numbers depend on the seed."""
+        return any(prompt.problem.environment == "codeact" for prompt in self.prompts)
+
     def measured_on(self, folder: RunFolder) -> Self:
         """Return the benchmark with `trained_on` set to the number of problems among a run's training problems."""
         questions = folder.questions()

@@ -19,6 +19,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.comparison import RECORDED, EvalResult, print_comparison
 from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.ignored import refuse_ignored_in_eval
 from sspo_cli.evaluation.partial import partial_path
 from sspo_cli.evaluation.reuse import find_recorded
 from sspo_cli.evaluation.sampling import evaluate
@@ -65,6 +66,7 @@ def measure(
     runs_dir: Path,
     engine: Literal["auto", "torch", "vllm"] | None = None,
     again: bool = False,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Measure each target on each benchmark, and print Pass@1 and the differences from the first target.
 
@@ -76,6 +78,7 @@ def measure(
     given       options of models outside runs; if empty, they have the options of the first run
     engine      sampler; overrides the targets' options
     again       sample even if a score of the same weights under the same conditions is recorded; by default, it is reused
+    overrides   texts of `-s`, which are also in `given`; one without an effect is refused
 
     If the command is killed or stopped, repeating it does not repeat finished work, unless `limit` is given.
 
@@ -98,6 +101,7 @@ def measure(
         raise UserError(f"run {targets[0].folder} is measured with its own options; leave out -c and -s")
     _check_names(targets)
     plans = [(target, conditions_of(target, changes), tasks_of(target, benchmarks)) for target in targets]
+    refuse_ignored_in_eval(plans, overrides, benchmarks, changes, engine)
     if "max_new_tokens" in changes:
         plans = [(target, conditions, [without_limit(task) for task in tasks]) for target, conditions, tasks in plans]
     unequal_limits = check_limits(plans)

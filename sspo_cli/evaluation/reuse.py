@@ -43,7 +43,8 @@ def find_recorded(
     if len(rows) != len(benchmark.prompts) * conditions.samples or not all(row.keys() >= NEEDED for row in rows):
         return None
     summary = summarize(rows, benchmark, conditions, identity)
-    drawn_by = () if conditions.temperature else ("seed",)  # greedy completions do not depend on the seed
+    is_drawn = conditions.temperature or benchmark.runs_programs  # other completions do not depend on the seed
+    drawn_by = () if is_drawn else ("seed",)
     compared = summary.keys() - {*UNMEASURED, *drawn_by}
     if any(recorded[-1].get(name) != summary[name] for name in compared):
         return None

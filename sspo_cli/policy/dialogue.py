@@ -10,7 +10,7 @@ from typing import Any
 from sspo_cli.environments.actions import STOP
 from sspo_cli.errors import UserError
 from sspo_cli.policy.model import Policy, check_ids
-from sspo_cli.tasks.prompts import opening_of, render_turns
+from sspo_cli.tasks.prompts import THINKING, opening_of, render_turns
 
 QUESTION, TURN, ANSWER = "Qz7question", "Qz7turn", "Qz7answer"  # marker texts that no template contains
 
@@ -45,7 +45,7 @@ class Dialogue:
             {"role": "assistant", "content": TURN},
             {"role": "user", "content": ANSWER},
         ]
-        text = render_turns(tokenizer, turns, "turns of an episode", {"enable_thinking": thinking})
+        text = render_turns(tokenizer, turns, "turns of an episode", {THINKING: thinking})
         if text.count(TURN) != 1 or text.count(ANSWER) != 1 or text.find(TURN) > text.find(ANSWER):
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path} does not render the turns of a conversation (user, assistant, "

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from sspo_cli import ranks
 from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, border
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.experts import Routes, expert_layers, follow_autocast, kept_copies
@@ -265,6 +265,8 @@ def load_policy(
     if source is None:
         tokenizer = tiny_tokenizer(options.tiny)
         model = tiny_model(options.tiny, tokenizer, weights_dtype)
+        with border(f"model.attention = {options.attention} cannot be used"):
+            model.set_attn_implementation(options.attention)
     else:
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)

@@ -59,6 +59,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
+    if parts and next(model.parameters()).is_cuda:
+        torch.cuda.synchronize()  # so that the caller can measure how long it takes
     try:
         yield
     finally:

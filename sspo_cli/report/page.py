@@ -30,7 +30,7 @@ from sspo_cli.tracking.files import (
 )
 from sspo_cli.tracking.program import git_revision
 
-IN_DETAIL = ("seeds", "paired", "configurations")  # names of long tables, which are collapsed on the page
+IN_DETAIL = ("seeds", "paired", "configurations", "telemetry")  # names of long tables, which are collapsed on the page
 
 
 def write_report(

@@ -12,13 +12,13 @@ from sspo_cli.environments.codeact import CodeActEnvironment
 from sspo_cli.environments.environment import Environment
 from sspo_cli.environments.episode import Episode, EpisodeLimits
 from sspo_cli.environments.sandbox import Sandbox, SandboxLimits
+from sspo_cli.errors import UserError
 from sspo_cli.policy.dialogue import Dialogue
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import AnswerChecker
 from sspo_cli.rollout.engine import Engine, OnCompletion, Request, Sampling
-from sspo_cli.rollout.torch_engine import whole_weights
 from sspo_cli.seeds import derive_seed
-from sspo_cli.tasks.prompts import Template, render, render_episode
+from sspo_cli.tasks.prompts import THINKING, Template, reads_option, render, render_episode
 from sspo_cli.types import Completion, Played, Problem, Prompt
 
 
@@ -62,7 +62,15 @@ class Stage:
 
     @classmethod
     def of(cls, environments: Mapping[str, Environment], episode: EpisodeOptions, policy: Policy) -> Self:
-        """Create the stage for a policy. Raises UserError if the policy's chat template cannot render episodes."""
+        """Create the stage for a policy.
+
+        Raises UserError if the policy's chat template cannot render episodes, or does not have the choice `episode.thinking`.
+        """
+        if environments and episode.thinking and not reads_option(policy.tokenizer, THINKING):
+            raise UserError(
+                f"episode.thinking = true would be ignored: the chat template of {policy.tokenizer.name_or_path or 'the model'} "
+                f"has no option {THINKING}; leave it out"
+            )
         return cls(environments, Dialogue.of(policy, episode.thinking) if environments else None, episode)
 
     def render(self, problem: Problem, template: Template, tokenizer: object) -> Prompt:
@@ -120,20 +128,6 @@ def play(
 
     Raises UserError if an environment fails; the interpreters of unfinished episodes are closed first.
     """
-    with whole_weights(engine):
-        return _play(engine, prompts, group_size, sampling, stage, on_completion, time_environment, order)
-
-
-def _play(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    group_size: int,
-    sampling: Sampling,
-    stage: Stage,
-    on_completion: OnCompletion | None,
-    time_environment: Callable[[], AbstractContextManager[None]],
-    order: Sequence[int] | None,
-) -> list[list[Completion]]:
     groups: list[list[Completion]] = [[] for _ in prompts]
     for name in dict.fromkeys(prompt.problem.environment for prompt in prompts):
         places = [place for place, prompt in enumerate(prompts) if prompt.problem.environment == name]

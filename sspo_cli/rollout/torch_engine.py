@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
+from sspo_cli import ranks
 from sspo_cli.policy.model import Policy
 from sspo_cli.rollout.engine import Engine, OnCompletion, Request, to_completion
 from sspo_cli.rollout.stop_strings import StopStrings
@@ -151,6 +152,11 @@ def whole_weights(engine: Engine) -> AbstractContextManager[None]:
     The weights are gathered once, because the ranks call the engine unequal numbers of times.
     """
     return engine.policy.gathered() if isinstance(engine, TorchEngine) else nullcontext()
+
+
+def passes_weights(engine: Engine) -> bool:
+    """Report whether weights are copied before the engine samples: to another engine, or from the other ranks."""
+    return ranks.size() > 1 or not isinstance(engine, TorchEngine)
 
 
 class _GrowingLayer(DynamicLayer):

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 
@@ -12,13 +12,13 @@ class Clock:
     The time between `metrics` and `resume`, in which evaluations and checkpoints are made, is not part of any step.
     """
 
-    def __init__(self, tokens: int, environments: bool) -> None:
+    def __init__(self, tokens: int, more: Collection[str] = ()) -> None:
         """Start the first step.
 
-        tokens        number of tokens that the run sampled before this process started
-        environments  True if the time in environments is measured as a separate phase
+        tokens  number of tokens that the run sampled before this process started
+        more    phases that this run has next to sampling, grading and learning: `sync`, `environment`
         """
-        self._names = ("sampling", "grading", "learning", *(["environment"] if environments else []))
+        self._names = ("sampling", "grading", "learning", *more)
         self._nested = 0.0  # seconds of phases nested in the current phase
         self._began = self._last = time.perf_counter()
         self._busy = 0.0

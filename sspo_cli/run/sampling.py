@@ -1,6 +1,7 @@
 """Sampling of rollout batches. The option `rollout.equal_groups` determines what happens to groups with equal rewards."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 
@@ -10,6 +11,7 @@ from sspo_cli.evaluation.sampling import grade_groups
 from sspo_cli.rewards import extract_answer
 from sspo_cli.rollout.engine import Sampling
 from sspo_cli.rollout.episodes import play
+from sspo_cli.rollout.torch_engine import whole_weights
 from sspo_cli.run.clock import Clock
 from sspo_cli.run.state import Run
 from sspo_cli.run.telemetry import Telemetry
@@ -77,7 +79,9 @@ def _sample(run: Run, prompts: list[Prompt], first: int, clock: Clock, telemetry
         text, gold = prompts[index].opening + completion.text, prompts[index].problem.answer
         run.checker.submit(extract_answer(text, [gold]), gold)
 
-    with clock.phase("sampling"):
+    with ExitStack() as weights, clock.phase("sampling"):
+        with clock.phase("sync"):
+            weights.enter_context(whole_weights(run.engine))
         seed = derive_seed(options.seed, "sampling", run.state.rollout)
         sampling = Sampling(rollout.temperature, rollout.max_new_tokens, seed, first)
         in_environment = partial(clock.phase, "environment")

@@ -23,6 +23,7 @@ PEAKS = {
     "RTX 4090": 165e12,
 }
 GB = 1e9
+PHASES = ("time/sync", "time/sampling", "time/grading", "time/learning")  # measured on each rank
 
 
 class Telemetry:
@@ -55,7 +56,7 @@ class Telemetry:
 
         If there are several ranks, each rank N has its own metrics:
 
-        time/rank_N_{sampling,grading,learning}  seconds of the step
+        time/rank_N_{sync,sampling,grading,learning}  seconds of the step
         time/rank_N_waiting            seconds of the step in which the rank waited for other ranks in exchanges of data
         time/rank_N_tokens_per_second  tokens that the rank has sampled in this process, per second of sampling
         device/memory                  peak memory of the step in GB, on a GPU; device/rank_N_memory if there are several ranks
@@ -72,7 +73,7 @@ class Telemetry:
         if ranks.size() == 1:
             return {**measured, **own}
         self._sampling += times["time/sampling"]
-        own |= {name: times[name] for name in ("time/sampling", "time/grading", "time/learning")}
+        own |= {name: times[name] for name in PHASES}
         own["time/waiting"] = ranks.waited()
         own["time/tokens_per_second"] = self._sampled / self._sampling if self._sampling else 0.0
         for number, values in enumerate(ranks.every(list(own.values()))):

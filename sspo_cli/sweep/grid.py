@@ -28,6 +28,7 @@ from sspo_cli.config import (
     merge_layers,
     nest,
     read_yaml,
+    refuse_ignored,
     validate,
 )
 from sspo_cli.config.base import Seed
@@ -86,15 +87,15 @@ class Block(Options):
         lists = [*self.grid.values(), *(next(iter(group.values())) for group in self.zip)]
         return math.prod(map(len, lists))
 
-    def points(self) -> Iterator[dict[str, Any]]:
-        """Yield every combination as dotted options."""
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yield the dotted options of every combination, without those in `options`."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
         axes += [
             [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
             for group in self.zip
         ]
         for combination in itertools.product(*axes):
-            yield {**self.options, **{key: value for part in combination for key, value in part.items()}}
+            yield {key: value for part in combination for key, value in part.items()}
 
 
 class SweepOptions(Block):
@@ -169,34 +170,58 @@ def load_sweep(
         raise UserError(
             f"{file} expands to {count:,} trials, more than {most:,}; shorten its lists, or allow it with --max-trials"
         )
-    base = merge_config([file.parent / path for path in sweep.base], [])
+    base = [merge_config([file.parent / path], []) for path in sweep.base]
     over = merge_config([], overrides)
     points = [
-        {**shared, **point, "seed": seed}
-        for shared, block, seed in itertools.product(sweep.points(), blocks, sweep.seeds)
-        for point in block.points()
+        _Point(
+            {**sweep.options, **of_sweep, **block.options, **of_block, "seed": seed},
+            (sweep.options, block.options),
+            {**of_sweep, **of_block},
+        )
+        for of_sweep, block, seed in itertools.product(sweep.combinations(), blocks, sweep.seeds)
+        for of_block in block.combinations()
     ]
     return _distinct_trials(file, points, base, over, runs_dir)
 
 
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A combination of a sweep file, as dotted options: all of them, the layers of those in `options`, and the others."""
+
+    values: dict[str, Any]
+    fixed: tuple[dict[str, Any], ...]
+    varied: dict[str, Any]
+
+    def layers(self, base: Sequence[dict[str, Any]], over: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the layers between `base` and `over` for `refuse_ignored`, which are dotted options.
+
+        What varies is the last layer: an option of many trials may be without effect in some of them, but must not vary then.
+        """
+        varied = {name: value for name, value in flatten(self.varied) if name not in over}
+        return [*base, *(dict(flatten(layer)) for layer in self.fixed), over, varied]
+
+
 def _distinct_trials(
-    file: Path, points: Sequence[dict[str, Any]], base: dict[str, Any], over: dict[str, Any], runs_dir: Path
+    file: Path, points: Sequence[_Point], base: Sequence[dict[str, Any]], over: dict[str, Any], runs_dir: Path
 ) -> list[Trial]:
     """Make the distinct trials of the points, whose dotted options override `base` and are overridden by `over`."""
-    varying = {key for key in dict.fromkeys(itertools.chain(*points)) if _varies(key, points)}
-    overridden = set(dict(flatten(over)))
+    every = [point.values for point in points]
+    varying = {key for key in dict.fromkeys(itertools.chain(*every)) if _varies(key, every)}
+    *below, overrides = (dict(flatten(layer)) for layer in (*base, over))
     trials: dict[str, Trial] = {}
     for point in points:
+        values = point.values
         try:
-            options = resolve_fork(validate(merge_layers([base, nest(point), over])), runs_dir)
+            options = resolve_fork(validate(merge_layers([*base, nest(values), over])), runs_dir)
+            refuse_ignored(point.layers(below, overrides), options)
             _refuse_credentials(options)
         except UserError as error:
-            which = ", ".join(f"{key}={value}" for key, value in point.items() if key in varying)
+            which = ", ".join(f"{key}={value}" for key, value in values.items() if key in varying)
             raise UserError(f"{file}{', the trial with ' if which else ''}{which}: {error}") from None
         # An override may have replaced an option that varies, or have chosen a method that lacks it.
         resolved = dict(flatten(options.model_dump(mode="json")))
-        lost = overridden | {k for k in point if k.startswith("objective.") and resolved.get(k) != point[k]}
-        varied = {key: value for key, value in point.items() if key in varying - lost}
+        lost = overrides.keys() | {k for k in values if k.startswith("objective.") and resolved.get(k) != values[k]}
+        varied = {key: value for key, value in values.items() if key in varying - lost}
         trial = Trial(_trial_name(varied, options), varied, options)
         trials.setdefault(trial.name, trial)
     return list(trials.values())

@@ -46,6 +46,15 @@ class Machine:
             f"; idle: {_slot_on(idle).name}" if idle else ""
         )
 
+    def note(self, trials: Sequence[Trial]) -> str | None:
+        """Return a sentence if trials get fewer threads than their options say, because they share the cores."""
+        most = max(trial.options.threads for trial in trials)
+        if most <= self._cores_each:
+            return None
+        return (
+            f"threads = {most} is lowered to {self._cores_each}, the cores of this machine for each process of a trial"
+        )
+
     def start(self, trial: Trial, folder: Path) -> "RunningProcess | None":
         if not self._free:
             return None

@@ -44,6 +44,8 @@ def place_for(trials: Sequence[Trial], jobs: int, ranks: int, ray_address: str |
         machine = machine_for(trials, jobs, ranks)
         if ranks > 1:
             print(f"trials of {ranks} ranks, {machine.layout}")
+        if note := machine.note(trials):
+            print(note)
         yield machine
         return
     if ray_address == "local":

@@ -30,6 +30,7 @@ TEMPLATES: dict[str, str | None] = {
 OPENING = "<think>"
 QUESTION = "{question}"
 ASKED = "<answer>"
+THINKING = "enable_thinking"  # option of chat templates such as Qwen3's: let the model think before it answers
 
 # Limits of the first rendering with a chat template. It runs in a child process, because a template may never end.
 SECONDS = 20.0
@@ -109,9 +110,9 @@ def render_episode(problem: Problem, system: str | None, thinking: bool, tokeniz
 
     system    system turn of the environment; if the chat template refuses system turns (Gemma's), the text is put before the
               question in the user turn
-    thinking  the option `enable_thinking` of chat templates such as Qwen3's; other templates ignore it
+    thinking  the option THINKING of chat templates; other templates ignore it
     """
-    options = {"enable_thinking": thinking}
+    options = {THINKING: thinking}
     alone = [{"role": "user", "content": problem.question}]
     if not system:
         return _prompt(problem, alone, tokenizer, "question of an episode", options)
@@ -168,6 +169,11 @@ def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
         raise UserError(
             f"the chat template{_of(tokenizer)} has no option {min(unknown)}; remove it from chat.template_kwargs"
         )
+
+
+def reads_option(tokenizer: Any, name: str) -> bool:
+    """Report whether the chat template reads an option, such as THINKING."""
+    return name in _variables(str(tokenizer.chat_template))
 
 
 @cache

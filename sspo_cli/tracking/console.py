@@ -16,7 +16,7 @@ from sspo_cli.tracking.live import LiveSink
 from sspo_cli.tracking.pulse import Pulse
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
-from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, telemetry_parts
 from sspo_cli.tracking.time_left import StageProgress, TimeLeft
 
 
@@ -85,6 +85,7 @@ class PlainSink(Sink):
             f"{number(metrics, 'time/tokens_per_second', '7.0f')} tokens/s",
             f"{number(metrics, 'time/step', '6.2f')} s",
             f"{self._left} left",
+            *telemetry_parts(metrics),
         ]
         self._say("  ".join(columns))
 

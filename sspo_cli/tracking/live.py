@@ -1,6 +1,7 @@
 """The live view of a run on a terminal."""
 
 import math
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +16,14 @@ from rich.text import Text
 
 from sspo_cli.tracking.run_folder import RunFolder, State
 from sspo_cli.tracking.sink import Metrics, Sink
-from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline
+from sspo_cli.tracking.text import duration, number, pass_at_1, printable, reward_parts, sparkline, telemetry_parts
 from sspo_cli.tracking.time_left import TimeLeft
 
 HISTORY = 32  # number of steps that the sparklines show
 STEPS = "steps"
 SPEED_PERIOD = 600.0  # seconds over which a stage's speed is averaged, because a problem can take a minute
 SAMPLE_CHARACTERS = 600
-SAMPLING_TIMES = ("time/sampling", "time/grading")
+SAMPLING_TIME = re.compile(r"time/(rank_\d+_)?(sync|sampling|grading)")
 
 
 class StageTimeLeft(TimeRemainingColumn):
@@ -86,7 +87,9 @@ class LiveSink(Sink):
     def log(self, step: int, metrics: Metrics) -> None:
         # Only the first minibatch of a rollout batch has sampling times. They stay visible during the following minibatches.
         sampled = {
-            name: self._metrics[name] for name in SAMPLING_TIMES if name in self._metrics and not metrics.get(name)
+            name: value
+            for name, value in self._metrics.items()
+            if SAMPLING_TIME.fullmatch(name) and not metrics.get(name)
         }
         self._metrics = {**metrics, **sampled}
         self._left.log(step, metrics)
@@ -143,6 +146,8 @@ class LiveSink(Sink):
         yield "time", Text(f"{self._left} left  {duration(metrics.get('time/elapsed', 0.0))} gone  {speed}")
         phases = (f"{name} {number(metrics, f'time/{name}', '.2f')} s" for name in ("sampling", "grading", "learning"))
         yield "", Text("  ".join(phases))
+        if parts := telemetry_parts(metrics):
+            yield "", Text("  ".join(parts))
         for text in self._evaluations.values():
             yield "Pass@1", Text(text)
 

@@ -1,6 +1,7 @@
 """Short texts for the console: numbers, scores, sampled text."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,37 @@ def reward_parts(metrics: Mapping[str, Any]) -> list[str]:
     """Format the unweighted parts of the reward, such as `answer 0.375`. `own` is included if the run has such a reward."""
     parts = ("answer", "format", *(["own"] if "reward/own" in metrics else []))
     return [f"{part} {number(metrics, f'reward/{part}')}" for part in parts]
+
+
+def telemetry_parts(metrics: Mapping[str, Any]) -> list[str]:
+    """Format what was measured of the weights' sync and of the devices, with the range over the ranks if they differ.
+
+    For example: `sync 1.25 s`, `by rank 610 to 640 tokens/s`, `memory 71.3 to 72.9 GB`, `FLOPs 41%`. Values that the step does
+    not have are left out.
+    """
+    parts = []
+    if any(syncs := rank_values(metrics, "time/sync")):
+        parts.append(f"sync {max(syncs):.2f} s")
+    if "time/rank_0_tokens_per_second" in metrics:
+        parts.append(f"by rank {value_range(rank_values(metrics, 'time/tokens_per_second'), '{:.0f}')} tokens/s")
+    if memory := rank_values(metrics, "device/memory"):
+        parts.append(f"memory {value_range(memory, '{:.1f}')} GB")
+    if "device/flop_utilization" in metrics:
+        parts.append(f"FLOPs {number(metrics, 'device/flop_utilization', '.0%')}")
+    return parts
+
+
+def rank_values(metrics: Mapping[str, Any], name: str) -> list[float]:
+    """Return the values of a metric on each rank, or that of the only one; empty if the step does not have it."""
+    family, _, what = name.partition("/")
+    names = itertools.takewhile(metrics.__contains__, (f"{family}/rank_{rank}_{what}" for rank in itertools.count()))
+    return [metrics[of_rank] for of_rank in names] or ([metrics[name]] if name in metrics else [])
+
+
+def value_range(values: Sequence[float], form: str) -> str:
+    """Format the lowest and the highest value as `71.3 to 72.9`; only one of them if they are equal as formatted."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return high if low == high else f"{low} to {high}"
 
 
 def duration(seconds: float) -> str:

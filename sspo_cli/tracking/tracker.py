@@ -17,8 +17,8 @@ The metrics of a step are listed below. Only `step` is required. Runs with the s
     grading/timeouts                number of answer checks that have timed out so far
     episodes/{solved,turns,proposals,calls,timeouts,crashes}    means over the minibatch's episodes, if there are any
     sandbox/failures                number of times that this process has lost and restarted its sandbox
-    time/{sampling,grading,learning,environment,step,elapsed} (seconds), time/tokens_per_second
-    time/rank_N_{sampling,grading,learning,waiting,tokens_per_second}, device/{memory,rank_N_memory,flop_utilization}:
+    time/{sync,sampling,grading,learning,environment,step,elapsed} (seconds), time/tokens_per_second
+    time/rank_N_{sync,sampling,grading,learning,waiting,tokens_per_second}, device/{memory,rank_N_memory,flop_utilization}:
                                     see `sspo_cli.run.telemetry`
 """
 

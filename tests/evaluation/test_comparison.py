@@ -374,7 +374,10 @@ def test_other_conditions_problems_or_weights_are_sampled(targets: Targets) -> N
         assert is_sampled(targets, *command, *change)
         assert not is_sampled(targets, *command, *change)
     assert is_sampled(targets, *command, *sampled, "--seed", 3)
-    assert not is_sampled(targets, *command, "--seed", 3)  # greedy completions have no seed
+    assert_told(
+        sspo("eval", "--runs-dir", ".", *command, "--seed", 3),
+        "--seed would be ignored: greedy completions do not depend on it",
+    )
     targets.problems("mine.jsonl", range(5, -1, -1))  # the same in another order
     assert not is_sampled(targets, *command)
     targets.problems("mine.jsonl", range(6), wrong_golds=[4])

@@ -165,6 +165,46 @@ def test_an_option_that_grading_would_ignore_is_refused(runs):
     assert_told(done, "-s prompt would be ignored: the grading of recorded completions does not use it; leave it out")
 
 
+MINE = ["-b", "mine.jsonl"]
+ONE_LIMIT = "evaluation.benchmarks=[{name: arithmetic, limit: 2, max_new_tokens: 4}]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "said"),
+    [
+        (["one", "--seed", 3], None, "--seed would be ignored: greedy completions do not depend on it"),
+        (MINE, "evaluation.benchmarks=[chains]", "-b names the benchmarks, and chains is not among them"),
+        (MINE, "model.revision=main", "model.revision would be ignored: model.name = models/before is a local folder"),
+        (MINE, "model.weights=float32", "use model.dtype"),
+        ([*MINE, "--max-new-tokens", 8], "evaluation.max_new_tokens=9", "--max-new-tokens is given, too"),
+        ([*MINE, "--temperature", 1], "evaluation.temperature=0.5", "--temperature is given, too"),
+        (["-s", ONE_LIMIT], "evaluation.max_new_tokens=9", "each benchmark has its own token limit"),
+        (MINE, "rollout.vllm.kv_cache_gib=1", "rollout.engine = auto samples with torch on a CPU"),
+        ([*MINE, "--engine", "torch"], "rollout.vllm.kv_cache_gib=1", "--engine torch is given, too"),
+        ([*MINE, "--engine", "torch"], "rollout.engine=vllm", "--engine torch is given, too"),
+        ([*MINE, "-s", "chat.system=Hi"], "prompt=plain", "prompt would be ignored: chat.system replaces"),
+        (["-b", "calculator"], "prompt=plain", "each benchmark is played in episodes"),
+        (["-b", "calculator"], "episode.memory_mib=99", "it is for programs, which only code-acting runs"),
+        (
+            ["-b", "mine.jsonl:dev"],
+            "prompt=plain",
+            "-b: mine.jsonl is a single file, which is read whole; leave out :dev",
+        ),
+    ],
+)
+def test_an_option_without_effect_next_to_others_is_refused(runs, monkeypatch, arguments, option, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    given = arguments if option is None else ["models/before", *arguments, "-s", option]
+    assert_told(sspo("eval", "--runs-dir", ".", *given), said)
+    assert not (runs / "model-models-before").exists()
+
+
+def test_options_that_are_given_twice_alike_or_at_their_defaults_are_taken(runs):
+    flags = ("--max-new-tokens", 4, "--seed", 0, "--limit", 1, "-b", "mine.jsonl")
+    options = {"evaluation__max_new_tokens": 4, "evaluation__benchmarks": "[{name: file, path: mine.jsonl}]"}
+    assert "at most 4 tokens" in measure("models/before", *flags, **options).stdout
+
+
 def test_truncated_sampling_is_another_measurement(runs):
     measure("one", "-b", "mine.jsonl", "--temperature", 1)
     done = measure("one", "-b", "mine.jsonl", "--temperature", 1, "--top-p", 0.001)
@@ -353,6 +393,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
             ["one", "--again", "--limit", "3"],
             "results with --limit are never recorded, so they are always measured again",
         ),
+        (["--completions", "mine.jsonl"], "--completions reads no runs; leave out --runs-dir"),
         (["--completions", "mine.jsonl", "--again"], "--completions grades recorded outputs and samples nothing"),
         (["."], "is a folder of runs, not a run; name one of them: one"),
         (["one", "--top-p", "0.9"], "--top-p and --top-k do not apply to greedy completions; add --temperature"),

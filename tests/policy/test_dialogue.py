@@ -6,9 +6,11 @@ import pytest
 from tokenizers import AddedToken
 from transformers import Qwen2Tokenizer
 
+from sspo_cli.config import EpisodeOptions
 from sspo_cli.errors import UserError
 from sspo_cli.policy.dialogue import Dialogue
 from sspo_cli.policy.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from sspo_cli.rollout.episodes import Stage
 from sspo_cli.tasks.prompts import render_episode
 from sspo_cli.types import Problem
 
@@ -54,6 +56,16 @@ def conversation(model, dialogue, system: bool, thinking: bool, first: str = FIR
     ids = [*prompt.token_ids, *turn, *dialogue.bridge(turn, SAID)]
     ids += model.tokenizer.encode(LAST, add_special_tokens=False)
     return model.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_thinking_is_refused_if_the_template_has_no_such_choice():
+    environments = {"calculator": object()}
+    assert Stage.of(environments, EpisodeOptions(thinking=True), model_of("qwen3")).dialogue
+    assert Stage.of(environments, EpisodeOptions(), model_of("qwen2")).dialogue
+    with pytest.raises(
+        UserError, match=r"^episode.thinking = true would be ignored: the chat template of qwen2 has no"
+    ):
+        Stage.of(environments, EpisodeOptions(thinking=True), model_of("qwen2"))
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama3", "gemma"])

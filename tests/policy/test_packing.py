@@ -117,6 +117,7 @@ def test_where_attention_is_not_sdpa_or_not_full_prompts_are_not_shared(tiny, ma
     eager = load_policy(ModelOptions(tiny=tiny, attention="eager"), CPU)
     sliding = load_policy(ModelOptions(name=saved(mistral, tmp_path)), CPU)
     sdpa = load_policy(ModelOptions(tiny=tiny), CPU)
+    assert eager.model.config._attn_implementation == "eager"
     assert (eager.shares_prompts, sliding.shares_prompts, sdpa.shares_prompts) == (False, False, True)
     batch = make_batch()
     torch.testing.assert_close(eager.logprobs(batch, 1.0)[0], sdpa.logprobs(batch, 1.0)[0], atol=1e-5, rtol=1e-5)

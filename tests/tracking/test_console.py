@@ -79,6 +79,44 @@ def test_elsewhere_than_on_a_terminal_a_step_is_one_line() -> None:
     assert lines[4:] == ["a [note]", "failed"]
 
 
+OF_RANKS = {
+    "time/sync": 1.2,
+    "time/rank_0_sync": 1.2,
+    "time/rank_1_sync": 1.25,
+    "time/rank_0_tokens_per_second": 640.2,
+    "time/rank_1_tokens_per_second": 609.7,
+}
+
+
+@pytest.mark.parametrize(
+    ("measured", "parts"),
+    [
+        ({"time/sync": 1.2, "device/memory": 71.26}, ["sync 1.20 s", "memory 71.3 GB"]),
+        ({"time/sync": 0.0, "device/flop_utilization": 0.412}, ["FLOPs 41%"]),
+        (
+            {**OF_RANKS, "device/rank_0_memory": 71.26, "device/rank_1_memory": 72.9},
+            ["sync 1.25 s", "by rank 610 to 640 tokens/s", "memory 71.3 to 72.9 GB"],
+        ),
+        (
+            {**OF_RANKS, "device/rank_0_memory": 71.26, "device/rank_1_memory": 71.31},  # the same as printed
+            ["sync 1.25 s", "by rank 610 to 640 tokens/s", "memory 71.3 GB"],
+        ),
+    ],
+)
+def test_what_was_measured_of_ranks_and_devices_is_at_the_end(run: RunFolder, measured, parts) -> None:
+    sink, buffer = plain()
+    sink.start(120, 20)
+    sink.log(50, {**METRICS, **measured})
+    (line,) = buffer.getvalue().decode().splitlines()
+    assert line.endswith("  ".join([" left", *parts]))
+    live = LiveSink(run, Console(file=io.StringIO(), width=100))
+    live.log(50, {**METRICS, **measured})
+    live.log(51, {**METRICS, **{name: 0.0 if "sync" in name else value for name, value in measured.items()}})
+    recording = Console(file=io.StringIO(), width=100, record=True)
+    recording.print(live)
+    assert "  ".join(parts) in recording.export_text()  # also in steps without sampling, as the times of sampling
+
+
 def test_a_stage_counts_what_was_done_in_all_its_parts() -> None:
     sink, buffer = plain()
     sink.begin_stage("rendering prompts", 600)

@@ -14,6 +14,7 @@ from sspo_cli.report.tables.paper import paper_tables
 from sspo_cli.report.tables.pass_at_1 import method_table, variant_table
 from sspo_cli.report.tables.runs import runs_table
 from sspo_cli.report.tables.seeds import against_noise, seeds_table, verdict
+from sspo_cli.report.tables.telemetry import telemetry_table
 from sspo_cli.tasks.contamination import Overlap
 
 __all__ = ["tables"]
@@ -27,6 +28,7 @@ def tables(collection: Collection, *, paper: bool = False) -> list[Table]:
     seeds           each configuration of table1 against the best one and the strongest baseline, seed by seed
     paired          the same comparison on the same problems
     configurations  every configuration, with those of table1 marked
+    telemetry       speed and memory of the runs on several ranks, on GPUs, or with a sampler that weights are passed to
     runs            every run
 
     Raises UserError for a damaged file of answers.
@@ -48,6 +50,7 @@ def tables(collection: Collection, *, paper: bool = False) -> list[Table]:
         made.append(seeds_table(noise))
         made.append(paired_table(rows, notes))
         made.append(configurations_table(collection, chosen))
+    made.append(telemetry_table(collection))
     if collection.runs:
         made.append(runs_table(collection))
     return [table for table in made if table is not None] + (paper_tables() if paper else [])
