@@ -50,7 +50,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _global_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -75,7 +75,7 @@ def main() -> None:
             _report_bug(error)
             raise
         reason = first_line(error)[:200]
-        less = f"the memory is full ({reason}); free some memory, or use less, for example by a lower rollout.max_rows"
+        less = f"out of memory ({reason}); free some memory, or use less, for example with a lower rollout.max_rows"
         _end_rank(UserError(less), 1)
 
 
@@ -113,7 +113,7 @@ def _are_started(nproc: int | None, device: str, is_training: bool = True) -> bo
     from sspo_cli.run.failures import has_finished_since, record_failure
     from sspo_cli.supervisor import OF_TRAINING, Ends, FailedRanks, run_ranks
 
-    again = f"finished work is kept, and {command_line('sspo', *sys.argv[1:])} continues from it"
+    again = f"finished work is saved; {command_line('sspo', *sys.argv[1:])} resumes it"
     ranks.check_start(nproc, device)  # here, so that it is said once
     ends, began = OF_TRAINING if is_training else Ends(again, f"stopped; {again}"), datetime.now(UTC)
     try:
@@ -122,7 +122,7 @@ def _are_started(nproc: int | None, device: str, is_training: bool = True) -> bo
         # The first rank's own error at the end, such as a log that cannot be closed, stays one, as with a single process.
         if error.folder and error.first_code <= 0 and has_finished_since(error.folder, began):
             reason = str(error).removesuffix(f"; {ends.killed}")
-            print(f"sspo: note: {reason}; the run had finished before that, and is complete", file=sys.stderr)
+            print(f"sspo: note: {reason}; the run had already finished and is complete", file=sys.stderr)
             return True
         if error.folder:
             record_failure(error.folder, str(error))
@@ -138,31 +138,31 @@ def train_command(
     gate: Gate = None,
     seed: Seed = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="Name of the run's folder; default: method, gate, seed.")
+        str | None, typer.Option("--run", help="Name of the run's folder; default: METHOD-GATE-seedN.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue --run, by its name or folder, from its last checkpoint.")
+        bool, typer.Option("--resume", help="Resume the run given by --run from its last checkpoint.")
     ] = False,
     source: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="RUN[@STEP]",
-            help="Start a new run from a run's checkpoint, its last one, @best or @STEP, with its options.",
+            help="Start a new run from a checkpoint of RUN (its last, @best or @STEP), with the options of RUN.",
         ),
     ] = None,
     with_optimizer: Annotated[
-        bool, typer.Option("--with-optimizer", help="With --from: continue with the optimizer's moments, too.")
+        bool, typer.Option("--with-optimizer", help="With --from: also load the optimizer state.")
     ] = False,
     keep_going: Annotated[
         bool,
-        typer.Option("--keep-going", help="Do not stop if no group's rewards ever differ, so that nothing is learned."),
+        typer.Option("--keep-going", help="Do not stop if nothing is learned because all groups have equal rewards."),
     ] = False,
     dry_run: DryRun = False,
     device_memory: Annotated[
         float | None,
         typer.Option(
-            min=0.1, max=10**6, metavar="GB", help="With --dry-run: memory of the GPU, if it is not in this machine."
+            min=0.1, max=10**6, metavar="GB", help="With --dry-run: memory of a GPU that is not in this machine."
         ),
     ] = None,
     allow_any_gate: AnyGate = False,
@@ -181,9 +181,11 @@ def train_command(
     if resume and run is None:
         raise UserError("--resume needs the run's name or folder: --run RUN")
     if resume and source is not None:
-        raise UserError("--resume continues a run, and --from starts a new one; give one of the two")
+        raise UserError(
+            "--resume and --from exclude each other; use --resume to continue a run, or --from to start a new one"
+        )
     if with_optimizer and source is None:
-        raise UserError("--with-optimizer needs --from RUN; it continues with the moments of that run's optimizer")
+        raise UserError("--with-optimizer needs --from RUN, the run whose optimizer state is loaded")
     if device_memory is not None and not dry_run:
         raise UserError("--device-memory applies only to --dry-run; a run measures its device")
 
@@ -229,7 +231,8 @@ def eval_command(
     target: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN[@STEP]_OR_MODEL...", help="Runs, checkpoints or Hugging Face models; the first is the base."
+            metavar="RUN[@STEP]_OR_MODEL...",
+            help="Runs, checkpoints or Hugging Face models; all are compared with the first.",
         ),
     ] = None,
     benchmark: Annotated[
@@ -237,18 +240,19 @@ def eval_command(
         typer.Option(
             "-b",
             "--benchmark",
-            help="arithmetic, gsm8k, math500, aime24, aime25, one as NAME=PATH:SPLIT, or a file of {question, answer}.",
+            help="arithmetic, gsm8k, math500, aime24, aime25, any as NAME=PATH:SPLIT, or a file of {question, answer}.",
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, max=10**5, help="Samples of each problem: avg@n and pass@k.")
+        int | None, typer.Option(min=1, max=10**5, help="Number of completions per problem, for avg@n and pass@k.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=1e-6, max=1, help="Sample from the fewest tokens of this probability.")
+        float | None,
+        typer.Option(min=1e-6, max=1, help="Sample only from the fewest tokens with this total probability."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Sample from this many most probable tokens.")
+        int | None, typer.Option(min=1, max=10**9, help="Sample only from this number of most probable tokens.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, max=10**7, help="Token limit of a completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = None,
@@ -257,15 +261,16 @@ def eval_command(
     ] = None,
     engine: EngineName = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Number of problems, from the first; printed, not recorded.")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Measure only the first problems, this many; results are not recorded."),
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Measure again what is recorded for the same weights and conditions.")
+        bool, typer.Option("--again", help="Repeat measurements that are recorded for the same weights and conditions.")
     ] = False,
     completions: Annotated[
-        Path | None, typer.Option(help="Grade recorded rows of {gold, completion} instead of a model.")
+        Path | None, typer.Option(help="Grade a file of recorded {gold, completion} rows; no model is sampled.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the graded --completions.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file of --completions.")] = None,
     config: Config = None,
     set_: Set = None,
     nproc: Nproc = None,
@@ -297,7 +302,7 @@ def eval_command(
         if is_rank(os.environ) or nproc:
             raise UserError("recorded outputs are graded by one process; leave out --nproc and torchrun")
         if changes or benchmark or checkpoint or engine or limit or again:
-            raise UserError("--completions grades recorded outputs and samples nothing; leave out sampling options")
+            raise UserError("nothing is sampled with --completions; leave out sampling options")
         if str(context.get_parameter_source("runs_dir")).endswith("COMMANDLINE"):  # not from SSPO_RUNS
             raise UserError("--completions reads no runs; leave out --runs-dir")
 
@@ -326,17 +331,22 @@ def sweep_command(
     ],
     set_: Set = None,
     jobs: Annotated[
-        int, typer.Option(min=1, max=1024, help="Parallel trials on each GPU, or on this machine if it has none.")
+        int,
+        typer.Option(
+            min=1, max=1024, help="Number of parallel trials on each GPU, or on this machine if it has no GPU."
+        ),
     ] = 1,
     nproc: Annotated[
         int,
-        typer.Option("--nproc", min=1, max=1024, help="Ranks of each trial, on one machine, one on each GPU."),
+        typer.Option(
+            "--nproc", min=1, max=1024, help="Number of ranks of each trial, one per GPU of the same machine."
+        ),
     ] = 1,
     retries: Annotated[int, typer.Option(min=0, max=1000, help="Number of times that a failed trial is retried.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="auto|local|ADDRESS", help="Run the trials on a Ray cluster.")
     ] = None,
-    max_trials: Annotated[int, typer.Option(min=1, help="Most trials that are allowed.")] = 5000,
+    max_trials: Annotated[int, typer.Option(min=1, help="Maximum number of trials.")] = 5000,
     name: Annotated[str | None, typer.Option(help="Name of the sweep's folder; default: the file's name.")] = None,
     dry_run: DryRun = False,
     runs_dir: RunsDir = Path("runs"),
@@ -389,9 +399,10 @@ def report_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("report"),
-    paper: Annotated[bool, typer.Option("--paper", help="Add the numbers that the paper prints.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", help="Add the numbers printed in the paper.")] = False,
     select: Annotated[
-        Literal["last", "best"], typer.Option(help="The checkpoint in the tables: the last, or the best by validation.")
+        Literal["last", "best"],
+        typer.Option(help="Checkpoint of each run in the tables: the last, or the best by validation."),
     ] = "last",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:

@@ -57,8 +57,8 @@ def load_fork(source: str, with_optimizer: bool, given: Given, runs_dir: Path) -
     _refuse_second_fork(source, with_optimizer, given)
     if named is None:
         raise UserError(
-            f"--from {source}: there is no run {source.rpartition('@')[0] or source} in {runs_dir}; for a model that no run has "
-            "made, use -s model.name=MODEL"
+            f"--from {source}: there is no run {source.rpartition('@')[0] or source} in {runs_dir}; for a model outside "
+            "a run, use -s model.name=MODEL"
         )
     folder = RunFolder.open(named.folder)
     checkpoint = named.checkpoint or checkpoint_of(folder, "last")
@@ -94,13 +94,13 @@ def resolve_fork(options: RunOptions, runs_dir: Path) -> RunOptions:
     named = find_run(fork.run, runs_dir)
     if named is None:
         raise UserError(
-            f"fork.run = {fork.run}: there is no such run; if it has moved, set fork.run to its folder, or choose another"
+            f"fork.run = {fork.run}: there is no such run; if it has moved, set fork.run to its folder, or choose another run"
         )
     folder = RunFolder.open(named.folder)
     if named.checkpoint:
         if fork.step not in (None, step_of(named.checkpoint)):
             raise UserError(
-                f"fork.run = {fork.run} is a checkpoint of another step than fork.step = {fork.step}; give one"
+                f"fork.run = {fork.run} and fork.step = {fork.step} name different checkpoints; leave one of them out"
             )
         checkpoint = whole(named.checkpoint)
     else:
@@ -148,8 +148,8 @@ def _check_fit(source: RunFolder, options: RunOptions) -> None:
     if names:
         changed = "; ".join(f"{name}: {theirs.get(name)} -> {ours.get(name)}" for name in names)
         raise UserError(
-            f"run {source.path} has another model than the options ({changed}); a fork keeps the model and the adapters of the "
-            "run that it starts from, so leave these options out"
+            f"the options specify another model than run {source.path} ({changed}); a fork keeps the model and the adapters of "
+            "the run that it starts from, so leave these options out"
         )
     if options.chat.template is None and source.config.chat.template is not None:
         raise UserError(
@@ -164,8 +164,8 @@ def _check_fit(source: RunFolder, options: RunOptions) -> None:
         }
         if differing := [f"{name}: {a} -> {b}" for name, (a, b) in kept.items() if a != b]:
             raise UserError(
-                f"the optimizer's moments of run {source.path} are stored in another format ({differing[0]}); fork without the "
-                "optimizer, or do not change that option"
+                f"the optimizer state of run {source.path} is stored in another format ({differing[0]}); fork without the "
+                "optimizer, or leave this option unchanged"
             )
 
 

@@ -50,8 +50,8 @@ def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this com
     """Raise UserError in a process that was started as one of several ranks: each of them would do the same work again."""
     if ranks := _ranks(environment):
         raise UserError(
-            f"this process was started as one of several ({ranks}), and {reason}, so each would do the same work; start "
-            "it once, without mpirun or several SLURM tasks (srun --ntasks=1)"
+            f"this process was started as one of several ranks ({ranks}), and {reason}, so each rank would do the same "
+            "work; start a single process, without mpirun or several SLURM tasks (srun --ntasks=1)"
         )
 
 

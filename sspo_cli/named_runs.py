@@ -68,7 +68,7 @@ def _find(name: str, runs_dir: Path) -> Named | None:
     if named.checkpoint:
         raise UserError(f"{name} names two checkpoints; leave out @{which} or name the run")
     if not which:
-        raise UserError(f"{name} names no step; write {run}@last, {run}@best or {run}@STEP")
+        raise UserError(f"{name} has no checkpoint after the @; write {run}@last, {run}@best or {run}@STEP")
     return Named(named.folder, checkpoint_of(RunFolder.open(named.folder), which))
 
 
@@ -161,7 +161,7 @@ def checkpoint_of(run: RunFolder, which: str) -> Path:
     if which == "last":
         newest, _ = latest_whole(run.checkpoints)
         if newest is None:
-            raise UserError(f"run {run.path} has no whole checkpoint")
+            raise UserError(f"run {run.path} has no complete checkpoint")
         return newest
     if which == "best":
         if not run.best_path.exists():

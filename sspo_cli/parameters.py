@@ -8,7 +8,9 @@ from typer.core import TyperCommand
 
 Config = Annotated[
     list[Path] | None,
-    typer.Option("-c", "--config", help="YAML file of options, or a preset of `sspo configs`; later ones override."),
+    typer.Option(
+        "-c", "--config", help="Config file (YAML) or preset of `sspo configs`; later ones override earlier ones."
+    ),
 ]
 Set = Annotated[list[str] | None, typer.Option("-s", "--set", help="One option, as section.option=value.")]
 Method = Annotated[str | None, typer.Option()]  # described by ObjectiveCommand
@@ -16,17 +18,18 @@ Gate = Annotated[str | None, typer.Option()]
 AnyGate = Annotated[bool, typer.Option("--allow-any-gate")]
 AnyMethod = Annotated[bool, typer.Option("--allow-any-method")]
 Seed = Annotated[int | None, typer.Option(help="Seed of problems, sampling and minibatches.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
-EngineName = Annotated[
-    Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sampler, instead of the one in the options.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the options and print what would run; run nothing.")]
+EngineName = Annotated[Literal["auto", "torch", "vllm"] | None, typer.Option(help="Sampler; overrides rollout.engine.")]
 Nproc = Annotated[
     int | None,
     typer.Option(
-        "--nproc", min=1, max=1024, help="Ranks on this machine, one on each GPU; torchrun for several machines."
+        "--nproc",
+        min=1,
+        max=1024,
+        help="Number of ranks on this machine, one per GPU. For several machines, use torchrun.",
     ),
 ]
-RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Where run folders are.")]
+RunsDir = Annotated[Path, typer.Option(envvar="SSPO_RUNS", help="Folder that contains the run folders.")]
 
 
 class ObjectiveCommand(TyperCommand):

@@ -104,7 +104,7 @@ def check_rewards(
     if not respelt.answer:
         raise UserError(
             f"the gold answer of problem {prompt.problem.id} of {prompt.problem.task}, {shorten(repr(gold), 80)}, is not "
-            f"recognized as equal to {shorten(repr(respell(gold)), 80)}, so hardly any answer can match it; correct it"
+            f"recognized as equal to {shorten(repr(respell(gold)), 80)}, so probably no answer can match it; correct it"
         )
 
 
@@ -151,7 +151,7 @@ def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, policy: Policy
         if policy.context is not None and needed > policy.context:
             limit = "episode.max_tokens" if prompt.problem.environment else "max_new_tokens"
             instead = (
-                f"lower {limit}" if len(prompt.token_ids) < policy.context else "take a model with a longer context"
+                f"lower {limit}" if len(prompt.token_ids) < policy.context else "use a model with a longer context"
             )
             raise UserError(
                 f"problem {prompt.problem.id} of {prompt.problem.task} needs {needed} tokens, {len(prompt.token_ids)} for its "

@@ -33,7 +33,7 @@ def print_preview(
     customary = named_model_defaults(merge_config(given.files, given.overrides, given.flags)) if is_new else {}
     if customary:
         values = ", ".join(f"{name}={json.dumps(value)}" for name, value in customary.items())
-        _print_comment(f"customary values of a named model for options that are not given: {values}")
+        _print_comment(f"defaults of a named model for options that are not set: {values}")
     if device_memory is None:
         if nproc > 1:
             ranks.check_start(nproc, options.device)

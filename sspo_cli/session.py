@@ -146,8 +146,8 @@ def _run(
             for sign in health(folder.metrics()):
                 tracker.note(f"health: {sign}")
         tracker.note(
-            f"run folder: {folder.path}; {command_line('sspo', 'report', folder.name_in_commands)} draws it, "
-            f"{command_line('sspo', 'eval', folder.name_in_commands)} measures it"
+            f"run folder: {folder.path}; {command_line('sspo', 'report', folder.name_in_commands)} writes a report, "
+            f"{command_line('sspo', 'eval', folder.name_in_commands)} measures Pass@1"
         )
 
 
@@ -204,7 +204,7 @@ def prepare(
     if loaded.checkpoint:
         tracker.note(f"resuming from {loaded.checkpoint}")
     if loaded.forked:
-        tracker.note(f"starting from {loaded.forked}, {'with' if loaded.saved else 'without'} its optimizer's moments")
+        tracker.note(f"starting from {loaded.forked}, {'with' if loaded.saved else 'without'} its optimizer state")
     for sentence in lost:
         tracker.note(sentence)
     if resumed_by is not None:
@@ -218,7 +218,7 @@ def prepare(
         folder.begun = True
         tracker.start(options.steps, state.step)
     if changes := list(differences(folder.config, options).values()):
-        tracker.note(f"from here on: {', '.join(changes)}")
+        tracker.note(f"changed options from here on: {', '.join(changes)}")
         if new_rate := describe_new_end(options.optimizer, state.step, folder.config.steps, options.steps):
             tracker.note(new_rate)
         folder.change(options, loaded.checkpoint.name if loaded.checkpoint else None, changes)

@@ -15,7 +15,8 @@ WIDE = 240  # characters, if no terminal reports its width
 
 def options_command(
     section: Annotated[
-        str | None, typer.Argument(metavar="[SECTION]", help="Only these, such as rollout, model.lora or limit.")
+        str | None,
+        typer.Argument(metavar="[SECTION]", help="A section or option, such as rollout, model.lora or limit."),
     ] = None,
 ) -> None:
     """List every option of a run with its values, its default and its description."""
@@ -40,7 +41,8 @@ def configs_command(
 
 def ls_command(
     folder: Annotated[
-        Path, typer.Argument(envvar="SSPO_RUNS", metavar="[FOLDER]", help="Where run folders are, or below it.")
+        Path,
+        typer.Argument(envvar="SSPO_RUNS", metavar="[FOLDER]", help="Folder that contains run folders, at any depth."),
     ] = Path("runs"),
 ) -> None:
     """List the runs of a folder: state, step, time left, last score."""
@@ -64,12 +66,14 @@ def ls_command(
 
 def export_command(
     run: Annotated[
-        str, typer.Argument(metavar="RUN[@STEP]", help="A run, or a checkpoint of one, by its name or folder.")
+        str, typer.Argument(metavar="RUN[@STEP]", help="A run or a checkpoint of a run, by name or folder.")
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
-    checkpoint: Annotated[str | None, typer.Option(help="Of the run: last (the default), best, or a step.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint of the run: last (the default), best, or a step.")
+    ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the weights; by default that of the checkpoint.")
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Dtype of the weights; default: as in the checkpoint.")
     ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -77,4 +81,4 @@ def export_command(
     from sspo_cli.export import export_model
 
     exported = export_model(run, folder, checkpoint, runs_dir, dtype)
-    print(f"{folder}: the model of {exported}, its tokenizer, and README.md, its model card")
+    print(f"{folder}: the model of {exported}, its tokenizer and a model card (README.md)")

@@ -33,7 +33,7 @@ def sspo(*arguments: object, **options: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def assert_told(done: Outcome, said: str) -> None:
+def assert_error(done: Outcome, said: str) -> None:
     """One sentence on standard error, exit code 1."""
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.startswith("sspo: "), done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Outcome, assert_told, sspo
+from commands import Outcome, assert_error, sspo
 from transformers import AutoModelForCausalLM
 
 from sspo_cli.config import TinyModelOptions
@@ -64,7 +64,7 @@ def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_at_its_last_good
 ):
     break_weights(monkeypatch, lambda call: call >= 3)
     done = train(optimizer__max_bad_steps=2, checkpoint__every=1, checkpoint__keep=1)
-    assert_told(
+    assert_error(
         done, "was not finite in 2 consecutive steps, at step 4; the last good checkpoint is bad/checkpoints/step-2;"
     )
     command = "sspo train --from bad/checkpoints/step-2 -s optimizer.learning_rate=0.0001 --runs-dir ."
@@ -91,7 +91,7 @@ def test_weights_that_are_not_finite_push_no_good_checkpoint_out(train, tmp_path
     monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
     done = train(steps=4 if last else 6, checkpoint__every=1, checkpoint__keep=1)
     said = "the weights are not finite, so bad/checkpoints/step-4 is not written; the last good checkpoint is"
-    assert_told(done, f"{said} bad/checkpoints/step-3")
+    assert_error(done, f"{said} bad/checkpoints/step-3")
     assert [path.name for path in (tmp_path / "bad" / "checkpoints").glob("step-*")] == ["step-3"]
     assert is_whole(tmp_path / "bad" / "checkpoints" / "step-3")
 
@@ -115,7 +115,7 @@ def test_bad_steps_before_and_after_a_stop_are_in_a_row(train, tmp_path, monkeyp
     monkeypatch.setattr(Tracker, "log", lambda *args: (log(*args), signal.raise_signal(signal.SIGINT)))
     break_weights(monkeypatch, lambda call: True)
     assert train(optimizer__max_bad_steps=2).returncode == 130
-    assert_told(train("--resume", optimizer__max_bad_steps=2), "was not finite in 2 consecutive steps, at step 2")
+    assert_error(train("--resume", optimizer__max_bad_steps=2), "was not finite in 2 consecutive steps, at step 2")
 
 
 @pytest.mark.parametrize(("bad", "said"), [({2, 4}, None), ({2, 3}, "in 2 consecutive steps, at step 3")])
@@ -132,7 +132,7 @@ def test_bad_steps_of_the_cold_start_count_in_a_row_too(train, monkeypatch, bad,
     monkeypatch.setattr(Policy, "logprobs", broken)
     done = train(steps=1, cold_start__steps=4, optimizer__max_bad_steps=2)
     if said:
-        assert_told(done, said)
+        assert_error(done, said)
     else:
         assert done.returncode == 0, done.stderr
 
@@ -148,14 +148,14 @@ def test_one_bad_step_changes_no_weight_and_does_not_stop_the_run(train, tmp_pat
 
 
 def test_a_prompt_template_or_a_method_that_does_not_exist(train, tmp_path):
-    assert_told(train(prompt="think-anser"), "think-answer")
-    assert_told(train("--method", "gspo", objective__tau_pos=1), "method gspo has no option tau_pos")
+    assert_error(train(prompt="think-anser"), "think-answer")
+    assert_error(train("--method", "gspo", objective__tau_pos=1), "method gspo has no option tau_pos")
 
 
 def test_a_gate_that_breaks_the_paper_s_conditions_is_refused_before_the_run(train, tmp_path):
     (tmp_path / "mygate.py").write_text("def linear(log_ratio, tau):\n    return log_ratio\n")
     done = train("--gate", "mygate:linear")
-    assert_told(done, "condition (iii)")
+    assert_error(done, "condition (iii)")
     assert "ρ = " in done.stderr
     assert not (tmp_path / "bad").exists()
     assert train("--gate", "mygate:linear", "--allow-any-gate", steps=1).returncode == 0
@@ -171,25 +171,25 @@ def test_a_gate_that_breaks_the_paper_s_conditions_is_refused_before_the_run(tra
 def test_a_bad_row_is_reported_by_file_and_number(train, tmp_path, rows, said):
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
     done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
-    assert_told(done, said)
+    assert_error(done, said)
     assert "mine.jsonl" in done.stderr
 
 
 def test_a_gold_answer_that_no_answer_can_match_stops_before_the_run(train, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"question": "1+1", "answer": "</answer>"}\n')
     done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
-    assert_told(done, "mine.jsonl, line 1: no answer can match `answer` = '</answer>', which holds a tag")
+    assert_error(done, "mine.jsonl, line 1: no answer can match `answer` = '</answer>', which holds a tag")
 
 
 def test_a_gold_whose_other_spelling_is_not_right_stops_before_the_run(train, tmp_path, monkeypatch):
     monkeypatch.setattr("sspo_cli.preflight.respell", lambda gold: "3")
-    assert_told(train(), "is not recognized as equal to '3', so hardly any answer can match it")
+    assert_error(train(), "is not recognized as equal to '3', so probably no answer can match it")
 
 
 def test_a_cold_start_without_demonstrations(train, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]", cold_start__steps=5)
-    assert_told(done, "no worked demonstrations")
+    assert_error(done, "no worked demonstrations")
 
 
 def test_a_disk_without_room_for_the_checkpoint(train, tmp_path, monkeypatch):
@@ -197,18 +197,18 @@ def test_a_disk_without_room_for_the_checkpoint(train, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", refuse)
-    assert_told(train(steps=1), "step-1 cannot be written: [Errno 28] No space left on device")
+    assert_error(train(steps=1), "step-1 cannot be written: [Errno 28] No space left on device")
     assert not list((tmp_path / "bad" / "checkpoints").iterdir())
     assert json.loads((tmp_path / "bad" / "status.json").read_text())["state"] == "failed"
 
 
 def test_a_run_that_failed_before_its_first_step_does_not_keep_its_name(train):
-    assert_told(train(model__name="nowhere"), "model.name = nowhere cannot be loaded")
+    assert_error(train(model__name="nowhere"), "model.name = nowhere cannot be loaded")
     assert train(steps=1).returncode == 0
-    assert_told(train(steps=1), "run bad exists; choose another --run or add --resume")
+    assert_error(train(steps=1), "run bad exists; choose another --run or add --resume")
 
 
 def test_a_problem_that_does_not_fit_into_the_context(train, tmp_path):
     (tmp_path / "mine.jsonl").write_text(json.dumps({"question": "1+" * 600, "answer": "2"}) + "\n")
     done = train(tasks=f"[{{name: file, path: {tmp_path / 'mine.jsonl'}}}]")
-    assert_told(done, "needs 1224 tokens, 1208 for its prompt")
+    assert_error(done, "needs 1224 tokens, 1208 for its prompt")

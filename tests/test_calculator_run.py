@@ -186,7 +186,7 @@ def test_options_of_episodes_are_there_where_there_are_episodes_and_refused_wher
     assert load_config([], ["tasks=[{name: calculator}]", "rollout.max_new_tokens=9"]).episode == EpisodeOptions()
     assert load_config([], []).episode is None
     assert load_config([], ["evaluation.benchmarks=[{name: calculator, split: test}]"]).episode == EpisodeOptions()
-    with pytest.raises(UserError, match="episode is given, but no task is played in episodes"):
+    with pytest.raises(UserError, match="episode is given, but no task has episodes"):
         load_config([], ["episode.turns=3"])
     with pytest.raises(UserError, match=r"episode.max_tokens = 20 is less than the limit of one turn"):
         options(episode__max_tokens=20, rollout__max_new_tokens=24)
@@ -196,7 +196,7 @@ def test_an_episode_that_cannot_be_solved_is_refused_before_anything_is_spent(ru
     with pytest.raises(UserError, match=r"model's context is 1024; lower episode.max_tokens or leave"):
         session.start_run(options(episode__max_tokens=1020), runs / "too-long", [])
     short = options(**{"model.tiny": OPTIONS["model.tiny"].replace("}", ", context: 8}")})
-    with pytest.raises(UserError, match=r"model's context is 8; take a model with a longer context or leave"):
+    with pytest.raises(UserError, match=r"model's context is 8; use a model with a longer context or leave"):
         session.start_run(short, runs / "too-short", [])
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.config import RunOptions, load_config, to_yaml
 from sspo_cli.errors import UserError
@@ -126,5 +126,5 @@ def test_a_run_asks_so_and_its_checkpoint_keeps_the_chat_template(tmp_path):
     assert saved.read_text() == (tmp_path / "chat.jinja").read_text()
     (measured, *_) = json.loads((tmp_path / "one" / "eval" / "summary.json").read_text())
     assert measured["prompt"] == Template.of("plain", "1+", "2*{question}").name
-    assert_told(sspo(*train, "two", **small, prompt="plan", chat__system="1+"), "unknown prompt template plan")
+    assert_error(sspo(*train, "two", **small, prompt="plan", chat__system="1+"), "unknown prompt template plan")
     assert not (tmp_path / "two").exists()

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 SMALL = {
     "steps": 2,
@@ -69,7 +69,7 @@ def test_report_writes_tables_and_figures(runs, tmp_path):
     suffixes = Counter(path.suffix.removeprefix(".") for path in written if path != Path(page))
     assert sorted(counts.removeprefix("next to it: ").split(", ")) == sorted(f"{n} {s}" for s, n in suffixes.items())
     assert set(suffixes) == {"md", "csv", "tex", "json", "parquet", "png", "svg", "pdf"}
-    assert_told(
+    assert_error(
         sspo("report", tmp_path / "report", "--out", tmp_path / "other"),
         "there are no runs in ",
     )
@@ -140,7 +140,7 @@ def test_the_help_of_train_names_every_method_and_gate():
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(words, said):
     done = sspo(*words.split())
-    assert_told(done, said)
+    assert_error(done, said)
     assert done.stdout == ""
     assert len(done.stderr) < 400
 

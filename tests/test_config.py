@@ -75,7 +75,7 @@ def test_the_printed_config_gives_the_same_run(tmp_path):
 def test_moments_in_bfloat16_that_would_never_fall_are_refused():
     eight_bit = ["model.weights=bfloat16", "optimizer.eight_bit=true"]
     load_config([], [*eight_bit, "optimizer.betas=[0.9, 0.99]"])
-    with pytest.raises(UserError, match=r"some second moments are bfloat16 too, and above 0.995 they would never fall"):
+    with pytest.raises(UserError, match=r"bfloat16 and would never decrease if the second beta exceeds 0.995"):
         load_config([], [*eight_bit, "optimizer.betas=[0.9, 0.999]"])
 
 
@@ -136,7 +136,7 @@ def test_what_a_resumed_run_may_change_is_how_it_is_computed():
             "rollout.top_p=0.9",
             r"unknown option `rollout.top_p`; training samples from the full softmax, because the obj",
         ),
-        ("rollout.top_k=5", r"evaluation.top_k is for measuring"),
+        ("rollout.top_k=5", r"evaluation.top_k applies to evaluations"),
         ("evaluation.top_p=0.9", r"do not apply to greedy completions; set evaluation.temperature"),
         ("evaluation={temperature: 1, top_p: 1.5}", r"`evaluation.top_p` = 1.5 is not valid"),
         ("rollout.foo=1", r"unknown option `rollout.foo`; the options here are engine, prompts"),
@@ -198,7 +198,7 @@ def test_what_a_resumed_run_may_change_is_how_it_is_computed():
             "evaluation.samples = 4 greedy completions would all be the same; set evaluation.temp",
         ),
         ("model.weights=bfloat16", r"model.weights = bfloat16 needs optimizer.eight_bit = true"),
-        ("model={weights: bfloat16, dtype: float32}", "cannot be computed with in model.dtype = float32"),
+        ("model={weights: bfloat16, dtype: float32}", "cannot be combined with model.dtype = float32"),
         ("model={weights: bfloat16, lora: {rank: 4}}", r"model.weights does not apply with model.lora"),
         ("evaluation.temperature=-1", "`evaluation.temperature` = -1 is not valid: .*greater than or equal to 0"),
         ("evaluation.validation=-1", "`evaluation.validation` = -1 is not valid"),

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import Outcome, assert_told, sspo
+from commands import Outcome, assert_error, sspo
 from small_rows import write_jsonl
 
 from sspo_cli.tracking.run_folder import RunFolder
@@ -82,7 +82,7 @@ def test_a_benchmark_that_is_measured_later_is_checked_too() -> None:
 
 
 def test_a_task_of_which_nothing_is_left_is_refused() -> None:
-    assert_told(
+    assert_error(
         train("none", tasks="[{name: file, path: asked.jsonl}]"), "every problem of task asked is in a benchmark"
     )
 

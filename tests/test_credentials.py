@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.config import VllmOptions, differences, load_config
 from sspo_cli.errors import UserError
@@ -53,16 +53,16 @@ def test_a_run_keeps_and_prints_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     options["tasks"] = "[{name: arithmetic, limit: 50}]"
     command = ("train", "--runs-dir", tmp_path, "--run", "a")
     done = sspo(*command, "-s", f"rollout.vllm.exchange={tmp_path}", **options)
-    assert_told(done, f"the vLLM server {KEPT} does not answer")
+    assert_error(done, f"the vLLM server {KEPT} does not answer")
     assert not (tmp_path / "a").exists()
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in options.items()]
     config = load_config(overrides=[*overrides, f"rollout.vllm.exchange={tmp_path}"])
     RunFolder.create(tmp_path / "a", config, ["sspo", "train", *overrides]).close()
     again = sspo(*command, "--resume")
-    assert_told(again, "set SSPO_VLLM_CREDENTIALS=user:password")
+    assert_error(again, "set SSPO_VLLM_CREDENTIALS=user:password")
     monkeypatch.setenv("SSPO_VLLM_CREDENTIALS", "user:SECRET")
     third = sspo(*command, "--resume")
-    assert_told(third, "the vLLM server http://***@node:8000 does not answer")
+    assert_error(third, "the vLLM server http://***@node:8000 does not answer")
     assert asked[0] == httpx.BasicAuth("user", "SECRET")._auth_header
     assert asked == [asked[0]] * 2  # by the address, and by the environment
     dry = sspo("train", "--dry-run", "-s", f"rollout.vllm.exchange={tmp_path}", **options)
@@ -88,7 +88,7 @@ def test_a_sweep_writes_none_to_a_file(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(f"seeds: [0]\noptions: {{rollout.vllm.server: '{ADDRESS}', rollout.vllm.exchange: {tmp_path}}}\n")
     done = sspo("sweep", "-c", sweep, "--runs-dir", tmp_path / "runs", "--dry-run")
-    assert_told(done, "rollout.vllm.server holds credentials")
+    assert_error(done, "rollout.vllm.server holds credentials")
     assert "SECRET" not in done.stdout + done.stderr
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.config import RunOptions, load_config
 from sspo_cli.objectives import group_advantages
@@ -40,19 +40,17 @@ def status(folder: Path) -> dict:
 def test_a_run_without_any_gradient_warns_stops_with_its_state_saved_and_keeps_going_if_asked_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = sspo("train", "--runs-dir", ".", "--run", "dead", **DEAD)
-    assert_told(done, f"nothing is learned: in {MOST_ALIKE} rollout batches no group has had rewards that differ; ")
+    assert_error(done, f"nothing is learned: in {MOST_ALIKE} rollout batches no group has had rewards that differ; ")
     reason = "no answer in tags: 8 of 8; a cold start (cold_start.steps) teaches the format"
     assert reason in done.stderr
     assert "`sspo train --resume --run dead --keep-going` continues" in done.stderr
     (warning,) = [line for line in done.stdout.splitlines() if "has rewards that differ" in line]
-    assert (
-        "health: no group of rollout batch 1 has rewards that differ, so that nothing is learned from it: " in warning
-    )
+    assert "health: no group of rollout batch 1 has rewards that differ, so nothing is learned from it: " in warning
     assert "health: arithmetic: no answer in tags: 5 of 5; the model does not follow the format" in done.stdout
     assert (status(tmp_path / "dead")["state"], status(tmp_path / "dead")["step"]) == ("failed", 2 * (MOST_ALIKE - 1))
     assert (tmp_path / "dead" / "checkpoints" / f"step-{2 * (MOST_ALIKE - 1)}").is_dir()
     again = sspo("train", "--runs-dir", ".", "--run", "dead", "--resume")
-    assert_told(again, f"nothing is learned: in {MOST_ALIKE + 1} rollout batches")
+    assert_error(again, f"nothing is learned: in {MOST_ALIKE + 1} rollout batches")
     going = sspo("train", "--runs-dir", ".", "--run", "dead", "--resume", "--keep-going")
     assert going.returncode == 0, going.stderr
     assert status(tmp_path / "dead")["state"] == "finished"
@@ -90,8 +88,8 @@ def test_a_run_that_has_learned_before_only_warns(monkeypatch):
         sample([[1.0, 1.0], [1.0, 1.0]], options, state, notes)
     (note,) = notes
     assert note == (
-        f"health: no group of the last {MOST_ALIKE} rollout batches has rewards that differ, so that nothing is learned; the run "
-        "has learned before and may be done: every answer is right; use harder tasks"
+        f"health: no group of the last {MOST_ALIKE} rollout batches has rewards that differ, so nothing is learned; the run "
+        "learned before and may be done: every answer is right; use harder tasks"
     )
     sample([[1.0, 0.0], [1.0, 1.0]], options, state, notes)
     assert (state.learned, state.alike) == (True, 0)
@@ -100,11 +98,11 @@ def test_a_run_that_has_learned_before_only_warns(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "asks", "said"),
     [
-        ({"truncated": 8}, True, ["all 8 completions are cut at 64 tokens; raise rollout.max_new_tokens"]),
+        ({"truncated": 8}, True, ["all 8 completions are truncated at 64 tokens; raise rollout.max_new_tokens"]),
         (
             {"untagged": 8, "right": 0},
             False,
-            ["no answer in tags: 8 of 8; the template `t` does not ask for them, use prompt=think-answer"],
+            ["no answer in tags: 8 of 8; the template `t` does not ask for tags; use prompt=think-answer"],
         ),
         (
             {"untagged": 8, "right": 0},
@@ -132,7 +130,11 @@ def test_a_run_that_has_learned_before_only_warns(monkeypatch):
             ],
         ),
         ({"timeouts": 8, "right": 0}, True, ["all 8 answer checks ran out of time; raise answer_timeout"]),
-        ({"masked": 8}, True, ["learning.mask_truncated leaves all completions out of the loss"]),
+        (
+            {"masked": 8},
+            True,
+            ["all completions are truncated, so learning.mask_truncated excludes all of them from the loss"],
+        ),
         ({}, True, ["use easier or harder tasks, or a larger rollout.group_size"]),
     ],
 )
@@ -150,14 +152,14 @@ def answer(**changes: object) -> dict:
         (
             {"extracted": None},
             60,
-            "no answer in tags: 60 of 60; the template `plain` does not ask for them, use prompt=think-answer",
+            "no answer in tags: 60 of 60; the template `plain` does not ask for tags; use prompt=think-answer",
         ),
         ({"extracted": None}, 31, "no answer in tags: 31 of 60; the template `plain`"),
         ({"extracted": None}, 30, None),
         (
             {"finish": "length"},
             31,
-            "cut at the limit of 64 tokens: 31 of 60 answers; raise evaluation.max_new_tokens or",
+            "truncated at the limit of 64 tokens: 31 of 60 answers; raise evaluation.max_new_tokens or",
         ),
         ({"finish": "length"}, 30, None),
         ({"status": "timeout"}, 31, "answer checks that ran out of time: 31 of 60; raise answer_timeout"),

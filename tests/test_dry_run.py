@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.errors import UserError
 
@@ -78,7 +78,7 @@ def test_a_dry_run_says_what_the_start_says_and_neither_leaves_anything(
     before = sorted(path for path in place.rglob("*") if path.name != "__pycache__" and path.suffix != ".pyc")
     given = ["train", "-c", "small.yaml", "--run", "new", *words]
     start, dry = sspo(*given), sspo(*given, "--dry-run")
-    assert_told(start, said)
+    assert_error(start, said)
     assert (dry.returncode, dry.stderr) == (start.returncode, start.stderr)
     assert sorted(path for path in place.rglob("*") if path.name != "__pycache__" and path.suffix != ".pyc") == before
 
@@ -98,12 +98,12 @@ def test_a_run_whose_weights_are_refused_leaves_nothing_either(place: Path, monk
 
 def test_commands_point_to_one_another_for_the_other_s_file(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    assert_told(
+    assert_error(
         sspo("sweep", "-c", "small.yaml"), "holds the options of one run; start it with `sspo train -c small.yaml`"
     )
     before = sorted(place.iterdir())
     (place / "bad.yaml").write_text("options: {tasks: [gone.jsonl]}")
     for more in ([], ["--dry-run"]):
-        assert_told(sspo("sweep", "-c", "bad.yaml", *more), "gone.jsonl does not exist")
+        assert_error(sspo("sweep", "-c", "bad.yaml", *more), "gone.jsonl does not exist")
     (place / "bad.yaml").unlink()
     assert sorted(place.iterdir()) == before

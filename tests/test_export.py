@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -87,16 +87,16 @@ def test_the_card_says_what_was_done_and_how_well_it_does(runs, exported):
 
 def test_what_cannot_be_exported_leaves_nothing(runs, exported, monkeypatch):
     before = sorted(runs.rglob("*"))
-    assert_told(sspo("export", "adapted", exported, "--runs-dir", runs), f"{exported} exists; name a new folder")
-    assert_told(sspo("export", "nowhere", runs / "new", "--runs-dir", runs), "there is no run nowhere in")
+    assert_error(sspo("export", "adapted", exported, "--runs-dir", runs), f"{exported} exists; name a new folder")
+    assert_error(sspo("export", "nowhere", runs / "new", "--runs-dir", runs), "there is no run nowhere in")
     step = sspo("export", "adapted", runs / "new", "--runs-dir", runs, "--checkpoint", 7)
-    assert_told(step, "has no checkpoint 7; use last, best or one of its steps: 2")
+    assert_error(step, "has no checkpoint 7; use last, best or one of its steps: 2")
 
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", refuse)
-    assert_told(
+    assert_error(
         sspo("export", "adapted", runs / "new", "--runs-dir", runs), "new cannot be written: [Errno 28] No space left"
     )
     assert sorted(runs.rglob("*")) == before

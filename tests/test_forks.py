@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from small_runs import SMALL, rows
 from torch import allclose, load
 from transformers import AutoModelForCausalLM
@@ -130,7 +130,7 @@ def test_a_fork_needs_its_source_no_longer(family: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "primed" / "checkpoints")
     done = sspo("train", "--resume", "--run", tmp_path / "primed", steps=3)
-    assert_told(
+    assert_error(
         done, f"fork.run = {tmp_path / 'deleted'}: there is no such run; if it has moved, set fork.run to its folder"
     )
 
@@ -142,13 +142,13 @@ def test_a_fork_needs_its_source_no_longer(family: Path, tmp_path: Path):
         ("--from none@3", "--from none@3: there is no run none in"),
         ("--from whole@3", "has no checkpoint 3; use last, best or one of its steps: 9, 10"),
         ("--from whole@best", "has no best checkpoint"),
-        ("--from whole@", "names no step; write whole@last"),
+        ("--from whole@", "has no checkpoint after the @; write whole@last"),
         ("--from whole/checkpoints/step-9@10", "names two checkpoints"),
-        ("--from whole --resume --run whole", "give one of the two"),
+        ("--from whole --resume --run whole", "exclude each other"),
         ("--with-optimizer", "--with-optimizer needs --from"),
-        ("--from whole -s model.tiny.layers=2", "has another model than the options (model.tiny.layers: 1 -> 2)"),
-        ("--from whole -s model.lora.rank=4", "has another model than the options (model.lora"),
-        ("--from whole -s model.name=other", "has another model than the options (model.name: None -> other)"),
+        ("--from whole -s model.tiny.layers=2", "whole (model.tiny.layers: 1 -> 2)"),
+        ("--from whole -s model.lora.rank=4", "whole (model.lora"),
+        ("--from whole -s model.name=other", "whole (model.name: None -> other)"),
         ("--from whole --with-optimizer -s optimizer.eight_bit=true", "optimizer.eight_bit: False -> True"),
         ("--from whole --with-optimizer -s cold_start.steps=3", "cold_start.steps = 3 would make stale"),
         ("--from whole -s fork.fingerprint=x", "does not have the fingerprint fork.fingerprint = "),
@@ -168,7 +168,7 @@ def test_a_run_that_cannot_be_forked_is_refused_and_nothing_is_made(family: Path
         shutil.copytree(family / "whole", damaged)
         (damaged / "checkpoints" / "step-10" / "config.json").write_text("{}")
     before = sorted(family.iterdir())
-    assert_told(sspo("train", "--runs-dir", family, *shlex.split(words)), said)
+    assert_error(sspo("train", "--runs-dir", family, *shlex.split(words)), said)
     assert sorted(family.iterdir()) == before
 
 
@@ -178,20 +178,20 @@ def test_every_command_reads_a_checkpoint_as_run_at_step(family: Path, tmp_path:
     done = sspo("eval", "whole@9", "whole@last", *whole, "-b", "arithmetic", "--limit", 2)
     assert done.returncode == 0, done.stderr
     assert "whole@9: arithmetic Pass@1" in done.stderr + done.stdout
-    assert_told(sspo("eval", "whole@3", *whole), "has no checkpoint 3; use last, best or one of its steps: 9, 10")
-    assert_told(sspo("eval", "whole@9", *whole, "--checkpoint", "10"), "is a checkpoint already")
+    assert_error(sspo("eval", "whole@3", *whole), "has no checkpoint 3; use last, best or one of its steps: 9, 10")
+    assert_error(sspo("eval", "whole@9", *whole, "--checkpoint", "10"), "is a checkpoint already")
     done = sspo("export", "whole@9", tmp_path / "model", *whole)
     assert "checkpoints/step-9, its tokenizer" in done.stdout, done.stderr
-    assert_told(sspo("export", "whole@none", tmp_path / "other", *whole), "has no checkpoint none")
+    assert_error(sspo("export", "whole@none", tmp_path / "other", *whole), "has no checkpoint none")
     for name in ("whole@9", "whole/checkpoints/step-9"):
-        assert_told(sspo("report", name, *whole), f"a report covers whole runs; name the run, {family / 'whole'}")
+        assert_error(sspo("report", name, *whole), f"a report covers whole runs; name the run, {family / 'whole'}")
         resumed = sspo("train", "--resume", "--run", name, *whole)
-        assert_told(resumed, f"start a new run from the checkpoint: `sspo train --from {name}`")
+        assert_error(resumed, f"start a new run from the checkpoint: `sspo train --from {name}`")
 
 
 def test_what_may_not_change_is_refused_with_the_command_that_forks_instead(family: Path):
     done = sspo("train", "--runs-dir", family, "--run", "bare", "--resume", "--method", "gspo", "-s", "steps=2")
-    assert_told(done, "objective.method: sspo -> gspo")
+    assert_error(done, "objective.method: sspo -> gspo")
     command = shlex.split(done.stderr.split("`")[1])
     assert command[:4] == ["sspo", "train", "--from", str(family / "bare")]
     done = sspo(*command[1:], "--dry-run")
@@ -205,7 +205,7 @@ def test_a_refused_extension_leaves_a_finished_run_finished(family: Path):
     steps = json.loads(status)["steps"]
     resume = ("train", "--runs-dir", family, "--run", "whole", "--resume", "-s", "device=cuda:99")
     done = sspo(*resume, "-s", f"steps={steps + 1}")
-    assert_told(done, "device = cuda:99 is not available here")
+    assert_error(done, "device = cuda:99 is not available here")
     assert "continues the run" not in done.stderr
     assert (family / "whole" / "status.json").read_bytes() == status
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import Outcome, assert_told, sspo
+from commands import Outcome, assert_error, sspo
 
 from sspo_cli.errors import says_memory_is_full
 from sspo_cli.policy.model import Policy
@@ -64,7 +64,7 @@ def test_every_library_s_way_to_say_that_the_memory_is_full(train, tmp_path, mon
     assert says_memory_is_full(raised.value), repr(raised.value)
     monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # a run refused by it leaves no folder
     monkeypatch.setattr(Policy, "logprobs", lambda *_: fail())
-    assert_told(train(), "the memory is full")
+    assert_error(train(), "out of memory")
     status = json.loads((tmp_path / "full" / "status.json").read_text())
     assert (status["state"], "--resume --run full" in status["reason"]) == ("failed", True)
 
@@ -90,7 +90,7 @@ def test_other_errors_say_no_such_thing(error: Exception) -> None:
     ],
 )
 def test_sizes_beyond_every_machine_are_refused_by_the_options(train, tmp_path, option: str) -> None:
-    assert_told(train(**{option.replace(".", "__"): 2 * HUGE}), option)
+    assert_error(train(**{option.replace(".", "__"): 2 * HUGE}), option)
     assert not (tmp_path / "full").exists()
 
 
@@ -104,7 +104,7 @@ def test_sizes_beyond_every_machine_are_refused_by_the_options(train, tmp_path, 
 )
 def test_sizes_that_are_allowed_but_do_not_fit_are_refused_before_they_are_tried(train, section, options) -> None:
     done = train(**options)
-    assert_told(done, "GiB of memory are needed, but this machine has")
+    assert_error(done, "GiB of memory are needed, but this machine has")
     assert section in done.stderr
 
 
@@ -116,7 +116,7 @@ def test_a_full_disk_says_how_to_continue(train, tmp_path, monkeypatch) -> None:
 
     with monkeypatch.context() as patches:
         patches.setattr(torch, "save", full)
-        assert_told(
+        assert_error(
             train(), "No space left on device; once there is room, `sspo train --resume --run full` continues the run"
         )
     with monkeypatch.context() as patches:
@@ -127,7 +127,7 @@ def test_a_full_disk_says_how_to_continue(train, tmp_path, monkeypatch) -> None:
 
         patches.setattr(jsonl, "append_jsonl", append)
         patches.setattr(os, "replace", full)
-        assert_told(
+        assert_error(
             train("--resume"), "No space left on device; once there is room, `sspo train --resume --run full` continues"
         )
     done = train("--resume")

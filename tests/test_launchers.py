@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.launchers import VARIABLES, is_rank, refuse_several_ranks, refuse_wrong_ranks, starting_words
 from sspo_cli.sweep.place import spawn
@@ -82,7 +82,7 @@ def test_several_ranks_are_refused(monkeypatch, tmp_path, kind, command):
     for name, value in SEVERAL[kind].items():
         monkeypatch.setenv(name, value)
     done = sspo(*COMMANDS[command], "--runs-dir", tmp_path)
-    assert_told(done, "this process was started as one of several")
+    assert_error(done, "this process was started as one of several")
     assert not done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from public_configs import PARAMETERS, write_configs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -262,13 +262,13 @@ def test_a_dry_run_prints_the_estimate_for_a_gpu_that_is_not_here(public):
     done = sspo(*command, 150)
     assert done.returncode == 0, done.stderr
     assert "# estimated memory on a GPU of 150.0 GB, for 7.62 billion parameters" in done.stdout
-    assert_told(sspo(*command, 85), "set model.weights=bfloat16 and optimizer.eight_bit=true")
-    assert_told(sspo("train", "--device-memory", 85), "--device-memory applies only to --dry-run")
+    assert_error(sspo(*command, 85), "set model.weights=bfloat16 and optimizer.eight_bit=true")
+    assert_error(sspo("train", "--device-memory", 85), "--device-memory applies only to --dry-run")
 
 
 def test_a_run_that_cannot_fit_stops_before_its_weights_are_opened(public, tmp_path):
     """The folder has no weights at all."""
     model = f"model.name={public['Qwen/Qwen3-30B-A3B']}"
     done = sspo("train", "-s", model, "-s", "device=cpu", "-s", "model.weights=float32", "--runs-dir", tmp_path)
-    assert_told(done, "the run does not fit this machine of")
+    assert_error(done, "the run does not fit this machine of")
     assert not list(tmp_path.glob("*/metrics.jsonl"))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from small_runs import arguments
 from transformers import AutoConfig, Gemma2Config, Gemma2ForCausalLM
 
@@ -61,7 +61,7 @@ def test_adapters_are_checked_in_small():
 
 def test_a_model_that_samples_otherwise_than_it_reads_is_refused_with_that_reason():
     """Nemotron-H limits the time step of a text from below, and not that of a single token."""
-    with pytest.raises(UserError, match=r"token by token, as every sampler does, .* differ .*; choose another model"):
+    with pytest.raises(UserError, match=r"token by token, as in sampling, .* differ .*; choose another model"):
         check("nemotron_h", hidden_size=32, num_attention_heads=2, head_dim=16, mamba_head_dim=16, ssm_state_size=16)
 
 
@@ -153,7 +153,7 @@ def test_a_model_with_a_weight_that_is_not_a_number_is_refused_before_anything_i
     with torch.no_grad():
         policy.parameters[3][0] = float("nan")
     policy.save(tmp_path / "model")
-    assert_told(sspo(*command), "are not finite (NaN or infinite in model.layers.0")
+    assert_error(sspo(*command), "are not finite (NaN or infinite in model.layers.0")
 
 
 def test_texts_longer_than_a_model_is_right_for_are_refused(policy, tmp_path, command, monkeypatch):
@@ -161,4 +161,4 @@ def test_texts_longer_than_a_model_is_right_for_are_refused(policy, tmp_path, co
     for road in ("examination", "evaluation.command"):
         limit = Limit(20, "sliding_window", "everything differs")
         monkeypatch.setattr(f"sspo_cli.{road}.check_structure", lambda *args, limit=limit, **options: limit)
-    assert_told(sspo(*command), "not computed correctly for texts longer than sliding_window = 20 tokens, but up to")
+    assert_error(sspo(*command), "not computed correctly for texts longer than sliding_window = 20 tokens, but up to")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import xxhash
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
@@ -79,7 +79,7 @@ def test_an_old_run_is_reported_continued_and_measured(old: Path) -> None:
     assert done.returncode == 0, done.stderr
 
     make_old(old / "checkpoints" / "step-3")  # one of the two minibatches is used up
-    assert_told(resume(old, 3), "step-3 cannot be used; delete this folder to use an earlier one: an older version")
+    assert_error(resume(old, 3), "step-3 cannot be used; delete this folder to use an earlier one: an older version")
 
 
 def test_an_option_that_there_is_no_more_is_named(old: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_option_that_there_is_no_more_is_named(old: Path) -> None:
     about["options"]["learning"]["inner_steps"] = 2
     (old / "config.json").write_text(json.dumps(about))
     said = f"{old / 'config.json'} does not fit this version of sspo: unknown option `learning.inner_steps`"
-    assert_told(resume(old, 0), said)
-    assert_told(sspo("eval", "old", "--runs-dir", old.parent), said)
-    assert_told(sspo("report", old, "--out", old.parent / "report"), "learning.inner_steps")
+    assert_error(resume(old, 0), said)
+    assert_error(sspo("eval", "old", "--runs-dir", old.parent), said)
+    assert_error(sspo("report", old, "--out", old.parent / "report"), "learning.inner_steps")
     assert not (old.parent / "report").exists()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from forked import Captured
 from small_runs import AFTER_STEP, IN_CHECKPOINT, IN_COLD_START, arguments, run, run_killed, weights, without_times
 
@@ -99,5 +99,5 @@ def test_a_run_that_cannot_be_started_or_resumed_is_reported(undisturbed: Path, 
     before = {
         path: path.stat().st_mtime_ns for path in undisturbed.parent.rglob("*") if path.suffix in (".json", ".jsonl")
     }
-    assert_told(sspo(*arguments(undisturbed.parent, *more)), said)
+    assert_error(sspo(*arguments(undisturbed.parent, *more)), said)
     assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from report.synthetic_runs import evaluation, write_run
 from typer.testing import CliRunner
 
@@ -62,8 +62,8 @@ def test_a_part_of_the_options(section, listed, left_out):
 
 
 def test_an_option_that_does_not_exist():
-    assert_told(sspo("options", "optimiser"), "there is no option or section optimiser; did you mean optimizer?")
-    assert_told(sspo("options", "zzz"), "no option or section zzz; the sections are chat, objective, model")
+    assert_error(sspo("options", "optimiser"), "there is no option or section optimiser; did you mean optimizer?")
+    assert_error(sspo("options", "zzz"), "no option or section zzz; the sections are chat, objective, model")
 
 
 def test_presets_are_the_project_s_configs_and_go_by_name(tmp_path, monkeypatch):
@@ -84,12 +84,12 @@ def test_presets_are_the_project_s_configs_and_go_by_name(tmp_path, monkeypatch)
 
 
 def test_a_preset_that_does_not_exist():
-    assert_told(sspo("configs", "tabel1"), "there is no preset tabel1; did you mean table1?")
-    assert_told(
+    assert_error(sspo("configs", "tabel1"), "there is no preset tabel1; did you mean table1?")
+    assert_error(
         sspo("train", "-c", "claculator", "--dry-run"),
         "no config file and no preset claculator; did you mean calculator?",
     )
-    assert_told(
+    assert_error(
         sspo("train", "-c", "mine.yaml", "--dry-run"), "config file mine.yaml cannot be read: No such file or directory"
     )
 
@@ -127,9 +127,9 @@ def test_runs_are_listed_and_damaged_ones_do_not_break_it(tmp_path):
     for name, said in (("no-config", "config.json"), ("bad-status", "is not valid JSON"), ("bad-metrics", "line 1")):
         assert "damaged: " in rows[name]
         assert said in rows[name]
-    assert_told(sspo("ls", tmp_path / "nowhere"), "there is no folder")
+    assert_error(sspo("ls", tmp_path / "nowhere"), "there is no folder")
     (tmp_path / "empty").mkdir()
-    assert_told(sspo("ls", tmp_path / "empty"), "there are no runs in")
+    assert_error(sspo("ls", tmp_path / "empty"), "there are no runs in")
 
 
 def test_a_run_in_progress_has_a_time_left(tmp_path):

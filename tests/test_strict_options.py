@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from commands import Outcome, assert_told, sspo
+from commands import Outcome, assert_error, sspo
 from pydantic import BaseModel
 
 from sspo_cli.config import LoraOptions, RunOptions, TaskOptions, VllmOptions, load_config
@@ -95,7 +95,7 @@ def test_options_that_were_written_by_a_run_are_read_again():
 def test_a_flag_is_taken_literally_and_a_sentence_is_short(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     done = sspo("train", *arguments)
-    assert_told(done, said)
+    assert_error(done, said)
     assert len(done.stderr) < 1700
     assert {path.name for path in tmp_path.iterdir()} <= {"runs"}
 
@@ -103,7 +103,7 @@ def test_a_flag_is_taken_literally_and_a_sentence_is_short(tmp_path, monkeypatch
 @pytest.mark.parametrize("command", [["sweep", "--name"], ["eval", "one", "--checkpoint"], ["sweep", "--ray"]])
 def test_other_empty_names(tmp_path, command):
     (tmp_path / "sweep.yaml").write_text("")
-    assert_told(sspo(*command, "", *(["-c", tmp_path / "sweep.yaml"] * (command[0] == "sweep"))), command[-1])
+    assert_error(sspo(*command, "", *(["-c", tmp_path / "sweep.yaml"] * (command[0] == "sweep"))), command[-1])
 
 
 BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -215,7 +215,7 @@ def test_more_trials_are_an_option_and_a_trial_more_costs_no_more_than_the_one_b
 
 def assert_refused(done: Outcome, said: str) -> None:
     """One sentence that is not a page long."""
-    assert_told(done, said)
+    assert_error(done, said)
     assert len(done.stderr) < 1700
 
 

@@ -79,5 +79,5 @@ def test_an_unfinished_sweep_is_reported(runs):
 
 def test_best_of_and_blocks_exclude_each_other(runs):
     (runs.parent / "after.yaml").write_text(AFTER + "blocks: [{options: {objective.method: grpo}}]\n")
-    with pytest.raises(UserError, match="best_of takes the place of blocks"):
+    with pytest.raises(UserError, match="best_of and blocks exclude each other"):
         load_sweep(runs.parent / "after.yaml", [], runs)

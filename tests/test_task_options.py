@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.config import BenchmarkOptions, ColumnOptions, TaskOptions, load_config
 from sspo_cli.errors import UserError
@@ -67,7 +67,7 @@ def test_several_short_forms_and_whole_ones():
     [
         ("tasks=[gms8k]", "unknown task gms8k; did you mean gsm8k"),
         ("tasks=['']", "unknown task ''"),
-        ("tasks=['gsm8k=']", "gsm8k= names no path; write gsm8k=PATH"),
+        ("tasks=['gsm8k=']", "gsm8k= has no path after `=`; write gsm8k=PATH"),
         ("evaluation.benchmarks=[gms8k]", "unknown task gms8k; did you mean gsm8k"),
         ("evaluation.benchmarks=[3]", "evaluation.benchmarks.0"),
         ("tasks=[{columns: {questoin: q}}]", "unknown option `tasks.0.columns.questoin`; did you mean `tasks"),
@@ -100,4 +100,4 @@ def test_columns_and_configuration_make_the_layout():
 def test_columns_are_read_by_a_run():
     tasks = "[{name: file, path: mine.jsonl, columns: {question: Frage, answer: Lösung}}]"
     done = sspo("train", "--runs-dir", ".", "--run", "bad", tasks=tasks, cold_start__steps=0)
-    assert_told(done, "mine.jsonl, line 1 has no gold answer in `Lösung`; its columns are Frage, Antwort")
+    assert_error(done, "mine.jsonl, line 1 has no gold answer in `Lösung`; its columns are Frage, Antwort")

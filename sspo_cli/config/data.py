@@ -125,7 +125,7 @@ def task_from_text(text: str, split: str) -> dict[str, Any]:
     name, equals, path = text.partition("=")
     if equals and name in TASK_NAMES:
         if not path:
-            raise ValueError(f"{text} names no path; write {text}PATH, or {name} for the published data set")
+            raise ValueError(f"{text} has no path after `=`; write {text}PATH, or {name} for the published data set")
         path, split = _path_and_split(path, split)
         return {"name": name, "path": path, "split": split}
     path, split = _path_and_split(text, split)
@@ -167,12 +167,14 @@ class ChatOptions(Options):
     A single line that ends in .txt, .md, .jinja or .j2, or that is an existing file, is replaced by the content of the file.
     """
 
-    system: str | None = Field(None, description="system turn, instead of that of the prompt template; '' removes it")
+    system: str | None = Field(
+        None, description="system turn that replaces the prompt template's; '' for no system turn"
+    )
     user: str | None = Field(
         None, description="user turn, in which {question} is replaced by the question; null: the question alone"
     )
     template: str | None = Field(
-        None, description="chat template, instead of that of the tokenizer, for example for a base model"
+        None, description="chat template that replaces the tokenizer's, for example for a base model"
     )
     template_kwargs: dict[str, Any] = Field(
         {}, description="options of the chat template, such as enable_thinking: false"
@@ -232,11 +234,15 @@ class RewardOptions(Options):
     def _something_is_rewarded(self) -> Self:
         low, high = self.range
         if low >= high:
-            raise ValueError(f"reward.range = {[low, high]} is empty; give the lowest and the highest value")
+            raise ValueError(f"reward.range = {[low, high]} is empty; the first number must be less than the second")
         if self.function is None and not (self.answer or self.format):
-            raise ValueError("reward.answer = 0 and reward.format = 0 leave nothing to learn; give one a weight")
+            raise ValueError(
+                "reward.answer = 0 and reward.format = 0 leave nothing to learn; give a weight to one of them"
+            )
         if self.function is None and (self.weight, self.range) != (1.0, (0.0, 1.0)):
-            raise ValueError("reward.weight and reward.range apply to reward.function, which is not given")
+            raise ValueError(
+                "reward.weight and reward.range apply to reward.function, which is not set; leave them out"
+            )
         return self
 
     @property

@@ -54,9 +54,9 @@ READ_BY_GRADING = ("answer_timeout",)
 INSTEAD_IN_EVAL = {
     "model.name": "name the model as an argument, `sspo eval MODEL`",
     "model.weights": "use model.dtype",
-    "seed": "--seed is that of the sampling",
+    "seed": "use --seed, the seed of the sampling",
     "rollout.temperature": "use --temperature",
-    "tasks": "benchmarks are named by -b",
+    "tasks": "select benchmarks with -b",
 }
 SWEEP_KEYS = ("options", "grid", "zip", "base", "best_of", "seeds", "blocks")  # none of them is an option of a run
 MOST_PARTS = 10  # of a dotted key; no option has more than four

@@ -93,7 +93,7 @@ def hint_for_unknown(location: Sequence[str | int], root: type[BaseModel]) -> st
         close = difflib.get_close_matches(name, top, n=1, cutoff=NEAR_ANYWHERE)
         close = close or difflib.get_close_matches(name, everywhere, n=1, cutoff=NEAR_ANYWHERE)
         alike = everywhere[close[0]][:1] if close else []
-    if not alike and (near := _alike(name, here)):
+    if not alike and (near := _similar_option(name, here)):
         alike = [here[near]]
     if alike and len(alike) <= 2:
         return f"; did you mean {' or '.join(f'`{path}`' for path in alike)}?"
@@ -155,7 +155,7 @@ def _section_of(location: Sequence[str | int], root: type[BaseModel]) -> tuple[t
     return section, [str(part) for part in location]
 
 
-def _alike(name: str, here: Mapping[str, str]) -> str | None:
+def _similar_option(name: str, here: Mapping[str, str]) -> str | None:
     """Return the option of `here` with a similar name, or with more or fewer words (`format_weight` for `format`), or None."""
     words = name.split("_")
     if near := difflib.get_close_matches(name, here, n=1, cutoff=NEAR_ANYWHERE):
@@ -169,7 +169,7 @@ def _alike(name: str, here: Mapping[str, str]) -> str | None:
 
 def _truncated_sampling(name: str, root: type[BaseModel]) -> str:
     evaluation = nested_section(root, "evaluation")
-    measured = f"; evaluation.{name} is for measuring" if evaluation and name in evaluation.model_fields else ""
+    measured = f"; evaluation.{name} applies to evaluations" if evaluation and name in evaluation.model_fields else ""
     return f"training samples from the full softmax, because the objectives' importance ratios assume it{measured}"
 
 

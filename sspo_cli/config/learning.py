@@ -158,7 +158,7 @@ class OptimizerOptions(Options):
     )
     eight_bit: bool = Field(
         False,
-        description="store the moments in 8 bits (torchao), except those of small tensors; also in the cold start",
+        description="store the optimizer state in 8 bits (torchao), except for small tensors; also in the cold start",
     )
 
 

@@ -108,9 +108,9 @@ def _description(field: FieldInfo, name: str) -> str:
 
 def _default(field: FieldInfo, section: type[BaseModel]) -> str:
     if issubclass(section, MethodOptions) and field.default is None:
-        return "the method's own"
+        return "the method's default"
     if field.is_required():
-        return "none, it must be given"
+        return "none (required)"
     return json.dumps(_plain(field.get_default(call_default_factory=True)), ensure_ascii=False)
 
 

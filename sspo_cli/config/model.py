@@ -58,7 +58,7 @@ class ModelOptions(Options):
     )
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub; null: its main branch")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="dtype of the computation; auto: bfloat16 if the GPU supports it, otherwise float32"
+        "auto", description="compute dtype; auto: bfloat16 if the GPU supports it, otherwise float32"
     )
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -79,13 +79,15 @@ class ModelOptions(Options):
         False, description="recompute activations in the backward pass, which needs less memory and more time"
     )
     lora: LoraOptions | None = Field(None, description="options of low-rank adapters; null: train all weights")
-    tiny: TinyModelOptions = Field(TinyModelOptions(), description="the model if name is null")
+    tiny: TinyModelOptions = Field(
+        TinyModelOptions(), description="shape of the embedded model, which is used if name is null"
+    )
 
     @model_validator(mode="after")
     def _weights_fit_the_computation(self) -> Self:
         if self.weights == "bfloat16" and self.dtype == "float32":
             raise ValueError(
-                "model.weights = bfloat16 cannot be computed with in model.dtype = float32; leave that out"
+                "model.weights = bfloat16 cannot be combined with model.dtype = float32; leave out model.dtype"
             )
         if self.weights == "bfloat16" and self.lora:
             raise ValueError(

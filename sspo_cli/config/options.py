@@ -88,7 +88,9 @@ class EvaluationOptions(Options):
     def _names_are_distinct(self) -> Self:
         labels = [benchmark.label for benchmark in self.benchmarks]
         if twice := [label for label in labels if labels.count(label) > 1]:
-            raise ValueError(f"evaluation.benchmarks lists {twice[0]} twice; their results would overwrite each other")
+            raise ValueError(
+                f"evaluation.benchmarks lists {twice[0]} twice, so the results would overwrite each other; leave one out"
+            )
         if VALIDATION in labels:
             raise ValueError(
                 f"evaluation.benchmarks lists a benchmark called {VALIDATION}, the name of the problems held out of the training "
@@ -138,7 +140,7 @@ class ForkOptions(Options):
 
     run: str = Field(min_length=1, description="name or folder of the other run")
     step: NonNegativeInt | None = Field(None, description="step of the other run's checkpoint; null: the last")
-    optimizer: bool = Field(False, description="also continue with the optimizer's moments, which otherwise start at 0")
+    optimizer: bool = Field(False, description="also load the optimizer state, which otherwise starts at 0")
     fingerprint: str | None = Field(
         None,
         description="fingerprint (hash) of the checkpoint, which is filled in at the start; a checkpoint with another "
@@ -195,8 +197,8 @@ class RunOptions(Options):
     def _moments_are_of_the_weights(self) -> Self:
         if self.fork and self.fork.optimizer and self.cold_start.steps:
             raise ValueError(
-                f"fork.optimizer continues with moments that cold_start.steps = {self.cold_start.steps} would make stale; "
-                "set cold_start.steps=0, or leave out the optimizer"
+                f"fork.optimizer loads an optimizer state that cold_start.steps = {self.cold_start.steps} would make stale; "
+                "set cold_start.steps=0, or leave out fork.optimizer"
             )
         return self
 
@@ -240,7 +242,7 @@ class RunOptions(Options):
         if not self.environments:
             if self.episode:
                 raise ValueError(
-                    f"episode is given, but no task is played in episodes; those are {', '.join(ENVIRONMENTS)}"
+                    f"episode is given, but no task has episodes; the tasks with episodes are {', '.join(ENVIRONMENTS)}"
                 )
             return self
         if self.reward != RewardOptions() and (played := [t.name for t in self.tasks if t.name in ENVIRONMENTS]):
@@ -253,7 +255,8 @@ class RunOptions(Options):
         longest = max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens or 0)
         if self.episode and self.episode.max_tokens < longest:
             raise ValueError(
-                f"episode.max_tokens = {self.episode.max_tokens} is less than the limit of one turn, max_new_tokens = {longest}"
+                f"episode.max_tokens = {self.episode.max_tokens} is less than the limit of a turn, max_new_tokens = {longest}; "
+                "raise episode.max_tokens"
             )
         return self
 
@@ -275,7 +278,7 @@ class RunOptions(Options):
             )
         if self.model.weights == "bfloat16" and self.optimizer.betas[1] > LARGEST_BETA2_IN_BFLOAT16:
             raise ValueError(
-                f"optimizer.betas = {list(self.optimizer.betas)}: with model.weights = bfloat16 some second moments are bfloat16 "
-                f"too, and above {LARGEST_BETA2_IN_BFLOAT16} they would never fall; use 0.99"
+                f"optimizer.betas = {list(self.optimizer.betas)}: with model.weights = bfloat16, some second moments are stored "
+                f"in bfloat16 and would never decrease if the second beta exceeds {LARGEST_BETA2_IN_BFLOAT16}; use 0.99"
             )
         return self

@@ -48,7 +48,7 @@ class VllmOptions(Options):
                     f"rollout.vllm.{own[0]} does not apply with rollout.vllm.server; give it to `vllm serve`"
                 )
         elif values.get("exchange"):
-            raise ValueError("rollout.vllm.exchange is for rollout.vllm.server, which is not given")
+            raise ValueError("rollout.vllm.exchange applies to rollout.vllm.server, which is not set; leave it out")
         return values
 
     @model_serializer(mode="wrap")

@@ -65,11 +65,11 @@ class Session:
         value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
         if value is not None:
             namespace["_"] = value
-            shown = _shown(value)
-            print(f"Out[{self._number}]: " + ("\n" if "\n" in shown else "") + shown)
+            text = _repr(value)
+            print(f"Out[{self._number}]: " + ("\n" if "\n" in text else "") + text)
 
 
-def _shown(value: object) -> str:
+def _repr(value: object) -> str:
     """Return the repr of a value, with one element per line for a container that is wider than a line."""
     if isinstance(value, list | tuple | dict | set | frozenset):
         return pprint.pformat(value, width=79, sort_dicts=False)

@@ -62,7 +62,7 @@ class ActingEnvironment:
             raise UserError(
                 f"the recorded episode of problem {problem.id} has {episode.outcome.turns} turns and "
                 f"{episode.outcome.proposals} proposals, more than episode.turns={self.limits.turns} and "
-                f"episode.proposals={self.limits.proposals} allow; continue it with the options that it began with"
+                f"episode.proposals={self.limits.proposals} allow; resume the run with its original episode options"
             )
         self._begin(episode)
         return episode

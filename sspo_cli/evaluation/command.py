@@ -131,7 +131,7 @@ def measure(
     except torch.OutOfMemoryError:
         raise UserError("the GPU is out of memory; lower rollout.max_rows (for a run, in its config.json)") from None
     except KeyboardInterrupt:
-        kept = "nothing is recorded" if limit else "finished work is kept, and the same command continues from it"
+        kept = "nothing is recorded" if limit else "finished work is saved; the same command resumes it"
         raise Interrupted(f"stopped; {kept}") from None
     if not ranks.is_first():
         return

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sspo_cli.errors import quantity
-from sspo_cli.statistics import differ_alike, mcnemar, paired_bootstrap
+from sspo_cli.statistics import differences_are_equal, mcnemar, paired_bootstrap
 from sspo_cli.tracking.measurement import IDENTITY, columns, differences
 from sspo_cli.tracking.text import truncated
 
@@ -54,7 +54,7 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
     """Print scores, differences and conditions on standard output."""
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
-    console.print("Pass@1 in % [95 % interval], and how many answers were cut at the token limit")
+    console.print("Pass@1 in % [95 % interval], and the share of answers truncated at the token limit")
     console.print(_pass_at_1(results))
     for benchmark in benchmarks:
         of_benchmark = [result for result in results if result.benchmark == benchmark]
@@ -63,7 +63,9 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
             console.print(f"{benchmark}: unbiased pass@k in %")
             console.print(_pass_at_k(of_benchmark))
         if len(of_benchmark) > 1:
-            console.print(f"{benchmark}: points more than {first.target} [95 %, paired bootstrap]", soft_wrap=True)
+            console.print(
+                f"{benchmark}: difference from {first.target} in points [95 %, paired bootstrap]", soft_wrap=True
+            )
             console.print(_differences(of_benchmark))
             for sentence in _remarks(of_benchmark):
                 console.print(f"  {sentence}", soft_wrap=True)
@@ -71,7 +73,8 @@ def print_comparison(results: Sequence[EvalResult]) -> None:
         console.print(_conditions(result), soft_wrap=True)
         if result.summary["truncated"] > len(result.rows) / 2:
             console.print(
-                f"  most completions were cut at {quantity(result.summary['max_new_tokens'], 'token')}; raise --max-new-tokens"
+                f"  most completions were truncated at {quantity(result.summary['max_new_tokens'], 'token')}; raise "
+                "--max-new-tokens"
             )
 
 
@@ -125,7 +128,7 @@ def _remarks(results: Sequence[EvalResult]) -> Iterator[str]:
         if result.summary["rendered"] != first.summary["rendered"]:
             yield f"{result.target} is prompted through another chat template or tokenizer than {first.target}"
         shares = result.shares()
-        if differ_alike([shares[problem] for problem in base], [*base.values()]):
+        if differences_are_equal([shares[problem] for problem in base], [*base.values()]):
             yield (
                 f"{result.target} and {first.target} differ by the same amount on every problem, so a bootstrap interval would "
                 "have no width; the interval is exact instead (Clopper-Pearson limit for the share of problems with another "

@@ -190,7 +190,7 @@ def _benchmark(name: str, options: RunOptions) -> BenchmarkOptions:
     try:
         task = BenchmarkOptions.model_validate(task_from_text(name, "test"))
     except ValueError as error:
-        if "names no path" in str(error):
+        if "has no path" in str(error):
             raise UserError(f"benchmark {error}") from None
         raise UserError(
             f"unknown benchmark {name or repr(name)}; use {known}, one of them as NAME=PATH or NAME=PATH:SPLIT, or an existing "

@@ -95,10 +95,10 @@ def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference
     with torch.no_grad():
         expected = [literal(policy, row) for row in rows]
     if not all(values.isfinite().all() for values in expected):
-        return Difference("its own log-probabilities are not finite")
+        return Difference("the model's own log-probabilities are not finite")
     noise = rounding(policy, rows, expected)
     if not math.isfinite(noise):
-        return Difference("its own log-probabilities are not finite when its embeddings are rounded differently")
+        return Difference("the model's own log-probabilities are not finite if its embeddings are rounded differently")
     tolerance = MULTIPLE * noise
 
     def differs(distance: float, what: str, of_sampler: bool = False) -> Difference | None:
@@ -113,7 +113,7 @@ def compare(policy: Policy, rows: Sequence[Row], *, samples: bool) -> Difference
             start = literal(policy, Row(row.prompt, row.completion[:half]))
         if wrong := differs(
             _distance([start], [expected[rows.index(row)][:half]]),
-            "the log-probabilities of a text change when it continues,",
+            "the log-probabilities of a text change if more tokens follow,",
         ):
             return wrong
     if wrong := _compare_batch(policy, rows, expected, differs):
@@ -136,7 +136,7 @@ def _compare_sampler(
     except Exception:  # the model's own code may raise any exception; report the known difference
         return wrong
     of_model = (
-        "computed token by token, as every sampler does, the model's log-probabilities differ from its own of a text"
+        "the model's log-probabilities computed token by token, as in sampling, differ from those of the whole text"
     )
     return differs(distance, of_model) or wrong
 

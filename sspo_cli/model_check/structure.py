@@ -107,7 +107,9 @@ def _compare_attention(policy: Policy, row: Row) -> Difference | None:
     distance = (expected - eager).abs().max().item()
     if distance <= 1e-3 * eager.abs().max().item():
         return None
-    return Difference(f"with its own attention (model.attention=eager) log-probabilities differ by {distance:.2g} nats")
+    return Difference(
+        f"with the model's own attention (model.attention=eager), log-probabilities differ by {distance:.2g} nats"
+    )
 
 
 def _in_sampler(error: BaseException) -> bool:

@@ -58,7 +58,7 @@ def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
         alone, _ = _evaluate(method, name, ratios[row : row + 1, : lengths[row]], advantages[row : row + 1], own)
         if not torch.allclose(alone[0], weights[row], rtol=TOLERANCE, atol=TOLERANCE):
             raise UserError(
-                f"{name} weights a completion by more than its own tokens: S is {alone[0].item():.6g} alone and "
+                f"{name} uses more than a completion's own tokens: S is {alone[0].item():.6g} alone and "
                 f"{weights[row].item():.6g} in a batch; to apply a factor of the whole minibatch, use objective.normalizer"
             )
     if not on_policy:
@@ -68,8 +68,8 @@ def check_rows(method: OwnMethod, name: str, on_policy: bool) -> None:
         own_gradient = gradient[row, mask[row]]
         if not own_gradient.min() > 0 or not torch.allclose(own_gradient, own_gradient.mean(), rtol=1e-4, atol=0):
             raise UserError(
-                f"{name} does not have the policy gradient at ρ = 1: the derivatives of S by the log ratios of a completion "
-                f"must be equal and positive, but are {', '.join(f'{value:.4g}' for value in own_gradient.tolist())}; "
+                f"{name} does not have the policy gradient at ρ = 1: the derivatives of S with respect to the log ratios of a "
+                f"completion must be equal and positive, but are {', '.join(f'{value:.4g}' for value in own_gradient.tolist())}; "
                 "pass --allow-any-method to run it anyway"
             )
 

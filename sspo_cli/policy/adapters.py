@@ -69,7 +69,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
                 name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
             }
             raise UserError(
-                f"model.lora.targets names {target}, and {type(model).__name__} has no such layer"
+                f"model.lora.targets names {target}, but {type(model).__name__} has no such layer"
                 f"{did_you_mean(target, sorted(linear))}"
             )
         for name, module in modules.items():

@@ -197,8 +197,8 @@ def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimize
     written_by, eight_bit = state.get("ranks", 1), type(optimizer) is not torch.optim.AdamW
     if eight_bit and written_by != ranks.size():
         raise UserError(
-            f"the 8-bit moments in {folder} were written by {quantity(written_by, 'rank')}, so {ranks.size()} cannot load them; "
-            f"continue with --nproc {written_by}"
+            f"the 8-bit optimizer state in {folder} was written by {quantity(written_by, 'rank')}, so "
+            f"{quantity(ranks.size(), 'rank')} cannot load it; resume with --nproc {written_by}"
         )
     with usable_state(folder):
         if (folder / OPTIMIZER_INDEX).exists():

@@ -79,7 +79,7 @@ def check_demonstrations(demonstrations: Sequence[Group]) -> None:
     """Raise UserError if there are none."""
     if not demonstrations:
         raise UserError(
-            "the tasks have no worked demonstrations for the cold start; name others in cold_start.tasks, such as a file of "
+            "the tasks have no worked demonstrations for the cold start; name other tasks in cold_start.tasks, such as a file of "
             "{question, answer, demonstration} rows, or set cold_start.steps=0"
         )
 

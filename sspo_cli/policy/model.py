@@ -227,8 +227,8 @@ def check_ids(ids: Sequence[int], model: Vocabulary, what: str) -> None:
     if max(ids, default=0) >= model.vocabulary:
         token = max(ids)
         raise UserError(
-            f"{what} has token {token} ({model.tokenizer.decode([token])!r}), but the model has only {model.vocabulary}: its "
-            "tokenizer was extended without it; resize the model's embeddings (resize_token_embeddings) and save it again"
+            f"{what} has token {token} ({model.tokenizer.decode([token])!r}), but the model has only {model.vocabulary} "
+            "tokens: the tokenizer was extended without the model; call resize_token_embeddings and save the model again"
         )
 
 

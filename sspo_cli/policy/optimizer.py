@@ -49,8 +49,8 @@ def check_weights(model: ModelOptions, ranks: int) -> None:
     """Raise UserError if bfloat16 weights are to be trained on several ranks, where torchao's optimizer cannot update them."""
     if model.weights == "bfloat16" and ranks > 1:
         raise UserError(
-            "model.weights = bfloat16 is for one process: torchao's optimizer cannot update such weights when they are spread "
-            f"over {ranks} ranks; use model.weights=float32, of which each rank has its part"
+            "model.weights = bfloat16 needs a single process, because torchao's optimizer cannot update such weights if they "
+            f"are sharded over {ranks} ranks; use model.weights=float32"
         )
 
 

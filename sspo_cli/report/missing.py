@@ -41,7 +41,7 @@ def missing(collection: Collection) -> list[str]:
 def _without_curves(runs: Sequence[RunRecord]) -> list[str]:
     recorded = [len(run.metrics) for run in runs if len(run.metrics)]
     if recorded and max(recorded) == 1:
-        return ["No run has metrics of two steps, so that there are no training curves."]
+        return ["No run has metrics of two steps, so there are no training curves."]
     return []
 
 
@@ -61,7 +61,7 @@ def _missing_of(run: RunRecord, tests: pd.DataFrame | None, select: Select) -> I
     step = run.selected_step(select)
     if step is None:
         yield (
-            f"{_named(run)} has no validation to choose a checkpoint by, so that it is in no table; train with "
+            f"{_named(run)} has no validation to choose a checkpoint by, so it is in no table; train with "
             "`evaluation.validation`, or report with `--select last`."
         )
     elif tests is None:
@@ -95,7 +95,7 @@ def _missing_in(setting: str, groups: Sequence[RunGroup], tests: pd.DataFrame) -
 
 def _doubts_about_the_base(setting: str, base: pd.DataFrame) -> Iterator[str]:
     if base.empty:
-        yield f"No run of {setting} was evaluated before its first step, so that there is no base and no Δ Avg."
+        yield f"No run of {setting} was evaluated before its first step, so there is no base and no Δ Avg."
     for values, measured in split(base, *MEASUREMENT):
         if len(measured) > 1:
             shares = 100 * measured["pass_at_1"]

@@ -32,12 +32,12 @@ def check_learning(run: Run, groups: Sequence[Group]) -> None:
     likely = "; ".join(reasons(sampled, *asked))
     if state.learned and state.alike == MOST_ALIKE:
         run.tracker.note(
-            f"health: no group of the last {MOST_ALIKE} rollout batches has rewards that differ, so that nothing is learned; the "
-            f"run has learned before and may be done: {likely}"
+            f"health: no group of the last {MOST_ALIKE} rollout batches has rewards that differ, so nothing is learned; the "
+            f"run learned before and may be done: {likely}"
         )
     elif not state.learned and state.alike == 1:
         run.tracker.note(
-            f"health: no group of rollout batch {state.rollout + 1} has rewards that differ, so that nothing is learned from it: "
+            f"health: no group of rollout batch {state.rollout + 1} has rewards that differ, so nothing is learned from it: "
             f"{likely}"
         )
     elif not state.learned and state.alike >= MOST_ALIKE and not run.keep_going:

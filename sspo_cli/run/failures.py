@@ -25,12 +25,12 @@ def explained_full_memory(folder: RunFolder, options: RunOptions) -> Iterator[No
         if not says_memory_is_full(error):
             raise
         on_gpu = isinstance(error, torch.OutOfMemoryError)
-        memory = "the GPU's memory is full" if on_gpu else f"the memory is full ({first_line(error)[:200]})"
+        memory = "the GPU is out of memory" if on_gpu else f"out of memory ({first_line(error)[:200]})"
         budget, rows = max(1, options.learning.token_budget // 2), max(1, options.rollout.max_rows // 2)
         less = ["-s", f"learning.token_budget={budget}", "-s", f"rollout.max_rows={rows}"]
         raise UserError(
-            f"{memory}; {command_line(*folder.resume_command, *less)} continues the run with less memory, and so does "
-            "model.gradient_checkpointing=true; or start a new run with model.lora={rank: 16}, or with "
+            f"{memory}; {command_line(*folder.resume_command, *less)} resumes the run with less memory; "
+            "model.gradient_checkpointing=true also saves memory; or start a new run with model.lora={rank: 16}, or with "
             f"{'' if ranks.size() > 1 else 'model.weights=bfloat16 and '}optimizer.eight_bit=true"
         ) from None
 

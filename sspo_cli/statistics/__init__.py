@@ -4,7 +4,7 @@ Importing this package imports scipy.
 """
 
 from sspo_cli.statistics.comparisons import (
-    differ_alike,
+    differences_are_equal,
     holm,
     mcnemar,
     paired_bootstrap,
@@ -16,7 +16,7 @@ from sspo_cli.statistics.shares import attainable, pass_at_k, wilson
 
 __all__ = [
     "attainable",
-    "differ_alike",
+    "differences_are_equal",
     "holm",
     "mcnemar",
     "paired_bootstrap",

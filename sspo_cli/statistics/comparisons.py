@@ -69,7 +69,7 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float]) -> tuple[float, flo
     """
     differences = np.subtract(a, b, dtype=float)
     mean = float(differences.mean())
-    if differ_alike(a, b):
+    if differences_are_equal(a, b):
         return mean, *of_equal_differences(mean, len(differences))
     # Draw the counts of distinct differences, because even many problems have few distinct differences.
     values, counts = np.unique(differences.round(12), return_counts=True)
@@ -79,7 +79,7 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float]) -> tuple[float, flo
     return mean, float(low), float(high)
 
 
-def differ_alike(a: Sequence[float], b: Sequence[float]) -> bool:
+def differences_are_equal(a: Sequence[float], b: Sequence[float]) -> bool:
     """Report whether all differences a − b are equal."""
     return bool(np.ptp(np.subtract(a, b, dtype=float)) <= EQUAL)
 

@@ -69,12 +69,12 @@ class Block(Options):
     def _lists_make_sense(self) -> "Block":
         for group in self.zip:
             if not group:
-                raise ValueError("a zip group is empty, so that there is nothing to run")
+                raise ValueError("a zip group is empty, so there is nothing to run")
             if len({len(values) for values in group.values()}) > 1:
                 raise ValueError(f"the lists of the zip group {', '.join(group)} differ in length")
         for key, values in [*self.grid.items(), *(item for group in self.zip for item in group.items())]:
             if not values:
-                raise ValueError(f"the list of {key} is empty, so that there is nothing to run")
+                raise ValueError(f"the list of {key} is empty, so there is nothing to run")
         given = [*self.options, *self.grid, *(key for group in self.zip for key in group)]
         if "seed" in given:
             raise ValueError("seed is not an option of a sweep; list the seeds under `seeds`")
@@ -107,8 +107,8 @@ class SweepOptions(Block):
     base: list[FilePath] = Field([], description="config files, relative to the sweep file")
     best_of: FilePath | None = Field(
         None,
-        description="an earlier sweep's file, relative to this one: of each of its methods and gates the configuration with "
-        "the best validation Pass@1 takes the place of `blocks`",
+        description="file of an earlier sweep, relative to this file; the configuration with the best validation Pass@1 for "
+        "each method and gate of that sweep becomes a block, so `blocks` must be left out",
     )
     seeds: list[Seed] = Field([0], min_length=1)
     blocks: list[Block] = Field([Block()], min_length=1)
@@ -116,7 +116,7 @@ class SweepOptions(Block):
     @model_validator(mode="after")
     def _blocks_come_from_one_place(self) -> "SweepOptions":
         if self.best_of is not None and "blocks" in self.model_fields_set:
-            raise ValueError("best_of takes the place of blocks; give one of the two")
+            raise ValueError("best_of and blocks exclude each other; give one of the two")
         return self
 
 

@@ -34,7 +34,7 @@ class Machine:
             )
         if gpus and ranks > 1 and jobs > 1:
             raise UserError(
-                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave it out"
+                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave out --jobs"
             )
         groups = [gpus[first : first + ranks] for first in range(0, len(gpus) - ranks + 1, ranks)]
         on_gpus = [_slot_on(group) for group in groups for _ in range(jobs)]

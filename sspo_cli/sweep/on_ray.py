@@ -44,7 +44,7 @@ class RayCluster:
         """
         if jobs > 1 and ranks > 1:
             raise UserError(
-                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave it out"
+                f"--jobs {jobs} shares each GPU among trials, but a trial of several ranks needs whole GPUs; leave out --jobs"
             )
         _check_answers(address)
         try:
@@ -64,7 +64,7 @@ class RayCluster:
         if jobs > 1 and not self._has_gpus:
             ray.shutdown()
             raise UserError(
-                "--jobs shares GPUs among trials, but the Ray cluster has none; leave it out: trials run as CPUs are free"
+                "--jobs shares GPUs among trials, but the Ray cluster has none; leave out --jobs, and free CPUs limit the trials"
             )
         for wanted in map(self._wanted, trials):
             if not any(_fits(wanted, node) for node in nodes):

@@ -115,7 +115,7 @@ def decontaminate(
             (left_out if asked and question_key(problem) in asked else left[-1]).append(problem)
         if problems and not left[-1]:
             raise UserError(
-                f"every problem of task {name} is in a benchmark of this run, so that nothing is left to train on; train on "
+                f"every problem of task {name} is in a benchmark of this run, so nothing is left to train on; train on "
                 "another task, or set evaluation.decontaminate=false"
             )
     return left, left_out

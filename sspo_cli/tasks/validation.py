@@ -27,7 +27,7 @@ def hold_out(
         if share and share >= len(candidates):
             raise UserError(
                 f"evaluation.validation = {count} would hold out {quantity(share, 'problem')} of task {problems[0].task}, "
-                f"which has {len(candidates)} different ones, and leave none to train on; lower it"
+                f"which has {len(candidates)} different problems, and leave none to train on; lower it"
             )
         drawn = Random(derive_seed(SEED, "validation", number)).sample(list(candidates.values()), share)
         held_out += [replace(problem, id=f"{problem.task}-{number}-{problem.id}") for problem in drawn]

@@ -108,7 +108,7 @@ class PlainSink(Sink):
         return f"step {self._step}/{self._total_steps}: working for {taken}, {self._left} left"
 
     def _say(self, text: str) -> None:
-        self._pulse.heard()
+        self._pulse.note_output()
         with self._writing, suppress(OSError):  # the reader of the pipe may be gone; the run continues
             self._write(printable(text))
 

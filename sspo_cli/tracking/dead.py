@@ -46,9 +46,9 @@ def defects(sampled: Sampled, silent_template: str | None, max_new_tokens: int) 
     """
     count = sampled.count
     if sampled.masked == count:
-        yield "learning.mask_truncated leaves all completions out of the loss"
+        yield "all completions are truncated, so learning.mask_truncated excludes all of them from the loss"
     if sampled.truncated == count:
-        yield f"all {count} completions are cut at {quantity(max_new_tokens, 'token')}; raise rollout.max_new_tokens"
+        yield f"all {count} completions are truncated at {quantity(max_new_tokens, 'token')}; raise rollout.max_new_tokens"
     if sampled.untagged == count and sampled.episodes == count:
         yield f"no episode proposes a solution: {count} of {count}; a cold start (cold_start.steps) teaches the actions"
     elif sampled.untagged == count:
@@ -76,7 +76,7 @@ def untagged(count: int, of: int, silent_template: str | None, otherwise: str) -
 
     The message ends with a remedy: a template that asks for tags if there is a `silent_template`, otherwise `otherwise`.
     """
-    use_another = f"the template `{silent_template}` does not ask for them, use prompt=think-answer"
+    use_another = f"the template `{silent_template}` does not ask for tags; use prompt=think-answer"
     remedy = use_another if silent_template else otherwise
     return f"no answer in tags: {count} of {of}; {remedy}"
 
@@ -98,7 +98,7 @@ def evaluation_signs(rows: Sequence[Mapping[str, Any]], silent_template: str | N
     if cut > MOSTLY * count:
         limit = max(row["max_new_tokens"] for row in rows)
         signs.append(
-            f"cut at the limit of {quantity(limit, 'token')}: {cut} of {quantity(count, 'answer')}; "
+            f"truncated at the limit of {quantity(limit, 'token')}: {cut} of {quantity(count, 'answer')}; "
             "raise evaluation.max_new_tokens or --max-new-tokens"
         )
     late = sum(row["status"] == "timeout" for row in rows)

@@ -50,11 +50,11 @@ def _signs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             )
         else:
             yield (
-                f"{alike:.0%} of the groups have equal rewards, so that nothing is learned from them, at an answer reward of "
+                f"{alike:.0%} of the groups have equal rewards, so nothing is learned from them, at an answer reward of "
                 f"{answer:.2f}; use easier or harder tasks, or a larger rollout.group_size"
             )
     if (truncated := _mean(last, "completions/truncated")) > TRUNCATED:
-        yield f"{truncated:.0%} of the completions are cut at the token limit; raise rollout.max_new_tokens"
+        yield f"{truncated:.0%} of the completions are truncated at the token limit; raise rollout.max_new_tokens"
     if (attenuated := _mean(stalest, "weights/attenuated")) > ATTENUATED:
         yield (
             f"{attenuated:.0%} of the tokens of the stalest minibatch have a weight below 0.5; lower "

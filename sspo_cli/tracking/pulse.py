@@ -12,7 +12,7 @@ SECONDS = 30.0
 class Pulse:
     """A context manager with a thread that calls `say(describe())` whenever nothing was printed for `seconds`.
 
-    The program must call `heard` whenever it prints a line. An empty description is not printed.
+    The program must call `note_output` whenever it prints a line. An empty description is not printed.
     """
 
     def __init__(self, say: Callable[[str], None], describe: Callable[[], str], seconds: float = SECONDS) -> None:
@@ -21,19 +21,19 @@ class Pulse:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def heard(self) -> None:
+    def note_output(self) -> None:
         """Record that a line was just printed."""
         self._last = time.monotonic()
 
     def _beat(self) -> None:
         while not self._ended.wait(max(0.01, self._last + self._seconds - time.monotonic())):
             if time.monotonic() - self._last >= self._seconds:
-                self.heard()
+                self.note_output()
                 if line := self._describe():
                     self._say(line)
 
     def __enter__(self) -> Self:
-        self.heard()
+        self.note_output()
         self._thread.start()
         return self
 

@@ -114,7 +114,7 @@ class RunFolder:
         """Open an existing run for reading. Raises UserError if there is no run or if its `config.json` is unreadable."""
         run = cls(path)
         if not run.config_path.is_file():
-            raise UserError(f"there is no run {path}; it would hold a config.json")
+            raise UserError(f"there is no run {path}: a run folder has a config.json")
         run.config  # noqa: B018  read now, so that a damaged file is reported at once
         return run
 
@@ -219,7 +219,9 @@ class RunFolder:
         with explain_os_errors("read", self.questions_path):
             content = self.questions_path.read_bytes()
         if len(content) % keys.itemsize:
-            raise UserError(f"{self.questions_path} is damaged; delete it if what was trained on need not be known")
+            raise UserError(
+                f"{self.questions_path} is damaged; delete it to continue without a record of the training questions"
+            )
         keys.frombytes(content)
         return set(keys)
 
@@ -268,7 +270,7 @@ class RunFolder:
         rows = read_jsonl(self.metrics_path, METRICS)
         for before, row in pairwise(rows):
             if row["step"] <= before["step"]:
-                raise UserError(f"{self.metrics_path} has step {row['step']} after step {before['step']}")
+                raise UserError(f"{self.metrics_path} is damaged: step {row['step']} follows step {before['step']}")
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
@@ -279,7 +281,7 @@ class RunFolder:
         """Read the histograms of token weights, one for each optimizer step. Raises UserError if the file is damaged."""
         rows = read_jsonl(self.weights_path, WEIGHTS)
         if len({(row["width"], len(row["positive"]), len(row["negative"])) for row in rows}) > 1:
-            raise UserError(f"{self.weights_path} has rows with other bins than the ones before")
+            raise UserError(f"{self.weights_path} is damaged: the bins differ between rows")
         return rows
 
     @ranks.by_first

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Outcome, assert_told, sspo
+from commands import Outcome, assert_error, sspo
 
 from sspo_cli.config import ModelOptions, TinyModelOptions, load_config
 from sspo_cli.evaluation import command
@@ -158,12 +158,12 @@ def test_a_difference_is_that_target_minus_the_first_with_mcnemar_s_p(targets: T
     assert f"{MCNEMAR:.2g}" == "0.45"
 
     said = measure("weak", "strong", "-b", "mine.jsonl")
-    assert table(said, "mine: points more than weak") == {"strong": [cell(20, low, high), "0.45"]}
+    assert table(said, "mine: difference from weak in points") == {"strong": [cell(20, low, high), "0.45"]}
     shares = {name: cells[0].split()[0] for name, cells in table(said, "Pass@1 in %").items()}
     assert shares == {"weak": "26.7", "strong": "46.7"}
 
     said = measure("strong", "weak", "-b", "mine.jsonl")
-    assert table(said, "mine: points more than strong") == {"weak": [cell(-20, -high, -low), "0.45"]}
+    assert table(said, "mine: difference from strong in points") == {"weak": [cell(-20, -high, -low), "0.45"]}
     for name, solved in (("weak", WEAK), ("strong", STRONG)):
         rows = [json.loads(line) for line in (targets.path / f"model-{name}" / "eval" / "mine.jsonl").open()]
         assert {int(row["id"]) for row in rows if row["correct"]} == solved
@@ -180,7 +180,8 @@ def test_every_target_is_compared_with_the_first_on_each_benchmark(targets: Targ
     said = measure("weak", "strong", "best", "-b", "mine.jsonl", "-b", "late.jsonl")
     points = {
         benchmark: {
-            name: (cells[0].split()[0], cells[1]) for name, cells in table(said, f"{benchmark}: points").items()
+            name: (cells[0].split()[0], cells[1])
+            for name, cells in table(said, f"{benchmark}: difference from").items()
         }
         for benchmark in ("mine", "late")
     }
@@ -197,7 +198,7 @@ def test_several_samples_are_shares_and_have_no_mcnemar_p(targets: Targets) -> N
         targets.model(name, [{n for n, right in enumerate(counts) if sample < right} for sample in range(4)])
     low, high = (100 * end for end in interval_of([(b - a) / 4 for a, b in zip(weak, strong, strict=True)]))
     said = measure("weak", "strong", "-b", "mine.jsonl", "--samples", 4, "--temperature", 1)
-    assert table(said, "mine: points more than weak") == {"strong": [cell(100 * 3 / 24, low, high), "–"]}
+    assert table(said, "mine: difference from weak in points") == {"strong": [cell(100 * 3 / 24, low, high), "–"]}
     by_k = {
         name: [sum(1 - math.comb(4 - right, k) / math.comb(4, k) for right in counts) / 6 for k in (1, 2, 4)]
         for name, counts in (("weak", weak), ("strong", strong))
@@ -213,7 +214,7 @@ def test_one_sample_against_several_has_no_mcnemar_p(targets: Targets, first: st
     targets.run("once", [{0, 1}], benchmarks, "evaluation.max_new_tokens=7")
     targets.run("twice", [{0, 1, 2}, {0, 2, 3}], benchmarks, "evaluation.samples=2", "evaluation.temperature=1")
     said = measure(first, other)
-    (cells,) = table(said, f"mine: points more than {first}").values()
+    (cells,) = table(said, f"mine: difference from {first} in points").values()
     assert (cells[0].split()[0], cells[1]) == (points, "–")
     assert table(said, "mine: unbiased pass@k in %") == {"once": ["40.0", "–"], "twice": ["60.0", "80.0"]}
     assert "once, mine (test): 5 problems, greedy, at most 7 tokens, prompt plain, checkpoint step-3" in said
@@ -227,7 +228,9 @@ def test_targets_that_answered_other_problems_are_not_compared(targets: Targets)
     for name, numbers in others.items():
         targets.run(name, [STRONG], of_file(targets.problems(f"data/{name}/mine.jsonl", numbers)))
     said = measure("one", *others)
-    assert table(said, "mine: points more than one") == {name: ["measured on other problems", "–"] for name in others}
+    assert table(said, "mine: difference from one in points") == {
+        name: ["measured on other problems", "–"] for name in others
+    }
     shares = {name: [cell.split()[0] for cell in cells] for name, cells in table(said, "Pass@1 in %").items()}
     assert shares == {  # each in a separate column
         "one": ["66.7", "–", "–", "–"],
@@ -242,7 +245,7 @@ def test_a_target_with_another_prompt_or_sampler_is_not_compared(targets: Target
     targets.run("one", [WEAK], file)
     targets.run("asked to think", [STRONG], file, "prompt=think-answer")
     said = measure("one", "asked to think")
-    (why,) = table(said, "mine: points more than one").values()
+    (why,) = table(said, "mine: difference from one in points").values()
     assert why == ["measured with another prompt", "–"]
     shares = {name: [cell.split()[0] for cell in cells] for name, cells in table(said, "Pass@1 in %").items()}
     assert shares == {"one": ["66.7", "–"], "asked to think": ["–", "66.7"]}
@@ -271,7 +274,7 @@ def test_files_of_one_name_are_filed_apart_and_each_is_measured_again_in_its_pla
 
 def test_a_mistyped_name_is_reported_before_another_target_is_measured(targets: Targets) -> None:
     targets.run("one", [WEAK], of_file(targets.problems("mine.jsonl", range(6))))
-    assert_told(sspo("eval", "--runs-dir", ".", "one", "tpyo"), "there is no run tpyo in")
+    assert_error(sspo("eval", "--runs-dir", ".", "one", "tpyo"), "there is no run tpyo in")
     assert not (targets.path / "one" / "eval" / "summary.json").exists()
 
 
@@ -281,7 +284,7 @@ def test_equal_differences_have_an_exact_interval_and_a_sentence(targets: Target
         targets.model(name, [WEAK])
     said = measure("one", "other", "-b", "mine.jsonl")
     most = 100 * (1 - 0.025 ** (1 / N))
-    assert table(said, "mine: points more than one") == {"other": [cell(0, -most, most), "1"]}
+    assert table(said, "mine: difference from one in points") == {"other": [cell(0, -most, most), "1"]}
     assert "other and one differ by the same amount on every problem" in said
 
 
@@ -289,13 +292,15 @@ def test_the_order_of_the_problems_does_not_matter(targets: Targets) -> None:
     targets.run("one", [WEAK], of_file(targets.problems("a/mine.jsonl", range(N))))
     targets.run("other", [STRONG], of_file(targets.problems("b/mine.jsonl", range(N - 1, -1, -1))))
     low, high = (100 * end for end in interval_of(DIFFERENCES))
-    assert table(measure("one", "other"), "mine: points more than one") == {"other": [cell(20, low, high), "0.45"]}
+    assert table(measure("one", "other"), "mine: difference from one in points") == {
+        "other": [cell(20, low, high), "0.45"]
+    }
 
 
 def test_equal_ids_of_files_with_other_answers_are_other_problems(targets: Targets) -> None:
     targets.run("one", [WEAK], of_file(targets.problems("a/mine.jsonl", range(6))))
     targets.run("other", [STRONG], of_file(targets.problems("b/mine.jsonl", range(6), wrong_golds=[4])))
-    assert table(measure("one", "other"), "mine: points more than one") == {
+    assert table(measure("one", "other"), "mine: difference from one in points") == {
         "other": ["measured on other problems", "–"]
     }
 
@@ -306,7 +311,7 @@ def test_a_benchmark_most_of_whose_completions_were_cut_says_so(targets: Targets
     for name, n in (("half", 6), ("most", 5)):
         targets.problems(f"{name}.jsonl", range(n))
     said = measure("weak", "-b", "half.jsonl", "-b", "most.jsonl", "--max-new-tokens", 9).splitlines()
-    (place,) = (place for place, line in enumerate(said) if "most completions were cut at 9 tokens" in line)
+    (place,) = (place for place, line in enumerate(said) if "most completions were truncated at 9 tokens" in line)
     assert said[place - 1].startswith("weak, most (test): 5 problems, greedy, at most 9 tokens")
 
 
@@ -374,7 +379,7 @@ def test_other_conditions_problems_or_weights_are_sampled(targets: Targets) -> N
         assert is_sampled(targets, *command, *change)
         assert not is_sampled(targets, *command, *change)
     assert is_sampled(targets, *command, *sampled, "--seed", 3)
-    assert_told(
+    assert_error(
         sspo("eval", "--runs-dir", ".", *command, "--seed", 3),
         "--seed would be ignored: greedy completions do not depend on it",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from commands import Outcome, assert_told, sspo
+from commands import Outcome, assert_error, sspo
 from forked import Captured
 
 from sspo_cli.rollout.torch_engine import TorchEngine
@@ -114,7 +114,7 @@ def test_several_targets_on_several_benchmarks_are_compared_problem_by_problem(r
         difference, low, high = (100 * value for value in paired_bootstrap(a, b))
         line = next(
             line
-            for line in done.stdout.split(f"{benchmark}: points more than one")[1].splitlines()
+            for line in done.stdout.split(f"{benchmark}: difference from one in points")[1].splitlines()
             if "models/before" in line
         )
         assert f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]" in line
@@ -148,7 +148,7 @@ def test_a_model_alone_has_the_defaults_of_a_named_model_also_under_what_is_not_
             "model.name=other",
             "-s model.name would be ignored: an evaluation does not use it; name the model as an argument",
         ),
-        ("seed=3", "-s seed would be ignored: an evaluation does not use it; --seed is that of the sampling"),
+        ("seed=3", "-s seed would be ignored: an evaluation does not use it; use --seed, the seed of the sampling"),
         ("rollout.temperature=0.5", "use --temperature"),
         ("optimizer={learning_rate: 1}", "-s optimizer.learning_rate would be ignored"),
         ("evaluation.every=3", "-s evaluation.every would be ignored: an evaluation does not use it; leave it out"),
@@ -156,13 +156,13 @@ def test_a_model_alone_has_the_defaults_of_a_named_model_also_under_what_is_not_
     ],
 )
 def test_an_option_that_an_evaluation_would_ignore_is_refused(runs, option, said):
-    assert_told(sspo("eval", "--runs-dir", ".", "models/before", "-s", option), said)
+    assert_error(sspo("eval", "--runs-dir", ".", "models/before", "-s", option), said)
     assert not (runs / "model-models-before").exists()
 
 
 def test_an_option_that_grading_would_ignore_is_refused(runs):
     done = sspo("eval", "--completions", "mine.jsonl", "-s", "prompt=plain")
-    assert_told(done, "-s prompt would be ignored: the grading of recorded completions does not use it; leave it out")
+    assert_error(done, "-s prompt would be ignored: the grading of recorded completions does not use it; leave it out")
 
 
 MINE = ["-b", "mine.jsonl"]
@@ -195,7 +195,7 @@ ONE_LIMIT = "evaluation.benchmarks=[{name: arithmetic, limit: 2, max_new_tokens:
 def test_an_option_without_effect_next_to_others_is_refused(runs, monkeypatch, arguments, option, said):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     given = arguments if option is None else ["models/before", *arguments, "-s", option]
-    assert_told(sspo("eval", "--runs-dir", ".", *given), said)
+    assert_error(sspo("eval", "--runs-dir", ".", *given), said)
     assert not (runs / "model-models-before").exists()
 
 
@@ -226,7 +226,7 @@ def test_a_model_next_to_a_run_is_measured_like_the_run(runs):
 def test_a_model_and_a_run_are_not_measured_with_different_token_limits(runs):
     given = {**MODELS, "rollout__max_new_tokens": 20}
     done = sspo("eval", "--runs-dir", ".", "one", "models/before", **given)
-    assert_told(
+    assert_error(
         done, "arithmetic would be measured for one with at most 48 tokens and models/before with at most 20, so their"
     )
     assert "set the same limit for both with --max-new-tokens" in done.stderr
@@ -315,7 +315,7 @@ def test_after_ctrl_c_the_same_command_continues(runs, monkeypatch):
     monkeypatch.setattr(TorchEngine, "generate", counted(2))
     done = sspo(*command)
     assert done.returncode == 130
-    assert "stopped; finished work is kept, and the same command continues from it" in done.stderr
+    assert "stopped; finished work is saved; the same command resumes it" in done.stderr
     monkeypatch.setattr(TorchEngine, "generate", counted(0))
     assert sspo(*command).returncode == 0
     assert len(calls) == 1  # that of the second model; the run was measured before
@@ -328,15 +328,17 @@ def test_after_ctrl_c_the_same_command_continues(runs, monkeypatch):
 def test_which_checkpoint_of_a_run(runs):
     assert "checkpoint step-1" in measure("one", "--checkpoint", 1).stdout
     assert [row["step"] for row in summaries(runs / "one")] == [0, 2, 1]
-    assert_told(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", "best"), "has no best checkpoint")
+    assert_error(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", "best"), "has no best checkpoint")
     best = {"step": 1, "pass_at_1": 0.5, "n": 8}
     (runs / "one" / "checkpoints" / "best.json").write_text(json.dumps(best))
     assert "checkpoint step-1" in measure("one", "--checkpoint", "best").stdout
     assert "checkpoint step-2" in measure("one").stdout
-    assert_told(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", 7), "or one of its steps: 1, 2")
+    assert_error(sspo("eval", "one", "--runs-dir", ".", "--checkpoint", 7), "or one of its steps: 1, 2")
     done = sspo("eval", "models/before", "--runs-dir", ".", "--checkpoint", 1)
-    assert_told(done, "a model has no checkpoints")
-    assert_told(sspo("eval", "one/checkpoints/step-1", "--runs-dir", ".", "--checkpoint", 1), "is a checkpoint already")
+    assert_error(done, "a model has no checkpoints")
+    assert_error(
+        sspo("eval", "one/checkpoints/step-1", "--runs-dir", ".", "--checkpoint", 1), "is a checkpoint already"
+    )
 
 
 def test_a_run_that_vllm_sampled_for_is_measured_without_vllm(runs, monkeypatch):
@@ -346,10 +348,10 @@ def test_a_run_that_vllm_sampled_for_is_measured_without_vllm(runs, monkeypatch)
     about["options"]["rollout"]["engine"] = "vllm"
     config.write_text(json.dumps(about))
     before = summaries(runs / "one")
-    assert_told(sspo("eval", "--runs-dir", ".", "one"), "vLLM is not installed")
+    assert_error(sspo("eval", "--runs-dir", ".", "one"), "vLLM is not installed")
     measure("one", "--engine", "torch")
     assert summaries(runs / "one") == before
-    assert_told(sspo("eval", "--runs-dir", ".", "one", "--engine", "vllm"), "vLLM is not installed")
+    assert_error(sspo("eval", "--runs-dir", ".", "one", "--engine", "vllm"), "vLLM is not installed")
 
 
 def test_completions_longer_than_a_vllm_server_takes_are_refused_and_nothing_is_sampled(runs, monkeypatch):
@@ -363,7 +365,7 @@ def test_completions_longer_than_a_vllm_server_takes_are_refused_and_nothing_is_
     before = sorted(runs.rglob("*"))
     server = {"rollout__vllm__server": "http://node:8000", "rollout__vllm__exchange": runs}
     done = sspo("eval", "--runs-dir", ".", "models/before", **MODELS, **server)
-    assert_told(done, "accepts sequences of 60 tokens, but ")
+    assert_error(done, "accepts sequences of 60 tokens, but ")
     assert "/v1/completions" not in asked
     assert sorted(runs.rglob("*")) == before
 
@@ -383,18 +385,21 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "--completions", "mine.jsonl"], "give runs or models to measure"),
         (
             ["--completions", "mine.jsonl", "--samples", "4"],
-            "--completions grades recorded outputs and samples nothing",
+            "nothing is sampled with --completions; leave out sampling options",
         ),
         ([""], "the name of a run is empty"),
         (["one", "-b", ""], "unknown benchmark ''"),
-        (["one", "-b", "gsm8k="], "names no path"),
+        (["one", "-b", "gsm8k="], "has no path after"),
         (["one", "-b", "file"], "benchmark `file` has no path"),
         (
             ["one", "--again", "--limit", "3"],
             "results with --limit are never recorded, so they are always measured again",
         ),
         (["--completions", "mine.jsonl"], "--completions reads no runs; leave out --runs-dir"),
-        (["--completions", "mine.jsonl", "--again"], "--completions grades recorded outputs and samples nothing"),
+        (
+            ["--completions", "mine.jsonl", "--again"],
+            "nothing is sampled with --completions; leave out sampling options",
+        ),
         (["."], "is a folder of runs, not a run; name one of them: one"),
         (["one", "--top-p", "0.9"], "--top-p and --top-k do not apply to greedy completions; add --temperature"),
         (["one", "--temperature", "inf"], "--temperature inf would"),
@@ -408,7 +413,7 @@ def test_a_limited_evaluation_is_printed_and_not_recorded(runs):
         (["one", "./one"], "one and ./one are the same"),
         (["one", "--max-new-tokens", "5000"], "5000 for the completion, but the model's context is"),
         (["models/before", "-b", "mint=nowhere", "-s", "episode.turns=3"], "data file nowhere has an unknown type"),
-        (["models/before", "-b", "mine.jsonl", "-s", "episode.turns=3"], "episode is given, but no task is played"),
+        (["models/before", "-b", "mine.jsonl", "-s", "episode.turns=3"], "episode is given, but no task has episodes"),
         (["one", "-s", "prompt=plain"], "is measured with its own options; leave out -c and -s"),
     ],
 )
@@ -416,14 +421,14 @@ def test_wrong_input_is_reported_in_a_sentence(runs, arguments, said):
     for name in ("arithmetic", "validation"):
         (runs / "models" / f"{name}.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     before = sorted(runs.rglob("*"))
-    assert_told(sspo("eval", "--runs-dir", ".", *arguments), said)
+    assert_error(sspo("eval", "--runs-dir", ".", *arguments), said)
     assert sorted(runs.rglob("*")) == before
 
 
 def test_the_results_of_two_models_do_not_mix(runs):
     measure("models/before", "-b", "mine.jsonl")
     shutil.copytree(runs / "models" / "before", runs / "models-before")
-    assert_told(sspo("eval", "models-before", "--runs-dir", "."), "holds the results of another model")
+    assert_error(sspo("eval", "models-before", "--runs-dir", "."), "holds the results of another model")
 
 
 def test_a_run_is_measured_where_the_kernels_that_it_learned_with_are_not(runs: Path):

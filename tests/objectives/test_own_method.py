@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 
 from sspo_cli.config import ObjectiveOptions
 from sspo_cli.errors import UserError
@@ -74,7 +74,7 @@ def infinite(log_ratio, advantages, mask):
     ("method", "message"),
     [
         (grpo, r"^method grpo breaks condition \(i\).*pass --allow-any-method to run it anyway$"),
-        (of_the_batch, "^method of_the_batch weights a completion by more than its own tokens.*objective.normalizer$"),
+        (of_the_batch, "^method of_the_batch uses more than a completion's own tokens.*objective.normalizer$"),
         (
             first_token_only,
             "^method first_token_only does not have the policy gradient at ρ = 1: .*, but are 1, 0, 0; ",
@@ -122,10 +122,10 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     assert options.words == ["mymethod:mine"]
     done = sspo("train", "--method", "mymethod:linear", "--allow-any-method", "--dry-run")
     assert "method: mymethod:linear" in done.stdout
-    assert_told(sspo("train", "--method", "mymethod:other"), "has no function other")
-    assert_told(sspo("train", "--method", "mymethod:mine", "--gate", "atanlog"), "has no option gate")
-    assert_told(sspo("train", "--method", "mymethod:mine", objective__tau_neg=0.3), "has no option tau_neg")
-    assert_told(sspo("train", "--method", "mymethod:linear", "--runs-dir", tmp_path), "breaks condition (iii)")
+    assert_error(sspo("train", "--method", "mymethod:other"), "has no function other")
+    assert_error(sspo("train", "--method", "mymethod:mine", "--gate", "atanlog"), "has no option gate")
+    assert_error(sspo("train", "--method", "mymethod:mine", objective__tau_neg=0.3), "has no option tau_neg")
+    assert_error(sspo("train", "--method", "mymethod:linear", "--runs-dir", tmp_path), "breaks condition (iii)")
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".pyc" and path.name[0] != "_") == [
         "mymethod.py"
     ]

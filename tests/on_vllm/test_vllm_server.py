@@ -20,7 +20,7 @@ from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.vllm_server import HOW_TO_START, VllmServer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from small_runs import rows, without_times
 
 pytestmark = needs_vllm
@@ -169,7 +169,7 @@ def test_weights_that_do_not_arrive_are_reported_before_the_cold_start(server, m
 
 def test_a_server_s_room_is_compared_with_what_an_evaluation_may_need(server, model, tmp_path):
     options = of_an_evaluation(server, tmp_path) | {"evaluation__max_new_tokens": ROOM}
-    assert_told(sspo("eval", model, "--runs-dir", tmp_path, **options), f"accepts sequences of {ROOM} tokens, but 1")
+    assert_error(sspo("eval", model, "--runs-dir", tmp_path, **options), f"accepts sequences of {ROOM} tokens, but 1")
     assert not list(tmp_path.iterdir())
 
 
@@ -180,7 +180,7 @@ def test_a_server_that_is_not_in_dev_mode_is_reported_before_the_cold_start(mode
     assert done.returncode == 1
     assert "was started without VLLM_SERVER_DEV_MODE=1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "cold-starts").exists()
-    assert_told(reported, f"the server {address} was started without VLLM_SERVER_DEV_MODE=1")
+    assert_error(reported, f"the server {address} was started without VLLM_SERVER_DEV_MODE=1")
 
 
 @pytest.mark.long

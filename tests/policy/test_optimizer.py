@@ -155,7 +155,7 @@ def test_random_rounding_is_drawn_from_the_seed_of_the_step():
 
 
 def test_bfloat16_weights_are_refused_on_several_ranks():
-    with pytest.raises(UserError, match=r"when they are spread over 2 ranks; use model.weights=float32"):
+    with pytest.raises(UserError, match=r"if they are sharded over 2 ranks; use model.weights=float32"):
         check_weights(ModelOptions(weights="bfloat16"), 2)
     check_weights(ModelOptions(weights="bfloat16"), 1)
     check_weights(ModelOptions(), 2)

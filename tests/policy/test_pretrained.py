@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -87,8 +87,8 @@ ARITHMETIC = ("-b", "arithmetic", "--limit", "2", "-s", "prompt=plain")
 def test_the_commands_refuse_them_before_anything_is_spent(folder, tmp_path):
     change_weights(folder, rename)
     where = {"model__name": folder, **QUICK}
-    assert_told(sspo("train", "--runs-dir", tmp_path / "runs", **where), "do not match its config.json")
-    assert_told(sspo("eval", folder, *ARITHMETIC, "--runs-dir", tmp_path / "runs"), "do not match its config.json")
+    assert_error(sspo("train", "--runs-dir", tmp_path / "runs", **where), "do not match its config.json")
+    assert_error(sspo("eval", folder, *ARITHMETIC, "--runs-dir", tmp_path / "runs"), "do not match its config.json")
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 

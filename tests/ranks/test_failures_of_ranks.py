@@ -13,7 +13,7 @@ import gradients
 import pytest
 import torch
 import torch.distributed as dist
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -198,10 +198,10 @@ def test_a_rank_that_crashes_after_the_run_had_finished_fails_nothing(
     monkeypatch.setattr(supervisor, "run_ranks", run)
     result = sspo("train", "--nproc", "2", "-s", "device=cpu", "--runs-dir", str(tmp_path))
     if fails:
-        assert_told(result, "rank 1: it was ended by SIGSEGV; --resume continues the run")
+        assert_error(result, "rank 1: it was ended by SIGSEGV; --resume continues the run")
     else:
         assert result.returncode == 0
-        assert "note: rank 1: it was ended by SIGSEGV; the run had finished before that" in result.stderr
+        assert "note: rank 1: it was ended by SIGSEGV; the run had already finished" in result.stderr
 
 
 def test_an_extension_that_fails_is_not_taken_for_a_finished_run(tmp_path):
@@ -305,7 +305,7 @@ def test_the_kernel_says_what_a_process_does():
 
 def test_a_wrong_patience_is_reported_once_before_a_rank_starts(monkeypatch, capfd):
     monkeypatch.setenv(PATIENCE, "long")
-    assert_told(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
+    assert_error(sspo("train", "--nproc", "2"), f"{PATIENCE} = long is not a number of seconds")
     assert not capfd.readouterr().err
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from safetensors.torch import load_file
 from small_runs import arguments, rows, run, without_times
 
@@ -121,7 +121,7 @@ def test_ranks_of_an_evaluation_compute_where_its_run_did(runs, monkeypatch):
     monkeypatch.setattr("sspo_cli.supervisor.run_ranks", lambda command, count, ends: started.append((count, ends)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert_told(sspo("eval", "alone", "--nproc", 2, "--runs-dir", runs), "2 ranks need as many GPUs")
+    assert_error(sspo("eval", "alone", "--nproc", 2, "--runs-dir", runs), "2 ranks need as many GPUs")
     shutil.copytree(runs / "alone", runs / "on-cpu")
     config = runs / "on-cpu" / "config.json"
     about = json.loads(config.read_text())
@@ -129,7 +129,7 @@ def test_ranks_of_an_evaluation_compute_where_its_run_did(runs, monkeypatch):
     assert sspo("eval", "on-cpu", "--nproc", 2, "--runs-dir", runs).returncode == 0
     ((count, ends),) = started
     assert count == 2
-    assert "finished work is kept, and `sspo eval on-cpu --nproc 2" in ends.stopped
+    assert "finished work is saved; `sspo eval on-cpu --nproc 2" in ends.stopped
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -153,4 +153,4 @@ def test_episodes_are_those_of_one_process(forked_ranks, tmp_path):
 def test_what_ranks_cannot_do_is_refused(forked_ranks, tmp_path):
     refused = "rollout.engine = vllm samples in one process, but this run has 2 ranks"
     done = sspo(*arguments(tmp_path, "--nproc", "2"), rollout__engine="vllm")
-    assert_told(done, refused)
+    assert_error(done, refused)

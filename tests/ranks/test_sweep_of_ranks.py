@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from commands import Outcome, assert_told, sspo
+from commands import Outcome, assert_error, sspo
 from small_runs import SMALL, rows
 
 from sspo_cli.sweep.view import TrialsView
@@ -76,7 +76,7 @@ def test_a_dry_run_says_where_trials_of_ranks_run(folder, monkeypatch):
 
 
 def test_what_ranks_of_a_trial_cannot_do_is_refused_before_one_starts(folder):
-    assert_told(sweep(folder, "-s", "rollout.engine=vllm"), "this run has 2 ranks; start a vLLM server")
-    assert_told(sweep(folder, "-s", "model.kernels=compiled"), "compiled does not support several ranks")
-    assert_told(sweep(folder, "--nproc", 99), "99 ranks are too many for the")
+    assert_error(sweep(folder, "-s", "rollout.engine=vllm"), "this run has 2 ranks; start a vLLM server")
+    assert_error(sweep(folder, "-s", "model.kernels=compiled"), "compiled does not support several ranks")
+    assert_error(sweep(folder, "--nproc", 99), "99 ranks are too many for the")
     assert not (folder / "small").exists()

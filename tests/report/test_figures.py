@@ -204,7 +204,7 @@ def test_a_figure_or_panel_without_a_curve_is_left_out(tmp_path: Path) -> None:
     figure = training_figure(*of_one(bare))
     assert [ax.get_ylabel() for ax in figure.axes] == ["reward (minibatch mean)"]
     caption = drawn(bare)["training"]
-    assert "Without a panel: not recorded at two steps: token entropy (nats), stalest tokens with w < 0.5;" in caption
+    assert "Panels left out: not recorded at two steps: token entropy (nats), stalest tokens with w < 0.5;" in caption
     assert caption.endswith("no evaluation of a finished run.")
     assert [ax.get_ylabel()[:6] for ax in smoothed_figure([bare]).axes] == ["reward"]
     only = a_group(a_run(evaluations=[evaluation(8, 100)]))

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from synthetic_runs import evaluation, kept_group, write_bare_model, write_run
@@ -140,13 +140,13 @@ def test_a_run_is_named_as_for_eval(tmp_path: Path, one_figure: None, monkeypatc
         "mine/checkpoints/step-2": f"a report covers whole runs; name the run, {tmp_path / 'runs' / 'mine'}",
     }
     for name, said in refused.items():  # also next to a run that there is
-        assert_told(sspo("report", "mine", name, "--out", "refused"), said)
+        assert_error(sspo("report", "mine", name, "--out", "refused"), said)
     assert not (tmp_path / "refused").exists()
     done = sspo("report", "mine", "org/name", "--out", "both")
     assert done.returncode == 0, done.stderr
     assert "1 run, 1 configuration, 1 setting, 1 model without a run" in (tmp_path / "both" / "report.md").read_text()
     (tmp_path / "runs" / "mine" / "status.json").unlink()
-    assert_told(sspo("report", "org/name", "mine", "--out", "refused"), "mine has no status.json")
+    assert_error(sspo("report", "org/name", "mine", "--out", "refused"), "mine has no status.json")
 
 
 def test_what_is_missing_is_named_near_the_top_of_both_pages(tmp_path: Path, one_figure: None) -> None:
@@ -172,7 +172,7 @@ def test_signs_of_trouble_are_named_with_their_run_on_both_pages(tmp_path: Path,
     write_report([runs], tmp_path / "out")
     markdown, page = ((tmp_path / "out" / name).read_text() for name in ("report.md", "index.html"))
     assert "## Health: signs of trouble in 1 of 2 runs\n" in markdown
-    sentence = "40% of the completions are cut at the token limit; raise rollout.max_new_tokens."
+    sentence = "40% of the completions are truncated at the token limit; raise rollout.max_new_tokens."
     assert f"cut`: {sentence}" in markdown
     listed = page[page.index('id="health"') : page.index('<section id="tables"')]
     assert f"cut</code>: {sentence}" in listed

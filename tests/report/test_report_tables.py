@@ -69,7 +69,7 @@ def test_a_cell_that_lacks_a_seed_of_its_row_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "seed=3", evaluations=[*before_and_after(120), evaluation(12, 9, 30, "aime25")])
     write_run(tmp_path / "b", "seed=4", evaluations=before_and_after(120))
     notes = [note for note in table_of(tmp_path).notes if "only" in note]
-    assert notes == ["SSPO atanlog in tiny model (3 layers of 64), arithmetic: aime25 is of seed 3 only."]
+    assert notes == ["SSPO atanlog in tiny model (3 layers of 64), arithmetic: aime25 was measured for seed 3 only."]
 
 
 def test_samples_are_shares_of_problems_in_the_interval(tmp_path: Path) -> None:
@@ -413,6 +413,4 @@ def test_how_many_answers_were_cut_stands_next_to_each_score(tmp_path: Path) -> 
         "**50.0 ± 0.0** [43.1, 56.9], 20.0 % cut",
     ]
     assert numbers(table, kind="trained", column="arithmetic")["truncated"] == pytest.approx(20)
-    assert any(
-        note.startswith("% cut is the share of the answers that reached the token limit") for note in table.notes
-    )
+    assert any(note.startswith("% cut is the share of answers truncated at the token limit") for note in table.notes)

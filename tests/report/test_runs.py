@@ -168,7 +168,7 @@ def test_what_is_missing_is_reported_by_name(tmp_path: Path) -> None:
         f"`sspo eval {tmp_path}/early --checkpoint last` evaluates it.",
         f"`{tmp_path}/short` (seed 4) was not measured on math500 at the step that the tables show.",
         f"`{tmp_path}/model` holds no evaluation of name.",
-        "No run of other, arithmetic was evaluated before its first step, so that there is no base and no Δ Avg.",
+        "No run of other, arithmetic was evaluated before its first step, so there is no base and no Δ Avg.",
         f"The base of {tiny} is the mean over runs that do not agree on arithmetic before their first step: 30.0 to 30.5 %.",
         f"GRPO in {tiny} has no finished run of seeds 3, 5, which other configurations have.",
         f"The seeds of GRPO in {tiny} are evaluated differently: `{tmp_path}/grpo` (seed 0): evaluation.every 3; "
@@ -181,7 +181,7 @@ def test_what_is_missing_is_reported_by_name(tmp_path: Path) -> None:
     assert set(sentences) == expected
     assert len(sentences) == len(expected)
     no_validation = (
-        f"`{tmp_path}/grpo4` (seed 4) has no validation to choose a checkpoint by, so that it is in no table; train with "
+        f"`{tmp_path}/grpo4` (seed 4) has no validation to choose a checkpoint by, so it is in no table; train with "
         "`evaluation.validation`, or report with `--select last`."
     )
     assert no_validation in missing(collect([tmp_path], "best"))

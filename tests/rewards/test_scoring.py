@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from small_runs import rows
 
 from sspo_cli.config import load_config
@@ -146,11 +146,11 @@ def test_a_run_learns_from_it_and_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     }
     own = {"reward__function": "own_lengths:brief", "reward__range": "[-1, 0]", "reward__weight": 2}
     run = ("train", "--runs-dir", ".", "--run")
-    assert_told(sspo(*run, "bad", **small, reward__function="own_lengths:long"), "own_lengths.py has no function long")
+    assert_error(sspo(*run, "bad", **small, reward__function="own_lengths:long"), "own_lengths.py has no function long")
     assert not (tmp_path / "bad").exists()
-    assert_told(sspo(*run, "bad", **small, reward__function="own_lengths:brief"), "not in reward.range = [0, 1]")
+    assert_error(sspo(*run, "bad", **small, reward__function="own_lengths:brief"), "not in reward.range = [0, 1]")
     endless = {"reward__function": "own_lengths:endless", "answer_timeout": 0.2}
-    assert_told(sspo(*run, "bad", **small, **endless), "own_lengths:endless has not ended after 0.2 s")
+    assert_error(sspo(*run, "bad", **small, **endless), "own_lengths:endless has not ended after 0.2 s")
     done = sspo(*run, "good", **small, **own, reward__format=0.5)
     assert done.returncode == 0, done.stderr
     assert "rewards of synthetic completions, of at most 1.5: perfect 1." in done.stdout + done.stderr

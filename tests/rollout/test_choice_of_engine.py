@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands import assert_told, sspo
+from commands import assert_error, sspo
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sspo_cli.config import RolloutOptions, VllmOptions, load_config, validate
@@ -39,7 +39,7 @@ def test_a_server_that_does_not_answer_is_reported_with_how_to_start_one(policy,
     ("options", "said"),
     [
         ({"engine": "torch", "vllm.enforce_eager": True}, "rollout.vllm is given, but rollout.engine = torch"),
-        ({"vllm.exchange": "x"}, "rollout.vllm.exchange is for rollout.vllm.server"),
+        ({"vllm.exchange": "x"}, "rollout.vllm.exchange applies to rollout.vllm.server"),
         ({"vllm.server": "http://a:1"}, "rollout.vllm.server needs rollout.vllm.exchange"),
         (
             {"vllm.server": "http://a:1", "vllm.exchange": "x", "vllm.sleep": True},
@@ -48,7 +48,7 @@ def test_a_server_that_does_not_answer_is_reported_with_how_to_start_one(policy,
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(options, said):
-    assert_told(sspo("train", "--dry-run", **{f"rollout__{name}": value for name, value in options.items()}), said)
+    assert_error(sspo("train", "--dry-run", **{f"rollout__{name}": value for name, value in options.items()}), said)
 
 
 @pytest.mark.parametrize("vllm", ["{kv_cache_gib: 2}", "{server: http://a:1, exchange: x}"])

@@ -72,8 +72,8 @@ def figures(collection: Collection) -> Iterator[Drawing]:
         if measured := weights_figure(members):
             caption = (
                 f"Measured distribution of the token weights w(ρ) over all steps and {_seeds(members)}, by the sign of Â, "
-                "in bins of 0.05, the last one open; the darker, the staler the minibatch. In the first minibatch of a "
-                "rollout, ρ = 1."
+                "in bins of 0.05 (the last bin is open). Darker lines are staler minibatches. In the first minibatch of "
+                "a rollout batch, ρ = 1."
             )
             yield Drawing(name, _titled("Token weights in training", members, groups), caption, measured)
     yield Drawing("gates", "The gates against clip", CAPTION, gates_figure())
@@ -134,7 +134,7 @@ def _training_curves(groups: Sequence[RunGroup], best: Sequence[RunGroup], how: 
     yield Drawing("best", f"{' and '.join(recorded).capitalize()}, smoothed", caption, smoothed_figure(best))
     timed = [group for group in best if has_cost(group)]
     if timed and len(groups) > 1:
-        notes = ["Wall time is without evaluations and checkpoints.", how, equal_curves(timed, by_seconds, by_tokens)]
+        notes = ["Wall time excludes evaluations and checkpoints.", how, equal_curves(timed, by_seconds, by_tokens)]
         caption = " ".join(filter(None, [smoothing, *notes]))
         yield Drawing("cost", "Reward by wall time and by sampled tokens", caption, cost_figure(timed))
 
@@ -151,11 +151,11 @@ def _scores(
     frame, when = collection.frame, SELECTED[collection.select]
     for name, members in _named("staleness", series, lambda members: members[0].start):
         caption = (
-            f"By μ: Pass@1 {when}; reward and entropy, the means of the last tenth of the steps; the share of tokens with "
-            f"w < 0.5 in the last minibatch of each rollout batch, over all steps. Means over {_seeds(members)}, bars from the "
-            f"lowest seed to the highest. {how}"
+            f"By μ: Pass@1 {when}; reward and entropy as means over the last tenth of the steps; and the share of tokens "
+            f"with w < 0.5 in the last minibatch of each rollout batch, over all steps. Means over {_seeds(members)}; bars "
+            f"range from the lowest seed to the highest. {how}"
         )
-        yield Drawing(name, "What staleness does", caption.rstrip(), staleness_figure(frame, members))
+        yield Drawing(name, "Effect of staleness", caption.rstrip(), staleness_figure(frame, members))
     if final_scores := final_figure(frame, collection.groups):
         caption = f"Pass@1 {when}; ticks: lowest and highest seed; grey: before RL."
         yield Drawing("pass-at-1", "Pass@1", f"{caption} {INTERVALS}", final_scores)
@@ -167,7 +167,7 @@ def _scores(
     for name, members in _named("sensitivity", grids, _setting_names(grids)):
         caption = (
             f"Every configuration of each method and gate, with its {_seeds(members)}: Pass@1 {when}, and the mean "
-            f"reward of the last tenth of the steps. If there are several, the chosen one is on grey. {how}"
+            f"reward of the last tenth of the steps. The chosen one of several has a grey background. {how}"
         )
         title = _titled("Sensitivity to the hyperparameters", members, groups)
         yield Drawing(name, title, caption.rstrip(), sensitivity_figure(frame, members, chosen))
@@ -180,7 +180,7 @@ def _curves_in_detail(
     for curve, metric in CURVES.items():
         recorded = [with_curve for members in series if (with_curve := [g for g in members if has_curve(g, metric)])]
         for name, members in _named(f"{curve}-by-mu", recorded, lambda members: members[0].start):
-            caption = f"{_curves_caption(members)} The darker, the larger μ. {how}".rstrip()
+            caption = f"{_curves_caption(members)} Darker lines have a larger μ. {how}".rstrip()
             yield Drawing(name, f"{NAMES[curve]} by μ", caption, by_mu_figure(members, metric))
     by_mu = {group.setting for members in series for group in members}
     crowded = [
@@ -191,7 +191,7 @@ def _curves_in_detail(
     for curve, metric in CURVES.items():
         recorded = [with_curve for members in crowded if (with_curve := [g for g in members if has_curve(g, metric)])]
         for name, members in _named(f"{curve}-by-method", recorded, _setting_names(crowded)):
-            caption = f"{_curves_caption(members)} A panel for each method; grey: the range of the means of the others."
+            caption = f"{_curves_caption(members)} A panel for each method; grey: the range of the means of the other methods."
             title = _titled(f"{NAMES[curve]}, method by method", members, groups)
             yield Drawing(name, title, caption, by_method_figure(members, metric))
 
@@ -212,9 +212,7 @@ def _titled(title: str, members: Sequence[RunGroup], groups: Sequence[RunGroup])
 def _curves_caption(groups: Sequence[RunGroup]) -> str:
     if max(len(group.runs) for group in groups) == 1:
         return "One seed; no smoothing."
-    return (
-        f"Thick: mean over {_seeds(groups)}, up to the last step that all of them have; thin: each seed; no smoothing."
-    )
+    return f"Thick: mean over {_seeds(groups)}, up to the last step that all seeds have; thin: each seed; no smoothing."
 
 
 def _seeds(groups: Sequence[RunGroup]) -> str:

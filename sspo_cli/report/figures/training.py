@@ -87,7 +87,7 @@ def left_out_panels(frame: pd.DataFrame, group: RunGroup) -> str:
     absent = [label for label in CURVES if label not in panels]
     reasons = [f"not recorded at two steps: {', '.join(absent)}"] if absent else []
     reasons += [] if PERCENT in panels else ["no evaluation of a finished run"]
-    return f"Without a panel: {'; '.join(reasons)}." if reasons else ""
+    return f"Panels left out: {'; '.join(reasons)}." if reasons else ""
 
 
 def _draw_curves(ax: Axes, group: RunGroup, label: str) -> None:

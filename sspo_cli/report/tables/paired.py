@@ -13,7 +13,7 @@ from sspo_cli.report.frame import Line, split
 from sspo_cli.report.groups import grouped
 from sspo_cli.report.records import answers
 from sspo_cli.report.table import Cell, Table
-from sspo_cli.statistics import differ_alike, holm, mcnemar, paired_bootstrap, sign_flip
+from sspo_cli.statistics import differences_are_equal, holm, mcnemar, paired_bootstrap, sign_flip
 from sspo_cli.tracking.measurement import MEASUREMENT
 
 EQUAL_DIFFERENCES = (
@@ -113,7 +113,7 @@ def _explained(frame: pd.DataFrame) -> list[str]:
         "problems (9,999 resamples).",
         *([f"Intervals of {pairs}: {EQUAL_DIFFERENCES}"] if pairs else []),
         f"p, two-sided: {' and '.join(sorted(set(frame['test'])))}. The problems are the random sample; seeds are averaged "
-        "within a problem, so this p says nothing about further seeds. The table of differences against the noise of seeds does.",
+        "within a problem, so this p says nothing about further seeds; for these, see the table `seeds`.",
         f"p (Holm): adjusted for the number of comparisons in this table, {len(frame)}.",
         "The best and the strongest baseline (GRPO, GSPO, GMPO or SAPO) were chosen by these same numbers, which favours "
         "them slightly.",
@@ -172,7 +172,7 @@ def _compare(result: SolvedShares, reference: SolvedShares) -> dict[str, Any]:
         "difference": 100 * difference,
         "low": 100 * low,
         "high": 100 * high,
-        "interval": "exact" if differ_alike(a, b) else "bootstrap",
+        "interval": "exact" if differences_are_equal(a, b) else "bootstrap",
         "p": p,
         "test": test,
     }

@@ -14,7 +14,7 @@ from sspo_cli.report.tables.paper import printed
 from sspo_cli.tracking.measurement import EPISODE, MEASUREMENT, has_identity
 
 GAIN = "Δ Avg"
-CUT = "% cut is the share of the answers that reached the token limit; it is 0 in cells without it."
+CUT = "% cut is the share of answers truncated at the token limit; cells that do not state it have none."
 PERCENT = ("sd", "low", "high", "lowest_seed", "highest_seed", "truncated")
 ABOUT = ("setting", "model", "kind", "method", "gate", "configuration")  # columns that describe a line, in the files
 Record = dict[Hashable, Any]
@@ -224,7 +224,7 @@ def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         begun += ["at the checkpoint that a run was forked from"] if any(forks) else []
         notes.append(f"base: the evaluation before the first step of RL and {' or '.join(begun)}.")
     if kinds - {BASE, TRAINED}:
-        notes.append("Rows `by sspo eval`: that model itself, without a cold start and without RL.")
+        notes.append("Rows `by sspo eval`: the model itself, without a cold start and without RL.")
     trained = rows.loc[rows["kind"] == TRAINED, "source"].unique()
     return [*notes, *_conditions(cells), _which_runs(rows), *lineages(trained), *_fewer_seeds(rows, cells)]
 
@@ -234,7 +234,7 @@ def _cut(cells: pd.DataFrame) -> list[str]:
     of_benchmarks = cells[cells["column"] != GAIN]
     unknown = sorted(set(of_benchmarks.loc[of_benchmarks["truncated"].isna(), "column"]))
     notes = [CUT] if (of_benchmarks["truncated"] > 0).any() else []
-    return [*notes, f"How many answers were cut is not known for {', '.join(unknown)}."] if unknown else notes
+    return [*notes, f"The share of truncated answers is not known for {', '.join(unknown)}."] if unknown else notes
 
 
 def _conditions(cells: pd.DataFrame) -> list[str]:
@@ -297,7 +297,7 @@ def _fewer_seeds(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """List the cells that do not average all seeds of their line."""
     seeds = _seeds_by_line(rows)
     return [
-        f"{line.label} in {line.setting}: {row['column']} is of seed {row['seeds']} only."
+        f"{line.label} in {line.setting}: {row['column']} was measured for seed {row['seeds']} only."
         for row in cells[cells["column"] != GAIN].to_dict("records")
         if (line := row["line"]).kind == TRAINED and row["seeds"] != seeds[line]
     ]

@@ -92,8 +92,8 @@ def _notes(collection: Collection, folder: str) -> list[str]:
     when = "after the last step" if collection.select == "last" else "at the best step by validation"
     notes = [
         f"Run: its folder below `{folder}`.",
-        "Differs in: the options in which the runs of one setting differ, next to method, gate and seed.",
-        "Wall time is that of the optimizer steps, with sampling, without evaluations and checkpoints. Tokens are the sampled "
+        "Differs in: the options in which the runs of one setting differ, in addition to method, gate and seed.",
+        "Wall time covers the optimizer steps and sampling, not evaluations and checkpoints. Tokens are the sampled "
         "tokens. The final reward is the mean of the last tenth of the steps (at most 2).",
         f"Validation and benchmarks: Pass@1 in % {when}; unfinished runs have none. Best step: by validation, the earliest if "
         "several are equal.",

@@ -85,7 +85,7 @@ def seeds_table(noise: pd.DataFrame) -> Table | None:
 def verdict(noise: pd.DataFrame, groups: Sequence[RunGroup]) -> str:
     """Summarize in a sentence which differences of `against_noise` exceed the noise of seeds."""
     if noise.empty:
-        return "No two configurations share two seeds, so that differences cannot be compared with the noise of seeds."
+        return "No two configurations share two seeds, so differences cannot be compared with the noise of seeds."
     names = short_settings(groups)
     parts = []
     for (setting, quantity), family in split(noise, "setting", "quantity"):
