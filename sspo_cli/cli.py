@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. Heavy imports are inside of the functions, so that `sspo --help` is fast."""
+"""The commands: parse, call, print. Heavy imports are inside the functions, so that `sspo --help` is fast."""
 
 import os
 import sys
@@ -57,7 +57,7 @@ def _global_options(
 
 
 def main() -> None:
-    """Run the `sspo` script. A user's mistake ends it with one sentence and exit code 1, an interruption with code 130."""
+    """Run the `sspo` script. After a user's mistake, print one sentence and exit with 1; if interrupted, with 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise tokenizers warns at every fork of a checker
     try:
         if code := app(prog_name="sspo", standalone_mode=False):
@@ -87,12 +87,12 @@ def _report_bug(error: Exception) -> None:
 
 
 def _end_rank(error: UserError | Interrupted, code: int) -> NoReturn:
-    """End with an error; of several ranks, each prints only what no other rank prints."""
+    """Print an error and exit. If there are several ranks, each prints only errors that no other rank prints."""
     sentence: str | None = redacted(str(error))
     if is_rank(os.environ):
         from sspo_cli import ranks
 
-        sentence = ranks.words_of(error, str(sentence))
+        sentence = ranks.sentence_to_print(error, str(sentence))
     _end(sentence, code)
 
 
@@ -104,7 +104,7 @@ def _end(sentence: str | None, code: int) -> NoReturn:
 
 
 def _are_started(nproc: int | None, device: str, is_training: bool = True) -> bool:
-    """Start the ranks of `--nproc` and wait for their end, and return True; in a rank, join the others and return False."""
+    """Start the ranks of `--nproc`, wait until they have ended, and return True. In a rank, join the others; return False."""
     from sspo_cli import ranks
 
     if not nproc or nproc == 1 or is_rank(os.environ):
@@ -114,7 +114,7 @@ def _are_started(nproc: int | None, device: str, is_training: bool = True) -> bo
     from sspo_cli.supervisor import OF_TRAINING, Ends, FailedRanks, run_ranks
 
     again = f"finished work is saved; {command_line('sspo', *sys.argv[1:])} resumes it"
-    ranks.check_start(nproc, device)  # here, so that it is said once
+    ranks.check_start(nproc, device)  # printed here, so that it is printed once
     ends, began = OF_TRAINING if is_training else Ends(again, f"stopped; {again}"), datetime.now(UTC)
     try:
         run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc, ends)

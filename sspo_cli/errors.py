@@ -52,7 +52,7 @@ def border(failure: str | Callable[[], str], *passing: type[BaseException]) -> I
 def reason(error: BaseException) -> str:
     """Return the first line of an error's message, preceded by its type if the message alone is not clear."""
     line, name = own_names(first_line(error)), type(error).__name__
-    if name == "UnpicklingError":  # torch's message explains how to run the code in the file
+    if name == "UnpicklingError":  # torch's own message explains how to execute code in the file, which sspo never does
         return "it is damaged or holds code, which is never run"
     return line if isinstance(error, SAY_WHAT_FAILED) or line == name else f"{name}: {line}"
 

@@ -31,6 +31,7 @@ from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.contamination import Overlap, decontaminate, find_overlaps
 from sspo_cli.tasks.validation import hold_out, without
 from sspo_cli.tracking.tracker import Tracker
+from sspo_cli.tracking.wandb import check_wandb_options
 from sspo_cli.types import Group, Problem, Prompt
 
 RENDERED_AT_A_TIME = 256  # problems between two updates of the progress
@@ -123,6 +124,8 @@ def examine_options(options: RunOptions) -> torch.device:
         raise UserError(
             "model.attention = flash_attention_2 needs flash-attn, which is not installed; use model.attention=sdpa"
         )
+    if options.wandb.mode != "disabled":
+        check_wandb_options(options.wandb)
     if options.wandb.mode == "online":
         _check_login()
     return device
@@ -138,7 +141,7 @@ def examine_trials(trials: Sequence[RunOptions], count: int) -> None:
     for options in {options.model_copy(update={"seed": 0}).model_dump_json(): options for options in trials}.values():
         if count > 1:
             ranks.check_start(count, options.device)
-        with ranks.supposing(count):
+        with ranks.assuming_size(count):
             examine_options(options)
     tasks = [
         task

@@ -1,4 +1,4 @@
-"""Start a run from the checkpoint of another run: find it, check that its weights fit, and describe it for config.json."""
+"""Start of a run from the checkpoint of another run: find the checkpoint, check that it fits, describe it for config.json."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ DIGITS = 12
 def options_to_resume(path: Path, given: Given) -> RunOptions:
     """Apply the given options on top of the options that a run was started with.
 
-    Raises UserError if a given option changes what the run computes and not only how (the message then has a command that
-    forks the run instead), or if the run is finished and `steps` is not raised.
+    Raises UserError if a given option changes what the run computes, and not only how. The message then has a command that
+    forks the run. Also raises UserError if the run is finished and `steps` is not raised.
     """
     folder = RunFolder.open(path)
     recorded = folder.config

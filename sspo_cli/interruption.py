@@ -51,7 +51,7 @@ class Interruption:
             self.requested, self._requested_at = True, time.monotonic()
             if not self._speaks:
                 return
-            with suppress(OSError):  # the terminal may be closed; print is not safe here
+            with suppress(OSError):  # the terminal may be closed; print is not safe in a signal handler
                 os.write(2, b"\nsspo: stopping at the next safe point; press Ctrl-C again to end without saving\n")
         elif number == signal.SIGINT and time.monotonic() - self._requested_at > SECONDS_TOGETHER:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])

@@ -1,6 +1,6 @@
 """Launchers that start several copies of a program, each as a rank of one job: torchrun, SLURM's srun, mpirun.
 
-Ranks that torchrun or `--nproc` starts work on one run together. Those of other launchers would each do the same work.
+Ranks that torchrun or `--nproc` starts share the work of one run. Ranks of other launchers would all do the same work.
 """
 
 import ctypes
@@ -34,12 +34,12 @@ def is_rank(environment: Mapping[str, str]) -> bool:
 
 
 def is_first_rank(environment: Mapping[str, str]) -> bool:
-    """Report whether this process is the first of its ranks, or alone."""
+    """Report whether this process is the first rank, or the only process."""
     return not is_rank(environment) or _number(environment, "RANK") == 0
 
 
 def refuse_wrong_ranks(environment: Mapping[str, str], nproc: int | None) -> None:
-    """Raise UserError if this process is one of several that cannot find one another, or a rank that was given `--nproc`."""
+    """Raise UserError if this process is one of several ranks that cannot connect, or is a rank and `nproc` is given."""
     if not is_rank(environment):
         refuse_several_ranks(environment, "sspo finds the others only if torchrun or --nproc starts them")
     elif nproc and SUPERVISED not in environment:
@@ -47,7 +47,7 @@ def refuse_wrong_ranks(environment: Mapping[str, str], nproc: int | None) -> Non
 
 
 def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this command needs only one") -> None:
-    """Raise UserError in a process that was started as one of several ranks: each of them would do the same work again."""
+    """Raise UserError if this process is one of several ranks, because each rank would do the same work."""
     if ranks := _ranks(environment):
         raise UserError(
             f"this process was started as one of several ranks ({ranks}), and {reason}, so each rank would do the same "
@@ -56,9 +56,9 @@ def refuse_several_ranks(environment: Mapping[str, str], reason: str = "this com
 
 
 def starting_words(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the words of a command before and after its own words, with which it is started on as many ranks as this process.
+    """Return the arguments before and after a command that start it on the same number of ranks as this process has.
 
-    Of several machines, `--rdzv-endpoint` names the one of the first rank.
+    If there are several machines, `--rdzv-endpoint` specifies the machine of the first rank.
     """
     if not is_rank(environment):
         return ["sspo"], []
@@ -73,12 +73,12 @@ def starting_words(environment: Mapping[str, str]) -> tuple[list[str], list[str]
 
 
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for a process that is not a rank, such as a trial, although its parent may be one."""
+    """Return the environment for a process that is not a rank, such as a trial, even if its parent process is a rank."""
     return {name: value for name, value in environment.items() if name not in VARIABLES}
 
 
 def ending_with_parent() -> Callable[[], None] | None:
-    """Return a `preexec_fn` with which a process gets a SIGTERM if its parent is killed; None if there is none."""
+    """Return a `preexec_fn` that sends a process SIGTERM if its parent is killed, or None if the system has no such feature."""
     return _end_with_parent if sys.platform == "linux" else None
 
 

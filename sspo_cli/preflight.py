@@ -59,7 +59,7 @@ def check_rewards(
     stage: Stage,
     note: Callable[[str], None],
 ) -> None:
-    """Note one rendered prompt and the rewards of synthetic completions, encoded and decoded like sampled ones.
+    """Note one rendered prompt, and the rewards of synthetic completions that are encoded and decoded like sampled completions.
 
     For a problem with an environment, note the reward of a perfect episode instead: a call, then the gold answer.
 
@@ -109,7 +109,7 @@ def check_rewards(
 
 
 def _check_episode(prompt: Prompt, stage: Stage, note: Callable[[str], None]) -> None:
-    """Play a perfect episode with turns encoded and decoded like sampled ones. Raises UserError if it is not solved."""
+    """Play a perfect episode whose turns are encoded and decoded like sampled turns. Raises UserError if it is not solved."""
     problem, dialogue = prompt.problem, stage.dialogue
     assert problem.environment
     assert dialogue

@@ -1,4 +1,4 @@
-"""The output of `sspo train --dry-run`: the options in YAML, and as comments the examination of the run."""
+"""The output of `sspo train --dry-run`: the options in YAML, and the results of the checks as comments."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def print_preview(
 ) -> None:
     """Print the options of a run, run the checks of its start, and print their results; write no file.
 
-    given          options of the command line, to name the defaults of a named model
+    given          options of the command line; they determine which defaults of a named model are listed
     device_memory  memory in GB of another machine's GPU, for which only options and memory are examined
     nproc          ranks that the run is to have
 
@@ -37,7 +37,7 @@ def print_preview(
     if device_memory is None:
         if nproc > 1:
             ranks.check_start(nproc, options.device)
-        with ranks.supposing(nproc):
+        with ranks.assuming_size(nproc):
             preview_run(options, path, is_resumed, _print_comment)
     else:
         objective_of(options)

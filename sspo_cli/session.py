@@ -61,7 +61,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
         if opened.interruption.requested:
             raise Interrupted("stopped before the run began; nothing is written")
         with RunFolder.create(path, options, command, origin_of(options)) as folder:
-            folder.begun = False  # until the checks that need its weights have passed
+            folder.begun = False  # until the checks that need the weights have passed
             _run(folder, options, opened, keep_going, rendered, notes)
 
 
@@ -190,7 +190,7 @@ def prepare(
     rendered    problems, if the checks of a new run have rendered them
     resumed_by  command line of a resumed run
 
-    A new run that is refused before its cold start is not marked as begun.
+    If a new run is refused before its cold start, the run is not marked as begun.
     """
     loaded = _load(folder, options, tracker, opened, rendered)
     policy, rendered, stage = loaded.policy, loaded.rendered, loaded.stage
@@ -215,8 +215,8 @@ def prepare(
             )
     engine = _open_engine(options, loaded, tracker)
     if resumed_by is None:
-        folder.begun = True
         tracker.start(options.steps, state.step)
+        folder.begun = True
     if changes := list(differences(folder.config, options).values()):
         tracker.note(f"changed options from here on: {', '.join(changes)}")
         if new_rate := describe_new_end(options.optimizer, state.step, folder.config.steps, options.steps):

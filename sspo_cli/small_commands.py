@@ -1,4 +1,4 @@
-"""The small commands next to the main four: lists of options, presets and runs, and the export of a model."""
+"""The small commands in addition to the main four: lists of options, presets and runs, and the export of a model."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ def ls_command(
         typer.Argument(envvar="SSPO_RUNS", metavar="[FOLDER]", help="Folder that contains run folders, at any depth."),
     ] = Path("runs"),
 ) -> None:
-    """List the runs of a folder: state, step, time left, last score."""
+    """List the runs of a folder with state, step, remaining time and last score."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the folder of the runs")
     from rich import box
@@ -77,7 +77,7 @@ def export_command(
     ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write a run's model to a folder to publish: whole weights, adapters merged, tokenizer, model card."""
+    """Write a run's model to a folder for publication: weights with merged adapters, tokenizer, model card."""
     from sspo_cli.export import export_model
 
     exported = export_model(run, folder, checkpoint, runs_dir, dtype)

@@ -1,4 +1,4 @@
-"""Starts the ranks of `--nproc` on this machine, passes signals on to them, and explains their end in one sentence."""
+"""Start of the ranks of `--nproc` on this machine, forwarding of signals to the ranks, and explanation of how they ended."""
 
 import os
 import signal
@@ -24,9 +24,9 @@ SAVING = 600.0  # seconds that ranks may take to end after another one was inter
 
 
 class FailedRanks(UserError):
-    """Says which rank failed and why.
+    """Raised if a rank failed. The message states which rank failed and why.
 
-    folder      the run's, if the first rank has opened one
+    folder      folder of the run, or None if the first rank has not opened one
     first_code  exit code of the first rank
     """
 
@@ -37,10 +37,10 @@ class FailedRanks(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Sentences about the end of a command that its ranks cannot say themselves.
+    """Sentences about the end of a command that its ranks cannot print themselves.
 
-    killed   added to why one of them was killed: what can be done
-    stopped  if a signal has ended them before they could say what is saved
+    killed   remedy, which is added to the message that a rank was killed
+    stopped  message if a signal ended the ranks before they could report what is saved
     """
 
     killed: str
@@ -56,7 +56,7 @@ OF_TRAINING = Ends(
 def run_ranks(command: Sequence[str], count: int, ends: Ends = OF_TRAINING) -> None:
     """Run the command as `count` ranks until all have ended.
 
-    Raises FailedRanks with one sentence on which rank failed and why, and Interrupted when stopped.
+    Raises FailedRanks if a rank fails, and Interrupted if the user stops the command.
     """
     from torch.distributed import TCPStore
 
@@ -130,7 +130,7 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> set[int]:
-    """Wait until all have ended; return the ranks that were ended here, after another one had failed or was interrupted."""
+    """Wait until all ranks have ended. Return the ranks that this function ended after another rank failed or was interrupted."""
     from sspo_cli.ranks.heartbeat import end_hung
     from sspo_cli.ranks.keys import ALIVE, FAILED
     from sspo_cli.ranks.liveness import Watch
@@ -153,7 +153,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> set[int]:
                 interrupted_at = interrupted_at or now
             elif code:
                 failed_at = failed_at or now
-            if code < 0 and rank not in ended and rank not in hung:  # so that the first rank's status can name it
+            if code < 0 and rank not in ended and rank not in hung:  # so that the status of the run can name this rank
                 store.set(FAILED.format(rank), _describe(code))
         if now > watched_at + WATCH:  # after the ended ones are forgotten
             watched_at = now
@@ -185,7 +185,7 @@ def _describe(code: int) -> str:
 
 
 def _explain(codes: Sequence[int], ended: Collection[int], forwarded: Sequence[int], store: Any, ends: Ends) -> None:
-    """Raise what the exit codes and reports of the ranks mean; return if all have done their work.
+    """Raise the exception that the exit codes and reports of the ranks indicate. Return if all ranks have succeeded.
 
     ended  ranks that the supervisor has ended, whose exit codes say nothing
     """

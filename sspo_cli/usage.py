@@ -15,7 +15,7 @@ SURELY_MEANT, PERHAPS_MEANT = 0.8, 0.65  # similarity of two names, without thei
 
 
 def explain_usage(error: Any) -> UserError:
-    """Turn a usage error into a UserError with the problem, the probably intended option or command, and a hint at --help."""
+    """Turn a usage error into a UserError with the problem, the probably intended option or command, and a pointer to --help."""
     kind, context = type(error).__name__, error.ctx
     message = error.format_message().strip().removesuffix(".")
     path = context.command_path.split() if context else []

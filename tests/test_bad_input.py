@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,22 @@ def test_a_run_that_failed_before_its_first_step_does_not_keep_its_name(train):
     assert_error(train(model__name="nowhere"), "model.name = nowhere cannot be loaded")
     assert train(steps=1).returncode == 0
     assert_error(train(steps=1), "run bad exists; choose another --run or add --resume")
+
+
+def test_a_run_that_was_killed_while_its_folder_was_created_does_not_keep_its_name(train, tmp_path):
+    assert train(steps=1).returncode == 0
+    (folder,) = (path.parent for path in tmp_path.rglob("config.json") if path.parent.name == "bad")
+    config = (folder / "config.json").read_text()
+    for text in (config, '{"model_type": "qwen2"}'):  # the second is a model's
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+        done = train(steps=1)
+        if text == config:
+            assert done.returncode == 0, done.stderr
+        else:
+            assert_error(done, "run bad exists; choose another --run or add --resume")
+            assert (folder / "config.json").read_text() == text
 
 
 def test_a_problem_that_does_not_fit_into_the_context(train, tmp_path):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from commands import assert_error, sspo
 
+from sspo_cli.config import TinyModelOptions
 from sspo_cli.errors import UserError
+from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
 SMALL = """
 steps: 1
@@ -29,12 +31,34 @@ FILES = {
 }
 
 
+def save_models(place: Path) -> None:
+    """Save model folders whose weights or config are wrong, which the loading of the weights would find first."""
+    tiny, tokenizer = TinyModelOptions(hidden_size=16, heads=1, layers=1), tiny_tokenizer()
+    for name, change in {"wide": {"hidden_size": 32}, "act": {"hidden_act": "nosuch"}, "cut": {}, "shards": {}}.items():
+        folder = place / "models" / name
+        tiny_model(tiny, tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+    weights = place / "models" / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    shards = place / "models" / "shards"
+    (shards / "model.safetensors").rename(shards / "part.safetensors")
+    (shards / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "part.safetensors", "b": "lost.safetensors"}}'
+    )
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with files of all kinds, and a run of the name `taken`."""
     place = tmp_path_factory.mktemp("place")
     for name, content in FILES.items():
         (place / name).write_text(content)
+    save_models(place)
+    (place / "finished").mkdir()
+    for name in ("config.json", "status.json"):
+        (place / "finished" / name).write_text("{}")
     (place / "runs" / "taken").mkdir(parents=True)
     (place / "runs" / "taken" / "notes.txt").write_text("mine")
     return place
@@ -62,10 +86,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-s", "model.lora.targets=[nowhere]"], "has no such layer"),
         (["-s", "model.name=no/model"], "model.name = no/model cannot be loaded"),
         (["-s", "chat.template=broken.jinja"], "the chat template refuses"),
+        (["-s", "model.name=models/wide"], "the weights of models/wide do not match its config.json"),
+        (["-s", "model.name=models/act"], "model.name = models/act cannot be loaded: KeyError: 'nosuch'"),
+        (["-s", "model.name=models/cut"], "model.name = models/cut cannot be loaded: SafetensorError"),
+        (["-s", "model.name=models/shards"], "model.name = models/shards cannot be loaded"),
         (["-s", "wandb.mode=online"], "needs a login at wandb"),
+        (["-s", "wandb={mode: offline, project: a/b}"], "wandb refuses its options: Invalid project name 'a/b'"),
+        (["-s", "wandb={mode: offline, tags: ['']}"], "wandb.tags is not valid: Tag at index 0 is empty"),
         (["-c", "sweep.yaml"], "is a sweep file: it has grid; run it with `sspo sweep -c sweep.yaml`"),
         (["--run", "taken"], "run runs/taken exists"),
         (["--runs-dir", "file/runs"], "cannot create file/runs/new: Not a directory"),
+        (["--runs-dir", "finished/runs"], "finished/runs/new would be in the folder of run "),
         (["--from", "taken"], "there is no run taken"),
     ],
 )

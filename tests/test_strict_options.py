@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from annotated_types import Le
 from commands import Outcome, assert_error, sspo
 from pydantic import BaseModel
 
-from sspo_cli.config import LoraOptions, RunOptions, TaskOptions, VllmOptions, load_config
+from sspo_cli.config import BenchmarkOptions, LoraOptions, RunOptions, TaskOptions, VllmOptions, load_config
+from sspo_cli.config.hints import nested_section
 from sspo_cli.errors import UserError, quantity
 from sspo_cli.sweep import load_sweep
 
@@ -42,6 +44,30 @@ def test_what_is_no_number_of_a_sensible_size_is_refused(option: str, value: str
     with pytest.raises(UserError) as raised:
         load_config([], [f"{option}={value}", *(["objective.method=grpo"] if ".eps_" in option else [])])
     assert option.rpartition(".")[2] in str(raised.value)
+
+
+def bounded(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[float]]]:
+    """The dotted names of a section's options with upper bounds, and these bounds."""
+    for name, field in section.model_fields.items():
+        if bounds := [bound.le for bound in field.metadata if isinstance(bound, Le)]:
+            yield prefix + name, bounds
+        if (nested := nested_section(section, name)) and nested not in (*LISTED, BenchmarkOptions):
+            yield from bounded(nested, f"{prefix}{name}.")
+
+
+BOUNDED = dict(bounded(RunOptions))
+
+
+def test_an_option_has_one_upper_bound_which_is_applied():
+    assert (BOUNDED["model.lora.rank"], BOUNDED["threads"], BOUNDED["evaluation.max_new_tokens"]) == (
+        [65536],
+        [1024],
+        [10**7],
+    )
+    for option, bounds in BOUNDED.items():
+        (bound,) = bounds
+        with pytest.raises(UserError, match="less than or equal to"):
+            load_config([], [f"{option}={bound + 1}"])
 
 
 @pytest.mark.parametrize("option", options_of_type(RunOptions, (bool,)))

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Bounded, unlike pydantic's types: larger counts and scales have no use in a run, and would hang it or overflow.
+# Bounded, unlike pydantic's types: larger counts and scales have no use in a run, and would hang it or overflow. A field with
+# another bound is declared as int or float with both bounds, because of two `le` pydantic applies only the one given here.
 LARGEST = 10**9
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]

@@ -110,8 +110,8 @@ class TaskOptions(Options):
 class BenchmarkOptions(TaskOptions):
     """A data set for measuring."""
 
-    max_new_tokens: PositiveInt | None = Field(
-        None, le=10**7, description="token limit of a completion; null: evaluation.max_new_tokens"
+    max_new_tokens: int | None = Field(
+        None, gt=0, le=10**7, description="token limit of a completion; null: evaluation.max_new_tokens"
     )
 
 

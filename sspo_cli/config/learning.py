@@ -76,7 +76,7 @@ class LearningOptions(Options):
     mu: PositiveInt = Field(
         2, description="μ, number of disjoint minibatches of a rollout batch, with one optimizer step on each"
     )
-    epochs: PositiveInt = Field(1, le=1000, description="number of passes over the same rollout batch")
+    epochs: int = Field(1, gt=0, le=1000, description="number of passes over the same rollout batch")
     std: Literal["sample", "population", "none"] = Field(
         "sample",
         description="divisor of the advantages within a group (eq. 4): the standard deviation with G - 1 (sample) or "
@@ -166,7 +166,7 @@ class ColdStartOptions(Options):
     """The cold start: supervised training on demonstrations before RL, which teaches the format."""
 
     steps: NonNegativeInt = Field(700, description="number of optimizer steps; 0 skips the cold start")
-    batch_size: PositiveInt = Field(48, le=10**6, description="number of demonstrations per step")
+    batch_size: int = Field(48, gt=0, le=10**6, description="number of demonstrations per step")
     learning_rate: PositiveFloat = Field(3e-3, description="highest learning rate, which is reached after the warm-up")
     warmup_steps: NonNegativeInt = Field(
         50, description="number of steps in which the learning rate rises linearly from 0"

@@ -126,7 +126,7 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _kinds(annotation: Any) -> Iterator[str]:
-    """Yield short descriptions of the values of a type."""
+    """Yield a short description of each kind of value that a type annotation allows."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _kinds(parts[0])

@@ -4,16 +4,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from sspo_cli.config.base import Options, PositiveFloat, PositiveInt, TorchSeed
+from sspo_cli.config.base import Options, PositiveFloat, TorchSeed
 
 
 class TinyModelOptions(Options):
     """A Qwen2-shaped model with random weights and the embedded character tokenizer, used if `model.name` is null."""
 
-    hidden_size: PositiveInt = Field(64, le=2**16, description="width of the residual stream")
-    layers: PositiveInt = Field(3, le=1000, description="number of transformer layers")
-    heads: PositiveInt = Field(2, le=2**12, description="number of attention heads per layer")
-    intermediate_size: PositiveInt = Field(192, le=2**20, description="width of the feed-forward layers")
+    hidden_size: int = Field(64, gt=0, le=2**16, description="width of the residual stream")
+    layers: int = Field(3, gt=0, le=1000, description="number of transformer layers")
+    heads: int = Field(2, gt=0, le=2**12, description="number of attention heads per layer")
+    intermediate_size: int = Field(192, gt=0, le=2**20, description="width of the feed-forward layers")
     seed: TorchSeed = Field(
         0,
         description="seed of the initial weights; independent of the run's seed, so that runs with different seeds "
@@ -23,8 +23,9 @@ class TinyModelOptions(Options):
         False,
         description="encode `<execute>`, `<solution>` and their closing tags as single tokens, for multi-turn tasks",
     )
-    context: PositiveInt = Field(
+    context: int = Field(
         1024,
+        gt=0,
         le=2**20,
         description="largest number of tokens of a prompt and its completion together; does not affect the weights",
     )
@@ -42,7 +43,7 @@ class TinyModelOptions(Options):
 class LoraOptions(Options):
     """Low-rank adapters (peft), which are trained instead of all weights."""
 
-    rank: PositiveInt = Field(16, le=2**16, description="rank of the adapters")
+    rank: int = Field(16, gt=0, le=2**16, description="rank of the adapters")
     alpha: PositiveFloat = Field(32.0, description="scale: the update is multiplied by alpha / rank")
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="names of the layers that get an adapter, or all linear layers"

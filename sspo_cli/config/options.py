@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sspo_cli.config.base import NonNegativeFloat, NonNegativeInt, Options, PositiveFloat, PositiveInt, Seed
+from sspo_cli.config.base import NonNegativeFloat, NonNegativeInt, Options, PositiveInt, Seed
 from sspo_cli.config.data import (
     ENVIRONMENTS,
     BenchmarkOptions,
@@ -43,13 +43,14 @@ class EvaluationOptions(Options):
         description="number of optimizer steps between two evaluations; null: only before the first step and after "
         "the last",
     )
-    max_new_tokens: PositiveInt | None = Field(
+    max_new_tokens: int | None = Field(
         None,
+        gt=0,
         le=10**7,
         description="token limit of a completion, for benchmarks without their own limit; null: rollout.max_new_tokens",
     )
-    samples: PositiveInt = Field(
-        1, le=10**5, description="number of completions per problem; Pass@1 is their mean (avg@n)"
+    samples: int = Field(
+        1, gt=0, le=10**5, description="number of completions per problem; Pass@1 is their mean (avg@n)"
     )
     temperature: NonNegativeFloat = Field(0.0, description="sampling temperature; 0: greedy")
     top_p: float = Field(
@@ -155,8 +156,8 @@ class RunOptions(Options):
         0, description="seed of the order of problems, of the sampling and of the split into minibatches"
     )
     steps: PositiveInt = Field(160, description="number of optimizer steps")
-    threads: PositiveInt = Field(
-        1, le=1024, description="number of OpenMP threads of the process; 1 is fastest for tiny models"
+    threads: int = Field(
+        1, gt=0, le=1024, description="number of OpenMP threads of the process; 1 is fastest for tiny models"
     )
     device: str = Field(
         "auto",
@@ -167,8 +168,8 @@ class RunOptions(Options):
         description="prompt template: plain (the question alone) or think-answer (asks for `<think>` and `<answer>` "
         "tags)",
     )
-    answer_timeout: PositiveFloat = Field(
-        3.0, le=86_400, description="time limit for the check of an answer, in seconds of processor time"
+    answer_timeout: float = Field(
+        3.0, gt=0, le=86_400, description="time limit for the check of an answer, in seconds of processor time"
     )
     chat: ChatOptions = ChatOptions()
     objective: ObjectiveOptions = ObjectiveOptions()

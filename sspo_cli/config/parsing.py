@@ -68,7 +68,7 @@ def text_or_file(text: str, name: str) -> str:
     if not text.endswith(TEXT_FILES) and not os.path.isfile(path):
         return text
     content = read_text(Path(path), name).rstrip("\n")
-    if "\n" not in content and content.endswith(TEXT_FILES):  # it would be taken for a file name when it is read again
+    if "\n" not in content and content.endswith(TEXT_FILES):  # the recorded text would be read as a file name on resume
         raise UserError(
             f"{name}: the only line of the file looks like a file name, {shorten(content, 80)}; give that file instead"
         )

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from sspo_cli.config.base import NonNegativeInt, Options, PositiveFloat, PositiveInt
+from sspo_cli.config.base import Options, PositiveFloat, PositiveInt
 
 
 class VllmOptions(Options):
@@ -68,17 +68,16 @@ class RolloutOptions(Options):
         description="sampler; auto: vllm if a named model runs on a GPU and vLLM is installed and supports it, "
         "otherwise torch",
     )
-    prompts: PositiveInt = Field(16, le=10**6, description="P, number of prompts in a rollout batch")
+    prompts: int = Field(16, gt=0, le=10**6, description="P, number of prompts in a rollout batch")
     group_size: int = Field(8, ge=2, le=10**5, description="G, number of completions per prompt")
-    max_new_tokens: PositiveInt = Field(
-        64, le=10**7, description="token limit of a completion, or of a turn in episodes"
-    )
+    max_new_tokens: int = Field(64, gt=0, le=10**7, description="token limit of a completion, or of a turn in episodes")
     temperature: PositiveFloat = Field(
         1.0, description="sampling temperature, which also applies to the policy's log-probabilities"
     )
     max_rows: PositiveInt = Field(1024, description="number of completions that are sampled at the same time")
-    lag: NonNegativeInt = Field(
+    lag: int = Field(
         0,
+        ge=0,
         le=100,
         description="number of rollout batches by which the sampler's weights are older than the policy, as with an "
         "asynchronous sampler; the ratios refer to these weights",
@@ -123,10 +122,11 @@ class RolloutOptions(Options):
 class EpisodeOptions(Options):
     """Limits of episodes, which are the completions of multi-turn tasks. `rollout.max_new_tokens` limits a turn."""
 
-    turns: PositiveInt = Field(5, le=1000, description="k, largest number of turns of the policy")
-    proposals: PositiveInt = Field(2, le=1000, description="largest number of turns that propose a solution")
-    max_tokens: PositiveInt = Field(
+    turns: int = Field(5, gt=0, le=1000, description="k, largest number of turns of the policy")
+    proposals: int = Field(2, gt=0, le=1000, description="largest number of turns that propose a solution")
+    max_tokens: int = Field(
         4096,
+        gt=0,
         le=10**7,
         description="token limit of an episode, including the text that the policy reads between its turns",
     )
@@ -136,8 +136,8 @@ class EpisodeOptions(Options):
     observation_chars: PositiveInt = Field(
         2000, description="number of characters of a program's output that the policy reads"
     )
-    call_timeout: PositiveFloat = Field(30.0, le=86_400, description="time limit of a program in a turn, in seconds")
-    memory_mib: PositiveInt = Field(512, le=2**22, description="memory limit of a program in MiB")
+    call_timeout: float = Field(30.0, gt=0, le=86_400, description="time limit of a program in a turn, in seconds")
+    memory_mib: int = Field(512, gt=0, le=2**22, description="memory limit of a program in MiB")
     parallel: PositiveInt | None = Field(
         None, description="number of programs that run at the same time; null: the number of cores"
     )

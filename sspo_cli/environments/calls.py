@@ -1,4 +1,4 @@
-"""The trainer's side of a call: it sends code to an interpreter, reads the output and determines how the call ended.
+"""The trainer's side of a call: sending code to an interpreter, reading the output, and determining how the call ended.
 
 The output of programs is never parsed. How a call ended is determined from the clock, the wait status and the budgets. A
 program may forge the token that ends a call, but this only cuts its own observation short.

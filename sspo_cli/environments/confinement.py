@@ -127,7 +127,7 @@ def _landlock_rules(readable: Iterable[str]) -> int:
 
 
 def _prefer_for_oom_killer() -> None:
-    """Let the kernel kill this process first when memory runs out.
+    """Make this process the first one that the kernel kills if memory runs out.
 
     The process is made dumpable first, because otherwise its files in /proc belong to root.
     """

@@ -52,7 +52,9 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         limits = self._limits
-        cpu_seconds = int(20 * limits.call_timeout) + 60  # in case the trainer is stopped and cannot enforce the limit
+        cpu_seconds = (
+            int(20 * limits.call_timeout) + 60
+        )  # applies if the trainer is stopped and cannot enforce the time limit
         self._confinement = confinement_of_this_machine(limits.memory_mib << 20, cpu_seconds)
         self._parallel = limits.parallel or len(os.sched_getaffinity(0))
         one_each = self._parallel * limits.memory_mib << 20
@@ -89,7 +91,7 @@ class Sandbox:
             if interpreter.process:
                 number = interpreter.process.number
                 self._forget(number)
-                with contextlib.suppress(ServerLost):  # the interpreter has ended with the server
+                with contextlib.suppress(ServerLost):  # the interpreter ended when the server ended
                     self._server.order(messages.KILL, number)
 
     def run(self, calls: Sequence[tuple[Interpreter, str]]) -> list[Result]:

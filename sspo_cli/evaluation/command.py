@@ -162,7 +162,7 @@ def _describe(bars: Progress) -> str:
 
 @dataclass(frozen=True)
 class _Judge:
-    """The answer checker and the environments. Their processes start before gold answers are loaded."""
+    """The answer checker and the environments. The processes of both start before gold answers are loaded."""
 
     checker: AnswerChecker
     environments: Mapping[str, Environment]

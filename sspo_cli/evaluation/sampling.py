@@ -95,7 +95,7 @@ class _Grading:
         self._sampled: dict[int, dict[int, Completion]] = defaultdict(dict)  # by problem and sample number
         self._checking: deque[tuple[int, Future[list[Group]]]] = deque()
 
-    def hear(self, place: int, member: int, completion: Completion) -> None:
+    def receive(self, place: int, member: int, completion: Completion) -> None:
         """Receive sample `member` of problem number `place`. Once all samples of a problem are received, its grading starts."""
         prompt, sampled = self._prompts[place], self._sampled[place]
         if member in sampled:
@@ -117,7 +117,7 @@ class _Grading:
             self._keep(place, graded.result()[0])
             self._progress(1)
 
-    def keep_rest(self) -> None:
+    def keep_remaining(self) -> None:
         """Wait for the completely sampled problems of a stopped measurement, and pass them to `keep`."""
         while self._checking:
             place, graded = self._checking.popleft()
@@ -152,17 +152,17 @@ def _sample_and_grade(
             for start in range(0, len(places), conditions.chunk):
                 chunk = places[start : start + conditions.chunk]
 
-                def hear(index: int, member: int, completion: Completion, chunk: Sequence[int] = chunk) -> None:
-                    grading.hear(chunk[index], member, completion)
+                def receive(index: int, member: int, completion: Completion, chunk: Sequence[int] = chunk) -> None:
+                    grading.receive(chunk[index], member, completion)
 
                 prompts = [benchmark.prompts[place] for place in chunk]
-                groups = play(engine, prompts, conditions.samples, sampling, stage, hear, order=chunk)
+                groups = play(engine, prompts, conditions.samples, sampling, stage, receive, order=chunk)
                 for index, group in enumerate(groups):  # for engines that do not report completions while sampling
                     for member, completion in enumerate(group):
-                        hear(index, member, completion)
+                        receive(index, member, completion)
             grading.finish(wait=True)
         except BaseException:
-            grading.keep_rest()
+            grading.keep_remaining()
             raise
 
 

@@ -90,7 +90,7 @@ def _weight(options: RunOptions, device: Device) -> int:
 
 
 def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
-    """Return the memory that a run needs in all phases, as {use: bytes}."""
+    """Return the memory that is in use during every phase of a run, as {use: bytes}."""
     adapters = shape.trained * FLOAT if options.model.lora else 0
     trained = FLOAT if options.model.lora else _weight(options, device)
     moments = 2 * shape.trained * (MOMENT if options.optimizer.eight_bit else FLOAT)

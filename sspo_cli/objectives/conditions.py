@@ -53,7 +53,7 @@ def check_conditions(gate_for: GateFor, name: str, override: str) -> None:
 
 
 def _not_smooth(gate_for: GateFor, log_ratio: Tensor) -> str | None:
-    """Return how condition (i) is violated, or None: f is continuously differentiable, and autograd computes f'.
+    """Describe how condition (i) is violated, or return None. It requires that f is C¹, and that autograd computes f'.
 
     Each interval of the grid is bisected repeatedly towards its rougher half. If log f is C¹, its slope over the interval
     and w at both ends converge to the same value. They do not converge if log f or w jumps, or if
@@ -77,7 +77,7 @@ def _roughness(gate_for: GateFor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
-    """Return how condition (ii) is violated, or None: f(1) = 1 and f'(1) = 1."""
+    """Describe how condition (ii), f(1) = 1 and f'(1) = 1, is violated, or return None."""
     on_policy, f = log_ratio == 0, log_f.exp()
     for what, values in (("f(1) = 1", f), ("f'(1) = 1", f * w)):
         if (bad := on_policy & ((values - 1).abs() > TOLERANCE)).any():
@@ -86,14 +86,14 @@ def _not_on_policy(log_ratio: Tensor, log_f: Tensor, w: Tensor) -> str | None:
 
 
 def _decreasing(log_ratio: Tensor, w: Tensor) -> str | None:
-    """Return how condition (iv) is violated, or None: f is non-decreasing."""
+    """Describe how condition (iv), f is non-decreasing, is violated, or return None."""
     if (bad := w < -TOLERANCE).any():
         return f"(iv), f is non-decreasing: ρ f'/f is {_at(w, log_ratio, bad)}"
     return None
 
 
 def _no_bell(log_ratio: Tensor, w: Tensor) -> str | None:
-    """Return how condition (iii) is violated, or None.
+    """Describe how condition (iii) is violated, or return None.
 
     f'/f (iii.1) or w (iii.2, with w(0) = 0) must peak at ρ = 1 and fall on both sides, and w must vanish as ρ → ∞.
     """

@@ -11,7 +11,7 @@ from sspo_cli.errors import UserError, did_you_mean, first_line
 
 
 def add_adapters(model: Any, options: LoraOptions, saved: Path | None) -> Any:
-    """Wrap the model with adapters, either new ones drawn from `options.seed` alone or `saved` ones.
+    """Wrap the model with adapters, loaded from the folder `saved`, or new and initialized from `options.seed` alone.
 
     Raises UserError if peft is not installed, if a target does not exist or cannot have an adapter, or if the saved adapter
     does not fit this model.
@@ -86,7 +86,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
 
 
 def _matching(model: Any, target: str) -> dict[str, nn.Module]:
-    """Find the modules that peft selects by a name: those with this path or with a path that ends in it."""
+    """Return the modules that peft selects by `target`: modules whose path is `target` or ends in `.target`."""
     modules = dict(model.named_modules())
     return {name: module for name, module in modules.items() if name == target or name.endswith(f".{target}")}
 
@@ -97,7 +97,7 @@ def _is_tied(model: Any) -> bool:
 
 
 def _examples(model: Any, refused: str) -> str:
-    """List a few linear layers, those of attention first, except the ones that the error names."""
+    """List a few linear layers, attention layers first, without the layers named in the error message `refused`."""
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = {name for name in names if f"'{name}'" not in refused}
     attention = sorted(names & {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj"})

@@ -33,9 +33,9 @@ class Batch:
     advantages         [B]    float32  Â
     answer_rewards     [B]    float32  r_answer
     format_rewards     [B]    float32  r_format
-    own_rewards        [B]    float32  value of the user's reward function; 0 without one
+    own_rewards        [B]    float32  value of the user's reward function; 0 if there is none
     rewards            [B]    float32  weighted sum of these three
-    truncated          [B]    bool     cut at the token limit
+    truncated          [B]    bool     truncated at the token limit
     outcomes           [B, 6] float32  values of `OUTCOME` for an episode; NaN for a single turn
     sampling_logprobs  [B, T] float32  by the sampler
     old_logprobs       [B, T] float32  by the policy at rollout time
@@ -69,7 +69,7 @@ class Batch:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Self:
-        """Select rows, and trim padding to the longest of them."""
+        """Select rows, and trim the padding to the longest selected row."""
         picked = replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
         longest = int(picked.lengths.max())
         return replace(
@@ -89,8 +89,8 @@ class Batch:
 
         Rows × longest row is at most `token_budget`, unless a single row is longer.
 
-        together  keep the rows of a group together, for a policy that computes their prompt once; otherwise rows are sorted by
-                  length, which needs the least padding
+        together  if true, rows of a group are adjacent, for a policy that computes their prompt once; if false, rows are
+                  sorted by length, which needs the least padding
         """
         lengths = (self.prompt_lengths + self.lengths).tolist()
         rows: list[int] = []
@@ -137,7 +137,7 @@ class Batch:
                 yield rows, replace(shortest, mask=torch.zeros_like(shortest.mask))
 
     def _parts_of_groups(self, token_budget: int) -> list[list[int]]:
-        """Cut each group into micro-batches, and return the rows of all, those with the most rows first."""
+        """Split each group into micro-batches. Return the row indices of each micro-batch, largest micro-batch first."""
         parts: list[list[int]] = []
         for group in self.groups.unique():
             rows = (self.groups == group).nonzero().squeeze(1)
@@ -145,7 +145,7 @@ class Batch:
         return sorted(parts, key=len, reverse=True)
 
     def _by_length(self, lengths: Sequence[int], together: bool) -> list[int]:
-        """Return row indices from the longest to the shortest row; `together` keeps the rows of a group adjacent."""
+        """Return row indices from the longest to the shortest row. If `together`, the rows of a group stay adjacent."""
         groups = self.groups.tolist() if together else range(len(self))
         longest: dict[int, int] = {}
         for group, length in zip(groups, lengths, strict=True):
@@ -177,7 +177,7 @@ class Batch:
 
 
 def equal_parts(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Split `order` into `count` parts with about equal numbers of tokens; none is empty if there are enough rows."""
+    """Split `order` into `count` parts with about equal numbers of tokens; none is empty if there are at least `count` rows."""
     if len(order) < count:
         return [[row] for row in order] + [[]] * (count - len(order))
     parts: list[list[int]] = []

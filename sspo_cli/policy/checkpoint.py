@@ -1,7 +1,7 @@
 """Checkpoints, which are complete or absent.
 
-A checkpoint is written to a temporary folder and renamed. Its manifest, written last, has the checksum of every file, so that a
-damaged checkpoint is recognized and the one before it is used.
+A checkpoint is written to a temporary folder and renamed. Its manifest, which is written last, has the checksum of every file. A
+damaged checkpoint is therefore recognized, and the previous checkpoint is used.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, border, first_line, quantity, says_memory_is_full
 from sspo_cli.policy.model import Policy
+from sspo_cli.policy.sharded_files import OPTIMIZER_INDEX, load_optimizer_parts, save_optimizer, shard_optimizer
 from sspo_cli.policy.sharding import local
-from sspo_cli.policy.spread_files import OPTIMIZER_INDEX, load_optimizer_parts, save_optimizer, spread_optimizer
 
 MANIFEST = "manifest.json"
 STATE = "trainer.pt"
+VERIFIED = "SSPO_VERIFIED"  # environment variable: the stamp of the checkpoint that was verified last
 NAME = re.compile(r"step-\d+")
 
 
@@ -37,7 +38,7 @@ def save_checkpoint(
     An existing checkpoint in `folder` is deleted once the new one is complete. With several ranks, each writes its part of the
     optimizer's state, and the first writes everything else.
 
-    Raises UserError if a weight is not finite, or if the disk is full or not writable; nothing is left behind then.
+    Raises UserError if a weight is not finite, or if the disk is full or not writable. No partial checkpoint remains then.
     """
     if ranks.anywhere(not all(torch.isfinite(local(parameter)).all() for parameter in policy.parameters)):
         raise UserError(f"the weights are not finite, so {folder} is not written; {describe_last_good(folder.parent)}")
@@ -64,13 +65,15 @@ def save_checkpoint(
 
 def _begin(folder: Path, partial: Path) -> None:
     with _explained(folder):
-        for left in folder.parent.glob(".step-*.partial"):  # of a process that was killed while writing
+        for left in folder.parent.glob(
+            ".step-*.partial"
+        ):  # the partial checkpoint of a process that was killed while writing
             shutil.rmtree(left)
         partial.mkdir(parents=True)
 
 
 def _save_parts(policy: Policy, optimizer: torch.optim.Optimizer, partial: Path) -> dict[str, str]:
-    """Write each rank's part of the optimizer, and return the checksums of all parts."""
+    """Write each rank's part of the optimizer state, and return the checksums of all parts."""
     written = save_optimizer(policy.model, optimizer, partial)
 
     def checksums() -> list[tuple[str, str]]:
@@ -83,7 +86,7 @@ def _save_parts(policy: Policy, optimizer: torch.optim.Optimizer, partial: Path)
 
 
 def _finish(folder: Path, partial: Path, state: dict[str, Any], parts: Mapping[str, str]) -> None:
-    """Write the state and the manifest, and move the checkpoint to `folder`. `parts` holds checksums known already."""
+    """Write the state and the manifest, and move the checkpoint to `folder`. `parts` has the checksums of the ranks' parts."""
     with _explained(folder):
         with (partial / STATE).open("wb") as file:
             writer = _Writer(file)
@@ -139,7 +142,7 @@ def follow_umask(folder: Path) -> None:
 def _put_in_place(partial: Path, folder: Path) -> None:
     """Rename a complete checkpoint to its final name.
 
-    An existing one is moved away first; `latest_whole` restores it after a kill in between.
+    An existing checkpoint is moved away first. If the process is killed between the two steps, `latest_whole` restores it.
     """
     replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -168,7 +171,7 @@ def _recover(parent: Path) -> None:
 
 
 def describe_last_good(parent: Path) -> str:
-    """Format, as the end of a sentence, which checkpoint to continue from."""
+    """Return the end of a sentence that names the checkpoint to resume from."""
     whole, _ = latest_whole(parent)
     return f"the last good checkpoint is {whole}" if whole else "there is no checkpoint before it"
 
@@ -183,7 +186,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def holds_optimizer(name: str) -> bool:
-    """Report whether a file of this name in a checkpoint holds state of the optimizer or the run, not the model."""
+    """Report whether a checkpoint's file of this name holds the state of the optimizer or the run, and not the model."""
     return name in (STATE, OPTIMIZER_INDEX) or name.endswith(".distcp")
 
 
@@ -192,7 +195,7 @@ def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimize
 
     state  the checkpoint's state from `load_state`
 
-    Raises UserError if it cannot be used, such as 8-bit moments from another number of ranks, whose blocks cannot be split.
+    Raises UserError if the state cannot be used. An 8-bit state, for example, needs the number of ranks that wrote it.
     """
     written_by, eight_bit = state.get("ranks", 1), type(optimizer) is not torch.optim.AdamW
     if eight_bit and written_by != ranks.size():
@@ -203,18 +206,18 @@ def load_optimizer(folder: Path, state: dict[str, Any], policy: Policy, optimize
     with usable_state(folder):
         if (folder / OPTIMIZER_INDEX).exists():
             load_optimizer_parts(policy.model, optimizer, folder)
-        elif "optimizer" in state:  # saved by one process; if there is none, no step had been taken
+        elif "optimizer" in state:  # saved by a single process; missing if no step had been taken
             if ranks.size() == 1:
                 optimizer.load_state_dict(state["optimizer"])
             else:
-                spread_optimizer(optimizer, state["optimizer"])
+                shard_optimizer(optimizer, state["optimizer"])
 
 
 @contextmanager
 def usable_state(folder: Path) -> Iterator[None]:
     """Turn exceptions in the block into a UserError about a checkpoint's state that cannot be loaded or does not fit the run.
 
-    Exceptions that say nothing about the checkpoint are not converted: the memory is full, or another rank is lost.
+    Exceptions without a cause in the checkpoint are not converted: out of memory, or the loss of another rank.
     """
     try:
         yield
@@ -226,16 +229,33 @@ def usable_state(folder: Path) -> Iterator[None]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Report whether every file of the manifest exists with its checksum. Raises UserError if a file cannot be read."""
+    """Report whether every file of the manifest exists with its checksum. Raises UserError if a file cannot be read.
+
+    The checkpoint that was verified last, by this process or by the one that started it, is not hashed again unless one of its
+    files has changed: a fork on several ranks is verified by the supervisor and by each rank.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if not isinstance(manifest, dict) or STATE not in manifest:
             return False
-        return all(_checksum(folder / name) == digest for name, digest in manifest.items())
+        stamp = _stamp(folder, [MANIFEST, *manifest])
+        if os.environ.get(VERIFIED) == stamp:
+            return True
+        if not all(_checksum(folder / name) == digest for name, digest in manifest.items()):
+            return False
+        os.environ[VERIFIED] = stamp
+        return True
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
         return False
     except OSError as error:  # the file may be intact, so this checkpoint must not be skipped
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
+
+
+def _stamp(folder: Path, names: Sequence[str]) -> str:
+    """Hash what changes with each change of one of the files: their inodes, sizes and times."""
+    states = [(name, (folder / name).stat()) for name in names]
+    values = [(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states]
+    return xxhash.xxh3_128_hexdigest(json.dumps(values).encode())
 
 
 def checkpoint_folders(parent: Path) -> list[Path]:
@@ -256,7 +276,7 @@ def latest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
 
 
 def set_damaged_aside(parent: Path) -> tuple[Path | None, list[Path]]:
-    """Find the newest complete checkpoint, and rename the newer damaged ones, so that `keep_last` ignores them.
+    """Find the newest complete checkpoint, and rename newer damaged checkpoints, so that `keep_last` ignores them.
 
     Returns the checkpoint, or None if there is none, and the new names of the damaged ones.
     """
@@ -289,7 +309,7 @@ def _checksum(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Flush to the disk, so that a rename is never stored before the content."""
+    """Flush `path` to the disk, so that a rename is never stored before the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -42,7 +42,7 @@ from sspo_cli.types import Completion, Group, Prompt, Reward
 
 BETAS = (0.9, 0.95)
 KEPT = 30 * 86_400  # seconds after its last use until a cold start is deleted
-KEPT_EMPTY = 2 * 86_400  # the same for a cold start without a checkpoint
+KEPT_EMPTY = 2 * 86_400  # the same, for a cold start that has no checkpoint yet
 KEY = re.compile(r"[0-9a-f]{16}")
 
 
@@ -76,7 +76,7 @@ def demonstrations_of(
 
 
 def check_demonstrations(demonstrations: Sequence[Group]) -> None:
-    """Raise UserError if there are none."""
+    """Raise UserError if there are no demonstrations."""
     if not demonstrations:
         raise UserError(
             "the tasks have no worked demonstrations for the cold start; name other tasks in cold_start.tasks, such as a file of "
@@ -112,10 +112,10 @@ def cold_start(
 
     cache     folder that all cold starts share
     progress  called as progress(steps, loss=…) when steps are done; the loss is in nats per token
-    note      called with a sentence if this run waits for another one that computes the same cold start, or deletes an old one
+    note      called with a sentence if another run computes the same cold start, or if an old cold start is deleted
 
-    An interrupted stage continues from its last checkpoint. Raises UserError without demonstrations, Interrupted when asked to
-    stop.
+    An interrupted stage continues from its last checkpoint. Raises UserError if there are no
+    demonstrations, and Interrupted if the user asks to stop.
     """
     check_demonstrations(demonstrations)
     folder = cache / _key(policy, demonstrations, options)
@@ -135,7 +135,7 @@ def cold_start(
 
 
 def _keep(cache: Path, folder: Path, note: Callable[[str], None]) -> None:
-    """Create the folder of a cold start, or mark it as used, and remove unused ones."""
+    """Create the folder of a cold start, or mark it as used. Remove cold starts that are no longer used."""
     with border(f"the cold start cannot be stored in {cache}"):
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)  # marks it as used
@@ -143,7 +143,7 @@ def _keep(cache: Path, folder: Path, note: Callable[[str], None]) -> None:
 
 
 def _remove_unused(cache: Path, note: Callable[[str], None]) -> None:
-    """Remove cold starts that no run has used for KEPT seconds; they can be computed again, bit for bit."""
+    """Remove cold starts that no run has used for KEPT seconds; they can be computed again with identical results."""
     for folder in cache.iterdir():
         with suppress(OSError, UserError):  # the disk refuses, or another process removes the same folder
             kept = KEPT if checkpoint_folders(folder) else KEPT_EMPTY
@@ -168,7 +168,7 @@ def _lock(path: Path, interruption: Interruption, note: Callable[[str], None]) -
     try:
         yield
     finally:
-        lock.release()  # has no effect on the other ranks, which do not hold it
+        lock.release()  # has no effect on the other ranks, which do not hold the lock
 
 
 def _train(

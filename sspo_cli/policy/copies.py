@@ -1,4 +1,4 @@
-"""Copies of a checkpoint's model, in its own dtype or another."""
+"""Copies of a checkpoint's model, in the dtype of the checkpoint or a different one."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from safetensors import safe_open
 from sspo_cli.policy.checkpoint import MANIFEST, follow_umask, holds_optimizer
 from sspo_cli.policy.model import DTYPES
 from sspo_cli.policy.pretrained import load_config, model_class
-from sspo_cli.policy.spread_files import INDEX, SafetensorsWriter
+from sspo_cli.policy.sharded_files import INDEX, SafetensorsWriter
 
 DTYPE_NAMES = ("dtype", "torch_dtype")  # in a config
 
@@ -18,7 +18,7 @@ DTYPE_NAMES = ("dtype", "torch_dtype")  # in a config
 def copy_model(checkpoint: Path, folder: Path, dtype: str | None) -> None:
     """Copy the model and the tokenizer of a checkpoint to a folder, tensor by tensor, under the names in its files.
 
-    dtype  of floating-point weights in the copy, except those that the model's class keeps in float32; None: their own
+    dtype  dtype of floating-point weights in the copy, except those that the model's class keeps in float32; None: unchanged
     """
     kept = _kept_in_float32(checkpoint) if dtype else ()
     writer = SafetensorsWriter(folder)

@@ -1,6 +1,6 @@
 """The tokens that a chat template writes between two turns of the policy.
 
-The policy's own tokens are stored as sampled, never decoded and encoded again. The tokens between its turns are found once, by
+The policy's own tokens are stored as sampled, never decoded and encoded again. The tokens between two turns are found once, by
 rendering marker texts. Answers of an environment are encoded as plain text, so that a program cannot print control tokens.
 """
 
@@ -23,7 +23,7 @@ class Dialogue:
     end_ids     ids that end a sequence
     before      tokens from the end of the policy's turn to the answer; the first is one of `end_ids`
     after       tokens from the answer to the policy's next turn
-    opening     text that the template opens this turn with (`<think>`, or nothing)
+    opening     text with which the template opens the policy's next turn (`<think>`, or nothing)
     """
 
     tokenizer: Any

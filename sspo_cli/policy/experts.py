@@ -1,7 +1,7 @@
 """Mixtures of experts: the dtype of their computation, and a record of which experts tokens choose.
 
-Experts are computed in the dtype of autocast, as all other layers are. Their grouped product is not among autocast's
-operations, so transformers alone computes it in the dtype of the weights.
+Experts are computed in the dtype of autocast, like all other layers. autocast does not cover their grouped matrix product,
+which transformers computes in the dtype of the weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from torch.func import functional_call
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
 GROUPED = "grouped_mm"  # transformers' implementation
-IN_AUTOCAST = "grouped_mm_in_autocast"  # the same, in the dtype of autocast
-_kept: dict[Tensor, Tensor] | None = None  # copies of experts' weights by the weight, within `kept_copies`
+IN_AUTOCAST = "grouped_mm_in_autocast"  # transformers' implementation in the dtype of autocast
+_kept: dict[Tensor, Tensor] | None = None  # within `kept_copies`: weight of experts -> its copy
 
 
 def follow_autocast(model: Any) -> None:
-    """Have the experts of a model follow autocast, in place; do nothing for a model without any."""
+    """Change a model in place to compute its experts in the dtype of autocast. A model without experts is unchanged."""
     if any(layer.config._experts_implementation == GROUPED for layer in expert_layers(model)):
         model.set_experts_implementation(IN_AUTOCAST)
 
@@ -32,7 +32,7 @@ def expert_layers(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def kept_copies() -> Iterator[None]:
-    """Keep the copies of weights that are made without gradients within it, as autocast keeps those of linear layers."""
+    """Cache copies of expert weights within the block if no gradient is needed, as autocast does for linear layers."""
     global _kept
     before, _kept = _kept, {}
     try:
@@ -42,12 +42,12 @@ def kept_copies() -> Iterator[None]:
 
 
 def _forward(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Compute the experts that are chosen [N, k] with weights [N, k] for hidden states [N, H] -> [N, H]."""
+    """Compute the experts `chosen` [N, k], weighted by `weights` [N, k], for hidden states [N, H] -> [N, H]."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         copies = {name: _copy(p, dtype) for name, p in experts.named_parameters(recurse=False) if p.dtype != dtype}
-        if copies:  # with which this function is called again
+        if copies:  # then this function is called again with the copies
             return functional_call(experts, copies, (hidden, chosen, weights))
     return grouped_mm_experts_forward(experts, hidden, chosen, weights)
 
@@ -61,7 +61,7 @@ def _copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Routes:
-    """The experts that tokens choose in each of a model's L layers of E experts; recorded within `recorded` alone."""
+    """The experts that tokens choose in each of a model's L layers with E experts. Records only within `recorded`."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers, self.experts = len(layers), int(layers[0].num_experts)
@@ -73,13 +73,13 @@ class Routes:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Routes | None":
-        """Watch the layers of a model; return None if it has no experts, or layers of unequal numbers of them."""
+        """Return a recorder for a model, or None if the model has no experts or if its layers have unequal numbers of experts."""
         layers = expert_layers(model)
         return cls(layers) if len({layer.num_experts for layer in layers}) == 1 else None
 
     @contextmanager
     def recorded(self, places: Tensor) -> Iterator[None]:
-        """Record the choices of a forward pass for the tokens at `places` [N], counted over all rows of its input."""
+        """Record the choices of a forward pass for the tokens at `places` [N], indices into the flattened input."""
         self._places, self._chosen = places, {}
         try:
             yield
@@ -96,9 +96,9 @@ class Routes:
         return torch.stack([torch.bincount(experts, minlength=self.experts) for experts in chosen]).cpu()
 
     def codes(self) -> Tensor:
-        """Return a number for each set of experts that a token chose, whatever their order: [N, L] int32, on the CPU.
+        """Return a number for the set of experts that each token chose in each layer: [N, L] int32, on the CPU.
 
-        Unequal sets have equal numbers with a probability of 2^-31.
+        The number does not depend on the order of the experts. Two different sets have the same number with probability 2^-31.
         """
         numbers = self._numbers.to(self._chosen[0].device)
         sums = [numbers[self._chosen[number]].sum(dim=1) % 2**31 for number in range(self.layers)]
@@ -108,7 +108,7 @@ class Routes:
 def expert_load(counts: Tensor) -> float:
     """Compute how often the most frequent expert of a layer is chosen, relative to the mean over its experts.
 
-    counts [L, E] -> the mean over layers, from 1 (all as often) to E / k (always the same k).
+    counts [L, E] -> mean over layers, from 1 (all experts equally often) to E / k (always the same k experts).
     """
     return (counts.amax(dim=1) / counts.double().mean(dim=1)).mean().item()
 

@@ -23,7 +23,7 @@ GRAPHS = 64
 
 
 def check_kernels(options: ModelOptions, ranks: int) -> None:
-    """Raise UserError if the layers of a model that is spread over several ranks are to be compiled."""
+    """Raise UserError if the options select compiled layers and there are several ranks."""
     if options.kernels == "compiled" and ranks > 1:
         raise UserError("model.kernels = compiled does not support several ranks; use model.kernels=torch")
 

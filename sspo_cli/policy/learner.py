@@ -17,7 +17,7 @@ from sspo_cli.rewards import PAPER, Scoring
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The results of a minibatch's forward passes, row by row, on the CPU; all metrics of the step come from them.
+    """The results of a minibatch's forward passes, row by row, on the CPU. All metrics of the step are computed from these.
 
     objective      [B]     c_i · (S_i · Â_i - β · KL_i), 0 for a completion that is masked out
     advantages     [B]     Â, times the bounded importance ratio if `importance_level` is `sequence`
@@ -112,8 +112,9 @@ def accumulate_gradient(
 def splits_groups_apart(policy: Policy, options: LearningOptions) -> bool:
     """Report whether micro-batches have rows of one group each.
 
-    A mixture's choice of experts can depend on what is computed together. In the first epoch, the micro-batches of a step are
-    those of its old log-probabilities. Later epochs have other minibatches, so that only those of single groups are the same.
+    The experts that a mixture chooses can depend on which rows are computed together. In the first epoch, the micro-batches of
+    a step equal those of its old log-probabilities. Later epochs have different minibatches, so only micro-batches of single
+    groups are the same in every epoch.
     """
     return policy.mixes_experts and options.epochs > 1
 
@@ -143,7 +144,7 @@ def step_metrics(minibatch: Batch, result: StepResult, options: LearningOptions 
     policy/expert_load      see `expert_load`; only for a mixture of experts
     sampler/rerouted_layers, sampler/rerouted_tokens
                             share of (token, layer) pairs with other experts in the sampler than in the behaviour policy, and
-                            share of tokens with such a layer; only if the sampler records the experts
+                            share of tokens with at least one such layer; only if the sampler records the experts
 
     If no token is unmasked, metrics of tokens are left out.
     """

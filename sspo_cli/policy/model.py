@@ -24,8 +24,8 @@ from sspo_cli.policy.kernels import check_kernels, checkpoint_layers, compile_la
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS, IDENTITY, LogitTransform, token_logprobs
 from sspo_cli.policy.packing import ATTENTION, can_share_prompts, pack
 from sspo_cli.policy.pretrained import load_pretrained, load_tokenizer
+from sspo_cli.policy.sharded_files import save_model
 from sspo_cli.policy.sharding import compute, gathered, shard, whole
-from sspo_cli.policy.spread_files import save_model
 from sspo_cli.policy.tiny import tiny_model, tiny_tokenizer
 
 # transformers' progress bars and warnings would overwrite the run's display; important problems are checked here.
@@ -48,7 +48,7 @@ class Policy:
     dtype      dtype of the forward pass; trained weights are float32, or as set by `model.weights`
     compiled   the layers are compiled by torch.compile
     transform  transform of the logits after the vocabulary projection
-    notes      notes for the user about the loading
+    notes      notes for the user about the loading of the model
     routes     record of the experts that tokens choose; None without a mixture, and with compiled layers
     """
 
@@ -142,7 +142,7 @@ class Policy:
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def recorded(self, places: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Record the experts that the tokens at these places of a forward pass choose, if the model has any; see `Routes`."""
+        """Record the experts that the tokens at `places` choose in a forward pass (see `Routes`), if the model has experts."""
         return self.routes.recorded(places()) if self.routes else nullcontext()
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -233,7 +233,10 @@ def check_ids(ids: Sequence[int], model: Vocabulary, what: str) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Find the device; `auto` is the first GPU if there is one. Raises UserError for a missing or unsupported device."""
+    """Find the device; `auto` selects the first GPU, or the CPU if there is no GPU.
+
+    Raises UserError if the device is missing or unsupported.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -251,8 +254,8 @@ def load_policy(
 ) -> Policy:
     """Load the policy of a config.
 
-    folder         cold start or checkpoint, whose weights replace the model's own
-    chat_template  replaces the tokenizer's
+    folder         cold start or checkpoint whose weights replace the model's own
+    chat_template  chat template that replaces the tokenizer's
 
     Raises UserError if the model cannot be loaded, or has no tokenizer or no chat template.
     """

@@ -17,10 +17,10 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Make an AdamW that applies weight decay to matrices only, not to norms and biases.
 
-    `guarded_step` sets the learning rate. With `eight_bit`, moments have 8 bits, except those of tensors that have fewer than
-    4096 elements or are not a multiple of 256, which have the weights' dtype. Updated bfloat16 weights are then rounded
-    stochastically, because rounding to the nearest would lose updates of less than 1/256 of the weight. Raises UserError if
-    `eight_bit` is set and torchao is not installed.
+    `guarded_step` sets the learning rate. With `eight_bit`, the optimizer state has 8 bits, except for tensors with fewer than
+    4096 elements or a number of elements that is not a multiple of 256, whose state has the weights' dtype. Updated
+    bfloat16 weights are then rounded stochastically, because rounding to the nearest would lose updates of less than 1/256
+    of the weight. Raises UserError if `eight_bit` is set and torchao is not installed.
     """
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -37,7 +37,7 @@ def adamw(
 
 
 def adamw_8bit() -> Any:
-    """Import torchao's optimizer; torch.load can read its state only after that. Raises UserError without torchao."""
+    """Import torchao's optimizer, which torch.load needs to read its state. Raises UserError if torchao is not installed."""
     try:
         from torchao.optim import AdamW8bit
     except ImportError:

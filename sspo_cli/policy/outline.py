@@ -8,11 +8,11 @@ import torch
 from transformers import GenerationConfig, Qwen2ForCausalLM
 
 from sspo_cli.config import ModelOptions
-from sspo_cli.errors import UserError
+from sspo_cli.errors import UserError, reason
 from sspo_cli.policy.adapters import add_adapters
 from sspo_cli.policy.kernels import use_liger
 from sspo_cli.policy.model import Policy, check_tokenizer, compute_dtype, source_of
-from sspo_cli.policy.pretrained import choose_attention, load_config, load_tokenizer, model_class
+from sspo_cli.policy.pretrained import check_stored_weights, choose_attention, load_config, load_tokenizer, model_class
 from sspo_cli.policy.tiny import tiny_config, tiny_tokenizer
 
 
@@ -21,8 +21,8 @@ def outline_policy(
 ) -> Policy | None:
     """Make the policy that `load_policy` would load, with tensors on torch's meta device, which have shapes and no memory.
 
-    Returns None if the model's code cannot run without values of weights. Raises UserError like `load_policy`, except for
-    errors that only the weights reveal.
+    Returns None if the model's code cannot run without values of weights. Raises UserError in the same cases as
+    `load_policy`, except for errors that only the weights reveal.
     """
     source, _ = source_of(options, folder)
     if source is None:
@@ -34,6 +34,8 @@ def outline_policy(
         model = _without_weights(options, source, tokenizer)
     except UserError:
         raise
+    except (KeyError, ValueError) as error:  # for an activation, for example, that the model's code does not know
+        raise UserError(f"model.name = {source} cannot be loaded: {reason(error)}") from None
     except Exception:  # raised by the model's code, which may need values of tensors
         return None
     if options.kernels == "liger":
@@ -52,6 +54,7 @@ def _without_weights(options: ModelOptions, source: str | None, tokenizer: Any) 
         kind = model_class(source, config)
         attention, _ = choose_attention(kind, "sdpa" if options.attention == "flash_attention_2" else options.attention)
         model = kind._from_config(config, attn_implementation=attention)
-    with suppress(OSError):  # without a generation config, the values of the model's config stay
+    check_stored_weights(source, model)
+    with suppress(OSError):  # if there is no generation config, the values of the model's config remain
         model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
     return model

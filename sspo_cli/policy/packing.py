@@ -31,7 +31,7 @@ class Packing:
     prompts      [M], [M]            row and column of each prompt token in a tensor [P, S] = `prompts_shape`
     completions  [N-M], [N-M]        row and column of each completion token in a tensor [B, T] = `completions_shape`
     prompt_of    [B]                 prompt of each completion
-    mask         [B, 1, T, S+T]      attention mask of the completions: 0 or -inf, in the dtype of the computation
+    mask         [B, 1, T, S+T]      attention mask of the completions: 0 or -inf, in the compute dtype
     before       [B, T+1]            index, in the packed row, of the token before each completion token, which predicts it
     """
 
@@ -105,20 +105,20 @@ def _attention(
     """Compute attention: query, key, value [1, heads, N, width] -> [1, N, heads, width]; plain "sdpa" without a packing."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    # Cast to the computation's dtype, because rotary embeddings return float32 even under autocast.
+    # Cast to the compute dtype, because rotary embeddings return float32 even under autocast.
     tokens = [x[0].transpose(0, 1).to(packing.mask.dtype) for x in (query, key, value)]  # [N, heads, width] each
     split = [len(packing.prompts[0]), len(packing.completions[0])]
     of_prompts, of_completions = zip(*(x.split(split) for x in tokens), strict=True)
-    query, key, value = (_spread(x, packing.prompts, packing.prompts_shape) for x in of_prompts)
+    query, key, value = (_scatter(x, packing.prompts, packing.prompts_shape) for x in of_prompts)
     prompts, _ = sdpa_attention_forward(module, query, key, value, None, **options)  # [P, S, heads, width]
-    query, own_key, own_value = (_spread(x, packing.completions, packing.completions_shape) for x in of_completions)
+    query, own_key, own_value = (_scatter(x, packing.completions, packing.completions_shape) for x in of_completions)
     key = torch.cat([key[packing.prompt_of], own_key], dim=2)
     value = torch.cat([value[packing.prompt_of], own_value], dim=2)
     completions, _ = sdpa_attention_forward(module, query, key, value, packing.mask, **options)
     return torch.cat([prompts[packing.prompts], completions[packing.completions]]).unsqueeze(0), None
 
 
-def _spread(tokens: Tensor, places: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
+def _scatter(tokens: Tensor, places: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
     """Scatter tokens [M, heads, width] to their places in [P, heads, S, width], with zeros elsewhere."""
     return tokens.new_zeros(*shape, *tokens.shape[1:]).index_put(places, tokens).transpose(1, 2)
 

@@ -1,17 +1,20 @@
 """Loading of models and tokenizers. A model is refused unless every tensor comes from its files."""
 
-from collections.abc import Collection
+import json
+import re
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, border
-from sspo_cli.policy.spread_loading import read_in_parts, whole_shapes
+from sspo_cli.policy.sharded_loading import read_in_parts, whole_shapes
 
 NAMED_KEYS = 3  # most tensors named in a message
 # Largest plausible values in a model's config; larger ones are damage.
@@ -26,6 +29,7 @@ LARGEST_SIZES = {
     "max_position_embeddings": 2**30,
 }
 PATH_STARTS = ("/", "./", "../", "~")  # of a folder; names on the hub are `name` or `owner/name`
+WEIGHTS = "model.safetensors"
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 
 
@@ -43,7 +47,7 @@ def load_config(source: str, revision: str | None = None) -> Any:
 
 
 def config_value(config: Any, name: str) -> Any:
-    """Return a value of a config, or None; for a value that varies by layer, that of most layers."""
+    """Return a value of a config, or None if it is missing. For a value that varies by layer, return the most frequent value."""
     try:
         return getattr(config, name, None)
     except RuntimeError:  # raised by transformers for values that vary by layer
@@ -72,10 +76,10 @@ def load_pretrained(
 ) -> tuple[Any, list[str]]:
     """Load a causal LM; also return notes about its weights.
 
-    in_parts  each rank reads its rows of the weights alone, see `spread_loading`, for `shard`
+    in_parts  True if each rank reads only its rows of the weights, for `shard` (see `sharded_loading`)
 
-    Raises UserError if it cannot be loaded, or if a tensor of the model is missing in its files or has another shape there,
-    because transformers would initialize it randomly.
+    Raises UserError if it cannot be loaded, if weights to be read in parts are quantized, or if a tensor of the model is missing
+    in its files or has another shape there, because transformers would initialize it randomly.
     """
     kind = model_class(source, load_config(source, revision))
     attention, notes = choose_attention(kind, attention)
@@ -101,23 +105,67 @@ def load_pretrained(
     else:
         of_ranks = load()
     model = loaded[0]
+    if in_parts and config_value(model.config, "quantization_config"):
+        raise UserError(
+            f"the weights of {source} are quantized and stay so, which is for one process: they cannot be sharded over "
+            f"{ranks.size()} ranks; use the model's weights in float32 or bfloat16"
+        )
     missing, unexpected = (
         {key for info in of_ranks for key in info[name]} for name in ("missing_keys", "unexpected_keys")
     )
     name = type(model).__name__
+    _refuse_other_weights(source, name, missing, whole_shapes(model, of_ranks, loaded[1]))
+    unused = _named("{} not used", unexpected)
+    notes += [f"{source}: of the tensors in its files, {text}, because {name} has no such weights" for text in unused]
+    return model, notes
+
+
+def check_stored_weights(source: str, model: Any) -> None:
+    """Compare a model without weights with the headers of the safetensors files in its folder, without reading the weights.
+
+    Does nothing if `source` is not a folder with such files, or if its weights are quantized. Tensors that the model converts
+    while it is loaded have other names in the files, so missing tensors are reported only if each stored one has a name of the
+    model. Raises UserError in the same cases as `load_pretrained`.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or getattr(model.config, "quantization_config", None) is not None:
+        return
+    stored: dict[str, list[int]] = {}
+    with _loading(source):
+        for file in _weight_files(folder):
+            with safe_open(file, "pt") as content:
+                names = content.keys()
+                stored |= {key: content.get_slice(key).get_shape() for key in names}
+    needed = {key: list(weight.shape) for key, weight in model.named_parameters()}
     mismatched = [
-        f"{key} of shape {_shape(stored)} for {_shape(needed)}"
-        for key, stored, needed in whole_shapes(model, of_ranks, loaded[1])
+        (key, stored[key], needed[key]) for key in sorted(stored.keys() & needed.keys()) if stored[key] != needed[key]
     ]
-    wrong = _named("{} missing", missing) + _named("{} of another shape", mismatched)
-    if wrong:
+    is_by_name = bool(stored) and stored.keys() <= model.state_dict().keys()
+    missing = needed.keys() - stored.keys() - model.all_tied_weights_keys.keys() if is_by_name else ()
+    optional = model._keys_to_ignore_on_load_missing or ()
+    missing = [key for key in missing if not any(re.search(pattern, key) for pattern in optional)]
+    _refuse_other_weights(source, type(model).__name__, missing, mismatched)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers reads in a folder; none if it has other files of weights."""
+    if (whole := folder / WEIGHTS).is_file():
+        return [whole]
+    if not (index := folder / f"{WEIGHTS}.index.json").is_file():
+        return []
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _refuse_other_weights(
+    source: str, name: str, missing: Collection[str], mismatched: Sequence[tuple[str, list[int], list[int]]]
+) -> None:
+    """Raise UserError for tensors that are missing in the files of the model class `name`, or have another shape there."""
+    shapes = [f"{key} of shape {_shape(stored)} for {_shape(needed)}" for key, stored, needed in mismatched]
+    if wrong := _named("{} missing", missing) + _named("{} of another shape", shapes):
         raise UserError(
             f"the weights of {source} do not match its config.json: of {name}'s tensors, {' and '.join(wrong)}, which would be "
             "initialized randomly; download config.json and weights of the same model"
         )
-    unused = _named("{} not used", unexpected)
-    notes += [f"{source}: of the tensors in its files, {text}, because {name} has no such weights" for text in unused]
-    return model, notes
 
 
 def load_tokenizer(source: str, revision: str | None) -> Any:
@@ -140,7 +188,7 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
 
 
 def _loading(source: str) -> AbstractContextManager[None]:
-    """Turn exceptions of transformers for broken files into UserError, except out-of-memory errors.
+    """Convert exceptions that transformers raises for broken files to UserError, except out-of-memory errors.
 
     Raises UserError if the source is a path, but there is no such folder.
     """
@@ -179,7 +227,7 @@ def _check_quantization(source: str, config: Any) -> None:
 
 
 def _named(sentence: str, keys: Collection[str]) -> list[str]:
-    """Return `sentence` with the number of keys and a few names filled in, or an empty list without keys."""
+    """Return `sentence` with the number of keys and a few of them filled in, or an empty list if `keys` is empty."""
     if not keys:
         return []
     names = sorted(keys)

@@ -1,4 +1,4 @@
-"""A model's weights, gradients and moments spread over the ranks by torch's fully_shard (FSDP2)."""
+"""Sharding of a model's weights, gradients and optimizer state over the ranks by torch's fully_shard (FSDP2)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +13,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli import ranks
-from sspo_cli.policy.spread_loading import put_parts, take_parts
+from sspo_cli.policy.sharded_loading import put_parts, take_parts
 
 T = TypeVar("T")
 
 
 def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Spread the model over the ranks, in place, each on its `device`; its weights are whole, or read in parts.
+    """Shard the model over the ranks, in place. The weights may be complete, or already read in parts.
 
-    dtype  dtype of the computation, in which layers are gathered; gradients are summed in float32
+    dtype   compute dtype, in which layers are gathered; gradients are summed in float32
+    device  device of this rank
 
     Each decoder layer is gathered when it is used. Embedding, last norm and vocabulary projection belong to the root module,
     because they may share a tensor. They are gathered within `compute`, in the dtype of the trained weights: the projection's
@@ -70,16 +71,16 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Gather a tensor that is spread over the ranks; return any other tensor unchanged."""
+    """Gather a tensor that is sharded over the ranks. Return any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a tensor that is spread over the ranks, and any other tensor unchanged."""
+    """Return this rank's part of a tensor that is sharded over the ranks. Return any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(tensor: Tensor, example: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
     """Shard a whole tensor over the ranks like `example`; return it unchanged if the example is not sharded."""
     if not isinstance(example, DTensor):
         return tensor

@@ -1,21 +1,23 @@
-"""The ranks of a run: processes that share its work, each on another GPU. A process alone is a run's only rank.
+"""The ranks of a run: processes that share the work, each on its own GPU. A single process is the only rank of its run.
 
-Every rank holds the whole rollout batch and the same state of the run. Prompts, micro-batches, weights and moments are divided
-among the ranks, and their results are combined before anything depends on them. Only the first rank writes the run's folder.
+Every rank holds the whole rollout batch and the same state of the run. Prompts, micro-batches, weights and optimizer state
+are divided among the ranks, and their results are combined before anything depends on them. Only the first rank
+writes the run's folder.
 
 Functions that communicate must be called by all ranks, in the same order, on the main thread.
 """
 
 from sspo_cli.ranks.exchange import add, anywhere, by_first, every, gather, on_first, total, waited
-from sspo_cli.ranks.failures import LostRank, explained_loss, report, says_lost, words_of
+from sspo_cli.ranks.failures import LostRank, explained_loss, report, says_lost, sentence_to_print
 from sspo_cli.ranks.joining import announce_folder, check_start, start, stop
-from sspo_cli.ranks.place import is_first, rank, share, size, supposing
+from sspo_cli.ranks.place import assuming_size, is_first, rank, share, size
 
 __all__ = [
     "LostRank",
     "add",
     "announce_folder",
     "anywhere",
+    "assuming_size",
     "by_first",
     "check_start",
     "every",
@@ -26,12 +28,11 @@ __all__ = [
     "rank",
     "report",
     "says_lost",
+    "sentence_to_print",
     "share",
     "size",
     "start",
     "stop",
-    "supposing",
     "total",
     "waited",
-    "words_of",
 ]

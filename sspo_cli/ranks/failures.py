@@ -1,4 +1,4 @@
-"""Reports of the failures of ranks: which rank has failed and why, said once, in one sentence."""
+"""Reports of the failures of ranks: which rank failed and why, printed once, in one sentence."""
 
 import os
 import time
@@ -28,7 +28,7 @@ class LostRank(UserError):
 
 @contextmanager
 def explained_loss(remedy: str) -> Iterator[None]:
-    """Turn torch's errors about another rank that has ended or does not answer into a LostRank that explains them.
+    """Convert torch's errors about another rank that has ended or does not answer to a LostRank that explains the error.
 
     remedy  end of the message
     """
@@ -52,7 +52,7 @@ def says_lost(error: BaseException) -> bool:
 
 
 def _why_lost(error: BaseException) -> str:
-    """Return which rank is lost and why: by its own report or its launcher's, or because it alone notices no loss."""
+    """Describe which rank is lost and why, as reported, or because it is the only rank that has not noticed a failure."""
     others = [number for number in range(size()) if number != rank()]
     deadline = time.monotonic() + REPORT_WAIT
     while time.monotonic() < deadline:
@@ -86,7 +86,7 @@ def reported(store: Any, numbers: Sequence[int]) -> dict[int, str]:
     return sentences
 
 
-def words_of(error: UserError | Interrupted, sentence: str) -> str | None:
+def sentence_to_print(error: UserError | Interrupted, sentence: str) -> str | None:
     """Report the error that ends this rank to the others, and return the sentence that this rank must print.
 
     Returns None if another rank or the launcher prints the error. If only this rank failed, the sentence names it.

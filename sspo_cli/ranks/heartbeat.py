@@ -1,7 +1,7 @@
-"""The heartbeat of a rank, by which a rank that hangs is found.
+"""The heartbeat of a rank, which reveals whether the rank hangs.
 
-A thread of each rank counts up in the store. The supervisor watches all ranks that it has started. Without a supervisor, each
-rank watches the next one on its machine.
+A thread of each rank increments a counter in the store. The supervisor watches all ranks that it has started. Without a
+supervisor, each rank watches the next rank on its machine.
 """
 
 import atexit
@@ -22,7 +22,7 @@ ENDED = -(10**12)  # added to the heartbeats of a rank that needs none of the ot
 
 
 def start(store: Any, rank: int, size: int) -> None:
-    """Start the thread that counts up in the store until the process ends."""
+    """Start the thread that increments this rank's counter in the store until the process ends."""
     store.set(PROCESS.format(rank), f"{os.getpid()} {machine()}")
     ended = threading.Event()
     own_store = store.clone()
@@ -33,14 +33,14 @@ def start(store: Any, rank: int, size: int) -> None:
 
 
 def end(store: Any, rank: int) -> None:
-    """Let the ones who watch this rank know that it needs none of the others any more."""
+    """Report to the watchers of this rank that it no longer needs any other rank."""
     store.add(ALIVE.format(rank), ENDED)
 
 
 def _beat(store: Any, rank: int, size: int, ended: threading.Event) -> None:
-    """Count up in the store, and without a supervisor watch the next rank on this machine, which is killed if it hangs.
+    """Increment the counter in the store. Without a supervisor, also watch the next rank on this machine; kill it if it hangs.
 
-    The thread outlives a store that does not answer, because a rank that no longer counts is taken for one that hangs.
+    The thread continues if the store does not answer, because a rank whose counter stops is assumed to hang.
     """
     watch = None
     while not ended.is_set():
@@ -55,13 +55,13 @@ def _beat(store: Any, rank: int, size: int, ended: threading.Event) -> None:
 
 
 def _stop(heart: threading.Thread, ended: threading.Event) -> None:
-    """End the thread before the interpreter does, which would abort the process if it was in a call of the store."""
+    """End the thread before the interpreter exits, because the exit would abort the process during a call of the store."""
     ended.set()
     heart.join(timeout=4 * ANSWER)  # it may be connecting again, which takes longer than an answer
 
 
 def end_hung(watch: Watch, store: Any) -> list[int]:
-    """Kill the watched ranks that have hung, which the others notice at once, and report why; return them."""
+    """Kill the watched ranks that hang, report the reason, and return these ranks. The other ranks notice the end at once."""
     reasons = watch.hung({rank: store.add(ALIVE.format(rank), 0) for rank in watch.processes})
     for rank, reason in reasons.items():
         store.set(FAILED.format(rank), reason)
@@ -71,13 +71,13 @@ def end_hung(watch: Watch, store: Any) -> list[int]:
 
 
 def rank_has_ended(store: Any, number: int) -> bool:
-    """Report whether a rank is on this machine and has ended; False if that cannot be known."""
+    """Return True if a rank is on this machine and has ended; False if this is unknown."""
     process = _process_here(store, number)
     return process is not None and has_ended(process)
 
 
 def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:
-    """Return the next rank on this machine, the first one after the last, and its process; nothing without one."""
+    """Return {rank: process} of the next rank on this machine (after the last, the first), or {} if there is no other rank."""
     for other in ((rank + step) % size for step in range(1, size)):
         if process := _process_here(store, other):
             return {other: process}
@@ -85,6 +85,6 @@ def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:
 
 
 def _process_here(store: Any, number: int) -> int | None:
-    """Return the process of a rank if it is on this machine."""
+    """Return the process id of a rank, or None if the rank is not on this machine."""
     process, _, where = store.get(PROCESS.format(number)).decode().partition(" ")
     return int(process) if where and where == machine() else None

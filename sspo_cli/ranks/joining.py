@@ -1,4 +1,4 @@
-"""The begin and end of the ranks' common work, and what a machine needs for it."""
+"""Start and end of the ranks' common work, and checks that the machine is suitable."""
 
 import os
 from contextlib import suppress
@@ -45,7 +45,7 @@ def start(device: str) -> None:
 def stop() -> None:
     """Leave the process group at the end of a run, once all ranks have reached it.
 
-    A rank that is lost by now, such as the first one if it cannot close its log, reports that itself; this rank's work is done.
+    Errors of a rank that is already lost are ignored: that rank reports its error itself, and this rank's work is done.
     """
     if here.size > 1:
         with suppress(RuntimeError):
@@ -57,7 +57,7 @@ def stop() -> None:
 
 
 def announce_folder(path: Path) -> None:
-    """Let the supervisor know the run's folder, in case that the first rank, which writes it, is killed."""
+    """Send the run's folder to the supervisor, which records the failure there if the first rank is killed."""
     if here.size > 1:
         here.store.set(FOLDER, str(path.absolute()))
 
@@ -65,7 +65,7 @@ def announce_folder(path: Path) -> None:
 def check_start(count: int, device: str) -> None:
     """Raise UserError if `count` ranks cannot be started on this machine.
 
-    The machine has too few GPUs, or too few cores for ranks on its CPU; `device` is a single GPU; or SSPO_PATIENCE is invalid.
+    Causes are too few GPUs, too few cores for ranks on a CPU, a single GPU as `device`, or an invalid SSPO_PATIENCE.
     """
     patience()
     if device == "cpu" or not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Keys of the store in which ranks and their launcher keep what they report to one another."""
+"""Keys of the store through which ranks and their launcher exchange reports."""
 
 FAILED = "sspo/failed/{}"  # why a rank, given by its number, ends
 NOTICED = "sspo/noticed/{}"  # set by a rank that has lost another one

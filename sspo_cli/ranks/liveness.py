@@ -1,9 +1,9 @@
 """Detection of processes that hang: they neither answer nor compute nor read nor write.
 
-A thread of each rank counts up in the store. A process that is stopped does not count, nor one that is stuck in a call that lets
-none of its threads run. A long call of that kind may be legal, such as the writing of a large file, so what the kernel has
-counted of the main thread is looked at, too. A rank whose main thread alone waits is not found here: it may wait legally, for
-other ranks, for a server or for a check of an answer.
+A thread of each rank increments a counter in the store. The counter stops if the process is stopped, or if it is in a call that
+blocks all of its threads. Such a call may be legitimate, for example if it writes a large file. Therefore the kernel's counts
+of the main thread's processor time, reads and writes are compared, too. A rank in which only the main thread waits is not
+detected, because it may legitimately wait for other ranks, for a server or for the check of an answer.
 """
 
 import os
@@ -21,18 +21,21 @@ class Watch:
     """Watches some of the processes of this machine, by rank."""
 
     def __init__(self, processes: Mapping[int, int]) -> None:
-        """Begin to watch; `processes` has the process of each rank."""
+        """Start watching; `processes` maps each rank to its process id."""
         self.processes = dict(processes)
         self._silent = dict.fromkeys(processes, 0.0)
         self._before: dict[int, tuple[int, Sequence[int]]] = {}
         self._looked_at = time.monotonic()
 
     def forget(self, rank: int) -> None:
-        """Watch a rank no more, because its exit code was taken, so that another process may get its number."""
+        """Stop watching a rank whose exit code was read, because another process may get its process id."""
         self.processes.pop(rank, None)
 
     def hung(self, beats: Mapping[int, int]) -> dict[int, str]:
-        """Return why ranks have hung; `beats` has what each has counted, 0 before it begins and less when it has ended."""
+        """Return {rank: reason} of the ranks that hang.
+
+        beats  counter of each rank; 0 before the rank starts counting, negative after its end
+        """
         now = time.monotonic()
         passed, self._looked_at = min(now - self._looked_at, LONGEST_POLL), now
         reasons = {}
@@ -52,7 +55,7 @@ class Watch:
 
 
 def machine() -> str:
-    """Return what only processes that see one another's numbers have in common."""
+    """Return an identifier that is equal for two processes only if they share a process-id namespace; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -67,9 +70,9 @@ def has_ended(process: int) -> bool:
 
 
 def _activity(process: int) -> tuple[str, list[int]] | None:
-    """Return the state of a process, and what its main thread has computed, read and written; None if that cannot be known.
+    """Return a process's state, and its main thread's processor time, reads and writes; None if they are unknown.
 
-    The other threads do not count: those of gloo look at their sockets all the time.
+    Other threads are ignored, because gloo's threads poll their sockets all the time.
     """
     thread = Path(f"/proc/{process}/task/{process}")
     try:

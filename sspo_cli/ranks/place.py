@@ -41,8 +41,8 @@ def share(count: int) -> slice:
 
 
 @contextmanager
-def supposing(count: int) -> Iterator[None]:
-    """Let a single process check a run as one of `count` ranks would, without communication."""
+def assuming_size(count: int) -> Iterator[None]:
+    """Make a single process check a run as one of `count` ranks would, without communication."""
     here.size, here.alone = count, True
     try:
         yield

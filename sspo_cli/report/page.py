@@ -44,8 +44,9 @@ def write_report(
     command  the user's command line, printed on the page
 
     Returns the paths of all files; index.html is the first. An earlier report in `out` is replaced, and its obsolete files are
-    deleted. Files that no report wrote are kept. Raises UserError if there is neither a run nor a measured model, if `out`
-    cannot be written, or if `out` is in the folder of a run or of a measured model.
+    deleted. Files that no report wrote are kept. Raises UserError if there is neither a run nor a measured model, if `select`
+    is `best` and no run holds out validation problems, if `out` cannot be written, or if `out` is in the folder of a run or of a
+    measured model.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "config.json").is_file() and (folder / "status.json").is_file():
@@ -59,6 +60,11 @@ def write_report(
     earlier = _files_of_report(out)
     with Console(stderr=True).status("reading runs") as status:  # shown on a terminal only
         collection = collect(paths, select)
+        validated = (run for run in collection.runs if run.options.evaluation.validation or run.validations)
+        if select == "best" and not any(validated):
+            raise UserError(
+                "--select best chooses checkpoints by held-out problems, but no run has any (evaluation.validation); leave it out"
+            )
         with explain_os_errors("write", out):
             out.mkdir(parents=True, exist_ok=True)
             remove_leftovers(out, older_than=ABANDONED)

@@ -12,8 +12,8 @@ from sspo_cli import ranks
 from sspo_cli.errors import border
 from sspo_cli.policy.checkpoint import follow_umask
 from sspo_cli.policy.model import Policy
+from sspo_cli.policy.sharded_files import SafetensorsWriter, write_by_first
 from sspo_cli.policy.sharding import whole
-from sspo_cli.policy.spread_files import SafetensorsWriter, write_by_first
 
 
 @torch.no_grad()  # in a decorated generator, no_grad ends at each yield, so that the caller keeps its grad mode

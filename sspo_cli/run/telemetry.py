@@ -10,7 +10,7 @@ from sspo_cli.memory.shape import ModelShape, NotEstimated, read_shape
 from sspo_cli.policy.batch import Batch
 from sspo_cli.policy.model import Policy
 
-# Dense bfloat16 FLOPs per second with float32 accumulation, from the GPUs' data sheets, by part of the device name.
+# Dense bfloat16 FLOPs per second with float32 accumulation, from the GPUs' data sheets, by a part of the device name.
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,

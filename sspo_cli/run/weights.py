@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sspo_cli.policy.model import Policy
-from sspo_cli.policy.sharding import spread_like, whole
+from sspo_cli.policy.sharding import shard_like, whole
 
 
 def trained_weights(policy: Policy) -> list[Tensor]:
@@ -29,4 +29,4 @@ def given_weights(policy: Policy, weights: Sequence[Tensor]) -> Iterator[None]:
 @torch.no_grad()
 def _set(policy: Policy, weights: Sequence[Tensor]) -> None:
     for parameter, value in zip(policy.parameters, weights, strict=True):
-        parameter.copy_(spread_like(value, parameter))
+        parameter.copy_(shard_like(value, parameter))

@@ -40,7 +40,7 @@ from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
 NAMED = ("objective.method", "objective.gate", "seed")  # always in a trial's name
-# Not in a trial's key: its threads depend on the number of parallel trials, and a run that is forked may be moved.
+# Not in a trial's key: threads depends on the number of parallel trials, and the folder of a forked run may be moved.
 OF_THE_MACHINE: dict[str, Any] = {"threads": True, "fork": {"run"}}
 WIDE = 240  # characters, if no terminal reports its width
 MOST_TRIALS = 5000  # unless the user allows more
@@ -101,7 +101,7 @@ class Block(Options):
 class SweepOptions(Block):
     """A sweep file: a base config and the options that vary.
 
-    Each of `blocks`, for example a method with its own grid, is crossed with the sweep's own grid and with `seeds`.
+    Each block, for example a method with its own grid, is crossed with the grid of the sweep and with `seeds`.
     """
 
     base: list[FilePath] = Field([], description="config files, relative to the sweep file")
@@ -144,10 +144,10 @@ def load_sweep(
 
     runs_dir      folder of runs, where the sweep of `best_of` has its folder
     most          most trials that are allowed
-    asked_for_by  sweep files that refer to this one by `best_of`, directly or indirectly
+    asked_for_by  sweep files that refer to `file` by `best_of`, directly or indirectly
 
-    Raises UserError if the file or a trial does not validate, if the sweep of `best_of` is not finished or refers back to this
-    one, and for too many trials.
+    Raises UserError if the file or a trial does not validate, if the sweep of `best_of` is not finished or refers back to
+    `file`, or if there are too many trials.
     """
     chain = [*asked_for_by, file]
     if file.resolve() in {path.resolve() for path in asked_for_by}:

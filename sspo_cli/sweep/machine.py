@@ -1,4 +1,4 @@
-"""The local machine as a place for trials: on its GPUs, one or more for each trial, or on its processor."""
+"""The local machine as a place for trials, which run on one or more GPUs each, or on the CPU."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from sspo_cli.sweep.place import command_of, log_of, spawn
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one trial. `gpus` is its value of CUDA_VISIBLE_DEVICES, or None for the processor."""
+    """A slot for one trial. `gpus` is the value of CUDA_VISIBLE_DEVICES for the trial, or None for the CPU."""
 
     name: str
     gpus: str | None

@@ -1,6 +1,6 @@
 """Trials on a Ray cluster.
 
-Its nodes must see the folder of runs, and the folder that the sweep is started in, under the same paths.
+The nodes must have access to the runs folder and to the working directory of the sweep, under the same paths.
 """
 
 import logging
@@ -29,13 +29,13 @@ LOST = -1  # exit code of a trial whose worker or node was lost
 
 
 class RayCluster:
-    """Run each trial as a task on one node, which reserves its GPUs and a CPU for each thread; a context manager."""
+    """A context manager that runs each trial as a task on one node. A task reserves its GPUs, and a CPU for each thread."""
 
     def __init__(self, address: str, trials: Sequence[Trial], jobs: int, ranks: int) -> None:
         """Connect to a cluster.
 
-        address  `local` starts a cluster on this machine for the time of the sweep, `auto` finds the cluster that this machine
-                 belongs to, anything else is a cluster's address
+        address  `local` starts a cluster on this machine for the time of the sweep; `auto` selects the cluster that this machine
+                 belongs to; any other value is the address of a cluster
         jobs     trials that share a GPU
         ranks    ranks of each trial; if there are several, each reserves a whole GPU
 
@@ -98,7 +98,9 @@ class RayCluster:
         ):
             return None
         alike = [task for task in self._started if task.takes == wanted]
-        if len(alike) >= sum(_room(wanted, node) for node in _alive_nodes()):  # what is left is not on one node
+        if len(alike) >= sum(
+            _room(wanted, node) for node in _alive_nodes()
+        ):  # no single node has enough free resources
             return None
         folder = folder.resolve()
         log = log_of(trial, folder)
@@ -135,7 +137,7 @@ class RunningTask:
             except RayError as error:
                 self._lose(error)
         elif self._code is None and not _can_hold(self.takes):
-            ray.cancel(self._task)  # queued for a node that is gone, it would wait forever
+            ray.cancel(self._task)  # otherwise a task that is queued for a lost node would wait forever
             self._lose("no remaining node can hold it")
         return self._code
 
@@ -188,7 +190,7 @@ def _alive_nodes() -> list[dict[str, float]]:
 
 
 def _can_hold(wanted: Mapping[str, float]) -> bool:
-    """Report whether a node of the cluster has this much in total; Ray would let a task that never fits wait forever."""
+    """Report whether a node of the cluster has these resources in total. Otherwise, Ray would let the task wait forever."""
     return any(_fits(wanted, node) for node in _alive_nodes())
 
 

@@ -18,24 +18,24 @@ class PlaceLost(Exception):
 
 
 class Running(Protocol):
-    """Represent a trial that was started."""
+    """A trial that was started."""
 
     @property
     def slot(self) -> str:
         """Return a readable name of where the trial runs: `GPU 1`, `slot 2`."""
 
     def poll(self) -> int | None:
-        """Return the exit code, or None while the trial runs; not 0 if it was lost with its worker."""
+        """Return the exit code, or None while the trial runs. If the worker was lost with the trial, the code is not 0."""
 
     def stop(self) -> None:
-        """Ask the trial to save its state and end, without waiting for that."""
+        """Ask the trial to save its state and end. Does not wait for the end."""
 
     def wait(self) -> None:
         """Wait until the trial has ended."""
 
 
 class Place(Protocol):
-    """Hold running trials."""
+    """A machine or a cluster that runs trials."""
 
     def start(self, trial: Trial, folder: Path) -> Running | None:
         """Start the trial, or resume it if it has a run folder; return None if no slot is free.
@@ -53,8 +53,8 @@ def command_of(trial: Trial, folder: Path, ranks: int = 1) -> list[str]:
     if ranks > 1:
         command += ["--nproc", str(ranks)]
     run = RunFolder(folder / trial.name)
-    if run.config_path.exists():
-        # Another number of ranks or of trials at a time leaves each rank another share of the cores.
+    if run.config_path.exists() and not run.came_to_nothing():
+        # If the number of ranks or of parallel trials has changed, each rank gets a different share of the cores.
         share = trial.options.threads
         return [*command, "--resume", *(["-s", f"threads={share}"] if share != run.config.threads else [])]
     config = folder / f"{trial.name}.json"
@@ -73,7 +73,7 @@ def spawn(
     """Start a trial's process.
 
     environment  variables that are added to those of this process
-    cwd          working directory; None: that of this process
+    cwd          working directory; None: the working directory of this process
 
     The new process is not a rank of a job, even if this process is one. It gets a SIGTERM when this process dies.
     """

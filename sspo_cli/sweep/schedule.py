@@ -28,7 +28,7 @@ NAMED = 10  # most trials named in a message
 def machine_for(trials: Sequence[Trial], jobs: int, ranks: int) -> Machine:
     """Return this machine as a place for trials of `ranks` ranks, on its GPUs if any trial may use them.
 
-    Raises UserError like Machine.
+    Raises UserError in the same cases as Machine.
     """
     on_gpus = any(trial.options.device != "cpu" for trial in trials)
     return Machine(jobs, visible_gpus() if on_gpus else [], ranks)
@@ -36,9 +36,9 @@ def machine_for(trials: Sequence[Trial], jobs: int, ranks: int) -> Machine:
 
 @contextmanager
 def place_for(trials: Sequence[Trial], jobs: int, ranks: int, ray_address: str | None) -> Iterator[Place]:
-    """Provide this machine, or the Ray cluster at an address; `jobs` and `ranks` as in Machine and RayCluster.
+    """Provide this machine, or the Ray cluster at `ray_address`. `jobs` and `ranks` are those of Machine and RayCluster.
 
-    Raises UserError like these, and if Ray is not installed.
+    Raises UserError in the same cases as these classes, and if Ray is not installed.
     """
     if ray_address is None:
         machine = machine_for(trials, jobs, ranks)
@@ -73,13 +73,13 @@ def _keep_local_ray_private() -> None:
 def run_sweep(trials: Sequence[Trial], folder: Path, place: Place, retries: int) -> None:
     """Run every trial that is not finished, each in `folder`/its name, and show their progress.
 
-    A trial that fails is retried from its last checkpoint, up to `retries` times and after the others.
+    A trial that fails is retried from its last checkpoint, up to `retries` times, after all other trials.
 
     Raises UserError if trials fail in all of their attempts, if the place is lost, if another process runs this sweep, or if
-    the folder cannot be written or has a trial with other options. Raises Interrupted when stopped, after the trials have
-    saved their state.
+    the folder cannot be written or has a trial with other options. Raises Interrupted if the user stops
+    the sweep, after the trials have saved their state.
     """
-    check_trials(trials, folder)  # before a folder is made
+    check_trials(trials, folder)  # before a folder is created
     with explain_os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -124,7 +124,7 @@ def _run_all(
                 if (code := process.poll()) is None:
                     continue
                 del running[name]
-                if code == 0 or _is_finished(folder / name):  # one that crashed after its last step is complete
+                if code == 0 or _is_finished(folder / name):  # a trial that crashed after its last step is complete
                     view.ended(name, "finished")
                     continue
                 failures[name] += 1
@@ -158,7 +158,7 @@ def _run_all(
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Join names for a message, only the first of many."""
+    """Join names for a message. Of many names, only the first are listed."""
     more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 

@@ -129,7 +129,7 @@ class TrialsView:
         return rows[-1]["step"] if rows else 0
 
     def _last_rows(self, name: str, count: int) -> list[dict[str, Any]]:
-        """Return the last metrics of a trial; an empty list if they are damaged, which the trial itself reports."""
+        """Return the last metrics of a trial, or an empty list if the file is damaged. The trial reports the damage itself."""
         path = RunFolder(self._folder / name).metrics_path
         try:
             return [check_shape(row, METRICS, str(path)) for row in last_jsonl_rows(path, count)]

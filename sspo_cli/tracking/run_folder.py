@@ -106,6 +106,7 @@ class RunFolder:
                 self.checkpoints.mkdir(exist_ok=True)
                 self.eval.mkdir(exist_ok=True)
         except BaseException:
+            self.begun = False
             self.close()
             raise
 
@@ -337,7 +338,12 @@ class RunFolder:
         return best["step"]
 
     def came_to_nothing(self) -> bool:
-        """Report whether the run failed before its first step, so that a new run may replace it."""
+        """Report whether the run failed before its first step or was killed while it was created; a new run may replace it."""
+        if {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")} == {self.config_path.name}:
+            try:
+                return self.config is not None
+            except UserError:  # the config.json of a model
+                return False
         return self.status.get("state") == "failed" and self.status["step"] == 0 and not self.metrics_path.exists()
 
     def is_being_written(self) -> bool:
@@ -382,8 +388,14 @@ class RunFolder:
 
 
 def check_free(path: Path) -> None:
-    """Raise UserError if a new run cannot be created at `path`, because it has content or because it cannot be written."""
+    """Raise UserError if a new run cannot be created at `path`.
+
+    It has content, it is in the folder of another run, or it cannot be written.
+    """
     with explain_os_errors("create", path):
+        for folder in path.absolute().parents:
+            if (folder / "config.json").is_file() and (folder / "status.json").is_file():
+                raise UserError(f"{path} would be in the folder of run {folder}; choose another --runs-dir")
         is_empty = not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir())
         above = next(folder for folder in (path, *path.parents) if folder.exists())
         if not is_empty and not RunFolder(path).came_to_nothing():

@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sspo_cli.config import RunOptions
+from pydantic import ValidationError
+
+from sspo_cli.config import RunOptions, WandbOptions
 from sspo_cli.errors import UserError, first_line
 from sspo_cli.redaction import redacted
 from sspo_cli.tracking.files import write_text_atomic
@@ -20,6 +22,23 @@ if TYPE_CHECKING:
 
 ROWS = 64  # most completions in a table
 PER_TOKEN = ("pieces", "weights", "written")  # fields of a completion that are not in the table
+
+
+def check_wandb_options(options: WandbOptions) -> None:
+    """Raise UserError for a name or a tag that wandb would refuse at the start of a run."""
+    import wandb  # see `WandbSink.start`
+
+    values = {"project": options.project, "entity": options.entity, "run_group": options.group}
+    try:
+        wandb.Settings(**values, run_tags=tuple(options.tags))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = f"wandb.{str(wrong['loc'][0]).removeprefix('run_')}"
+        raise UserError(
+            f"{option} is not valid: {wrong['msg'].removeprefix('Value error, ')}; choose another"
+        ) from None
+    except wandb.errors.Error as error:
+        raise UserError(f"wandb refuses its options: {first_line(error).rstrip('.')}; choose others") from None
 
 
 class WandbSink(Sink):
@@ -59,7 +78,7 @@ class WandbSink(Sink):
                     x_disable_meta=redacted(sys.argv) != sys.argv,  # the metadata contain the command line
                 ),
             )
-        except (wandb.errors.Error, OSError) as error:
+        except (wandb.errors.Error, OSError, ValueError) as error:
             reason = first_line(error).rstrip(".")
             raise UserError(f"wandb cannot start: {reason}; solve this, or set wandb.mode to offline") from error
         self._run.define_metric("step")

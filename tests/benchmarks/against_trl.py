@@ -76,7 +76,7 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
         "device": workload.device,
         "trains": workload.trains,
         "vllm": {"vllm_gpu_memory_utilization": VLLM_SHARE, "vllm_enable_sleep_mode": True} if workload.vllm else {},
-        "config": trl_sizes(workload.prompts, workload.group_size, workload.tokens, steps),
+        "config": trl_sizes(workload.prompts, workload.group_size, workload.tokens, steps, workload.micro_batch),
     }
     ours, theirs, floors = [], [], []
     for _ in range(given.repeats):
@@ -151,7 +151,13 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
             "device": "cpu",
             "trains": "everything",
             "vllm": {},
-            "config": trl_sizes(rollout.prompts, rollout.group_size, rollout.max_new_tokens, REAL_STEPS),
+            "config": trl_sizes(
+                rollout.prompts,
+                rollout.group_size,
+                rollout.max_new_tokens,
+                REAL_STEPS,
+                micro_batch=rollout.prompts * rollout.group_size // MU,
+            ),
         }
         theirs.append(child(given.trl, "by_trl", settings))
         samplers.append(child(sys.executable, "samplers", str(cold)))
@@ -190,10 +196,13 @@ def phases_of(name: str, sspo: Sequence[Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def trl_sizes(prompts: int, group_size: int, tokens: int, steps: int) -> dict[str, int]:
+def trl_sizes(prompts: int, group_size: int, tokens: int, steps: int, micro_batch: int) -> dict[str, int]:
+    in_minibatch = prompts * group_size // MU // micro_batch
     return {
         "max_steps": steps,
-        "per_device_train_batch_size": prompts * group_size // MU,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": in_minibatch,
+        "steps_per_generation": MU * in_minibatch,
         "num_generations": group_size,
         "max_completion_length": tokens,
     }
@@ -209,7 +218,12 @@ def child(python: str | Path, module: str, options: Any, *more: object) -> dict[
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{module} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        return json.loads(Path(out.name).read_text())
+        measured: dict[str, Any] = json.loads(Path(out.name).read_text())
+    if "times" in measured:  # before the other children, of which one may fail
+        print(
+            module, "cycles of", ", ".join(f"{seconds:.2f} s" for seconds, *_ in cycles(measured["times"])), flush=True
+        )
+    return measured
 
 
 def middle(times: Sequence[Sequence[float]], column: int) -> float:

@@ -77,6 +77,7 @@ def main() -> None:
 
     Tracker.log, session.train = noted, begun
     session.check_model = lambda *_, **__: None  # comes before the first cycle
+    train.save_if_due = lambda _: None  # comes after the last one, with up to 90 GB
     timed(VllmEngine if options.rollout.engine == "vllm" else TorchEngine, "generate", "sampling")
     timed(train, "fill_old_logprobs", "old log-probabilities")
     timed(train, "accumulate_gradient", "forward and backward")

@@ -17,7 +17,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from tests.benchmarks.workloads import LORA_RANK, MU, clocks, peak_memory, report
+from tests.benchmarks.workloads import LORA_RANK, clocks, peak_memory, report
 
 torch.set_num_threads(1)
 
@@ -58,8 +58,6 @@ def main() -> None:
             use_cpu=not on_gpu,
             bf16=bfloat16,
             gradient_checkpointing=trains != "everything",
-            gradient_accumulation_steps=1,
-            steps_per_generation=MU,
             num_iterations=1,
             shuffle_dataset=False,
             loss_type="grpo",

@@ -49,9 +49,9 @@ class Workload:
     vllm: bool = False
 
     @property
-    def minibatch(self) -> int:
-        """Completions in an optimizer step; one micro-batch of both programs on a CPU."""
-        return self.prompts * self.group_size // MU
+    def micro_batch(self) -> int:
+        """Completions in a micro-batch: the whole minibatch on a CPU; on a GPU as many as sspo's token budget has room for."""
+        return 16 if self.device == "cuda" else self.prompts * self.group_size // MU
 
 
 CPU = [

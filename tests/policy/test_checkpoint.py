@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -162,6 +163,25 @@ def test_damage_to_any_file_is_seen(policy, tmp_path):
         assert not is_whole(folder), path.name
         path.write_bytes(content)
     assert is_whole(folder)
+
+
+def test_a_checkpoint_is_hashed_once_by_a_process_and_those_that_it_starts(policy, tmp_path, monkeypatch):
+    """They get its stamp in the environment. A file counts as changed even if its size and time of modification are the same."""
+    folder, hashed = tmp_path / "step-1", []
+    save_checkpoint(folder, policy, STATE)
+    checksum = checkpoint._checksum
+    monkeypatch.setattr(checkpoint, "_checksum", lambda path: (hashed.append(path.name), checksum(path))[1])
+    monkeypatch.delenv(checkpoint.VERIFIED, raising=False)
+    assert is_whole(folder)
+    count = len(hashed)
+    assert is_whole(folder)
+    assert len(hashed) == count == len(list(folder.iterdir())) - 1
+    time.sleep(0.02)  # the file system's clock may have a resolution of a hundredth of a second
+    path = folder / "model.safetensors"
+    content, before = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not is_whole(folder)
 
 
 def test_every_file_is_on_the_disk_before_the_folder_has_its_name(policy, tmp_path, monkeypatch):

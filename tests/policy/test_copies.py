@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from test_experts import make_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sspo_cli.policy import spread_files
+from sspo_cli.policy import sharded_files
 from sspo_cli.policy.checkpoint import MANIFEST, STATE, save_checkpoint
 from sspo_cli.policy.copies import copy_model
 from sspo_cli.policy.optimizer import adamw
@@ -22,7 +22,7 @@ def test_a_mixture_is_copied_in_parts_and_loads_as_itself(tmp_path, monkeypatch,
     optimizer = adamw(policy.parameters, (0.9, 0.99), 0.0, eight_bit=False)
     save_checkpoint(checkpoint, policy, {"run": {}}, optimizer)
     copy.mkdir()
-    monkeypatch.setattr(spread_files, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(sharded_files, "SHARD_BYTES", 20_000)
     copy_model(checkpoint, copy, dtype)
     index = json.loads((copy / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2

@@ -9,21 +9,25 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from transformers import Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.quantizers import HfQuantizer
 
 from sspo_cli import ranks
 from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions, TinyModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy.batch import Batch, collate
-from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs
+from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, step_metrics
 from sspo_cli.policy.model import Policy, build_policy, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step
 from sspo_cli.policy.sharding import whole
@@ -35,7 +39,21 @@ KINDS = ("dense", "untied", "checkpointing", "lora", "moe")
 SIZES = (4, 3, 2)  # numbers of ranks
 WRITING = 3  # ranks that write models, whose tensors do not divide by it
 EXPORTED = ("dense", "untied", "lora", "moe")
-LOADED = ("dense", "untied", "moe", "few experts", "lora", "of another shape")
+COPIES = {  # models of which the files are changed
+    "bin": "dense",
+    "several files": "untied",
+    "head twice": "dense",
+    "two heads": "dense",
+    "unused": "dense",
+    "dequantized": "dense",
+    "of another shape": "untied",
+    "missing": "dense",
+    "truncated": "dense",
+    "unreadable by rank 1": "dense",
+}
+LOADED = ("dense", "untied", "moe", "few experts", "lora", *list(COPIES)[:6])
+REFUSED = (*list(COPIES)[6:], "missing file", "quantized")
+WEIGHTS, FORMAT = "model.safetensors", {"format": "pt"}
 BUDGETS = (80, 100_000)  # tokens of a micro-batch: several, and one for each rank
 
 
@@ -104,8 +122,10 @@ def make_batch(prompts: int = 4, group_size: int = 4) -> Batch:
 
 
 def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
-    """The gradient and its norm before clipping, and the weights after a clipped step of AdamW."""
+    """The gradient and its norm before clipping, the weights after a clipped step of AdamW, and the metrics."""
     before = policy.parameters
+    if policy.routes:
+        batch = replace(batch, routes=changed_routes(policy, batch))
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], budget, 1.0)
     batch.old_logprobs.add_(
         torch.where(batch.mask, 0.1 * torch.sin(torch.arange(batch.mask.numel())).view(batch.mask.shape), 0.0)
@@ -113,6 +133,9 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
     objective = build_objective(method="sspo", gate="atanlog", token_limit=64)
     options = LearningOptions(token_budget=budget)
     factors = objective.factors(batch.mask.sum(dim=1))
+    on_policy = accumulate_gradient(policy, objective, batch, factors, options, 1.0, on_policy=True)
+    for parameter in policy.parameters:
+        parameter.grad = None
     result = accumulate_gradient(policy, objective, batch, factors, options, 1.0, on_policy=False)
     grads = [whole(parameter.grad).clone() for parameter in policy.parameters]
     optimizer = adamw(policy.parameters, (0.9, 0.95), 0.01, eight_bit=False)
@@ -123,8 +146,19 @@ def gradient(policy: Policy, batch: Batch, budget: int) -> dict[str, Any]:
         "norm": norm,
         "weights": torch.cat([whole(parameter.detach()).flatten() for parameter in policy.parameters]),
         "same_parameters": all(a is b for a, b in zip(before, policy.parameters, strict=True)),
-        "rows": {field.name: getattr(result, field.name) for field in fields(result)},
+        "metrics": [step_metrics(batch, result) for result in (on_policy, result)],
+        "rows": {field.name: getattr(result, field.name) for field in fields(result)} | {"at rollout": batch.rerouted},
     }
+
+
+def changed_routes(policy: Policy, batch: Batch) -> torch.Tensor:
+    """The experts that the policy chooses, except for others in the first layer of the first token of each completion."""
+    with torch.no_grad():
+        policy.logprobs(batch, 1.0)
+    routes = torch.zeros(*batch.mask.shape, policy.routes.layers, dtype=torch.int32)
+    routes[batch.mask] = policy.routes.codes()
+    routes[:, 0, 0] += 1
+    return routes
 
 
 def all_gradients() -> dict[str, Any]:
@@ -149,26 +183,78 @@ def write_models(folder: Path) -> None:
     """Write what is loaded; to be called by a process alone."""
     export(folder)
     make_policy("few experts").save(folder / "few experts")
-    shutil.copytree(folder / "untied", folder / "of another shape")
-    path = folder / "of another shape" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 301}))
+    for kind, source in COPIES.items():
+        shutil.copytree(folder / source, folder / kind)
+    change_config(folder / "of another shape", vocab_size=301)
+    (folder / "bin" / WEIGHTS).unlink()
+    torch.save(load_file(folder / "dense" / WEIGHTS), folder / "bin" / "pytorch_model.bin")
+    (folder / "several files" / WEIGHTS).unlink()
+    make_policy("untied").model.save_pretrained(folder / "several files", max_shard_size="20KB")
+    shutil.copytree(folder / "several files", folder / "missing file", "quantized")
+    sorted((folder / "missing file").glob("*.safetensors"))[1].unlink()
+    stored = load_file(folder / "dense" / WEIGHTS)
+    head = stored["model.embed_tokens.weight"]
+    save_file(stored | {"lm_head.weight": head.clone()}, folder / "head twice" / WEIGHTS, FORMAT)
+    save_file(stored | {"lm_head.weight": head + 0.01}, folder / "two heads" / WEIGHTS, FORMAT)
+    save_file(stored | {"model.extra.weight": head.clone()}, folder / "unused" / WEIGHTS, FORMAT)
+    stored.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(stored, folder / "missing" / WEIGHTS, FORMAT)
+    content = (folder / "dense" / WEIGHTS).read_bytes()
+    (folder / "truncated" / WEIGHTS).write_bytes(content[: len(content) // 2])
+    method = {"quant_method": "fp8", "weight_block_size": [16, 16], "dequantize": True}
+    change_config(folder / "dequantized", quantization_config=method)
+    save_file(in_fp8(load_file(folder / "dense" / WEIGHTS)), folder / "dequantized" / WEIGHTS, FORMAT)
+    shutil.copytree(folder / "dequantized", folder / "quantized")
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def in_fp8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The layers' matrices in 8 bits, each block of 16 by 16 with its scale."""
+    quantized = dict(weights)
+    for name, weight in weights.items():
+        if name.endswith("_proj.weight"):
+            rows, columns = weight.shape
+            blocks = weight.reshape(rows // 16, 16, columns // 16, 16)
+            scales = blocks.abs().amax(dim=(1, 3)) / torch.finfo(torch.float8_e4m3fn).max
+            quantized[name] = (blocks / scales[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+            quantized[f"{name}_scale_inv"] = scales
+    return quantized
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Return the loaded weights of each model, their transform and what is computed; or why it is refused."""
+    """Return the loaded weights of each model and what is computed; or why each rank refuses it."""
     results: dict[str, Any] = {}
-    for kind in LOADED:
+    for kind in (*LOADED, *REFUSED):
         lora = LoraOptions(rank=4) if kind == "lora" else None
         options = ModelOptions(name=str(folder / ("dense" if lora else kind)), dtype="float32", lora=lora)
         try:
-            policy = load_policy(options, torch.device("cpu"))
+            with disturbed(kind):
+                policy = load_policy(options, torch.device("cpu"))
         except UserError as error:
-            results[kind] = str(error)
+            refusal = str(error)
+            results[kind] = ranks.gather(lambda refusal=refusal: [refusal])
             continue
         names = {name: whole(value.detach()).clone() for name, value in policy.model.state_dict().items()}
         logprobs, _ = policy.logprobs(make_batch(), 1.0)
         results[kind] = {"weights": names, "logprobs": logprobs.detach(), "notes": policy.notes}
     return results
+
+
+def disturbed(kind: str) -> AbstractContextManager[object]:
+    """A context in which one of the ranks cannot read a model, or a quantized model stays so, as it does on a GPU."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    if kind == "unreadable by rank 1" and ranks.rank() == 1:
+        return mock.patch.object(AutoModelForCausalLM, "from_pretrained", fail)
+    if kind == "quantized":
+        return mock.patch.object(HfQuantizer, "remove_quantization_config")
+    return nullcontext()
 
 
 def as_ranks(folder: Path, models: Path) -> None:

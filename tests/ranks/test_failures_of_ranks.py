@@ -22,7 +22,7 @@ from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
 from sspo_cli.interruption import Interrupted
 from sspo_cli.launchers import SUPERVISED
-from sspo_cli.policy import spread_loading
+from sspo_cli.policy import sharded_loading
 from sspo_cli.policy.checkpoint import usable_state
 from sspo_cli.policy.head import measure_transform
 from sspo_cli.policy.sharding import local
@@ -227,7 +227,7 @@ def test_neither_a_lost_rank_nor_a_full_memory_is_taken_for_a_damaged_checkpoint
 
     policy = gradients.make_policy("dense")
     monkeypatch.setattr(policy.model, "forward", fail)
-    with ranks.supposing(2):
+    with ranks.assuming_size(2):
         with pytest.raises(type(error)), usable_state(tmp_path):
             fail()
         with pytest.raises(UserError, match="delete this folder"), usable_state(tmp_path):
@@ -243,8 +243,8 @@ def test_experts_stay_whole_if_a_rank_would_get_none():
         layer.register_parameter(f"of {count}", nn.Parameter(torch.empty(count, 4, 2, device="meta")))
     dist.init_process_group("fake", rank=3, world_size=4, store=FakeStore())
     try:
-        with ranks.supposing(4):
-            spread_loading._spread(layer)
+        with ranks.assuming_size(4):
+            sharded_loading._shard_weights(layer)
         rows = {name: len(local(weight)) for name, weight in layer.named_parameters()}
     finally:
         dist.destroy_process_group()

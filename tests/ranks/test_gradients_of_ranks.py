@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sspo_cli.errors import UserError
-from sspo_cli.policy.spread_files import save_model
+from sspo_cli.policy.sharded_files import save_model
 from sspo_cli.supervisor import run_ranks
 
 FLOAT32 = [*gradients.KINDS, "large micro-batches", "two rows"]
@@ -44,6 +44,19 @@ def test_gradient_norm_and_rows_are_those_of_one_process(alone, together, size):
         for name, rows in one["rows"].items():
             assert torch.allclose(several["rows"][name], rows, rtol=0, atol=1e-5), (kind, name)
         assert several["same_parameters"], kind
+        for ours, theirs in zip(several["metrics"], one["metrics"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5), kind
+
+
+@pytest.mark.parametrize("size", gradients.SIZES)
+def test_choices_of_experts_are_counted_over_all_ranks(together, size):
+    """Each completion has one token, of which one of two layers has another choice in the sampler."""
+    batch = gradients.make_batch()
+    changed, tokens = int(batch.mask[:, 0].sum()), int(batch.mask.sum())
+    for metrics in torch.load(together / f"{size}.pt", weights_only=True)["moe"]["metrics"]:
+        assert metrics["sampler/rerouted_layers"] == pytest.approx(changed / (2 * tokens))
+        assert metrics["sampler/rerouted_tokens"] == pytest.approx(changed / tokens)
+        assert 1 < metrics["policy/expert_load"] <= 4  # 8 experts, of which 2 are chosen
 
 
 @pytest.mark.parametrize("size", gradients.SIZES)
@@ -67,16 +80,60 @@ def test_the_files_of_a_model_are_those_of_one_process(alone, together, kind):
             assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
-def test_a_model_that_is_read_in_parts_is_that_of_one_process(alone, together):
-    expected, loaded = gradients.load(alone[1]), torch.load(together / "loaded.pt", weights_only=True)
-    assert loaded["of another shape"] == expected["of another shape"]
-    assert "lm_head.weight of shape 266×32 for 301×32" in loaded["of another shape"]
-    for kind in gradients.LOADED[:-1]:
-        ours, theirs = expected[kind]["weights"], loaded[kind]["weights"]
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items()), kind
-        torch.testing.assert_close(loaded[kind]["logprobs"], expected[kind]["logprobs"], atol=1e-5, rtol=0)
-        assert not loaded[kind]["notes"]
+@pytest.fixture(scope="module")
+def loaded(alone, together):
+    """What one process and several ranks load from the same folders."""
+    return gradients.load(alone[1]), torch.load(together / "loaded.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("kind", gradients.LOADED)
+def test_a_model_that_is_read_in_parts_is_that_of_one_process(loaded, kind):
+    expected, model = (results[kind] for results in loaded)
+    assert model["weights"].keys() == expected["weights"].keys()
+    assert all(torch.equal(weight, expected["weights"][name]) for name, weight in model["weights"].items())
+    torch.testing.assert_close(model["logprobs"], expected["logprobs"], atol=1e-5, rtol=0)
+    if kind == "dequantized":
+        (note,) = model["notes"]
+        assert note.endswith("dequantized whole into the memory of its machine: its weights are quantized")
+    else:
+        assert model["notes"] == expected["notes"]
+        assert bool(model["notes"]) == (kind == "unused")
+
+
+def test_the_heads_of_the_loaded_models_differ_where_they_should(loaded):
+    heads = {
+        kind: torch.equal(results["weights"]["lm_head.weight"], results["weights"]["model.embed_tokens.weight"])
+        for kind, results in loaded[1].items()
+        if kind in ("dense", "bin", "head twice", "two heads", "untied", "several files")
+    }
+    assert [kind for kind, is_tied in heads.items() if is_tied] == ["dense", "bin", "head twice"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (
+            "of another shape",
+            "lm_head.weight of shape 266×32 for 301×32, model.embed_tokens.weight of shape 266×32 for",
+        ),
+        ("missing", "1 is missing (model.layers.1.mlp.up_proj.weight), which would be initialized randomly"),
+        ("missing file", "No such file or directory: "),
+        ("truncated", "SafetensorError: "),
+    ],
+)
+def test_a_model_that_one_process_refuses_is_refused_by_every_rank_in_the_same_words(loaded, kind, said):
+    (sentence,) = loaded[0][kind]
+    assert said in sentence
+    assert loaded[1][kind] == [sentence] * gradients.WRITING
+
+
+def test_what_only_ranks_refuse_is_refused_by_each_of_them(loaded):
+    unreadable, quantized = loaded[1]["unreadable by rank 1"], loaded[1]["quantized"]
+    assert len(unreadable) == len(quantized) == gradients.WRITING
+    ((sentence,), (other,)) = set(unreadable), set(quantized)
+    assert sentence.startswith("rank 1: model.name = ")
+    assert sentence.endswith("cannot be loaded: [Errno 5] Input/output error")
+    assert "are quantized and stay so, which is for one process: they cannot be sharded over 3 ranks" in other
 
 
 @pytest.mark.parametrize(("kind", "part"), [("lora", "model"), ("lora", "tokenizer"), ("dense", "tokenizer")])

@@ -6,6 +6,7 @@ from synthetic_runs import evaluation, validation, write_bare_model, write_run
 
 from sspo_cli.errors import UserError
 from sspo_cli.named_runs import find_runs
+from sspo_cli.report import write_report
 from sspo_cli.report.collect import collect
 from sspo_cli.report.missing import missing
 from sspo_cli.report.records import answers
@@ -185,6 +186,13 @@ def test_what_is_missing_is_reported_by_name(tmp_path: Path) -> None:
         "`evaluation.validation`, or report with `--select last`."
     )
     assert no_validation in missing(collect([tmp_path], "best"))
+
+
+def test_best_checkpoints_are_refused_if_no_run_has_validation_problems(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    with pytest.raises(UserError, match=r"^--select best chooses checkpoints by held-out problems, but no run has any"):
+        write_report([tmp_path / "a"], tmp_path / "report", select="best")
+    assert not (tmp_path / "report").exists()
 
 
 def test_seeds_that_are_of_different_configurations_are_reported(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from sspo_cli.config import LoraOptions, ModelOptions
 from sspo_cli.errors import UserError
-from sspo_cli.policy import spread_files
+from sspo_cli.policy import sharded_files
 from sspo_cli.policy.model import load_policy
 from sspo_cli.rollout.probe import probe
 from sspo_cli.rollout.torch_engine import TorchEngine
@@ -61,7 +61,7 @@ def test_the_folder_holds_every_weight_once_and_nothing_of_before(policy, tmp_pa
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "model-99.safetensors").write_text("of the step before")
-    monkeypatch.setattr(spread_files, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(sharded_files, "SHARD_BYTES", shard_bytes)
     write_weights(policy, folder)
     shards = [load_file(path) for path in folder.glob("*.safetensors")]
     sizes = [sum(weight.nbytes for weight in shard.values()) for shard in shards]

@@ -183,3 +183,13 @@ with FileLock({str(path / ".lock")!r}):
         other.communicate()
     assert not RunFolder.open(path).is_being_written()
     RunFolder.resume(path).close()
+
+
+def test_a_folder_whose_status_cannot_be_written_is_removed_again(tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("no space left")
+
+    monkeypatch.setattr(RunFolder, "write_status", fail)
+    with pytest.raises(UserError, match="no space left"):
+        RunFolder.create(tmp_path / "runs" / "a", RunOptions(), [])
+    assert not (tmp_path / "runs").exists()

@@ -50,7 +50,7 @@ def grid_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
 
 
 def by_method_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
-    """Draw a panel for each method and gate of a setting, its configurations in shades, the range of the others in grey."""
+    """Draw a panel for each method and gate of a setting: its configurations in shades, and the range of all others in grey."""
     variants = grouped(groups, lambda group: (group.method, group.gate))
     with rc_context(STYLE):
         figure, axes = grid(len(variants), 1.75, foot=0.0, sharex=True, sharey=True)
@@ -134,7 +134,7 @@ def reward_by(group: RunGroup, cost: pd.Series) -> pd.Series:
 
 
 def _pairs(groups: Sequence[RunGroup], curves: Sequence[tuple[str, str, Curve]]) -> Figure:
-    """Draw the panels of each setting, given by their axis labels and the curve of a group; equal curves are drawn once."""
+    """Draw the panels of each setting, given as (axis labels, function that returns a group's curve). Draws equal curves once."""
     settings = list(dict.fromkeys(group.setting for group in groups))
     with rc_context(STYLE):
         shared = "col" if len({group.start for group in groups}) == 1 else False
@@ -187,7 +187,7 @@ def _data(group: RunGroup) -> str:
 
 
 def draw(ax: Axes, group: RunGroup, metric: str, **line: Any) -> Line2D:
-    """Draw every seed as a thin line and the mean of the counted ones as a thick line, which is returned. No smoothing.
+    """Draw each seed as a thin line, and the mean of the counted runs as a thick line. Returns the thick line. No smoothing.
 
     A seed that is equal to the mean or to another seed is not drawn again.
     """
@@ -208,12 +208,12 @@ def has_curve(group: RunGroup, metric: str) -> bool:
 
 
 def points_of(values: pd.Series) -> tuple[Any, ...]:
-    """Return the points of a curve, by which equal curves are recognized."""
+    """Return the points of a curve as a tuple. Two curves are identical if their tuples are equal."""
     return tuple(values.items())
 
 
 def equal_curves(groups: Sequence[RunGroup], *curves: Curve) -> str:
-    """Return a sentence that lists groups with equal curves in a setting, or an empty text if there are none."""
+    """Return a sentence that lists groups with equal curves in a setting, or an empty string if there are none."""
     alike = [
         members
         for curve in curves

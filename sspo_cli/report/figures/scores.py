@@ -20,7 +20,7 @@ GREY = "#666666"
 
 
 def scores_by_step_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure | None:
-    """Draw a panel for each setting and measurement that a run has at several steps; return None if there is none."""
+    """Draw a panel for each setting and measurement of which a run has scores at several steps. Returns None if there is none."""
     shares = over_seeds(rows_of(frame, groups), by=["group", "setting", "step"])
     panels = [
         (setting, column) for (setting, _), column in split(shares, "setting", "column") if column["step"].nunique() > 1

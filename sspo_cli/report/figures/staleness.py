@@ -64,7 +64,7 @@ def staleness_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure:
 
 
 def by_mu_figure(groups: Sequence[RunGroup], metric: str) -> Figure:
-    """Draw a panel for each method and gate with a line for each μ, darker if staler, on a common scale."""
+    """Draw a panel for each method and gate with a line for each μ (darker for larger μ), on a common scale."""
     variants = grouped(groups, lambda group: group.variant)
     mus = sorted({mu_of(group) for group in groups})
     with rc_context(STYLE):
@@ -92,7 +92,7 @@ def attenuated(run: RunRecord) -> float | None:
 
 
 def _panels(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> dict[str, Callable[[RunGroup], list[float]]]:
-    """Return by label the function that computes a panel's values for the seeds of a group."""
+    """Return, for each panel's label, the function that computes the panel's values for the seeds of a group."""
     rows = rows_of(frame, groups)
     rows = rows[rows["selected"] & (rows["benchmark"] != VALIDATION)]
 

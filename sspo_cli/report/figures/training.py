@@ -51,7 +51,7 @@ def training_figure(frame: pd.DataFrame, group: RunGroup) -> Figure:
             draw_panel(ax)
             ax.set(xlabel=STEP, ylabel=label)
             handles, names = ax.get_legend_handles_labels()
-            if handles:  # above the panel, so that no line crosses it
+            if handles:  # the legend is above the panel, so that no line crosses it
                 ax.legend(
                     handles,
                     names,

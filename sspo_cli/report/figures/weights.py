@@ -25,7 +25,7 @@ def weights_figure(groups: Sequence[RunGroup]) -> Figure | None:
     measured = [(group, signs) for group in groups if (signs := shares_by_phase(group)) and (signs[1] or signs[2])]
     if not measured:
         return None
-    phases = _spread(sorted({phase for _, (_, *signs) in measured for sign in signs for phase in sign}))
+    phases = _evenly_spaced(sorted({phase for _, (_, *signs) in measured for sign in signs for phase in sign}))
     several = len({group.setting for group, _ in measured}) > 1
     with rc_context(STYLE):
         pairs = 1 if len(measured) <= 3 else 2
@@ -79,7 +79,7 @@ def shares_by_phase(group: RunGroup) -> tuple[float, Shares, Shares] | None:
     return rows[0]["width"], signs[0], signs[1]
 
 
-def _spread(phases: list[Phase]) -> list[Phase]:
+def _evenly_spaced(phases: list[Phase]) -> list[Phase]:
     """Return at most `MOST_PHASES` phases: the first, the last, and evenly spaced phases between them."""
     if len(phases) <= MOST_PHASES:
         return phases

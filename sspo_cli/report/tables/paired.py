@@ -76,7 +76,7 @@ def paired_table(table_rows: pd.DataFrame, notes: Sequence[str]) -> Table | None
 
 
 def p_text(value: float) -> str:
-    """Print a p-value with three decimals."""
+    """Format a p-value with three decimals."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -130,7 +130,7 @@ def _solved_shares(line: Line, measured: pd.DataFrame) -> SolvedShares:
 
 
 def _solved(evaluation: dict[Any, Any]) -> dict[Problem, float]:
-    """Compute the share of samples that solve each problem. Raises LookupError like `_solved_shares`."""
+    """Compute the share of samples that solve each problem. Raises LookupError in the same cases as `_solved_shares`."""
     n, samples, benchmark = evaluation["n"], evaluation["samples"], evaluation["benchmark"]
     # Older versions did not write these conditions into each row, because they were equal in the whole file.
     conditions = {

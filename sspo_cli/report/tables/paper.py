@@ -13,7 +13,7 @@ from sspo_cli.report.groups import BASELINES, grouped, method_name
 from sspo_cli.report.table import NOTHING, Cell, Table, ranks_and_marks
 from sspo_cli.statistics import attainable
 
-# The paper's headings by benchmark, with the number of problems, which the paper does not give for CodeAct.
+# The paper's headings by benchmark, with the number of problems. The paper does not state this number for CodeAct.
 BENCHMARKS = {
     "gsm8k": ("GSM8K", 1319),
     "math500": ("MATH-500", 500),
@@ -21,7 +21,7 @@ BENCHMARKS = {
     "aime25": ("AIME 2025", 30),
     "codeact": ("CodeAct", None),
 }
-SAMPLES = 32  # samples whose mean explains many cells that one sample of each problem cannot give
+SAMPLES = 32  # the mean of this many samples per problem explains many cells that a single sample cannot give
 GAIN = "Δ Avg"
 
 

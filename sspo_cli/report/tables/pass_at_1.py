@@ -63,7 +63,7 @@ def method_table(rows: pd.DataFrame, notes: Sequence[str], paper: bool) -> Table
 
 
 def _cells(rows: pd.DataFrame, paper: bool) -> pd.DataFrame:
-    """Return a row in % for each line and its benchmarks; the column `paper` has the paper's number."""
+    """Return a row for each pair of line and benchmark, with Pass@1 in %. The column `paper` has the number in the paper."""
     cells = over_seeds(rows, by=["line", "setting"])
     cells["value"] = 100 * cells.pop("pass_at_1")
     cells[[*PERCENT]] *= 100
@@ -91,7 +91,7 @@ def _gains(cells: pd.DataFrame) -> pd.DataFrame:
 def _averaged(cells: pd.DataFrame, base: Line, lines: Sequence[Line]) -> list[str]:
     """Return the columns of the base that Δ Avg averages: one for each benchmark that half of the lines have.
 
-    Of several measurements of a benchmark, the one that most trained lines have is used, then the one with most problems. A
+    If a benchmark has several measurements, the one of most trained lines is used; if tied, the one with most problems. A
     single run with another measurement therefore does not remove Δ Avg from other runs.
     """
     trained = [line for line in lines if line.kind == TRAINED] or list(lines)
@@ -134,7 +134,7 @@ def _with_base(cells: pd.DataFrame) -> Iterable[tuple[str, Line, list[Line]]]:
 
 
 def _numbers(cells: pd.DataFrame, line: Line, name: str, columns: Sequence[str] | None = None) -> dict[str, float]:
-    """Return a line's numbers by column, for these `columns` or all that it has."""
+    """Return a line's numbers by column, for `columns`, or for all columns if `columns` is None."""
     of_line = cells[(cells["line"] == line) & cells[name].notna()]
     if columns is not None:
         of_line = of_line[of_line["column"].isin(columns)]
@@ -230,7 +230,7 @@ def _explained(rows: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
 
 
 def _cut(cells: pd.DataFrame) -> list[str]:
-    """Explain the share of cut answers if there are any, and name rows of older versions for which it is unknown."""
+    """Explain the share of truncated answers if there are any. Name rows of older versions whose share is unknown."""
     of_benchmarks = cells[cells["column"] != GAIN]
     unknown = sorted(set(of_benchmarks.loc[of_benchmarks["truncated"].isna(), "column"]))
     notes = [CUT] if (of_benchmarks["truncated"] > 0).any() else []

@@ -1,4 +1,4 @@
-"""Loading of a model in parts: each rank reads its rows of each weight from the model's files."""
+"""Loading of a model in parts: each rank reads only its rows of each weight from the model's files."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def read_in_parts(kind: Any) -> Iterator[list[str]]:
         if reason := _why_whole(config):
             reasons.append(reason)
         else:
-            _spread(model)
+            _shard_weights(model)
         return load(model, state_dict, files, config)
 
     kind._load_pretrained_model = staticmethod(load_parts)
@@ -63,7 +63,7 @@ def _keeps_rows(operation: Any) -> bool:
     return False
 
 
-def _spread(model: nn.Module) -> None:
+def _shard_weights(model: nn.Module) -> None:
     """Replace the weights of a model on the meta device by DTensors there.
 
     Experts of which a rank would get none stay whole, because transformers cannot merge an empty list. Shard cuts like

@@ -25,7 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from sspo_cli import ranks
 from sspo_cli.errors import UserError, first_line, says_memory_is_full
-from sspo_cli.policy.sharding import spread_like, whole
+from sspo_cli.policy.sharding import shard_like, whole
 
 SHARD_BYTES = 4 << 30  # of a file of weights
 INDEX = "model.safetensors.index.json"
@@ -151,7 +151,7 @@ def _save_configs(model: Any, folder: Path) -> None:
 
 
 def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> list[Path]:
-    """Write each rank's part of the moments; return the files that this rank has written.
+    """Write each rank's part of the optimizer state; return the files that this rank has written.
 
     The list is empty before the first step. Raises UserError if a rank fails.
     """
@@ -165,7 +165,7 @@ def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -
 
 
 def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read the moments that `save_optimizer` wrote, with any number of ranks. Raises UserError if this fails."""
+    """Read the optimizer state that `save_optimizer` wrote, with any number of ranks. Raises UserError if this fails."""
     state = get_optimizer_state_dict(model, optimizer, options=FLAT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns if there is only one process
@@ -176,18 +176,18 @@ def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: P
     set_optimizer_state_dict(model, optimizer, state, options=FLAT)
 
 
-def spread_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def shard_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load optimizer state that a single process saved, and shard it over the ranks."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in state["state"].items():
         for name, value in values.items():
             if value.shape == parameters[number].shape:
-                values[name] = spread_like(value, parameters[number])
+                values[name] = shard_like(value, parameters[number])
     optimizer.load_state_dict(state)
 
 
 def _explained(error: CheckpointException, sentence: str) -> BaseException:
-    """Make a UserError of the failure on the lowest rank that failed, or return the failure if it is a full memory."""
+    """Return a UserError for the failure on the lowest rank that failed, or the failure itself if it is out of memory."""
     rank, (cause, _) = min(error.failures.items())
     if says_memory_is_full(cause):
         return cause
