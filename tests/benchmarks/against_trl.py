@@ -88,21 +88,20 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
             floors.append(child(sys.executable, "floors", str(folder), 2))
     repeats = [(cycles(one["times"]), cycles(another["times"])) for one, another in zip(ours, theirs, strict=True)]
     sspo, trl = ([cycle for repeat in repeats for cycle in repeat[side]] for side in (0, 1))
-    memory, trl_memory = (median(one["memory"] for one in run) / 2**30 for run in (ours, theirs))
     row = {
         "workload": workload.name,
         "sspo": spread(sspo, 0),
         "TRL": spread(trl, 0),
         "ratio": ratio(sspo, trl, 0),
         "ratio, processor": ratio(sspo, trl, 1),
-        "GiB sspo": memory,
-        "GiB TRL": trl_memory,
-        "ratio, memory": memory / trl_memory,
     }
+    if not workload.vllm:  # torch also counts the memory of a sleeping vLLM, which is free
+        memory, trl_memory = (median(one["memory"] for one in run) / 2**30 for run in (ours, theirs))
+        estimated = {"sspo, GiB estimated": median(one["estimate"] for one in ours) / 2**30}
+        row |= {"GiB sspo": memory, "GiB TRL": trl_memory, "ratio, memory": memory / trl_memory, **estimated}
     if workload.device == "cuda":
         row |= {
             "ratios of the repeats": between([ratio(*repeat, 0) for repeat in repeats]),
-            "sspo, GiB estimated": median(one["estimate"] for one in ours) / 2**30,
             "sspo, FLOP utilization of learning": median(
                 row["device/flop_utilization"] for one in ours for row in one["rows"][MU:]
             ),
