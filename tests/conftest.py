@@ -9,13 +9,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from forked import FORKING
 from shared_data import skipped_line
 from small_rows import write_small_data
 from small_runs import run
 
+from sspo_cli import supervisor
 from sspo_cli.config import ModelOptions, TinyModelOptions
 from sspo_cli.policy.batch import Batch, collate
 from sspo_cli.policy.model import Policy, load_policy
+from sspo_cli.sweep import place
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 torch.set_num_threads(1)
@@ -92,3 +95,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     run(runs, "--run", "whole")
     return runs / "whole"
+
+
+@pytest.fixture(scope="session")
+def forked_ranks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervisor, "subprocess", FORKING)
+        yield
+
+
+@pytest.fixture
+def forked_trials(forked_ranks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "subprocess", FORKING)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from commands import Outcome, sspo
+from forked import Captured
 
 SMALL = {
     "steps": 10,
@@ -79,7 +81,12 @@ IN_COLD_START = {"owner": "sspo_cli.policy.cold_start", "name": "guarded_step", 
 
 
 def run_killed(runs: Path, point: dict, countdown: int, *more: str) -> None:
-    code = KILLED.format(**point, countdown=countdown)
-    command = [sys.executable, "-c", code, *arguments(runs, "--run", "killed", *more)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    command = ["-c", KILLED.format(**point, countdown=countdown), *arguments(runs, "--run", "killed", *more)]
+    process: Captured | subprocess.Popen
+    if torch.cuda.is_initialized():  # a fork could not use the GPU
+        command = [sys.executable, *command]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    else:
+        process = Captured(*command)
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said

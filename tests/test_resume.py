@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from commands import assert_error, sspo
+from forked import Captured
 from small_runs import AFTER_STEP, IN_CHECKPOINT, IN_COLD_START, arguments, run, run_killed, weights, without_times
 
 
@@ -38,12 +37,12 @@ def test_killed_anywhere_and_resumed_it_ends_as_if_it_had_not_been(undisturbed: 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_state_and_says_how_to_continue(undisturbed: Path, tmp_path: Path, number: signal.Signals):
-    started = [sys.executable, "-m", "sspo_cli", *arguments(tmp_path, "--run", "stopped")]
-    process = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Captured("-m", "sspo_cli", *arguments(tmp_path, "--run", "stopped"))
     while not (tmp_path / "stopped" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
-    _, said = process.communicate()
+    said, _ = process.communicate()
     assert process.returncode == 130
     assert "--resume" in said
     assert "Traceback" not in said

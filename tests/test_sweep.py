@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import sspo
+from forked import Captured
 
 from sspo_cli.config import RunOptions
 from sspo_cli.errors import UserError
@@ -142,19 +144,15 @@ def test_a_wrong_sweep_file_is_reported(tmp_path, text, said):
         load(tmp_path, text)
 
 
-def sweep(tmp_path: Path, *arguments: str, text: str = SWEEP) -> subprocess.Popen:
+def command(tmp_path: Path, *arguments: str, text: str = SWEEP) -> list[str]:
+    """What starts the sweep, after `python`."""
     (tmp_path / "small.yaml").write_text(text)
-    command = [
-        sys.executable,
-        "-m",
-        "sspo_cli",
-        "sweep",
-        "-c",
-        str(tmp_path / "small.yaml"),
-        "--runs-dir",
-        str(tmp_path),
-    ]
-    return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return ["-m", "sspo_cli", "sweep", "-c", str(tmp_path / "small.yaml"), "--runs-dir", str(tmp_path), *arguments]
+
+
+def sweep(tmp_path: Path, *arguments: str, text: str = SWEEP) -> subprocess.Popen:
+    started = [sys.executable, *command(tmp_path, *arguments, text=text)]
+    return subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def states(tmp_path: Path) -> dict[str, str]:
@@ -164,7 +162,7 @@ def states(tmp_path: Path) -> dict[str, str]:
 
 
 def test_dry_run_prints_what_differs_and_starts_nothing(tmp_path):
-    said, _ = sweep(tmp_path, "--dry-run").communicate()
+    said = sspo(*command(tmp_path, "--dry-run")[2:]).stdout
     assert "4 trials" in said
     assert re.search(r"method +seed +key +state", said)
     for trial in load(tmp_path, SWEEP):
@@ -179,9 +177,9 @@ def test_an_empty_file_is_one_trial_of_the_default_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
-def test_a_stopped_sweep_continues_and_skips_what_is_finished(tmp_path, number):
+def test_a_stopped_sweep_continues_and_skips_what_is_finished(tmp_path, forked_trials, number):
     text = SWEEP.replace("seeds: [0, 1]", "seeds: [0]")
-    process = sweep(tmp_path, text=text)
+    process = Captured(*command(tmp_path, text=text))
     while "finished" not in states(tmp_path).values():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -193,7 +191,7 @@ def test_a_stopped_sweep_continues_and_skips_what_is_finished(tmp_path, number):
     done = next(name for name, state in before.items() if state == "finished")
     stamp = os.stat(tmp_path / "small" / done / "metrics.jsonl").st_mtime_ns
 
-    process = sweep(tmp_path, "--jobs", "2", text=text)
+    process = Captured(*command(tmp_path, "--jobs", "2", text=text))
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert states(tmp_path) == dict.fromkeys(states(tmp_path), "finished")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from commands import sspo
-from test_sweep import states, sweep
+from forked import Captured
+from test_sweep import command, states
 
 from sspo_cli.tracking.files import last_jsonl_rows
 
@@ -64,7 +65,7 @@ def tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     [("after the first trial",), pytest.param(("in the cold start", "after the first trial"), marks=pytest.mark.long)],
     ids=" and ".join,
 )
-def test_a_killed_sweep_ends_with_the_same_tables_byte_for_byte(tmp_path, monkeypatch, moments):
+def test_a_killed_sweep_ends_with_the_same_tables_byte_for_byte(tmp_path, forked_trials, monkeypatch, moments):
     def steps() -> int:
         rows = [last_jsonl_rows(path, 1) for path in killed.glob("small/*/metrics.jsonl")]
         return sum(row[0]["step"] for row in rows if row)
@@ -77,7 +78,7 @@ def test_a_killed_sweep_ends_with_the_same_tables_byte_for_byte(tmp_path, monkey
     killed.mkdir()
     alone.mkdir()
     for moment in moments:
-        process = sweep(killed, text=TEXT)
+        process = Captured(*command(killed, text=TEXT))
         while not has_come[moment]():
             assert process.poll() is None, (moment, process.communicate())
             time.sleep(0.01)
@@ -87,7 +88,7 @@ def test_a_killed_sweep_ends_with_the_same_tables_byte_for_byte(tmp_path, monkey
         assert "running" in states(killed).values(), moment  # nobody could record the end
 
     for folder in (killed, alone):
-        process = sweep(folder, text=TEXT)
+        process = Captured(*command(folder, text=TEXT))
         said, _ = process.communicate()
         assert process.returncode == 0, said
         assert states(folder) == dict.fromkeys(states(folder), "finished")

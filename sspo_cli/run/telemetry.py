@@ -59,7 +59,8 @@ class Telemetry:
         time/rank_N_{sync,sampling,grading,learning}  seconds of the step
         time/rank_N_waiting            seconds of the step in which the rank waited for other ranks in exchanges of data
         time/rank_N_tokens_per_second  tokens that the rank has sampled in this process, per second of sampling
-        device/memory                  peak memory of the step in GB, on a GPU; device/rank_N_memory if there are several ranks
+        device/memory                  peak memory of the step in GB, on a GPU; device/rank_N_memory if there are several ranks.
+                                       torch also counts the memory of vLLM in this process while vLLM sleeps.
         device/flop_utilization        `flops` per second of learning, as a share of the peak speed of all ranks' GPUs
         """
         measured = {}

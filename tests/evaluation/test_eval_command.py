@@ -1,10 +1,8 @@
 """`sspo eval` as a user types it, on a small run, its checkpoints and a model folder."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from commands import Outcome, assert_error, sspo
+from forked import Captured
 
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.statistics import mcnemar, paired_bootstrap, wilson
@@ -288,8 +287,9 @@ sys.argv = ["sspo", *{command!r}]
 from sspo_cli.cli import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", killed], capture_output=True, check=False, env={**os.environ})
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = Captured("-c", killed)
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
     assert not (folder / "summary.json").exists()
     assert sspo(*command).returncode == 0
     assert {path.name: path.read_bytes() for path in folder.glob("*.json*")} == whole

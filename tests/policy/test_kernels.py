@@ -53,6 +53,7 @@ def test_compiled_layers_give_the_same_loss_and_gradient(tiny, make_batch, optio
     assert not counters["graph_break"]
 
 
+@pytest.mark.long  # the compiler takes a minute
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler on a CPU")
 def test_the_real_compiler_agrees_and_sampling_does_without_it(tiny, make_batch):
     plain = load_policy(ModelOptions(tiny=tiny), CPU)

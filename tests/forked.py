@@ -1,4 +1,4 @@
-"""Forks of the test process as ranks and trials, because starting Python and torch for each takes most of the time."""
+"""Forks of the test process as runs, ranks and trials, because starting Python and torch for each takes most of the time."""
 
 import gc
 import os
@@ -6,29 +6,35 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
-
-import pytest
-
-from sspo_cli import supervisor
-from sspo_cli.sweep import place
 
 
 class Forked:
     """A forked process with the part of the interface of `subprocess.Popen` that the supervisor and a sweep use."""
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: Any = None, **_: object) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdout: Any = None,
+        preexec_fn: Callable[[], None] | None = None,
+        **_: object,
+    ) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
+            if preexec_fn:
+                preexec_fn()
             if hasattr(stdout, "fileno"):  # the log of a trial
                 for number in (1, 2):
                     os.dup2(stdout.fileno(), number)
-                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             os._exit(run_as(command[1:], env))
 
     def poll(self) -> int | None:
@@ -51,6 +57,20 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+class Captured(Forked):
+    """A fork that runs `python` with the arguments; both of its outputs are kept."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as this is)
+        super().__init__([sys.executable, *map(str, arguments)], env=dict(os.environ), stdout=self._output)
+
+    def communicate(self) -> tuple[str, None]:
+        """Wait for the end, and return what was written, as `subprocess.Popen` does if both outputs are one."""
+        self.wait()
+        self._output.seek(0)
+        return self._output.read(), None
 
 
 FORKING = SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
@@ -80,15 +100,3 @@ def run_as(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         os.write(2, traceback.format_exc().encode())
         return 1
     return 0
-
-
-@pytest.fixture(scope="session")
-def forked_ranks() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(supervisor, "subprocess", FORKING)
-        yield
-
-
-@pytest.fixture
-def forked_trials(forked_ranks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "subprocess", FORKING)
