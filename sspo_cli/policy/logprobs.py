@@ -41,7 +41,7 @@ def token_logprobs(
     temperature: float,
     transform: LogitTransform = IDENTITY,
 ) -> tuple[Tensor, Tensor]:
-    """Compute log softmax(transform(hidden · weightᵀ + bias) / temperature) at the targets, and the entropy there.
+    """Compute log softmax(transform(hidden · weightᵀ + bias) / temperature) at the targets, and the entropy of this softmax.
 
     hidden [N, H], targets [N], weight [V, H], bias [V] -> logprobs [N] float32, entropy [N] float32 without gradient (nats).
     Computed in float32 for inputs of any dtype, because the rounding error of bfloat16 logits would exceed the differences

@@ -100,7 +100,7 @@ def take_parts(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
 
 
 def put_parts(parts: list[tuple[nn.Module, str, torch.Tensor]], device: torch.device) -> None:
-    """Put the rows into a model that fully_shard has spread in the same way, in place; empties `parts`."""
+    """Put the rows into a model that fully_shard has sharded in the same way, in place. Empties `parts`."""
     put: dict[nn.Parameter, nn.Parameter] = {}
     while parts:
         module, name, rows = parts.pop()
