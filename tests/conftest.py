@@ -18,7 +18,6 @@ from sspo_cli import supervisor
 from sspo_cli.config import ModelOptions, TinyModelOptions
 from sspo_cli.policy.batch import Batch, collate
 from sspo_cli.policy.model import Policy, load_policy
-from sspo_cli.sweep import place
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
 torch.set_num_threads(1)
@@ -106,4 +105,5 @@ def forked_ranks() -> Iterator[None]:
 
 @pytest.fixture
 def forked_trials(forked_ranks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "subprocess", FORKING)
+    # By its name, because the environment of vLLM has no pandas, which sweeps import.
+    monkeypatch.setattr("sspo_cli.sweep.place.subprocess", FORKING)
