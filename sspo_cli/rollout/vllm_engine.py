@@ -1,12 +1,11 @@
 """Sampling with vLLM in the learner's process. Each sync passes the weights in memory."""
 
-import atexit
 import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,7 +46,6 @@ class VllmEngine:
             policy.model.config.save_pretrained(folder)
             policy.tokenizer.save_pretrained(folder)  # vLLM needs the tokenizer for stop strings
             self.llm = self._start(folder, max_rows)
-        atexit.register(_leave_process_group)
 
     def _start(self, folder: str, max_rows: int) -> Any:
         """Start vLLM with dummy weights, which the first sync replaces. Prompts and completions are token ids."""
@@ -147,13 +145,6 @@ class VllmEngine:
         if self.options.sleep and self.on_gpu and not self.asleep:
             self.llm.sleep(level=2)  # drops weights and cache, because the next sync brings new weights
             self.asleep = True
-
-
-def _leave_process_group() -> None:
-    """Leave the process group that vLLM has joined, because torch warns of a group that still exists at the exit."""
-    if torch.distributed.is_initialized():
-        with suppress(RuntimeError):
-            torch.distributed.destroy_process_group()
 
 
 @contextmanager
