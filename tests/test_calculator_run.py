@@ -188,7 +188,7 @@ def test_options_of_episodes_are_there_where_there_are_episodes_and_refused_wher
     assert load_config([], ["evaluation.benchmarks=[{name: calculator, split: test}]"]).episode == EpisodeOptions()
     with pytest.raises(UserError, match="episode is given, but no task has episodes"):
         load_config([], ["episode.turns=3"])
-    with pytest.raises(UserError, match=r"episode.max_tokens = 20 is less than the limit of one turn"):
+    with pytest.raises(UserError, match=r"episode.max_tokens = 20 is less than the limit of a turn"):
         options(episode__max_tokens=20, rollout__max_new_tokens=24)
 
 

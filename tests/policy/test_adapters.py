@@ -19,9 +19,9 @@ HEADS = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (["q_prj"], "names q_prj, and Qwen2ForCausalLM has no such layer; did you mean q_proj?"),
-        (["q_proj", "v_prok"], "names v_prok, and .* did you mean v_proj?"),
-        (["layers.0.self_attn.q_proj", "layers.7.self_attn.q_proj"], "names layers.7.self_attn.q_proj, and"),
+        (["q_prj"], "names q_prj, but Qwen2ForCausalLM has no such layer; did you mean q_proj?"),
+        (["q_proj", "v_prok"], "names v_prok, but .* did you mean v_proj?"),
+        (["layers.0.self_attn.q_proj", "layers.7.self_attn.q_proj"], "names layers.7.self_attn.q_proj, but"),
         (["input_layernorm"], r"cannot be put on model.lora.targets = \[input_layernorm\] of Qwen2ForCausalLM"),
         (["q_proj", "norm"], "cannot be put on"),
         (["self_attn"], "cannot be put on"),

@@ -19,7 +19,13 @@ def sweep(folder: Path, *more: object) -> Outcome:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    options = {**SMALL, "device": "cpu", "cold_start.steps": 20, "evaluation.benchmarks": "[]"}
+    options = {
+        **SMALL,
+        "device": "cpu",
+        "cold_start.steps": 20,
+        "evaluation.benchmarks": "[]",
+        "evaluation.every": "null",
+    }
     lines = [f"  {key}: {value}" for key, value in options.items()]
     (tmp_path / "small.yaml").write_text("\n".join(["options:", *lines, "seeds: [3]"]) + "\n")
     return tmp_path

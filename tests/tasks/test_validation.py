@@ -62,7 +62,7 @@ def test_each_task_gives_by_its_weight():
 
 @pytest.mark.parametrize(
     ("count", "said"),
-    [(3, "hold out 3 problems of task gsm8k, which has 3 different ones"), (9, "hold out 9 problems")],
+    [(3, "hold out 3 problems of task gsm8k, which has 3 different problems"), (9, "hold out 9 problems")],
 )
 def test_a_task_with_too_few_is_reported(count, said):
     with pytest.raises(UserError, match=said):
