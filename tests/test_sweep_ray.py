@@ -127,8 +127,8 @@ def test_a_signal_to_the_sweep_stops_its_trials_on_ray_and_the_same_command_cont
         process.send_signal(number)
         said, _ = process.communicate()
         assert process.returncode == 130, said
-        end = "sspo: stopped; the trials have saved their state, and the same command continues them"
-        assert said.splitlines()[-1] == end
+        end = "sspo: stopped; the trials have saved their state, and the same command continues them: `sspo sweep -c "
+        assert said.splitlines()[-1].startswith(end)
         assert psutil.wait_procs(running, timeout=60)[1] == []
         assert_saved(trials)
         steps = [[row["step"] for row in learned(trial)] for trial in trials]

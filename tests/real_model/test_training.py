@@ -14,7 +14,7 @@ from small_runs import AFTER_STEP, KILLED, rows
 from sspo_cli import session
 from sspo_cli.evaluation import command
 
-MEASURED = {"model__dtype": "float32", "chat__system": "Add.", "prompt": "plain", "rollout__max_new_tokens": 16}
+MEASURED = {"model__dtype": "float32", "chat__system": "Add.", "rollout__max_new_tokens": 16}
 TRAINED = {
     **MEASURED,
     "rollout__prompts": 1,
