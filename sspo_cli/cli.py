@@ -5,7 +5,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -31,6 +30,7 @@ from sspo_cli.parameters import (
 )
 from sspo_cli.redaction import redacted
 from sspo_cli.small_commands import configs_command, export_command, ls_command, options_command
+from sspo_cli.starting import start_ranks
 from sspo_cli.usage import UsageError, explain_usage
 
 app = typer.Typer(
@@ -101,33 +101,6 @@ def _end(sentence: str | None, code: int) -> NoReturn:
         with suppress(OSError):  # the terminal may be closed
             print(f"sspo: {redacted(sentence)}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _are_started(nproc: int | None, device: str, is_training: bool = True) -> bool:
-    """Start the ranks of `--nproc`, wait until they have ended, and return True. In a rank, join the others; return False."""
-    from sspo_cli import ranks
-
-    if not nproc or nproc == 1 or is_rank(os.environ):
-        ranks.start(device)
-        return False
-    from sspo_cli.run.failures import has_finished_since, record_failure
-    from sspo_cli.supervisor import OF_TRAINING, Ends, FailedRanks, run_ranks
-
-    again = f"finished work is saved; {command_line('sspo', *sys.argv[1:])} resumes it"
-    ranks.check_start(nproc, device)  # printed here, so that it is printed once
-    ends, began = OF_TRAINING if is_training else Ends(again, f"stopped; {again}"), datetime.now(UTC)
-    try:
-        run_ranks([sys.executable, "-m", "sspo_cli", *sys.argv[1:]], nproc, ends)
-    except FailedRanks as error:
-        # The first rank's own error at the end, such as a log that cannot be closed, stays one, as with a single process.
-        if error.folder and error.first_code <= 0 and has_finished_since(error.folder, began):
-            reason = str(error).removesuffix(f"; {ends.killed}")
-            print(f"sspo: note: {reason}; the run had already finished and is complete", file=sys.stderr)
-            return True
-        if error.folder:
-            record_failure(error.folder, str(error))
-        raise
-    return True
 
 
 @app.command("train", cls=ObjectiveCommand)
@@ -211,7 +184,7 @@ def train_command(
         print_preview(options, given, path, resume, source is not None, device_memory, nproc or 1)
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch starts its thread pool
-    if _are_started(nproc, options.device):
+    if start_ranks(nproc, options.device):
         return
 
     from sspo_cli import ranks
@@ -316,7 +289,7 @@ def eval_command(
     from sspo_cli.evaluation.targets import find_targets
 
     devices = {each.options.device for each in find_targets(target or [], checkpoint, given, runs_dir)}
-    if _are_started(nproc, "cpu" if devices == {"cpu"} else max(devices - {"cpu"}), is_training=False):
+    if start_ranks(nproc, "cpu" if devices == {"cpu"} else max(devices - {"cpu"}), is_training=False):
         return
 
     with _naming_the_command(), ranks.explained_loss("the same command continues from what is done"):

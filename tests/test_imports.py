@@ -23,7 +23,7 @@ ORDER = [
     {"sweep", "memory"},
     {"run"},
     {"train", "examination", "export", "parameters"},
-    {"session", "usage", "small_commands"},
+    {"session", "usage", "small_commands", "starting"},
     {"preview"},
     {"cli"},
     {"__main__"},

@@ -145,7 +145,7 @@ def test_a_wrong_sweep_file_is_reported(tmp_path, text, said):
 
 
 def command(tmp_path: Path, *arguments: str, text: str = SWEEP) -> list[str]:
-    """What starts the sweep, after `python`."""
+    """Return the arguments of `python` that start the sweep."""
     (tmp_path / "small.yaml").write_text(text)
     return ["-m", "sspo_cli", "sweep", "-c", str(tmp_path / "small.yaml"), "--runs-dir", str(tmp_path), *arguments]
 

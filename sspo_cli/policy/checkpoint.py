@@ -65,9 +65,8 @@ def save_checkpoint(
 
 def _begin(folder: Path, partial: Path) -> None:
     with _explained(folder):
-        for left in folder.parent.glob(
-            ".step-*.partial"
-        ):  # the partial checkpoint of a process that was killed while writing
+        # Remove partial checkpoints of processes that were killed while writing.
+        for left in folder.parent.glob(".step-*.partial"):
             shutil.rmtree(left)
         partial.mkdir(parents=True)
 

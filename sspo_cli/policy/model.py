@@ -337,9 +337,8 @@ def build_policy(
     if spread:
         shard(model, dtype, device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            transform = measure_transform(
-                model
-            )  # not before: in a model that was read in parts, no rank has whole weights
+            # Not before: in a model that was read in parts, no rank has whole weights.
+            transform = measure_transform(model)
     else:
         model = model.to(device)
     compiled = options.kernels == "compiled"

@@ -9,70 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from commands import Outcome, assert_error, sspo
+from commands import assert_error, sspo
 from forked import Captured
+from measured_runs import SMALL, measure, rows, summaries
 
 from sspo_cli.rollout.torch_engine import TorchEngine
 from sspo_cli.statistics import mcnemar, paired_bootstrap, wilson
 
-SMALL = {
-    "steps": 2,
-    "model__tiny__hidden_size": 32,
-    "model__tiny__heads": 1,
-    "model__tiny__layers": 1,
-    "rollout__prompts": 4,
-    "rollout__group_size": 4,
-    "rollout__max_new_tokens": 48,
-    "cold_start__steps": 150,
-    "cold_start__learning_rate": 1e-2,
-    "checkpoint__every": 1,
-    "evaluation__benchmarks": "[{name: arithmetic, split: test, limit: 30}]",
-}
 MODELS = {"prompt": "plain", "rollout__max_new_tokens": 48, "evaluation__benchmarks": SMALL["evaluation__benchmarks"]}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with the run `one`, a model folder, and a file of which the run answers every other question."""
-    runs = tmp_path_factory.mktemp("runs")
-    done = sspo("train", "--runs-dir", runs, "--run", "one", **SMALL)
-    assert done.returncode == 0, done.stderr
-    shutil.copytree(runs / "one" / "checkpoints" / "step-1", runs / "models" / "before")
-    answered = [row for row in rows(runs / "one" / "eval" / "arithmetic.jsonl") if row["step"] == 2]
-    answered = [row for row in answered if row["extracted"] and row["extracted"].strip().isdigit()]
-    assert len(answered) >= 6
-    problems = [
-        {
-            "id": row["id"],
-            "question": row["prompt"].split("user\n")[1].split("<|im_end|>")[0],
-            "answer": str(int(row["extracted"]) + number % 2),
-        }
-        for number, row in enumerate(answered)
-    ]
-    (runs / "mine.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    return runs
-
-
-@pytest.fixture
-def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, and the place where the commands are started."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def measure(*arguments: object, **options: object) -> Outcome:
-    done = sspo("eval", "--runs-dir", ".", *arguments, **options)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def summaries(folder: Path) -> list[dict]:
-    return json.loads((folder / "eval" / "summary.json").read_text())
 
 
 def test_a_run_its_folder_its_checkpoint_and_a_model_folder_agree_with_what_training_measured(runs):
@@ -139,70 +83,6 @@ def test_a_model_alone_has_the_defaults_of_a_named_model_also_under_what_is_not_
     measure("models/before", "-b", "mine.jsonl", "--limit", 1, "--max-new-tokens", 4)
     done = measure("models/before", "-b", "mine.jsonl", "--limit", 1, rollout__max_new_tokens=9)
     assert "at most 9 tokens, prompt think-answer" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        (
-            "model.name=other",
-            "-s model.name would be ignored: an evaluation does not use it; name the model as an argument",
-        ),
-        ("seed=3", "-s seed would be ignored: an evaluation does not use it; use --seed, the seed of the sampling"),
-        ("rollout.temperature=0.5", "use --temperature"),
-        ("optimizer={learning_rate: 1}", "-s optimizer.learning_rate would be ignored"),
-        ("evaluation.every=3", "-s evaluation.every would be ignored: an evaluation does not use it; leave it out"),
-        ("rollout.promts=3", "unknown option `rollout.promts`; did you mean `rollout.prompts`?"),
-    ],
-)
-def test_an_option_that_an_evaluation_would_ignore_is_refused(runs, option, said):
-    assert_error(sspo("eval", "--runs-dir", ".", "models/before", "-s", option), said)
-    assert not (runs / "model-models-before").exists()
-
-
-def test_an_option_that_grading_would_ignore_is_refused(runs):
-    done = sspo("eval", "--completions", "mine.jsonl", "-s", "prompt=plain")
-    assert_error(done, "-s prompt would be ignored: the grading of recorded completions does not use it; leave it out")
-
-
-MINE = ["-b", "mine.jsonl"]
-ONE_LIMIT = "evaluation.benchmarks=[{name: arithmetic, limit: 2, max_new_tokens: 4}]"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "option", "said"),
-    [
-        (["one", "--seed", 3], None, "--seed would be ignored: greedy completions do not depend on it"),
-        (MINE, "evaluation.benchmarks=[chains]", "-b names the benchmarks, and chains is not among them"),
-        (MINE, "model.revision=main", "model.revision would be ignored: model.name = models/before is a local folder"),
-        (MINE, "model.weights=float32", "use model.dtype"),
-        ([*MINE, "--max-new-tokens", 8], "evaluation.max_new_tokens=9", "--max-new-tokens is given, too"),
-        ([*MINE, "--temperature", 1], "evaluation.temperature=0.5", "--temperature is given, too"),
-        (["-s", ONE_LIMIT], "evaluation.max_new_tokens=9", "each benchmark has its own token limit"),
-        (MINE, "rollout.vllm.kv_cache_gib=1", "rollout.engine = auto samples with torch on a CPU"),
-        ([*MINE, "--engine", "torch"], "rollout.vllm.kv_cache_gib=1", "--engine torch is given, too"),
-        ([*MINE, "--engine", "torch"], "rollout.engine=vllm", "--engine torch is given, too"),
-        ([*MINE, "-s", "chat.system=Hi"], "prompt=plain", "prompt would be ignored: chat.system replaces"),
-        (["-b", "calculator"], "prompt=plain", "each benchmark is played in episodes"),
-        (["-b", "calculator"], "episode.memory_mib=99", "it is for programs, which only code-acting runs"),
-        (
-            ["-b", "mine.jsonl:dev"],
-            "prompt=plain",
-            "-b: mine.jsonl is a single file, which is read whole; leave out :dev",
-        ),
-    ],
-)
-def test_an_option_without_effect_next_to_others_is_refused(runs, monkeypatch, arguments, option, said):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    given = arguments if option is None else ["models/before", *arguments, "-s", option]
-    assert_error(sspo("eval", "--runs-dir", ".", *given), said)
-    assert not (runs / "model-models-before").exists()
-
-
-def test_options_that_are_given_twice_alike_or_at_their_defaults_are_taken(runs):
-    flags = ("--max-new-tokens", 4, "--seed", 0, "--limit", 1, "-b", "mine.jsonl")
-    options = {"evaluation__max_new_tokens": 4, "evaluation__benchmarks": "[{name: file, path: mine.jsonl}]"}
-    assert "at most 4 tokens" in measure("models/before", *flags, **options).stdout
 
 
 def test_truncated_sampling_is_another_measurement(runs):

@@ -82,7 +82,7 @@ def test_the_files_of_a_model_are_those_of_one_process(alone, together, kind):
 
 @pytest.fixture(scope="module")
 def loaded(alone, together):
-    """What one process and several ranks load from the same folders."""
+    """Return what one process and several ranks load from the same folders."""
     return gradients.load(alone[1]), torch.load(together / "loaded.pt", weights_only=True)
 
 

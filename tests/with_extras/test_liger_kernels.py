@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch):
-    """What Triton's interpreter lacks: numbers as arguments that are converted, and rsqrt of CUDA's library."""
+    """Add what Triton's interpreter lacks: the conversion of arguments that are numbers, and rsqrt of CUDA's library."""
     import numpy
     import triton.language as tl
     from triton.runtime import interpreter
