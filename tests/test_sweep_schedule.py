@@ -266,6 +266,10 @@ def test_a_trial_is_begun_with_its_options_and_then_resumed(tmp_path):
     assert command_of(trial, tmp_path, 8)[5:] == [str(tmp_path), "--run", "a", "--nproc", "8", "--resume"]
     fewer = replace(trial, options=trial.options.model_copy(update={"threads": 3}))
     assert command_of(fewer, tmp_path, 8)[8:] == ["--nproc", "8", "--resume", "-s", "threads=3"]
+    (tmp_path / "a" / "status.json").unlink()  # as after a kill while the folder was created
+    for folder in ("checkpoints", "eval"):
+        (tmp_path / "a" / folder).rmdir()
+    assert command_of(trial, tmp_path, 1) == begun
 
 
 def test_a_trial_reads_nothing_is_apart_from_the_terminal_and_its_log_keeps_every_attempt(tmp_path):
