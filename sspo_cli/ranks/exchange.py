@@ -94,9 +94,8 @@ def by_first(method: Callable[P, T]) -> Callable[P, T]:
 def add(*tensors: Tensor) -> None:
     """Sum CPU tensors of one dtype over the ranks, in place. The sums are exact if all ranks except one have zeros."""
     if size() > 1:
-        sums = torch.cat(
-            [tensor.flatten() for tensor in tensors]
-        )  # a single exchange, because each one is slow to start
+        # A single exchange, because each one takes a while to start.
+        sums = torch.cat([tensor.flatten() for tensor in tensors])
         with _waiting():
             dist.all_reduce(sums)
         for tensor, values in zip(tensors, sums.split([tensor.numel() for tensor in tensors]), strict=True):
