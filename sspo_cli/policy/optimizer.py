@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sspo_cli import ranks
 from sspo_cli.config import ColdStartOptions, ModelOptions, OptimizerOptions
 from sspo_cli.errors import UserError
-from sspo_cli.policy.sharding import whole
+from sspo_cli.policy.sharding import local
 
 
 def adamw(
@@ -45,12 +46,12 @@ def adamw_8bit() -> Any:
     return AdamW8bit
 
 
-def check_weights(model: ModelOptions, ranks: int) -> None:
-    """Raise UserError if bfloat16 weights are to be trained on several ranks, where torchao's optimizer cannot update them."""
-    if model.weights == "bfloat16" and ranks > 1:
+def check_weights(model: ModelOptions, size: int) -> None:
+    """Raise UserError if bfloat16 weights are to be trained on `size` > 1 ranks, where torchao's optimizer cannot update them."""
+    if model.weights == "bfloat16" and size > 1:
         raise UserError(
             "model.weights = bfloat16 needs a single process, because torchao's optimizer cannot update such weights if they "
-            f"are sharded over {ranks} ranks; use model.weights=float32"
+            f"are sharded over {size} ranks; use model.weights=float32"
         )
 
 
@@ -94,11 +95,12 @@ def guarded_step(
     is taken: weights and optimizer state do not change.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # In float32, even if the gradients are bfloat16.
-    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
-    total = whole(torch.linalg.vector_norm(torch.stack(norms)))
-    nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total)
-    norm = total.item()
+    # Of each rank's parts, because an operation on a sharded tensor takes longer than on a plain one. In float32, even if the
+    # gradients are bfloat16.
+    parts = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
+    norm = math.sqrt(ranks.total(torch.linalg.vector_norm(torch.stack(norms)).item() ** 2))
+    nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, torch.tensor(norm))
     taken = math.isfinite(norm) and math.isfinite(loss)
     if taken:
         for group in optimizer.param_groups:  # torchao stores the rate in a tensor

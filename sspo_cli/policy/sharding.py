@@ -1,6 +1,6 @@
 """Sharding of a model's weights, gradients and optimizer state over the ranks by torch's fully_shard (FSDP2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar
@@ -16,27 +16,31 @@ from sspo_cli import ranks
 from sspo_cli.policy.sharded_loading import put_parts, take_parts
 
 T = TypeVar("T")
+# Parameters of all layers up to which they are gathered together. To gather a small layer takes longer than to compute it.
+GATHERED_TOGETHER = 10_000_000
 
 
 def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     """Shard the model over the ranks, in place. Each rank may hold the complete weights, or only the part it has read.
 
-    dtype   compute dtype, in which layers are gathered; gradients are summed in float32
+    dtype   compute dtype; gradients are summed in float32
     device  device of this rank
 
-    Each decoder layer is gathered when it is used. Embedding, last norm and vocabulary projection belong to the root module,
-    because they may share a tensor. They are gathered within `compute`, in the dtype of the trained weights instead of `dtype`,
-    because the projection is computed in float32.
+    Each decoder layer is gathered when it is used, in `dtype`. Embedding, last norm and vocabulary projection belong to the root
+    module, because they may share a tensor. They are gathered within `compute`, in the dtype of the trained weights, because
+    the projection is computed in float32. The layers of a small model also belong to the root module.
     """
     mesh = init_device_mesh(device.type, (ranks.size(),))
     parts = take_parts(model)
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if sum(weight.numel() for layer in layers for weight in layer.parameters()) <= GATHERED_TOGETHER:
+        layers = []
     in_dtype = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     as_kept = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=as_kept if dtype == torch.float32 else in_dtype)
-    # The root, too, is sharded again after each forward pass. Otherwise model.parameters() would be the gathered tensors until
-    # the next backward pass, and an optimizer or a checkpoint that is made in between would use those.
+    # The root, too, is sharded again after a forward pass without a backward pass. Otherwise model.parameters() would be the
+    # gathered tensors, and an optimizer or a checkpoint that is made then would use those.
     fully_shard(model, mesh=mesh, mp_policy=as_kept, reshard_after_forward=True)
     put_parts(parts, device)
     model.compute = MethodType(_call, model)
@@ -49,25 +53,43 @@ def _call(model: Any, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def compute(model: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that uses parts of the model, with their weights gathered as in the model's own forward pass."""
-    return model.compute(function, *arguments) if hasattr(model, "compute") else function(*arguments)
+    """Call a function that uses parts of the model, with their weights gathered as in the model's own forward pass.
+
+    If gradients are enabled, a backward pass must follow. The root's weights stay gathered until then, because it needs them
+    first.
+    """
+    if not hasattr(model, "compute"):
+        return function(*arguments)
+    with _staying_gathered([model] if torch.is_grad_enabled() else []):
+        return model.compute(function, *arguments)
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Gather all weights on each rank as plain tensors, so that ranks may work independently within the block."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    with _staying_gathered(parts):
+        for part in parts:
+            part.unshard()
+        if parts and next(model.parameters()).is_cuda:
+            torch.cuda.synchronize()  # so that the caller can measure how long it takes
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.reshard()
+
+
+@contextmanager
+def _staying_gathered(parts: Sequence[FSDPModule]) -> Iterator[None]:
+    """Do not shard the weights of these parts again after a forward pass within the block."""
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    if parts and next(model.parameters()).is_cuda:
-        torch.cuda.synchronize()  # so that the caller can measure how long it takes
     try:
         yield
     finally:
         for part in parts:
             part.set_reshard_after_forward(True, recurse=False)
-            part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

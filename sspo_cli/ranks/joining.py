@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +15,13 @@ import torch.distributed as dist
 from sspo_cli.errors import UserError, border
 from sspo_cli.launchers import end_with_torchrun, is_rank
 from sspo_cli.ranks import heartbeat
-from sspo_cli.ranks.agreement import check_agreement
 from sspo_cli.ranks.keys import FOLDER, PRESENT
 from sspo_cli.ranks.place import here
 from sspo_cli.ranks.reports import connect, first_cause
 
 PATIENCE = "SSPO_PATIENCE"  # environment variable: seconds that ranks wait for one another
 DEFAULT_PATIENCE = 600.0
+MOST_NAMED = 3  # differences in a message
 ALWAYS_ALLOWED = 4  # ranks that may always be started on a CPU, to try out several ranks
 
 
@@ -69,6 +70,22 @@ def _meet(store: Any, rank: int, size: int) -> None:
         time.sleep(0.1)
     programs = [json.loads(store.get(place)) for place in places]
     check_agreement("another program", programs, "install the same versions on all machines")
+
+
+def check_agreement(what: str, of_ranks: Sequence[Mapping[str, Any]], remedy: str) -> None:
+    """Raise UserError if the values of a rank differ from those of the first rank.
+
+    what      what a rank with other values has, such as "other options"
+    of_ranks  short plain values of each rank, by name
+    remedy    end of the message
+    """
+    first = of_ranks[0]
+    for number, values in enumerate(of_ranks):
+        names = [name for name in {**first, **values} if first.get(name) != values.get(name)]
+        if names:
+            listed = [f"{name}: {values.get(name)} instead of {first.get(name)}" for name in names[:MOST_NAMED]]
+            more = ", …" if len(names) > MOST_NAMED else ""
+            raise UserError(f"rank {number} has {what} than rank 0 ({', '.join(listed)}{more}); {remedy}")
 
 
 def stop() -> None:

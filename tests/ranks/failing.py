@@ -41,6 +41,15 @@ def check_exchanges(folder: Path) -> None:
     (folder / f"rank-{ranks.rank()}").write_text("\n".join(sentences))
 
 
+def long_work() -> str:
+    """Work for a second longer than ranks wait for one another."""
+    until = time.monotonic() + ranks.joining.patience() + 1
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        ranks.still_working()
+    return "whole"
+
+
 def fail(kind: str) -> None:
     match kind:
         case "refused":
@@ -71,6 +80,8 @@ def run(**options: object) -> None:
         check_exchanges(folder)
     if kind == "other options":
         ranks.require_agreement("other options", {"seed": ranks.rank(), "steps": 9}, "give all the same")
+    if kind == "late":
+        assert ranks.on_first(long_work) == "whole"
     with ranks.explained_loss("--resume continues"):
         if kind == "alone":
             ranks.on_first(lambda: time.sleep(1000))

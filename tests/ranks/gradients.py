@@ -26,6 +26,7 @@ from sspo_cli import ranks
 from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions, TinyModelOptions
 from sspo_cli.errors import UserError
 from sspo_cli.objectives import build_objective
+from sspo_cli.policy import sharding
 from sspo_cli.policy.batch import Batch, collate
 from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, step_metrics
 from sspo_cli.policy.model import Policy, build_policy, load_policy
@@ -34,6 +35,7 @@ from sspo_cli.policy.sharding import whole
 from sspo_cli.policy.tiny import tiny_config, tiny_model, tiny_tokenizer
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
+sharding.GATHERED_TOGETHER = 0  # so that the layers of these small models are gathered one by one
 TINY = TinyModelOptions(hidden_size=32, layers=2, heads=2, intermediate_size=48)
 KINDS = ("dense", "untied", "checkpointing", "lora", "moe")
 SIZES = (4, 3, 2)  # numbers of ranks
@@ -87,7 +89,7 @@ def make_policy(kind: str, dtype: str = "float32") -> Policy:
     else:
         model = tiny_model(TINY, tokenizer)
     computed = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    policy = build_policy(model, tokenizer, options, torch.device("cpu"), computed, spread=ranks.size() > 1)
+    policy = build_policy(model, tokenizer, options, torch.device("cpu"), computed, sharded=ranks.size() > 1)
     if kind == "lora":  # a new adapter's second matrix is zero, and the gradient of its first one with it
         with torch.no_grad():
             for number, parameter in enumerate(policy.parameters):
@@ -167,6 +169,9 @@ def all_gradients() -> dict[str, Any]:
     found = {kind: gradient(make_policy(kind), make_batch(), BUDGETS[0]) for kind in KINDS}
     found["large micro-batches"] = gradient(make_policy("dense"), make_batch(), BUDGETS[1])
     found["two rows"] = gradient(make_policy("dense"), make_batch(1, 2), BUDGETS[1])  # fewer than ranks
+    with mock.patch.object(sharding, "GATHERED_TOGETHER", 10**6):
+        found["together"] = gradient(make_policy("checkpointing"), make_batch(), BUDGETS[0])
+        found["together, bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), BUDGETS[1])
     found["bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), BUDGETS[1])
     return found
 

@@ -12,7 +12,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.policy.sharded_files import save_model
 from sspo_cli.supervisor import run_ranks
 
-FLOAT32 = [*gradients.KINDS, "large micro-batches", "two rows"]
+FLOAT32 = [*gradients.KINDS, "large micro-batches", "two rows", "together"]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,10 @@ def test_choices_of_experts_are_counted_over_all_ranks(together, size):
         assert 1 < metrics["policy/expert_load"] <= 4  # 8 experts, of which 2 are chosen
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "together, bfloat16"])
 @pytest.mark.parametrize("size", gradients.SIZES)
-def test_in_bfloat16_they_agree_to_its_rounding(alone, together, size):
-    one, several = alone[0]["bfloat16"], torch.load(together / f"{size}.pt", weights_only=True)["bfloat16"]
+def test_in_bfloat16_they_agree_to_its_rounding(alone, together, size, kind):
+    one, several = alone[0][kind], torch.load(together / f"{size}.pt", weights_only=True)[kind]
     gradient = one["gradient"]
     assert ((several["gradient"] - gradient).norm() / gradient.norm()).item() <= 2e-2
     assert several["norm"] == pytest.approx(one["norm"], rel=1e-2)
