@@ -25,8 +25,10 @@ MOST_NAMED = 3  # differences in a message
 ALWAYS_ALLOWED = 4  # ranks that may always be started on a CPU, to try out several ranks
 
 
-def start(device: str) -> None:
+def start(device: str, program: Mapping[str, str] | None = None) -> None:
     """Join the other ranks if a launcher has started several (see `launchers`).
+
+    program  versions that must be equal on all ranks, by name
 
     Raises UserError if this machine has no GPU for this rank, if another rank fails before it has joined or does not start, or
     if the ranks run different programs.
@@ -42,7 +44,7 @@ def start(device: str) -> None:
     limit = timedelta(seconds=patience())
     with border(f"the ranks cannot join one another at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"):
         store = connect(patience())
-        _meet(store, rank, size)
+        _meet(store, rank, size, program or {})
         # gloo next to NCCL: objects and rows of a batch are exchanged on the CPU.
         backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
         group_store = dist.PrefixStore(f"sspo/group-{size}", store)
@@ -51,14 +53,12 @@ def start(device: str) -> None:
     heartbeat.start(store, rank, size)
 
 
-def _meet(store: Any, rank: int, size: int) -> None:
+def _meet(store: Any, rank: int, size: int, program: Mapping[str, str]) -> None:
     """Wait until all ranks are connected to the store. Raises UserError in the cases of `start`.
 
     Unlike torch, which then waits for connections between the ranks, this notices a rank that fails, and is ended by signals.
     """
-    from sspo_cli.tracking.program import describe_source  # imports this package
-
-    store.set(PRESENT.format(size, rank), json.dumps(describe_source()))
+    store.set(PRESENT.format(size, rank), json.dumps(dict(program)))
     places = [PRESENT.format(size, number) for number in range(size)]
     deadline = time.monotonic() + patience()
     while not store.check(places):

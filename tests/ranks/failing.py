@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sspo_cli import cli, ranks
 from sspo_cli.errors import UserError
-from sspo_cli.tracking import program
 
 
 def refuse() -> list[str]:
@@ -73,9 +72,8 @@ def run(**options: object) -> None:
     is_second = os.environ["RANK"] == "1"
     if kind == "early" and is_second:
         raise UserError("there is no such config")
-    if kind == "other program" and is_second:
-        program.__version__ = "0.0.1"
-    ranks.start("cpu")
+    program = {"sspo": "0.0.1" if kind == "other program" and is_second else "0.1.0", "torch": "2.13.0"}
+    ranks.start("cpu", program)
     if kind == "refused":
         check_exchanges(folder)
     if kind == "other options":

@@ -80,7 +80,7 @@ def test_one_sentence_says_which_rank_and_why(forked_ranks, monkeypatch, tmp_pat
 PRINTED = {
     **{kind: SENTENCES[kind] for kind in ("refused", "bug", "early", "other options")},
     "killed": "rank 1 has ended without a report: it was killed, or it crashed; see its output above; --resume continues",
-    "other program": "rank 1 has another program than rank 0 (sspo: 0.0.1 with source",
+    "other program": "rank 1 has another program than rank 0 (sspo: 0.0.1 instead of 0.1.0); install",
     "bug of all": None,
 }
 
