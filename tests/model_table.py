@@ -198,9 +198,10 @@ def _literal(model: Any, row: Row) -> torch.Tensor:
 
 
 def learner_distance(policy: Policy, plain: Any) -> float:
-    """Return the distance of `Policy.logprobs` from the literal one, in nats or relative in the gradient; the larger counts.
+    """Return how far `Policy.logprobs` is from the literal computation.
 
-    Adapters begin as the identity, so with adapters only the values are compared.
+    The larger of two distances counts: that of the values in nats, and the relative one of the gradients. Adapters
+    begin as the identity, so with adapters only the values are compared.
     """
     rows = _rows()
     plain.zero_grad()

@@ -240,7 +240,7 @@ def test_more_trials_are_an_option_and_a_trial_more_costs_no_more_than_the_one_b
 
 
 def assert_refused(done: Outcome, said: str) -> None:
-    """Check for one sentence that is not a page long."""
+    """Check for one sentence on standard error of less than 1,700 characters."""
     assert_error(done, said)
     assert len(done.stderr) < 1700
 
