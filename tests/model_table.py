@@ -121,7 +121,7 @@ def try_type(kind: str) -> dict[str, Any]:
 
 
 def verdict(whole: Path, small: Path, values: dict[str, Any], *, samples: bool) -> str:
-    """Return the verdict of the checks of the structure, by the published config, and of the weights, which are random."""
+    """Return the verdict of the checks: of the structure by the published config, of the weights by the small model."""
     notes: list[str] = []
     limit = check_structure(ModelOptions(name=str(whole), **values), notes.append, samples=samples)
     check_model(load_policy(ModelOptions(name=str(small), dtype="float32", **values), CPU), samples=samples)

@@ -38,7 +38,7 @@ def code(page: Path, *kinds: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str, bool]]:
-    """Return the page and text of every command, and whether it is whole: inline code may leave arguments out."""
+    """Return the page and text of every command, and whether it is complete: inline code may leave arguments out."""
     found: dict[str, tuple[str, str, bool]] = {}
     for page in PAGES:
         for text in INLINE.findall(FENCED.sub("", page.read_text())):
