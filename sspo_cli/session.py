@@ -59,7 +59,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
         notes: list[str] = []
         sinks = [PlainSink(Console()), NoteSink(notes.append)] if ranks.is_first() else []
         rendered = _examine_new(options, path, opened, Tracker(sinks))
-        if opened.interruption.requested:
+        if ranks.anywhere(opened.interruption.requested):
             raise Interrupted("stopped before the run began; nothing is written")
         with RunFolder.create(path, options, command, origin_of(options)) as folder:
             folder.begun = False  # until the checks that need the weights have passed

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from small_runs import arguments, rows, run, without_times
 
 from sspo_cli.errors import UserError
+from sspo_cli.interruption import Interrupted
 from sspo_cli.supervisor import run_ranks
 
 STEPS = 10
@@ -42,7 +43,7 @@ def load(*args, **kwargs):
     problems = original(*args, **kwargs)
     if {missing}:
         raise UserError("the data are not on this machine")
-    return problems[1:]
+    return problems[{first}:]
 if os.environ["RANK"] == "1":
     module.load_problems = load
 from sspo_cli.cli import main
@@ -177,10 +178,17 @@ def test_episodes_are_those_of_one_process(forked_ranks, tmp_path):
     ],
 )
 def test_a_rank_that_reads_other_files_refuses_the_run_before_it_has_a_folder(forked_ranks, tmp_path, missing, said):
-    command = [sys.executable, "-c", ALONE.format(missing=missing), *arguments(tmp_path, "--run", "refused")]
+    command = [sys.executable, "-c", ALONE.format(missing=missing, first=1), *arguments(tmp_path, "--run", "refused")]
     with pytest.raises(UserError, match=said):
         run_ranks(command, 2)
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_signal_to_one_rank_before_the_run_begins_stops_all(forked_ranks, tmp_path):
+    code = ALONE.format(missing="os.kill(os.getpid(), 15)", first=0)
+    with pytest.raises(Interrupted, match="stopped before the run began; nothing is written"):
+        run_ranks([sys.executable, "-c", code, *arguments(tmp_path, "--run", "stopped")], 2)
+    assert not (tmp_path / "stopped").exists()
 
 
 def test_what_ranks_cannot_do_is_refused(forked_ranks, tmp_path):
