@@ -92,9 +92,8 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
         "TORCHELASTIC_USE_AGENT_STORE": str(True),  # the store is in this process
         SUPERVISED: "1",
     }
-    environment.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # avoids torch's stack trace if this process, which has the store, is killed
+    # Avoids torch's stack trace if this process, which has the store, is killed.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for any address that the host name resolves to
     return subprocess.Popen(

@@ -40,10 +40,8 @@ from sspo_cli.rollout.torch_engine import TorchEngine
 LINES, TABLE = Path("runs/model-types.jsonl"), Path("tests/model_types.md")
 SECONDS, MEMORY = 60, 3 * 2**30  # of each type
 CPU = torch.device("cpu")
-WORDS, ENDS = (
-    272,
-    list(range(40, 80)),
-)  # of each model; tokens that end a completion, so that rows leave the sampler's batch
+# Vocabulary of each model, and the tokens that end a completion, so that rows leave the sampler's batch.
+WORDS, ENDS = 272, list(range(40, 80))
 TOLERANCE = 2e-4  # nats, and relative to the size of the gradient, in float32
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},

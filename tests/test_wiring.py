@@ -76,10 +76,7 @@ def test_a_resumed_part_has_its_own_time_and_speed_and_all_else_as_if_not_interr
     tmp_path: Path, capsys: pytest.CaptureFixture[str], played: Played
 ) -> None:
     resumed = play(tmp_path, "resumed", {"stop_at_rollout": 2}, evaluation__every="null")
-    assert [row["step"] for row in resumed.summary()] == [
-        0,
-        6,
-    ]  # an evaluation before the first step and after the last
+    assert [row["step"] for row in resumed.summary()] == [0, 6]  # evaluated before the first step and after the last
     assert len(resumed.engines) == 2
     assert [len(engine.rollouts) for engine in resumed.engines] == [2, 1]  # interrupted after step 3
     assert without_times(resumed.folder) == without_times(played.folder)

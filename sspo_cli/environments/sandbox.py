@@ -52,9 +52,8 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         limits = self._limits
-        cpu_seconds = (
-            int(20 * limits.call_timeout) + 60
-        )  # applies if the trainer is stopped and cannot enforce the time limit
+        # Applies if the trainer is stopped and cannot enforce the time limit.
+        cpu_seconds = int(20 * limits.call_timeout) + 60
         self._confinement = confinement_of_this_machine(limits.memory_mib << 20, cpu_seconds)
         self._parallel = limits.parallel or len(os.sched_getaffinity(0))
         one_each = self._parallel * limits.memory_mib << 20

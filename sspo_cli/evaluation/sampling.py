@@ -4,6 +4,7 @@ import functools
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def evaluate(
                 append_jsonl(partial, {"place": place, "rows": done[place]})
 
         missing = [place for place in range(len(prompts)) if place not in done]
-        share = _sample_and_grade if ranks.size() == 1 else _share_sampling
-        share(engine, benchmark, missing, checker, conditions, stage, keep, progress)
+        measurement = _Measurement(engine, benchmark, checker, conditions, stage)
+        sample = measurement.sample if ranks.size() == 1 else measurement.sample_together
+        sample(missing, keep, progress)
     return [row for place in range(len(prompts)) for row in done[place]]
 
 
@@ -124,81 +126,67 @@ class _Grading:
             self._keep(place, graded.result()[0])
 
 
-def _sample_and_grade(
-    engine: Engine,
-    benchmark: Benchmark,
-    places: Sequence[int],
-    checker: AnswerChecker,
-    conditions: Conditions,
-    stage: Stage,
-    keep: Callable[[int, Group], None],
-    progress: Callable[[int], None],
-) -> None:
-    """Sample the problems with the indices `places`. Each problem is passed to `keep` once it is graded (see `_Grading`).
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    """The measurement of a policy on a benchmark."""
 
-    The random numbers of a problem depend only on the seed, the benchmark's name and the problem's index, and not on
-    interruptions or `max_rows`.
-    """
-    sampling = Sampling(
-        temperature=conditions.temperature,
-        max_new_tokens=conditions.max_new_tokens,
-        seed=derive_seed(conditions.seed, f"evaluation on {benchmark.name}"),
-        top_p=conditions.top_p,
-        top_k=conditions.top_k,
-    )
-    with ThreadPoolExecutor(1) as background:
-        grading = _Grading(benchmark, checker, conditions.samples, background, keep, progress)
-        try:
-            for start in range(0, len(places), conditions.chunk):
-                chunk = places[start : start + conditions.chunk]
+    engine: Engine
+    benchmark: Benchmark
+    checker: AnswerChecker
+    conditions: Conditions
+    stage: Stage
 
-                def receive(index: int, member: int, completion: Completion, chunk: Sequence[int] = chunk) -> None:
-                    grading.receive(chunk[index], member, completion)
+    def sample(
+        self, places: Sequence[int], keep: Callable[[int, Group], None], progress: Callable[[int], None]
+    ) -> None:
+        """Sample the problems with the indices `places`. Each problem is passed to `keep` once it is graded (see `_Grading`).
 
-                prompts = [benchmark.prompts[place] for place in chunk]
-                groups = play(engine, prompts, conditions.samples, sampling, stage, receive, order=chunk)
-                for index, group in enumerate(groups):  # for engines that do not report completions while sampling
-                    for member, completion in enumerate(group):
-                        receive(index, member, completion)
-            grading.finish(wait=True)
-        except BaseException:
-            grading.keep_remaining()
-            raise
-
-
-def _share_sampling(
-    engine: Engine,
-    benchmark: Benchmark,
-    places: Sequence[int],
-    checker: AnswerChecker,
-    conditions: Conditions,
-    stage: Stage,
-    keep: Callable[[int, Group], None],
-    progress: Callable[[int], None],
-) -> None:
-    """Sample and grade on several ranks: each samples its share of several chunks, then all receive all graded problems."""
-    width = conditions.chunk * ranks.size()
-    for start in range(0, len(places), width):
-        chunks = places[start : start + width]
-        graded = ranks.gather(
-            functools.partial(
-                _grade_share, engine, benchmark, chunks[ranks.share(len(chunks))], checker, conditions, stage
-            )
+        The random numbers of a problem depend only on the seed, the benchmark's name and the problem's index, and not on
+        interruptions or `max_rows`.
+        """
+        conditions, prompts = self.conditions, self.benchmark.prompts
+        sampling = Sampling(
+            temperature=conditions.temperature,
+            max_new_tokens=conditions.max_new_tokens,
+            seed=derive_seed(conditions.seed, f"evaluation on {self.benchmark.name}"),
+            top_p=conditions.top_p,
+            top_k=conditions.top_k,
         )
-        for place, group in graded:
-            keep(place, group)
-        progress(len(graded))
+        with ThreadPoolExecutor(1) as background:
+            grading = _Grading(self.benchmark, self.checker, conditions.samples, background, keep, progress)
+            try:
+                for start in range(0, len(places), conditions.chunk):
+                    chunk = places[start : start + conditions.chunk]
 
+                    def receive(index: int, member: int, completion: Completion, chunk: Sequence[int] = chunk) -> None:
+                        grading.receive(chunk[index], member, completion)
 
-def _grade_share(
-    engine: Engine,
-    benchmark: Benchmark,
-    places: Sequence[int],
-    checker: AnswerChecker,
-    conditions: Conditions,
-    stage: Stage,
-) -> list[tuple[int, Group]]:
-    graded: dict[int, Group] = {}
-    with whole_weights(engine):  # also if this rank has no problems, because gathering the weights needs all ranks
-        _sample_and_grade(engine, benchmark, places, checker, conditions, stage, graded.__setitem__, lambda _: None)
-    return sorted(graded.items())
+                    chosen = [prompts[place] for place in chunk]
+                    groups = play(self.engine, chosen, conditions.samples, sampling, self.stage, receive, order=chunk)
+                    for index, group in enumerate(groups):  # for engines that do not report completions while sampling
+                        for member, completion in enumerate(group):
+                            receive(index, member, completion)
+                grading.finish(wait=True)
+            except BaseException:
+                grading.keep_remaining()
+                raise
+
+    def sample_together(
+        self, places: Sequence[int], keep: Callable[[int, Group], None], progress: Callable[[int], None]
+    ) -> None:
+        """Sample on several ranks: each samples its share of several chunks, then all receive all graded problems."""
+        width = self.conditions.chunk * ranks.size()
+        for start in range(0, len(places), width):
+            chunks = places[start : start + width]
+            graded = ranks.gather(functools.partial(self._sample_share, chunks[ranks.share(len(chunks))]))
+            for place, group in graded:
+                keep(place, group)
+            progress(len(graded))
+
+    def _sample_share(self, places: Sequence[int]) -> list[tuple[int, Group]]:
+        graded: dict[int, Group] = {}
+        with whole_weights(
+            self.engine
+        ):  # also if this rank has no problems, because gathering the weights needs all ranks
+            self.sample(places, graded.__setitem__, lambda _: None)
+        return sorted(graded.items())

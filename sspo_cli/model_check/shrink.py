@@ -13,9 +13,8 @@ WORDS, FFN_WIDTH, HEADS, EXPERTS, LAYERS = 96, 32, 2, 4, 4
 WIDTH, RANK, STATE = 64, 32, 16  # model width if there are no heads, rank of low-rank projections, state width
 FIRST_TOKEN = 8  # smaller ids may be special tokens
 LAYER_COUNTS = re.compile(r"(num_hidden|num_decoder|num_encoder|decoder|encoder|num|n)_layers?|n_layer|num_blocks")
-LAYER_NUMBERS = re.compile(
-    r"\w*layers|\w*layer_(indices|ids)|\w*_idxs"
-)  # options that list the layers of a special kind
+# Options that list the layers of a special kind.
+LAYER_NUMBERS = re.compile(r"\w*layers|\w*layer_(indices|ids)|\w*_idxs")
 FFN = re.compile(
     r".*(intermediate|ffn|inner|mlp|feed_?forward|block_ff)\w*(size|dim|hidden)|n_inner|.*ffn_dim|d_ff|ffn_hidden"
 )

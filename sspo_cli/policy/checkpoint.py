@@ -118,6 +118,7 @@ class _Writer:
         self.error: OSError | None = None
 
     def write(self, content: bytes) -> int:
+        ranks.still_working()
         try:
             return self._file.write(content)
         except OSError as error:
@@ -304,6 +305,7 @@ def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
+            ranks.still_working()  # large models take minutes
     return digest.hexdigest()
 
 

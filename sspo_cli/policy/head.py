@@ -11,10 +11,8 @@ from sspo_cli import ranks
 from sspo_cli.errors import UserError, first_line, says_memory_is_full
 from sspo_cli.policy.logprobs import IDENTITY, LogitTransform
 
-SMALL, LARGE = (
-    2.0**-10,
-    2.0**20,
-)  # outputs of the projection from which scale and cap are computed; powers of two are exact in every dtype
+# Outputs of the projection from which scale and cap are computed. Powers of two are exact in every dtype.
+SMALL, LARGE = 2.0**-10, 2.0**20
 
 
 @contextmanager

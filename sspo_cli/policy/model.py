@@ -259,7 +259,7 @@ def load_policy(
 
     Raises UserError if the model cannot be loaded, or has no tokenizer or no chat template.
     """
-    spread = ranks.size() > 1
+    sharded = ranks.size() > 1
     check_kernels(options, ranks.size())
     dtype = compute_dtype(options, device)
     weights_dtype = dtype if options.lora else DTYPES[options.weights]
@@ -273,9 +273,9 @@ def load_policy(
     else:
         revision = options.revision if source == options.name else None
         tokenizer = load_tokenizer(source, revision)
-        model, notes = load_pretrained(source, revision, weights_dtype, options.attention, in_parts=spread)
+        model, notes = load_pretrained(source, revision, weights_dtype, options.attention, in_parts=sharded)
     check_tokenizer(tokenizer, source, chat_template)
-    return build_policy(model, tokenizer, options, device, dtype, adapter, notes, spread=spread)
+    return build_policy(model, tokenizer, options, device, dtype, adapter, notes, sharded=sharded)
 
 
 def source_of(options: ModelOptions, folder: Path | None) -> tuple[str | None, Path | None]:
@@ -307,18 +307,18 @@ def build_policy(
     adapter: Path | None = None,
     notes: Sequence[str] = (),
     *,
-    spread: bool = False,
+    sharded: bool = False,
 ) -> Policy:
     """Make a policy from a model, with kernels, adapters and dtypes as set by the options.
 
-    spread  shard the weights over the ranks
+    sharded  shard the weights over the ranks
 
     Raises UserError if the model does not support an option.
     """
     if options.attention == "sdpa" and model.config._attn_implementation == "sdpa" and can_share_prompts(model):
         model.set_attn_implementation(ATTENTION)
     model.eval()  # also when learning: random layers of training mode would break ρ = 1 in the first minibatch
-    transform = IDENTITY if spread else measure_transform(model)
+    transform = IDENTITY if sharded else measure_transform(model)
     follow_autocast(model)
     routes = Routes.of(model) if options.kernels != "compiled" else None
     if options.kernels == "liger":
@@ -334,7 +334,7 @@ def build_policy(
     # With bfloat16, the projection's float32 products use TF32: fifteen times faster, with more digits than bfloat16 has. The
     # setting belongs to the process, so a float32 policy after a bfloat16 one resets it.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
-    if spread:
+    if sharded:
         shard(model, dtype, device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             # Not before: in a model that was read in parts, no rank has whole weights.

@@ -7,7 +7,7 @@ writes the run's folder.
 Functions that communicate must be called by all ranks, in the same order, on the main thread.
 """
 
-from sspo_cli.ranks.exchange import add, anywhere, by_first, every, gather, on_first, total, waited
+from sspo_cli.ranks.exchange import add, anywhere, by_first, every, gather, on_first, still_working, total, waited
 from sspo_cli.ranks.failures import LostRank, explained_loss, report, says_lost, sentence_to_print
 from sspo_cli.ranks.joining import announce_folder, check_start, start, stop
 from sspo_cli.ranks.place import assuming_size, is_first, rank, share, size
@@ -32,6 +32,7 @@ __all__ = [
     "share",
     "size",
     "start",
+    "still_working",
     "stop",
     "total",
     "waited",

@@ -11,10 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sspo_cli.errors import UserError
+from sspo_cli.ranks.joining import patience
 from sspo_cli.ranks.place import here, is_first, rank, size
 
 T = TypeVar("T")
 P = ParamSpec("P")
+WORKING = "working"  # broadcast by the first rank in place of the result, which follows
 
 
 class SharedError(UserError):
@@ -46,13 +48,16 @@ def gather(work: Callable[[], Sequence[T]]) -> list[T]:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """Run `work` on the first rank; return its result on all ranks, or raise its UserError on all of them."""
+    """Run `work` on the first rank; return its result on all ranks, or raise its UserError on all of them.
+
+    Work that can take longer than ranks wait for one another must call `still_working`.
+    """
     if size() == 1 or here.alone:
         return work()
-    outcome: list[tuple[str, Any]] = [("", None)]
+    outcome: list[Any] = [None]
     error: UserError | None = None
     if is_first():
-        here.alone = True
+        here.alone, here.reported_at = True, time.monotonic()
         try:
             outcome = [("", work())]
         except UserError as refused:
@@ -61,10 +66,19 @@ def on_first(work: Callable[[], T]) -> T:
             here.alone = False
     with _waiting():
         dist.broadcast_object_list(outcome, src=0)
+        while outcome == [WORKING]:
+            dist.broadcast_object_list(outcome, src=0)
     sentence, result = outcome[0]
     if sentence:
         raise error or SharedError(sentence)
     return result
+
+
+def still_working() -> None:
+    """Make the other ranks wait longer for the work of `on_first`, which calls this function. Does nothing anywhere else."""
+    if here.alone and dist.is_initialized() and time.monotonic() > here.reported_at + patience() / 4:
+        dist.broadcast_object_list([WORKING], src=0)
+        here.reported_at = time.monotonic()
 
 
 def by_first(method: Callable[P, T]) -> Callable[P, T]:
@@ -80,9 +94,8 @@ def by_first(method: Callable[P, T]) -> Callable[P, T]:
 def add(*tensors: Tensor) -> None:
     """Sum CPU tensors of one dtype over the ranks, in place. The sums are exact if all ranks except one have zeros."""
     if size() > 1:
-        sums = torch.cat(
-            [tensor.flatten() for tensor in tensors]
-        )  # a single exchange, because each one is slow to start
+        # A single exchange, because each one takes a while to start.
+        sums = torch.cat([tensor.flatten() for tensor in tensors])
         with _waiting():
             dist.all_reduce(sums)
         for tensor, values in zip(tensors, sums.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -14,6 +14,7 @@ class Place:
     size: int = 1
     store: Any = None  # where ranks and their launcher report failures
     alone: bool = False  # inside of what the first rank does alone
+    reported_at: float = 0.0  # when the first rank last reported to the others that it still works alone
     waited: float = 0.0  # seconds in exchanges since they were asked for
 
 

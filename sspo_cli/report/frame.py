@@ -57,9 +57,8 @@ def evaluation_frame(groups: Sequence[RunGroup], bare_models: Sequence[BareModel
     rows: list[dict[str, Any]] = []
 
     def add(line: Line, source: RunRecord | BareModel, evaluation: dict[str, Any], selected: bool) -> None:
-        seed = (
-            source.seed if isinstance(source, RunRecord) else None
-        )  # the evaluation has a seed too, which is for sampling
+        # The evaluation has a seed too, which is for sampling.
+        seed = source.seed if isinstance(source, RunRecord) else None
         about = {"line": line, "kind": line.kind, "setting": line.setting, "source": source, "seed": seed}
         rows.append({**evaluation, **about, "selected": selected})
 

@@ -10,7 +10,8 @@ model for itself, so that the following steps are measured in turn on the same c
     at once  both processes, each for itself; they compete for caches and memory, and the slower one is measured
     ranks    both processes as ranks, with twice the minibatch
 
-Medians of the times and of the ratios of each turn are printed, with their quartiles. Without any cost, the ratios are 1.
+Medians of the times and of the ratios of each turn, with their quartiles, are printed and written to
+`tests/benchmarks/results/`. Without any cost, the ratios are 1.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -36,6 +38,7 @@ from sspo_cli.policy.optimizer import adamw, guarded_step
 from sspo_cli.ranks.place import here
 from sspo_cli.supervisor import run_ranks
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
+from tests.benchmarks.against_trl import write
 
 ONE_MILLION = TinyModelOptions(hidden_size=128, layers=6, heads=2, intermediate_size=256)
 GROUP, WARM_UP = 8, 2
@@ -110,17 +113,19 @@ def measure(model: str | None, rows: int, length: int, steps: int) -> dict[str, 
     return seconds
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return middle, low, high
-
-
-def report(seconds: dict[str, list[float]]) -> None:
-    for kind, taken in seconds.items():
-        print("{:8} {:.0f} ms ({:.0f}-{:.0f})".format(kind, *(1000 * value for value in quartiles(taken))))
+def report(model: str, workload: str, seconds: dict[str, list[float]]) -> None:
+    """Print the table, and write it to the results."""
+    row = {f"{kind}, ms": quartiles([1000 * value for value in taken], "{:.0f}") for kind, taken in seconds.items()}
     for kind in ("at once", "alone"):
         ratios = [ours / theirs for ours, theirs in zip(seconds["ranks"], seconds[kind], strict=True)]
-        print("ranks / {:8} {:.3f} ({:.3f}-{:.3f})".format(kind, *quartiles(ratios)))
+        row[f"ranks / {kind}"] = quartiles(ratios, "{:.2f}")
+    write(f"ranks-{model}", [{"model": model, "minibatch": workload, **row}])
+
+
+def quartiles(values: Sequence[float], form: str) -> str:
+    """Format the median and the quartiles."""
+    low, middle, high = (form.format(value) for value in statistics.quantiles(values, n=4))
+    return f"{middle} ({low}–{high})"
 
 
 def main() -> None:
@@ -136,7 +141,8 @@ def main() -> None:
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["RANK"])]})
         seconds = measure(**vars(arguments))
         if ranks.is_first():
-            report(seconds)
+            model = Path(arguments.model).name if arguments.model else "1M"
+            report(model, f"{arguments.rows} × {arguments.length} tokens", seconds)
         ranks.stop()
     elif len(os.sched_getaffinity(0)) < 2:
         sys.exit("two cores are needed")

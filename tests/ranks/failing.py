@@ -40,6 +40,15 @@ def check_exchanges(folder: Path) -> None:
     (folder / f"rank-{ranks.rank()}").write_text("\n".join(sentences))
 
 
+def long_work() -> str:
+    """Work for a second longer than ranks wait for one another."""
+    until = time.monotonic() + ranks.joining.patience() + 1
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        ranks.still_working()
+    return "whole"
+
+
 def fail(kind: str) -> None:
     match kind:
         case "refused":
@@ -63,6 +72,8 @@ def run(**options: object) -> None:
     ranks.start("cpu")
     if kind == "refused":
         check_exchanges(folder)
+    if kind == "late":
+        assert ranks.on_first(long_work) == "whole"
     with ranks.explained_loss("--resume continues"):
         for turn in range(1000):
             if turn == 5 and ranks.rank() == 1:

@@ -112,7 +112,7 @@ def make_policy(kind: str, dtype: str = "float32") -> Policy:
         if kind == "unused weights":
             model.register_module("unused", torch.nn.Linear(5, 3))
     computed = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    policy = build_policy(model, tokenizer, options, torch.device("cpu"), computed, spread=ranks.size() > 1)
+    policy = build_policy(model, tokenizer, options, torch.device("cpu"), computed, sharded=ranks.size() > 1)
     if kind == "lora":  # a new adapter's second matrix is zero, and the gradient of its first one with it
         with torch.no_grad():
             for number, parameter in enumerate(policy.parameters):

@@ -132,10 +132,8 @@ def test_marks_are_shared_and_go_by_what_is_printed() -> None:
     marked = ranks_and_marks([16.7, 16.6667, None, 20.0, 13.3, 13.25], [False, False, True, False, True, True])
     assert [rank for rank, _ in marked] == [2, 2, None, 1, 3, 4]
     assert [set(marks) for _, marks in marked] == [{SECOND}, {SECOND}, set(), {BEST}, {BASELINE}, set()]
-    assert ranks_and_marks([None, 5.0], [False, True]) == [
-        (None, frozenset()),
-        (1, frozenset()),
-    ]  # nothing to compare it with
+    # A single score has nothing to be compared with.
+    assert ranks_and_marks([None, 5.0], [False, True]) == [(None, frozenset()), (1, frozenset())]
 
 
 def test_a_best_baseline_is_bold_and_italic_in_every_form() -> None:

@@ -59,12 +59,8 @@ def test_demonstrations_are_right_where_no_habit_can_do_harm_and_mostly_wrong_wh
     share = {habits: mean(of_habits) for habits, of_habits in right.items()}
     assert share[frozenset()] == 1
     assert 0.1 < len(right[frozenset()]) / 4096 < 0.25
-    expected = {
-        "drop": 0.51,
-        "sign": 0.4,
-        "early": 0.3,
-        "guess": 0.35,
-    }  # drop: not where that would leave no step, or too small a total
+    # Less for "drop", which is not applied if it would leave no step or too small a total.
+    expected = {"drop": 0.51, "sign": 0.4, "early": 0.3, "guess": 0.35}
     assert expected.keys() == HABITS.keys()
     for habit, value in expected.items():
         assert share[frozenset({habit})] == pytest.approx(value, abs=0.07)

@@ -67,9 +67,8 @@ def final_figure(frame: pd.DataFrame, groups: Sequence[RunGroup]) -> Figure | No
     if lines.empty:
         return None
     scores = over_seeds(lines, by=["line", "setting"])
-    blocks = [
-        block for _, block in split(scores, "setting") if block["line"].nunique() > 1
-    ]  # a single dot shows nothing
+    # A single dot shows nothing.
+    blocks = [block for _, block in split(scores, "setting") if block["line"].nunique() > 1]
     if not blocks:
         return None
     rows = [

@@ -23,9 +23,8 @@ def configurations_table(collection: Collection, chosen: Sequence[RunGroup]) -> 
         return None
     rows = rows_of(collection.frame, groups)
     scores = over_seeds(rows[rows["selected"]], by=["group"])
-    columns = sorted(
-        scores["column"].unique(), key=lambda column: not column.startswith(VALIDATION)
-    )  # validation first
+    # Validation first.
+    columns = sorted(scores["column"].unique(), key=lambda column: not column.startswith(VALIDATION))
     records = {(record["group"], record["column"]): record for record in scores.to_dict("records")}
     lines: list[dict[str, Any]] = []
     body: list[list[Cell] | str] = []
