@@ -1,1 +1,1 @@
-"""The speed of sspo compared with TRL and with the bare passes of the same model. Not tests: nothing here is timed by pytest."""
+"""Benchmarks of sspo's speed, next to TRL's and to the bare passes of the same model. pytest runs none of them."""

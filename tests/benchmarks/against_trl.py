@@ -1,8 +1,9 @@
-"""The same work by sspo and by TRL's GRPOTrainer, in turn and repeatedly: `make benchmark`.
+"""Compare the speed of sspo with that of TRL's GRPOTrainer on the same work: `make benchmark`.
 
-Both are child processes with one thread each. A cycle is a rollout batch and the two optimizer steps on it; medians over
-all cycles of all repeats but the first of each process. Processor time is given next to wall time, since a busy machine stretches
-the latter; on a GPU both are wall time. The tables are printed and written to `tests/benchmarks/results/`.
+Both programs run as child processes with one thread each, alternately and several times. A cycle is a rollout batch and the two
+optimizer steps on it. The figures are medians over the cycles of all repeats, without the first cycle of each process.
+Processor time is given next to wall time, because a busy machine stretches wall time; on a GPU both columns are wall time. The
+tables are printed and written to `tests/benchmarks/results/`.
 """
 
 import argparse
@@ -59,12 +60,15 @@ def main() -> None:
 
 
 def kind_of(workload: Workload) -> str:
-    """Return how the names of the files with the workload's results begin."""
+    """Return the prefix of the file names of the workload's results."""
     return "gpu-" if workload.device == "cuda" else "real-model-" if workload.real else ""
 
 
 def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One row of the table of workloads, and one of the phases of a cycle. Times in seconds a cycle, memory in GiB."""
+    """Measure a workload; return its row of the table of workloads and its row of the table of phases.
+
+    Times are in seconds per cycle, memory is in GiB.
+    """
     folder = (given.folder or parent) / re.sub(r"[^\w.]+", "-", workload.name)
     build(workload, folder)
     steps = MU * given.cycles
@@ -84,7 +88,7 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
         theirs.append(child(given.trl, "by_trl", settings))
         if (
             workload.trains == "everything" and not workload.real and not workload.vllm
-        ):  # the bare passes are of a plain model
+        ):  # the bare passes assume a plain model
             floors.append(child(sys.executable, "floors", str(folder), 2))
     repeats = [(cycles(one["times"]), cycles(another["times"])) for one, another in zip(ours, theirs, strict=True)]
     sspo, trl = ([cycle for repeat in repeats for cycle in repeat[side]] for side in (0, 1))
@@ -95,7 +99,7 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
         "ratio": ratio(sspo, trl, 0),
         "ratio, processor": ratio(sspo, trl, 1),
     }
-    if not workload.vllm:  # torch also counts the memory of a sleeping vLLM, which is free
+    if not workload.vllm:  # torch also counts the memory of a sleeping vLLM, although that memory is free
         memory, trl_memory = (median(one["memory"] for one in run) / 2**30 for run in (ours, theirs))
         estimated = {"sspo, GiB estimated": median(one["estimate"] for one in ours) / 2**30}
         row |= {"GiB sspo": memory, "GiB TRL": trl_memory, "ratio, memory": memory / trl_memory, **estimated}
@@ -106,7 +110,7 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
                 row["device/flop_utilization"] for one in ours for row in one["rows"][MU:]
             ),
         }
-    if workload.real:  # large enough for the spread to matter, and free to end its completions
+    if workload.real:  # large enough for the spread to matter, and its completions may end early
         row |= {
             "sspo, processor": spread(sspo, 1),
             "TRL, processor": spread(trl, 1),
@@ -127,7 +131,10 @@ def compare(workload: Workload, given: argparse.Namespace, parent: Path) -> tupl
 
 
 def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The embedded task from the same cold start, with the lengths that come of themselves; draws both reward curves."""
+    """Measure the embedded task from the same cold start, with completions that end by themselves; plot both reward curves.
+
+    Returns its row of the table of workloads and its row of the table of phases.
+    """
     from sspo_cli.config import RunOptions
     from sspo_cli.seeds import derive_seed
     from sspo_cli.tasks import load_problems
@@ -184,7 +191,10 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
 
 
 def phases_of(name: str, sspo: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Where the processor's or the GPU's time of a cycle, or of a run, goes: medians of the shares in %."""
+    """Return the medians of the shares, in %, that the phases take of the time of a cycle or of a whole run.
+
+    The time is that of the processor, or wall time on a GPU.
+    """
     shares = [[100 * time / processor for time in phases] for _, processor, *phases in sspo]
     medians = {phase: median(share[column] for share in shares) for column, phase in enumerate(PHASES)}
     return {
@@ -208,7 +218,7 @@ def trl_sizes(prompts: int, group_size: int, tokens: int, steps: int, micro_batc
 
 
 def child(python: str | Path, module: str, options: Any, *more: object) -> dict[str, Any]:
-    """What `tests.benchmarks.<module>` reports, run by `python` with one thread."""
+    """Run `tests.benchmarks.<module>` with `python` and one thread; return what it reports."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with tempfile.NamedTemporaryFile() as out:
@@ -218,7 +228,7 @@ def child(python: str | Path, module: str, options: Any, *more: object) -> dict[
         if done.returncode:
             sys.exit(f"{module} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
         measured: dict[str, Any] = json.loads(Path(out.name).read_text())
-    if "times" in measured:  # before the other children, of which one may fail
+    if "times" in measured:  # printed before the other children start, because one of them may fail
         print(
             module, "cycles of", ", ".join(f"{seconds:.2f} s" for seconds, *_ in cycles(measured["times"])), flush=True
         )
@@ -243,12 +253,12 @@ def spread(times: Sequence[Sequence[float]], column: int) -> str:
 
 
 def by_rollout(rewards: Sequence[float]) -> list[float]:
-    """Average the minibatches of a rollout batch, each logged by a step; TRL logs the mean of the whole batch."""
+    """Average the rewards that the optimizer steps log, one per minibatch, over each rollout batch, which TRL logs as a whole."""
     return [fmean(rewards[start : start + MU]) for start in range(0, len(rewards), MU)]
 
 
 def draw_rewards(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> None:
-    """Of each run the mean reward of each rollout batch."""
+    """Plot the mean reward of each rollout batch for every run."""
     import matplotlib
 
     matplotlib.use("Agg")

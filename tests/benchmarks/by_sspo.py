@@ -1,4 +1,4 @@
-"""Child process, a run by sspo: `python -m tests.benchmarks.by_sspo OPTIONS OUT RUNS`, the options as JSON."""
+"""Run sspo in a child process: `python -m tests.benchmarks.by_sspo OPTIONS OUT RUNS`, with the options as JSON."""
 
 import json
 import sys
@@ -57,7 +57,7 @@ def main() -> None:
     def noted(tracker: Tracker, step: int, metrics: Any) -> None:
         log(tracker, step, metrics)
         times.append((*clocks(device), *phases.values()))
-        # On a GPU the telemetry has reset the peak. On a CPU, a checkpoint follows the last step.
+        # On a GPU the telemetry has already reset the peak. On a CPU a checkpoint would follow the last step.
         peak = max(row["device/memory"] * 1e9 for row in [*rows, metrics]) if device == "cuda" else peak_memory(device)
         rows.append({**metrics, "memory": peak})
 
@@ -78,8 +78,8 @@ def main() -> None:
         train.train(run)
 
     Tracker.log, session.train = noted, begun
-    session.check_model = lambda *_, **__: None  # comes before the first cycle
-    train.save_if_due = lambda _: None  # comes after the last one, with up to 90 GB
+    session.check_model = lambda *_, **__: None  # it would run before the first cycle
+    train.save_if_due = lambda _: None  # it would run after the last cycle and write up to 90 GB
     timed(VllmEngine if options.rollout.engine == "vllm" else TorchEngine, "generate", "sampling")
     timed(train, "fill_old_logprobs", "old log-probabilities")
     timed(train, "accumulate_gradient", "forward and backward")

@@ -1,9 +1,17 @@
-"""Child process, a run by TRL's GRPOTrainer, in its own environment: `python -m tests.benchmarks.by_trl SETTINGS OUT`.
+"""Run TRL's GRPOTrainer in a child process, in TRL's environment: `python -m tests.benchmarks.by_trl SETTINGS OUT`.
 
-SETTINGS, as JSON: `model` (a folder), `questions` (rows of question and answer, in the order of training), `graded` (by
-sspo's rewards; all zero otherwise), `device`, what it `trains` as a workload says, `vllm` (the options of vLLM in TRL's process;
-empty for `transformers.generate`), and under `config` what of `GRPOConfig` differs between the runs. The rest is what sspo does:
-GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full softmax, the same micro-batches.
+SETTINGS is JSON:
+
+model      a folder
+questions  rows of question and answer, in the order of training
+graded     whether sspo's rewards grade the completions; all rewards are zero otherwise
+device     cpu or cuda
+trains     what is trained, as in `Workload.trains`
+vllm       the options of vLLM in TRL's process; empty for `transformers.generate`
+config     the options of `GRPOConfig` that differ between the runs
+
+All other options are set to what sspo does: GRPO's sequence mean, no KL term, no dropout, float32 on a CPU, the full softmax,
+the same micro-batches.
 """
 
 import json
@@ -102,7 +110,7 @@ def main() -> None:
             peft_config=adapters if trains == "lora" else None,
         )
         trainer.train()
-    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]  # once for each rollout batch
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]  # one row per rollout batch
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
     report(out, times=readings.times, rewards=rewards, lengths=lengths, memory=peak_memory(settings["device"]))
 

@@ -1,8 +1,8 @@
-"""The bare passes of the same model, without a trainer around them: what a cycle cannot do without.
+"""Time the bare passes of the same model, without a trainer around them, as a lower bound for a cycle.
 
-Child process: `python -m tests.benchmarks.floors FOLDER OUT REPEATS`, the folder of a workload. In the learner's floor
-prompts are shared by a cache that is repeated for the completions. On a GPU both programs compute in bfloat16, and so do these
-passes: those of the learner with weights in float32, those of the sampler with a copy of them in bfloat16.
+This is a child process: `python -m tests.benchmarks.floors FOLDER OUT REPEATS`, with the folder of a workload. The learner's
+passes compute each prompt once and repeat its cache for the completions. On a GPU both programs compute in bfloat16, and so do
+these passes: the learner keeps its weights in float32, the sampler uses a bfloat16 copy of them.
 """
 
 import json
@@ -18,7 +18,7 @@ from tests.benchmarks.workloads import MU, PROMPT, Workload, clocks, peak_memory
 
 
 def next_token_logits(model: nn.Module, prompts: Tensor, completions: Tensor) -> Tensor:
-    """[B, T, V], each prompt computed once for its completions."""
+    """Return the logits of the completions, [B, T, V]; each prompt is computed once for all of its completions."""
     repeats = len(completions) // len(prompts)
     cache = DynamicCache(config=model.config)
     last = model.model(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
@@ -28,7 +28,7 @@ def next_token_logits(model: nn.Module, prompts: Tensor, completions: Tensor) ->
 
 
 def learn(model: nn.Module, optimizer: torch.optim.Optimizer, minibatches: list[tuple[Tensor, Tensor]]) -> None:
-    """One cycle: the log-probabilities of all minibatches but the first, then an optimizer step on each."""
+    """Do the learner's work of one cycle: log-probabilities of all minibatches but the first, then a step on each minibatch."""
     with torch.no_grad():
         for prompts, completions in minibatches[1:]:
             next_token_logits(model, prompts, completions).log_softmax(-1).gather(2, completions.unsqueeze(2))
@@ -42,7 +42,7 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, minibatches: list[
 
 @torch.no_grad()
 def decode(model: nn.Module, prompts: Tensor, group_size: int, tokens: int) -> None:
-    """The bare loop: prefill once a prompt, then a token of each completion at a time."""
+    """Sample with a bare loop: prefill each prompt once, then decode one token of every completion at a time."""
     cache = DynamicCache(config=model.config)
     logits = model(input_ids=prompts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     cache.batch_repeat_interleave(group_size)
@@ -55,14 +55,14 @@ def decode(model: nn.Module, prompts: Tensor, group_size: int, tokens: int) -> N
 
 @torch.no_grad()
 def generate(model: nn.Module, prompts: Tensor, group_size: int, tokens: int) -> None:
-    """`transformers.generate`, which prefills a prompt for each completion."""
+    """Sample with `transformers.generate`, which prefills the prompt again for each completion."""
     ids = prompts.repeat_interleave(group_size, 0)
     ending = {"min_new_tokens": tokens, "max_new_tokens": tokens, "eos_token_id": None, "pad_token_id": 0}
     model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **ending)
 
 
 def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
-    """What a call takes, by both clocks."""
+    """Return the wall time and the processor time of a call, in seconds."""
     wall, processor = clocks(device)
     work()
     ended = clocks(device)

@@ -1,6 +1,7 @@
-"""The torch engine and `transformers.generate` on the same prompts of the embedded task, whose completions end by themselves.
+"""Time the torch engine and `transformers.generate` on the same prompts of the embedded task.
 
-Child process: `python -m tests.benchmarks.samplers MODEL OUT`, the folder of a cold start. Both decode to text.
+This is a child process: `python -m tests.benchmarks.samplers MODEL OUT`, with the folder of a cold start. The completions end
+by themselves, and both samplers decode them to text.
 """
 
 import sys
@@ -19,7 +20,7 @@ from sspo_cli.tasks.prompts import render
 from tests.benchmarks.floors import seconds
 from tests.benchmarks.workloads import report
 
-BATCHES = 9  # the first warms up
+BATCHES = 9  # the first one is a warm-up
 
 
 @torch.no_grad()

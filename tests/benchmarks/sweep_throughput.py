@@ -1,8 +1,9 @@
-"""The same trials one at a time and two at a time, by turns: `python -m tests.benchmarks.sweep_throughput`.
+"""Compare a sweep of one trial at a time with two at a time: `python -m tests.benchmarks.sweep_throughput`.
 
-Each measurement is a whole `sspo sweep` of the embedded task, from its command to its end, with the cold start made before.
-The ratio is that of the medians of all repeats; processor time is given next to wall time, since a busy machine stretches the
-latter. The table is printed and written to `tests/benchmarks/results/`. It needs two cores that nothing else uses.
+Each measurement is a whole `sspo sweep` of the embedded task, from its command to its end; the cold start is made before. Both
+kinds alternate. The ratio is that of the medians of all repeats. Processor time is given next to wall time, because a busy
+machine stretches wall time. The table is printed and written to `tests/benchmarks/results/`. The benchmark needs two cores that
+nothing else uses.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> None:
         sspo("train", "--runs-dir", folder / "before", "--run", "cold", "-s", "steps=1")
         times: dict[int, list[tuple[float, float]]] = {jobs: [] for jobs in JOBS}
         for repeat in range(given.repeats):
-            for jobs in JOBS if repeat % 2 == 0 else JOBS[::-1]:  # a machine that grows slower favours neither
+            for jobs in JOBS if repeat % 2 == 0 else JOBS[::-1]:  # a machine that gets slower favours neither
                 runs = folder / f"{repeat}-{jobs}"
                 shutil.copytree(folder / "before" / "cold-starts", runs / "sweep" / "cold-starts")
                 times[jobs].append(sspo("sweep", "-c", folder / "sweep.yaml", "--jobs", jobs, "--runs-dir", runs))
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def sspo(*arguments: object) -> tuple[float, float]:
-    """Wall time and processor time of the command and all of its children, in seconds."""
+    """Run the command; return the wall time and the processor time of it and of all its children, in seconds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-m", "sspo_cli", *map(str, arguments)]

@@ -1,6 +1,6 @@
-"""Workloads for both programs: shapes of models with random weights, prompts of 22 tokens, completions that never end early.
+"""Workloads for sspo and TRL: models of random weights, prompts of 22 tokens, completions that never end early.
 
-Also a real model on questions in words, whose completions may end before the limit.
+One workload is a real model on questions in words, whose completions may end before the limit.
 """
 
 import json
@@ -17,19 +17,19 @@ from tests.real_model import smollm2
 PROMPT = 22  # tokens
 MU = 2
 LORA_RANK = 32
-VLLM_SHARE = 0.3  # of the GPU's memory, for both programs
-# Of a cycle by sspo, timed one by one; what they leave is grading, batching and tracking.
+VLLM_SHARE = 0.3  # share of the GPU's memory, for both programs
+# The phases of a cycle of sspo, timed separately; the rest of a cycle is grading, batching and tracking.
 PHASES = ("sampling", "old log-probabilities", "forward and backward", "optimizer")
 SYMBOLS = string.ascii_lowercase + string.digits + "<>/=+-*.,:;!?()[]{}_| "
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model's shape and a rollout batch: `prompts` × `group_size` completions of `tokens` tokens, μ = 2.
+    """A model's shape and its rollout batch: `prompts` × `group_size` completions of `tokens` tokens, μ = 2.
 
-    `trains`: every weight in float32; or with gradient checkpointing LoRA's adapters, or weights in bfloat16 by 8-bit Adam.
-    `real`: the published weights of this shape instead of random ones; `tokens` is then a limit.
-    `vllm`: both programs sample with vLLM in their own process, instead of with the torch engine and `transformers.generate`.
+    trains  every weight in float32, or, with gradient checkpointing, LoRA's adapters or bfloat16 weights with 8-bit Adam
+    real    the published weights of this shape are used instead of random ones; `tokens` is then a limit
+    vllm    both programs sample with vLLM in their own process, instead of the torch engine and `transformers.generate`
     """
 
     name: str
@@ -50,7 +50,7 @@ class Workload:
 
     @property
     def micro_batch(self) -> int:
-        """Completions in a micro-batch: the whole minibatch on a CPU; on a GPU as many as sspo's token budget has room for."""
+        """Completions in a micro-batch: the whole minibatch on a CPU; as many as sspo's token budget holds on a GPU."""
         return 16 if self.device == "cuda" else self.prompts * self.group_size // MU
 
 
@@ -60,7 +60,7 @@ CPU = [
     Workload("151,936 words", 151_936, 256, 2, 4, 1024, prompts=4, group_size=8, tokens=64),
     Workload(smollm2.NAME, 49_152, 576, 30, 9, 1536, prompts=2, group_size=4, tokens=32, key_heads=3, real=True),
 ]
-# Qwen2.5's shapes.
+# The shapes of Qwen2.5.
 GPU = [
     Workload("0.5B", 151_936, 896, 24, 14, 4864, 16, 8, 512, key_heads=2, device="cuda"),
     Workload("1.5B", 151_936, 1536, 28, 12, 8960, 16, 8, 512, key_heads=2, device="cuda"),
@@ -71,10 +71,10 @@ GPU = [
 
 
 def build(workload: Workload, folder: Path) -> None:
-    """The model with its tokenizer, and a file of questions, in `folder`, unless it is there from another call.
+    """Write the model, its tokenizer and a file of questions to `folder`, unless an earlier call has done so.
 
-    The end-of-sequence id lies beyond the vocabulary of the model, so that no completion ends before its last token. A real
-    model keeps its own; it is built if it is missing.
+    The end-of-sequence id lies outside the model's vocabulary, so that no completion ends before its last token. A real model
+    keeps its own id; it is built if it is missing.
     """
     if (folder / "questions.jsonl").exists():
         return
@@ -143,14 +143,16 @@ def _link_real_model(folder: Path) -> None:
 
 
 def cycles(times: list[tuple[float, ...]]) -> list[list[float]]:
-    """From readings before the first and after each optimizer step, what passed in each cycle of μ steps. The first one
-    warms up and is left out."""
+    """Return the time of each cycle of μ optimizer steps by every clock, without the first cycle, which is a warm-up.
+
+    times  readings of the clocks before the first optimizer step and after each
+    """
     ends = times[::MU]
     return [[b - a for a, b in zip(start, end, strict=True)] for start, end in pairwise(ends)][1:]
 
 
 def clocks(device: str) -> tuple[float, float]:
-    """Seconds of wall time and of the processor; on a GPU twice the wall time, when it has done what it was given."""
+    """Return the wall time and the processor time in seconds; on a GPU, synchronize it and return the wall time twice."""
     if device == "cuda":
         import torch
 
@@ -160,7 +162,7 @@ def clocks(device: str) -> tuple[float, float]:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes that this process has held at a time: of the GPU where it works on one, resident ones otherwise."""
+    """Return the peak memory of this process in bytes: allocated on the GPU if it uses one, resident otherwise."""
     if device == "cuda":
         import torch
 
@@ -171,5 +173,5 @@ def peak_memory(device: str) -> int:
 
 
 def report(path: str, **values: Any) -> None:
-    """What a child process has measured, for its parent."""
+    """Write what a child process has measured, for its parent."""
     Path(path).write_text(json.dumps(values))

@@ -1,6 +1,6 @@
-"""One sandbox for all tests, because its server takes seconds to start.
+"""Session-wide fixtures: one sandbox for all tests, because its server takes seconds to start.
 
-With CI=true the tests fail, and are not skipped, on a machine that cannot confine programs.
+On a machine that cannot confine programs the tests are skipped; with CI=true they fail.
 """
 
 import os
@@ -16,7 +16,7 @@ from sspo_cli.rewards import AnswerChecker
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    # More at a time than there are cores: most of those that run long sleep or wait to be killed.
+    # More run at a time than there are cores, because most of the long ones sleep or wait to be killed.
     sandbox = Sandbox(SandboxLimits(call_timeout=TIMEOUT, parallel=8, total_mib=3000))
     try:
         sandbox.__enter__()

@@ -1,8 +1,13 @@
-"""Programs that try to leave the sandbox, to harm the machine, or to cheat. Each prints ESCAPED where it succeeds.
+"""Programs that try to leave the sandbox, to harm the machine, or to cheat; each prints ESCAPED if it succeeds.
 
-A program is a list of turns. They are run behind PRELUDE, with the names that `facts` defines: `secret`, a file of the trainer
-whose text is the secret; `folder`, one that the trainer may write to; `tcp`, `udp`, ports that listen; `trainer`, its
-process id; `gold`, that of a process with the secret in its command line; `column`, of the machine's system call numbers.
+A program is a list of turns. PRELUDE and the definitions of these names come before its first turn:
+
+secret    path of a file of the trainer that holds the secret
+folder    a folder that the trainer may write to
+tcp, udp  ports that listen
+trainer   process id of the trainer
+gold      process id of a process with the secret in its command line
+column    index of this machine in a pair of system call numbers
 """
 
 PRELUDE = """

@@ -1,4 +1,4 @@
-"""The action of a turn, read like in MINT and outside of thoughts."""
+"""The action of a turn is parsed like in MINT, and thoughts are ignored."""
 
 import pytest
 
@@ -22,11 +22,11 @@ from sspo_cli.environments.actions import CALL, NOTHING, PROPOSAL, Action, read_
         ("<execute>x", NOTHING, "", False),
         ("x</execute>", NOTHING, "", False),
         ("<execute>1</execute> <solution>2", CALL, "1", False),
-        # Tags inside a block are its content.
+        # Tags inside a block belong to its content.
         ("<execute>print('<solution>42</solution>')</execute>", CALL, "print('<solution>42</solution>')", True),
         ("<execute>print('</think>')</execute>", CALL, "print('</think>')", True),
         ("<solution>an <execute> tag</solution>", PROPOSAL, "an <execute> tag", True),
-        # Thoughts hold no actions, closed or not.
+        # Thoughts hold no actions, whether they are closed or not.
         ("<think>try <execute>1</execute></think><execute>2</execute>", CALL, "2", True),
         ("<think>try <execute>1</execute>", NOTHING, "", False),
         ("<think>so <solution>1</solution>", NOTHING, "", False),

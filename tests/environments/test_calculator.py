@@ -1,4 +1,4 @@
-"""The calculator and its episodes: the record says everything, and continues where it ended."""
+"""Tests of the calculator environment: its episodes, their records, and continuing from a record."""
 
 import random
 from dataclasses import asdict
@@ -77,7 +77,7 @@ def test_an_episode(environment):
         (["<execute>1</execute>"] * 4, "turns", 0.0, 0.0),
         (["<execute>1</execute>"] * 2, "tokens", 0.0, 0.0),
         (["<execute>1</execute>.", "<solution>3913</solution>"], "solved", 1.0, 0.5),
-        # What it was answered is not read: the value of the call is no proposal.
+        # An observation is not a proposal, even if it is the right value.
         (["<execute>3913</execute>", "<solution>1</solution>"], "proposals", 0.0, 1.0),
     ],
 )

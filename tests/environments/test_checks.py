@@ -1,4 +1,4 @@
-"""The check of proposals by every rule; similar answers are not accepted."""
+"""Tests of the rules that check a proposal; answers that are only similar are rejected."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def solved(checker: AnswerChecker, rule: str, solution: str, gold: str) -> bool:
         ("41\n42", "42", False),
         ("6*7", "42", False),
         ("", "42", False),
-        # As sympy prints them.
+        # Answers as sympy prints them.
         ("2*pi", r"2\pi", True),
         ("3*sqrt(7)", r"3\sqrt{7}", True),
         ("(1 + sqrt(5))/2", r"\frac{1+\sqrt{5}}{2}", True),

@@ -1,4 +1,4 @@
-"""Code-acting episodes: the observations' wording, proposals, failures, and continuing after every turn."""
+"""Tests of code-acting episodes: the wording of observations, proposals, failures, and continuing after every turn."""
 
 import json
 from dataclasses import asdict
@@ -77,7 +77,7 @@ def test_time_outs_and_crashes_are_observations_and_counted(environment):
 
 
 def test_continued_after_every_turn_it_ends_the_same(environment):
-    """Continue like after a kill: the record goes through JSON; another interpreter has the same variables."""
+    """After a kill, the record is read back from JSON, and another interpreter gets the same variables."""
     moves = [
         "<execute>import random\nx = [random.random()]</execute>",
         "<execute>import os\nos._exit(1)</execute>",

@@ -1,4 +1,4 @@
-"""Hostile programs, run together with innocent ones: none escapes, none harms another, none forges a result."""
+"""Hostile programs run among innocent ones: none escapes, harms another program, or forges a result."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ SECRET = "s3cr3t-3141592653"
 
 @dataclass
 class Attack:
-    """The results of all programs, and the state of their targets."""
+    """Results of all programs and the state of what they attack."""
 
     results: dict[str, list[Result]]
     innocent: list[list[Result]]
@@ -85,7 +85,7 @@ def _play(sandbox: Sandbox, facts: str) -> tuple[dict[str, list[Result]], list[l
 
 
 def _everything(folder: str) -> set[str]:
-    """List everything that a program might leave behind."""
+    """Return everything that a program might leave behind."""
     places = (folder, "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")
     names = {str(path) for place in places for path in Path(place).glob("*")}
     system_v = {
@@ -117,7 +117,7 @@ def test_there_are_enough_of_them():
 
 
 def test_every_program_ran_its_attempts(attack: Attack):
-    """A program that fails before it tries anything proves nothing."""
+    """A program that fails before its first attempt would prove nothing."""
     for name, results in attack.results.items():
         assert results[0].status != "ok" or "NameError" not in results[0].text, (name, results[0].text)
         assert "SyntaxError" not in results[0].text, (name, results[0].text)

@@ -16,7 +16,7 @@ from sspo_cli.errors import UserError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="system calls are Linux's")
 
-# A process whose kernel seems to lack a system call: every later one of that number fails.
+# Starts a sandbox in a process whose kernel seems to lack a system call: every later call of that number fails.
 WITHOUT = """
 import ctypes, struct, sys
 number, error = int(sys.argv[1]), int(sys.argv[2])
@@ -51,7 +51,7 @@ def test_a_kernel_without_landlock(error, said):
 
 
 def test_windows_plays_the_calculator_and_refuses_code():
-    """Modules that Windows lacks are missing: everything is imported, the calculator plays, the sandbox says why not."""
+    """Without the modules that Windows lacks, everything is imported, the calculator works, and the sandbox refuses to start."""
     program = (
         "import sys\nfor name in ('fcntl', 'resource', 'termios'): sys.modules[name] = None\n"
         "import sspo_cli.environments.codeact\n"
@@ -76,7 +76,7 @@ def test_another_system(monkeypatch, system, machine):
 
 
 def refusal_of(monkeypatch: pytest.MonkeyPatch, **changed: object) -> str:
-    """Start a sandbox whose confinement differs, and return what it says."""
+    """Start a sandbox whose confinement is changed, and return its error message."""
     original = server_link.confinement_of_this_machine
     monkeypatch.setattr(
         sandbox_module, "confinement_of_this_machine", lambda *limits: replace(original(*limits), **changed)
@@ -87,7 +87,7 @@ def refusal_of(monkeypatch: pytest.MonkeyPatch, **changed: object) -> str:
 
 
 def test_a_filter_that_the_kernel_refuses(sandbox, monkeypatch):
-    """Simulate a kernel without seccomp: the interpreter ends before it reads any code."""
+    """On a simulated kernel without seccomp, the interpreter ends before it reads any code."""
     said = refusal_of(monkeypatch, filter="ff" * 8)
     assert "cannot confine programs here: an interpreter could not be confined: OSError: [Errno 22] prctl 22" in said
 
@@ -99,12 +99,12 @@ def test_its_own_look_finds_what_landlock_and_seccomp_let_through(sandbox, monke
         "its self-test could change a file's mode, open a network socket, open a local socket, fork, start a thread"
         in said
     )
-    assert "read a file" not in said  # Landlock's part still holds
+    assert "read a file" not in said  # Landlock still works
     said = refusal_of(monkeypatch, readable=("/",))
     assert (
         "its self-test could read a file of the trainer, list a folder of the trainer, read the command lines" in said
     )
-    assert "fork" not in said  # and here seccomp's
+    assert "fork" not in said  # seccomp still works
 
 
 def test_a_server_that_cannot_start(sandbox, monkeypatch):

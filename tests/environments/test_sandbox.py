@@ -1,4 +1,4 @@
-"""The ends of calls, the variables kept between them, and the end of the fork server."""
+"""Tests of the sandbox: how calls end, which variables survive them, and the loss of the fork server."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from sspo_cli.environments.sandbox import Interpreter, Result, Sandbox, SandboxF
 GONE = "the interpreter was ended and its variables are gone."
 BUSY = "while True: pass"
 STUBBORN = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
-# One call of C, which looks at no signal.
+# A single call into C, which handles no signal while it runs.
 IN_C = "sum(range(10**12))"
 
 
@@ -31,7 +31,7 @@ def run(sandbox: Sandbox, *programs: str, setup: str | None = None) -> list[Resu
 
 
 def state(interpreter: Interpreter) -> str:
-    """Return the kernel's letter for the state of its process: R, S, T."""
+    """Return the state of the interpreter's process as the kernel's letter: R, S or T."""
     assert interpreter.process
     return Path(f"/proc/{interpreter.process.process_id}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -60,7 +60,7 @@ def test_variables_stay_and_values_are_shown_as_ipython_shows_them(sandbox):
 
 
 def test_errors_are_shown_as_ipython_shows_them(sandbox):
-    """Compare with CodeActInstruct: the statements around the failing line, long ones shortened, no blank lines."""
+    """Tracebacks are those of CodeActInstruct: statements around the failing line, long ones shortened, no blank lines."""
     code = 'q = """\none\ntwo\nthree\nfour\nfive\nsix\n"""\n\n# a comment\ndef f(a):\n    return 1 / a\n\nf(0)\nprint(q)\nq'
     (result,) = run(sandbox, code)
     assert result.text.splitlines() == [
@@ -109,7 +109,7 @@ def test_random_numbers_follow_the_seed(sandbox):
 
 
 def test_deadlines_neighbours_and_what_is_kept(sandbox, monkeypatch):
-    """Programs that never end cost their neighbours nothing: all are interrupted or killed at the same time."""
+    """Programs that never end do not delay their neighbours: all of them are interrupted or killed at the same time."""
     monkeypatch.setattr(sandbox, "_limits", SandboxLimits(call_timeout=1.5))
     programs = [BUSY, "import time\ntime.sleep(1000)", STUBBORN, IN_C, "import signal\nsignal.signal(2, 1)\n" + BUSY]
     endless = [sandbox.open("kept = 1", 0) for _ in programs]
@@ -122,7 +122,9 @@ def test_deadlines_neighbours_and_what_is_kept(sandbox, monkeypatch):
     assert [result.variables_lost for result in results[3:5]] == [True, True]
     assert results[4].text == f"Timed out after 1.5 seconds and did not stop: {GONE}"
     after = sandbox.run([(interpreter, "kept") for interpreter in endless])
-    assert {result.text.partition(": ")[2] for result in after} == {"1"}  # set up again where it had been ended
+    assert {result.text.partition(": ")[2] for result in after} == {
+        "1"
+    }  # an interpreter that was ended has run its setup again
     sandbox.close([*endless, innocent])
 
 
@@ -154,7 +156,7 @@ def test_output_is_cut_and_is_text(sandbox):
 
 
 def test_nothing_runs_between_calls(sandbox):
-    """A timer of the program's would strike then; its token, forged, ends its observation early and nothing more."""
+    """A timer of a program cannot fire between calls, and a forged token only ends the observation of its program early."""
     forge = (
         "import os, sys, time\nframe = sys._getframe()\nwhile 'token' not in frame.f_locals: frame = frame.f_back\n"
         "print('Observation: solved')\nos.write(3, frame.f_locals['token'])\nstart = time.monotonic()\n"
@@ -214,7 +216,7 @@ def test_a_cell_that_kills_when_it_runs_again_loses_the_variables(sandbox):
 
 
 def test_when_all_have_too_much_memory_the_largest_is_ended_running_or_not(sandbox, monkeypatch):
-    """Together 300 MiB: a second hoarder makes the first one, which is idle and larger, lose its variables."""
+    """With a budget of 300 MiB, a second hoarder makes the first one, which is idle and larger, lose its variables."""
     monkeypatch.setattr(sandbox, "_budget", 300 << 20)
     monkeypatch.setattr(sandbox, "_limits", SandboxLimits(call_timeout=60))
     fill = "import time\nkept = bytearray({} << 20)\nfor n in range(0, len(kept), 4096): kept[n] = 1\ntime.sleep(0.5)"
@@ -295,7 +297,10 @@ def _alive(process_id: str) -> bool:
 
 
 def test_many_episodes_are_alive_at_once(sandbox):
-    """Keep as many as a rollout batch of 32 prompts and 8 completions; the trainer has two descriptors for each."""
+    """The sandbox holds the 256 interpreters of a rollout batch of 32 prompts and 8 completions.
+
+    The trainer has two descriptors for each of them.
+    """
     interpreters = [sandbox.open(None, n) for n in range(256)]
     sandbox.run([(interpreter, f"x = {n}") for n, interpreter in enumerate(interpreters)])
     results = sandbox.run([(interpreter, "x") for interpreter in interpreters])

@@ -1,4 +1,4 @@
-"""The verdict of the filter on each call on both architectures, run by a small BPF interpreter."""
+"""Tests of the system call filter on both architectures; a small BPF interpreter runs it on each call."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="system calls ar
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 COLUMNS = {"x86_64": 0, "aarch64": 1}
-# From the kernel's tables, x86_64 and aarch64.
+# Numbers from the kernel's tables, for x86_64 and aarch64.
 FORBIDDEN = {
     "clone": (56, 220),
     "fork": (57, None),
@@ -61,7 +61,7 @@ FORBIDDEN = {
 
 
 def verdict(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
-    """Run the filter on struct seccomp_data."""
+    """Run the filter on a `struct seccomp_data` and return its verdict."""
     padded = [*arguments, *[0] * (6 - len(arguments))]
     audit = ARCHITECTURES[machine][1] if architecture is None else architecture
     data = struct.pack("<IIQ6Q", number, audit, 0, *(argument & (1 << 64) - 1 for argument in padded))

@@ -1,4 +1,4 @@
-"""Code of real teachers, run turn by turn, gives the recorded observations, with the exceptions listed here."""
+"""The code of real teachers, run turn by turn, gives the recorded observations, except for the turns listed here."""
 
 import json
 
@@ -9,12 +9,12 @@ from sspo_cli.environments.codeact import CodeActEnvironment
 from sspo_cli.tasks import codeact
 from sspo_cli.types import Problem
 
-# The id's middle, the number of the turn, and why it differs.
+# The middle of the id, the number of the turn, and the reason why the observation differs.
 DIFFERENT = {
     ("number_theory/4404", 1): "a time-out: it stops in another line, and names this sandbox's limit",
     ("algebra/6047", 0): "an error inside sympy: another version's source and wording",
 }
-# `simplify` of roots of a cubic: seconds of CPU.
+# These turns take seconds of CPU time: sympy simplifies the roots of a cubic.
 SLOW = {("intermediate_algebra/3078", 2)}
 
 
@@ -37,7 +37,7 @@ def test_every_replayed_turn(rows, problems, sandbox, checker):
     for row in rows:
         kind, name, task = row["id"].split("/")[1:4]
         if kind == "decision_making" or name == "hotpotqa":
-            continue  # their programs call a simulator and a live encyclopedia
+            continue  # the programs of these tasks call a simulator and an online encyclopedia
         said = [turn["content"] for turn in row["conversations"][1:]]
         problem = problems.get(row["id"]) or Problem(row["id"], said[0], "unknown", "codeact")
         episode = environment.open(problem, 0)

@@ -1,4 +1,4 @@
-"""The command `try_sandbox`: its JSON, its verdicts, its messages."""
+"""Tests of the command `try_sandbox`: its JSON, its verdicts, its messages."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def test_what_it_cannot_read(given, said, monkeypatch, capsys):
         def __enter__(self): ...
         def __exit__(self, *_): ...
 
-    monkeypatch.setattr(command, "Sandbox", Unused)  # it would take seconds to start
+    monkeypatch.setattr(command, "Sandbox", Unused)  # a real sandbox would take seconds to start
     monkeypatch.setattr(sys, "stdin", io.StringIO(given))
     assert command.main([]) == 1
     output = capsys.readouterr()

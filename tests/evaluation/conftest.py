@@ -1,4 +1,4 @@
-"""A small trained run, and a copy of it for each test that measures it."""
+"""A small trained run, and a copy of it for each test that evaluates it."""
 
 import json
 import shutil
@@ -11,7 +11,10 @@ from measured_runs import SMALL, rows
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with the run `one`, a model folder, and a file of which the run answers every other question."""
+    """Train a small run and return the folder that holds it as `one`.
+
+    The folder also holds a model folder, and a file of problems every other one of which the run answers correctly.
+    """
     runs = tmp_path_factory.mktemp("runs")
     done = sspo("train", "--runs-dir", runs, "--run", "one", **SMALL)
     assert done.returncode == 0, done.stderr
@@ -33,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of `trained`, which is also the working directory of the commands."""
+    """Copy `trained` and make the copy the working directory of the commands."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

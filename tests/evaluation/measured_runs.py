@@ -1,4 +1,4 @@
-"""A small run that is measured with `sspo eval`, for several test files."""
+"""A small run that several test files evaluate with `sspo eval`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A measurement: its numbers, its chunks, and how a stopped one continues."""
+"""An evaluation: its scores, its chunks, and how it continues after it was stopped."""
 
 import json
 import math
@@ -32,7 +32,10 @@ SAMPLED = replace(GREEDY, samples=3, temperature=0.7, max_rows=6)
 
 
 class Guessing:
-    """Answers the sum of a prompt's tokens, or something else, by the prompt's seed; stops at call number `stop_at`."""
+    """Engine that answers the sum of a prompt's tokens or one more, as drawn with the prompt's seed.
+
+    The call with index `stop_at` is interrupted.
+    """
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.calls: list[tuple[int, Sampling]] = []
@@ -98,7 +101,7 @@ def test_a_row_for_each_problem_and_sample_and_a_summary_that_counts_them(checke
         == sum(row["finish"] == "length" for row in rows)
     )
     assert summary["tokens"] == pytest.approx(sum(row["tokens"] for row in rows) / 30)
-    assert summary["format"] == pytest.approx(0.25)  # `</answer>` at the end, and nothing before `<answer>`
+    assert summary["format"] == pytest.approx(0.25)  # completions end with `</answer>` but have no `<think>`
 
 
 def test_a_summary_counts_what_was_cut_and_what_ran_out_of_time(checker):
@@ -147,7 +150,7 @@ def test_conditions_match_a_row_only_if_all_of_them_and_its_identity_do():
     assert not SAMPLED.matches({**row, "prompt": "think-answer"}, identity(), "prompt")
     for another in (identity(benchmark(9)), identity(engine="vLLM 0.11")):
         assert not SAMPLED.matches(row, another, "template")
-    assert not GREEDY.matches({}, identity(), "template")  # an older row, of which nothing shows what was asked
+    assert not GREEDY.matches({}, identity(), "template")  # an older row does not record its prompts
 
 
 @pytest.mark.parametrize("torn", [0, 40])
@@ -157,7 +160,7 @@ def test_a_stopped_measurement_continues_where_it_was(checker, tmp_path, torn):
     with pytest.raises(KeyboardInterrupt):
         measure(Guessing(stop_at=4), checker, SAMPLED, partial)
     kept = partial.read_bytes()
-    assert 0 < kept.count(b"\n") <= 8  # of the four chunks that were sampled, the last was perhaps still being checked
+    assert 0 < kept.count(b"\n") <= 8  # four chunks were sampled; the last may be unchecked
     partial.write_bytes(kept[: len(kept) - torn])
     engine = Guessing()
     assert measure(engine, checker, SAMPLED, partial) == whole
@@ -168,7 +171,10 @@ def test_a_stopped_measurement_continues_where_it_was(checker, tmp_path, torn):
 
 
 class Telling(Guessing):
-    """Reports completions in any order, each when those before are graded; `stop_at` is the number of them it reports."""
+    """Engine that reports completions in random order, slowly enough that the previous ones are graded.
+
+    It is interrupted after `stop_at` reports.
+    """
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
@@ -229,7 +235,7 @@ def test_a_model_s_fingerprint_changes_with_one_weight(policy):
         policy.parameters[0].view(-1)[3] += 1e-6
     changed = fingerprint(policy)
     assert changed != before
-    assert fingerprint(replace(policy, dtype=torch.bfloat16)) != changed  # its completions would be others
+    assert fingerprint(replace(policy, dtype=torch.bfloat16)) != changed  # another dtype gives other completions
 
 
 def test_a_model_s_fingerprint_says_how_it_is_computed_with(policy):
@@ -285,7 +291,7 @@ def test_a_record_under_other_conditions_stands_next_to_the_first(checker, tmp_p
 
 
 def test_a_record_replaces_what_was_measured_alike_and_nothing_else(checker, tmp_path):
-    old = {"step": 3, "id": "0", "prompt": "1+0", "correct": True}  # as older versions wrote it
+    old = {"step": 3, "id": "0", "prompt": "1+0", "correct": True}  # a row of an older version
     summaries = [
         {"step": 3, "benchmark": "sums", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},
         {"step": 3, "benchmark": "others", "temperature": 0.0, "max_new_tokens": 8, "prompt": "plain", "correct": 1},

@@ -1,6 +1,7 @@
-"""What `sspo eval` prints of different targets: which is better, by how much, and how sure that is.
+"""The comparison that `sspo eval` prints: which target is better, by how much, and with what certainty.
 
-The models are real, saved and loaded; which problems each of them solves is set, so that every number is known.
+The models are real, saved and loaded. The problems that each model solves are set by the test, so every number is
+known.
 """
 
 import gc
@@ -27,7 +28,7 @@ from sspo_cli.tracking.run_folder import RunFolder
 from sspo_cli.types import Completion
 
 TINY = {"hidden_size": 32, "heads": 1, "layers": 1, "intermediate_size": 48}
-Solved = Sequence[set[int]]  # for each sample the problems that it solves
+Solved = Sequence[set[int]]  # for each sample, the set of solved problems
 
 
 def policy_of(seed: int) -> Policy:
@@ -40,7 +41,7 @@ def mark_of(policy: Policy) -> float:
 
 
 class Targets:
-    """Models and runs in a folder, and the problems that each of them solves: problem n asks `n+1`."""
+    """Models and runs in a folder, and the problems that each of them solves. Problem n asks for `n+1`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +50,7 @@ class Targets:
         self.asked = 0  # prompts that were sampled from
 
     def problems(self, name: str, numbers: Sequence[int], wrong_golds: Sequence[int] = ()) -> Path:
-        """A file of problems, in which those of `wrong_golds` have another answer."""
+        """Write a file of problems in which those of `wrong_golds` have another answer."""
         rows = [{"id": n, "question": f"{n}+1", "answer": str(n + 1 + 50 * (n in wrong_golds))} for n in numbers]
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ class Targets:
         for prompt in prompts:
             (number,) = map(int, re.findall(r"(\d+)\+1", policy.tokenizer.decode(prompt)))
             answers = [number + (1 if number in solved[sample] else 2) for sample in range(samples)]
-            texts = [f"<think>{number}+1</think><answer>{answer}</answer>" for answer in answers]  # of the right format
+            texts = [f"<think>{number}+1</think><answer>{answer}</answer>" for answer in answers]  # in the right format
             completions.append([Completion([1], [0.0], text, truncated=number in self.cut) for text in texts])
         return completions
 
@@ -89,9 +90,9 @@ def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Targets:
         return known.generate(engine.policy, request.prompts, request.group_size)
 
     monkeypatch.setattr(TorchEngine, "generate", generate)
-    for check in ("check_model", "_check_structure"):  # they would find that it is not the model that answers
+    for check in ("check_model", "_check_structure"):  # the checks would notice that the model does not answer
         monkeypatch.setattr(command, check, lambda *_, **__: None)
-    monkeypatch.setattr(gc, "collect", lambda: 0)  # before each model: of all that a test process holds, half a second
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # each collection takes half a second in a test process
     monkeypatch.chdir(tmp_path)
     return known
 
@@ -107,7 +108,7 @@ def of_file(path: Path) -> str:
 
 
 def table(text: str, heading: str) -> dict[str, list[str]]:
-    """By their first cell, the rows of the table under that heading."""
+    """Return the rows of the table under a heading, by their first cell."""
     rows: dict[str, list[str]] = {}
     lines = iter(text.split(heading, 1)[1].splitlines()[1:])
     for line in itertools.takewhile(lambda line: line.startswith(("┏", "┃", "┡", "│", "└", "├")), lines):
@@ -118,9 +119,10 @@ def table(text: str, heading: str) -> dict[str, list[str]]:
 
 
 def interval_of(differences: Sequence[float]) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of the mean of a resample, exactly: by convolving the draws' distribution.
+    """Return the exact 2.5th and 97.5th percentiles of the mean of a bootstrap resample.
 
-    Asserts that neither is near a step of it, where a finite number of resamples might take the next value.
+    They follow from convolving the distribution of one draw. Asserts that neither percentile is near a step of the
+    distribution, where a finite number of resamples might give the neighbouring value.
     """
     unit = min((abs(d) for d in differences if d), default=1.0)
     steps = [round(d / unit) for d in differences]
@@ -145,7 +147,7 @@ def cell(percent: float, low: float, high: float, form: str = "+.1f") -> str:
 
 
 N = 15
-WEAK, STRONG = set(range(4)), set(range(2, 9))  # 2 that only the weak one solves, 5 that only the strong one does
+WEAK, STRONG = set(range(4)), set(range(2, 9))  # only the weak model solves 2, only the strong one 5
 MCNEMAR = 2 * sum(math.comb(7, k) for k in range(3)) / 2**7  # 0.453
 DIFFERENCES = [(n in STRONG) - (n in WEAK) for n in range(N)]
 
@@ -185,14 +187,14 @@ def test_every_target_is_compared_with_the_first_on_each_benchmark(targets: Targ
         }
         for benchmark in ("mine", "late")
     }
-    # The best one solves 11 more of the first file; of the second, the others solve 3 and 9 more than the weak one.
+    # In the first file `best` solves 11 more than `weak`. In the second, `strong` and `best` solve 3 and 9 more.
     assert points["mine"] == {"strong": ("+20.0", "0.45"), "best": ("+73.3", f"{2**-10:.2g}")}
     assert points["late"] == {"strong": ("+30.0", f"{2**-2:.2g}"), "best": ("+90.0", f"{2**-8:.2g}")}
     assert [cells.split()[0] for cells in table(said, "Pass@1 in %")["best"]] == ["100.0", "90.0"]
 
 
 def test_several_samples_are_shares_and_have_no_mcnemar_p(targets: Targets) -> None:
-    weak, strong = [1, 4, 2, 1, 1, 3], [2, 3, 4, 3, 1, 2]  # of four samples, how many solve each problem
+    weak, strong = [1, 4, 2, 1, 1, 3], [2, 3, 4, 3, 1, 2]  # how many of four samples solve each problem
     targets.problems("mine.jsonl", range(6))
     for name, counts in (("weak", weak), ("strong", strong)):
         targets.model(name, [{n for n, right in enumerate(counts) if sample < right} for sample in range(4)])
@@ -232,7 +234,7 @@ def test_targets_that_answered_other_problems_are_not_compared(targets: Targets)
         name: ["measured on other problems", "–"] for name in others
     }
     shares = {name: [cell.split()[0] for cell in cells] for name, cells in table(said, "Pass@1 in %").items()}
-    assert shares == {  # each in a separate column
+    assert shares == {  # each target has its own column
         "one": ["66.7", "–", "–", "–"],
         "as many": ["–", "100.0", "–", "–"],
         "fewer": ["–", "–", "60.0", "–"],
@@ -255,7 +257,7 @@ def test_a_target_with_another_prompt_or_sampler_is_not_compared(targets: Target
 def test_files_of_one_name_are_filed_apart_and_each_is_measured_again_in_its_place(targets: Targets) -> None:
     targets.problems("a/problems.jsonl", range(6))
     targets.problems("b/problems.jsonl", range(2, 8))
-    targets.problems("c/problems.jsonl", range(6), wrong_golds=[4])  # those of a, corrected
+    targets.problems("c/problems.jsonl", range(6), wrong_golds=[4])  # the problems of a with a corrected answer
     targets.run("one", [WEAK])
     for _ in range(2):
         for folder in "abc":
@@ -347,7 +349,7 @@ def test_what_was_done_of_other_weights_in_the_same_folder_is_not_gone_on_with(
 
 
 def is_sampled(targets: Targets, *arguments: object) -> bool:
-    """Run `sspo eval`, and report whether anything was sampled: what is printed as recorded is exactly what was not."""
+    """Run `sspo eval` and return whether it sampled; check that it prints "(recorded)" exactly if it did not."""
     asked = targets.asked
     printed = measure(*arguments)
     is_new = targets.asked > asked
@@ -361,7 +363,7 @@ def test_what_is_recorded_is_shown_and_replaced_only_by_again(targets: Targets) 
     summary, answers = (targets.path / "one" / "eval" / name for name in ("summary.json", "mine.jsonl"))
     first = table(measure("one"), "Pass@1 in %")["one"][0]
     files = summary.read_bytes(), answers.read_bytes()
-    targets.solved[weights] = [{5}]  # what sampling again would show
+    targets.solved[weights] = [{5}]  # sampling again would show this
     assert table(measure("one"), "Pass@1 in %")["one"][0] == f"{first} (recorded)"
     assert (summary.read_bytes(), answers.read_bytes()) == files
     assert table(measure("one", "--again"), "Pass@1 in %")["one"][0].startswith("16.7 ")
@@ -383,7 +385,7 @@ def test_other_conditions_problems_or_weights_are_sampled(targets: Targets) -> N
         sspo("eval", "--runs-dir", ".", *command, "--seed", 3),
         "--seed would be ignored: greedy completions do not depend on it",
     )
-    targets.problems("mine.jsonl", range(5, -1, -1))  # the same in another order
+    targets.problems("mine.jsonl", range(5, -1, -1))  # the same problems in another order
     assert not is_sampled(targets, *command)
     targets.problems("mine.jsonl", range(6), wrong_golds=[4])
     assert is_sampled(targets, *command)

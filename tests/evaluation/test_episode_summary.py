@@ -1,4 +1,4 @@
-"""What a summary says of episodes."""
+"""The figures of a summary that concern episodes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`sspo eval` as a user types it, on a small run, its checkpoints and a model folder."""
+"""`sspo eval` from the command line, on a small run, its checkpoints and a model folder."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def test_a_run_its_folder_its_checkpoint_and_a_model_folder_agree_with_what_trai
     shutil.copytree(runs / "one" / "checkpoints" / "step-2", runs / "models" / "after")
     measure("models/after", **MODELS)
     ours, training = summaries(runs / "model-models-after")[-1], summaries(runs / "one")[-1]
-    assert ours["trained_on"] is None  # of a model without a run nothing is known
+    assert ours["trained_on"] is None  # unknown for a model without a run
     assert {**ours, "step": 2, "checkpoint": "step-2", "trained_on": 0} == training
     assert (training["low"], training["high"]) == wilson(training["correct"], 30)
     about = json.loads((runs / "model-models-after" / "model.json").read_text())
@@ -91,7 +91,7 @@ def test_truncated_sampling_is_another_measurement(runs):
     assert "sampled by torch, top_p=0.001, problems" in done.stdout
     whole, cut = [row for row in summaries(runs / "one") if row["benchmark"] == "mine"]
     assert (whole["engine"], cut["engine"]) == ("torch", "torch,top_p=0.001")
-    greedy = measure("one", "-b", "mine.jsonl").stdout  # of so little probability there is one token
+    greedy = measure("one", "-b", "mine.jsonl").stdout  # so small a top_p keeps one token
     assert f"{100 * cut['pass_at_1']:.1f} [" in greedy
 
 
@@ -189,7 +189,7 @@ def test_after_ctrl_c_the_same_command_continues(runs, monkeypatch):
         calls.clear()
         return interrupted
 
-    for check in ("check_model", "_check_structure"):  # they sample as well
+    for check in ("check_model", "_check_structure"):  # the checks sample as well
         monkeypatch.setattr(f"sspo_cli.evaluation.command.{check}", lambda *_, **__: None)
     command = ("eval", "one", "models/before", "--runs-dir", ".", "-b", "mine.jsonl", "--again")
     monkeypatch.setattr(TorchEngine, "generate", counted(2))
@@ -198,11 +198,11 @@ def test_after_ctrl_c_the_same_command_continues(runs, monkeypatch):
     assert "stopped; finished work is saved; the same command resumes it" in done.stderr
     monkeypatch.setattr(TorchEngine, "generate", counted(0))
     assert sspo(*command).returncode == 0
-    assert len(calls) == 1  # that of the second model; the run was measured before
+    assert len(calls) == 1  # for the second target; the first was finished before
     assert sspo(*command).returncode == 0
-    assert len(calls) == 3  # a finished command starts from the beginning
+    assert len(calls) == 3  # a finished command starts over
     assert sspo(*command[:-1]).returncode == 0
-    assert len(calls) == 3  # without --again, nothing is sampled that is recorded
+    assert len(calls) == 3  # without --again, recorded results are not sampled again
 
 
 def test_which_checkpoint_of_a_run(runs):

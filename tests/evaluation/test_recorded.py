@@ -1,4 +1,4 @@
-"""Recorded outputs, graded without a model."""
+"""Recorded outputs that are graded without a model."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The golden cases and where they are recorded. No torch here."""
+"""The golden cases and the folder of their recordings. This module imports no torch."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ COLD_START = "cold-start"
 COLD_STEPS = 100
 COLD_STARTED = "(the model of the shared cold start)"
 
-# Of a step's metrics, all but these are the same in every run of the same code.
+# The only metrics of a step that differ between runs of the same code.
 WALL_TIMES = (
     "time/sampling",
     "time/grading",
@@ -29,7 +29,7 @@ BASE = {
     "rollout.group_size": 4,
     "rollout.max_new_tokens": 24,
     "rollout.max_rows": 12,  # a rollout is sampled in two parts
-    "learning.token_budget": 320,  # a minibatch is learned from in several parts
+    "learning.token_budget": 320,  # a minibatch has several micro-batches
     "prompt": "plain",
     "optimizer.learning_rate": 2e-3,
     "optimizer.schedule": "linear",
@@ -66,12 +66,12 @@ CASES: dict[str, dict[str, Any]] = {
         "cold_start.steps": 0,
         "tasks": "[{name: arithmetic, limit: 60, weight: 3}, {name: arithmetic, split: test, limit: 40}]",
         "evaluation.validation": 6,
-        "evaluation.decontaminate": "false",  # the second task asks what the benchmark does
+        "evaluation.decontaminate": "false",  # the second task has the problems of the benchmark
         "evaluation.every": 4,
     },
 }
 
 
 def read(name: str, folder: Path = RECORDED) -> Any:
-    """What is recorded of a case, of the cold start or of the environment."""
+    """Return the recording of a case, of the cold start or of the environment."""
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,12 +1,13 @@
-"""Run the golden cases, and renew what is recorded of them: `python -m tests.golden.record [--out FOLDER] [CASE]...`
+"""Run the golden cases and renew their recordings: `python -m tests.golden.record [--out FOLDER] [CASE]...`
 
-A change that means to change numbers renews `recorded/` in a separate commit that says why. The product is reached by its
-command line and the run folder alone, so that moving and renaming modules changes nothing here but an import.
+A change that is meant to change numbers renews `recorded/` in a separate commit that says why. This module uses only
+the product's command line and the run folder, so that moving and renaming the product's modules changes only an import
+here.
 """
 
 import os
 
-# Kernels that compute alike on every x86-64 machine: a last digit that differs grows in training.
+# Kernels that give the same results on every x86-64 machine, because a difference in the last digit grows in training.
 os.environ.update({"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"})
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,7 +33,7 @@ from .cases import BASE, CASES, COLD_START, COLD_STARTED, COLD_STEPS, ENVIRONMEN
 
 
 def record(folder: Path, names: list[str]) -> None:
-    """Run the cases of those names, or all and what they share, and write what they leave behind to `folder`."""
+    """Run the named cases and write their recordings to `folder`; without names, all cases and what they share."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         runs = Path(temporary)
@@ -45,14 +46,14 @@ def record(folder: Path, names: list[str]) -> None:
 
 
 def run_cold_start(runs: Path) -> dict[str, Any]:
-    """Train the cold start that the cases share, in an empty folder `runs`, by a run of one step."""
+    """Train the cold start that the cases share, by a run of one step in the empty folder `runs`."""
     printed = train(runs, COLD_START, {**SSPO, "steps": 1})
     lines = [line for line in printed.splitlines() if line.startswith("cold start: ") and "loss" in line]
     return {"options": BASE, "loss": float(lines[-1].rpartition("loss ")[2]), "weights": norms(cold_started(runs))}
 
 
 def run_case(name: str, runs: Path) -> dict[str, Any]:
-    """Train a case in the folder `runs`, where it shares the cold start with the others, and return what it left behind."""
+    """Train a case in the folder `runs`, where all cases share the cold start, and return its recording."""
     train(runs, name, CASES[name])
     folder = runs / name
     metrics = read_jsonl(folder / "metrics.jsonl")
@@ -76,7 +77,10 @@ def run_case(name: str, runs: Path) -> dict[str, Any]:
 
 
 def without_identity(row: dict[str, Any]) -> dict[str, Any]:
-    """What a measurement gave; its fingerprints change with the code that checks answers, and its file has no numbers."""
+    """Return a row of an evaluation without its fingerprints and its file.
+
+    The fingerprints change with the code that checks answers, and the file has no numbers.
+    """
     return {
         key: value for key, value in row.items() if key not in ("identity", "weights", "path", "trained_on", *IDENTITY)
     }
@@ -87,7 +91,7 @@ def train(runs: Path, name: str, options: Mapping[str, Any]) -> str:
     values = {**BASE, **options}
     if values.get("model.name") == COLD_STARTED:
         values["model.name"] = cold_started(runs)
-        del values["model.tiny"]  # would be ignored, and is refused
+        del values["model.tiny"]  # would have no effect and is refused
     if not values["cold_start.steps"]:
         values = {key: value for key, value in values.items() if key == "cold_start.steps" or "cold_start." not in key}
     sets = [part for key, value in values.items() for part in ("-s", f"{key}={value}")]
@@ -108,13 +112,13 @@ def cold_started(runs: Path) -> Path:
 
 
 def norms(checkpoint: Path) -> dict[str, float]:
-    """The norm of each weight tensor of a checkpoint."""
+    """Return the norm of each weight tensor of a checkpoint."""
     (file,) = checkpoint.glob("*.safetensors")
     return {name: tensor.double().norm().item() for name, tensor in sorted(load_file(file).items())}
 
 
 def environment(runs: Path) -> dict[str, Any]:
-    """What floats depend on next to the code: the package versions, by a run's own record, and the machine."""
+    """Return what floats depend on besides the code: the package versions that a run recorded, and the machine."""
     packages = json.loads((runs / COLD_START / "config.json").read_text(encoding="utf-8"))["packages"]
     del packages["sspo"]
     kernels = torch.backends.cpu.get_cpu_capability()
@@ -131,7 +135,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, values: Mapping[str, Any]) -> None:
-    """As JSON with a line for each metric, completion and answer, floats to nine digits."""
+    """Write JSON with a line for each metric, completion and answer, and floats of nine digits."""
     path.write_text(in_lines(rounded(values)) + "\n", encoding="utf-8")
 
 
@@ -147,7 +151,7 @@ def rounded(value: Any) -> Any:
 
 
 def in_lines(value: Any, depth: int = 0) -> str:
-    """JSON whose two outer levels are indented and whose inner ones are on one line."""
+    """Return JSON whose two outer levels are indented and whose inner levels are on one line."""
     if depth == 2 or not value or not isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     pairs = value.items() if isinstance(value, dict) else (("", item) for item in value)

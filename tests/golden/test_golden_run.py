@@ -1,7 +1,8 @@
-"""Ten steps of every method give what is recorded, to 1e-6, and the same texts.
+"""Ten steps of every method reproduce the recorded numbers to 1e-6, and the same texts.
 
-A recorded value is right only as far as the code was right that it came from: this guards moves and renames, and what a value
-should be is for the other tests to say. A change that means to change numbers renews it in a separate commit that says why.
+A recorded value is only as right as the code that produced it. This test guards moves and renames; other tests check
+what the values should be. A change that is meant to change numbers renews the recording in a separate commit that says
+why.
 """
 
 import math
@@ -16,8 +17,8 @@ import pytest
 from .cases import BASE, CASES, COLD_START, ENVIRONMENT, RECORDED, read
 
 TOLERANCE = 1e-6
-TOKEN_WEIGHT_TOLERANCE = 1e-3 + TOLERANCE  # `completions.jsonl` rounds them to three digits
-MOST_SHOWN = 8  # differences of a case
+TOKEN_WEIGHT_TOLERANCE = 1e-3 + TOLERANCE  # `completions.jsonl` rounds weights to three digits
+MOST_SHOWN = 8  # differences shown of each case
 RENEW = "If the change means to change numbers, run `python -m tests.golden.record` and commit that on its own, with the reason."
 
 
@@ -70,7 +71,7 @@ def test_a_failure_says_whether_the_environment_differs() -> None:
 
 
 def explanation(changed: list[str]) -> list[str]:
-    """What a failure means, by what of the environment is not as recorded."""
+    """Return lines that explain a failure, given the differences from the recorded environment."""
     if not changed:
         return ["The packages and the machine type are those of the recording, so the code changed the result.", RENEW]
     return [
@@ -82,7 +83,7 @@ def explanation(changed: list[str]) -> list[str]:
 
 
 def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """A line for each value that is not as recorded."""
+    """Yield a line for each value that differs from the recorded one."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(key for key in now if key not in before)]:
             inner = f"{place}/{key}" if place else key

@@ -1,6 +1,6 @@
-"""Run folders damaged at random: reporting, measuring and resuming each end in one sentence, or as if nothing had happened.
+"""Run folders are damaged at random; report, eval and resume either work as before or fail with one sentence.
 
-`SSPO_LONG_RUNS` says how many tens of folders there are, `SSPO_LONG_SEED` which.
+`SSPO_LONG_RUNS` is the number of folders in tens, `SSPO_LONG_SEED` the seed of the damage.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.long
 
 RUNS = int(os.environ.get("SSPO_LONG_RUNS", "6"))
 SEED = int(os.environ.get("SSPO_LONG_SEED", "0"))
-FOLDERS = 10  # of each test
-SECONDS = 900  # for one command, whatever the damage, on a machine however busy
-MEMORY = 8 << 30  # bytes of address space more than at the start
+FOLDERS = 10  # per test
+SECONDS = 900  # limit of one command, ample for a busy machine
+MEMORY = 8 << 30  # bytes of address space that a command may add
 VALUES: list[Any] = [None, True, -1, 0, 10**30, 2.5, -1e308, "", "x", "9" * 5000, "\ud800", [], [[]], {}, {"a": None}]
 Damage = Callable[[Path, random.Random], None]
 
@@ -61,7 +61,7 @@ def turn_into_a_folder(path: Path, draw: random.Random) -> None:
 
 
 def change_a_value(path: Path, draw: random.Random) -> None:
-    """Put a value of another kind in the place of one of a JSON file, or of a line of it."""
+    """Replace or delete a random value of a JSON file, or of one line of a JSON-lines file."""
     lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
     number = draw.randrange(len(lines)) if lines else None
     if number is None:
@@ -84,7 +84,7 @@ OF_JSON: list[Damage] = [change_a_value] * len(OF_ANY)
 
 
 def seal(checkpoint: Path) -> None:
-    """Rewrite the manifest, so that the checksums are those of the damaged files."""
+    """Rewrite the manifest so that its checksums match the damaged files."""
     files = {path.name: path for path in checkpoint.iterdir() if path.is_file() and path.name != "manifest.json"}
     sums = {name: xxhash.xxh3_128(path.read_bytes()).hexdigest() for name, path in files.items()}
     (checkpoint / "manifest.json").write_text(json.dumps(sums))
@@ -92,7 +92,7 @@ def seal(checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of runs of one that was killed in its last step, after a checkpoint."""
+    """A folder of runs whose run was killed in its last step, after a checkpoint."""
     runs = tmp_path_factory.mktemp("stopped")
     shutil.copytree(undisturbed.parent / "cold-starts", runs / "cold-starts")
     shutil.copytree(undisturbed, runs / "a")
@@ -104,7 +104,7 @@ def stopped(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(autouse=True)
 def _limits() -> Iterator[None]:
-    """What hangs, or asks for a size out of a damaged file, is to be seen, not suffered."""
+    """Limit the address space, so that a size read from a damaged file fails the test and does not exhaust the machine."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY, before[1]))
@@ -127,7 +127,7 @@ def limit_of_time() -> Iterator[None]:
 
 
 def outcome_of(what: str, *words: object) -> Outcome:
-    """Run a command, which ends well or in one sentence; `what` says what was damaged."""
+    """Run a command and check that it succeeds or fails with one sentence; `what` describes the damage."""
     try:
         with limit_of_time():
             done = sspo(*words)
@@ -143,7 +143,7 @@ def outcome_of(what: str, *words: object) -> Outcome:
 
 
 def damaged_copy(stopped: Path, to: Path, draw: random.Random) -> tuple[str, bool]:
-    """Copy the runs and damage files of the run there; returns what was done, and whether the results may be others now."""
+    """Copy the runs and damage files of the run; return a description, and whether its results may differ now."""
     shutil.copytree(stopped, to)
     what, changed = [], False
     for _ in range(draw.choice([1, 1, 2, 4])):
@@ -151,7 +151,7 @@ def damaged_copy(stopped: Path, to: Path, draw: random.Random) -> tuple[str, boo
         loose = [path for path in files if path.parent.parent.name != "checkpoints"]
         path = draw.choice(draw.choice([files, loose]) or files)
         damage = draw.choice([*OF_ANY, *OF_JSON] if path.suffix in (".json", ".jsonl") else OF_ANY)
-        with contextlib.suppress(ValueError):  # of a JSON file that is damaged already
+        with contextlib.suppress(ValueError):  # the JSON file is already damaged
             damage(path, draw)
         sealed = path.parent.name.startswith("step-") and path.name != "manifest.json" and draw.random() < 0.5
         if sealed:
@@ -172,7 +172,7 @@ def test_a_damaged_run_is_reported_measured_and_resumed_or_refused_in_one_senten
         what, changed = damaged_copy(stopped, runs, draw)
         done = outcome_of(what, "eval", "a", "--runs-dir", runs, "-b", "arithmetic", "--limit", "3")
         counts[f"eval {done.returncode}"] += 1
-        if folder % 3 == 0:  # figures take most of the time
+        if folder % 3 == 0:  # the figures take most of the time
             done = outcome_of(what, "report", runs / "a", "--out", tmp_path / f"report-{folder}")
             counts[f"report {done.returncode}"] += 1
         done = outcome_of(what, *arguments(runs, "--run", "a", "--resume"))

@@ -1,6 +1,7 @@
-"""Small runs with faults at random moments, each resumed until it ends: to the bit as if nothing had happened.
+"""Small runs with faults at random moments are resumed until they end, with the same bits as an undisturbed run.
 
-`SSPO_LONG_RUNS` says how many runs of each kind there are, `SSPO_LONG_SEED` which. Each test prints its faults by kind.
+`SSPO_LONG_RUNS` is the number of runs of each kind, `SSPO_LONG_SEED` the seed of the faults. Each test prints its faults by
+kind.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ RUNS = int(os.environ.get("SSPO_LONG_RUNS", "6"))
 SEED = int(os.environ.get("SSPO_LONG_SEED", "0"))
 MOST_STARTS = 30
 FILES = ("completions.jsonl", "weights.jsonl", "eval/summary.json", "eval/arithmetic.jsonl")
-# Starts the command line with a fault waiting at a call of the system that writes.
+# Runs the command line with a function of `os` that writes and fails at its `countdown`-th call.
 FAILING = """
 import os, sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def show(faults: Counter[str]) -> None:
 
 @pytest.mark.parametrize("number", range(RUNS))
 def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path, number: int) -> None:
-    """By SIGKILL, or asked to stop, perhaps twice, and then killed, as a batch system does."""
+    """A run is killed by SIGKILL, sometimes after one or two signals that ask it to stop, as a batch system does."""
     draw = random.Random(f"kill {SEED} {number}")
     shutil.copytree(undisturbed.parent / "cold-starts", tmp_path / "cold-starts")
     run, faults, patience = tmp_path / "a", Counter[str](), 15.0
@@ -96,7 +97,7 @@ def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path, number: int
                     faults[f"{asked.name}, then SIGKILL"] += 1
                 process.kill()
                 process.communicate()
-                patience *= 1.3  # so that a slow machine comes to an end too
+                patience *= 1.3  # a slow machine also finishes in the end
     show(faults)
     assert is_finished(run)
     assert_ended_alike(run, undisturbed)
@@ -104,14 +105,14 @@ def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path, number: int
 
 @pytest.mark.parametrize("number", range(RUNS))
 def test_file_system_faults_at_random_places(undisturbed: Path, tmp_path: Path, number: int) -> None:
-    """A full or broken disk ends a run in one sentence, and the resumed run ends as if it had not."""
+    """A full or broken disk ends a run with one sentence, and the resumed run ends like an undisturbed one."""
     draw = random.Random(f"disk {SEED} {number}")
     shutil.copytree(undisturbed.parent / "cold-starts", tmp_path / "cold-starts")
     run, faults = tmp_path / "a", Counter[str]()
     for start in range(4):
         name = draw.choice(["fsync", "replace", "rename"])
         most = {"fsync": 60, "replace": 20, "rename": 6}[name]
-        countdown = 0 if start == 3 else draw.randint(1, most)  # the last one has none
+        countdown = 0 if start == 3 else draw.randint(1, most)  # the last start has no fault
         fault = draw.choice([errno.ENOSPC, errno.EIO])
         code = FAILING.format(name=name, countdown=countdown, number=fault)
         command = [sys.executable, "-c", code, *arguments(tmp_path, "--run", "a", *resumes(run))]
@@ -129,7 +130,7 @@ def test_file_system_faults_at_random_places(undisturbed: Path, tmp_path: Path, 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Mount a file system of `size` KiB; only root may."""
+    """Mount a file system of `size` KiB, or skip the test; only root can mount."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)], capture_output=True, check=False
@@ -145,7 +146,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 @pytest.mark.skipif(shutil.which("mount") is None, reason="file systems cannot be mounted here")
 @pytest.mark.parametrize("number", range(RUNS))
 def test_a_disk_that_is_full_at_random_sizes(undisturbed: Path, tmp_path: Path, number: int) -> None:
-    """Whatever library writes at that moment. Each resume has more room."""
+    """A full disk ends a run with one sentence, whichever library was writing; each resume has more room."""
     draw = random.Random(f"room {SEED} {number}")
     disk = tmp_path / "disk"
     size, faults = draw.randint(100, 2000), Counter[str]()
@@ -166,7 +167,7 @@ def test_a_disk_that_is_full_at_random_sizes(undisturbed: Path, tmp_path: Path, 
 
 
 def checking_processes() -> dict[str, list[psutil.Process]]:
-    """The workers that check answers, and their fork server."""
+    """Return the fork server of the answer checker and its workers."""
     children = psutil.Process().children()
     servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
     return {"fork server": servers, "worker": [worker for server in servers for worker in server.children()]}
@@ -174,9 +175,9 @@ def checking_processes() -> dict[str, list[psutil.Process]]:
 
 @pytest.mark.parametrize("number", range(RUNS))
 def test_answer_checks_whose_processes_are_killed(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check whose own worker is killed counts as an error; every other one has the verdict that it should have.
+    """A check whose own worker is killed counts as an error; all others have the right verdict.
 
-    So has one whose worker gets the SIGTERM or SIGHUP of a whole job or terminal.
+    A SIGTERM or SIGHUP, which the whole job or terminal receives, changes no verdict.
     """
     monkeypatch.setattr("sspo_cli.rewards.pool.STALL", 2.0)  # a worker may die while it holds the lock of the others
     draw = random.Random(f"checks {SEED} {number}")
@@ -187,7 +188,7 @@ def test_answer_checks_whose_processes_are_killed(number: int, monkeypatch: pyte
             for _ in range(draw.randint(1, 12)):
                 a, b, right = draw.randint(2, 9999), draw.choice([2, 3, 5, 7]), draw.random() < 0.5
                 pairs.append((rf"\sqrt{{{a * a * b}}}", rf"{a if right else a + 1}\sqrt{{{b}}}", right))
-            if draw.random() < 0.5:  # while idle
+            if draw.random() < 0.5:  # kill a process while all are idle
                 kill_at_random(draw, faults, "idle")
             pending = [checker.submit(prediction, gold) for prediction, gold, _ in pairs]
             for _ in range(draw.choice([0, 1, 1, 2])):

@@ -1,6 +1,6 @@
-"""A run of two ranks of which one is killed at random moments, 20 times: the same bits as a run that was left alone.
+"""A run of two ranks, of which one is killed 20 times at random moments, has the same bits as an undisturbed run.
 
-`SSPO_LONG_KILLS` says how many kills there are, `SSPO_LONG_SEED` which.
+`SSPO_LONG_KILLS` is the number of kills, `SSPO_LONG_SEED` the seed of their moments.
 """
 
 import os
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.long
 KILLS = int(os.environ.get("SSPO_LONG_KILLS", "20"))
 SEED = int(os.environ.get("SSPO_LONG_SEED", "0"))
 STEPS = 40
-PART = 3  # a rank is killed within this part of the time that a whole run takes
+PART = 3  # a rank is killed within the first third of the time of a whole run
 SECONDS_TO_END = 60
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[str]:
-    """Start the run, or continue it."""
+    """Start the run, or resume it if it has begun."""
     begun = (folder / name / "config.json").exists()
     more = ["--resume"] if begun else ["-s", f"steps={STEPS}"]
     command = arguments(folder)[:3] if begun else arguments(folder)
@@ -38,7 +38,7 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that the process has started, each with further processes that check answers."""
+    """Return the ranks that the process has started; each has child processes that check answers."""
     return psutil.Process(process.pid).children()
 
 
@@ -58,7 +58,7 @@ def test_a_run_that_loses_a_rank_at_random_moments_is_the_same_to_the_last_bit(t
                 killed = draw.randrange(len(ranks))
                 ranks[killed].kill()
                 said = process.communicate(timeout=SECONDS_TO_END)[1]
-                if process.returncode:  # it was not in its last moment
+                if process.returncode:  # otherwise the run had already ended when the rank was killed
                     kills += 1
                     last = said.splitlines()[-1]
                     assert process.returncode == 1, said
@@ -72,7 +72,7 @@ def test_a_run_that_loses_a_rank_at_random_moments_is_the_same_to_the_last_bit(t
         assert process.returncode == 0, said
         if kills == KILLS:
             break
-        runs.append(runs[-1] + 1)  # it came to its end between two kills
+        runs.append(runs[-1] + 1)  # the run ended between two kills
     for number in runs:
         ours, theirs = tmp_path / f"killed-{number}", tmp_path / "alone"
         assert without_times(ours) == without_times(theirs)

@@ -1,4 +1,4 @@
-"""A rollout of 256 code-acting episodes that are alive at once; prints what their calls take."""
+"""A rollout keeps 256 code-acting episodes alive at once; the test prints what their calls take."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ TURNS = ["<execute>x = 6*7\nprint(x)</execute>", "<execute>print(x + 1)</execute
 
 @dataclass
 class ScriptedEngine:
-    """Writes the same turn in all episodes, and notes what it finds of the sandbox before each."""
+    """Writes the same turn in all episodes, and records the sandbox's interpreters and memory before each turn."""
 
     policy: Policy
     sandbox: Sandbox
@@ -66,10 +66,10 @@ def test_a_rollout_of_256_episodes_that_are_alive_at_once() -> None:
         before = sum(server.cpu_times()[:4])
         groups = play(engine, prompts, G, Sampling(1.0, 64, seed=0), stage, time_environment=timed)
         deadline = time.monotonic() + 60
-        while server.children():  # killed ones are waited for by their server
+        while server.children():  # killed processes disappear when their server has waited for them
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        processor = sum(server.cpu_times()[:4]) - before  # with that of the interpreters, which have ended
+        processor = sum(server.cpu_times()[:4]) - before  # includes the time of the interpreters, which have ended
     episodes = [completion.episode for group in groups for completion in group]
     assert engine.interpreters == [0, PROMPTS * G, PROMPTS * G]
     assert len(episodes) == PROMPTS * G

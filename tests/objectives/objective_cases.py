@@ -6,7 +6,7 @@ import torch
 CLIP = {"eps_low": 0.2, "eps_high": 0.3}
 TAU = {"tau_neg": 0.3, "tau_pos": 0.2}
 
-# name: (what build_objective gets, the paper's aggregation, the paper's gate, its options)
+# name: (arguments of build_objective, the paper's aggregation, the paper's gate, the gate's options)
 NINE = {
     "grpo": ({"method": "grpo", **CLIP}, paper.arithmetic, paper.clip, CLIP),
     "gspo": (
@@ -29,7 +29,7 @@ NINE = {
     "sspo-siglog": ({"method": "sspo", "gate": "siglog", **TAU}, paper.geometric, paper.siglog, TAU),
 }
 CE = {**CLIP, "beta_low": 0.75, "beta_high": 1.25}
-# Published methods that are not the paper's.
+# Published methods that are not in the paper.
 OTHERS = {
     "luspo": (
         {"method": "luspo", "eps_low": 0.03, "eps_high": 0.04},
@@ -62,9 +62,9 @@ CASES = {
 
 
 def ragged_batch(seed, dtype, rows=8, length=9):
-    """log_ratio [B, T] with NaN and inf where masked, advantages [B] of both signs and 0, mask [B, T] with inner gaps."""
+    """Return log_ratio [B, T], NaN or inf where masked, advantages [B] of both signs and 0, and mask [B, T] with inner gaps."""
     generator = torch.Generator().manual_seed(seed)
-    # Most ratios near 1, where the gates bend; row by row up to far off-policy, where they are flat.
+    # The first rows have ratios near 1, where the gates bend; later rows are ever further off-policy, where the gates are flat.
     scale = torch.logspace(-3, 0.3, rows, dtype=torch.float64)[:, None]
     log_ratio = torch.randn(rows, length, generator=generator, dtype=torch.float64) * scale
     mask = torch.rand(rows, length, generator=generator) < 0.7

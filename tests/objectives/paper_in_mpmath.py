@@ -1,4 +1,4 @@
-"""The paper's formulas, literally, as functions of ρ in 50 digits: nothing of the package is used here."""
+"""The paper's formulas, written literally as functions of ρ in 50 digits, without any code of the package."""
 
 from mpmath import atan, exp, fsum, log, mp, mpf, sqrt
 
@@ -9,11 +9,11 @@ def sigma(x):
     return 1 / (1 + exp(-x))
 
 
-# Each gate is f(ρ; Â) and its derivative f'(ρ; Â), in closed form by hand.
+# Each gate returns f(ρ; Â) and its derivative f'(ρ; Â) in closed form, derived by hand.
 
 
 def clip(rho, advantage, *, eps_low, eps_high, clip_space="ratio"):
-    """Eq. (1)."""
+    """Evaluate the clip gate, eq. (1)."""
     low, high = (exp(-eps_low), exp(eps_high)) if clip_space == "log" else (1 - eps_low, 1 + eps_high)
     if advantage > 0:
         return min(rho, high), mpf(rho < high)
@@ -21,14 +21,14 @@ def clip(rho, advantage, *, eps_low, eps_high, clip_space="ratio"):
 
 
 def sigmoid(rho, advantage, *, tau_neg, tau_pos):
-    """Eqs. (9), (13)."""
+    """Evaluate the sigmoid gate, eqs. (9), (13)."""
     tau = tau_pos if advantage > 0 else tau_neg
     g = sigma(tau * (rho - 1))
     return g * 4 / tau, 4 * g * (1 - g)
 
 
 def expsig(rho, advantage, *, tau_neg, tau_pos):
-    """Eq. (18)."""
+    """Evaluate the expsig gate, eq. (18)."""
     tau = tau_pos if advantage > 0 else tau_neg
     g = sigma((rho - 1) / tau)
     f = exp(4 * tau * g - 2 * tau)
@@ -36,49 +36,49 @@ def expsig(rho, advantage, *, tau_neg, tau_pos):
 
 
 def expatan(rho, advantage, *, tau_neg, tau_pos):
-    """Eq. (19)."""
+    """Evaluate the expatan gate, eq. (19)."""
     tau = tau_pos if advantage > 0 else tau_neg
     f = exp(tau * atan((rho - 1) / tau))
     return f, f / (1 + ((rho - 1) / tau) ** 2)
 
 
 def gumbel(rho, advantage):
-    """Eq. (20)."""
+    """Evaluate the Gumbel gate, eq. (20)."""
     f = exp(-exp(-(rho - 1)) + 1)
     return f, f * exp(-(rho - 1))
 
 
 def atanlog(rho, advantage, *, tau_neg, tau_pos):
-    """Eqs. (16), (21)."""
+    """Evaluate the atanlog gate, eqs. (16), (21)."""
     tau = tau_pos if advantage > 0 else tau_neg
     f = exp(tau * atan(log(rho) / tau))
     return f, f / rho / (1 + (log(rho) / tau) ** 2)
 
 
 def siglog(rho, advantage, *, tau_neg, tau_pos):
-    """Eq. (22)."""
+    """Evaluate the siglog gate, eq. (22)."""
     tau = tau_pos if advantage > 0 else tau_neg
     g = sigma(log(rho) / tau)
     f = exp(4 * tau * g - 2 * tau)
     return f, f * 4 * g * (1 - g) / rho
 
 
-# Beyond the paper. Where only a gradient is published, f is what has it, and its value what the released code has.
+# Gates beyond the paper. If only a gradient is published, f has this gradient and the value of the released code.
 
 
 def cispo(rho, advantage, *, eps_high):
-    """arXiv 2506.13585, eq. (4): f'(ρ) ρ = min(ρ, 1 + ε); above the cap f is its integral over log ρ."""
+    """Evaluate CISPO's gate, arXiv 2506.13585, eq. (4): f'(ρ) ρ = min(ρ, 1 + ε); above the cap f is its integral over log ρ."""
     cap = 1 + eps_high
     return (rho, mpf(1)) if rho <= cap else (cap + cap * log(rho / cap), cap / rho)
 
 
 def pspo(rho, advantage, *, alpha):
-    """arXiv 2509.21282: the ratio of (1 - α) π + α π_old to π_old."""
+    """Evaluate PSPO's gate, arXiv 2509.21282: the ratio of (1 - α) π + α π_old to π_old."""
     return (1 - alpha) * rho + alpha, 1 - alpha
 
 
 def cegppo(rho, advantage, *, eps_low, eps_high, beta_low, beta_high):
-    """arXiv 2509.20712: β (1 ± ε) ρ / sg(ρ) outside the range."""
+    """Evaluate CE-GPPO's gate, arXiv 2509.20712: β (1 ± ε) ρ / sg(ρ) outside the range."""
     if advantage > 0 and rho > 1 + eps_high:
         return beta_high * (1 + eps_high), beta_high * (1 + eps_high) / rho
     if advantage <= 0 and rho < 1 - eps_low:
@@ -86,18 +86,18 @@ def cegppo(rho, advantage, *, eps_low, eps_high, beta_low, beta_high):
     return rho, mpf(1)
 
 
-# Each aggregation gives S_i, ∂S_i/∂d_it for every token, and the token weights w_it.
+# Each aggregation returns S_i, ∂S_i/∂d_it for every token, and the token weights w_it.
 
 
 def arithmetic(gate, rhos, advantage, options):
-    """Eqs. (2), (8), (12)."""
+    """Average the gated ratios arithmetically, eqs. (2), (8), (12)."""
     pairs = [gate(rho, advantage, **options) for rho in rhos]
     w = [derivative * rho for rho, (_, derivative) in zip(rhos, pairs, strict=True)]
     return fsum(f for f, _ in pairs) / len(rhos), [weight / len(rhos) for weight in w], w
 
 
 def geometric(gate, rhos, advantage, options):
-    """Eqs. (7), (11), (14)."""
+    """Average the gated ratios geometrically, eqs. (7), (11), (14)."""
     pairs = [gate(rho, advantage, **options) for rho in rhos]
     product = mpf(1)
     for f, _ in pairs:
@@ -108,7 +108,7 @@ def geometric(gate, rhos, advantage, options):
 
 
 def sequence(gate, rhos, advantage, options):
-    """Eqs. (5), (6)."""
+    """Gate the ratio of the whole sequence, eqs. (5), (6)."""
     product = mpf(1)
     for rho in rhos:
         product *= rho
@@ -118,7 +118,7 @@ def sequence(gate, rhos, advantage, options):
 
 
 def standardized(rewards, ddof):
-    """Eq. (4)."""
+    """Standardize the rewards of a group, eq. (4)."""
     mean = fsum(rewards) / len(rewards)
     std = sqrt(fsum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - ddof))
     return [(reward - mean) / std for reward in rewards]

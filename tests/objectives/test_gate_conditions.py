@@ -1,4 +1,4 @@
-"""The paper's conditions (i)-(iv): satisfied by its own gates, checked for user-defined ones."""
+"""The paper's conditions (i)-(iv) hold for its own gates and are checked for user-defined gates."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.objectives import SSPO_GATES, build_objective
 from sspo_cli.objectives.conditions import check_conditions, check_usable
 
-PEAK_OF_MULTIPLIER = ("expsig", "expatan")  # condition (iii.1); the others (iii.2)
+PEAK_OF_MULTIPLIER = ("expsig", "expatan")  # these gates satisfy condition (iii.1), the others (iii.2)
 TAUS = st.floats(0.05, 2.0)
 LOG_RATIOS = st.floats(-12.0, 12.0)
 
@@ -34,7 +34,7 @@ class TestTheGatesOfThePaper:
     @given(tau=TAUS, d=LOG_RATIOS)
     @settings(max_examples=60, deadline=None)
     def test_i_continuously_differentiable(self, name, tau, d):
-        step = 1e-4 * tau / max(1.0, math.exp(d))  # the width of the gate, in log ρ, is τ, or τ/ρ for functions of ρ
+        step = 1e-4 * tau / max(1.0, math.exp(d))  # the gate's width in log ρ is τ, or τ/ρ for functions of ρ
         log_f, w = log_f_and_w(name, tau, d - step, d, d + step)
         assert (log_f[2] - log_f[0]) / (2 * step) == pytest.approx(w[1].item(), abs=1e-5)
         assert w[2].item() == pytest.approx(w[0].item(), abs=1e-3)
@@ -110,16 +110,16 @@ def flat_weight(log_ratio):
     return log_ratio
 
 
-def two_humps(log_ratio):  # w = sech² d, and another hump of it at log ρ = ±4
+def two_humps(log_ratio):  # w is sech² d with further humps at log ρ = ±4
     humps = torch.tanh(log_ratio) + torch.tanh(log_ratio - 4) / 2 + torch.tanh(log_ratio + 4) / 2
     return humps / (1 + 1 / math.cosh(4) ** 2)
 
 
-def on_a_floor(log_ratio):  # w is a bell, but on a floor of 0.3
+def on_a_floor(log_ratio):  # w is a bell on a floor of 0.3
     return 0.3 * log_ratio + 0.7 * torch.atan(log_ratio)
 
 
-def unsigned_bell(log_ratio, positive):  # in order where Â <= 0, the plain ratio where Â > 0
+def unsigned_bell(log_ratio, positive):  # satisfies the conditions for Â <= 0, but is the plain ratio for Â > 0
     return torch.where(positive, log_ratio, torch.tanh(log_ratio))
 
 
@@ -148,7 +148,7 @@ def test_a_gate_that_breaks_a_condition_is_refused_with_the_value_and_the_place(
 
 
 def test_a_weight_that_does_not_vanish_above_is_refused():
-    def floor_above(log_ratio):  # f'/f peaks at 1 and vanishes, but w = ρ f'/f does not: f'/f = 1/ρ above
+    def floor_above(log_ratio):  # f'/f peaks at ρ = 1 and vanishes, but w = ρ f'/f does not, because f'/f = 1/ρ above
         return torch.where(log_ratio > 0, log_ratio, torch.expm1(log_ratio))
 
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Eq. (4)."""
+"""Tests of the group advantages, eq. (4)."""
 
 import paper_in_mpmath as paper
 import pytest
@@ -26,7 +26,7 @@ def test_against_the_formula(std, ddof):
 
 @pytest.mark.parametrize("std", ["sample", "population", "none"])
 def test_equal_rewards_give_exactly_zero(std):
-    """The float mean of equal numbers need not be the number, and then its deviation is not 0."""
+    """The float mean of equal numbers may differ from them, and their deviation from it would then not be 0."""
     groups = torch.arange(1, 200)[:, None].expand(-1, 7) / 300
     assert (groups.mean(1) != groups[:, 0]).any()
     assert (group_advantages(groups, std) == 0).all()

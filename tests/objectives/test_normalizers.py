@@ -1,4 +1,4 @@
-"""The factor c_i of each completion, by hand and by what it does to the gradient."""
+"""Tests of the factor c_i of each completion, by hand and by its effect on the gradient."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from sspo_cli.errors import UserError
 from sspo_cli.objectives import METHODS, NORMALIZERS, build_objective
 
-LENGTHS = torch.tensor([1, 0, 3, 4])  # own tokens of N = 4 completions, one of them masked out
+LENGTHS = torch.tensor([1, 0, 3, 4])  # tokens that count in each of the N = 4 completions; the second one is masked out
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,10 @@ def test_the_constant_normalizer_needs_the_limit():
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_on_policy_all_methods_of_a_normalizer_have_the_same_gradient(normalizer):
-    """-c_i Â_i / |y_i| at every token: with `token` 1/Σ|y|, with `constant` 1/(N·L), with `length` 1/N."""
+    """The gradient at every token of completion i is -c_i Â_i / |y_i|.
+
+    c_i / |y_i| is 1/(N |y_i|) for `sequence`, 1/Σ|y| for `token`, 1/(N·L) for `constant`, 1/N for `length`.
+    """
     mask = torch.arange(4) < LENGTHS[:, None]
     advantages = torch.tensor([1.0, 2.0, -1.5, 0.5])
     scale = {"sequence": 1 / 4 / LENGTHS.clamp(min=1), "token": 1 / 8, "constant": 1 / 40, "length": 1 / 4}[normalizer]
@@ -53,7 +56,7 @@ def test_on_policy_all_methods_of_a_normalizer_have_the_same_gradient(normalizer
 
 
 def test_dapo_and_dr_grpo_by_hand():
-    """Two completions of 1 and 3 tokens: Σ over all tokens / 4 (DAPO over the minibatch), / (2·10) (Dr. GRPO)."""
+    """For completions of 1 and 3 tokens, DAPO divides the sum over all tokens of the minibatch by 4, Dr. GRPO by 2·10."""
     log_ratio = torch.tensor([[0.1, 0.0, 0.0], [-0.1, 0.3, 0.05]])
     advantages, mask = torch.tensor([1.0, -2.0]), torch.tensor([[1, 0, 0], [1, 1, 1]])
     tokens = [1.0 * min(torch.tensor(0.1).exp(), torch.tensor(1.2))]

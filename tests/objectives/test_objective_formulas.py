@@ -1,4 +1,4 @@
-"""Values, gradients and token weights against the paper's formulas in 50 digits."""
+"""Values, gradients and token weights agree with the paper's formulas in 50 digits."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def expected(name, log_ratio, advantages, mask):
-    """S [B], ∂S_i/∂d_it [B, T] and w [B, T] in float64."""
+    """Return S [B], ∂S_i/∂d_it [B, T] and w [B, T] by the paper's formulas, rounded to float64."""
     _, aggregation, gate, options = CASES[name]
     options = {key: mpf(value) if isinstance(value, float) else value for key, value in options.items()}
     weights = torch.zeros(len(log_ratio), dtype=torch.float64)
@@ -29,7 +29,7 @@ def expected(name, log_ratio, advantages, mask):
 
 
 def assert_close(actual, wanted, dtype):
-    """Within the tolerance of the largest entry in the same row."""
+    """Check that values agree within the tolerance, relative to the largest entry of their row if that is above 1."""
     assert actual.dtype == dtype
     scale = wanted.abs() if wanted.dim() == 1 else wanted.abs().amax(1, keepdim=True)
     torch.testing.assert_close(
@@ -57,7 +57,7 @@ def test_weights_gradients_and_token_weights_are_the_papers(name, dtype):
 
 @pytest.mark.parametrize("name", CASES)
 def test_small_ratios_in_float32(name):
-    """After one optimizer step |d| is about 1e-4: 4τσ(·) - 2τ and ρ - 1 cancel there, at no more than the rounding of S."""
+    """After one optimizer step |d| is about 1e-4, where 4τσ(·) - 2τ and ρ - 1 cancel; the error is at most the rounding of S."""
     log_ratio = torch.tensor([[1e-4, -3e-5], [2e-5, 7e-5]])
     advantages, mask = torch.tensor([1.0, -1.0]), torch.ones(2, 2, dtype=torch.bool)
     weights = build_objective(**CASES[name][0]).weights(log_ratio, advantages, mask)
@@ -67,7 +67,7 @@ def test_small_ratios_in_float32(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", CASES)
 def test_on_policy_every_objective_has_the_plain_policy_gradient(name, dtype):
-    """Expect the plain gradient, except for PSPO, which mixes the policy with the old one and has 1 - α of it."""
+    """PSPO is the exception: it mixes the policy with the old one, so its gradient is 1 - α of the plain gradient."""
     _, advantages, mask = ragged_batch(0, dtype)
     log_ratio = torch.zeros(mask.shape, dtype=dtype, requires_grad=True)
     objective = build_objective(**CASES[name][0])
@@ -83,7 +83,7 @@ def test_on_policy_every_objective_has_the_plain_policy_gradient(name, dtype):
 
 @pytest.mark.parametrize("name", ["sapo", "sspo-expsig", "sspo-expatan", "sspo-atanlog", "sspo-siglog"])
 def test_the_temperature_is_picked_by_the_sign_of_the_advantage(name):
-    """Eq. (10): positive advantages get tau_pos, all others, 0 included, tau_neg."""
+    """By eq. (10), positive advantages use tau_pos, and all others, 0 included, use tau_neg."""
     given = CASES[name][0]
     log_ratio, mask = torch.full((3, 4), 0.7), torch.ones(3, 4)
     advantages = torch.tensor([1.0, 0.0, -1.0])
@@ -96,7 +96,7 @@ def test_the_temperature_is_picked_by_the_sign_of_the_advantage(name):
 
 
 def test_a_positive_advantage_is_clipped_from_above_only_and_another_from_below_only():
-    """Eq. (1), by hand: ρ = 1/2 and 2 with ε = 0.2."""
+    """Eq. (1) is computed by hand for ρ = 1/2 and ρ = 2 with ε = 0.2."""
     objective = build_objective(method="grpo", eps_low=0.2, eps_high=0.2)
     log_ratio = torch.tensor([[0.5], [2.0], [0.5], [2.0]]).log()
     weights = objective.weights(log_ratio, torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.ones(4, 1))

@@ -1,4 +1,4 @@
-"""The options of each method, their defaults, and refused options."""
+"""Tests of the options of each method: defaults and refused options."""
 
 import inspect
 

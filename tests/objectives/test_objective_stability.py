@@ -1,4 +1,4 @@
-"""Extremes, masks, padding and micro-batches, which must not change a gradient."""
+"""Tests of extreme ratios, and of masks, padding and micro-batches, which must not change a gradient."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ EXTREMES = [20.0, 21.0, 88.0, 100.0, 1e4, 3e38, float("inf")]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_extreme_ratios_give_finite_weights_and_gradients(name, dtype):
-    """One row per extreme: [d, -d, 0.01], [d, d, d], [-d, -d, -d], under both signs of the advantage."""
+    """Each extreme d gives the rows [d, -d, 0.01], [d, d, d] and [-d, -d, -d], with both signs of the advantage."""
     objective = build_objective(**CASES[name][0])
     d = torch.tensor(EXTREMES)
     rows = torch.cat(
@@ -33,7 +33,7 @@ def test_extreme_ratios_give_finite_weights_and_gradients(name, dtype):
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "sequence"])
 def test_a_sharp_sigmoid_does_not_underflow(method):
-    """σ(τ(ρ - 1)) is 0 in float32 for τ = 150 and ρ near 0; its logarithm must not be taken of that."""
+    """σ(τ(ρ - 1)) underflows to 0 in float32 for τ = 150 and ρ near 0, so log σ must not be computed from it."""
     log_ratio = torch.full((2, 3), -10.0, requires_grad=True)
     objective = build_objective(method=method, gate="sigmoid", tau_neg=150.0, tau_pos=150.0)
     weights = objective.weights(log_ratio, torch.tensor([1.0, -1.0]), torch.ones(2, 3))
@@ -72,7 +72,7 @@ def test_a_completion_without_tokens_has_a_finite_weight_and_no_gradient(name):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float32, torch.bfloat16])
 def test_any_kind_of_mask_counts_exactly(dtype):
-    """bfloat16 cannot count past 256; 701 would become 700."""
+    """bfloat16 rounds integers above 256; a count of 701 would become 700."""
     log_ratio, mask = torch.full((1, 701), 0.1), torch.ones(1, 701)
     weights = build_objective(method="grpo").weights(log_ratio, torch.ones(1), mask.to(dtype))
     torch.testing.assert_close(weights, torch.tensor([0.1]).exp())
@@ -84,7 +84,7 @@ def test_nan_on_a_token_of_the_policy_is_not_hidden():
 
 
 def partitions(items):
-    """All ways to split a list into non-empty parts."""
+    """Yield all ways to split a list into non-empty parts."""
     if not items:
         yield []
         return
@@ -111,7 +111,7 @@ def minibatch_gradient(objective, features, theta, advantages, mask, parts, padd
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradient_depends_on_neither_the_split_nor_the_padding(name):
-    """All 52 partitions of a minibatch of 5, without and with extra padding."""
+    """All 52 partitions of a minibatch of 5 completions are tried, with and without extra padding."""
     generator = torch.Generator().manual_seed(1)
     features, theta = torch.randn(5, 8, 6, generator=generator), torch.randn(6, generator=generator) * 0.1
     advantages = torch.tensor([1.2, -0.7, 0.4, 0.0, -1.5])

@@ -1,4 +1,4 @@
-"""User-defined methods, as functions of whole completions."""
+"""Tests of methods that a user defines as functions of whole completions."""
 
 import pytest
 import torch

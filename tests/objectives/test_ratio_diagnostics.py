@@ -1,4 +1,4 @@
-"""Diagnostics against numpy, and their independence of the split."""
+"""Ratio diagnostics agree with numpy and do not depend on the split of a minibatch."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ NOTHING = (torch.zeros(0, 1), torch.zeros(0), torch.zeros(0, 1, dtype=torch.bool
 
 
 def gathered(*parts):
-    """Rows from several ranks, say, put together."""
+    """Concatenate rows, for example those of several ranks."""
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if parts else NOTHING
 
 
@@ -138,7 +138,7 @@ def test_a_weight_on_an_edge_falls_in_the_bin_above_and_the_last_bin_is_open():
 
 @pytest.mark.parametrize("method", ["grpo", "gspo", "gmpo", "sapo", "sspo"])
 def test_on_policy_every_weight_is_1_whatever_the_length(method):
-    """1/49 · 49 is not 1 in float32."""
+    """The weights are exactly 1 for every length, although 1/49 · 49 is not 1 in float32."""
     advantages = torch.tensor([1.0, -1.0]).repeat(150)
     mask = torch.arange(300) < torch.arange(300)[:, None] + 1
     weights = build_objective(method=method).token_weights(torch.zeros(300, 300), advantages, mask)

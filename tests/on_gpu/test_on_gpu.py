@@ -1,4 +1,4 @@
-"""A CUDA GPU against the CPU: `make test-gpu`. Small models, whose distributions are far from uniform."""
+"""Policies on a CUDA GPU agree with the CPU: `make test-gpu`. The models are small, with far from uniform outputs."""
 
 import copy
 
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def both(tiny, **options) -> tuple[Policy, Policy]:
-    """The same random policy on the CPU in float32, and on the GPU with `options`."""
+    """Return the same random policy on the CPU in float32, and on the GPU with `options`."""
     alone = {name: value for name, value in options.items() if name == "lora"}
     on_cpu, on_gpu = (
         load_policy(ModelOptions(tiny=tiny, **alone), CPU),

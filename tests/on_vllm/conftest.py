@@ -1,4 +1,4 @@
-"""Real vLLM on this machine's CPU: `make test-vllm` sets up an environment that has it."""
+"""Fixtures for real vLLM on this machine's CPU; `make test-vllm` sets up an environment that has it."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -12,7 +12,10 @@ from sspo_cli.rollout.vllm_engine import VllmEngine
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., VllmEngine]]:
-    """Starts an engine for a policy; it is gone after the test, since a process holds one at a time."""
+    """Return a function that starts an engine for a policy.
+
+    The engine is deleted after the test, because a process holds only one at a time.
+    """
     engines = []
 
     def start(policy: Policy, temperature: float = 1.0, **options: object) -> VllmEngine:

@@ -1,4 +1,4 @@
-"""vLLM's samples and log-probabilities against the policy's own."""
+"""vLLM's samples and log-probabilities agree with the policy's."""
 
 import gc
 import os
@@ -48,7 +48,7 @@ def test_ten_updates_in_a_row_reach_the_engine_and_nothing_of_the_ones_before_st
     engine.sync(policy)
     for update in range(10):
         disturb(policy, update)
-        assert differences(policy, sample(engine)).mean() > 0.05  # not there yet
+        assert differences(policy, sample(engine)).mean() > 0.05  # the update has not arrived
         probed = engine.sync(policy)
         assert probed["sampler/probe_drift"] < 1e-4
         assert probed["sampler/probe_policy"] == pytest.approx(probed["sampler/probe_sampler"], abs=1e-4)
@@ -91,12 +91,12 @@ def test_adapters_are_merged_on_the_way_and_the_policy_is_unchanged(start):
     engine.sync(policy)
     assert differences(policy, sample(engine)).median() <= 1e-4
     with policy.model.disable_adapter():
-        assert differences(policy, sample(engine)).mean() > 0.01  # the adapters do change what is sampled
+        assert differences(policy, sample(engine)).mean() > 0.01  # the adapters change what is sampled
     assert all(torch.equal(before[name], weight) for name, weight in policy.model.named_parameters())
 
 
 def test_weights_that_do_not_arrive_stop_the_run_with_one_sentence(start, monkeypatch):
-    """Each of the three ways in which a sync was seen to fail without a word."""
+    """Check the three ways in which a sync was seen to fail silently."""
     policy = tiny_policy()
     engine = start(policy)
     engine.sync(policy)
@@ -135,7 +135,7 @@ def test_a_seed_gives_the_same_completions_and_those_of_a_group_differ(start):
 
 
 def test_more_prompt_tokens_than_vllm_takes_at_a_time(start):
-    """4096 by default; it would cut one prompt in two there."""
+    """vLLM takes 4096 prompt tokens at a time by default, and splits one of these prompts there."""
     policy = tiny_policy()
     engine = start(policy)
     engine.sync(policy)
@@ -145,7 +145,7 @@ def test_more_prompt_tokens_than_vllm_takes_at_a_time(start):
 
 
 def test_sampled_frequencies_are_the_policy_s_probabilities_untruncated(start):
-    """One step, many draws: a chi-square test on the tokens that are expected at least five times."""
+    """Draw one token many times; the chi-square test covers tokens expected at least five times."""
     from scipy.stats import chisquare
 
     policy = tiny_policy()
@@ -196,7 +196,7 @@ def test_greedy_completions_are_those_of_the_torch_engine(start):
 def test_the_process_is_left_as_it_was(start):
     policy = tiny_policy()
     environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    torch.set_float32_matmul_precision("high")  # as with bfloat16
+    torch.set_float32_matmul_precision("high")  # the setting for bfloat16
     start(policy)
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")
@@ -207,7 +207,7 @@ def test_the_process_is_left_as_it_was(start):
 
 
 def test_on_a_gpu_the_engine_wakes_up_for_a_sync_and_sleeps_once_until_the_next(start, monkeypatch):
-    """The order of the calls alone: vLLM ignores sleep on a CPU."""
+    """Check only the order of the calls, because vLLM ignores sleep on a CPU."""
     policy = tiny_policy()
     engine = start(policy)
     engine.on_gpu = True
@@ -258,7 +258,7 @@ def test_a_cache_too_small_for_the_completions_is_reported_and_cuts_none():
             "too little memory .* lower rollout.vllm.gpu_memory",
         ),
         (
-            RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62"),  # of vLLM's own allocator
+            RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62"),  # from vLLM's allocator
             "too little memory .* lower rollout.vllm.gpu_memory",
         ),
         (RuntimeError("worker died\nat line 7"), "vLLM could not sample: worker died; .* rollout.engine=torch"),
@@ -279,7 +279,7 @@ STOP = ("</execute>", "</solution>")
 
 
 def test_episodes_are_played_with_stop_strings_and_own_tokens_have_the_policy_s_log_probabilities(start):
-    """Tags are tokens in the first half; in the second, strings of characters end a completion."""
+    """In the first half the tags are single tokens; in the second, plain strings end a completion."""
     policy = load_policy(ModelOptions(tiny=TINY.model_copy(update={"action_tags": True})), torch.device("cpu"))
     tags = policy.tokenizer.convert_tokens_to_ids(
         ["<execute>", "</execute>", "<solution>", "</solution>", "<|im_end|>"]
@@ -307,12 +307,13 @@ def test_episodes_are_played_with_stop_strings_and_own_tokens_have_the_policy_s_
     assert sum(sum(c.read) for c in episodes) > 0
     assert differences(policy, groups, prompts=[prompt.token_ids for prompt in prompts]).median() <= 1e-4
 
-    for strings in (("7", "e"), ("ab", "</t")):  # of characters, found as the torch engine finds them
+    for strings in (("7", "e"), ("ab", "</t")):  # strings that the torch engine finds too
         torch_engine = TorchEngine(policy, 64)
         for which in (engine, torch_engine):
             for completion in (c for group in sample(which, stop=strings, max_new_tokens=60) for c in group):
                 text = completion.text
                 found = [text.find(string) + len(string) for string in strings if string in text]
-                last = policy.tokenizer.decode(completion.token_ids[-1:])  # no token is cut: `user` ends after its e
+                # No token is cut: `user` is kept whole after its e.
+                last = policy.tokenizer.decode(completion.token_ids[-1:])
                 assert not found or len(text) - len(last) < min(found) <= len(text)
                 assert completion.truncated == (not found and completion.token_ids[-1] not in policy.end_ids)

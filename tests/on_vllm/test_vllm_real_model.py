@@ -1,4 +1,4 @@
-"""A step on vLLM of the real model that `make test-real` builds, SmolLM2-135M-Instruct (Q4_1, dequantized)."""
+"""A step of training on vLLM with the real model that `make test-real` builds, SmolLM2-135M-Instruct (Q4_1, dequantized)."""
 
 import gc
 import json
@@ -44,5 +44,5 @@ def test_a_step_of_a_real_model(tmp_path):
     gc.collect()
     assert done.returncode == 0, done.stderr
     (step,) = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
-    assert step["sampler/probe_drift"] <= 1e-4  # seen: 5e-6
+    assert step["sampler/probe_drift"] <= 1e-4  # measured: 5e-6
     assert step["sampler/mismatch_max"] <= 1e-3

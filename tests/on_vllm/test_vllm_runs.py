@@ -62,7 +62,7 @@ def test_a_run_samples_with_vllm_and_its_metrics_hold_both_sides_of_the_probe(ru
             assert row["sampler/probe_policy"] == pytest.approx(row["sampler/probe_sampler"], abs=1e-4)
         else:
             assert "sampler/probe_policy" not in row
-    assert len({row["sampler/probe_policy"] for row in metrics[::2]}) == 3  # the weights did change in between
+    assert len({row["sampler/probe_policy"] for row in metrics[::2]}) == 3  # the weights changed between rollouts
 
 
 def test_a_cache_too_small_is_reported_before_the_cold_start(tmp_path):
@@ -86,7 +86,7 @@ def test_eval_on_vllm_finds_what_the_run_measured(runs):
 
 @pytest.fixture(scope="module")
 def by_torch(runs):
-    """A run that the torch engine sampled for."""
+    """Train a run with the torch engine and return its folder."""
     options = {name: value for name, value in SHORT.items() if not name.startswith("rollout__vllm")}
     done = sspo("train", "--run", "torch", "--runs-dir", runs, **options | {"rollout__engine": "torch"})
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
         targets = ["torch", "--checkpoint", "best"]
         steps = [json.loads((by_torch / "checkpoints" / "best.json").read_text())["step"]]
     else:
-        targets = ["torch", by_torch / "checkpoints" / "step-2"]  # each with a separate engine, in turn
+        targets = ["torch", by_torch / "checkpoints" / "step-2"]  # each target gets its own engine, in turn
         steps = [SHORT["steps"], 2]
 
     def measured(engine):
@@ -111,7 +111,7 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
     done = sspo("eval", *targets, "--runs-dir", by_torch.parent, "--engine", "vllm", "-b", "arithmetic", "--again")
     gc.collect()
     assert done.returncode == 0, done.stderr
-    after = measured("vLLM")  # next to the others: another sampler makes another column
+    after = measured("vLLM")  # another sampler adds rows and replaces none
     assert set(steps) <= set(after)
     conditions = ("split", "n", "samples", "temperature", "max_new_tokens", "prompt", "seed", "checkpoint")
     for step in steps:
@@ -123,7 +123,10 @@ def test_a_run_of_the_torch_engine_is_measured_alike_with_vllm(by_torch, monkeyp
 
 
 def stopped(runs, number, ready):
-    """Start the run `stopped` or continue it in a separate process, and send it the signal when `ready(stdout)`."""
+    """Start or resume the run `stopped` in a process and send it signal `number` when `ready(stdout)` is true.
+
+    Checks that the process ends cleanly, and returns the step that it saved.
+    """
     sets = [part for key, value in SHORT.items() for part in ("-s", f"{key.replace('__', '.')}={value}")]
     more = ["--resume"] if (runs / "stopped").exists() else sets
     out, err = (runs.parent / f"stopped.{name}" for name in ("out", "err"))
@@ -151,8 +154,10 @@ def stopped(runs, number, ready):
 
 
 def test_a_signal_ends_a_run_with_its_state_saved_and_no_process_left_and_it_continues(runs):
-    """SIGTERM in the middle of the steps, then SIGINT as soon as the resumed run has its engine, whose start must not have
-    taken the signals over."""
+    """Send SIGTERM in the middle of the steps, and SIGINT as soon as the resumed run has its engine.
+
+    Starting the engine must not replace the run's signal handlers.
+    """
     metrics = runs / "stopped" / "metrics.jsonl"
     first = stopped(runs, signal.SIGTERM, lambda said: metrics.exists())
     assert 1 <= first < SHORT["steps"] - 1
@@ -188,7 +193,7 @@ def test_a_run_with_more_ids_than_the_tokenizer_knows(tmp_path):
 
 @pytest.mark.long
 def test_a_run_on_vllm_learns_as_the_torch_engine_s_does(tmp_path):
-    """The embedded task from the same cold start, shorter than the demo: mean rewards of both rise alike."""
+    """Train the embedded task from one cold start with both engines: their mean rewards rise alike."""
     options = {"steps": 24, "cold_start__steps": 400, "evaluation__benchmarks": "[]"}
     first, last = {}, {}
     for engine in ("torch", "vllm"):
@@ -197,7 +202,7 @@ def test_a_run_on_vllm_learns_as_the_torch_engine_s_does(tmp_path):
         rewards = [row["reward/mean"] for row in rows(tmp_path / engine / "metrics.jsonl")]
         first[engine], last[engine] = sum(rewards[:4]) / 4, sum(rewards[-8:]) / 8
         gc.collect()
-    assert last["vllm"] > first["vllm"] + 0.2  # seen: 0.65 and 1.0
+    assert last["vllm"] > first["vllm"] + 0.2  # measured: 0.65 and 1.0
     assert last["vllm"] == pytest.approx(last["torch"], abs=0.15)
 
 

@@ -1,4 +1,4 @@
-"""A real vLLM server, sampled from over HTTP and updated through a folder."""
+"""A real vLLM server that is sampled from over HTTP and updated through a folder."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ from small_runs import rows, without_times
 
 pytestmark = needs_vllm
 START_SECONDS = 240
-ROOM = 150  # tokens of a sequence
+ROOM = 150  # maximum length of a sequence in tokens
 
 
 def free_port() -> int:
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(folder, *options, **settings):
-    """Address of a server of the model in `folder`; it stops at the end of the context."""
+    """Yield the address of a server of the model in `folder`, and stop the server at the end of the context."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", port]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", 1 << 26]
@@ -70,14 +70,14 @@ def served_policy():
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "model"
     policy = served_policy()
-    policy.model.generation_config.update(do_sample=True, top_k=5)  # a recommendation that training must not follow
+    policy.model.generation_config.update(do_sample=True, top_k=5)  # training must ignore this recommendation
     policy.save(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(model):
-    """Address of a server of an untied policy, its weights those before all updates."""
+    """Yield the address of a server of an untied policy with the weights before all updates."""
     with serving(model, "--max-model-len", ROOM, VLLM_SERVER_DEV_MODE="1") as address:
         yield address
 
@@ -113,7 +113,7 @@ def test_updates_reach_the_server_and_the_log_probabilities_agree(server, tmp_pa
         (
             {"vocabulary": PADDED},
             "log-probabilities differ from the policy's",
-        ),  # tied: the server's own projection stays
+        ),  # tied, so the server keeps its output projection
         (
             {"tied": False},
             r"answers 500 to /collective_rpc .*; it must serve the policy's model and be able to read /.*-weights",
@@ -185,7 +185,7 @@ def test_a_server_that_is_not_in_dev_mode_is_reported_before_the_cold_start(mode
 
 @pytest.mark.long
 def test_two_ranks_sample_from_a_server_and_the_first_alone_updates_it(server, model, tmp_path):
-    """Two ranks send the server as many updates as one process does; completions and metrics agree up to rounding."""
+    """Two ranks update the server as often as one process; completions and metrics agree up to rounding."""
     options = of_a_run(server, model, tmp_path) | {
         "rollout__prompts": 4,
         "rollout__group_size": 4,

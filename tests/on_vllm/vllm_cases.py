@@ -1,4 +1,4 @@
-"""Tiny policies whose heads are as wide as vLLM has them on a CPU, and what their sampler must agree with."""
+"""Tiny policies with heads as wide as vLLM needs them on a CPU, and helpers to compare their sampler with them."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,17 +16,17 @@ from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed here; `make test-vllm` runs these tests with it"
 )
-TINY = TinyModelOptions(hidden_size=64, layers=2, heads=2, intermediate_size=96)  # heads of 32
-PADDED = 300  # ids, of which the tokenizer knows 266; no multiple of the 64 to which vLLM pads again
+TINY = TinyModelOptions(hidden_size=64, layers=2, heads=2, intermediate_size=96)  # each head is 32 wide
+PADDED = 300  # ids, 266 of them known to the tokenizer; not a multiple of 64, so vLLM pads them further
 PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15, 16], [2, 17]]
 
 
 def tiny_policy(
     *, tied: bool = True, dtype: str = "float32", lora: bool = False, scale: float = 2.0, vocabulary: int | None = None
 ) -> Policy:
-    """Random, its weights scaled up so that its distributions are far from uniform.
+    """Return a random policy whose weights are scaled up so that its distributions are far from uniform.
 
-    `vocabulary`: more ids than the tokenizer knows, as Qwen2.5's models have 151,936 for 151,665 tokens.
+    `vocabulary` adds ids that the tokenizer does not know, as in Qwen2.5's models: 151,936 ids for 151,665 tokens.
     """
     options = ModelOptions(tiny=TINY, dtype=dtype, lora=LoraOptions(rank=4) if lora else None)
     policy = load_policy(options, torch.device("cpu"))
@@ -37,7 +37,7 @@ def tiny_policy(
             policy.model.resize_token_embeddings(vocabulary, mean_resizing=False)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
-            if ".lora_B." in name:  # they start at zero, and would change nothing
+            if ".lora_B." in name:  # these start at zero and would change nothing
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
             elif parameter.ndim >= 2:
                 parameter.mul_(scale)
@@ -48,7 +48,7 @@ def tiny_policy(
 
 
 def tiny_mixture() -> Policy:
-    """Random experts, as Qwen3-30B-A3B has them: with norms of queries and keys, and a projection that is not tied."""
+    """Return a random mixture of experts like Qwen3-30B-A3B: with query and key norms and an untied projection."""
     policy = tiny_policy()
     shape = {"vocab_size": policy.vocabulary, "hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
@@ -59,7 +59,7 @@ def tiny_mixture() -> Policy:
 
 
 def disturb(policy: Policy, seed: int, size: float = 0.05) -> None:
-    """What an optimizer step does: every weight that is trained moves."""
+    """Move every trained weight, as an optimizer step does."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters:
@@ -74,14 +74,14 @@ def sample(
 
 
 def unknown(policy: Policy, groups: list[list[Completion]]) -> list[Completion]:
-    """Those with an id that the tokenizer does not know."""
+    """Return the completions with an id that the tokenizer does not know."""
     return [c for group in groups for c in group if max(c.token_ids) >= len(policy.tokenizer)]
 
 
 def differences(
     policy: Policy, groups: list[list[Completion]], temperature: float = 1.0, prompts: list[list[int]] = PROMPTS
 ) -> torch.Tensor:
-    """|log-probability by the policy − by the sampler| of every sampled token."""
+    """Return |log-probability by the policy − by the sampler| of every sampled token."""
     graded = [
         Group(Prompt(Problem("", "", "", ""), "", prompt), group, [Reward(0, 0, None, "ok")] * len(group))
         for prompt, group in zip(prompts, groups, strict=True)

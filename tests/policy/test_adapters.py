@@ -1,4 +1,4 @@
-"""Adapters are put where they were asked for, or refused in a sentence."""
+"""Adapters are placed where the options ask for them, or refused with one sentence."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_adapters_on_part_of_the_layers_or_by_a_path_are_only_there(tiny):
 
 
 def test_an_adapter_on_an_untied_embedding_reaches_the_sampler(tmp_path, make_batch):
-    """Against the weights that another engine would load, in a plain model."""
+    """The policy agrees with a plain model that has loaded the weights which another engine would get."""
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPE, **HEADS, tie_word_embeddings=False, initializer_range=0.2)
     LlamaForCausalLM(config).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints are complete or absent."""
+"""Tests of checkpoints, which are complete or absent."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced_whole(policy, tmp_path):
 
 
 def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(policy, tmp_path):
-    for name in (".step-2.partial", ".step-4.partial"):  # of the step itself, and of one that is not written again
+    for name in (".step-2.partial", ".step-4.partial"):  # step 2 is saved again below, step 4 is not
         (tmp_path / name / "deeper").mkdir(parents=True)
         (tmp_path / name / "model.safetensors").write_bytes(b"half")
     assert latest_whole(tmp_path) == (None, [])
@@ -60,7 +60,7 @@ def test_killed_while_it_is_replaced_a_whole_checkpoint_is_left(policy, tmp_path
     calls = 0
 
     class Killed(BaseException):
-        """After which nothing is tidied up."""
+        """A kill, after which nothing is cleaned up."""
 
     def stops(original):
         def call(path, *args, **kwargs):
@@ -108,7 +108,7 @@ def test_every_file_follows_the_umask(policy, tmp_path, umask):
 
 @pytest.mark.parametrize("room", [0, 100, 20_000], ids="{} bytes".format)
 def test_a_disk_that_is_full_for_torch_is_said_to_be_full(policy, tmp_path, monkeypatch, room):
-    """Wherever in the file of tensors that happens; torch's own message names neither file nor reason."""
+    """The message is the same wherever in the file of tensors the disk is full; torch's own names neither file nor reason."""
     state = {"weights": torch.arange(10_000.0)}
     write, written = checkpoint._Writer.write, 0
 
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_for_torch_is_said_to_be_full(policy, tmp_path, monk
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "no manifest"])
 def test_damage_is_seen_and_the_one_before_serves(policy, tmp_path, damage):
-    for step in (2, 10):  # in the order of numbers, not of names
+    for step in (2, 10):  # the latest checkpoint has the highest number, not the last name
         save_checkpoint(tmp_path / f"step-{step}", policy, STATE)
     weights = tmp_path / "step-10" / "model.safetensors"
     content = weights.read_bytes()
@@ -166,7 +166,10 @@ def test_damage_to_any_file_is_seen(policy, tmp_path):
 
 
 def test_a_checkpoint_is_hashed_once_by_a_process_and_those_that_it_starts(policy, tmp_path, monkeypatch):
-    """They get its stamp in the environment. A file counts as changed even if its size and time of modification are the same."""
+    """Child processes get the stamp of a verified checkpoint in their environment.
+
+    A changed file is noticed even if its size and modification time stay the same.
+    """
     folder, hashed = tmp_path / "step-1", []
     save_checkpoint(folder, policy, STATE)
     checksum = checkpoint._checksum
@@ -193,7 +196,7 @@ def test_every_file_is_on_the_disk_before_the_folder_has_its_name(policy, tmp_pa
     at = calls.index("rename")
     folder = tmp_path / "step-1"
     assert {path.stat().st_ino for path in (folder, *folder.iterdir())} <= set(calls[:at])
-    assert tmp_path.stat().st_ino in calls[at:]  # and then the new name
+    assert tmp_path.stat().st_ino in calls[at:]  # the new name is flushed after the rename
 
 
 def test_a_state_that_holds_code_is_not_run(policy, tmp_path):
@@ -243,7 +246,7 @@ def test_the_best_checkpoint_stays_however_old_it_is(tmp_path):
         (tmp_path / f"step-{step}").mkdir()
     keep_last(tmp_path, 2, best=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20", "step-3"]
-    keep_last(tmp_path, 2, best=20)  # one of the last two is no reason to keep another
+    keep_last(tmp_path, 2, best=20)  # the best is one of the last two, so no third checkpoint is kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20"]
 
 

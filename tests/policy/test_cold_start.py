@@ -1,4 +1,4 @@
-"""The supervised stage: what it teaches, in which order, and when its result is reused."""
+"""Tests of the cold start: what it teaches, in which order, and when its result is reused."""
 
 import copy
 import os
@@ -26,7 +26,7 @@ ANSWERS = ("1", "<answer>22</answer>", "<think>3+3</think><answer>6</answer>", "
 
 
 def options_of(**changes) -> RunOptions:
-    """A short cold start on the tiny model; `changes` have `__` for the dots."""
+    """Return the options of a short cold start of the tiny model; `changes` have `__` in place of dots."""
     values = {"cold_start.steps": 3, "cold_start.batch_size": len(ANSWERS), **TINY}
     values |= {name.replace("__", "."): value for name, value in changes.items()}
     return load_config(overrides=[f"{name}={value}" for name, value in values.items()])
@@ -38,7 +38,7 @@ def demonstrations(policy, answers=ANSWERS):
 
 
 def start(options, cache, policy, taught, interruption=None):
-    """The policy, its folder, the losses of the steps taken here."""
+    """Run a cold start; return the policy, its folder, and the losses of the steps taken here."""
     losses = []
 
     def progress(steps, loss=None):
@@ -56,7 +56,7 @@ class TestDemonstrations:
         for group, answer in zip(demonstrations(policy), ANSWERS, strict=True):
             ids = [*group.prompt.token_ids, *group.completions[0].token_ids]
             assert policy.tokenizer.decode(ids) == f"{group.prompt.text}{answer}<|im_end|>"
-            assert ids.count(policy.tokenizer.eos_token_id) == 2  # the end of the question's turn is the first
+            assert ids.count(policy.tokenizer.eos_token_id) == 2  # the first one ends the question's turn
 
     def test_what_the_template_opened_is_not_written_twice(self, policy):
         policy.tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
@@ -77,7 +77,7 @@ class TestDemonstrations:
 
 
 def plain_cold_start(policy, groups, options):
-    """The same in plain torch, all demonstrations in every step: mean cross-entropy of their tokens."""
+    """Train with plain torch on all demonstrations in every step; return the mean cross-entropy of their tokens at each step."""
     model, cold = policy.model, options.cold_start
     parameters = list(model.parameters())
     decayed = [
@@ -125,7 +125,10 @@ def test_it_is_the_mean_over_all_tokens_of_the_batch_whatever_the_micro_batches(
 
 
 def order_of(policy, cache, steps, **changes):
-    """Which demonstration each step learned from: a rate of nearly 0 leaves each its own loss."""
+    """Return the number of the demonstration that each step learned from.
+
+    The learning rate is nearly 0, so that each demonstration keeps its own loss and is recognized by it.
+    """
     options = options_of(cold_start__steps=steps, cold_start__batch_size=1, cold_start__learning_rate=1e-12, **changes)
     taught, own = demonstrations(policy), []
     for group in taught:
@@ -148,7 +151,10 @@ def test_every_epoch_takes_each_demonstration_once_in_its_own_order(policy, tmp_
 
 
 def test_an_interrupted_one_continues_as_if_it_had_not_been(policy, tmp_path):
-    """The same demonstrations, moments and rates; one checkpoint at a time, where it is due and where it stops."""
+    """The resumed cold start uses the same demonstrations, moments and rates.
+
+    A checkpoint is saved when it is due and when the run stops; only the latest is kept.
+    """
     options = options_of(cold_start__steps=6, cold_start__batch_size=2, cold_start__checkpoint_every=2)
     taught, interruption = demonstrations(policy), Interruption()
     whole, _, expected = start(options, tmp_path / "whole", copy.deepcopy(policy), taught)
@@ -172,7 +178,7 @@ def test_an_interrupted_one_continues_as_if_it_had_not_been(policy, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-# Options that change the result, next to those of `options_of`: each must have a separate cold start.
+# Options that change the result, next to those of `options_of`; each must have a separate cold start.
 MATTER = {
     "cold_start.steps": 2,
     "cold_start.batch_size": 4,
@@ -192,7 +198,7 @@ MATTER = {
     "model.tiny": "{seed: 1, hidden_size: 32, layers: 2, heads: 1}",
     "optimizer.eight_bit": "true",
 }
-# Options that do not: runs that differ in them begin with the same weights.
+# Options that do not change the result; runs that differ only in them begin with the same weights.
 INDIFFERENT = {
     "cold_start.tasks": "[{name: gsm8k}]",
     "cold_start.checkpoint_every": 7,
@@ -206,11 +212,11 @@ IN_TESTS_OF_THEIR_OWN = {"model.name", "model.weights"}
 
 
 class Stop(Exception):
-    """Ends a cold start before its first step."""
+    """Raised to end a cold start before its first step."""
 
 
 def place_of(policy, options, cache, taught=None):
-    """The folder of that cold start in the cache, without training."""
+    """Return the folder of this cold start in the cache, without training."""
 
     def stop(steps, loss=None):
         raise Stop
@@ -251,7 +257,7 @@ def test_so_has_whatever_else_the_result_depends_on(policy, tmp_path, monkeypatc
         policy,
     )
     places.append(place_of(policy, options, tmp_path, other_questions))
-    # The same tokens, differently divided into prompt and answer.
+    # The same tokens, split differently into prompt and answer.
     group = demonstrations(policy)[0]
     ids, divided = [*group.prompt.token_ids, *group.completions[0].token_ids], []
     for cut in (len(group.prompt.token_ids), len(group.prompt.token_ids) + 1):
@@ -270,7 +276,7 @@ def test_so_has_whatever_else_the_result_depends_on(policy, tmp_path, monkeypatc
 
 
 def test_another_model_of_the_same_name_is_not_taken_for_the_one_before(policy, tmp_path):
-    """As when a branch on a hub has moved on, or a folder was written again."""
+    """A branch on a hub may have moved, or a folder may have been rewritten."""
     cache, model = tmp_path / "cache", tmp_path / "model"
     cache.mkdir()
     options = options_of(model__name=model)
@@ -333,7 +339,7 @@ def test_cold_starts_that_no_run_uses_any_more_are_removed_by_the_next(policy, t
         for name, days in (("00000000000000a1", 30), ("00000000000000b1", 2), ("00000000000000b2", 2))
     ]
     os.utime(made.parent, times=(0, 0))
-    assert start(options_of(), tmp_path, fresh, taught)[2] == []  # used again, which counts
+    assert start(options_of(), tmp_path, fresh, taught)[2] == []  # it was used again, so its age starts from now
     assert time.time() - made.parent.stat().st_mtime < 3600
 
 
@@ -347,7 +353,7 @@ def test_bad_steps_in_a_row_end_it_and_single_ones_do_not(policy, tmp_path):
 
         def progress(steps, loss=None):
             taken.append(loss)
-            with torch.no_grad():  # before the next step
+            with torch.no_grad():  # takes effect in the next step
                 weight.copy_(good * torch.nan if len(taken) in steps_that_are_bad else good)
 
         cold_start(policy, demonstrations(policy), options, cache, Interruption(), progress, print)
@@ -376,7 +382,7 @@ def test_a_run_that_waited_long_enough_takes_what_is_there_then(policy, tmp_path
     folder.mkdir()
     busy = FileLock(folder / ".lock", thread_local=False)
     busy.acquire()
-    release = threading.Timer(1.3, busy.release)  # longer than one look at the lock
+    release = threading.Timer(1.3, busy.release)  # longer than one attempt to get the lock
     release.start()
     cold_start(policy, demonstrations(policy), options, tmp_path, Interruption(), lambda *_, **__: None, notes.append)
     release.join()

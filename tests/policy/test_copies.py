@@ -1,4 +1,4 @@
-"""Copies of a checkpoint's model: its published names, in its own dtype or another."""
+"""Tests of copies of a checkpoint's model, with its published tensor names, in its own or another dtype."""
 
 import json
 
@@ -13,7 +13,7 @@ from sspo_cli.policy.checkpoint import MANIFEST, STATE, save_checkpoint
 from sspo_cli.policy.copies import copy_model
 from sspo_cli.policy.optimizer import adamw
 
-PUBLISHED = "model.layers.1.mlp.experts.7.down_proj.weight"  # merged with others in memory
+PUBLISHED = "model.layers.1.mlp.experts.7.down_proj.weight"  # in memory this tensor is merged with others
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

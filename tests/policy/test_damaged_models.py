@@ -1,4 +1,4 @@
-"""A model folder that cannot be used is one sentence, whatever the libraries raise."""
+"""A model folder that cannot be used is reported in one sentence, whatever the libraries raise."""
 
 import json
 import pickle

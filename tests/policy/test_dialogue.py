@@ -1,4 +1,4 @@
-"""What a chat template writes between two turns, for templates shaped like those of Qwen2, Qwen3, Llama-3 and Gemma."""
+"""Tests of the text between two turns, for chat templates shaped like those of Qwen2, Qwen3, Llama-3 and Gemma."""
 
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ FIRST, SAID, LAST = "<execute>6*7</execute>", "Observation:\n42", "<solution>42<
 
 
 def model_of(name: str) -> SimpleNamespace:
-    """A tokenizer with that template and its control tokens, and what else a dialogue asks of a policy."""
+    """Return a tokenizer with the named template and its control tokens, and the attributes of a policy that a dialogue uses."""
     template, control, end = CONTROL[name]
     tokenizer = tiny_tokenizer()
     new = [token for token in control if token not in tokenizer.get_vocab()]
@@ -83,7 +83,9 @@ def test_turns_and_bridges_are_what_the_template_renders(name, thinking):
         turns.insert(0, {"role": "system", "content": SYSTEM})
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
     rendered = model.tokenizer.apply_chat_template(turns, **options)
-    if name == "qwen3" and not thinking:  # rendered again, the first turn would lose the empty thought that it followed
+    if (
+        name == "qwen3" and not thinking
+    ):  # a new rendering drops the empty thought before the first turn; a dialogue keeps it
         assert text.count("<think>\n\n</think>\n\n") == 2
         text = text.replace("<think>\n\n</think>\n\n", "", 1)
     assert text == rendered + LAST
@@ -168,7 +170,7 @@ def test_an_answer_with_tokens_that_the_model_lacks_is_refused():
 
 
 def test_tokens_of_bytes_and_merges_are_never_encoded_again():
-    """What a policy writes need not be how its tokenizer would write it."""
+    """A policy may write a text in other tokens than its tokenizer would."""
     bytes_ = tiny_tokenizer().get_vocab()
     pieces = [("<", "/"), ("e", "x")]
     vocabulary = {**bytes_, **{a + b: len(bytes_) + i for i, (a, b) in enumerate(pieces)}}

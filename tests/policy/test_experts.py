@@ -1,4 +1,4 @@
-"""Mixtures of experts: the dtype in which they are computed, and what is recorded of their choices."""
+"""Tests of mixtures of experts: the dtype of their computation, and the record of the experts that each token chooses."""
 
 import copy
 from dataclasses import replace
@@ -37,7 +37,7 @@ def make_policy(dtype: torch.dtype, **options: object) -> Policy:
 
 @pytest.fixture
 def products(monkeypatch):
-    """The dtypes of both factors of every grouped product."""
+    """Record the dtypes of both factors of every grouped product."""
     seen, product = [], moe._grouped_mm
 
     def spy(inputs, weight, offs):
@@ -51,7 +51,7 @@ def products(monkeypatch):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_experts_learn_and_sample_in_the_policy_s_dtype(products, make_batch, checkpointing):
     policy = make_policy(torch.bfloat16, gradient_checkpointing=checkpointing)
-    products.clear()  # of the measurement of the logits' transform
+    products.clear()  # forget the products that measured the logits' transform
     logprobs, _ = policy.logprobs(make_batch(), 1.0)
     logprobs.sum().backward()
     TorchEngine(policy, 8).generate(Request([[2, 10, 11]], 2, Sampling(1.0, 4, 1)))
@@ -61,7 +61,7 @@ def test_experts_learn_and_sample_in_the_policy_s_dtype(products, make_batch, ch
 
 
 def literal(layer: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The experts of a layer token by token, every factor and every product in bfloat16, summed in float32."""
+    """Compute a layer's experts token by token, every factor and every product in bfloat16, summed in float32."""
     rows = []
     for token, experts, shares in zip(hidden.bfloat16(), chosen.tolist(), weights, strict=True):
         parts = []
@@ -115,7 +115,7 @@ def step(policy, batch, options, on_policy=True):
 
 
 def sampled_batch(policy, prompts):
-    """A batch of three completions of each prompt."""
+    """Return a batch of three sampled completions per prompt."""
     groups = TorchEngine(policy, 4).generate(Request(prompts, 3, Sampling(1.0, 6, 1)))
     graded = [
         Group(Prompt(Problem("", "", "", ""), "", prompt), group, [Reward(0, 0, None, "ok")] * 3)
@@ -128,7 +128,7 @@ def sampled_batch(policy, prompts):
 PROMPTS = [[2, 10, 11], [2, 12, 13, 14, 15], [2, 17]]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # rows that share prompts, and padded rows
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # sdpa shares prompts between rows, eager pads rows
 def test_choices_of_experts_are_counted_where_a_token_is_predicted(attention):
     policy = make_policy(torch.float32, attention=attention, gradient_checkpointing=True)
     if attention == "eager":
@@ -157,7 +157,7 @@ def test_other_choices_than_the_sampler_s_are_counted_by_layer_and_by_token():
     policy = make_policy(torch.float32)
     batch = sampled_batch(policy, PROMPTS)
     tokens = int(batch.mask.sum())
-    batch.routes[0, 0] += 1  # both layers
+    batch.routes[0, 0] += 1  # in both layers
     batch.routes[4, 1, 0] += 1
     options = LearningOptions(token_budget=40)
     on_policy = step_metrics(batch, step(policy, batch, options))

@@ -1,4 +1,4 @@
-"""Scales and soft caps of logits, read off the model and counted in values and gradients, against the model's own logits."""
+"""Tests of logit scales and soft caps: values, gradients and samples agree with the model's own logits."""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""Compiled layers: the same loss and gradient, and sampling without them. liger-kernel's are in `tests/with_extras/`."""
+"""Tests of compiled layers: loss and gradient stay the same, and sampling does not use them.
+
+Tests of liger-kernel are in `tests/with_extras/`.
+"""
 
 import shutil
 
@@ -32,14 +35,14 @@ def fresh_compiler():
     ids=["full", "checkpointing and LoRA"],
 )
 def test_compiled_layers_give_the_same_loss_and_gradient(tiny, make_batch, options):
-    """Whatever the numbers of prompts, completions and tokens: nothing falls back to what is not compiled."""
+    """The layers are compiled once for all numbers of prompts, completions and tokens, without a graph break."""
     plain = load_policy(ModelOptions(tiny=tiny, **options), CPU)
     policy = load_policy(ModelOptions(tiny=tiny, kernels="compiled", **options), CPU)
     sizes = [(5, 4), (1, 1)]
     with (
         torch.compiler.set_stance(
             "default", force_backend="eager"
-        ),  # what is captured, without the wait for the compilers
+        ),  # capture the graphs without waiting for the compiler
         torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
     ):
         for prompts, group_size in sizes:
@@ -49,7 +52,7 @@ def test_compiled_layers_give_the_same_loss_and_gradient(tiny, make_batch, optio
         graphs = counters["stats"]["unique_graphs"]
         batch = make_batch(prompts=4, group_size=3, seed=1)
         assert_same(loss_and_gradient(policy, batch, 60), loss_and_gradient(plain, batch, 60))
-    assert 0 < counters["stats"]["unique_graphs"] == graphs  # another size needs no other
+    assert 0 < counters["stats"]["unique_graphs"] == graphs  # another size needs no new graph
     assert not counters["graph_break"]
 
 

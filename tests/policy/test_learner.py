@@ -1,4 +1,4 @@
-"""The minibatch gradient: whatever the split, the padding and the shortcuts, the same."""
+"""The gradient of a minibatch does not depend on its split, its padding or the shortcuts."""
 
 import math
 from dataclasses import fields, replace
@@ -13,7 +13,7 @@ from sspo_cli.policy.learner import StepResult, accumulate_gradient, fill_old_lo
 
 
 def stale(policy, batch):
-    """The batch with old_logprobs of a policy that has moved on since: log-ratios of a few tenths."""
+    """Fill old_logprobs, then move the policy, so that log-ratios are a few tenths; return the batch."""
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], 10**6, 1.0)
     with torch.no_grad():
         for index, parameter in enumerate(policy.parameters):
@@ -68,7 +68,7 @@ def test_token_weights_and_their_histogram_do_not_depend_on_the_split(policy, ma
 
 
 def test_metrics_of_rows_from_two_halves_are_those_of_the_minibatch(policy, make_batch):
-    """Rows do not depend on their neighbours, so that several processes can put theirs together."""
+    """A row does not depend on its neighbours, so that several processes can combine their rows."""
     batch, objective = stale(policy, make_batch()), build_objective(method="sspo")
     options = LearningOptions(token_budget=60, importance_cap=2.0)
     factors = objective.factors(batch.mask.sum(1))
@@ -77,7 +77,7 @@ def test_metrics_of_rows_from_two_halves_are_those_of_the_minibatch(policy, make
     for rows in (torch.arange(5), torch.arange(5, len(batch))):
         half = accumulate_gradient(policy, objective, batch.select(rows), factors[rows], options, 1.0, False)
         for field in fields(StepResult):
-            if field.name == "expert_counts":  # not by rows; of a mixture of experts alone
+            if field.name == "expert_counts":  # counted per layer, not per row, and only for mixtures of experts
                 continue
             part, target = getattr(half, field.name), getattr(gathered, field.name)
             target[(rows, slice(part.shape[1])) if part.ndim == 2 else rows] = part
@@ -89,7 +89,7 @@ def test_metrics_of_rows_from_two_halves_are_those_of_the_minibatch(policy, make
 
 
 def test_the_gradient_is_that_of_the_equation(policy, make_batch):
-    """SSPO-atanlog, eq. (17), row by row from full logits, against the loop's."""
+    """The expected gradient is that of SSPO-atanlog, eq. (17), computed row by row from full logits."""
     batch = stale(policy, make_batch())
     ours, _, _ = gradient(policy, batch, {"method": "sspo", "tau_neg": 0.3, "tau_pos": 0.2})
     policy.model.zero_grad()
@@ -109,7 +109,7 @@ def test_the_gradient_is_that_of_the_equation(policy, make_batch):
 
 
 def test_on_policy_every_method_takes_the_plain_policy_gradient_step(policy, make_batch):
-    """ρ = 1 exactly, without a forward pass for old_logprobs, which come back as the current ones."""
+    """ρ is exactly 1, and no forward pass computes old_logprobs: the current log-probabilities are returned in their place."""
     batch = make_batch()
     gradients = []
     for method in METHODS:
@@ -141,7 +141,7 @@ def test_masked_truncated_completions_have_no_gradient_and_count_in_the_mean(pol
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
-RATIOS_TO_THE_SAMPLER = (0.25, 0.8, 1.0, 1.5, 3.0, 1e6)  # of six completions
+RATIOS_TO_THE_SAMPLER = (0.25, 0.8, 1.0, 1.5, 3.0, 1e6)  # one ratio per completion
 
 
 @pytest.mark.parametrize("on_policy", [False, True])
@@ -158,7 +158,7 @@ RATIOS_TO_THE_SAMPLER = (0.25, 0.8, 1.0, 1.5, 3.0, 1e6)  # of six completions
 def test_importance_cap_weighs_each_completion_by_its_bounded_ratio_to_the_sampler(
     policy, make_batch, options, factors, on_policy
 ):
-    """GRPO, eq. (2), row by row from full logits, with factors by hand."""
+    """The expected loss is that of GRPO, eq. (2), computed row by row from full logits, with factors by hand."""
     batch = stale(policy, make_batch(prompts=3, group_size=2))
     rows = [
         slice(int(start), int(start + length))
@@ -169,7 +169,7 @@ def test_importance_cap_weighs_each_completion_by_its_bounded_ratio_to_the_sampl
         logits = policy.model(input_ids=ids[None, : own.stop]).logits[0, own.start - 1 : -1]
         current.append(logits.log_softmax(-1).gather(-1, ids[own, None])[:, 0])
     old = [c.detach() if on_policy else o[: len(c)].clone() for c, o in zip(current, batch.old_logprobs, strict=True)]
-    batch.sampling_logprobs.fill_(torch.nan)  # what is not sampled does not count
+    batch.sampling_logprobs.fill_(torch.nan)  # positions without a sampled token must not count
     for sampling, values, ratio in zip(batch.sampling_logprobs, old, RATIOS_TO_THE_SAMPLER, strict=True):
         sampling[: len(values)] = values - math.log(ratio) / len(values)
     total = torch.zeros(())
@@ -192,7 +192,10 @@ def test_importance_cap_weighs_each_completion_by_its_bounded_ratio_to_the_sampl
 
 @pytest.mark.parametrize("beyond", ["truncate", "mask"])
 def test_the_gradient_of_each_token_is_weighed_by_its_own_bounded_ratio_to_the_sampler(policy, make_batch, beyond):
-    """GRPO, eq. (2), row by row from full logits; the value of the loss stays what it is without weights."""
+    """The expected gradient is that of GRPO, eq. (2), computed row by row from full logits.
+
+    The weights do not change the value of the loss.
+    """
     batch = stale(policy, make_batch(prompts=3, group_size=2))
     ratios = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(3)) * 2.0 + 0.2
     assert (ratios[batch.mask] > 1.5).any()
@@ -233,7 +236,7 @@ def test_what_says_how_a_cap_is_applied_needs_a_cap(given):
 
 @pytest.mark.parametrize("normalizer", ["token", "length"])
 def test_a_normalizer_counts_the_tokens_of_the_whole_minibatch(policy, make_batch, normalizer):
-    """Whatever the split: the gradient is that of each completion alone times its factor, over the minibatch's lengths."""
+    """The gradient sums those of single completions times their factors, which depend on all lengths of the minibatch."""
     batch = stale(policy, make_batch(mask_truncated=True))
     lengths = batch.mask.sum(1)
     assert (lengths == 0).any()
@@ -273,9 +276,15 @@ def test_reward_metrics_are_of_the_minibatch(make_batch):
     assert metrics["completions/truncated"] == pytest.approx(2 / 12)
 
 
-@pytest.mark.parametrize("method", ["grpo", "gspo", "gmpo", "sspo"])  # SAPO's S is 2 / τ there
+@pytest.mark.parametrize(
+    "method", ["grpo", "gspo", "gmpo", "sspo"]
+)  # SAPO is left out, because its S is 2 / τ on-policy
 def test_completions_that_are_masked_out_count_nothing_in_the_loss(policy, make_batch, method):
-    """Also where S of no tokens is 1; on the policy S = 1, so that the loss is the mean of -Â over those that count."""
+    """S of a completion without tokens is 1, but must not count.
+
+    On-policy S = 1, so that the loss is the sum of -Â over the completions that count, divided by their number N with the
+    others.
+    """
     batch = make_batch(mask_truncated=True)
     counted = ~batch.truncated
     assert 0 < counted.sum() < len(batch)

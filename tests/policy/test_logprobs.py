@@ -1,4 +1,4 @@
-"""The policy's log-probabilities against the plain computation: full logits, one completion at a time, no padding."""
+"""The policy's log-probabilities agree with full logits, computed for one completion at a time and without padding."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from sspo_cli.policy.tiny import tiny_tokenizer
 
 
 def plain(policy, batch, temperature):
-    """[B, T] log-probabilities and entropies, row by row from the model's own logits."""
+    """Return log-probabilities and entropies, both [B, T], computed row by row from the model's own logits."""
     values, entropies = torch.zeros(batch.mask.shape), torch.zeros(batch.mask.shape)
     for row in range(len(batch)):
         start, length = int(batch.prompt_lengths[row]), int(batch.lengths[row])
@@ -36,7 +36,10 @@ def test_logprobs_and_entropy_are_those_of_the_model_at_the_temperature(policy, 
 
 
 def test_a_bias_of_the_projection_counts_and_dropout_does_not(make_batch, tmp_path):
-    """Phi has both; in training mode, as gradient checkpointing leaves it, against the model's own evaluation mode."""
+    """Phi has both a bias and dropout.
+
+    Gradient checkpointing leaves the policy in training mode; the expected values come from evaluation mode.
+    """
     torch.manual_seed(0)
     shape = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5}
@@ -71,7 +74,7 @@ def test_blocks_of_the_vocabulary_change_neither_values_nor_gradients(policy, ma
 
 
 def test_no_more_than_a_few_blocks_of_logits_are_alive(monkeypatch):
-    """The backward pass projects again, a block of words at a time."""
+    """The backward pass recomputes the logits, one block of words at a time."""
     tokens, vocabulary, block = 300, 5000, 100
     monkeypatch.setitem(logprobs_module.BLOCK_ELEMENTS, "cpu", tokens * block)
     hidden, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(vocabulary, 8, requires_grad=True)
@@ -79,11 +82,11 @@ def test_no_more_than_a_few_blocks_of_logits_are_alive(monkeypatch):
         logprobs, _ = token_logprobs(hidden, torch.arange(tokens), weight, None, 1.0)
         logprobs.sum().backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
-    assert tokens * block * 4 <= largest < 10 * tokens * block * 4  # a tenth of all logits
+    assert tokens * block * 4 <= largest < 10 * tokens * block * 4  # less than a fifth of all logits
 
 
 def test_logprobs_are_exact_for_extreme_logits_a_bias_and_words_of_every_block(monkeypatch):
-    """Against float64, value and gradient; the highest logit comes last, so that every block rescales the sums."""
+    """Values and gradients agree with float64; the highest logit comes last, so that every block rescales the sums."""
     draw = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, generator=draw) for shape in ((9, 4), (23, 4), (23,)))
     weight[:, 0], hidden[:, 0] = torch.linspace(-20, 20, 23), 1.0
@@ -105,10 +108,16 @@ def test_logprobs_are_exact_for_extreme_logits_a_bias_and_words_of_every_block(m
 @pytest.mark.parametrize("level", [-100.0, -1e4, 1e4])
 @pytest.mark.parametrize("words", [23, 5], ids=["one block", "blocks"])
 def test_logits_that_are_all_very_low_or_high_give_the_same_as_near_zero(monkeypatch, level, words):
-    """e^-88 is the smallest normal number in float32; against the same logits without the level, in float64."""
+    """The expected values are those of the same logits without the level, in float64.
+
+    In float32, e^-88 is already smaller than the smallest normal number.
+    """
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(9, 4, generator=draw), torch.randn(23, 4, generator=draw)
-    hidden, weight = hidden.mul(8).round() / 8, weight.mul(8).round() / 8  # exact in float32, with the level too
+    hidden, weight = (
+        hidden.mul(8).round() / 8,
+        weight.mul(8).round() / 8,
+    )  # exact in float32, also after adding the level
     targets, given = torch.arange(9) * 2, torch.randn(9, generator=draw)
     monkeypatch.setitem(logprobs_module.BLOCK_ELEMENTS, "cpu", 9 * words)
     ours = [x.clone().requires_grad_() for x in (hidden, weight)]
@@ -125,7 +134,7 @@ def test_logits_that_are_all_very_low_or_high_give_the_same_as_near_zero(monkeyp
 
 
 def test_no_token_is_more_than_certain():
-    """The target's logit and the sum over all words are of the same product, whatever that rounds to."""
+    """The target's logit and the sum over all words come from the same matrix product, so that they are rounded alike."""
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(300, 256, generator=draw), torch.randn(500, 256, generator=draw)
     targets = (hidden @ weight.T).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Loading and storing a policy, in the formats that other programs read."""
+"""Tests of loading and saving a policy, in the formats that other programs read."""
 
 import sys
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_saved_policy_reads_and_writes_as_before(policy, tmp_path):
-    """Also through plain transformers: the weights to the bit, every character of a text."""
+    """Plain transformers also reads it: the same weights to the bit, and the same ids for every character."""
     policy.save(tmp_path)
     text = "".join(map(chr, range(32, 127))) + "\n ü → 数 <think>1+2 = 3</think><answer>3</answer><|im_end|>"
     ids = policy.tokenizer.encode(text, add_special_tokens=False)
@@ -82,7 +82,7 @@ def test_adapters_begin_by_their_own_seed_whatever_was_drawn_before(tiny):
         return load_policy(ModelOptions(tiny=tiny, lora=LoraOptions(rank=4, seed=seed)), CPU).parameters
 
     first, again, other = start(0), start(0), start(1)
-    drawn = [parameter.std() > 0 for parameter in first]  # A of each pair; B begins at 0
+    drawn = [parameter.std() > 0 for parameter in first]  # A of each pair is drawn; B begins at 0
     assert sum(drawn) == len(first) // 2
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a, b)
@@ -131,7 +131,7 @@ def test_a_device_that_torch_has_and_sspo_has_not_is_reported():
 
 
 def test_a_float32_policy_after_a_bfloat16_one_computes_exactly_again(tiny):
-    """The precision of products is the process's, and `sspo eval` loads one policy after the other."""
+    """The precision of matrix products is a setting of the process, and `sspo eval` loads several policies in turn."""
     load_policy(ModelOptions(tiny=tiny, dtype="bfloat16"), CPU)
     assert torch.get_float32_matmul_precision() == "high"
     load_policy(ModelOptions(tiny=tiny), CPU)

@@ -1,4 +1,4 @@
-"""The schedule and the guarded step, against closed forms and values by hand."""
+"""The schedule and the guarded step agree with closed forms and values by hand."""
 
 import math
 
@@ -13,7 +13,7 @@ from sspo_cli.policy.optimizer import adamw, check_weights, guarded_step, schedu
 
 BETAS = (0.9, 0.99)
 
-# Of a rate of 1 and 13 steps: {step: rate}. With a warm-up of 3, ten steps are left, so that step 8 is halfway.
+# {step: rate} for a peak rate of 1 and 13 steps. With a warm-up of 3, ten steps are left, so that step 8 is halfway.
 RATES = [
     ("constant", 0, {0: 1, 1: 1, 6: 1, 12: 1}),
     ("constant", 3, {0: 1 / 3, 1: 2 / 3, 2: 1, 3: 1, 4: 1, 8: 1, 12: 1}),
@@ -40,7 +40,7 @@ def test_a_run_shorter_than_its_warmup_only_warms_up():
 
 
 def a_matrix_and_a_vector(dtype=torch.float32):
-    """Gradients of norm 3 and 4, so 5 together."""
+    """Return a matrix and a vector whose gradients have norms 3 and 4, together 5."""
     matrix, vector = nn.Parameter(torch.ones(2, 2, dtype=dtype)), nn.Parameter(torch.full((4,), -1.0, dtype=dtype))
     matrix.grad = torch.tensor([[1.0, 2.0], [-2.0, 0.0]], dtype=dtype)
     vector.grad = torch.tensor([2.0, -2.0, 2.0, 2.0], dtype=dtype)
@@ -50,7 +50,7 @@ def a_matrix_and_a_vector(dtype=torch.float32):
 @pytest.mark.parametrize(("limit", "scale"), [(0.5, 0.1), (4.0, 0.8), (6.0, 1.0)])
 def test_a_step_is_clipped_by_the_norm_of_all_gradients_which_is_returned_unclipped(limit, scale):
     matrix, vector = a_matrix_and_a_vector()
-    steps = [0.25 * scale * parameter.grad for parameter in (matrix, vector)]  # of plain gradient descent
+    steps = [0.25 * scale * parameter.grad for parameter in (matrix, vector)]  # steps of plain gradient descent
     norm, taken = guarded_step(torch.optim.SGD([matrix, vector], lr=7.0), 0.0, 0.25, limit, seed=0)
     assert norm == pytest.approx(5.0)
     assert taken
@@ -60,7 +60,7 @@ def test_a_step_is_clipped_by_the_norm_of_all_gradients_which_is_returned_unclip
 
 
 def test_the_norm_of_bfloat16_gradients_is_not_rounded_to_bfloat16():
-    """√1003 = 31.67; the bfloat16 numbers next to it are 31.625 and 31.75."""
+    """The norm is √1003 = 31.67; the nearest bfloat16 numbers are 31.625 and 31.75."""
     parameter = nn.Parameter(torch.zeros(1003, dtype=torch.bfloat16))
     parameter.grad = torch.ones_like(parameter)
     norm, _ = guarded_step(torch.optim.SGD([parameter]), 0.0, 1.0, 1e9, seed=0)
@@ -106,7 +106,7 @@ def test_weight_decay_shrinks_every_matrix_and_no_norm_or_bias(policy):
         vector = name.endswith(("norm.weight", "bias"))
         vectors += vector
         torch.testing.assert_close(parameter.detach(), before[name] * (1.0 if vector else 0.95), msg=name)
-    assert vectors == 2 * (2 + 3) + 1  # two norms and the biases of q, k, v in each layer; the last norm
+    assert vectors == 2 * (2 + 3) + 1  # two norms and the biases of q, k, v in each layer, and the final norm
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -149,7 +149,7 @@ def test_random_rounding_is_drawn_from_the_seed_of_the_step():
     drawn = []
     for seed in (1, 2, 1):
         matrix, _ = a_matrix_and_a_vector()
-        torch.rand(seed)  # whatever was drawn before
+        torch.rand(seed)  # earlier random draws must not matter
         guarded_step(Rounding([matrix]), 0.0, 1.0, 1.0, seed)
     assert drawn[0] == drawn[2] != drawn[1]
 

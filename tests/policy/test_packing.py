@@ -1,4 +1,4 @@
-"""Prompts computed once for their group: the same values and gradients as a prompt for each completion."""
+"""Prompts that are computed once per group give the same values and gradients as one prompt per completion."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def saved(model: PreTrainedModel, folder: Path) -> str:
 
 @pytest.fixture
 def qwen3(tmp_path) -> str:
-    """Two query heads for each key, norms on queries and keys."""
+    """A Qwen3 model with two query heads per key head, and norms on queries and keys."""
     torch.manual_seed(0)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     return saved(Qwen3ForCausalLM(Qwen3Config(**SHAPE, **heads, initializer_range=0.1)), tmp_path / "qwen3")
@@ -46,7 +46,7 @@ def move(policy: Policy) -> None:
 
 
 def learn(policy: Policy, batch, budget: int):
-    """Loss and gradient of a stale minibatch; nothing is shared where the attention is plain."""
+    """Return loss and gradient of a stale minibatch; the policy shares prompts only if its attention allows it."""
     policy.model.zero_grad()
     objective, options = build_objective(method="sspo"), LearningOptions(token_budget=budget)
     result = accumulate_gradient(
@@ -85,7 +85,7 @@ def test_no_token_is_computed_twice_and_none_is_padding(policy, make_batch):
 
 
 def test_micro_batches_of_groups_compute_few_prompts_twice(policy, make_batch):
-    """A group is split only where a micro-batch is full."""
+    """A group is split only if its micro-batch is full, and each split computes one prompt twice."""
     batch = make_batch(prompts=30)
     micros = [micro for _, micro in batch.micro_batches(200, together=True)]
     assert len(micros) > 5
@@ -130,7 +130,7 @@ def test_where_attention_is_not_sdpa_or_not_full_prompts_are_not_shared(tiny, ma
 
 @pytest.mark.parametrize("layers", [["full", "sliding"], ["sliding", "full"], ["sliding", "sliding"]], ids="-".join)
 def test_a_model_with_any_layer_of_sliding_attention_shares_no_prompts(make_batch, tmp_path, layers):
-    """Against the model's own logits, row by row; a window of 4 is shorter than the prompts."""
+    """The expected values are the model's own logits, row by row; the window of 4 is shorter than the prompts."""
     torch.manual_seed(0)
     windows = {"use_sliding_window": True, "sliding_window": 4, "layer_types": [f"{kind}_attention" for kind in layers]}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}

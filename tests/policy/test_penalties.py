@@ -1,4 +1,7 @@
-"""The KL penalty and entropy ratio clipping: values in 50 digits, gradients in closed form, in the loss under every split."""
+"""Tests of the KL penalty and of entropy ratio clipping.
+
+Values are compared in 50 digits, gradients in closed form, and the loss under every split.
+"""
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ METHODS = [
     {"method": "grpo"},
     {"method": "gspo"},
     {"method": "sspo"},
-    {"method": "cispo"},  # by tokens
+    {"method": "cispo"},  # normalized over all tokens
     {"method": "grpo", "normalizer": "length"},
 ]
 
@@ -27,7 +30,7 @@ def moved(policy, seed):
 
 @pytest.fixture
 def batch(policy, make_batch):
-    """Completions of a policy that has moved on since, from a reference that is further away."""
+    """A batch of which reference, old and current log-probabilities come from three policies, each moved from the one before."""
     batch = make_batch(mask_truncated=True)
     everything = [torch.arange(len(batch))]
     fill_reference_logprobs(policy, batch, everything, 10**6, 1.0)
@@ -118,7 +121,7 @@ def test_tokens_whose_entropy_has_changed_have_a_value_and_no_gradient(policy, b
     torch.testing.assert_close(result.objective, whole.objective)
     assert with_bounds == {**metrics, "policy/entropy_clipped": pytest.approx(share)}
 
-    # By the chain rule: the gradient of J in each log-probability, those of the changed tokens taken out.
+    # By the chain rule: the gradient of J with respect to each log-probability, without the changed tokens.
     objective = build_objective(**method, token_limit=16)
     log_ratio = (logprobs - batch.old_logprobs).detach().requires_grad_()
     weights = objective.weights(log_ratio, batch.advantages, batch.mask)

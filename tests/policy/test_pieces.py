@@ -1,4 +1,4 @@
-"""The text of single tokens, where characters are split over several of them."""
+"""Tests of the text of single tokens, when characters are split over several tokens."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from sspo_cli.policy.pieces import token_pieces
 from sspo_cli.policy.tiny import tiny_tokenizer
 
-TOKENIZER = tiny_tokenizer()  # one token a byte
+TOKENIZER = tiny_tokenizer()  # one token per byte
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_bytes_that_are_no_characters_are_reported_at_the_end_at_the_latest():
 
 
 def test_pieces_of_a_tokenizer_that_writes_spaces_before_words():
-    """As Llama 2 does: a token on its own loses its space, and a text's first one too."""
+    """Like Llama 2's, this tokenizer drops the space before a token that is decoded alone, and before a text's first token."""
 
     class Words:
         words = ("▁the", "▁cat", "s", "▁sat")
@@ -57,7 +57,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
     ids=str,
 )
 def test_pieces_of_a_byte_fallback_tokenizer_join_to_the_text(text):
-    """As Llama 2's and Mistral's: words of no other token are bytes, and one stray byte makes all bytes around it unreadable."""
+    """As in Llama 2 and Mistral, text without a token is written in bytes; a stray byte makes the bytes around it unreadable."""
     words = ["<unk>", *BYTES, "▁", "▁the", "a", "b", "1", "2"]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))

@@ -1,4 +1,4 @@
-"""Weights that are not the model's are refused on loading, by whatever road; those that are not used are reported."""
+"""Weights that do not match the model are refused however they are loaded; unused weights are reported."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_weights_that_are_not_the_config_s_are_refused(folder, name):
     change(folder)
     with pytest.raises(UserError, match=rf"(?s)the weights of {folder} do not match its config.json: .*{said}"):
         load_policy(ModelOptions(name=str(folder)), CPU)
-    with pytest.raises(UserError, match=r"do not match its config\.json"):  # as a checkpoint or a cold start
+    with pytest.raises(UserError, match=r"do not match its config\.json"):  # loaded as a checkpoint or a cold start is
         load_policy(ModelOptions(), CPU, folder)
 
 
@@ -107,7 +107,7 @@ def test_tensors_that_are_not_used_are_reported(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama tied", "llama"])
 def test_whole_models_have_nothing_to_report(tmp_path, kind):
-    """Tied weights and buffers that are not stored are not missing."""
+    """Tied weights and buffers that are not stored do not count as missing."""
     shape = {"vocab_size": 270, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     if kind == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(vocab_size=270, n_embd=32, n_layer=2, n_head=2))

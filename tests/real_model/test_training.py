@@ -1,4 +1,4 @@
-"""A real pretrained model is taught, trained, killed, continued and measured: SmolLM2-135M-Instruct (Q4_1, dequantized)."""
+"""A real model is taught, trained, killed, resumed and measured: SmolLM2-135M-Instruct (Q4_1, dequantized)."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ TRAINED = {
 
 @pytest.fixture(scope="module", autouse=True)
 def unchecked() -> Iterator[None]:
-    """Without the check of the real weights in each command; it is of what `test_smollm2.py` compares once."""
+    """Disable the check of the model in every command, because `test_smollm2.py` makes the same comparison once."""
     with pytest.MonkeyPatch.context() as patch:
         for room in (session, command):
             patch.setattr(room, "check_model", lambda *_, **__: None)
@@ -43,7 +43,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory) -> Path:
-    """A folder with sums to learn from, some of whose demonstrations leave out the reasoning's tags, and others to ask."""
+    """A folder with sums to learn from, some with demonstrations that lack the reasoning's tags, and with other sums to ask."""
     folder = tmp_path_factory.mktemp("sums")
     made = []
     for number in range(52):
@@ -67,7 +67,7 @@ def arguments(runs: Path, name: str, model: Path, sums: Path, **options: object)
 
 @pytest.fixture(scope="module")
 def taught(model_folder, sums, tmp_path_factory) -> Path:
-    """A folder of runs: `whole`, a weak cold start and four steps of RL, measured on the sums to ask."""
+    """A folder of runs that holds `whole`, a weak cold start and four steps of RL, measured on the sums to ask."""
     runs = tmp_path_factory.mktemp("runs")
     done = sspo(*arguments(runs, "whole", model_folder, sums, evaluation__benchmarks=f"[{sums / 'asked.jsonl'}]"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,7 +95,7 @@ def test_a_weak_cold_start_and_a_few_steps_of_rl_raise_the_format_reward(taught,
     metrics = rows(taught / "whole" / "metrics.jsonl")
     assert len(metrics) == TRAINED["steps"]
     assert all(row["sampler/mismatch_max"] <= 1e-4 for row in metrics)
-    assert all(row["ratio/log_std"] <= 1e-4 for row in metrics)  # one step a rollout: on-policy
+    assert all(row["ratio/log_std"] <= 1e-4 for row in metrics)  # one step per rollout is on-policy
 
 
 def test_the_untrained_model_writes_no_tags_and_its_answers_are_read_from_recorded_outputs(untaught, tmp_path):
@@ -124,7 +124,7 @@ def test_adapters_are_trained_saved_and_measured(taught, model_folder, sums):
 
 @pytest.mark.long
 def test_a_run_that_was_killed_ends_to_the_bit_as_one_left_alone(taught, model_folder, sums):
-    code = KILLED.format(**AFTER_STEP, countdown=3)  # its checkpoint is of step 2
+    code = KILLED.format(**AFTER_STEP, countdown=3)  # its last checkpoint is that of step 2
     command = [sys.executable, "-c", code, *arguments(taught, "killed", model_folder, sums)]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,4 +1,4 @@
-"""Groups of runs in memory, to draw figures of."""
+"""Groups of runs in memory from which the tests draw figures."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def a_group(*runs: RunRecord, method: str = "sspo", gate: str = "atanlog", detai
 
 
 def framed(groups: list[RunGroup]) -> tuple[pd.DataFrame, list[RunGroup]]:
-    """The frame of their evaluations, and the groups."""
+    """Return the frame of the groups' evaluations, and the groups."""
     return Collection(groups).frame, groups
 
 

@@ -1,5 +1,7 @@
-"""Plausible runs, written as the loop and `sspo eval` write them; by default as older versions did, without the answers to
-each problem, without kept completions and weights."""
+"""Plausible runs, written in the format of the training loop and of `sspo eval`.
+
+By default they are runs of older versions: without the answers to each problem, kept completions and weights.
+"""
 
 import functools
 import math
@@ -19,7 +21,7 @@ VERSIONS = functools.cache(metadata.version)  # reading those of all packages ta
 
 
 def evaluation(step: int, correct: int, n: int = 200, benchmark: str = "arithmetic", **changes: Any) -> dict[str, Any]:
-    """A row of eval/summary.json: `correct` of n problems, or of n problems times `samples`."""
+    """Return a row of eval/summary.json with `correct` right answers to n problems, each answered `samples` times."""
     settings = {"split": "test", "temperature": 0.0, "max_new_tokens": 48, "prompt": "think-answer", "seed": 0}
     row = {"step": step, "benchmark": benchmark, "n": n, "correct": correct}
     row |= {"pass_at_1": correct / (n * changes.get("samples", 1))}
@@ -31,7 +33,7 @@ def validation(step: int, correct: int, n: int = 100, **changes: Any) -> dict[st
 
 
 def answer(row: dict[str, Any], problem: int, correct: bool, sample: int = 0) -> dict[str, Any]:
-    """A row of eval/<benchmark>.jsonl, of the evaluation `row`."""
+    """Return a row of eval/<benchmark>.jsonl that belongs to the evaluation `row`."""
     return {
         "step": row["step"],
         "samples": row.get("samples", 1),
@@ -53,8 +55,10 @@ def answer(row: dict[str, Any], problem: int, correct: bool, sample: int = 0) ->
 
 
 def write_answers(folder: Path, rows: list[dict[str, Any]], taste: str = "") -> None:
-    """eval/<benchmark>.jsonl of those evaluations: the first problems are the easier ones, in an order that is a bit different
-    for each taste."""
+    """Write eval/<benchmark>.jsonl for the evaluations `rows`.
+
+    The first problems are the easiest; each `taste` changes that order a little.
+    """
     by_benchmark: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         noise = random.Random(f"{row['benchmark']} {taste}")
@@ -68,7 +72,7 @@ def write_answers(folder: Path, rows: list[dict[str, Any]], taste: str = "") -> 
 
 
 def write_bare_model(path: Path, model: str, evaluations: list[dict[str, Any]]) -> Path:
-    """What `sspo eval MODEL` leaves."""
+    """Write the folder that `sspo eval MODEL` leaves."""
     (path / "eval").mkdir(parents=True)
     write_json_atomic(path / "model.json", {"model": model, "options": {}})
     write_json_atomic(path / "eval" / "summary.json", evaluations)
@@ -79,7 +83,7 @@ def write_bare_model(path: Path, model: str, evaluations: list[dict[str, Any]]) 
 def kept_group(
     step: int, minibatch: int, problem: str, group_size: int = 4, attenuation: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Consecutive rows of completions.jsonl: half of the group is right; later tokens weigh less."""
+    """Return consecutive rows of completions.jsonl: half of the group is right, and later tokens weigh less."""
     rows = []
     for place in range(group_size):
         right = place % 2 == 0
@@ -118,7 +122,7 @@ def kept_group(
 
 
 def weights_row(step: int, minibatch: int, noise: random.Random) -> dict[str, Any]:
-    """A row of weights.jsonl: all tokens at a weight of 1 in the first minibatch, fewer of them in the second."""
+    """Return a row of weights.jsonl: all weights are 1 in the first minibatch, and many are below 1 in the second."""
     counts = []
     for total in (600, 400):
         bins = [0] * 24
@@ -146,9 +150,10 @@ def write_run(
     evaluations: list[dict[str, Any]] | None = None,
     whole: bool = False,
 ) -> Path:
-    """A run of `steps`, of which `last` were taken; rewards rise, entropy falls, each seed with its own noise.
+    """Write a run of `steps` steps, of which `last` were taken.
 
-    With `whole` it has the times, answers, completions and weights that older versions did not write.
+    Rewards rise and entropy falls; each seed has its own noise. With `whole` the run has the times, answers,
+    completions and weights that older versions did not write.
     """
     options = load_config(overrides=[f"steps={steps}", *overrides])
     noise = random.Random(f"{options.seed} {options.objective.method} {options.objective.gate}")

@@ -43,7 +43,8 @@ def test_every_configuration_is_there_and_the_chosen_ones_say_so(tmp_path: Path)
         ["SSPO", "atanlog", "tau_neg 0.3, tau_pos 0.5", "", "0, 1", "41.0 ± 1.4", "95.0 ± 0.0"],
         ["SSPO", "gumbel", "–", "yes", "0, 1", "11.0 ± 1.4", "50.0 ± 0.0"],
     ]
-    rewards = [run.metrics["reward/mean"][12] for run in collect([tmp_path]).groups[0].runs]  # a tenth of 12 steps
+    # A tenth of 12 steps is one step.
+    rewards = [run.metrics["reward/mean"][12] for run in collect([tmp_path]).groups[0].runs]
     row = table.frame.to_dict("records")[0]
     assert (row["reward"], row["reward sd"]) == pytest.approx((np.mean(rewards), np.std(rewards, ddof=1)))
 

@@ -21,7 +21,7 @@ def test_the_mean_over_seeds_is_thick_the_seeds_are_thin_and_nothing_is_smoothed
     drawn = [np.asarray(line.get_ydata()) for line in thin]
     for line, run in zip(drawn, (one, other, killed), strict=True):
         assert np.array_equal(line, run.metrics["policy/entropy"])
-    assert np.allclose(thick.get_ydata(), (drawn[0] + drawn[1]) / 2)  # a killed run is drawn, and is in no mean
+    assert np.allclose(thick.get_ydata(), (drawn[0] + drawn[1]) / 2)  # a killed run is drawn but not averaged
     assert thick.get_linewidth() > 2 * thin[0].get_linewidth()
 
 

@@ -1,4 +1,4 @@
-"""A damaged run does not end the report of the others: it is left out, with a reason."""
+"""A damaged run is left out of a report with a reason, and the other runs are reported."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ FILES = ("status.json", "config.json", "metrics.jsonl", "weights.jsonl", "eval/s
 
 
 def spoil(run: Path, file: str, key: str, value: Any) -> None:
-    """Replace a value in the first row or the object of a file."""
+    """Replace the value of a key in the first row of a file, or in its only object."""
     path = run / file
     if path.suffix == ".jsonl":
         first, *rest = path.read_text().splitlines()
@@ -92,7 +92,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
         f"{file.replace('/', '-')} {name}": lambda run, file=file, content=content: (run / file).write_bytes(content)
         for file in FILES
         for name, content in RAW.items()
-        # A line that a crash has torn is dropped, and so is an empty file of rows.
+        # A line torn by a crash is dropped and an empty file of rows is valid, so these are not damage.
         if not (file.endswith("l") and name in ("empty", "cut", "binary"))
     },
     **{name: lambda run, wrong=wrong: spoil(run, *wrong) for name, wrong in WRONG_VALUES.items()},
@@ -103,13 +103,13 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time of a report."""
+    """Draw no figures, which take most of the time of a report."""
     monkeypatch.setattr("sspo_cli.report.page.figures", lambda collection: [])
 
 
 @pytest.fixture(scope="module")
 def damaged_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run `0`, and for each kind of damage one that has it, with a separate seed."""
+    """Write a whole run `0` and one run for each kind of damage, each with its own seed."""
     runs = tmp_path_factory.mktemp("damaged")
     whole = write_run(runs / "0", "seed=1", steps=4, whole=True)
     for damage in DAMAGE.values():

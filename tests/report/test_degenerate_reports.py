@@ -1,4 +1,4 @@
-"""Reports of data in which there is nothing to see, and of runs that did not start from a model."""
+"""Reports of runs without differences, and of forked and extended runs."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_equal_results_have_no_best_one() -> None:
 
     assert roles(base=0, sspo=0) == [("base", "sspo", "best")]
     assert {role for *_, role in roles(base=0, a=0, b=0)} == {"tied for best"}
-    assert roles(a=0.3, b=0.1 + 0.2)[0][2] == "tied for best"  # except for rounding
+    assert roles(a=0.3, b=0.1 + 0.2)[0][2] == "tied for best"  # 0.1 + 0.2 differs from 0.3 by rounding only
     assert roles(grpo=2, gspo=2, sspo=3) == [
         ("gspo", "sspo", "best"),
         ("gspo", "grpo", "tied for strongest baseline"),
@@ -58,7 +58,7 @@ def test_a_failed_run_changes_no_table_but_that_of_all_runs(tmp_path: Path) -> N
     data = {"problems": 9, "fingerprint": "f", "overlaps": [overlap], "left_out": None}
     (bad / "config.json").write_text(json.dumps({**config, "data": data}))
     report = Report(tmp_path, tmp_path / "out")
-    assert not (report.out / "configurations.csv").exists()  # one finished configuration is no choice
+    assert not (report.out / "configurations.csv").exists()  # one finished configuration leaves nothing to choose
     assert not any("math500" in note for note in report.notes("table1"))
     assert len(report.rows("runs")) == 2
 

@@ -1,4 +1,4 @@
-"""The figures of a report as a whole: which are drawn, captions, colours, files, layout."""
+"""The figures of a report as a whole: selection, captions, colours, files and layout."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,13 +61,13 @@ def test_the_distribution_of_weights_is_by_phase_and_sign_over_all_steps_and_see
     assert np.allclose(positive[0].values, np.eye(24)[20])
     assert np.allclose(positive[1].values, 0.1 * np.eye(24)[0] + 0.9 * np.eye(24)[19])
     assert np.allclose(positive[1].edges, 0.05 * np.arange(25))
-    assert len(negative) == 1  # no token of a negative advantage in the first minibatch
+    assert len(negative) == 1  # the first minibatch has no token with a negative advantage
     assert np.allclose(negative[0].values, np.eye(24)[23])
     assert [ax.get_title("left") for ax in figure.axes] == ["SSPO atanlog", ""]
     assert [ax.texts[0].get_text() for ax in figure.axes] == ["Â > 0", "Â < 0"]
     assert texts(figure) == ["minibatch 1", "minibatch 2"]
     light, dark = (to_hex(patch.get_edgecolor()) for patch in figure.axes[0].patches)
-    assert light > dark == "#d55e00"  # the stalest in the method's own colour
+    assert light > dark == "#d55e00"  # the stalest minibatch has the method's colour
 
 
 def test_attenuation_is_that_of_the_stalest_minibatch_and_empty_curves_are_in_no_legend() -> None:
@@ -99,7 +99,7 @@ def test_the_gates_are_those_of_the_paper() -> None:
     assert list(gates) == [*paper, "CISPO", "PSPO", "CE-GPPO"]
 
     def curves(gate: str, panel: int) -> dict[str, list[np.ndarray]]:
-        """Return the curves by label, without those of clip and ρ = 1. Â > 0 and Â < 0 share a line if equal."""
+        """Return the curves by label, without clip and ρ = 1. Equal curves for Â > 0 and Â < 0 share a line."""
         drawn: dict[str, list[np.ndarray]] = {}
         for line in gates[gate][panel].get_lines()[2:-1]:
             label = line.get_label() if line.get_linestyle() == "-" else list(drawn)[-1]
@@ -134,7 +134,7 @@ def test_a_method_has_one_colour_everywhere() -> None:
     free = a_group(method="sequence")
     lines = line_styles([first, second, elsewhere, free])
     assert to_hex(lines[0][0]) == to_hex(lines[1][0]) == "#d55e00"
-    assert lines[0][1] != lines[1][1]  # configurations of one method by their dashes
+    assert lines[0][1] != lines[1][1]  # configurations of one method differ by their dashes
     assert lines[2] == lines[0]  # the same configuration on other data
     assert line_styles([free]) == [lines[3]]
 
@@ -144,7 +144,7 @@ def test_every_collection_gives_figures_that_say_over_how_many_seeds(tmp_path: P
         return {drawing.name: drawing.caption for drawing in figures(Collection(groups=list(groups)))}
 
     one = drawn(a_group(a_run(path=tmp_path)))
-    assert list(one) == ["best", "pass-at-1", "gates", "training"]  # no curve in two figures
+    assert list(one) == ["best", "pass-at-1", "gates", "training"]  # no curve appears in two figures
     assert one["training"].startswith("One seed; no smoothing.")
     assert "The figure of this configuration shows the curves without smoothing." in one["best"]
     seeds = a_group(*(a_run(seed, path=tmp_path) for seed in range(3)))
@@ -183,7 +183,7 @@ def test_a_study_of_staleness_has_its_figures(tmp_path: Path) -> None:
     drawn = {drawing.name: drawing for drawing in figures(Collection(groups=groups))}
     assert {"staleness", "sensitivity", "reward-by-mu", "entropy-by-mu"} < set(drawn)
     assert [ax.get_title() for ax in drawn["best"].figure.axes] == ["mu 2", "mu 2", "mu 4", "mu 4"]
-    assert texts(drawn["best"].figure) == ["SSPO atanlog"]  # one of each needs no options in its name
+    assert texts(drawn["best"].figure) == ["SSPO atanlog"]  # a single configuration needs no options in its name
     assert texts(drawn["reward-by-mu"].figure) == ["μ = 2", "μ = 4"]
 
 
@@ -208,7 +208,7 @@ def test_a_figure_or_panel_without_a_curve_is_left_out(tmp_path: Path) -> None:
     assert caption.endswith("no evaluation of a finished run.")
     assert [ax.get_ylabel()[:6] for ax in smoothed_figure([bare]).axes] == ["reward"]
     only = a_group(a_run(evaluations=[evaluation(8, 100)]))
-    assert final_figure(*framed([only])) is None  # a single dot
+    assert final_figure(*framed([only])) is None  # a single dot is no figure
 
 
 def test_no_panel_of_weights_is_empty(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_no_panel_of_weights_is_empty(tmp_path: Path) -> None:
 
 
 def test_panels_keep_their_room_next_to_long_names_and_many_configurations() -> None:
-    """matplotlib gives up a layout without room for the panels, which is a warning, an error here."""
+    """Check layouts with long labels: matplotlib warns if a panel has no room, and the warning is an error here."""
     details = [f"chat.system {place} {'word ' * 30}".strip() for place in range(12)]
     groups = [a_group(details=detail) for detail in details] + [a_group(method="grpo", gate="clip")]
     frame = Collection(groups).frame

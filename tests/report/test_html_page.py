@@ -1,4 +1,4 @@
-"""The page in a real browser: as a reader sees and uses it."""
+"""The HTML page of a report, read and used in a real browser."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ HOSTILE = (
 )
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # which cannot work as root
+    "--no-sandbox",  # the sandbox cannot work as root
     "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
@@ -48,13 +48,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options, Service(driver)) as chrome:
         chrome.get("about:blank")
-        chrome.get_log("performance")  # what the browser's own first page asked for
+        chrome.get_log("performance")  # discards the requests of the browser's own first page
         yield chrome
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of four runs: whole ones, one with hostile completions, one of an older version without tokens, one without any."""
+    """Return the address of a report on four runs.
+
+    `a` is whole, `b` has hostile completions, `c10` has completions of an older version without tokens, and `d` has
+    none.
+    """
     runs = tmp_path_factory.mktemp("runs")
     write_run(runs / "a", whole=True)
     hostile = {"completion": HOSTILE, "pieces": [HOSTILE[:30], HOSTILE[30:]], "weights": [1.0, 0.25]}
@@ -86,7 +90,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def quiet(browser: webdriver.Chrome) -> Iterator[None]:
-    """No test may leave a word on the console or ask for anything but the file."""
+    """Check that a test leaves nothing on the console and requests local files only."""
     yield
     assert browser.get_log("browser") == []
     requests = [entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent" in entry["message"]]
@@ -99,7 +103,7 @@ def open_at(browser: webdriver.Chrome, address: str, width: int = 1280, scheme: 
     still = {"name": "prefers-reduced-motion", "value": "reduce"}
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}, still]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get("about:blank")  # else a change of the fragment alone loads nothing
+    browser.get("about:blank")  # otherwise a change of the fragment alone loads nothing
     browser.get(address)
 
 
@@ -140,7 +144,7 @@ def test_the_page_never_scrolls_sideways(browser: webdriver.Chrome, page: str, w
     open_at(browser, page, width, scheme)
     assert browser.execute_script("return innerWidth") == width
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    box = browser.find_element(By.CSS_SELECTOR, "#runs .scroll")  # in which a wide table scrolls
+    box = browser.find_element(By.CSS_SELECTOR, "#runs .scroll")  # a wide table scrolls within this box
     assert box.rect["x"] + box.rect["width"] <= width
     assert int(box.get_property("scrollWidth")) > box.rect["width"]
     ground = browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
@@ -162,7 +166,7 @@ def test_runs_sort_by_number_and_by_text_in_both_directions(browser: webdriver.C
     assert run_names(browser) == ["a", "b & <i>b", "c10", "d"]
     heads["Tokens"].find_element(By.TAG_NAME, "button").click()
     assert run_names(browser)[:2] == ["b & <i>b", "a"]  # 640 before 7,680
-    for direction in ("ascending", "descending"):  # no number comes last either way
+    for direction in ("ascending", "descending"):  # a missing number comes last in both directions
         heads["arithmetic"].find_element(By.TAG_NAME, "button").click()
         assert heads["arithmetic"].get_attribute("aria-sort") == direction
         assert run_names(browser)[-1] == "c10"
@@ -205,7 +209,7 @@ def test_a_completion_is_picked_and_its_tokens_are_shaded(browser: webdriver.Chr
         float(colour.rstrip(")").split(",")[-1]) for colour in backgrounds(browser, "#group .completion .token")[:8]
     ]
     assert strength[0] == 0
-    assert strength == sorted(set(strength))  # the less weight, the darker
+    assert strength == sorted(set(strength))  # a lower weight is darker
     assert strength[-1] == pytest.approx(0.75 * 0.35**0.5, abs=0.01)
 
     browser.find_element(By.ID, "step-before").send_keys(Keys.ENTER)
@@ -238,7 +242,7 @@ def test_what_a_policy_writes_is_text_and_nothing_else(browser: webdriver.Chrome
     assert browser.title != "owned"
     assert browser.find_elements(By.CSS_SELECTOR, "img, #group script, i b, #group b b") == []
     assert len(browser.find_elements(By.TAG_NAME, "script")) == 3
-    browser.refresh()  # by the address, which holds the hostile name
+    browser.refresh()  # the address holds the hostile name
     assert browser.execute_script(written, "#group pre") == [HOSTILE, HOSTILE]
 
 

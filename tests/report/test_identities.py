@@ -1,4 +1,4 @@
-"""Numbers of different problems, golds, prompts, checks or samplers share no column, no rank, no mean and no base."""
+"""Scores with different problems, golds, prompts, checks or samplers share no column, rank, mean or base."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def measured(step: int, correct: int, n: int = 200, benchmark: str = "mine", **c
 
 
 def pair(trained: int, **changes: Any) -> list[dict[str, Any]]:
-    """Before the first step, 30 % if of 200, and after the last."""
+    """Return the evaluations before the first step and after the last; the first is 30 % unless `n` changes."""
     return [measured(0, 60 if "n" not in changes else 3, **changes), measured(12, trained, **changes)]
 
 
@@ -52,7 +52,7 @@ def test_what_was_measured_differently_is_in_no_common_column(
         ("gspo", heading): (90, "best, strongest baseline"),
     }
     gains = {row["method"]: float(row["value"]) for row in report.rows("table1") if row["column"] == "Δ Avg"}
-    assert gains == {"sspo": 30.0, "grpo": 25.0}  # what has no Δ Avg takes it from no other row
+    assert gains == {"sspo": 30.0, "grpo": 25.0}  # GSPO has no Δ Avg, and the other rows keep theirs
     assert any("GSPO" in note and "has no Δ Avg: it lacks mine" in note for note in report.notes("table1"))
     assert f"Some were measured {said}." in report.text
 

@@ -1,4 +1,4 @@
-"""Runs that differ in any option that changes what is learned are two lines of a table, never one mean."""
+"""Runs that differ in an option that changes what is learned are separate lines of a table, never one mean."""
 
 from collections.abc import Iterator
 from typing import get_args
@@ -12,7 +12,7 @@ from sspo_cli.config import RunOptions
 
 
 def columns_of(tasks: str) -> dict[str, tuple[str, ...]]:
-    """Of the columns of tasks, and of the column of each role, another value, after what it needs."""
+    """Return overrides that change `columns` of the tasks and each of its roles, after those that they depend on."""
     file = f"{tasks}=[{{name: file, path: mine"
     alone, empty = (file + "}]",), file + ", columns: {}}]"
     return {f"{tasks}.columns": (*alone, empty)} | {
@@ -22,7 +22,7 @@ def columns_of(tasks: str) -> dict[str, tuple[str, ...]]:
 
 
 EPISODES = "tasks=[{name: calculator}]"
-# Of every option a value that is not its default, after what it needs to have that value.
+# For each option, a value that differs from its default, after the overrides that the value depends on.
 OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "seed": ("seed=999",),
     "steps": ("steps=2",),
@@ -177,8 +177,8 @@ OTHER_VALUES: dict[str, tuple[str, ...]] = {
     "fork.fingerprint": ("fork={run: a/b, step: 4, fingerprint: x}", "fork.fingerprint=y"),
 }
 
-# Options of how a run is computed, measured, saved or shown, not of what it learns. A new option fails the first test until
-# it is added here or above.
+# Options of how a run is computed, measured, saved or shown, which do not change what it learns. A new option fails the
+# first test until it is added here or above.
 WITHOUT_EFFECT = {
     "seed",
     "threads",
@@ -209,7 +209,7 @@ WITHOUT_EFFECT = {
     "evaluation.temperature",
     "evaluation.top_p",
     "evaluation.top_k",
-    "evaluation.decontaminate",  # what was left out by it has an effect, and is recorded
+    "evaluation.decontaminate",  # the problems that it leaves out have an effect, and are recorded
     "checkpoint.every",
     "checkpoint.keep",
     "wandb.mode",
@@ -220,8 +220,8 @@ WITHOUT_EFFECT = {
     "fork.run",
 }
 
-# Those that make the model that RL starts from, or the regime in which methods are compared: runs that differ in them are
-# no rivals, and are in different blocks of a table. Of sections all options.
+# Options that determine the model that RL starts from, or the regime in which methods are compared. Runs that differ in
+# them are not compared and are in different blocks of a table. A prefix stands for all options of its section.
 OF_THE_SETTING = (
     "model.",
     "cold_start.",
@@ -241,7 +241,7 @@ OF_THE_SETTING = (
 
 
 def options_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every option by its dotted name; a section that may be absent is an option too."""
+    """Yield the dotted name of every option; an optional section is an option too."""
     for name, field in section.model_fields.items():
         kinds = (field.annotation, *get_args(field.annotation))
         nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -258,7 +258,10 @@ def test_every_option_is_tried() -> None:
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """By its overrides, the line of table 1 that a run is in, of a report on a run for each value of each option."""
+    """Return the line of table 1 that each run is in, by the run's overrides.
+
+    The report covers a run for each value of each option.
+    """
     path = tmp_path_factory.mktemp("options")
     tried = {overrides[:length] for overrides in OTHER_VALUES.values() for length in range(len(overrides) + 1)}
     places = {overrides: seed for seed, overrides in enumerate(sorted(tried))}
@@ -275,7 +278,10 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tup
 
 @pytest.mark.parametrize("option", OTHER_VALUES)
 def test_runs_that_differ_in_it(option: str, lines: dict[tuple[str, ...], tuple[str, ...]]) -> None:
-    """Check for two lines with different names, in two blocks if it makes the setting; one line if it has no effect."""
+    """Check that two runs that differ in one option are in different lines, unless it has no effect on learning.
+
+    The lines are in different blocks if the option belongs to the setting.
+    """
     line, own = lines[OTHER_VALUES[option][:-1]], lines[OTHER_VALUES[option]]
     assert (line == own) == (option in WITHOUT_EFFECT)
     makes_the_setting = option.startswith(OF_THE_SETTING) and option not in WITHOUT_EFFECT

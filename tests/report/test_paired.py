@@ -16,7 +16,7 @@ def paired(path: Path) -> Table:
 
 
 def solve(run: Path, row: dict[str, Any], solved: list[set[int]]) -> None:
-    """Writes the run's answers: for each sample the problems that it solves."""
+    """Write the run's answers; `solved` holds the set of solved problems of each sample."""
     rows = [answer(row, n, n in of_sample, sample) for sample, of_sample in enumerate(solved) for n in range(row["n"])]
     write_jsonl_atomic(run / "eval" / f"{row['benchmark']}.jsonl", rows)
 
@@ -36,12 +36,12 @@ def test_a_single_seed_is_compared_by_mcnemar(tmp_path: Path) -> None:
     assert (compared["value"], compared["value_against"], compared["n"]) == (80, 60, 10)
     assert compared["difference"] == pytest.approx(20)
     assert -30 <= compared["low"] < 0 < 20 < compared["high"] <= 60
-    assert compared["p"] == compared["p_holm"] == pytest.approx(2 * (1 + 4) / 2**4)  # 3 against 1
+    assert compared["p"] == compared["p_holm"] == pytest.approx(2 * (1 + 4) / 2**4)  # SSPO alone solves 3, GRPO alone 1
     assert compared["test"].startswith("McNemar")
 
 
 def test_seeds_and_samples_are_averaged_within_a_problem(tmp_path: Path) -> None:
-    """GRPO: two seeds of one sample; SSPO: two seeds of one sample, of which three problems differ in one seed each."""
+    """Compare two seeds of GRPO with two of SSPO, one sample each: SSPO gains three problems in one seed each."""
     solved = {"grpo": [{0, 1}, {0, 1}], "sspo": [{0, 1, 2, 3}, {0, 1, 4}]}
     for method, seeds in solved.items():
         for seed, which in enumerate(seeds):
@@ -52,7 +52,7 @@ def test_seeds_and_samples_are_averaged_within_a_problem(tmp_path: Path) -> None
             solve(run, row, [which])
     (compared,) = paired(tmp_path).frame.to_dict("records")
     assert compared["difference"] == pytest.approx(100 * 1.5 / 8)  # three problems gain a half each
-    assert compared["p"] == pytest.approx(0.25)  # all three alike: 2 of the 8 flips
+    assert compared["p"] == pytest.approx(0.25)  # all three have one sign: 2 of the 8 flips
     assert (compared["seeds"], compared["seeds_against"]) == (2, 2)
     assert "sign-flip" in compared["test"]
 
@@ -63,7 +63,7 @@ def test_several_samples_too(tmp_path: Path) -> None:
     solve(grpo, row, [{0, 1}, {0}])
     solve(write_run(tmp_path / "sspo", evaluations=[better]), better, [{0, 1, 2}, {0, 2, 3}])
     (compared,) = paired(tmp_path).frame.to_dict("records")
-    # differences in halves: 0, 0, 2, 1; of the four flips of the last two, two are as far from 0
+    # The differences are 0, 0, 2 and 1 halves. Of the four sign flips of the last two, two are as far from 0.
     assert compared["p"] == pytest.approx(0.5)
     assert compared["difference"] == pytest.approx(37.5)
 
@@ -74,7 +74,7 @@ def test_each_line_meets_the_best_and_the_strongest_baseline_once(tmp_path: Path
         rows = [evaluation(0, 60), evaluation(12, correct)]
         overrides = (f"objective.method={method}", f"objective.gate={gate}")
         write_run(tmp_path / f"{method}-{gate}", *overrides, evaluations=rows, whole=True)
-    write_bare_model(tmp_path / "model", "other", [evaluation(0, 10)])  # another model: another setting
+    write_bare_model(tmp_path / "model", "other", [evaluation(0, 10)])  # another model is another setting
     frame = paired(tmp_path).frame
     assert list(zip(frame["configuration"], frame["against"], frame["role"], strict=True)) == [
         ("base", "SSPO atanlog", "best"),

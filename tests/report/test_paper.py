@@ -28,7 +28,7 @@ def test_the_printed_gain_of_siglog_alone_does_not_follow_from_its_cells() -> No
 
 def test_cells_that_no_count_of_solved_problems_gives_are_marked() -> None:
     def fits(percent: float, answers: int) -> bool:
-        """By trying every k: |100 k / answers - percent| <= 0.05, in whole numbers."""
+        """Check in integers whether |100 k / answers - percent| <= 0.05 for any k."""
         k = np.arange(answers + 1)
         return bool((np.abs(1000 * k - round(10 * percent) * answers) * 2 <= answers).any())
 
@@ -72,7 +72,7 @@ def test_the_papers_figures_stand_next_to_ours_where_model_method_and_gate_are_i
     (table, *_) = tables(collect([tmp_path]), paper=True)
     assert table.headings[3:] == ["math500", "paper: math500", "aime25", "paper: aime25", "Δ Avg", "paper: Δ Avg"]
     papers = [[cell.text for cell in line[4::2]] for line in table.lines]
-    assert papers == [["56.6", "10.0", "–"], ["–", "–", "–"], ["64.8", "16.7", "+7.5"]]  # (8.2 + 6.7) / 2: of these two
+    assert papers == [["56.6", "10.0", "–"], ["–", "–", "–"], ["64.8", "16.7", "+7.5"]]  # (8.2 + 6.7) / 2
     assert [cell.text for cell in table.lines[2][3::2]] == ["66.0", "30.0", "+15.0"]
     assert any("a reference, not a target" in note for note in table.notes)
     (without, *_) = tables(collect([tmp_path]))

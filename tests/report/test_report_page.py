@@ -33,7 +33,7 @@ def one_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]
 
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time, and is tested elsewhere."""
+    """Draw a single figure, because drawing all takes most of the time and is tested elsewhere."""
 
     def figures(*_: object) -> Iterator[Drawing]:
         figure = Figure(figsize=(2, 2))
@@ -93,7 +93,7 @@ def test_nothing_on_the_page_points_out_of_it(one_run: tuple[Path, list[Path]]) 
 def test_the_same_runs_give_the_same_page_over_an_earlier_one(
     tmp_path: Path, one_figure: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sspo_cli.report.page._about", lambda command: "Made once.")  # it says when
+    monkeypatch.setattr("sspo_cli.report.page._about", lambda command: "Made once.")  # the original names the time
     run = write_run(tmp_path / "run", whole=True)
     pages = []
     for _ in range(2):
@@ -139,7 +139,7 @@ def test_a_run_is_named_as_for_eval(tmp_path: Path, one_figure: None, monkeypatc
         "": "the name of a run is empty",
         "mine/checkpoints/step-2": f"a report covers whole runs; name the run, {tmp_path / 'runs' / 'mine'}",
     }
-    for name, said in refused.items():  # also next to a run that there is
+    for name, said in refused.items():  # also if another run exists
         assert_error(sspo("report", "mine", name, "--out", "refused"), said)
     assert not (tmp_path / "refused").exists()
     done = sspo("report", "mine", "org/name", "--out", "both")
@@ -228,11 +228,11 @@ def test_of_many_completions_whole_rollouts_are_sampled_evenly(tmp_path: Path) -
         assert {1, 2, 799, 800} <= set(steps)
         assert steps[1::2] == [step + 1 for step in steps[::2]]  # both groups of a rollout
         gaps = np.diff(steps[::2])
-        assert max(gaps) <= 2 * min(gaps) + 4  # at most two places apart rather than one, each rounded to a rollout
+        assert max(gaps) <= 2 * min(gaps) + 4  # gaps of one or two places, each rounded to a rollout
         sizes[budget] = len(json.dumps(run["groups"], ensure_ascii=False))
         assert 0.8 * budget < sizes[budget] <= budget
     (alone,) = sample_completions(groups, 10)
-    assert [group["step"] for group in alone["groups"]] == [800]  # a run that has completions shows some
+    assert [group["step"] for group in alone["groups"]] == [800]  # a run with completions always shows some
 
 
 def test_a_long_completion_loses_its_middle(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_what_the_template_opened_is_distinguished_from_what_the_policy_wrote(
     found = run["groups"][0]["completions"][0]
     assert found["opening"] == opening
     assert found["pieces"] == (pieces or "")
-    assert not found["weights"]  # all 1
+    assert not found["weights"]  # all weights are 1
 
 
 def test_damaged_completions_are_reported_and_the_other_runs_shown(tmp_path: Path) -> None:

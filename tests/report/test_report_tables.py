@@ -31,7 +31,7 @@ def names_of(path: Path, **how: Any) -> list[str]:
 
 
 def numbers(table: Table, **which: Any) -> dict[str, Any]:
-    """The one row of the frame with those values."""
+    """Return the only row of the frame that has the values `which`."""
     (row,) = (row for row in table.frame.to_dict("records") if all(row[name] == value for name, value in which.items()))
     return row
 
@@ -51,7 +51,7 @@ def test_several_seeds_are_averaged_and_do_not_narrow_the_interval(tmp_path: Pat
     table = table_of(tmp_path)
     row = numbers(table, kind="trained", column="arithmetic")
     assert row["value"] == pytest.approx(100 * 331 / 600)
-    assert row["sd"] == pytest.approx(5.2520, abs=1e-4)  # of 50, 55 and 60.5, divided by 2
+    assert row["sd"] == pytest.approx(5.2520, abs=1e-4)  # of 50, 55 and 60.5, with n - 1 = 2
     assert (row["low"], row["high"]) == pytest.approx(wilson_by_hand(110, 200))  # 110.33 solved of 200
     assert (row["lowest_seed"], row["highest_seed"]) == (50, 60.5)
     assert (row["seeds"], row["n"]) == ("0, 1, 2", 200)
@@ -218,7 +218,7 @@ def test_of_several_configurations_validation_chooses_and_never_a_test(tmp_path:
     assert len(table_of(tmp_path, "runs").frame) == 4
     write_run(tmp_path / "third", "objective.tau_pos=0.7", evaluations=before_and_after(150))
     table = table_of(tmp_path)
-    assert sum(table.frame["kind"] == "trained") == 6  # 3 of them Δ Avg
+    assert sum(table.frame["kind"] == "trained") == 6  # 3 configurations in 2 columns, one of which is Δ Avg
     assert any("all 3 configurations are shown, because they have no common validation" in note for note in table.notes)
 
 
@@ -230,7 +230,8 @@ def test_the_best_step_by_validation_can_be_selected(tmp_path: Path) -> None:
     assert numbers(table_of(tmp_path), kind="trained", column="arithmetic")["value"] == 60
     table = table_of(tmp_path, select="best")
     row = numbers(table, kind="trained", column="arithmetic")
-    assert (row["value"], row["seeds"]) == (65, "0")  # step 4, the earlier of two equal ones; seed 1 has no validation
+    # Seed 0 is best at step 4, the earlier of two equal steps. Seed 1 has no validation.
+    assert (row["value"], row["seeds"]) == (65, "0")
     assert any("best step by Pass@1 on validation problems" in note for note in table.notes)
     best, last = (numbers(table_of(tmp_path, "runs", select=select), seed=0) for select in ("best", "last"))
     assert (best["best_step"], best["validation"], best["arithmetic"]) == (4, pytest.approx(60), 65)
@@ -330,11 +331,11 @@ def test_a_mean_over_seeds_stops_where_one_does(tmp_path: Path) -> None:
     assert mean[3] == pytest.approx((one[3] + other[3]) / 2)
     write_run(tmp_path / "c", "seed=2")
     (group,) = collect([tmp_path]).groups
-    assert len(mean_over_seeds(group.counted, "reward/mean")) == 12  # finished runs only, once there is one
+    assert len(mean_over_seeds(group.counted, "reward/mean")) == 12  # only finished runs count once there is one
 
 
 def test_how_many_answers_were_cut_stands_next_to_each_score(tmp_path: Path) -> None:
-    """Of 200 answers, 0 at the base, and 30 and 50 by two seeds: 20 % on average."""
+    """Check the mean share of cut answers: 0 of 200 at the base, and 30 and 50 by the two seeds, which is 20 %."""
     for seed, cut in ((0, 30), (1, 50)):
         evaluations = [evaluation(0, 60), evaluation(12, 100, truncated=cut)]
         write_run(tmp_path / str(seed), f"seed={seed}", evaluations=evaluations)

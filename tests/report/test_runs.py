@@ -134,7 +134,7 @@ def test_nothing_is_missing_from_whole_runs(tmp_path: Path) -> None:
     for method in ("grpo", "sspo"):
         for seed in (0, 1):
             write_run(tmp_path / f"{method}{seed}", f"objective.method={method}", f"seed={seed}")
-    for seed in (0, 1):  # a rival configuration, of the same seeds
+    for seed in (0, 1):  # another configuration with the same seeds
         write_run(tmp_path / f"rival{seed}", "objective.tau_pos=0.7", f"seed={seed}")
     assert missing(collect([tmp_path])) == []
 

@@ -25,7 +25,7 @@ def test_answers_are_of_the_step_that_the_tables_show_and_spread_over_the_proble
     assert max(b - a for a, b in pairwise(ids)) < 12
     (bare,) = model["benchmarks"]
     assert (bare["right"], bare["total"], len(bare["answers"])) == (7, 10, 10)
-    for answer in (*shown["answers"], *bare["answers"]):  # the questions of both are stored once
+    for answer in (*shown["answers"], *bare["answers"]):  # each question is stored only once
         assert page["questions"][answer["question"]] == f"What is {answer['id'].partition('-')[2]} + 1?"
         assert answer["right"] == (answer["extracted"] == answer["gold"])
     assert len(page["questions"]) == len(set(page["questions"]))
@@ -52,5 +52,5 @@ def test_answers_stay_within_their_budget_and_a_damaged_file_is_named(tmp_path: 
 
 
 def test_a_run_without_answers_is_not_listed(tmp_path: Path) -> None:
-    write_run(tmp_path / "old")  # as older versions wrote it, with no file of answers
+    write_run(tmp_path / "old")  # a run of an older version, without a file of answers
     assert sample_answers(collect([tmp_path])) == {"questions": [], "sources": []}

@@ -1,4 +1,4 @@
-"""Figures of scores: Pass@1, sensitivity to hyperparameters, staleness."""
+"""The figures of scores: Pass@1, sensitivity to hyperparameters and staleness."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 def test_pass_at_1_by_step_is_drawn_with_its_interval() -> None:
     rows = [evaluation(0, 60), evaluation(8, 121), evaluation(8, 3, n=30, benchmark="aime25")]
     figure = scores_by_step_figure(*framed([a_group(a_run(evaluations=rows))]))
-    (ax,) = figure.axes  # one evaluation is no curve
+    (ax,) = figure.axes  # aime25 has only one evaluation, which is no curve
     assert ax.get_title() == "arithmetic, n = 200"
     (bars,) = ax.containers
     line, _, (segments,) = bars.lines
@@ -42,7 +42,7 @@ def test_the_final_scores_are_of_the_selected_step_with_the_bases_first() -> Non
     groups = [unmeasured, a_group(*runs)]
     for select, (low, mean, high) in {"last": (60, 65, 70), "best": (75, 77.5, 80)}.items():
         frame = Collection(groups, [bare], select=select).frame
-        (ax,) = final_figure(frame, groups).axes  # what selects is not shown as a result
+        (ax,) = final_figure(frame, groups).axes  # the validation that selects is not shown as a result
         assert [label.get_text() for label in ax.get_yticklabels()] == ["base", "M by sspo eval", "SSPO atanlog"]
         assert [text.get_text() for text in ax.texts] == ["30.0", "20.0", f"{mean:.1f}"]
         dots = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
@@ -71,7 +71,7 @@ def test_sensitivity_shows_every_configuration_with_its_seeds_and_marks_the_chos
     clipped = tried("", 40, 1.2, method="grpo", gate="clip")
     figure = sensitivity_figure(*framed([clipped, *tuned]), [clipped, tuned[1]])
     panels = figure.subfigs[0].axes if figure.subfigs else figure.axes
-    assert len(panels) == 2 * 3  # validation, which chooses, then the benchmark, then the reward
+    assert len(panels) == 2 * 3  # the validation that chooses, the benchmark and the reward
     assert [ax.get_ylabel() for ax in panels[::2]] == [
         "validation\nPass@1 (%)",
         "arithmetic\nPass@1 (%)",
@@ -80,8 +80,8 @@ def test_sensitivity_shows_every_configuration_with_its_seeds_and_marks_the_chos
     assert [ax.get_title() for ax in panels[:2]] == ["GRPO\nclip", "SSPO\natanlog"]
     validated = panels[1]
     assert [list(line.get_ydata()) for line in validated.get_lines()] == [[50, 51], [50.5], [60, 61], [60.5]]
-    assert [patch.get_x() for patch in validated.patches] == [0.55]  # the second one is on grey
-    assert not panels[0].patches  # where there is no choice, none is marked
+    assert [patch.get_x() for patch in validated.patches] == [0.55]  # the chosen configuration, the second, is on grey
+    assert not panels[0].patches  # a single configuration is not marked
     assert [label.get_text() for label in panels[5].get_xticklabels()] == ["0.3/0.2", "0.6/0.5"]
     assert panels[5].get_xlabel() == "τ_neg/\nτ_pos"
     assert panels[0].get_ylim() == validated.get_ylim()
@@ -95,7 +95,7 @@ def test_options_that_go_together_are_named_once() -> None:
 
 def test_staleness_is_drawn_by_mu_with_the_seeds_range() -> None:
     def at(mu: int, *correct: int) -> RunGroup:
-        shares = [0.1, 0.5] * 4  # of attenuated tokens: of the last minibatch where μ = 2
+        shares = [0.1, 0.5] * 4  # of attenuated tokens, by minibatch 1 and 2
         runs = [
             a_run(seed, f"learning.mu={mu}", evaluations=[evaluation(8, c)], **{"weights/attenuated": shares})
             for seed, c in enumerate(correct)
@@ -119,7 +119,7 @@ def test_staleness_is_drawn_by_mu_with_the_seeds_range() -> None:
     assert np.allclose([segment[:, 1] for segment in ranges.get_segments()], [[50, 60], [20, 30]])
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2", "8"]
     attenuated = figure.axes[3].containers[0].lines[0]
-    assert np.allclose(attenuated.get_xydata(), [[2, 0.5]])  # nothing is known at μ = 8
+    assert np.allclose(attenuated.get_xydata(), [[2, 0.5]])  # no step has minibatch 8
 
 
 def test_series_by_mu_do_not_mix_what_else_differs() -> None:
@@ -127,7 +127,7 @@ def test_series_by_mu_do_not_mix_what_else_differs() -> None:
         run = a_run(0, f"learning.mu={mu}", f"rollout.prompts={prompts}")
         return a_group(run, start="M, arithmetic", setting=f"M, arithmetic (mu {mu}, prompts {prompts})")
 
-    together = [at(2, 16), at(8, 64)]  # as many prompts in a minibatch
+    together = [at(2, 16), at(8, 64)]  # both have 8 prompts in a minibatch
     assert series_of(together) == [together]
     crossed = [at(2, 16), at(8, 16), at(2, 64), at(8, 64)]
     assert series_of(crossed) == [crossed[:2], crossed[2:]]

@@ -15,7 +15,7 @@ from sspo_cli.report.tables.seeds import against_noise
 
 
 def trained(path: Path, scores: dict[str, list[int]], *overrides: str) -> None:
-    """For each gate, how many of 200 problems each seed solves after training."""
+    """Write a run for each gate and seed; `scores` holds how many of 200 problems each seed solves after training."""
     for gate, solved in scores.items():
         method = ("objective.method=grpo",) if gate == "clip" else (f"objective.gate={gate}",)
         for seed, correct in enumerate(solved):
@@ -38,7 +38,7 @@ def test_configurations_are_compared_seed_by_seed(tmp_path: Path) -> None:
         "GRPO",
         "strongest baseline",
     )
-    differences = (np.array(atanlog) - np.array(grpo)) / 2  # points
+    differences = (np.array(atanlog) - np.array(grpo)) / 2  # in percentage points
     assert compared["difference"] == pytest.approx(differences.mean()) == 4.25
     assert compared["sd"] == pytest.approx(differences.std(ddof=1))
     test = ttest_rel(atanlog, grpo)

@@ -1,4 +1,4 @@
-"""Benchmarks of episodes in the tables: their parts as columns, the paper's figures, what is not measured."""
+"""Benchmarks of episodes in the tables: parts as columns, the paper's figures, and what is not measured."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from synthetic_runs import evaluation, write_run
 from written_reports import Report
 
 LIMITS = {"turns": 5, "proposals": 2, "max_tokens": 4096, "max_new_tokens": 512}
-PARTS = {  # the second as older versions recorded it
+PARTS = {  # the second part is in the format of older versions
     "gsm8k": {"n": 48, "correct": 12, "pass_at_1": 0.25, "low": 0.149, "high": 0.389, "truncated": 12},
     "math": {"n": 152, "correct": 38, "pass_at_1": 0.25, "low": 0.188, "high": 0.324},
 }

@@ -1,4 +1,4 @@
-"""The tables of a report as HTML and LaTeX, with characters that need care."""
+"""The tables of a report as HTML and LaTeX, with characters that must be escaped."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from sspo_cli.report.tables import tables
 
 
 class Balanced(HTMLParser):
-    """Fails on a tag that is not closed in its turn."""
+    """HTML parser that fails on tags that are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The table of speed and memory, of runs whose numbers are known."""
+"""The table of speed and memory."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def of_rank(number: int, **values: float) -> dict[str, float]:
 
 
 def test_each_run_has_the_range_over_its_ranks(tmp_path: Path) -> None:
-    """`b` was first on three ranks, and then on two: the steps on three do not count."""
+    """Run `b` first had three ranks and then two, so its steps on three ranks do not count."""
     measured = {
         "a": [ON_A_GPU, ON_A_GPU | {"device/memory": 42.0, "device/flop_utilization": 0.35}],
         "b": [
@@ -36,7 +36,7 @@ def test_each_run_has_the_range_over_its_ranks(tmp_path: Path) -> None:
                 for step in (1, 0)
             ),
         ],
-        "c": [{"time/tokens_per_second": 300.0}],  # a process alone on a CPU
+        "c": [{"time/tokens_per_second": 300.0}],  # a single process on a CPU
     }
     for seed, (name, rows) in enumerate(measured.items()):
         path = write_run(tmp_path / name, f"seed={seed}", steps=len(rows), whole=True) / "metrics.jsonl"

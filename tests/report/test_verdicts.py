@@ -1,4 +1,4 @@
-"""What a written report says of its runs: which differences count, which configuration was chosen, which runs are in it."""
+"""The conclusions of a report: which differences count, which configuration was chosen, which runs are included."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ GRPO, ATANLOG, SIGLOG = ("objective.method=grpo",), ("objective.gate=atanlog",),
 
 
 def write_seeds(path: Path, overrides: Sequence[str], correct: Mapping[int, int]) -> None:
-    """A run for each seed, which solves so many of 200 problems after training."""
+    """Write a run for each seed; `correct` holds how many of 200 problems the seed solves after training."""
     for seed, solved in correct.items():
         rows = [evaluation(0, 60), evaluation(12, solved), validation(12, 50)]
         write_run(path / f"{'-'.join(overrides)}-{seed}", *overrides, f"seed={seed}", evaluations=rows)
@@ -32,12 +32,13 @@ def seed_by_seed(correct: Sequence[int]) -> dict[int, int]:
     return dict(enumerate(correct))
 
 
-# Of 200 problems, by seed; the paired t-tests' p, smallest first; how many of the three are below 0.05 by Holm, which
-# multiplies them by 3, 2 and 1 and lets none be below the one before.
+# How many of 200 problems each seed solves under GRPO, atanlog and siglog, and the expected verdict at p < 0.05. Holm's
+# correction multiplies the three p values of the paired t-tests, smallest first, by 3, 2 and 1, and makes none smaller
+# than the previous one.
 FAMILIES = [
-    # p 0.0009, 0.032, 0.046 become 0.003, 0.064, 0.064: all three are below 0.05 unadjusted
+    # p = 0.0009, 0.032, 0.046 become 0.003, 0.064, 0.064; all three are below 0.05 without the correction.
     ([101, 104, 98, 105], [145, 137, 137, 152], [119, 134, 104, 129], "1 of 3, SSPO atanlog − GRPO (+20.4)"),
-    # p 0.0021, 0.020, 0.047 become 0.006, 0.039, 0.047: three times 0.020 is above 0.05
+    # p = 0.0021, 0.020, 0.047 become 0.006, 0.039, 0.047; Bonferroni's 3 × 0.020 would be above 0.05.
     (
         [101, 103, 105, 99],
         [157, 138, 147, 149],
@@ -70,7 +71,7 @@ def test_the_verdict_is_by_holm_s_p(
 
 
 def test_differences_within_the_noise_of_seeds_are_not_reported_as_beyond_it(tmp_path: Path) -> None:
-    """Of 200 problems with two samples each; one configuration has two seeds, the others three."""
+    """Compare configurations of three, three and two seeds, with two samples of each of 200 problems."""
     correct = {GRPO: [100, 110, 90], ATANLOG: [120, 110, 95], SIGLOG: [119, 90]}
     for overrides, seeds in correct.items():
         for seed, solved in enumerate(seeds):
@@ -85,7 +86,7 @@ def test_differences_within_the_noise_of_seeds_are_not_reported_as_beyond_it(tmp
         if row["quantity"] == "arithmetic"
     }
     assert found == {
-        ("SSPO atanlog", "GRPO"): (pytest.approx(100 * 25 / 1200), 2, 3),  # equal in one seed, which is not above
+        ("SSPO atanlog", "GRPO"): (pytest.approx(100 * 25 / 1200), 2, 3),  # above in 2 of 3 seeds and equal in one
         ("SSPO siglog", "GRPO"): (pytest.approx(-100 * 1 / 800), 1, 2),
         ("SSPO siglog", "SSPO atanlog"): (pytest.approx(-100 * 21 / 800), 0, 2),
     }
@@ -96,12 +97,12 @@ def test_differences_within_the_noise_of_seeds_are_not_reported_as_beyond_it(tmp
 def test_seeds_are_paired_by_number_and_those_without_a_partner_are_left_out(
     tmp_path: Path, common: tuple[int, ...]
 ) -> None:
-    """GRPO has the better mean over all of its seeds, so that SSPO is compared with it."""
+    """GRPO has the better mean over all of its seeds, so SSPO is compared with it."""
     grpo, atanlog = {1: 120, 2: 90, 3: 111}, {1: 130, 2: 104, 3: 117}
     write_seeds(tmp_path / "runs", GRPO, {0: 180} | {seed: grpo[seed] for seed in common})
     write_seeds(tmp_path / "runs", ATANLOG, {seed: atanlog[seed] for seed in common} | {5: 60})
     rows = Report(tmp_path / "runs", tmp_path / "out").rows("seeds")
-    assert [row["quantity"] for row in rows] == ["arithmetic", "reward"]  # validation chooses, and is no result
+    assert [row["quantity"] for row in rows] == ["arithmetic", "reward"]  # validation chooses and is not a result
     row = rows[0]
     assert (row["configuration"], row["against"], row["n"]) == ("SSPO atanlog", "GRPO", str(len(common)))
     assert row["seeds"] == ", ".join(map(str, common))
@@ -119,7 +120,7 @@ def test_seeds_are_paired_by_number_and_those_without_a_partner_are_left_out(
 
 
 def write_answered(path: Path, overrides: Sequence[str], seeds: Sequence[Sequence[set[int]]], n: int) -> None:
-    """A run for each seed, with the problems of n that each of its samples solves."""
+    """Write a run for each seed; `seeds` holds, for each of its samples, the set of solved problems of n."""
     for seed, samples in enumerate(seeds):
         how = {"samples": len(samples), "temperature": 1.0} if len(samples) > 1 else {}
         row = evaluation(12, sum(map(len, samples)), n=n, **how)
@@ -131,7 +132,7 @@ def write_answered(path: Path, overrides: Sequence[str], seeds: Sequence[Sequenc
 
 
 def all_flips(differences: Sequence[Fraction]) -> float:
-    """The two-sided p of a sign-flip test, by every flip of every sign."""
+    """Return the two-sided p of a sign-flip test by enumerating all flips of the signs."""
     flips = [
         abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
         for signs in itertools.product((1, -1), repeat=len(differences))
@@ -147,13 +148,13 @@ def share(seeds: Sequence[Sequence[set[int]]], problem: int) -> Fraction:
 @pytest.mark.parametrize(
     ("grpo", "sspo"),
     [
-        # two seeds against three: the differences are sixths
+        # two seeds against three, so the differences are sixths
         ([[{0, 1, 5}], [{0, 6}]], [[{0, 1, 2, 3}], [{0, 2, 4, 7}], [{1, 3, 4}]]),
         ([[{0, 1, 5}], [{0, 6}], [{3, 5}]], [[{0, 1, 2, 3, 4, 7}], [{0, 2, 4, 7, 8}]]),
         # one seed against three, and one against two
         ([[{0, 1, 5}]], [[{0, 1, 2, 3}], [{0, 2, 4, 7}], [{1, 3, 4, 6}]]),
         ([[{0, 1, 5}], [{0, 2}]], [[{0, 1, 2, 3}]]),
-        # two samples each, of two seeds and of three
+        # two seeds against three, with two samples each
         ([[{0, 1}, {0, 2}], [{1}, {5}]], [[{0, 1, 2}, {2, 3}], [{2, 3, 4}, {0, 4}], [{6, 7}, {1, 2, 6}]]),
     ],
 )
@@ -173,7 +174,10 @@ def test_the_p_of_unequal_numbers_of_seeds_is_that_of_all_flips(
 
 
 def test_holm_s_correction_of_paired_p_is_for_the_whole_table(tmp_path: Path) -> None:
-    """Each solves what the one before solves, and 7 and 5 problems more: McNemar's p is 2 / 2^7, 2 / 2^5 and 2 / 2^12."""
+    """GRPO solves problem 0, siglog solves 7 more, and atanlog 5 more than siglog.
+
+    McNemar's p values are therefore 2 / 2^7, 2 / 2^5 and, for atanlog against GRPO, 2 / 2^12.
+    """
     for overrides, solved in ((GRPO, 1), (SIGLOG, 8), (ATANLOG, 13)):
         write_answered(tmp_path / "runs", overrides, [[set(range(solved))]], 20)
     report = Report(tmp_path / "runs", tmp_path / "out")
@@ -206,7 +210,11 @@ def test_seeds_that_answered_other_problems_are_no_mean(tmp_path: Path) -> None:
 
 
 def write_tried(path: Path, tau: float, held_out: Sequence[Mapping[int, int]], tests: Mapping[int, int]) -> None:
-    """A run for each seed of SSPO with one tau_pos: correct answers to 100 validation and to 200 test problems, by step."""
+    """Write a run of SSPO with one tau_pos for each seed.
+
+    `held_out` holds the correct answers to 100 validation problems by step for each seed, `tests` those to 200 test
+    problems by step.
+    """
     for seed, by_step in enumerate(held_out):
         rows: list[dict[str, Any]] = [evaluation(step, correct) for step, correct in tests.items()]
         rows += [validation(step, correct) for step, correct in by_step.items()]
@@ -214,7 +222,7 @@ def write_tried(path: Path, tau: float, held_out: Sequence[Mapping[int, int]], t
 
 
 def test_a_configuration_is_chosen_at_the_step_that_is_reported(tmp_path: Path) -> None:
-    """tau_pos 0.5 is better at its best step, and tau_pos 0.2 after the last one; tau_pos 0.7 has not come to its end."""
+    """tau_pos 0.5 has the best validation at any step, 0.2 the best after the last step; 0.7 did not finish."""
     write_tried(tmp_path / "runs", 0.5, [{4: 90, 12: 40}] * 2, {0: 60, 4: 180, 12: 80})
     write_tried(tmp_path / "runs", 0.2, [{4: 50, 12: 60}] * 2, {0: 60, 4: 90, 12: 100})
     write_run(
@@ -252,8 +260,8 @@ def test_a_configuration_is_not_chosen_by_a_part_of_its_seeds(tmp_path: Path, va
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ([{"n": 100}] * 2, [{"n": 50}] * 2),  # each configuration on its own problems
-        ([{"n": 100}, {"n": 50}], [{"n": 100}, {"n": 50}]),  # each seed of both
+        ([{"n": 100}] * 2, [{"n": 50}] * 2),  # the configurations have different problems
+        ([{"n": 100}, {"n": 50}], [{"n": 100}, {"n": 50}]),  # the seeds of each have different problems
         ([{"max_new_tokens": 48}, {"max_new_tokens": 96}], [{"max_new_tokens": 48}, {"max_new_tokens": 96}]),
     ],
 )
@@ -281,7 +289,7 @@ def test_each_setting_has_its_own_choice(tmp_path: Path) -> None:
 
 
 def test_a_configuration_s_reward_is_the_mean_of_its_finished_seeds(tmp_path: Path) -> None:
-    """One of which has earned nothing, 0.0, which is a number too."""
+    """A reward of 0.0 counts in the mean like any other number."""
     write_run(tmp_path / "runs" / "rival", "objective.tau_pos=0.5")
     for seed, reward, state in ((0, 0.0, "finished"), (1, 1.5, "finished"), (2, 2.0, "failed")):
         run = write_run(tmp_path / "runs" / str(seed), f"seed={seed}", state=state)
@@ -303,7 +311,7 @@ def test_a_single_configuration_is_compared_with_nothing(tmp_path: Path) -> None
 
 
 def test_what_an_unfinished_run_measured_is_in_no_number(tmp_path: Path) -> None:
-    """Each of the three stopped after its last step, with evaluations of every step; only its state says that it did."""
+    """The unfinished runs have evaluations of every step; only their state shows that they did not finish."""
     runs = tmp_path / "runs"
     rows = [evaluation(step, correct) for step, correct in ((0, 60), (4, 80), (12, 120))]
     held_out = [validation(step, correct) for step, correct in ((4, 30), (12, 50))]
@@ -317,7 +325,7 @@ def test_what_an_unfinished_run_measured_is_in_no_number(tmp_path: Path) -> None
     for select in ("last", "best"):
         report = Report(runs, tmp_path / select, select=select)
         assert report.trained() == {"0": 60.0, "0, 1": 100.0}
-        assert not (report.out / "seeds.csv").exists()  # no two of them share two finished seeds
+        assert not (report.out / "seeds.csv").exists()  # no two configurations share two finished seeds
     stopped = [line for line in report.text.splitlines() if "its evaluations are not counted" in line]
     assert len(stopped) == 5
     measured = {row["run"].rpartition("/")[2]: (row["arithmetic"], row["validation"]) for row in report.rows("runs")}
@@ -347,4 +355,4 @@ def test_what_an_unfinished_run_measured_is_in_no_figure(tmp_path: Path) -> None
     for axes in (by_step.axes[0], training_figure(frame, groups[0]).axes[3]):
         drawn = [list(line.get_ydata()) for line in axes.get_lines()]
         assert [30, 40, 60] in drawn
-        assert max(map(max, drawn)) < 70  # where the interval of 60 % ends
+        assert max(map(max, drawn)) < 70  # the interval of 60 % ends below 70

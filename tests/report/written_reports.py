@@ -1,4 +1,4 @@
-"""A written report, read back from its files."""
+"""A report that is written and read back from its files."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from sspo_cli.report import page, write_report
 
 
 class Report:
-    """The files of a report without its figures, which take most of the time of writing one."""
+    """The files of a report without figures, which take most of the time of writing it."""
 
     def __init__(self, runs: Path, out: Path, **how: Any) -> None:
         with mock.patch.object(page, "figures", return_value=()):
@@ -19,12 +19,12 @@ class Report:
         self.text = (out / "report.md").read_text()
 
     def rows(self, table: str) -> list[dict[str, str]]:
-        """The lines of a table's CSV file."""
+        """Return the lines of a table's CSV file."""
         with (self.out / f"{table}.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
     def trained(self, column: str = "arithmetic") -> dict[str, float]:
-        """Pass@1 in table 1 of what was trained, by seeds."""
+        """Return Pass@1 of the trained rows of table 1, by seeds."""
         rows = [row for row in self.rows("table1") if (row["kind"], row["column"]) == ("trained", column)]
         return {row["seeds"]: float(row["value"]) for row in rows}
 
@@ -32,7 +32,10 @@ class Report:
         return json.loads((self.out / f"{table}.json").read_text())["notes"]
 
     def verdict(self, quantity: str) -> str:
-        """What the note on the noise of seeds says of one quantity: how many differences of how many, and which."""
+        """Return the part of the note on the noise of seeds that concerns one quantity.
+
+        It counts the differences beyond the noise, out of how many, and lists them.
+        """
         (note,) = (note for note in self.notes("table1") if "beyond the noise of seeds" in note)
         (part,) = (
             part for part in note.rstrip(".").rpartition("`seeds`): ")[2].split("; ") if part.startswith(quantity)

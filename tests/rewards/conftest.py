@@ -1,4 +1,4 @@
-"""One checker for all reward tests, because its worker takes seconds to start."""
+"""Fixture of the answer checker, which all reward tests share, because its worker takes seconds to start."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Verdicts by value, also on texts that try to block the checker."""
+"""Tests of verdicts by value, also on texts that try to block the checker."""
 
 import os
 import signal
@@ -90,10 +90,12 @@ def test_a_hostile_answer_among_normal_ones_costs_its_limit():
         elapsed = time.perf_counter() - start
         assert verdicts == [*[RIGHT] * 10, Verdict(False, "timeout"), *[RIGHT] * 10]
         assert checker.timeouts == 1
-        assert 1.5 <= elapsed < 31.0  # the limit is of processor time, 30 s by the clock; the rest is a new worker
+        assert (
+            1.5 <= elapsed < 31.0
+        )  # at most 1.5 s of processor time or 30 s by the clock, and the time to start a new worker
         assert checker.check([(HOSTILE, "7.5")])[0].status == "timeout"
-        assert time.perf_counter() - start < elapsed + 1.4  # known by now
-    assert time.perf_counter() - start < elapsed + 3.0  # and leaving waits for nobody
+        assert time.perf_counter() - start < elapsed + 1.4  # the answer is already known
+    assert time.perf_counter() - start < elapsed + 3.0  # closing the checker waits for no worker
 
 
 def test_submit_does_not_wait():
@@ -132,7 +134,7 @@ def test_a_worker_left_behind_ends_by_itself():
     assert orphan.stdout == "True\n"
     assert orphan.returncode == -signal.SIGPROF
     equal("1/2", "0.5", 60.0)
-    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)  # a finished check leaves no alarm to kill an idle worker
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)  # no alarm is left that would kill an idle worker
 
 
 def test_time_in_which_a_worker_does_not_run_does_not_count():
@@ -182,7 +184,7 @@ def test_workers_are_light_limited_and_replaced_when_they_die(checker):
     def ask(expression: str):
         return checker._pool.schedule(eval, (expression,)).result(timeout=60.0)
 
-    assert "torch" in sys.modules  # the parent has it, by tests/conftest.py
+    assert "torch" in sys.modules  # imported in the parent by tests/conftest.py
     assert not ask("'torch' in __import__('sys').modules")
     assert ask("__import__('resource').getrlimit(__import__('resource').RLIMIT_AS)[0]") == 2 << 30
     worker = ask("__import__('os').getpid()")

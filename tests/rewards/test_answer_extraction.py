@@ -1,4 +1,4 @@
-"""Extraction of the bare answer of a completion, tagged or not."""
+"""Tests of the extraction of the bare answer from a completion, with and without tags."""
 
 import time
 

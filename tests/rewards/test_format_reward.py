@@ -1,4 +1,4 @@
-"""r_format, case by case and against the shared reading of appendix A."""
+"""Tests of r_format, by cases and against the shared reading of appendix A."""
 
 import json
 import time

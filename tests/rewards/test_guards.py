@@ -1,4 +1,4 @@
-"""Verdicts on whole completions that earn the reward, and on others that only seem to."""
+"""Verdicts on whole completions that earn the reward, and on others that only seem to earn it."""
 
 import pytest
 
@@ -10,11 +10,11 @@ RIGHT = [
     (r"The answer is $\boxed{x+1}$.", "x+1"),
     ("So the answer is $x+1$.", "x+1"),
     ("1+x", "x+1"),
-    # Words that the gold has too.
+    # Words that are also in the gold.
     ("June 20", "June 20"),
     (r"\text{June 20}", "June 20"),
     ("The Eiffel Tower.", "Eiffel tower"),
-    # Inequalities and alternatives, where the gold is one.
+    # Inequalities and alternatives, if the gold is one.
     (r"3 \le x", r"x \geq 3"),
     ("x < 3", r"(-\infty, 3)"),
     ("x = 1 or x = 2", "x = 2 or x = 1"),
@@ -32,7 +32,7 @@ RIGHT = [
     (r"1.5 \times 10^{-2}", "0.015"),
     ("0.5", r"\frac{1}{2}"),
     ("1011_{2}", "1011_2"),
-    # Units and moduli, where the gold has no such letter.
+    # Units and moduli, if the gold has no such letter.
     ("60 m", "60"),
     (r"5\text{ cm}^2", "5"),
     (r"2 \pmod{5}", "2"),
@@ -58,7 +58,7 @@ WRONG = [
     ("$x+1$ or so", "x+1"),
     ("42 thousand", "42"),
     ("half of 42", "42"),
-    # Several answers for one.
+    # Several answers, although the gold is one.
     ("$x+1$ or $x+2$", "x+1"),
     ("$x+1$ and $x+2$", "x+1"),
     (r"\boxed{x+1} \boxed{x+2}", "x+1"),
@@ -68,11 +68,11 @@ WRONG = [
     ("1, x = 42", "42"),
     ("x = 41, x = 42", "42"),
     (r"x+1 \lor x+2", "x+1"),
-    # One answer for several.
+    # One answer, although the gold has several.
     ("2", r"\pm 2"),
     (r"1 + \sqrt{x}", r"1 \pm \sqrt{x}"),
     ("1", r"\{1, 2\}"),
-    # The question again, or a number that is part of another.
+    # The question repeated, or a number that is part of another.
     ("40 + 2", "42"),
     (r"\binom{42}{1}", "42"),
     ("x_{42}", "42"),
@@ -97,7 +97,7 @@ WRONG = [
     ("June 21", "June 20"),
     ("The A", "a"),
     ("p-q", "pq"),
-    # Letters that are no unit where the gold has them.
+    # Letters are not units if the gold has them.
     ("3", "3t"),
     ("60 m", "60mn"),
     (r"2 \pmod{7}", r"2 \pmod{5}"),

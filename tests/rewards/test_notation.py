@@ -1,4 +1,4 @@
-"""Answers that differ only in notation, and answers that only seem to."""
+"""Verdicts on answers that differ from the gold only in notation, and on answers that only seem to."""
 
 import pytest
 
@@ -103,7 +103,7 @@ def test_both_signs():
         (r"\frac{1+\sqrt{5}}{2}, \frac{1-\sqrt{5}}{2}", r"\frac{1 \pm \sqrt{5}}{2}", RIGHT),
         (r"\frac{1+\sqrt{5}}{2}", r"\frac{1 \pm \sqrt{5}}{2}", WRONG),
         (r"-2, 1-\sqrt{5}, 1+\sqrt{5}", r"\{1\pm\sqrt{5},-2\}", RIGHT),
-        # Letters are no units in a gold answer, and what cannot be read has no last number.
+        # Letters in a gold answer are not units, and an unreadable text has no last number.
         ("3", "3t", WRONG),
         ("x^2", "x^2 t", WRONG),
         ("3", "2x^2 + 3y^2 = d", WRONG),

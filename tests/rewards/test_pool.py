@@ -1,4 +1,4 @@
-"""Death of answer-check workers, for example when memory runs out."""
+"""Tests of the pool when answer-check workers die, for example because memory runs out."""
 
 import multiprocessing.forkserver
 import os
@@ -15,7 +15,7 @@ from sspo_cli.rewards.pool import REPLACEMENTS, LastingPool
 
 
 def end_by_sigterm() -> None:
-    """Restore the default handler, like the answer-check workers; pebble's handler would wait for Python."""
+    """Restore the default handler, as the answer-check workers do; pebble's handler would wait for Python."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -30,7 +30,7 @@ def square(number: int, seconds: float = 0.0) -> int:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[LastingPool]:
-    """Share one pool between all tests."""
+    """One pool that all tests share."""
     pool = LastingPool(1, end_by_sigterm)
     assert pool.schedule(square, (3,), timeout=30.0).result(timeout=60.0) == 9
     yield pool
@@ -38,7 +38,7 @@ def pool() -> Iterator[LastingPool]:
 
 
 def children() -> set[int]:
-    """Processes whose parent is the fork server."""
+    """Return the ids of the processes whose parent is the fork server."""
     server = multiprocessing.forkserver._forkserver._forkserver_pid
     found = set()
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -62,9 +62,9 @@ def kill_fork_server() -> None:
 
 
 @pytest.mark.parametrize("kill", [kill_idle_workers, kill_fork_server])
-@pytest.mark.parametrize("wait", [0.0, 0.5], ids=["at once", "later"])  # before and after pebble sees it
+@pytest.mark.parametrize("wait", [0.0, 0.5], ids=["at once", "later"])  # before and after pebble notices it
 def test_no_task_is_lost_when_idle_workers_die(pool: LastingPool, kill: Callable[[], None], wait: float) -> None:
-    """More tasks than a pipe holds."""
+    """The 500 tasks are more than a pipe holds."""
     kill()
     time.sleep(wait)
     waiting = [pool.schedule(square, (number,), timeout=30.0) for number in range(500)]

@@ -1,4 +1,4 @@
-"""The verdicts that need no computer algebra."""
+"""Tests of the verdicts that need no computer algebra."""
 
 import pytest
 

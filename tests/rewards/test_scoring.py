@@ -1,4 +1,4 @@
-"""Weights of the reward's parts, and user-defined functions in the answer-check workers."""
+"""Tests of the weights of the reward's parts, and of user-defined functions in the answer-check workers."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Gold answers, and outputs of real models, as published."""
+"""Tests of rewards on published gold answers and on published outputs of real models."""
 
 import json
 
@@ -10,7 +10,7 @@ from sspo_cli.rewards import grade
 from sspo_cli.tasks import load_problems
 
 BENCHMARKS = ["gsm8k", "math500", "aime24", "aime25"]
-# Neighbours whose answers differ in writing alone.
+# Neighbours whose answers differ only in writing.
 SAME_VALUE = {("5", "x=5")}
 
 
@@ -60,7 +60,7 @@ def test_judgement_of_published_gsm8k_solutions(checker):
     assert [reward.answer == 1.0 for reward in rewards] == [row["correct"] for row in rows]
 
 
-# Where our verdict is another one than the recorded: (file, row counted from 0) -> why.
+# Rows whose verdict differs from the recorded one: (file, row counted from 0) -> reason.
 EXCEPTIONS = {
     ("math_verify_cases", 2): "1,22 is read as two numbers; upstream takes the comma for a decimal point",
     ("math_verify_cases", 10): "(9+1) for 10 is the question again, which must not earn a reward",

@@ -1,4 +1,4 @@
-"""Invented gold answers and outputs in the layouts of published ones; the real ones are in test_shared_rewards."""
+"""Tests of rewards on invented gold answers and outputs in published layouts; test_shared_rewards has the real ones."""
 
 import json
 from pathlib import Path

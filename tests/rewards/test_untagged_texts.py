@@ -1,4 +1,4 @@
-"""Answers of untagged texts in several languages and number formats, checked by the verdict on a gold."""
+"""Answers read from untagged texts, in several languages and number formats, get the right verdict against a gold."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which engine the options give, and what another engine is given, without vLLM."""
+"""Tests of the engine that the options choose, and of the weights that another engine receives, without vLLM."""
 
 import sys
 from dataclasses import replace
@@ -23,7 +23,7 @@ def test_vllm_that_is_not_installed_is_reported(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"vLLM is not installed \(`pip install vllm` .* set rollout.engine=torch"):
         open_engine(RolloutOptions(engine="vllm"), policy, named=False)
-    assert not torch._dynamo.config.disable  # else model.kernels=compiled would compile nothing from here on
+    assert not torch._dynamo.config.disable  # otherwise model.kernels=compiled would compile nothing from here on
 
 
 def test_a_server_that_does_not_answer_is_reported_with_how_to_start_one(policy, tmp_path):
@@ -58,7 +58,7 @@ def test_what_is_left_of_the_options_gives_the_same_run_again(vllm):
 
 
 def test_experts_go_over_under_the_names_of_the_published_checkpoint(policy):
-    """In memory they are fused."""
+    """The experts of a layer are fused in memory."""
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "head_dim": 32}
     heads = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **heads, num_experts=4, num_experts_per_tok=2))
@@ -69,14 +69,14 @@ def test_experts_go_over_under_the_names_of_the_published_checkpoint(policy):
 
 
 def test_a_reader_of_the_weights_keeps_its_own_gradients(policy):
-    """Also one that stops in the middle of them."""
+    """Gradients stay enabled for the reader, even if it stops before the last weight."""
     weights = checkpoint_weights(policy, torch.float32)
     next(weights)
     assert torch.is_grad_enabled()
 
 
 def test_without_a_learner_vllm_s_engine_cannot_sleep_so_that_another_may_follow(policy, monkeypatch):
-    monkeypatch.setattr("sspo_cli.rollout.check_engine", lambda options: None)  # vLLM need not be here
+    monkeypatch.setattr("sspo_cli.rollout.check_engine", lambda options: None)  # vLLM need not be installed
     monkeypatch.setattr(vllm_engine, "VllmEngine", lambda policy, options, *_: options)
     options = RolloutOptions(engine="vllm")
     assert open_engine(options, policy, named=True).sleep

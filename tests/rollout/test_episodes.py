@@ -1,4 +1,7 @@
-"""Episodes on a random policy and the calculator: token in, token out; own tokens alone count, whatever the split."""
+"""Tests of episodes of a random policy with the calculator.
+
+The learner uses the tokens as they were sampled, and only the policy's own tokens count, under every split.
+"""
 
 import math
 from dataclasses import replace
@@ -28,7 +31,7 @@ G = 6
 
 
 def acting_policy(attention: str = "sdpa", scale: float = 2.0) -> Policy:
-    """Random, but with a liking for tags, so that its episodes run code, propose, and end in every way."""
+    """Return a random policy that prefers tags, so that its episodes run code, propose, and end in every way."""
     tiny = TinyModelOptions(hidden_size=32, layers=2, heads=2, intermediate_size=48, action_tags=True)
     policy = load_policy(ModelOptions(tiny=tiny, attention=attention), torch.device("cpu"))
     tags = policy.tokenizer.convert_tokens_to_ids(
@@ -76,7 +79,10 @@ def groups(policy, stage, prompts) -> list[list[Completion]]:
 
 
 def same(left, right) -> bool:
-    """The same tokens, turns and outcomes; log-probabilities to rounding, which depends on the rows of a batch."""
+    """Report whether tokens, turns and outcomes are equal, and log-probabilities are equal up to rounding.
+
+    The rounding depends on the rows of a batch.
+    """
     pairs = [pair for groups in zip(left, right, strict=True) for pair in zip(*groups, strict=True)]
     near = all(a.sampling_logprobs == pytest.approx(b.sampling_logprobs, abs=1e-4) for a, b in pairs)
     return near and all(replace(a, sampling_logprobs=[]) == replace(b, sampling_logprobs=[]) for a, b in pairs)
@@ -143,7 +149,7 @@ def test_single_turns_and_episodes_in_one_rollout_do_not_disturb_each_other(poli
     alone = TorchEngine(policy, 100).generate(Request([p.token_ids for p in arithmetic], G, SAMPLING, seeds))
     assert same([played[1], played[3]], alone)
     stop = policy.tokenizer.convert_tokens_to_ids("</solution>")
-    assert any(stop in c.token_ids[:-1] for group in alone for c in group)  # no stop string of theirs
+    assert any(stop in c.token_ids[:-1] for group in alone for c in group)  # their stop strings do not end single turns
     assert reported == {(place, member): c for place, group in enumerate(played) for member, c in enumerate(group)}
     rewards = [[c.episode.reward if c.episode else groups[0][0].episode.reward for c in group] for group in played]
     collated = [Group(*parts) for parts in zip(mixed, played, rewards, strict=True)]
@@ -187,7 +193,7 @@ def literal_gradient(policy: Policy, batch: Batch, method: str) -> torch.Tensor:
 def test_the_gradient_is_that_of_a_literal_computation_under_every_split(prompts, groups, method):
     policy, batch = acting_policy(scale=1.0), batch_of(prompts, groups)
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], 10**6, 1.0)
-    # Of a log-ratio near the temperature, float32 keeps fewer digits than are asked for.
+    # float32 keeps too few digits of a log-ratio near the temperature for the tolerance below.
     size = 0.03 if method == "sspo" else 0.15
     batch.old_logprobs.add_(size * torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(1)))
     settings = {"tau_neg": 0.3, "tau_pos": 0.2} if method == "sspo" else {"eps_low": 0.2, "eps_high": 0.2}

@@ -1,4 +1,4 @@
-"""What goes to a vLLM server and what comes back, without a server."""
+"""Tests of requests to a vLLM server and of its answers, without vLLM."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ MODELS = httpx.Response(200, json=SERVED)
 
 @pytest.fixture
 def connect(policy, tmp_path, monkeypatch):
-    """An engine whose requests `answer(path)` answers."""
+    """Return a function that connects an engine; `answer(path)` answers the engine's requests."""
 
     def connect(answer):
         monkeypatch.setattr(httpx.Client, "request", lambda client, method, path, json=None: answer(path))
@@ -63,7 +63,7 @@ def test_a_server_too_old_to_send_token_ids_is_reported(connect):
 
 
 def test_a_server_that_is_not_in_dev_mode_is_reported_at_once_what_to_set(connect):
-    """At the first sync it would be reported only after the cold start."""
+    """The first sync would report it only after the cold start."""
     missing = httpx.Response(404, json={"detail": "Not Found"})
     with pytest.raises(
         UserError,
@@ -73,7 +73,7 @@ def test_a_server_that_is_not_in_dev_mode_is_reported_at_once_what_to_set(connec
 
 
 def test_an_answer_without_a_body_is_one(connect):
-    """Some versions confirm the reset of the cache so."""
+    """Some versions of vLLM confirm the reset of the cache with an empty body."""
     engine = connect(lambda path: MODELS if path == "/v1/models" else httpx.Response(200))
     assert engine._ask("POST", "/reset_prefix_cache") is None
 
@@ -104,7 +104,7 @@ def test_sequences_longer_than_the_server_takes_are_reported_before_any_is_asked
 
 
 def test_as_many_requests_go_out_at_a_time_as_there_are_rows_for(policy, tmp_path):
-    """A real server on this machine, that answers none before all of them are there."""
+    """A real server on this machine answers no request before all of them have arrived."""
     prompts = 150
     together = threading.Barrier(prompts, timeout=20)
     choice = {"index": 0, "token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}

@@ -1,4 +1,4 @@
-"""Stop strings in sampled tokens: they need be no tokens, and may end inside one."""
+"""Tests of stop strings in sampled tokens: a stop string need not be a token, and may end inside one."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ MERGES = [
 
 
 def merging_tokenizer() -> Qwen2Tokenizer:
-    """A BPE with tokens such as `</exec` and `>\\n `, and no token that is a whole tag."""
+    """Return a BPE tokenizer with tokens such as `</exec` and `>\\n `, but without a token for a whole tag."""
     characters = {token: i for token, i in tiny_tokenizer().get_vocab().items() if i < 259}
     vocabulary = {**characters, **{a + b: 259 + i for i, (a, b) in enumerate(MERGES)}}
     return Qwen2Tokenizer(
@@ -80,7 +80,7 @@ def test_half_a_character_before_the_string_is_no_obstacle():
 
 
 def test_the_engine_ends_a_row_there_keeps_its_last_token_whole_and_continues_with_the_others(policy, monkeypatch):
-    policy.__dict__["tokenizer"] = TOKENIZER  # a frozen dataclass
+    policy.__dict__["tokenizer"] = TOKENIZER  # the dataclass is frozen
     end = TOKENIZER.eos_token_id
     scripts = [
         ids_of(*"ab", "</exec", *"ute", f">{NEW_LINE}", *"zzz"),

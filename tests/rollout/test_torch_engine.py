@@ -1,4 +1,4 @@
-"""The torch engine against the policy it samples from."""
+"""Tests of the torch engine against the policy that it samples from."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def sample(policy, prompts=PROMPTS, group_size=4, max_rows=100, **options):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_sampling_logprobs_are_those_of_the_policy_at_the_temperature(policy, temperature):
-    """Prefill, cache, left padding and the rows that leave the batch change nothing."""
+    """Prefill, cache, left padding and rows that leave the batch do not change the log-probabilities."""
     policy.model.generation_config.eos_token_id = list(range(4, 20))  # rows end at different steps
     groups = sample(policy, temperature=temperature)
     assert len({len(c.token_ids) for group in groups for c in group}) > 2
@@ -43,7 +43,7 @@ def test_every_end_id_ends_a_completion_and_only_those_at_the_limit_are_truncate
     policy.model.generation_config.eos_token_id = [20, 21]
     ends = {20, 21, policy.tokenizer.eos_token_id}
     assert set(policy.end_ids) == ends
-    with torch.no_grad():  # so that both are sampled often
+    with torch.no_grad():  # both end ids are then sampled often
         policy.head.weight[[20, 21]] = policy.head.weight[[20, 21]] * 0 + 0.5
     completions = [c for group in sample(policy, group_size=64, max_new_tokens=20) for c in group]
     assert {c.token_ids[-1] for c in completions} >= {20, 21}
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_completions_and_another_one_others(policy)
 
 
 def test_sampled_frequencies_are_the_policy_s_probabilities(policy):
-    """One step, many draws: a chi-square test on the tokens that are expected at least five times."""
+    """A chi-square test compares many draws of one step; tokens that are expected less than five times count as one."""
     from scipy.stats import chisquare
 
     draws = 4000
@@ -94,7 +94,7 @@ def test_sampled_frequencies_are_the_policy_s_probabilities(policy):
         (1.0, 2, {1: 4 / 7, 3: 3 / 7}),
         (0.65, None, {1: 4 / 7, 3: 3 / 7}),
         (0.75, None, {1: 4 / 9, 3: 3 / 9, 2: 2 / 9}),
-        (0.5, 2, {1: 1.0}),  # 4/7 of the two
+        (0.5, 2, {1: 1.0}),  # top_k leaves two words, and the first has 4/7 of their probability
         (0.01, None, {1: 1.0}),
         (1.0, 9, {0: 0.1, 1: 0.4, 2: 0.2, 3: 0.3}),
     ],
@@ -109,7 +109,10 @@ def test_truncated_sampling_draws_from_the_most_probable_words_alone(top_p, top_
 
 
 def test_words_without_probability_are_never_drawn_and_the_others_as_often_as_they_should():
-    """In blocks that are full, half empty, and cut by the end of the vocabulary; few words, so that each is seen."""
+    """The words lie in blocks that are full, half empty, and cut by the end of the vocabulary.
+
+    They are few, so that each is drawn.
+    """
     from scipy.stats import chisquare
 
     logits = torch.full((20_000, 3 * torch_engine.BLOCK + 5), -torch.inf)
@@ -150,7 +153,7 @@ def test_after_a_sync_the_engine_samples_from_that_policy(policy, tiny):
 
 
 def test_a_prompt_s_completions_depend_on_its_place_and_not_on_what_is_sampled_with_it(policy):
-    """Not on `max_rows`, the number of calls, or the other prompts; with more tokens than one block of draws holds."""
+    """`max_rows`, the number of calls and the other prompts do not matter, also beyond the first block of draws."""
     policy.model.generation_config.eos_token_id = list(range(4, 6))
     prompts = [[2, 10 + i] for i in range(8)]
     tokens = torch_engine.STEPS + 16
@@ -210,7 +213,7 @@ def test_in_bfloat16_sampler_and_policy_agree_and_the_weights_stay_float32(tiny)
     exact = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
     policy = load_policy(ModelOptions(tiny=tiny, dtype="bfloat16"), torch.device("cpu"))
     assert {parameter.dtype for parameter in policy.parameters} == {torch.float32}
-    dtypes = set()  # of the cache
+    dtypes = set()  # dtypes of the cache
     hook = policy.decoder.register_forward_hook(
         lambda module, inputs, options, output: dtypes.update(
             x.dtype for layer in options["past_key_values"].layers for x in (layer.keys, layer.values)
@@ -235,7 +238,10 @@ def test_in_bfloat16_sampler_and_policy_agree_and_the_weights_stay_float32(tiny)
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_samples_in_evaluation_mode_and_is_left_in_the_mode_that_it_had(policy, training):
-    """Gradient checkpointing needs training mode in the next learning phase; also where a callback fails."""
+    """Gradient checkpointing needs training mode in the next learning phase.
+
+    The mode is also restored if a callback fails.
+    """
     modes = []
     policy.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
     policy.model.train(training)
@@ -269,8 +275,10 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_other_kinds_of_models_sample_from_themselves(tmp_path, name):
-    """With a window of 4 tokens, or positions that are not relative: the model's own logits of each completion, without
-    cache and padding."""
+    """The sampler agrees with the model's own logits of each completion, computed without cache and padding.
+
+    The models have a window of 4 tokens, or positions that are not relative.
+    """
     kind, shape = MODELS[name]
     torch.manual_seed(0)
     kind(kind.config_class(**shape)).save_pretrained(tmp_path)

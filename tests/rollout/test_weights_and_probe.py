@@ -1,4 +1,4 @@
-"""What another engine is given, and the look at whether it has arrived, without vLLM."""
+"""Tests of the weights that another engine receives, and of the probe that checks their arrival, without vLLM."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_written_is_reported(policy, tmp_path):
 
 
 def sampler(policy, shift=(0.0,)):
-    """The torch engine on that policy, its log-probabilities shifted by turns."""
+    """Return the `generate` of the torch engine on the policy, with log-probabilities shifted token by token, cyclically."""
 
     def generate(request):
         (group,) = TorchEngine(policy, 64).generate(request)
@@ -106,7 +106,7 @@ def test_the_probe_of_the_policy_s_own_sampler_finds_no_drift(policy, temperatur
 
 
 def test_the_probe_reports_the_mean_of_the_distances(policy):
-    """A shift of +0.25 and -0.25 by turns is no shift on average, and yet a distance of 0.25."""
+    """A shift that alternates between +0.25 and -0.25 is 0 on average, but its mean distance is 0.25."""
     metrics = probe(policy, sampler(policy, (0.25, -0.25)), 1.0, 0.3)
     assert metrics["sampler/probe_drift"] == pytest.approx(0.25, abs=1e-4)
     metrics = probe(policy, sampler(policy, (0.25,)), 1.0, 0.3)

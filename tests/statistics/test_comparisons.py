@@ -1,4 +1,4 @@
-"""Paired tests, intervals and corrections, against closed forms and enumeration."""
+"""Paired tests, intervals and corrections agree with closed forms and enumeration."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ def test_equal_differences_have_the_exact_interval_of_those_not_seen(difference,
     a = [max(difference, 0.0)] * n
     b = [max(-difference, 0.0)] * n
     mean, low, high = paired_bootstrap(a, b)
-    unseen = binomtest(0, n).proportion_ci(method="exact").high  # Clopper and Pearson's
+    unseen = binomtest(0, n).proportion_ci(method="exact").high  # by Clopper and Pearson
     assert mean == difference
     assert low == pytest.approx((1 - unseen) * difference - unseen)
     assert high == pytest.approx((1 - unseen) * difference + unseen)
@@ -50,7 +50,7 @@ def test_the_bootstrap_interval_of_few_problems_is_that_of_all_resamples():
     b, a = [0.25, 1.0, 0.5, 0.25, 0.25, 0.75], [0.5, 0.75, 1.0, 0.75, 0.25, 0.5]
     means = np.sort(np.mean(list(itertools.product(np.subtract(a, b), repeat=6)), axis=1))
     low, high = (means[int(share * len(means))] for share in (0.025, 0.975))
-    for share in (0.015, 0.035):  # far from a step, which a finite number of resamples might take
+    for share in (0.015, 0.035):  # no step is near, so that a finite number of resamples gives the same interval
         assert (means[int(share * len(means))], means[int((1 - share) * len(means))]) == (low, high)
     assert paired_bootstrap(a, b) == pytest.approx((0.125, low, high))
     assert paired_bootstrap(b, a) == pytest.approx((-0.125, -high, -low))
@@ -61,7 +61,7 @@ def test_one_problem_says_nothing_about_others():
 
 
 def test_holm_by_hand() -> None:
-    # sorted .01 .02 .03 .04: times 4, 3, 2, 1 gives .04 .06 .06 .04, which may not fall
+    # the sorted .01 .02 .03 .04 times 4, 3, 2, 1 give .04 .06 .06 .04, and the last rises to .06
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
@@ -73,6 +73,6 @@ def test_the_sign_flip_p_is_that_of_all_flips() -> None:
     assert sign_flip(differences) == pytest.approx(np.mean([s >= 9 for s in sums]))
     p = permutation_test(([3, -1, 2, 2, -1, 4],), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
     assert sign_flip(differences) == pytest.approx(p)
-    assert sign_flip([1] * 9 + [-1] * 2 + [0] * 5) == pytest.approx(binomtest(9, 11).pvalue)  # McNemar's
+    assert sign_flip([1] * 9 + [-1] * 2 + [0] * 5) == pytest.approx(binomtest(9, 11).pvalue)  # McNemar's test
     assert sign_flip([0, 0]) == 1.0
     assert sign_flip([1] * 60) == pytest.approx(2 * 0.5**60)

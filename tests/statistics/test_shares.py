@@ -1,4 +1,4 @@
-"""Shares and their intervals, against closed forms and enumeration."""
+"""Shares and their intervals agree with closed forms and enumeration."""
 
 import itertools
 import math

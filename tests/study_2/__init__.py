@@ -1,1 +1,1 @@
-"""The second study (`docs/study.md`): its stages, the choices between them, and what is kept of every run."""
+"""The second study (`docs/study.md`): its stages, the choices between them, and the records of its runs."""

@@ -1,4 +1,4 @@
-"""Run the second study as far as its time goes: `python -m tests.study_2 [STAGE]`. The same command continues it.
+"""Run the second study, or continue it, up to a stage: `python -m tests.study_2 [STAGE]`; without a STAGE, to its end.
 
 Trials run one at a time, each in a process that is forked from one with all imports done. Finished runs are added to
 `runs/study-2` after every few trials and at the end; their folders are in `runs/study-2-runs`.
@@ -20,7 +20,7 @@ AT_A_TIME = 8  # trials between two records
 
 
 def main(last: str | None) -> None:
-    """Run stage after stage, up to the last one."""
+    """Run the stages in order, up to the stage `last`."""
     ledger, results, place = Ledger(KEPT), {}, Fork()
     for name in STAGES:
         trials = trials_of(name, results, KEPT / "sweeps")

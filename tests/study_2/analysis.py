@@ -1,4 +1,4 @@
-"""Compute the outcomes of the second study (docs/study.md) from what is kept of its runs.
+"""Compute the outcomes of the second study (docs/study.md) from the records of its runs.
 
 Scores are in %, differences in points.
 """
@@ -19,11 +19,11 @@ from .plan import FINAL_SEEDS, MU, RATE, SELECTION, STALE, Results, chosen_setti
 
 TEST = "chains"  # the benchmark of the finals
 OURS = "sspo atanlog"
-BASELINES = ("grpo clip", "gspo clip", "gmpo clip", "sapo sigmoid", "cispo cispo")  # of the primary contrast
+BASELINES = ("grpo clip", "gspo clip", "gmpo clip", "sapo sigmoid", "cispo cispo")  # baselines of the primary contrast
 OTHER_GATES = ("sspo expatan", "sspo siglog")
 METHODS = (*BASELINES, OURS, *OTHER_GATES)
 MUS = (2, 4, 8)
-WORKS = 5.0  # a rate works if its score is at most so many points below the method's best rate
+WORKS = 5.0  # a rate works if its score is at most this many points below the score of the method's best rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Study:
         return tokens, [100 * e["correct"] / e["n"] for e in measured]
 
     def areas(self, mu: int) -> dict[str, list[float]]:
-        """Return the area under the test score over tokens of each method by seed, up to the tokens all runs at this μ have."""
+        """Return areas under the test score over tokens, by method and seed, up to the tokens that all runs at this μ have."""
         curves = {method: [self.curve(row) for row in self.finals(mu, method)] for method in METHODS}
         until = min(tokens[-1] for runs in curves.values() for tokens, _ in runs)
         return {method: [area(*curve, until) for curve in runs] for method, runs in curves.items()}

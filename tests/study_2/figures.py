@@ -15,7 +15,7 @@ from .analysis import METHODS, MUS, Study
 
 
 def line_of(method: str) -> dict:
-    """Return colour and dashes of a method, those of every report."""
+    """Return the colour and dashes of a method, which are the same in every report."""
     colour, dashes = colour_of(*method.split())
     return {"color": colour, "linestyle": dashes}
 
@@ -65,7 +65,7 @@ def _rates(study: Study, ax: Axes, mu: int, names: dict[str, str]) -> None:
 
 
 def _curves(study: Study, ax: Axes, mu: int, names: dict[str, str]) -> None:
-    """Draw the test score over sampled tokens, the mean over seeds of both."""
+    """Draw the test score over sampled tokens; both are means over seeds."""
     for method in METHODS:
         curves = [study.curve(row) for row in study.finals(mu, method)]
         tokens, scores = ([fmean(at) for at in zip(*(curve[i] for curve in curves), strict=True)] for i in (0, 1))
@@ -76,7 +76,7 @@ def _curves(study: Study, ax: Axes, mu: int, names: dict[str, str]) -> None:
 
 
 def _staleness(study: Study, ax: Axes, mu: int, names: dict[str, str]) -> None:
-    """Draw the share of token ratios outside 1 ± 0.2 by the number of updates since sampling, the mean over runs and batches."""
+    """Draw the share of token ratios outside 1 ± 0.2 over the updates since sampling, averaged over runs and batches."""
     of_method = study.in_finals(mu).groupby(["method", "minibatch"])["ratio/outside"].mean()
     for method in METHODS:
         shares = of_method[method]

@@ -1,4 +1,4 @@
-"""A place for trials: processes that are forked from one with all imports done, which saves ten seconds of each."""
+"""Fork trials from a process with all imports done, which saves ten seconds per trial."""
 
 import ctypes
 import multiprocessing
@@ -15,11 +15,11 @@ from sspo_cli.sweep.place import command_of, log_of
 
 from .ledger import CPU
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 class ForkedProcess:
-    """A trial in its process."""
+    """A trial that runs in a forked process."""
 
     slot = "fork"
 
@@ -55,7 +55,7 @@ class Fork:
 
 
 def _run(arguments: Sequence[str], log: Path, cpu: Path) -> None:
-    """Be the process of a trial: apart from the terminal, its output in the log, ended with a SIGTERM if the study is killed."""
+    """Run a trial in a new session, with its output in the log; SIGTERM ends it if the study is killed."""
     os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     with log.open("ab") as out:

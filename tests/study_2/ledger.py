@@ -1,7 +1,7 @@
-"""Keep of every finished run what tables and choices need, in files that are small enough to be committed.
+"""Keep what tables and choices need of every finished run, in files that are small enough to be committed.
 
-`runs.jsonl` has a line for each run; `metrics-STAGE.parquet` has some metrics of each of its optimizer steps. Run folders may be
-lost afterwards: a run with a line here is not made again.
+`runs.jsonl` has a line for each run; `metrics-STAGE.parquet` has some metrics of each of its optimizer steps. A run that has a
+line is not repeated, even if its folder is lost.
 """
 
 import json
@@ -28,7 +28,7 @@ METRICS = [
     *("weights/positive_attenuated", "weights/negative_attenuated", "sampler/mismatch_mean"),
     *("time/sampling", "time/learning"),
 ]
-CPU = "cpu-seconds"  # a file in the run folder: a line for each attempt
+CPU = "cpu-seconds"  # a file in the run folder with a line for each attempt
 QUESTION = re.compile(r"user\n(.*?)<")
 WHOLE = re.compile(r"<think>([^<]*)</think><answer>([^<]*)</answer>")
 STEP = re.compile(r"\d+([+-]\d+)=-?\d+")
@@ -38,10 +38,10 @@ STEP = re.compile(r"\d+([+-]\d+)=-?\d+")
 class Row:
     """A finished run.
 
-    point        its seed and options that the study varies, by their dotted names
+    point        the seed and the options that the study varies, by their dotted names
     evaluations  {step, benchmark, n, correct}; after the last step also `solved`, the solved problems as bits in hexadecimal,
                  and before the first and after the last step `modes`, see `modes_of`
-    seconds      of the processor, all attempts together; of sampling and learning by the clock
+    seconds      processor time of all attempts together; sampling and learning time by the clock
     """
 
     stage: str
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def method(self) -> str:
-        """Return the method and its gate, which counts as one."""
+        """Return the method together with its gate."""
         return f"{self.point['objective.method']} {self.point['objective.gate']}"
 
     def pass_at_1(self, benchmark: str) -> float:
@@ -110,19 +110,22 @@ def _evaluations(run: RunFolder, steps: int) -> list[dict[str, Any]]:
 
 
 def modes_of(answers: Iterable[dict[str, Any]]) -> dict[str, list[int]]:
-    """Count completions of task chains and the right ones among them.
+    """Count the completions of task chains and the right ones among them, as {kind or habit: [number, right]}.
 
-    By what they look like, whether right or wrong:
-    broken     another format than the one that is asked for
-    guessed    the right format, no step
-    other work the right format, and steps of other operands than the question's
-    work       the right format, and a step for each operand of the question
-    By the habits of the teacher that can do harm in their question, `drop`, `sign`, `early`, `guess`, each on its own, or `none`.
+    Each completion has one kind, whether it is right or wrong:
+
+    broken      the format is not the one that is asked for
+    guessed     the format is right, but there is no step
+    other work  the format is right, but the steps have other operands than the question
+    work        the format is right, with a step for each operand of the question
+
+    Each habit of the teacher that can do harm in the question is counted separately: `drop`, `sign`, `early`, `guess`; or
+    `none`.
     """
     counts: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for answer in answers:
-        question = QUESTION.search(answer["prompt"])[1]  # not its id, which has a prefix among validation problems
+        question = QUESTION.search(answer["prompt"])[1]  # not from the id, which has a prefix for validation problems
         _, *operands = re.findall(r"[+-]?\d+", question)
         habits = habits_of([int(operand) for operand in operands])
         for name in (_mode(operands, answer["completion"]), *(habits or ["none"])):
@@ -142,7 +145,7 @@ def _mode(operands: Sequence[str], completion: str) -> str:
 
 
 class Ledger:
-    """The kept runs, in a folder."""
+    """The records of finished runs, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -151,7 +154,7 @@ class Ledger:
         self.rows = [Row(**json.loads(line)) for line in lines]
 
     def of_stage(self, stage: str, trials: Sequence[Trial]) -> list[Row] | None:
-        """Return the rows of these trials in their order, whatever stage made them; None if one is missing."""
+        """Return the rows of these trials in their order, from any stage; None if one is missing."""
         rows = {row.name: row for row in self.rows}
         return [rows[trial.name] for trial in trials] if all(trial.name in rows for trial in trials) else None
 
@@ -161,7 +164,7 @@ class Ledger:
         return [trial for trial in trials if trial.name not in kept]
 
     def record(self, stage: str, trials: Iterable[Trial], folder: Path) -> None:
-        """Add the trials that have finished in `folder` since the last time."""
+        """Add the trials that have finished in `folder` since the last record."""
         finished = [t for t in self.missing(trials) if RunFolder(folder / t.name).status.get("state") == "finished"]
         if not finished:
             return

@@ -1,4 +1,4 @@
-"""Say which runs the second study makes, stage by stage, and choose the settings of a stage from the results of earlier ones."""
+"""Plan the second study: the runs of each stage, with settings chosen from the results of earlier stages."""
 
 import os
 import re
@@ -19,15 +19,15 @@ RATE, MU, PROMPTS, LAG = "optimizer.learning_rate", "learning.mu", "rollout.prom
 STALE = 4  # μ of the primary contrast, where settings are chosen
 OTHER_MU = (2, 8)
 PROMPTS_PER_MINIBATCH = 8
-AGAIN = 3  # trials of each method that get the second seed of the selection
+AGAIN = 3  # trials per method that are repeated with the second seed of the selection
 
 Point = dict[str, Any]  # dotted options
-Results = Mapping[str, Sequence[Row]]  # of every stage that is finished
+Results = Mapping[str, Sequence[Row]]  # the rows of every finished stage
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the study. Its points come from the results of earlier stages; None: from a separate sweep file."""
+    """A stage of the study; its points come from the results of earlier stages or, if None, from a separate sweep file."""
 
     seeds: Sequence[int]
     points: Callable[[Results], list[Point]] | None
@@ -35,7 +35,7 @@ class Stage:
 
 def again(results: Results) -> list[Point]:
     """Return the three best trials of each method by validation."""
-    ranked = sorted(results["select"], key=validation, reverse=True)  # of equal ones the first in the grid
+    ranked = sorted(results["select"], key=validation, reverse=True)  # among equals, the first in the grid
     return [setting_of(row) for method in methods_of(ranked) for row in of_method(ranked, method)[:AGAIN]]
 
 
@@ -47,7 +47,7 @@ def rates(results: Results) -> list[Point]:
 
 
 def finals(mu: int) -> Callable[[Results], list[Point]]:
-    """Return the function for each method's point at one μ, with the setting and the rate that were chosen."""
+    """Return the function that gives each method's point at one μ, with the chosen setting and rate."""
 
     def points(results: Results) -> list[Point]:
         chosen = chosen_settings(results)
@@ -82,7 +82,7 @@ def appendix(results: Results) -> list[Point]:
 SELECTION_SEED, SECOND_SELECTION_SEED = 1000, 1001
 FINAL_SEEDS = range(2000, 2008)
 APPENDIX_SEEDS = range(3000, 3003)
-SELECTION = ("select", "again", "rates")  # stages that look at validation problems alone
+SELECTION = ("select", "again", "rates")  # stages that use validation problems only
 ONLY_VALIDATION = {"evaluation.every": None, "evaluation.benchmarks": []}
 STAGES = {
     "select": Stage([SELECTION_SEED], None),
@@ -94,9 +94,9 @@ STAGES = {
 
 
 def trials_of(name: str, results: Results, folder: Path) -> list[Trial]:
-    """Return the trials of a stage, seed by seed, so that whenever it is stopped all methods have equally many runs.
+    """Return the trials of a stage, seed by seed, so that all methods have equally many runs whenever the stage is stopped.
 
-    What was chosen for it is written to a sweep file in `folder`.
+    The chosen points are written to a sweep file in `folder`.
     """
     stage, file = STAGES[name], ROOT / f"configs/sweeps/study-2-{name}.yaml"
     if stage.points is not None:
@@ -114,7 +114,7 @@ def trials_of(name: str, results: Results, folder: Path) -> list[Trial]:
 
 
 def validation(row: Row) -> float:
-    """Return the validation Pass@1 after the last step, by which everything is chosen."""
+    """Return the validation Pass@1 after the last step, on which every choice is based."""
     return row.pass_at_1("validation")
 
 
@@ -133,22 +133,22 @@ def _best_of_two_seeds(rows: Sequence[Row]) -> Point:
 
 
 def setting_of(row: Row) -> Point:
-    """Return what was varied without the seed."""
+    """Return the options that the study varies, without the seed."""
     return {key: value for key, value in row.point.items() if key != "seed"}
 
 
 def without_options(point: Point) -> Point:
-    """Leave out what only the gate of a point has."""
+    """Return a point without the options that belong to its gate."""
     return {key: value for key, value in point.items() if not re.match(r"objective\.(tau|eps|clip)", key)}
 
 
 def at_mu(mu: int) -> Point:
-    """Return μ, and the number of prompts with which minibatches keep their size."""
+    """Return μ and the number of prompts that keeps the size of minibatches."""
     return {MU: mu, PROMPTS: mu * PROMPTS_PER_MINIBATCH}
 
 
 def methods_of(rows: Iterable[Row]) -> list[str]:
-    """List the methods, a gate counting as one."""
+    """Return the names of the methods with their gates."""
     return sorted({row.method for row in rows})
 
 

@@ -53,8 +53,8 @@ FILES = """## Files
 - `metrics-STAGE.parquet`: metrics of each optimizer step of the runs of a stage.
 - `sweeps/`: the later stages as sweep files, with the settings that were chosen for them.
 - `figures/`: the figures as SVG, PDF and PNG."""
-VARIANTS = 16  # of the appendix
-HIGH = 90.0  # a mean score above it leaves little room, and is reported
+VARIANTS = 16  # variants in the appendix
+HIGH = 90.0  # a mean score above this leaves little room for differences, and is reported
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def outcomes(study: Study) -> Iterable[Iterable[str]]:
-    """Yield the parts that need the finals."""
+    """Yield the parts of the report that need the final runs."""
     if all(map(study.complete, MUS)):
         yield final_scores(study)
         yield primary_contrast(study)
@@ -82,7 +82,7 @@ def outcomes(study: Study) -> Iterable[Iterable[str]]:
 
 
 def heading(study: Study) -> Iterable[str]:
-    """Yield what was run, and what is missing."""
+    """Yield the heading and what was run."""
     yield "# The second study"
     hours = sum(row.seconds["cpu"] for row in study.rows) / 3600
     counts = ", ".join(f"{stage} {len(study.of_stage(stage))}" for stage in STAGES)
@@ -118,7 +118,7 @@ def selection(study: Study) -> Iterable[str]:
 
 
 def final_scores(study: Study) -> Iterable[str]:
-    """Yield the primary outcome."""
+    """Yield the primary outcome, final Pass@1."""
     yield "## Primary outcome: final Pass@1"
     yield (
         "Greedy, in %, on 1,024 test problems that no earlier run has seen: mean ± standard deviation over 8 seeds, and "
@@ -140,7 +140,7 @@ def final_scores(study: Study) -> Iterable[str]:
 
 
 def primary_contrast(study: Study) -> Iterable[str]:
-    """Yield SSPO-atanlog against each baseline at μ = 4, and what the data support."""
+    """Yield the contrast of SSPO-atanlog with each baseline at μ = 4, and the conclusion that the data support."""
     yield "## Primary contrast: SSPO-atanlog against the baselines at μ = 4"
     contrasts = [study.contrast(STALE, OURS, other) for other in BASELINES]
     adjusted = corrected(contrasts)
@@ -154,7 +154,7 @@ def primary_contrast(study: Study) -> Iterable[str]:
 
 
 def verdict(outcome: str, contrasts: Sequence[Contrast], adjusted: Sequence[float]) -> str:
-    """Say which baselines SSPO-atanlog differs from, given the contrasts with all of them and their corrected p-values."""
+    """Return sentences that name the baselines from which SSPO-atanlog differs, by the corrected p-values."""
     compared = list(zip(BASELINES, contrasts, adjusted, strict=True))
     differing = [f"{'higher' if each.mean > 0 else 'lower'} than {NAMES[m]}'s" for m, each, p in compared if p < 0.05]
     rest = [NAMES[m] for m, _, p in compared if not p < 0.05]
@@ -164,7 +164,7 @@ def verdict(outcome: str, contrasts: Sequence[Contrast], adjusted: Sequence[floa
 
 
 def areas(study: Study) -> Iterable[str]:
-    """Yield the second outcome."""
+    """Yield the second outcome, the area under test Pass@1 over sampled tokens."""
     yield "## Second outcome: area under test Pass@1 over sampled tokens"
     values = {mu: study.areas(mu) for mu in MUS}
     yield (
@@ -193,7 +193,7 @@ def exploratory_contrasts(study: Study) -> Iterable[str]:
 
 
 def learning_rates(study: Study) -> Iterable[str]:
-    """Yield each method's curve over learning rates and its width."""
+    """Yield the curve of each method over learning rates, and how many rates work."""
     yield "## Exploratory: the learning rates that work"
     yield (
         f"Validation Pass@1 in % with the chosen setting, one seed. In bold the rates at most {WORKS:g} points below the "
@@ -277,7 +277,7 @@ def staleness(study: Study) -> Iterable[str]:
 
 
 def mistakes(study: Study) -> Iterable[str]:
-    """Yield scores within each kind of completion and of problem, before the first and after the last step."""
+    """Yield scores within each kind of completion and each kind of problem, before the first and after the last step."""
     yield "## Exploratory: where a method fails"
     yield (
         "Finals at μ = 4, all seeds together: Pass@1 in % of the completions of each kind, with their share of all in "
@@ -291,7 +291,7 @@ def mistakes(study: Study) -> Iterable[str]:
 
 
 def appendix(study: Study) -> Iterable[str]:
-    """Yield the variants with three seeds."""
+    """Yield the exploratory variants, with three seeds each."""
     yield "## Appendix: variants at μ = 4, three seeds, exploratory"
     yield (
         "Each with the setting and the rate of the method that it varies. The seeds are others than those of the finals, "
@@ -313,7 +313,7 @@ def appendix(study: Study) -> Iterable[str]:
 
 
 def modes(rows: Iterable[Row], wanted: Callable[[dict], bool]) -> dict[str, str]:
-    """Return the score within each kind of completion and of problem, over the evaluations that are wanted."""
+    """Return the score within each kind of completion and of problem, over the wanted evaluation of each run."""
     counts: dict[str, list[int]] = {}
     for row in rows:
         for name, (number, right) in next(e for e in row.evaluations if wanted(e))["modes"].items():
@@ -329,19 +329,19 @@ def modes(rows: Iterable[Row], wanted: Callable[[dict], bool]) -> dict[str, str]
 
 
 def is_first(evaluation: dict) -> bool:
-    """Report whether an evaluation is that of the test problems before the first step."""
+    """Report whether an evaluation uses the test problems before the first step."""
     return evaluation["benchmark"] == TEST and evaluation["step"] == 0
 
 
 def is_last(evaluation: dict) -> bool:
-    """Report whether an evaluation is that of the test problems after the last step."""
+    """Report whether an evaluation uses the test problems after the last step."""
     return evaluation["benchmark"] == TEST and "solved" in evaluation
 
 
 def contrast_table(
     labels: Sequence[str], contrasts: Sequence[Contrast], adjusted: Sequence[float] | None = None
 ) -> str:
-    """Lay out contrasts, with corrected p-values if there are any."""
+    """Format contrasts as a table, with corrected p-values if there are any."""
     rows = []
     for place, (label, each) in enumerate(zip(labels, contrasts, strict=True)):
         row = {
@@ -373,12 +373,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def interval(low: float, high: float, form: str = ".1f") -> str:
-    """Format an interval; a dash if there is none."""
+    """Format an interval, or a dash if there is none."""
     return "–" if isnan(low) else f"[{low:{form}}, {high:{form}}]"
 
 
 def table(rows: Iterable[dict[str, str]]) -> str:
-    """Lay out rows as Markdown."""
+    """Format rows as a Markdown table."""
     return pd.DataFrame(list(rows)).to_markdown(index=False, disable_numparse=True)
 
 

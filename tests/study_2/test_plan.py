@@ -1,4 +1,4 @@
-"""The second study's plan: equal trials, the identical gradient at μ = 1, and choices by validation alone."""
+"""Tests of the plan of the second study: equal trials, identical gradients at μ = 1, and choices by validation alone."""
 
 import json
 from collections import Counter
@@ -36,14 +36,14 @@ def row(trial, stage, correct):
     measured = [
         {"step": 0, "benchmark": "validation", "n": 512, "correct": 500},
         {"step": 48, "benchmark": "validation", "n": 512, "correct": correct},
-        {"step": 48, "benchmark": "chains", "n": 1024, "correct": 1000 - correct},  # must not matter
+        {"step": 48, "benchmark": "chains", "n": 1024, "correct": 1000 - correct},  # the test score must not matter
     ]
     return Row(stage, trial.name, None, point, measured, tokens=1, skipped=0, seconds={"cpu": 1.0})
 
 
 @pytest.fixture(scope="module")
 def results(grid):
-    """Of each method, trial k of twelve solves 10·k problems with the first seed; with the second one, the last but one most."""
+    """Results of the first seed, in which trial k of each method's twelve solves 10·k validation problems."""
     number = Counter()
     select = []
     for trial in grid:

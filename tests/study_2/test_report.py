@@ -1,4 +1,4 @@
-"""The second study's outcomes: closed forms on made-up runs, and a report whose verdicts follow from them."""
+"""The second study's outcomes agree with closed forms on made-up runs, and the verdicts of its report follow from them."""
 
 import re
 from itertools import product
@@ -15,12 +15,12 @@ from study_2.plan import APPENDIX_SEEDS, FINAL_SEEDS, LAG, MU, PROMPTS, RATE, RO
 
 N = 64  # test problems
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
-VALIDATION = dict(zip(RATES, (300, 400, 380, 100), strict=True))  # of 512, after the last step
-BELOW = {"grpo clip": 8, "gspo clip": 4}  # problems fewer than SSPO-atanlog has, for every seed
+VALIDATION = dict(zip(RATES, (300, 400, 380, 100), strict=True))  # of 512 problems, after the last step
+BELOW = {"grpo clip": 8, "gspo clip": 4}  # how many problems fewer than SSPO-atanlog the method solves, with every seed
 
 
 def made_up(stage: str, method: str, rate: float, mu: int, seed: int, right: int = 0, lag: int = 0) -> Row:
-    """A run that solves the first `right` test problems after step 48, half of them after step 16, none before."""
+    """Return a run that solves the first `right` test problems after step 48, half of them after step 16, none before."""
     name, gate = method.split()
     about = {"objective.method": name, "objective.gate": gate, "objective.normalizer": "sequence"}
     varied = {RATE: rate, MU: mu, PROMPTS: 8 * mu, LAG: lag, "seed": seed}
@@ -79,8 +79,8 @@ def test_a_contrast_is_the_paired_one(study):
     found, known = contrast(ours, theirs), ttest_rel(ours, theirs)
     assert (found.mean, found.higher) == (1.5, 3)
     assert (found.low, found.high) == pytest.approx(known.confidence_interval())
-    assert found.effect == pytest.approx(known.statistic / 2)  # of four pairs
-    assert found.p == 6 / 16  # of ±1 ±2 ±1 ±4, 6 and 8 three times, −6 and −8 three times
+    assert found.effect == pytest.approx(known.statistic / 2)  # divided by √n for n = 4 pairs
+    assert found.p == 6 / 16  # of the 16 sums ±1 ±2 ±1 ±4, three are 6 or 8, and three are −6 or −8
     constant = study.contrast(4, "sspo atanlog", "grpo clip")
     assert constant.mean == pytest.approx(100 * 8 / N)
     assert constant.p == 2 / 256
@@ -126,7 +126,7 @@ def test_the_report_says_what_the_runs_support(study, tmp_path, monkeypatch):
 
 
 def test_the_readme_says_what_the_report_says():
-    """The verdicts are computed; README repeats them."""
+    """The report computes the verdicts, and README repeats them."""
     readme, computed = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "runs/study-2/README.md"))
     final, area_verdict = re.findall(r"\*\*(SSPO-atanlog's .*?)\*\*", computed)
     assert final in readme

@@ -1,4 +1,4 @@
-"""The embedded task: right, distinct, the same on every machine, and no test question in training."""
+"""Problems of the embedded task are right, distinct and the same on every machine; no test question is in training."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ import pytest
 from sspo_cli.errors import UserError
 from sspo_cli.tasks import load_problems
 
-# Of all questions, answers and demonstrations. It changes whenever the task does, and with it every recorded run.
+# Hashes of all questions, answers and demonstrations. They change with the task, and so does every recorded run.
 FINGERPRINTS = {"train": "1df8abaf45a60daf", "test": "c06f57e5550c5423"}
 
 

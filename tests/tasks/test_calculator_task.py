@@ -1,4 +1,4 @@
-"""The embedded multi-turn task: right, distinct, the same on every machine, its splits disjoint."""
+"""Problems of the embedded multi-turn task are right, distinct and the same on every machine; its splits are disjoint."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from sspo_cli.tasks import calculator
 
 TASKS = {"calculator": calculator.problems, "calculator-two": calculator.problems_of_two_calls}
 SPLITS = ("train", "validation", "test")
-# Of all questions, answers and demonstrations. They change whenever the task does, and with it every recorded run.
+# Hashes of all questions, answers and demonstrations. They change with the task, and so does every recorded run.
 FINGERPRINTS = {"calculator": "f67d0085a042eaa1", "calculator-two": "13947b0c54782716"}
 
 

@@ -1,4 +1,4 @@
-"""The task of the second study: right, distinct, the same on every machine, and nothing shared by its splits."""
+"""Problems of the second study's task are right, distinct and the same on every machine; its splits share nothing."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ from sspo_cli.errors import UserError
 from sspo_cli.tasks import load_problems
 from sspo_cli.tasks.chains import HABITS, SIZES, habits_of
 
-# Of all questions and demonstrations. It changes whenever the task does, and the study's runs are then of another task.
+# Hash of all questions and demonstrations. If the task changes, it changes, and the study's runs belong to another task.
 FINGERPRINT = "d131aabcad7176c9"
 
 
@@ -48,7 +48,7 @@ def test_demonstrations_are_right_where_no_habit_can_do_harm_and_mostly_wrong_wh
             totals = itertools.accumulate([int(first), *map(int, operands)])
             work = [f"{a}{operand}={b}" for operand, (a, b) in zip(operands, itertools.pairwise(totals), strict=True)]
             assert thoughts == ",".join(work)
-        elif "=" in thoughts:  # shortened steps are right, too
+        elif "=" in thoughts:  # shortened steps are also right
             for step in thoughts.split(","):
                 left, total = step.split("=")
                 assert eval(left) == int(total)
@@ -59,7 +59,7 @@ def test_demonstrations_are_right_where_no_habit_can_do_harm_and_mostly_wrong_wh
     share = {habits: mean(of_habits) for habits, of_habits in right.items()}
     assert share[frozenset()] == 1
     assert 0.1 < len(right[frozenset()]) / 4096 < 0.25
-    # Less for "drop", which is not applied if it would leave no step or too small a total.
+    # The share of "drop" is lower, because it is not applied if it would leave no step or too small a total.
     expected = {"drop": 0.51, "sign": 0.4, "early": 0.3, "guess": 0.35}
     assert expected.keys() == HABITS.keys()
     for habit, value in expected.items():

@@ -1,4 +1,4 @@
-"""CodeActInstruct, MINT and WikiTableQuestions: joined with their golds, cut where a policy's turns end, split by task."""
+"""Problems of CodeActInstruct, MINT and WikiTableQuestions are joined with their golds, cut into turns, and split by task."""
 
 import json
 import logging
@@ -147,7 +147,7 @@ def shared() -> str:
 
 
 def test_the_real_rows(shared, caplog):
-    """8 of MATH and 6 of WikiTableQuestions can be checked; 12 of these 14 are demonstrations."""
+    """Of the real rows, 8 of MATH and 6 of WikiTableQuestions can be checked; 12 of these 14 are demonstrations."""
     problems = both(shared)
     assert Counter(problem.check for problem in problems) == {"math": 8, "denotation": 6}
     assert sum(bool(problem.episode) for problem in problems) == 12
@@ -166,7 +166,7 @@ def test_the_real_benchmarks(shared, caplog):
 
 
 def test_setups_make_the_tables_that_the_prompts_show(shared):
-    """Number for number and in every type: pandas prints the first five rows as the prompt has them, wide or narrow."""
+    """pandas prints the first five rows as the prompt shows them, wide or narrow, so that all numbers and types agree."""
     problems = list(codeact.wtq_problems(shared, "test")) + [p for p in both(shared) if p.check == "denotation"]
     for problem in problems:
         names: dict = {}

@@ -61,7 +61,7 @@ def test_damaged_parquet(tmp_path):
     for keep in (4, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut.parquet").write_bytes(whole[:keep])
         assert "cut.parquet is not valid Parquet" in refusal(tmp_path / "cut.parquet")
-    for place in range(4, len(whole) - 8, 7):  # whatever pyarrow makes of it
+    for place in range(4, len(whole) - 8, 7):  # pyarrow may read the file or raise any of its exceptions
         (tmp_path / "bad.parquet").write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
         with contextlib.suppress(UserError):
             load_problems("file", path=str(tmp_path / "bad.parquet"), split="train")

@@ -1,4 +1,4 @@
-"""Layouts of data that people have: columns, chats, types of files, folders of the hub and of `datasets`, golds of all kinds."""
+"""Tests of the layouts of users' data: columns, chats, types of files, folders of the hub and of `datasets`, kinds of golds."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""Every data set in the layouts that it is published in, and the sentence for each thing that can be wrong with a file."""
+"""Tests of every data set in its published layouts, and of the sentence for each thing that can be wrong with a file."""
 
 import json
 from typing import get_args
@@ -149,7 +149,7 @@ def test_training_rows_of_a_file(small_data):
     deepmath = load_problems("deepmath", path=str(small_data / "deepmath" / "sample.jsonl"), split="train")
     assert [(p.question, p.answer) for p in deepmath] == DEEPMATH
     assert [p.id for p in deepmath] == [f"train-{n}" for n in range(10)]
-    assert all(p.demonstration is None for p in deepmath)  # thousands of tokens each
+    assert all(p.demonstration is None for p in deepmath)  # they have thousands of tokens each
 
 
 # --- user files ------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_bad_parquet_rows_and_files_are_named(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.jsonl does not exist"):
         load_problems("file", path=str(tmp_path / "absent.jsonl"), split="train")
-    with pytest.raises(UserError, match=r"absent does not exist"):  # an absolute path is no name on the hub
+    with pytest.raises(UserError, match=r"absent does not exist"):  # an absolute path is not a name on the hub
         load_problems("gsm8k", path=str(tmp_path / "absent"), split="train")
     (tmp_path / "x.txt").write_text("question,answer\n")
     with pytest.raises(UserError, match=r"x\.txt has an unknown type; use \.jsonl, .*\.json, .*\.parquet"):
@@ -320,7 +320,7 @@ def test_an_unreachable_hub_points_to_path(monkeypatch):
     [
         ("gsm8k", None, "test", ("openai/gsm8k", "main", "test")),
         ("gsm8k", "someone/other", "train", ("someone/other", None, "train")),
-        ("aime24", None, "test", ("HuggingFaceH4/aime_2024", None, "train")),  # the hub calls its only split so
+        ("aime24", None, "test", ("HuggingFaceH4/aime_2024", None, "train")),  # the name of its only split on the hub
         ("aime24", "HuggingFaceH4/aime_2024", "test", ("HuggingFaceH4/aime_2024", None, "train")),
         ("aime24", "Maxwell-Jia/AIME_2024", "test", ("Maxwell-Jia/AIME_2024", None, "train")),
         ("aime25", None, "test", ("math-ai/aime25", None, "test")),
@@ -337,7 +337,7 @@ def test_hub_names_configurations_and_splits(monkeypatch, task, path, split, ask
 
 
 def test_copies_on_the_hub_are_read_through_datasets(monkeypatch, tmp_path):
-    """Folders laid out as on the hub, with the configurations and columns of the published ones."""
+    """The folders are laid out as on the hub, with the configurations and columns of the published data sets."""
     row = json.dumps
     files = {
         "opencompass/AIME2025": {

@@ -20,9 +20,9 @@ def test_nothing_held_out_is_asked_in_training_and_nothing_else_is_lost():
         problem.question for problem in train
     }
     assert len(left) == 500 - 64
-    assert left == [problem for problem in train if problem in left]  # in their order
+    assert left == [problem for problem in train if problem in left]  # the order is kept
     places = sorted(train.index(problem) for problem in train if problem not in left)
-    assert places[-1] > 400  # drawn from all over the task, not cut off its beginning
+    assert places[-1] > 400  # drawn from the whole task, not cut off its beginning
 
 
 def test_it_is_the_same_problems_each_time_and_none_where_none_are_asked_for():
@@ -52,7 +52,7 @@ def test_ids_of_two_tasks_of_one_name_are_made_distinct():
 
 def test_each_task_gives_by_its_weight():
     assert shares([1.0, 1.0], 256) == [128, 128]
-    assert shares([3.0, 1.0], 10) == [8, 2]  # 7.5 and 2.5: of equal remainders the first
+    assert shares([3.0, 1.0], 10) == [8, 2]  # from 7.5 and 2.5; of equal remainders the first is rounded up
     assert shares([1.0, 1.0, 1.0], 8) == [3, 3, 2]
     assert shares([0.7, 0.2, 0.1], 9) == [6, 2, 1]
     one, two = problems("gsm8k", *map(str, range(40))), problems("dapo", *map(str, range(40, 80)))

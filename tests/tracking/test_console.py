@@ -50,7 +50,7 @@ def tell(sink: Sink) -> None:
     sink.end_stage()
     row = {"completion": NASTY, "gold": "[4]", "r_answer": 1.0, "r_format": 0.5}
     sink.completions(21, [row])
-    sink.log(21, {})  # every metric may be absent
+    sink.log(21, {})  # any metric may be absent
     sink.log(50, METRICS)
     sink.evaluation(50, "arithmetic", SUMMARY)
     sink.note("a [note]")
@@ -71,10 +71,10 @@ def test_elsewhere_than_on_a_terminal_a_step_is_one_line() -> None:
     assert lines[2] == (
         "step  50/120  reward 1.250 (answer 0.375, format 0.875)  entropy 0.432  attenuated   7.2%  "
         "rate 2.0e-04  grad 0.125  length   31.5  truncated  25%  "
-        "   1234 tokens/s    0.50 s  0:01:10 left"  # 30 s for the 30 steps since the resumed one, 70 to go
+        "   1234 tokens/s    0.50 s  0:01:10 left"  # 30 steps took 30 s since the resume, and 70 are left
     )
     for word in ("reward", "entropy", "attenuated", "tokens/s"):
-        assert lines[1].index(word) == lines[2].index(word)  # aligned, also where metrics are absent
+        assert lines[1].index(word) == lines[2].index(word)  # aligned even if metrics are absent
     assert lines[3] == "step 50: arithmetic Pass@1 34.2 % (30.2 to 38.4 %), n = 512, 2.0 % truncated"
     assert lines[4:] == ["a [note]", "failed"]
 
@@ -98,7 +98,7 @@ OF_RANKS = {
             ["sync 1.25 s", "by rank 610 to 640 tokens/s", "memory 71.3 to 72.9 GB"],
         ),
         (
-            {**OF_RANKS, "device/rank_0_memory": 71.26, "device/rank_1_memory": 71.31},  # the same as printed
+            {**OF_RANKS, "device/rank_0_memory": 71.26, "device/rank_1_memory": 71.31},  # equal when printed
             ["sync 1.25 s", "by rank 610 to 640 tokens/s", "memory 71.3 GB"],
         ),
     ],
@@ -114,7 +114,8 @@ def test_what_was_measured_of_ranks_and_devices_is_at_the_end(run: RunFolder, me
     live.log(51, {**METRICS, **{name: 0.0 if "sync" in name else value for name, value in measured.items()}})
     recording = Console(file=io.StringIO(), width=100, record=True)
     recording.print(live)
-    assert "  ".join(parts) in recording.export_text()  # also in steps without sampling, as the times of sampling
+    # Like the times of sampling, they are also shown in steps without sampling.
+    assert "  ".join(parts) in recording.export_text()
 
 
 def test_a_stage_counts_what_was_done_in_all_its_parts() -> None:
@@ -151,7 +152,7 @@ def test_only_a_terminal_that_can_draw_gets_the_live_view(run: RunFolder, monkey
 
 
 def draw(run: RunFolder, width: int, **start: Any) -> str:
-    """What the live view shows at this width, after a whole life of it."""
+    """Return what the live view shows at this width after a run's worth of events."""
     sink = LiveSink(run, Console(file=io.StringIO(), width=width, force_terminal=True))
     tell(sink)
     sink.begin_stage("evaluating on arithmetic", 512)
@@ -178,7 +179,7 @@ def test_the_live_view_shows_the_run_at_a_glance(run: RunFolder) -> None:
         "1234 tokens/s",
         "sampling 0.30 s  grading 0.04 s  learning 0.16 s",
         "arithmetic 34.2 % (30.2 to 38.4 %), n = 512, 2.0 % truncated",
-        "[bold]half [/nope] <think>",  # as it was sampled, not as markup
+        "[bold]half [/nope] <think>",  # shown as sampled, not read as markup
         "answer 1.0  format 0.5  gold [4]",
     ):
         assert shown in text
@@ -218,7 +219,7 @@ def test_the_time_left_counts_the_evaluations_to_come(monkeypatch: pytest.Monkey
     for step, elapsed, said in ((0, 0.0, "-"), (10, 20.0, "0:04:30"), (40, 80.0, "0:03:30"), (50, 130.0, "0:02:40")):
         if step:
             left.log(step, {"time/elapsed": elapsed})  # 2 s a step
-        assert str(left) == said  # evaluations of 30 s: at 40, 80 and 100
+        assert str(left) == said  # evaluations at 40, 80 and 100 take 30 s each
         if step in (0, 40):
             left.begin_stage()
             now += 30.0
@@ -231,7 +232,7 @@ def test_a_stage_says_how_far_it_is_and_how_long_it_still_takes(monkeypatch: pyt
     monkeypatch.setattr("time.perf_counter", lambda: now)
     stage = StageProgress("cold start", 100)
     assert stage.progress() == "cold start: 0/100, - left"
-    stage.advance(40, {})  # before it was stopped
+    stage.advance(40, {})  # done before the stage was interrupted
     now = 20.0
     stage.advance(10, {"loss": 0.25})
     assert stage.progress() == "cold start: 50/100, 0:01:40 left, loss 0.25"

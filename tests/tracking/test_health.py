@@ -1,4 +1,4 @@
-"""Each sign of trouble is named at its threshold, with its value, and a healthy run has none."""
+"""Each sign of trouble is reported at its threshold with its value, and a healthy run has none."""
 
 import pytest
 
@@ -18,7 +18,7 @@ HEALTHY = {
 
 
 def rows(steps: int = 40, **at_the_end: float) -> list[dict]:
-    """A run with μ = 2 whose last fifth has other values; `__` stands for the slash."""
+    """Return the metrics of a run with μ = 2 in whose last fifth `at_the_end` holds; `__` stands for the slash."""
     changed = {key.replace("__", "/"): value for key, value in at_the_end.items()}
     return [
         {"step": step, "minibatch": step % 2 + 1, **HEALTHY, **(changed if step >= 0.8 * steps else {})}
@@ -49,20 +49,20 @@ def test_a_healthy_run_has_no_sign():
 def test_a_sign_is_named_with_its_value(values, sentence):
     (sign,) = health(rows(**values))
     assert sentence in sign
-    assert "; " in sign  # what to do
+    assert "; " in sign  # the advice follows
 
 
 @pytest.mark.parametrize(
     "values",
     [
         {"policy__entropy": 0.01, "groups__equal_reward": 0.95, "reward__answer": 0.98},  # solved
-        {"policy__entropy": 0.01},  # certain, but rewards still differ
+        {"policy__entropy": 0.01},  # low entropy, but rewards still differ
         {"reward__answer": 0.41},
         {"completions__truncated": 0.19},
         {"weights__attenuated": 0.29},
         {"sampler__mismatch_mean": 0.049},
         {"ratio__negative_log_mean": -0.09},
-        {"ratio__negative_log_mean": -0.3, "ratio__positive_log_mean": 0.2},  # both sides move
+        {"ratio__negative_log_mean": -0.3, "ratio__positive_log_mean": 0.2},  # both signs move
         {"weights__attenuated": None},  # a step without any advantage
     ],
     ids=str,

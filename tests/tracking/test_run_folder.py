@@ -22,7 +22,7 @@ def test_a_new_run_says_what_is_run(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "runs" / "a" / "config.json").read_text())
     assert about["command"] == ["sspo", "train", "--seed", "3"]
     assert about["packages"]["torch"] == torch.__version__
-    assert about["options"]["objective"]["eps_high"] == 0.4  # a default of the method, resolved
+    assert about["options"]["objective"]["eps_high"] == 0.4  # the method's default is resolved
     assert RunFolder.open(tmp_path / "runs" / "a").config == options
 
 
@@ -41,8 +41,8 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run .*/a exists; choose another --run or add --resume") as _refusal:
         RunFolder.create(tmp_path / "a", RunOptions(seed=1), [])
     assert (tmp_path / "a" / "config.json").read_text() == before
-    RunFolder.resume(tmp_path / "a").close()  # the refusal let go of the lock, although its frames are still alive
-    with pytest.raises(UserError, match="exists"):  # a folder of runs is none either
+    RunFolder.resume(tmp_path / "a").close()  # the refusal released the lock, although its traceback is alive
+    with pytest.raises(UserError, match="exists"):  # a folder of runs cannot become a run
         RunFolder.create(tmp_path, RunOptions(), [])
 
 
@@ -50,7 +50,7 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     ("state", "step", "metrics", "replaced"),
     [
         ("failed", 0, False, True),
-        ("failed", 0, True, False),  # killed before its status was written again, and then not resumed
+        ("failed", 0, True, False),  # killed before its status changed, then not resumed
         ("failed", 3, False, False),
         ("interrupted", 0, False, False),
         ("running", 0, False, False),
@@ -131,7 +131,7 @@ def test_truncating_drops_what_came_after_the_step(tmp_path: Path) -> None:
 
 
 def measured(run: RunFolder, **pass_at_1: float) -> None:
-    """`step_4=0.5`: a checkpoint of that step, with that Pass@1 on the validation problems and a perfect test score."""
+    """Add checkpoints and evaluations: `step_4=0.5` has Pass@1 0.5 on validation and the complement on gsm8k."""
     rows = []
     for name, share in pass_at_1.items():
         step = int(name.removeprefix("step_"))
@@ -179,7 +179,7 @@ with FileLock({str(path / ".lock")!r}):
         other.stdout.readline()
         with pytest.raises(UserError, match="is being written by another process"):
             RunFolder.resume(path)
-        assert RunFolder.open(path).is_being_written()  # reading is free
+        assert RunFolder.open(path).is_being_written()  # reading needs no lock
         other.communicate()
     assert not RunFolder.open(path).is_being_written()
     RunFolder.resume(path).close()

@@ -31,7 +31,7 @@ def _without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recorded(file: Path, kind: str, item: str | None = "item") -> list[dict[str, Any]]:
-    """What an offline run has written down for `wandb sync`."""
+    """Return the records of one kind that an offline run wrote for `wandb sync`."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     rows = [row[kind] for line in lines if (row := json.loads(line))["type"] == kind]
@@ -68,7 +68,7 @@ def test_an_offline_run_needs_no_login_and_continues_under_the_same_id(
     assert said.getvalue().count(f"wandb sync {path}/wandb/offline-run-*\n") == 2
     assert len(list((path / "wandb").glob("offline-run-*"))) == 2
     out, err = capfd.readouterr()
-    assert out + err == ""  # wandb keeps quiet
+    assert out + err == ""  # wandb prints nothing
     history = recorded(Path(second.settings.sync_file), "history")
     assert [(row["_step"], row["step"], row["reward/mean"]) for row in history] == [(3, 3, 4.0), (4, 4, 5.0)]
     assert history[-1]["eval/gsm8k/pass_at_1"] == 0.342
@@ -109,7 +109,7 @@ def test_online_without_a_login_is_one_sentence(tmp_path: Path) -> None:
         ) as raised:
             tracker.start(4)
         assert "\n" not in str(raised.value)
-        tracker.finish("failed", str(raised.value))  # of sinks that have not all been started
+        tracker.finish("failed", str(raised.value))  # not all sinks have been started
         assert run.status["state"] == "failed"
 
 

@@ -32,18 +32,19 @@ def test_eight_bits_follow_the_full_moments():
         gradient = torch.randn(64, 64, generator=draw) + 0.5
         step(ours, eight, gradient, number, 1e-2)
         step(full, plain, gradient, number, 1e-2)
-        if number == 0:  # nothing is rounded yet
+        if number == 0:  # the moments are not rounded yet
             torch.testing.assert_close(ours, full, atol=1e-6, rtol=1e-6)
     moved = (full - start).norm()
     assert moved > 1
     assert (ours - full).norm() < 0.05 * moved
     moments = eight.state[ours]["exp_avg"], eight.state[ours]["exp_avg_sq"]
     bytes_held = sum(moment.codes.nbytes + moment.scale.nbytes for moment in moments)
-    assert bytes_held < 0.26 * 8 * start.numel()  # a quarter of two float32 each, and a scale for each 256
+    # Two moments of one byte instead of four, and a scale for each 256 elements.
+    assert bytes_held < 0.26 * 8 * start.numel()
 
 
 def test_small_updates_of_bfloat16_weights_add_up():
-    """Each is a fortieth of the distance to the next number: rounded to the nearest, none would happen."""
+    """Each update is a fortieth of the distance to the next bfloat16, so rounding to nearest would drop them all."""
     parameter = nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
     optimizer = adamw([parameter], BETAS, 0.0, eight_bit=True)
     for number in range(200):
@@ -58,7 +59,7 @@ def test_a_run_learns_and_killed_and_resumed_it_ends_as_if_it_had_not_been(tmp_p
     state = load_state(tmp_path / "whole" / "checkpoints" / "step-10")["optimizer"]["state"]
     assert any(type(values["exp_avg"]).__name__ == "OptimState8bit" for values in state.values())
     first = rows(tmp_path / "whole" / "metrics.jsonl")[0]
-    assert first["reward/mean"] > 0.3  # the cold start taught it something
+    assert first["reward/mean"] > 0.3  # the cold start had an effect
     assert first["policy/grad_norm"] > 0
 
     run_killed(tmp_path, AFTER_STEP, 5, *IN_EIGHT_BITS)

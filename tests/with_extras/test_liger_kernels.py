@@ -1,4 +1,4 @@
-"""liger-kernel's fused layers in Triton's interpreter, which stands in for a GPU: `make test-extras`."""
+"""liger-kernel's fused layers in Triton's interpreter instead of on a GPU: `make test-extras`."""
 
 import os
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch):
-    """Add what Triton's interpreter lacks: the conversion of arguments that are numbers, and rsqrt of CUDA's library."""
+    """Add what Triton's interpreter lacks: the conversion of plain numbers as arguments, and rsqrt of libdevice."""
     import numpy
     import triton.language as tl
     from triton.runtime import interpreter
@@ -40,7 +40,8 @@ def interpreter(monkeypatch: pytest.MonkeyPatch):
 
     converted = interpreter._implicit_cvt
     monkeypatch.setattr(interpreter, "_implicit_cvt", with_numbers)
-    monkeypatch.setattr("liger_kernel.ops.rms_norm.rsqrt", lambda x: tl.rsqrt(x))  # looked up when it is interpreted
+    # Resolved when the kernel is interpreted.
+    monkeypatch.setattr("liger_kernel.ops.rms_norm.rsqrt", lambda x: tl.rsqrt(x))
 
 
 def qwen3(folder) -> str:
