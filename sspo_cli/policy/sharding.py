@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli import ranks
+from sspo_cli.errors import UserError
+from sspo_cli.policy.experts import looped_experts
 from sspo_cli.policy.sharded_loading import put_parts, take_parts
 
 T = TypeVar("T")
@@ -45,6 +47,10 @@ def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     # The root, too, is sharded again after a forward pass without a backward pass. Otherwise model.parameters() would be the
     # gathered tensors, and an optimizer or a checkpoint that is made then would use those.
     fully_shard(model, mesh=mesh, mp_policy=as_kept, reshard_after_forward=True)
+    for unit in (*layers, model):
+        inside = set(unit.modules()).difference(*(layer.modules() for layer in layers if unit is model))
+        if not inside.isdisjoint(looped_experts(model)):
+            _reduce_unused(unit)
     put_parts(parts, device)
     model.compute = MethodType(_call, model)
     register_fsdp_forward_method(model, "compute")
@@ -68,6 +74,19 @@ def _separate_layers(model: nn.Module) -> list[nn.Module]:
             layers.append(layer)
             inside.update(layer.modules())
     return layers
+
+
+def _reduce_unused(unit: Any) -> None:
+    """Let ranks sum gradients of equal sizes, even if the tokens of a rank do not use a weight of this unit.
+
+    Raises UserError if torch cannot do this.
+    """
+    if not hasattr(unit, "set_reduce_scatter_unused_params"):
+        raise UserError(
+            "the experts of this model may be unused by a rank, which the installed torch does not support; install torch 2.13 "
+            "or newer, or use one process"
+        )
+    unit.set_reduce_scatter_unused_params(True, recurse=False)
 
 
 def _call(model: Any, function: Callable[..., T], *arguments: Any) -> T:

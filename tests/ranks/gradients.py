@@ -23,6 +23,8 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LongcatFlashConfig,
+    LongcatFlashForCausalLM,
     Qwen2ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
@@ -36,6 +38,7 @@ from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions, TinyMode
 from sspo_cli.errors import UserError
 from sspo_cli.model_check.compare import Row
 from sspo_cli.model_check.compare import _by_token as by_token
+from sspo_cli.model_check.shrink import shrink
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy import sharding
 from sspo_cli.policy.batch import Batch, collate
@@ -105,6 +108,10 @@ def make_policy(kind: str, dtype: str = "float32") -> Policy:
         sizes = {"num_hidden_layers": 4, "num_mem_blocks": 1, "mamba_d_state": 8, "chunk_size": 16}
         words = len(tokenizer)
         model = Zamba2ForCausalLM(Zamba2Config(vocab_size=words, layers_block_type=kinds, **widths, **heads, **sizes))
+    elif kind == "looped experts":  # most of which compute nothing, so that the tokens of a rank may use no weight
+        config = shrink(LongcatFlashConfig(n_routed_experts=2, zero_expert_num=16, moe_topk=2))
+        config.vocab_size = len(tokenizer)
+        model = LongcatFlashForCausalLM(config)
     elif kind == "layer norms":
         model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2))
     else:
@@ -198,6 +205,7 @@ def all_gradients() -> dict[str, Any]:
     found["bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), BUDGETS[1])
     if ranks.size() <= 2:
         found["shared blocks"] = gradient(make_policy("shared blocks"), make_batch(), BUDGETS[1])
+        found["looped experts"] = gradient(make_policy("looped experts"), make_batch(2, 2), BUDGETS[1])
         found["layer norms, bfloat16"] = gradient(make_policy("layer norms", "bfloat16"), make_batch(), BUDGETS[1])
         found["by token"] = by_token(make_policy("lora"), Row([5, 6, 7], [8, 9])).detach()
     return found
