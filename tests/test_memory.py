@@ -73,7 +73,7 @@ def test_adapters_are_counted_as_peft_makes_them(public):
 
 
 class Peak(TorchDispatchMode):
-    """The peak of bytes in live tensors, counting those that were created while it was active."""
+    """Dispatch mode that records the peak of bytes in live tensors that were created while it was active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,11 +153,11 @@ def test_learning_takes_what_was_estimated(small, kind, changes):
     device = Device("cpu", 1e12, bfloat16=False, vllm=False)
     learning, _ = estimate(options, read_shape(options.model), device)
     expected = learning.total - learning.parts["reserve"]
-    assert measured_peak(options) == pytest.approx(expected, rel=0.1)  # seen: 0.94 to 1.04 of it
+    assert measured_peak(options) == pytest.approx(expected, rel=0.1)  # measured: 0.94 to 1.04 of it
 
 
 def hardware(file: Path) -> tuple[str, float, int]:
-    """The device, its gigabytes and the number of ranks, as the first line of a config names them."""
+    """Return the device, its gigabytes and the number of ranks that the first line of a config names."""
     first = file.read_text().splitlines()[0]
     found = re.match(r"# Hardware: (a|one|\d+) (CPU|GPU)s? (?:of|with) (\d+) GB", first)
     assert found, f"{file.name} does not name its hardware in its first line"
@@ -185,7 +185,7 @@ def test_every_shipped_config_fits_the_hardware_that_it_names(public, file):
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_sweep_fits_the_hardware_that_it_names(public, file):
     device = hardware(file)
-    if file.stem == "study-stale":  # its trials are those of an earlier sweep
+    if file.stem == "study-stale":  # its trials depend on an earlier sweep
         return
     models = {str(trial.options.model): trial.options for trial in load_sweep(file, [], Path("no-runs"))}
     for options in models.values():
@@ -267,7 +267,7 @@ def test_a_dry_run_prints_the_estimate_for_a_gpu_that_is_not_here(public):
 
 
 def test_a_run_that_cannot_fit_stops_before_its_weights_are_opened(public, tmp_path):
-    """The folder has no weights at all."""
+    """The model's folder has no weights, so opening them would give another error."""
     model = f"model.name={public['Qwen/Qwen3-30B-A3B']}"
     done = sspo("train", "-s", model, "-s", "device=cpu", "-s", "model.weights=float32", "--runs-dir", tmp_path)
     assert_error(done, "the run does not fit this machine of")

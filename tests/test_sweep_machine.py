@@ -1,4 +1,4 @@
-"""Where trials run on a machine: their slots, GPUs and cores."""
+"""The slots, GPUs and cores of the trials on one machine."""
 
 import json
 import os
@@ -19,7 +19,10 @@ def trials(*names: str) -> list[Trial]:
 
 
 def started_with(tmp_path: Path, monkeypatch, machine: Machine, names: list[str]) -> list[dict[str, str]]:
-    """The environment that trials of those names get, all of them started at once; they end when the file `end` appears."""
+    """Start the named trials at once, and return the environments of those that find a slot.
+
+    The trials end when the file `end` appears.
+    """
     script = (
         "import os, sys, json, time, pathlib; folder = pathlib.Path(sys.argv[1]); "
         "(folder / sys.argv[2]).write_text(json.dumps(dict(os.environ)))\n"
@@ -51,7 +54,7 @@ def test_each_gpu_gets_its_share_of_trials_and_of_the_cores(tmp_path, monkeypatc
     for environment in environments:
         on[environment["CUDA_VISIBLE_DEVICES"]] += 1
         assert environment["OMP_NUM_THREADS"] == "3"
-    assert on == {"0": 2, "GPU-5f": 2}  # the fifth found no room
+    assert on == {"0": 2, "GPU-5f": 2}  # the fifth trial found no slot
     assert len(started_with(tmp_path, monkeypatch, machine, ["f"])) == 1  # the slots are free again
 
 

@@ -191,9 +191,9 @@ def real_task(given: argparse.Namespace, parent: Path) -> tuple[dict[str, Any], 
 
 
 def phases_of(name: str, sspo: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return the medians of the shares, in %, that the phases take of the time of a cycle or of a whole run.
+    """Return the row of the table of phases: the median share of each phase in a cycle or in a whole run, in %.
 
-    The time is that of the processor, or wall time on a GPU.
+    Shares are of processor time, or of wall time on a GPU.
     """
     shares = [[100 * time / processor for time in phases] for _, processor, *phases in sspo]
     medians = {phase: median(share[column] for share in shares) for column, phase in enumerate(PHASES)}
@@ -253,7 +253,7 @@ def spread(times: Sequence[Sequence[float]], column: int) -> str:
 
 
 def by_rollout(rewards: Sequence[float]) -> list[float]:
-    """Average the rewards that the optimizer steps log, one per minibatch, over each rollout batch, which TRL logs as a whole."""
+    """Average the rewards, which sspo logs per minibatch, over each rollout batch, as TRL logs them."""
     return [fmean(rewards[start : start + MU]) for start in range(0, len(rewards), MU)]
 
 

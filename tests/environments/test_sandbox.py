@@ -122,9 +122,7 @@ def test_deadlines_neighbours_and_what_is_kept(sandbox, monkeypatch):
     assert [result.variables_lost for result in results[3:5]] == [True, True]
     assert results[4].text == f"Timed out after 1.5 seconds and did not stop: {GONE}"
     after = sandbox.run([(interpreter, "kept") for interpreter in endless])
-    assert {result.text.partition(": ")[2] for result in after} == {
-        "1"
-    }  # an interpreter that was ended has run its setup again
+    assert {result.text.partition(": ")[2] for result in after} == {"1"}  # ended interpreters have run the setup again
     sandbox.close([*endless, innocent])
 
 

@@ -148,7 +148,7 @@ def test_a_gate_that_breaks_a_condition_is_refused_with_the_value_and_the_place(
 
 
 def test_a_weight_that_does_not_vanish_above_is_refused():
-    def floor_above(log_ratio):  # f'/f peaks at ρ = 1 and vanishes, but w = ρ f'/f does not, because f'/f = 1/ρ above
+    def floor_above(log_ratio):  # f'/f peaks at ρ = 1 and vanishes like 1/ρ, but w = ρ f'/f stays 1
         return torch.where(log_ratio > 0, log_ratio, torch.expm1(log_ratio))
 
     with pytest.raises(

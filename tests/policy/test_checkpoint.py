@@ -108,7 +108,7 @@ def test_every_file_follows_the_umask(policy, tmp_path, umask):
 
 @pytest.mark.parametrize("room", [0, 100, 20_000], ids="{} bytes".format)
 def test_a_disk_that_is_full_for_torch_is_said_to_be_full(policy, tmp_path, monkeypatch, room):
-    """The message is the same wherever in the file of tensors the disk is full; torch's own names neither file nor reason."""
+    """A full disk gives the same message anywhere in the file; torch's own message names neither file nor reason."""
     state = {"weights": torch.arange(10_000.0)}
     write, written = checkpoint._Writer.write, 0
 

@@ -276,14 +276,11 @@ def test_reward_metrics_are_of_the_minibatch(make_batch):
     assert metrics["completions/truncated"] == pytest.approx(2 / 12)
 
 
-@pytest.mark.parametrize(
-    "method", ["grpo", "gspo", "gmpo", "sspo"]
-)  # SAPO is left out, because its S is 2 / τ on-policy
+@pytest.mark.parametrize("method", ["grpo", "gspo", "gmpo", "sspo"])  # SAPO's S on-policy is 2 / τ
 def test_completions_that_are_masked_out_count_nothing_in_the_loss(policy, make_batch, method):
     """S of a completion without tokens is 1, but must not count.
 
-    On-policy S = 1, so that the loss is the sum of -Â over the completions that count, divided by their number N with the
-    others.
+    On-policy S = 1, so that the loss is the sum of -Â over the completions that count, divided by the number of all.
     """
     batch = make_batch(mask_truncated=True)
     counted = ~batch.truncated

@@ -114,10 +114,7 @@ def test_logits_that_are_all_very_low_or_high_give_the_same_as_near_zero(monkeyp
     """
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(9, 4, generator=draw), torch.randn(23, 4, generator=draw)
-    hidden, weight = (
-        hidden.mul(8).round() / 8,
-        weight.mul(8).round() / 8,
-    )  # exact in float32, also after adding the level
+    hidden, weight = hidden.mul(8).round() / 8, weight.mul(8).round() / 8  # exact in float32, even with the level
     targets, given = torch.arange(9) * 2, torch.randn(9, generator=draw)
     monkeypatch.setitem(logprobs_module.BLOCK_ELEMENTS, "cpu", 9 * words)
     ours = [x.clone().requires_grad_() for x in (hidden, weight)]

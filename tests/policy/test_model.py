@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_saved_policy_reads_and_writes_as_before(policy, tmp_path):
-    """Plain transformers also reads it: the same weights to the bit, and the same ids for every character."""
+    """Plain transformers reads the saved policy, too: the same weights to the bit, the same ids for every character."""
     policy.save(tmp_path)
     text = "".join(map(chr, range(32, 127))) + "\n ü → 数 <think>1+2 = 3</think><answer>3</answer><|im_end|>"
     ids = policy.tokenizer.encode(text, add_special_tokens=False)

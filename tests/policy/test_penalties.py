@@ -1,6 +1,6 @@
 """Tests of the KL penalty and of entropy ratio clipping.
 
-Values are compared in 50 digits, gradients in closed form, and the loss under every split.
+Values agree with 50 digits, gradients with closed forms, and the loss is the same under every split.
 """
 
 import pytest
@@ -30,7 +30,7 @@ def moved(policy, seed):
 
 @pytest.fixture
 def batch(policy, make_batch):
-    """A batch of which reference, old and current log-probabilities come from three policies, each moved from the one before."""
+    """A batch whose reference, old and current log-probabilities come from three policies, each moved from the one before."""
     batch = make_batch(mask_truncated=True)
     everything = [torch.arange(len(batch))]
     fill_reference_logprobs(policy, batch, everything, 10**6, 1.0)

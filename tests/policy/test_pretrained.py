@@ -77,7 +77,7 @@ def test_weights_that_are_not_the_config_s_are_refused(folder, name):
     change(folder)
     with pytest.raises(UserError, match=rf"(?s)the weights of {folder} do not match its config.json: .*{said}"):
         load_policy(ModelOptions(name=str(folder)), CPU)
-    with pytest.raises(UserError, match=r"do not match its config\.json"):  # loaded as a checkpoint or a cold start is
+    with pytest.raises(UserError, match=r"do not match its config\.json"):  # like a checkpoint or a cold start
         load_policy(ModelOptions(), CPU, folder)
 
 

@@ -43,7 +43,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory) -> Path:
-    """A folder with sums to learn from, some with demonstrations that lack the reasoning's tags, and with other sums to ask."""
+    """A folder with sums to learn from and other sums to ask; a quarter of the demonstrations lacks the reasoning's tags."""
     folder = tmp_path_factory.mktemp("sums")
     made = []
     for number in range(52):

@@ -90,9 +90,7 @@ def test_a_hostile_answer_among_normal_ones_costs_its_limit():
         elapsed = time.perf_counter() - start
         assert verdicts == [*[RIGHT] * 10, Verdict(False, "timeout"), *[RIGHT] * 10]
         assert checker.timeouts == 1
-        assert (
-            1.5 <= elapsed < 31.0
-        )  # at most 1.5 s of processor time or 30 s by the clock, and the time to start a new worker
+        assert 1.5 <= elapsed < 31.0  # 1.5 s of processor time, 30 s by the clock, and a new worker
         assert checker.check([(HOSTILE, "7.5")])[0].status == "timeout"
         assert time.perf_counter() - start < elapsed + 1.4  # the answer is already known
     assert time.perf_counter() - start < elapsed + 3.0  # closing the checker waits for no worker

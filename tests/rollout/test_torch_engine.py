@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_completions_and_another_one_others(policy)
 
 
 def test_sampled_frequencies_are_the_policy_s_probabilities(policy):
-    """A chi-square test compares many draws of one step; tokens that are expected less than five times count as one."""
+    """A chi-square test compares many draws of one step; tokens that are expected less than five times are counted together."""
     from scipy.stats import chisquare
 
     draws = 4000
@@ -177,7 +177,7 @@ def test_equal_prompts_of_one_batch_are_drawn_independently(policy):
 
 
 def test_completions_are_reported_when_they_end_while_others_continue(policy):
-    """Each is reported once, with the index of its prompt, also if several chunks of prompts are sampled in turn."""
+    """Each completion is reported once, with the index of its prompt, also if several chunks of prompts are sampled in turn."""
     policy.model.generation_config.eos_token_id = list(range(4, 60))
     steps, reported = [], []
     policy.decoder.register_forward_hook(lambda *_: steps.append(None))

@@ -94,7 +94,7 @@ STAGES = {
 
 
 def trials_of(name: str, results: Results, folder: Path) -> list[Trial]:
-    """Return the trials of a stage, seed by seed, so that all methods have equally many runs whenever the stage is stopped.
+    """Return the trials of a stage, seed by seed, so that a stage that is stopped has about as many runs of each method.
 
     The chosen points are written to a sweep file in `folder`.
     """
