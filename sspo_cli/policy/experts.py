@@ -31,7 +31,7 @@ def expert_layers(model: nn.Module) -> list[Any]:
 
 
 def looped_experts(model: nn.Module) -> list[nn.Module]:
-    """Return the modules of experts that a model computes in a loop of its own, which may skip weights that no token chose."""
+    """Return the modules of experts that the model itself computes in a loop, which skips weights that no token chose."""
     named = model.named_modules()
     return [module for name, module in named if name.endswith(".experts") and not hasattr(module, "_apply_gate")]
 
