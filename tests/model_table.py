@@ -121,7 +121,7 @@ def try_type(kind: str) -> dict[str, Any]:
 
 
 def verdict(whole: Path, small: Path, values: dict[str, Any], *, samples: bool) -> str:
-    """Return the verdict of the checks of the structure, by the published config, and of the weights, which are random."""
+    """Return the verdict of the checks: of the structure by the published config, of the weights by the small model."""
     notes: list[str] = []
     limit = check_structure(ModelOptions(name=str(whole), **values), notes.append, samples=samples)
     check_model(load_policy(ModelOptions(name=str(small), dtype="float32", **values), CPU), samples=samples)
@@ -198,9 +198,10 @@ def _literal(model: Any, row: Row) -> torch.Tensor:
 
 
 def learner_distance(policy: Policy, plain: Any) -> float:
-    """Return the distance of `Policy.logprobs` from the literal one, in nats or relative in the gradient; the larger counts.
+    """Return how far `Policy.logprobs` is from the literal computation.
 
-    Adapters begin as the identity, so with adapters only the values are compared.
+    The larger of two distances counts: that of the values in nats, and the relative one of the gradients. Adapters
+    begin as the identity, so with adapters only the values are compared.
     """
     rows = _rows()
     plain.zero_grad()

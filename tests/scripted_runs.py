@@ -23,8 +23,7 @@ from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.types import Completion
 
 # The G = 4 completions by the prompt's place in the rollout, modulo 4, and their rewards r_answer and r_format. {gold}
-# is the right answer and {wrong} is not; the check of `never` times out. A completion that ends in … is truncated
-# there.
+# is the right answer and {wrong} is not; the check of `never` times out. A completion is truncated if it ends in ….
 TEXTS = [
     ["<think>a</think><answer>{gold}</answer>", "<think>a</think><answer>{wrong}</answer>", "hello", "<think>a…"],
     ["b<answer>{gold}</answer>b", *["<think></think><answer>{wrong}</answer>"] * 3],

@@ -48,7 +48,7 @@ def test_overrides_hold_in_whatever_order_they_stand(tmp_path, overrides):
     (tmp_path / "a.yaml").write_text("objective: {gate: atanlog}\n")
     for files in ([], [tmp_path / "a.yaml"]):
         if files and "sapo" in overrides[-1]:
-            continue  # SAPO has no gate atanlog
+            continue  # the gate of SAPO is not atanlog
         objective = load_config(files, overrides).objective.model_dump()
         for override in overrides:
             key, value = override.removeprefix("objective.").split("=")

@@ -18,8 +18,7 @@ from sspo_cli.run.state import RunState
 from sspo_cli.tracking.dead import MOST_ALIKE, Sampled, evaluation_signs, reasons
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
-# Without a cold start no answer is right. The format is not rewarded, because a random text may begin in the right
-# format.
+# Without a cold start no answer is right. The format is not rewarded, because a random text may begin with it.
 DEAD = {
     "steps": 26,
     "model__tiny": "{hidden_size: 16, layers: 1, heads: 1, intermediate_size: 16}",

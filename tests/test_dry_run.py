@@ -138,3 +138,21 @@ def test_commands_point_to_one_another_for_the_other_s_file(place: Path, monkeyp
         assert_error(sspo("sweep", "-c", "bad.yaml", *more), "gone.jsonl does not exist")
     (place / "bad.yaml").unlink()
     assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model.kernels=compiled", "model.kernels = compiled does not support several ranks"),
+        ("model={weights: bfloat16}", "model.weights = bfloat16 needs a single process"),
+        ("rollout.engine=vllm", "rollout.engine = vllm samples in one process, but this run has 8 ranks"),
+        ("device=cuda:1", "device = cuda:1 is a single GPU, but each rank needs its own"),
+    ],
+)
+def test_what_several_ranks_refuse_is_refused_for_other_machines_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch, word: str, said: str
+):
+    monkeypatch.chdir(place)
+    more = ["-s", word, "-s", "optimizer.eight_bit=true", "--nproc", "8"]
+    assert_error(sspo("train", "-c", "small.yaml", *more, "--dry-run", "--device-memory", "85"), said)
+    assert_error(sspo("sweep", "-c", "sweep.yaml", *more, "--dry-run", "--ray", "auto"), said)

@@ -1,4 +1,4 @@
-"""The rooms, which are the packages of sspo_cli: imports go one way, and light rooms import nothing heavy."""
+"""Imports between the rooms, the packages of sspo_cli, go one way, and light rooms import nothing heavy."""
 
 import ast
 import subprocess

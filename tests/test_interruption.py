@@ -69,7 +69,7 @@ def kept_handlers() -> Iterator[list[int]]:
 
 @pytest.fixture(autouse=True)
 def not_under_nohup() -> Iterator[None]:
-    """Do not ignore hangups, even if the tests were started by `nohup`."""
+    """Restore the default action of hangups, which `nohup` changes to ignoring them."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -151,7 +151,7 @@ def test_a_hangup_that_was_ignored_at_the_start_stays_so(kept_handlers: list[int
 def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Send it in the evaluation at step 4, which has no checkpoint, and in the one after the last step, 10."""
+    """Send the signal in the evaluation at step 4, which has no checkpoint, and in the one after the last step, 10."""
     generate, measured = TorchEngine.generate, []
 
     def noted(self, request, on_completion=None):
@@ -237,7 +237,7 @@ def test_a_sigterm_that_comes_again_while_the_state_is_saved_loses_nothing(
 def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_continues_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Send it between the cold start's checkpoints, and in its last step."""
+    """Send the signal between the checkpoints of the cold start, and in its last step."""
     options = {**QUICK, "steps": 1, "cold_start__steps": 4, "cold_start__checkpoint_every": 100}
     steps = interrupt(monkeypatch, "advance", lambda _=1, **values: "loss" in values, number=step)
     done = sspo("train", "--runs-dir", tmp_path, "--run", "a", **options)

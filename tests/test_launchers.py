@@ -101,7 +101,7 @@ def test_one_rank_may_train(monkeypatch, tmp_path):
 
 
 def test_a_sweep_s_trial_on_a_node_that_srun_started_is_no_rank(monkeypatch, tmp_path):
-    """The nodes of a Ray cluster may be the tasks of a SLURM job."""
+    """The nodes of a Ray cluster may be tasks of a SLURM job, whose variables must not reach a trial."""
     for name, value in {**SEVERAL["torchrun, another rank"], **SEVERAL["srun in a batch script"]}.items():
         monkeypatch.setenv(name, value)
     code = f"import os, sys; sys.exit(any(name in os.environ for name in {VARIABLES}))"

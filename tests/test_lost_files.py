@@ -1,4 +1,4 @@
-"""Losses in the files next to a checkpoint, and changes of the program, are reported at the next start."""
+"""Files lost next to a checkpoint, and changes of the program, are reported at the next start."""
 
 import json
 import os

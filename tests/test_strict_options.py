@@ -17,7 +17,7 @@ from sspo_cli.sweep import load_sweep
 
 
 def options_of_type(section: type[BaseModel], kinds: tuple[type, ...], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of a section's options of these types, including those of its sections."""
+    """Yield the dotted names of the options of the types `kinds` in a section and its subsections."""
     for name, field in section.model_fields.items():
         candidates = {field.annotation, *get_args(field.annotation)}
         for inner in [*candidates]:
@@ -47,7 +47,7 @@ def test_what_is_no_number_of_a_sensible_size_is_refused(option: str, value: str
 
 
 def bounded(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[float]]]:
-    """Yield the dotted names of a section's options with upper bounds, and these bounds."""
+    """Yield the dotted name and the upper bounds of each bounded option in a section and its subsections."""
     for name, field in section.model_fields.items():
         if bounds := [bound.le for bound in field.metadata if isinstance(bound, Le)]:
             yield prefix + name, bounds
@@ -240,7 +240,7 @@ def test_more_trials_are_an_option_and_a_trial_more_costs_no_more_than_the_one_b
 
 
 def assert_refused(done: Outcome, said: str) -> None:
-    """Check for one sentence that is not a page long."""
+    """Check for one sentence on standard error of less than 1,700 characters."""
     assert_error(done, said)
     assert len(done.stderr) < 1700
 

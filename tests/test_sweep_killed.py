@@ -37,7 +37,10 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def kill_with_all_children(pid: int) -> None:
-    """Kill a process and its descendants; all are held first, so that none can save anything or see another die."""
+    """Kill a process and its descendants.
+
+    All are stopped with SIGSTOP first, so that none can save anything or see another one die.
+    """
     held = [pid]
     os.kill(pid, signal.SIGSTOP)
     for child in descendants(pid):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sspo_cli.config import RunOptions
+from sspo_cli.config import RunOptions, load_config
 from sspo_cli.errors import UserError
-from sspo_cli.sweep import place_for
+from sspo_cli.sweep import machine_for, place_for
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 
@@ -137,3 +137,15 @@ def test_the_gpus_are_those_that_are_visible(tmp_path, monkeypatch):
     assert visible_gpus() == []
     driver.unlink()
     assert visible_gpus() == []
+
+
+def test_trials_that_run_at_the_same_time_do_not_share_a_vllm_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    vllm = {"server": "http://me:secret@node:8000", "exchange": str(tmp_path)}
+    on_server = [Trial(name, {}, load_config([], [f"rollout.vllm={json.dumps(vllm)}"])) for name in "ab"]
+    with pytest.raises(
+        UserError, match=r"2 trials sample on the vLLM server http://\*\*\*@node:8000, .* one trial at a time"
+    ):
+        machine_for(on_server, 1, 2)
+    assert machine_for(on_server, 1, 4).slots == 1
+    assert machine_for(on_server[:1], 1, 2).slots == 2

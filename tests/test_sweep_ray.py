@@ -1,4 +1,4 @@
-"""Trials on a real Ray cluster: two nodes' worth of raylets on this machine."""
+"""Trials on a real Ray cluster of two nodes, both on this machine."""
 
 import contextlib
 import ipaddress

@@ -61,12 +61,10 @@ def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Pl
     assert played["time/sync"] == [1.0, 0.0] * 3
     assert played["time/sampling"] == [2.0, 0.0] * 3
     assert played["time/grading"] == [0.5, 0.0] * 3
-    # Each step takes one forward pass. Before the first step, another one gives the second minibatch's old
-    # log-probabilities.
+    # Each step takes a forward pass, and the first of a batch another for the second minibatch's old log-probabilities.
     assert played["time/learning"] == [0.5, 0.25] * 3
     assert played["time/step"] == [4.0, 0.25] * 3
-    # An evaluation takes 1 s of sync, 5 s of sampling, and 0.5 s for each of its 8 answers, which are graded one by
-    # one.
+    # An evaluation takes 1 s of sync, 5 s of sampling, and 0.5 s of grading for each of its 8 answers.
     assert played["time/elapsed"] == [4.0, 4.25, 4.25 + 10.0 + 4.0, 18.5, 18.5 + 10.0 + 4.0, 32.75]
     busy = [4.0, 4.25, 8.25, 8.5, 12.5, 12.75]
     assert played["time/tokens_per_second"] == pytest.approx(
