@@ -333,13 +333,14 @@ def sweep_command(
 
     from sspo_cli.config.presets import SWEEPS, find_config
     from sspo_cli.examination import examine_trials
-    from sspo_cli.sweep import load_sweep, machine_for, place_for, print_trials, run_sweep
+    from sspo_cli.sweep import load_sweep, machine_for, place_for, print_trials, refuse_shared_servers, run_sweep
 
     config = find_config(config, SWEEPS)
 
     trials, folder = load_sweep(config, set_ or [], runs_dir, max_trials), runs_dir / (name or config.stem)
-    if ray is None:  # the machines of a cluster have other devices and packages
-        examine_trials([trial.options for trial in trials], nproc)
+    examine_trials([trial.options for trial in trials], nproc, here=ray is None)
+    if ray is not None:
+        refuse_shared_servers(trials)
     if dry_run:
         machine = machine_for(trials, jobs, nproc) if ray is None else None
         places = f", {machine.layout}" if machine else ", each on one node"

@@ -24,7 +24,7 @@ from sspo_cli.policy.optimizer import adamw_8bit, check_weights
 from sspo_cli.policy.outline import outline_policy
 from sspo_cli.preflight import check_lengths, check_rewards, check_sizes
 from sspo_cli.rewards import AnswerChecker
-from sspo_cli.rollout import check_engine, samples_by_torch
+from sspo_cli.rollout import check_engine, check_engine_of_ranks, samples_by_torch
 from sspo_cli.rollout.episodes import Stage
 from sspo_cli.rollout.vllm_server import VllmServer
 from sspo_cli.tasks import load_problems
@@ -118,8 +118,7 @@ def examine_options(options: RunOptions) -> torch.device:
     if options.optimizer.eight_bit:
         adamw_8bit()
     check_engine(options.rollout)
-    check_kernels(options.model, ranks.size())
-    check_weights(options.model, ranks.size())
+    check_ranks(options)
     if options.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(
             "model.attention = flash_attention_2 needs flash-attn, which is not installed; use model.attention=sdpa"
@@ -131,18 +130,31 @@ def examine_options(options: RunOptions) -> torch.device:
     return device
 
 
-def examine_trials(trials: Sequence[RunOptions], count: int) -> None:
+def check_ranks(options: RunOptions) -> None:
+    """Raise UserError for an option that the run's number of ranks does not support on any machine."""
+    if ranks.size() > 1 and options.device not in ("auto", "cuda", "cpu"):
+        raise UserError(f"device = {options.device} is a single GPU, but each rank needs its own; use cuda or auto")
+    check_engine_of_ranks(options.rollout)
+    check_kernels(options.model, ranks.size())
+    check_weights(options.model, ranks.size())
+
+
+def examine_trials(trials: Sequence[RunOptions], count: int, *, here: bool) -> None:
     """Check the distinct options and the local files of a sweep's trials, without the network.
 
     count  number of ranks of each trial
+    here   True if the trials run on this machine. The machines of a cluster have other devices, packages and files, so that only
+           the options are checked that `count` ranks do not support on any machine.
 
     Raises UserError for the first error that is found.
     """
     for options in {options.model_copy(update={"seed": 0}).model_dump_json(): options for options in trials}.values():
-        if count > 1:
+        if here and count > 1:
             ranks.check_start(count, options.device)
         with ranks.assuming_size(count):
-            examine_options(options)
+            (examine_options if here else check_ranks)(options)
+    if not here:
+        return
     tasks = [
         task
         for options in trials

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sspo_cli import ranks
 from sspo_cli.config import Given, RunOptions, merge_config, named_model_defaults, to_yaml
-from sspo_cli.examination import objective_of
+from sspo_cli.examination import check_ranks, objective_of
 from sspo_cli.memory import preview_memory
 from sspo_cli.redaction import redacted
 from sspo_cli.session import preview_run
@@ -42,6 +42,8 @@ def print_preview(
     else:
         objective_of(options)
         options.reward.scoring.check()
+        with ranks.assuming_size(nproc):
+            check_ranks(options)
     preview_memory(options, device_memory, _print_comment, nproc)
 
 

@@ -1,4 +1,4 @@
-"""`sspo` as a user types it, in this process: a new process with Python and torch for each test would take most of the time."""
+"""`sspo` as a user types it, run in this process, because starting Python and torch would take most of the time."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ class Outcome:
 
 
 def sspo(*arguments: object, **options: object) -> Outcome:
-    """`options` become `-s key=value`, with `__` for the dots."""
+    """Run `sspo` with `arguments`; `options` become `-s key=value`, with `__` for the dots."""
     sets = [part for key, value in options.items() for part in ("-s", f"{key.replace('__', '.')}={value}")]
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -34,7 +34,7 @@ def sspo(*arguments: object, **options: object) -> Outcome:
 
 
 def assert_error(done: Outcome, said: str) -> None:
-    """One sentence on standard error, exit code 1."""
+    """Check for exit code 1 and one sentence on standard error, without a traceback."""
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.startswith("sspo: "), done.stderr
     assert done.stderr.count("\n") == 1

@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Checked models are not to be found in the user's cache."""
+    """Use a temporary cache, so that no test finds models that the user has checked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -40,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made-up data sets in the layouts of the published ones."""
+    """Write made-up data sets in the layouts of the published ones, and return their folder."""
     return write_small_data(tmp_path_factory.mktemp("data"))
 
 
@@ -51,7 +51,7 @@ def tiny() -> TinyModelOptions:
 
 @pytest.fixture
 def policy(tiny: TinyModelOptions) -> Policy:
-    """A tiny random policy, its weights scaled up so that its distributions are far from uniform."""
+    """Return a tiny random policy with weights scaled up, so that its distributions are far from uniform."""
     policy = load_policy(ModelOptions(tiny=tiny), torch.device("cpu"))
     with torch.no_grad():
         for parameter in policy.parameters:
@@ -65,7 +65,7 @@ def make_batch() -> Callable[..., Batch]:
     def make(
         prompts: int = 3, group_size: int = 4, seed: int = 0, vocabulary: int = 90, mask_truncated: bool = False
     ) -> Batch:
-        """Ragged random prompts and completions, with random advantages; every fifth completion is truncated."""
+        """Return a batch of ragged random prompts and completions, with random advantages; every fifth is truncated."""
         draw = torch.Generator().manual_seed(seed)
 
         def ids(low: int, high: int) -> list[int]:
@@ -90,7 +90,7 @@ def make_batch() -> Callable[..., Batch]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run that nothing interrupted; its folder of runs has the cold start that it shares with others."""
+    """Return a small uninterrupted run; its folder of runs has the cold start that other runs share."""
     runs = tmp_path_factory.mktemp("runs")
     run(runs, "--run", "whole")
     return runs / "whole"
@@ -105,5 +105,5 @@ def forked_ranks() -> Iterator[None]:
 
 @pytest.fixture
 def forked_trials(forked_ranks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By its name, because the environment of vLLM has no pandas, which sweeps import.
+    # The module is named by a string, because importing it needs pandas, which the environment of vLLM lacks.
     monkeypatch.setattr("sspo_cli.sweep.place.subprocess", FORKING)

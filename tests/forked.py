@@ -60,14 +60,14 @@ class Forked:
 
 
 class Captured(Forked):
-    """A fork that runs `python` with the arguments; both of its outputs are kept."""
+    """A fork that runs `python` with the arguments and keeps both of its outputs."""
 
     def __init__(self, *arguments: object) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as this is)
         super().__init__([sys.executable, *map(str, arguments)], env=dict(os.environ), stdout=self._output)
 
     def communicate(self) -> tuple[str, None]:
-        """Wait for the end, and return what was written, as `subprocess.Popen` does if both outputs are one."""
+        """Wait for the end and return (output, None), as `subprocess.Popen` does with stderr in stdout."""
         self.wait()
         self._output.seek(0)
         return self._output.read(), None
@@ -77,10 +77,10 @@ FORKING = SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subpr
 
 
 def run_as(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Do what Python does with the arguments, and return its exit code."""
+    """Run Python with the arguments in this process, and return its exit code."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(number, handler)
-    gc.freeze()  # the test's own objects have threads that a fork does not have, and are never to be freed here
+    gc.freeze()  # a fork lacks the threads of the test's objects, so it must not free them
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)

@@ -1,4 +1,4 @@
-"""Write what is generated of the documentation: `python -m tests.generated_docs`.
+"""Write the generated parts of the documentation: `python -m tests.generated_docs`.
 
 docs/configuration.md comes from the options' fields, the list of packages in docs/architecture.md from test_imports.py.
 """
@@ -56,7 +56,7 @@ def cell(text: str) -> str:
 
 
 def generated() -> dict[Path, str]:
-    """Return the pages by their paths: the first from the options, the second with its list of packages replaced."""
+    """Return the text of each page by its path: one made from the options, one with its list of packages replaced."""
     architecture = (DOCS / "architecture.md").read_text(encoding="utf-8")
     order = [
         f"{number}. {', '.join(f'`{room}`' for room in sorted(rooms))}\n" for number, rooms in enumerate(ORDER, start=1)

@@ -1,4 +1,4 @@
-"""Loss and gradient of one policy against another's, for tests of what must not change them."""
+"""Loss and gradient of a policy, for tests of changes that must not affect them."""
 
 import pytest
 import torch
@@ -12,7 +12,10 @@ from sspo_cli.policy.model import Policy
 
 
 def loss_and_gradient(policy: Policy, batch: Batch, token_budget: int) -> tuple[float, Tensor]:
-    """Of a minibatch whose old log-probabilities are the policy's, and then moved off them."""
+    """Return the loss and the gradient of a minibatch.
+
+    Its old log-probabilities are the policy's plus a tenth of the advantage, so that ratios differ from 1.
+    """
     policy.model.zero_grad()
     batch.old_logprobs.zero_()
     fill_old_logprobs(policy, batch, [torch.arange(len(batch))], token_budget, 0.7)
@@ -27,7 +30,7 @@ def loss_and_gradient(policy: Policy, batch: Batch, token_budget: int) -> tuple[
 
 
 def assert_same(one: tuple[float, Tensor], other: tuple[float, Tensor]) -> None:
-    """To rounding."""
+    """Check that two losses and gradients are equal up to rounding."""
     (loss, gradient), (expected_loss, expected) = one, other
     assert expected.norm() > 1e-3
     assert loss == pytest.approx(expected_loss, abs=1e-6)

@@ -3,9 +3,10 @@
 Each type is tried in a separate process, with limits of time and memory, and becomes a line of runs/model-types.jsonl.
 Types that have a line are left out unless they are named; when all have one, tests/model_types.md is written.
 
-The product's parts, run without its checks, are compared with a computation that shares nothing with them but the folder of
-the model: one forward pass of each sequence, in the model's own eager attention, without padding or cache, to full logits.
-Then the checks are asked. A model that they let in and that is not right is silently wrong; there must be none.
+The learner and the sampler run without the product's checks and are compared with a literal computation, which shares
+only the model's folder with them: one forward pass of each sequence, in the model's own eager attention, without
+padding or cache, to full logits. Then the checks run. A model that they accept although it is computed wrong counts as
+silently wrong; there must be none.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.rollout.torch_engine import TorchEngine
 
 LINES, TABLE = Path("runs/model-types.jsonl"), Path("tests/model_types.md")
-SECONDS, MEMORY = 60, 3 * 2**30  # of each type
+SECONDS, MEMORY = 60, 3 * 2**30  # limits in seconds and bytes for each type
 CPU = torch.device("cpu")
 # Vocabulary of each model, and the tokens that end a completion, so that rows leave the sampler's batch.
 WORDS, ENDS = 272, list(range(40, 80))
@@ -48,7 +49,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "recomputed": {"gradient_checkpointing": True},
     "LoRA": {"lora": LoraOptions(rank=4)},
 }
-# What makes the default config of a type one that a causal language model can have.
+# Values that make the default config of a type valid for a causal language model.
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 HEADS = {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128}
 INDEXER = {
@@ -75,7 +76,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
 }
-# Small configs of types that the product cannot shrink: it has their weights alone to check.
+# Small configs of types that the product cannot shrink, so that it can check only their weights.
 LAYERS = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL: dict[str, dict[str, Any]] = {
     "blt": {
@@ -92,7 +93,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def default_config(kind: str) -> Any:
-    """Make the config that transformers has for a type; of an encoder that can also decode, a decoder's."""
+    """Return the default config of a type; an encoder that can also decode becomes a decoder."""
     config = AutoConfig.for_model(kind, **VALUES.get(kind, {}))
     if getattr(config, "is_decoder", None) is False and not hasattr(config, "decoder_layers"):
         config.is_decoder = True
@@ -100,7 +101,7 @@ def default_config(kind: str) -> Any:
 
 
 def try_type(kind: str) -> dict[str, Any]:
-    """Return what becomes of a type: distances from the literal computation, and what the checks say of it."""
+    """Return the results of a type: its distances from the literal computation, and the verdicts of the checks."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         whole, small = Path(folder, "whole"), Path(folder, "small")
@@ -109,7 +110,7 @@ def try_type(kind: str) -> dict[str, Any]:
             write_small(kind, small)
         except Exception as error:
             return {"untried": f"{type(error).__name__}: {first_line(error)}"}
-        plain = functools.cache(lambda: _plain(small))  # what cannot be loaded is to be refused
+        plain = functools.cache(lambda: _plain(small))  # a model that cannot be loaded must be refused
         result: dict[str, Any] = {way: distances(plain, small, values) for way, values in WAYS.items()}
         for way, values in WAYS.items():
             if way == "full" or not all(map(_is_right, result[way].values())):
@@ -120,7 +121,7 @@ def try_type(kind: str) -> dict[str, Any]:
 
 
 def verdict(whole: Path, small: Path, values: dict[str, Any], *, samples: bool) -> str:
-    """Ask the checks of the structure, by the published config, and of the weights, which are random here."""
+    """Return the verdict of the checks: of the structure by the published config, of the weights by the small model."""
     notes: list[str] = []
     limit = check_structure(ModelOptions(name=str(whole), **values), notes.append, samples=samples)
     check_model(load_policy(ModelOptions(name=str(small), dtype="float32", **values), CPU), samples=samples)
@@ -130,7 +131,7 @@ def verdict(whole: Path, small: Path, values: dict[str, Any], *, samples: bool) 
 
 
 def distances(plain: Callable[[], Any], folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the distances from the literal computation of the learner and, in full, of the sampler, or how they fail."""
+    """Return the distances of learner and, in full training, sampler from the literal computation, or their errors."""
     policy = functools.cache(lambda: load_policy(ModelOptions(name=str(folder), dtype="float32", **values), CPU))
     result = {"learner": _said(lambda: learner_distance(policy(), plain()))}
     if not values:
@@ -139,7 +140,7 @@ def distances(plain: Callable[[], Any], folder: Path, values: dict[str, Any]) ->
 
 
 def _said(action: Callable[[], Any]) -> Any:
-    """Return what an action returns, or how it fails."""
+    """Return the result of an action, or its error as text."""
     try:
         return action()
     except UserError as error:
@@ -184,7 +185,7 @@ def _rows() -> list[Row]:
 def _plain(folder: Path) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    except ValueError:  # a class that knows one attention alone
+    except ValueError:  # the class supports only one attention
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -197,9 +198,10 @@ def _literal(model: Any, row: Row) -> torch.Tensor:
 
 
 def learner_distance(policy: Policy, plain: Any) -> float:
-    """Return how far `Policy.logprobs` is from the literal: in nats, or in its gradient, whichever is larger.
+    """Return how far `Policy.logprobs` is from the literal computation.
 
-    Adapters begin as the identity, so only the values are compared with them.
+    The larger of two distances counts: that of the values in nats, and the relative one of the gradients. Adapters
+    begin as the identity, so with adapters only the values are compared.
     """
     rows = _rows()
     plain.zero_grad()
@@ -232,7 +234,7 @@ def sampler_distance(policy: Policy, plain: Any) -> float:
 
 
 def outcome(line: dict[str, Any]) -> str:
-    """Sum a line up: right, refused, silently wrong, traceback or not tried."""
+    """Return the outcome of a line: right, refused, silently wrong, traceback or not tried."""
     if "untried" in line:
         return "not tried"
     for of_way in (line[way] for way in WAYS):
@@ -249,11 +251,11 @@ def outcome(line: dict[str, Any]) -> str:
 
 
 def _is_right(value: Any) -> bool:
-    return value.startswith("refused") if isinstance(value, str) else value <= TOLERANCE  # not NaN
+    return value.startswith("refused") if isinstance(value, str) else value <= TOLERANCE  # NaN is not right
 
 
 def write_table(lines: dict[str, dict[str, Any]]) -> None:
-    """Write a row for each type: the outcome, distances from the literal computation, and what was said."""
+    """Write a row for each type: the outcome, distances from the literal computation, and the checks' messages."""
     outcomes = {kind: outcome(line) for kind, line in lines.items()}
     counts = Counter(outcomes.values())
     names = ("right", "refused", "silently wrong", "traceback", "not tried")
@@ -291,7 +293,7 @@ def _largest(values: Sequence[Any]) -> str:
 
 
 def in_process(kind: str) -> dict[str, Any]:
-    """Try a type in a separate process; return why it was stopped if it was."""
+    """Try a type in a separate process, and return its results or why it was stopped."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -314,7 +316,7 @@ def in_process(kind: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Try the types that are left, and write the table when none is."""
+    """Try the types that are left, and write the table if none remains."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("types", nargs="*")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no other type is begun")
@@ -325,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if LINES.exists():
         lines = {line.pop("type"): line for line in map(json.loads, LINES.read_text().splitlines())}
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:  # what is prepared at the first use is, before there are processes
+    with tempfile.TemporaryDirectory() as folder:  # do the preparations of the first use before forking
         write_small("llama", Path(folder))
         load_policy(ModelOptions(name=folder), CPU)
     for kind in options.types or [kind for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if kind not in lines]:

@@ -1,4 +1,4 @@
-"""Configs of public models, by their published sizes: what is needed to count their parameters, and no weights."""
+"""Configs of public models with their published sizes, which suffice to count parameters without any weights."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ PARAMETERS = {  # as published in the headers of their weights
 
 
 def write_configs(folder: Path) -> dict[str, Path]:
-    """Write them to folders, by the name on the hub."""
+    """Write each config to a folder, and return the folders by the models' names on the hub."""
     places = {name: folder / name.replace("/", "-") for name in CONFIGS}
     for name, config in CONFIGS.items():
         config.save_pretrained(places[name])

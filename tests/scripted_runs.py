@@ -1,4 +1,4 @@
-"""Small runs with a sampler whose completions, and a clock whose times, are known."""
+"""Small runs with a sampler of known completions and a clock of known times."""
 
 import json
 import math
@@ -22,8 +22,8 @@ from sspo_cli.rewards import AnswerChecker, Verdict
 from sspo_cli.rollout.engine import Request, Sampling
 from sspo_cli.types import Completion
 
-# By the prompt's place in the rollout, modulo 4, the G = 4 completions, and their rewards r_answer and r_format. {gold} is
-# right, {wrong} is not, and the check of `never` runs out of time. A completion that ends in … is truncated there.
+# The G = 4 completions by the prompt's place in the rollout, modulo 4, and their rewards r_answer and r_format. {gold}
+# is the right answer and {wrong} is not; the check of `never` times out. A completion is truncated if it ends in ….
 TEXTS = [
     ["<think>a</think><answer>{gold}</answer>", "<think>a</think><answer>{wrong}</answer>", "hello", "<think>a…"],
     ["b<answer>{gold}</answer>b", *["<think></think><answer>{wrong}</answer>"] * 3],
@@ -58,21 +58,22 @@ OPTIONS = {
 
 @dataclass
 class Clock:
-    """Seconds that pass only where a test lets them."""
+    """Clock whose seconds pass only when a test adds them."""
 
     now: float = 100.0
 
 
 @dataclass
 class ScriptedEngine:
-    """Gives `TEXTS`. A sync takes 1 s, a rollout 2 s, an evaluation 5 s, grading 0.5 s and a forward pass 0.25 s.
+    """Engine that samples `TEXTS`.
 
-    Its log-probabilities are the policy's at the rollout's temperature, plus 0.5 for a first token and minus 0.1 for the
+    A sync takes 1 s, a rollout 2 s, an evaluation 5 s, grading 0.5 s and a forward pass 0.25 s. The engine's
+    log-probabilities are the policy's at the rollout's temperature, plus 0.5 for a first token and minus 0.1 for the
     others.
 
     stop_at_rollout  the rollout, counted from 1, in which Ctrl-C is pressed
     broken_rollout   the rollout whose log-probabilities are NaN
-    opening          what the chat template has written of each completion
+    opening          the beginning of each completion that the chat template has written
     """
 
     policy: Policy
@@ -129,10 +130,10 @@ class ScriptedEngine:
 
 @dataclass
 class Played:
-    """A finished run: its folder, its engines (a second one after an interruption), its metrics by name.
+    """A finished run: its folder, its engines (two after an interruption) and its metrics by name.
 
-    updates  what AdamW was given in each step that was taken: learning rate, betas, weight decay, largest norm
-    process  seconds of the checks of answers, and the threads
+    updates  learning rate, betas, weight decay and largest norm that AdamW was given in each step that was taken
+    process  the time limit of answer checks in seconds, and the number of threads
     """
 
     folder: Path
@@ -147,14 +148,14 @@ class Played:
         return json.loads((self.folder / "eval" / "summary.json").read_text())
 
     def kept(self) -> Iterator[tuple[dict[str, Any], int, int]]:
-        """The rows of `completions.jsonl`, each with its prompt's place in the rollout and its number in the group."""
+        """Yield the rows of `completions.jsonl`, each with its prompt's place in the rollout and its number in the group."""
         for number, row in enumerate(rows(self.folder / "completions.jsonl")):
             questions, group_size, _ = self.engines[0].rollouts[row["rollout"]]
             yield row, questions.index(row["problem"]), number % group_size
 
 
 def play(runs: Path, name: str, script: dict[str, Any] | None = None, **options: Any) -> Played:
-    """Train with the scripted engine, `script` being what is special about it. A run that was interrupted is resumed."""
+    """Train with the scripted engine, whose fields `script` changes, and resume the run if it was interrupted."""
     clock, played = Clock(), Played(runs / name)
 
     def open_engine(rollout: Any, policy: Policy, named: bool) -> ScriptedEngine:
@@ -175,7 +176,7 @@ def play(runs: Path, name: str, script: dict[str, Any] | None = None, **options:
 
 
 def record_options(patch: pytest.MonkeyPatch, played: Played) -> None:
-    """Record in `played` what the optimizer, the checker of answers and torch's threads are given."""
+    """Record in `played` the options that reach the optimizer, the answer checker and torch's threads."""
     step, clip, open_checker = torch.optim.AdamW.step, torch.nn.utils.clip_grads_with_norm_, AnswerChecker.__init__
     max_norms = []
 
@@ -199,7 +200,7 @@ def record_options(patch: pytest.MonkeyPatch, played: Played) -> None:
 
 
 def script_times(patch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """Make `clock` the time, let grading take 0.5 s and a forward pass 0.25 s, and let the check of `never` time out."""
+    """Take all times from `clock`: grading takes 0.5 s and a forward pass 0.25 s. The check of `never` times out."""
     submit, check, logprobs = AnswerChecker.submit, AnswerChecker.check, Policy.logprobs
 
     def submit_or_time_out(self: AnswerChecker, prediction: str | None, gold: str) -> Future[Verdict]:
@@ -224,7 +225,10 @@ def script_times(patch: pytest.MonkeyPatch, clock: Clock) -> None:
 
 
 def sampled_tokens(played: Played, rollout: int) -> int:
-    """One token for each character or tag, and one for the end of what is not truncated."""
+    """Return the number of sampled tokens of a rollout.
+
+    Each character or tag is a token, and each completion that is not truncated has one more for its end.
+    """
     questions, _, _ = played.engines[0].rollouts[rollout]
     total = 0
     for place, question in enumerate(questions):

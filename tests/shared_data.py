@@ -21,14 +21,14 @@ MISSING = re.compile(r"no shared data: (\S+)")  # the reason of every test that 
 
 
 def published(file: str, folder: Path = SHARED_DATA) -> Path:
-    """Return the path of a published file, such as `gsm8k/test.jsonl`. The test is skipped if it is missing."""
+    """Return the path of a published file, such as `gsm8k/test.jsonl`, or skip the test if it is missing."""
     if not (folder / file).exists():
         pytest.skip(f"no shared data: {file}")
     return folder / file
 
 
 def skipped_line(skipped: Iterable[Any], folder: Path = SHARED_DATA) -> str | None:
-    """Name the missing files and count the tests that were skipped for lack of them; None if there were none.
+    """Return a line with the missing files and the number of tests skipped for lack of them; None if there are none.
 
     skipped  pytest's reports of skipped tests
     """

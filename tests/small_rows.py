@@ -1,4 +1,4 @@
-"""Small made-up data sets in the published ones' own columns and files, for a checkout without `../shared`."""
+"""Small made-up data sets in the columns and files of the published ones, for a checkout without `../shared`."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ def write_jsonl(path: Path, rows: Rows) -> Path:
 
 
 def write_parquet(path: Path, rows: Rows) -> Path:
-    import pyarrow.parquet  # the tests on vLLM have none
+    import pyarrow.parquet  # the environment of the vLLM tests has no pyarrow
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
@@ -55,7 +55,7 @@ def aime24_row(number: int, problem: str, answer: str) -> dict[str, Any]:
 
 
 def dapo_row(number: int, question: str, gold: str) -> dict[str, Any]:
-    """As verl reads it."""
+    """Return a row of DAPO-Math-17k in the format that verl reads."""
     content = (
         "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
         f"(without quotes) where $Answer is the answer to the problem.\n\n{question}\n\n"
@@ -108,7 +108,7 @@ DEEPMATH = [
 
 
 def write_small_data(folder: Path) -> Path:
-    """The folders of `../shared/data`, and `aime24-hub` and `gsm8k-hub` as downloads from the hub have them."""
+    """Write the folders of `../shared/data`, and some data sets in the layout of downloads from the hub."""
     for split, numbers in (("train", range(24)), ("test", range(24, 30))):
         rows = [gsm8k_row(number) for number in numbers]
         write_jsonl(folder / "gsm8k" / f"{split}.jsonl", rows)

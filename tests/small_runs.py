@@ -1,4 +1,4 @@
-"""Small whole runs of `sspo train`, also killed at a chosen place, for the tests of the loop and of what interrupts it."""
+"""Small whole runs of `sspo train`, also killed at a chosen place, for tests of the loop and of interruptions."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ SMALL = {
 
 
 def arguments(runs: Path, *more: str) -> list[str]:
-    named = any(text.startswith("model.name=") for text in more)  # which has its own size
+    named = any(text.startswith("model.name=") for text in more)  # a named model has its own size
     values = {key: value for key, value in SMALL.items() if not (named and key.startswith("model.tiny."))}
     sets = [part for key, value in values.items() for part in ("-s", f"{key}={value}")]
     return ["train", "--runs-dir", str(runs), *sets, *more]
@@ -55,7 +55,7 @@ def weights(run_folder: Path) -> bytes:
     return (run_folder / "checkpoints" / "step-10" / "model.safetensors").read_bytes()
 
 
-# Starts the command line with a SIGKILL waiting at a call of one of the program's functions.
+# A script that runs the command line and kills itself at a chosen call of one of the program's functions.
 KILLED = """
 import os, signal, sys
 import sspo_cli.policy.checkpoint, sspo_cli.policy.cold_start, sspo_cli.tracking.tracker
@@ -83,7 +83,7 @@ IN_COLD_START = {"owner": "sspo_cli.policy.cold_start", "name": "guarded_step", 
 def run_killed(runs: Path, point: dict, countdown: int, *more: str) -> None:
     command = ["-c", KILLED.format(**point, countdown=countdown), *arguments(runs, "--run", "killed", *more)]
     process: Captured | subprocess.Popen
-    if torch.cuda.is_initialized():  # a fork could not use the GPU
+    if torch.cuda.is_initialized():  # a fork cannot use the GPU
         command = [sys.executable, *command]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     else:

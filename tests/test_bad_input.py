@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear sentence, a non-zero exit, nothing half-written."""
+"""Mistakes of a user give one clear sentence and a non-zero exit, and leave nothing half-written."""
 
 import errno
 import json
@@ -35,13 +35,13 @@ QUICK = {
 
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """`sspo train --run bad` in an empty folder."""
+    """Return a function that runs `sspo train --run bad` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     quick = {key.replace(".", "__"): value for key, value in QUICK.items()}
 
     def train(*arguments: object, **options: object) -> Outcome:
         values = {**quick, **options}
-        if "model__name" in options:  # which has its own size
+        if "model__name" in options:  # a named model has its own size
             values = {key: value for key, value in values.items() if not key.startswith("model__tiny")}
         return sspo("train", "--runs-dir", ".", "--run", "bad", *arguments, **values)
 
@@ -49,12 +49,12 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outc
 
 
 def break_weights(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None:
-    """NaN weights at the micro-batches (one a step here) for which `when` holds, counted from 1."""
+    """Make the weights NaN at the micro-batches, counted from 1 and one a step here, for which `when` holds."""
     weights, calls = Objective.weights, 0
 
     def broken(self, log_ratio, advantages, mask):
         nonlocal calls
-        calls += log_ratio.grad_fn is not None  # not those of the diagnostics
+        calls += log_ratio.grad_fn is not None  # the calls of the diagnostics have no gradient
         return weights(self, log_ratio, advantages, mask) * (float("nan") if when(calls) else 1.0)
 
     monkeypatch.setattr(Objective, "weights", broken)
@@ -78,7 +78,7 @@ def test_bad_steps_are_skipped_counted_and_at_last_stop_the_run_at_its_last_good
 
 @pytest.mark.parametrize("last", [False, True], ids=["at a step between", "at the last step"])
 def test_weights_that_are_not_finite_push_no_good_checkpoint_out(train, tmp_path, monkeypatch, last):
-    """The step that overflows has a finite loss and gradient itself."""
+    """The step whose update overflows the weights has a finite loss and gradient."""
     step, steps = torch.optim.AdamW.step, 0
 
     def overflow(self, *args, **kwargs):
@@ -99,7 +99,7 @@ def test_weights_that_are_not_finite_push_no_good_checkpoint_out(train, tmp_path
 
 def test_a_bad_last_step_is_saved_next_to_the_last_good_one(train, tmp_path, monkeypatch):
     break_weights(monkeypatch, lambda call: call >= 5)
-    assert train(checkpoint__every=1, checkpoint__keep=1).returncode == 0  # at steps 5 and 6
+    assert train(checkpoint__every=1, checkpoint__keep=1).returncode == 0  # steps 5 and 6 are bad
     assert sorted(path.name for path in (tmp_path / "bad" / "checkpoints").glob("step-*")) == ["step-4", "step-6"]
 
 
@@ -129,7 +129,7 @@ def test_bad_steps_of_the_cold_start_count_in_a_row_too(train, monkeypatch, bad,
         logprobs_now, entropy = logprobs(self, *args, **kwargs)
         return logprobs_now * (float("nan") if calls in bad else 1.0), entropy
 
-    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # it would find out
+    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # the check would notice
     monkeypatch.setattr(Policy, "logprobs", broken)
     done = train(steps=1, cold_start__steps=4, optimizer__max_bad_steps=2)
     if said:
@@ -213,7 +213,7 @@ def test_a_run_that_was_killed_while_its_folder_was_created_does_not_keep_its_na
     assert train(steps=1).returncode == 0
     (folder,) = (path.parent for path in tmp_path.rglob("config.json") if path.parent.name == "bad")
     config = (folder / "config.json").read_text()
-    for text in (config, '{"model_type": "qwen2"}'):  # the second is a model's
+    for text in (config, '{"model_type": "qwen2"}'):  # the second is the config of a model
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / "config.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Runs of the calculator task: mixed with single turns, killed at every turn, measured, drawn."""
+"""Runs of the calculator task: mixed with single-turn tasks, killed at every turn, evaluated and reported."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ OPTIONS = {
 
 
 class Killed(BaseException):
-    """Ends a run where it is, without what a run does when it ends by itself."""
+    """Exception that ends a run at once, without the work that a run does at its end."""
 
 
 def options(**changes: Any) -> RunOptions:
@@ -52,7 +52,7 @@ def options(**changes: Any) -> RunOptions:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Leave out what every run starts and takes seconds: the processes that check answers, and the check of the model."""
+    """Yield a folder of runs that share one answer checker and skip the check of the model, because both take seconds."""
     with AnswerChecker(workers=1, timeout=30.0) as checker, pytest.MonkeyPatch.context() as patch:
         for room in (session, command):
             patch.setattr(room, "AnswerChecker", lambda timeout: contextlib.nullcontext(checker))
@@ -89,7 +89,7 @@ def test_single_turns_and_episodes_train_together(whole: Path):
 
 
 def test_sampled_tokens_are_the_policy_s_own(whole: Path):
-    """Of all groups of the first rollout, the kept ones are some: own tokens grow by no more than turns allow."""
+    """Only sampled tokens count: at most 3 turns of 16 tokens for each completion."""
     first = [row for row in rows(whole / "metrics.jsonl") if row["rollout"] == 0]
     mean = sum(row["completions/length"] for row in first) / len(first)
     assert first[0]["tokens"] == pytest.approx(mean * 6 * G)
@@ -105,7 +105,7 @@ def test_a_benchmark_of_episodes_says_how_they_were_limited_and_another_one_does
     assert (row["turns"], row["proposals"], row["max_tokens"], row["n"]) == (3, 1, 90, 6)
     answers = [answer for answer in rows(whole / "eval" / "calculator.jsonl") if answer["step"] == STEPS]
     assert row["episodes"]["calls"] == pytest.approx(sum(answer["outcome"]["calls"] for answer in answers) / 6)
-    assert row["episodes"]["solved_at_first"] == row["pass_at_1"]  # of one proposal
+    assert row["episodes"]["solved_at_first"] == row["pass_at_1"]  # episodes have one proposal
     assert row["parts"] == {}
     assert not {"turns", "episodes", "parts"} & summary["arithmetic", STEPS].keys()
 
@@ -115,7 +115,7 @@ def test_killed_at_every_turn_and_resumed_a_run_ends_the_same(runs: Path, whole:
 
     def counted(self: CalculatorEnvironment, moves: Any) -> Any:
         nonlocal moments
-        if len(moves) > 1:  # not the preflight's
+        if len(moves) > 1:  # the preflight does not count
             moments -= 1
             if moments == 0:
                 raise Killed
@@ -132,13 +132,13 @@ def test_killed_at_every_turn_and_resumed_a_run_ends_the_same(runs: Path, whole:
         assert (folder / model).read_bytes() == (whole / model).read_bytes()
         assert without_times(folder) == without_times(whole)
         assert (folder / "completions.jsonl").read_bytes() == (whole / "completions.jsonl").read_bytes()
-        if moments > 0:  # it was never reached
+        if moments > 0:  # the run ended before this moment
             break
     assert moment > 4
 
 
 def test_a_kept_rollout_is_read_by_the_run_that_is_resumed(runs: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
-    """Another sampler would not draw it again."""
+    """The resumed run reads the rollout, because another sampler would not draw the same one."""
     log = Tracker.log
 
     def fatal(self: Tracker, step: int, metrics: Any) -> None:
@@ -158,7 +158,7 @@ def test_a_kept_rollout_is_read_by_the_run_that_is_resumed(runs: Path, whole: Pa
         session.resume_run(runs / "kept", None, [])
     assert without_times(runs / "kept") == without_times(whole)
     rollouts = rows(whole / "metrics.jsonl")[-1]["rollout"] + 1
-    assert 0 < sum(len(moves) > 1 for moves in played) <= 3 * (rollouts - 1)  # of the first one, none
+    assert 0 < sum(len(moves) > 1 for moves in played) <= 3 * (rollouts - 1)  # the first is only read
     assert not (runs / "kept" / "rollouts").exists()
 
 
@@ -202,7 +202,7 @@ def test_an_episode_that_cannot_be_solved_is_refused_before_anything_is_spent(ru
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of runs of the whole config, which share their cold starts."""
+    """Return the folder of runs of the whole config, which share their cold starts."""
     return tmp_path_factory.mktemp("learned")
 
 

@@ -1,4 +1,4 @@
-"""User-defined system turn, user turn, options of the chat template, and chat template."""
+"""User-defined system turn, user turn, chat template and options of the chat template."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_options_of_the_chat_template():
     assert rendered(options("chat.template_kwargs.enable_thinking=false")).endswith(
         "assistant\n<think>\n\n</think>\n\n"
     )
-    for word in ("role", "endif"):  # in the template, but nothing that it is given
+    for word in ("role", "endif"):  # in the template, but not among its variables
         with pytest.raises(UserError, match=f"has no option {word}; remove it"):
             rendered(options(f"chat.template_kwargs.{word}=x"))
     with pytest.raises(UserError, match="has no option enable_thinkin; remove it"):

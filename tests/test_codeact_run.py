@@ -1,7 +1,7 @@
-"""Code-acting end to end on the published rows: real sandbox, small model in Hugging Face format, turns from a script.
+"""Code-acting end to end on the published rows: real sandbox, small model in Hugging Face format, scripted turns.
 
-A random policy writes no code, so the sampler is a script: it runs code, proposes the gold answer or wrong ones. Everything
-else is a run's own.
+A random policy writes no code, so the sampler follows a script: it runs code and proposes the gold answer or wrong
+ones. Everything else is that of a normal run.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from sspo_cli.tasks import load_problems
 from sspo_cli.tracking.tracker import Tracker
 from sspo_cli.types import Completion
 
-# By a completion's number in its group, its turns.
+# The turns of each completion, by its number in the group.
 SCRIPTS = [
     ["Let us see.\n<execute>import random\nprint(random.random())</execute>", "So it is <solution>{gold}</solution>"],
     ["<execute>x = 6*7</execute>", "<execute>print(x + 1)</execute>", "<solution>{gold}</solution>"],
@@ -66,12 +66,12 @@ CONFIG = Path(__file__).parents[1] / "configs" / "table2-qwen3-8b-codeact.yaml"
 
 
 class Killed(BaseException):
-    """Ends a run where it is, without what a run does when it ends by itself."""
+    """Exception that ends a run at once, without the work that a run does at its end."""
 
 
 @dataclass
 class ScriptedEngine:
-    """Writes the scripts: which, it sees from how often the context has the turns before."""
+    """Engine that writes the scripts; it finds the script of a completion by the turns in the context."""
 
     policy: Policy
     golds: dict[str, str]
@@ -109,7 +109,7 @@ class ScriptedEngine:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "Qwen3-8B"  # by its name the report finds the paper's figures
+    folder = tmp_path_factory.mktemp("model") / "Qwen3-8B"  # the report finds the paper's figures by this name
     tokenizer = tiny_tokenizer()
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -139,7 +139,7 @@ def data() -> Path:
 
 @dataclass
 class Workshop:
-    """Starts and resumes runs with the scripted engine."""
+    """Helper that starts and resumes runs with the scripted engine."""
 
     model: Path
     data: Path
@@ -184,7 +184,7 @@ def workshop(model: Path, data: Path, sandbox: Sandbox, tmp_path_factory: pytest
     @contextlib.contextmanager
     def open_sandbox(limits: SandboxLimits) -> Iterator[Sandbox]:
         assert (limits.call_timeout, limits.memory_mib, limits.output_chars) == (20.0, 512, 2000)
-        yield sandbox  # to start another one takes seconds
+        yield sandbox  # starting another sandbox takes seconds
 
     def open_engine(rollout: Any, policy: Policy, named: bool, learns: bool = True) -> ScriptedEngine:
         shop.engines.append(ScriptedEngine(policy, golds, shop.scripts))
@@ -257,7 +257,7 @@ def test_benchmarks_are_solved_rates_with_their_parts(played: Path):
     }
     assert set(summary) == {(step, name) for step in (0, 4) for name in ("codeact", "mint", "wtq")}
     for row in summary.values():
-        assert row["pass_at_1"] == 1.0  # greedy: the first script
+        assert row["pass_at_1"] == 1.0  # greedy sampling follows the first script
         assert (row["turns"], row["proposals"], row["max_tokens"]) == (5, 2, 4000)
         assert row["episodes"]["turns"] == 2.0
         assert row["episodes"]["solved_at_first"] == 1.0
@@ -273,8 +273,8 @@ def test_killed_in_a_rollout_and_its_fork_server_lost_after_that_a_run_ends_the_
 
     def disturbed(self: CodeActEnvironment, moves: Any) -> Any:
         nonlocal calls
-        calls += len(moves) > 1  # not the preflight's nor a benchmark's of one problem
-        if calls == 11:  # four in evaluations, five in the first rollout: in the second one
+        calls += len(moves) > 1  # neither the preflight nor a benchmark of one problem
+        if calls == 11:  # in the second rollout, after 4 in evaluations and 5 in the first
             calls += 1
             raise Killed
         if calls == 15:

@@ -1,4 +1,4 @@
-"""What a user may write, and what is said where it is wrong."""
+"""The configs that a user may write, and the messages about wrong ones."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_overrides_hold_in_whatever_order_they_stand(tmp_path, overrides):
     (tmp_path / "a.yaml").write_text("objective: {gate: atanlog}\n")
     for files in ([], [tmp_path / "a.yaml"]):
         if files and "sapo" in overrides[-1]:
-            continue  # whose gate is not atanlog
+            continue  # the gate of SAPO is not atanlog
         objective = load_config(files, overrides).objective.model_dump()
         for override in overrides:
             key, value = override.removeprefix("objective.").split("=")
@@ -56,7 +56,8 @@ def test_overrides_hold_in_whatever_order_they_stand(tmp_path, overrides):
 
 
 def test_a_gate_from_a_file_goes_when_another_method_is_named(tmp_path):
-    (tmp_path / "a.yaml").write_text("objective: {gate: gumbel}\n")  # of the default method, though it is not said
+    # A gate of the default method, which the file does not name.
+    (tmp_path / "a.yaml").write_text("objective: {gate: gumbel}\n")
     assert load_config([tmp_path / "a.yaml"], ["objective.method=gspo"]).objective.gate == "clip"
 
 

@@ -1,4 +1,4 @@
-"""The configs that come with the program: each is valid, says what the paper says, and runs."""
+"""The configs that come with the program: each is valid, has the paper's values, and runs."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def trials_of(name: str) -> list[Trial]:
 
 
 def grids_of(trials: list[Trial]) -> dict[str, set]:
-    """By method, or for SSPO by gate: the pairs (τ_neg, τ_pos), or (ε_low, ε_high)."""
+    """Return the pairs (τ_neg, τ_pos) or (ε_low, ε_high) by method, and for SSPO by gate."""
     grids: dict[str, set] = {}
     for trial in trials:
         objective = trial.options.objective
@@ -174,7 +174,7 @@ def test_the_sweep_of_table_2_has_its_models_and_methods(half: str):
 
 @pytest.fixture(scope="module")
 def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Qwen2 in Hugging Face format: grouped-query attention, untied embeddings, its own end-of-sequence ids."""
+    """Return a small Qwen2 in Hugging Face format: grouped-query attention, untied embeddings, several end ids."""
     folder = tmp_path_factory.mktemp("model") / "qwen2"
     tokenizer = tiny_tokenizer()
     config = Qwen2Config(
@@ -200,7 +200,7 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
     qwen2_folder: Path, tmp_path: Path, small_data: Path, method: str, rows: str
 ):
-    """Change only the model, the data's paths and, to save time, the numbers of steps, rows and tokens."""
+    """Run the config with another model, other paths and, to save time, fewer steps, rows and tokens."""
     data = small_data if rows == "made up" else published("gsm8k/train.jsonl").parents[1]
     tasks = [{"name": name, "path": str(data / name), "limit": 200} for name in ("gsm8k", "deepmath")]
     tasks[1]["path"] = str(data / "deepmath" / "sample.jsonl")
@@ -234,6 +234,6 @@ def test_table_1_runs_on_a_small_qwen2_and_rows_as_published(
     summary = json.loads((tmp_path / "table1" / "eval" / "summary.json").read_text())
     expected = {("validation", 6, 18), ("gsm8k", 4, 18), ("math500", 4, 18), ("aime25", 4, 12)}
     assert {(row["benchmark"], row["n"], row["max_new_tokens"]) for row in summary} == expected
-    assert all(row["truncated"] for row in summary)  # the model is random, and never ends
+    assert all(row["truncated"] for row in summary)  # a random model does not end its completions
     completions = [json.loads(line) for line in (tmp_path / "table1" / "completions.jsonl").read_text().splitlines()]
     assert {row["problem"] for row in completions}

@@ -1,4 +1,4 @@
-"""`sspo train` on a file of which benchmarks ask some problems, and what `sspo eval` and `sspo report` say of it."""
+"""Training on problems that benchmarks also ask: `sspo train`, and what `sspo eval` and `sspo report` say about it."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def about(name: str, file: str = "config.json") -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve problems to train on, two of which a benchmark asks and three another file."""
+    """Return a folder with two runs on twelve problems, two of which are also in the benchmark files."""
     folder = tmp_path_factory.mktemp("contaminated")
     write_jsonl(folder / "mine.jsonl", ({"question": f"{n} + 1", "answer": str(n + 1)} for n in range(12)))
     write_jsonl(folder / "asked.jsonl", ({"question": f"Task: {n}+1", "answer": str(n + 1)} for n in (3, 5, 40)))
@@ -57,7 +57,7 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_benchmark_asks_is_left_out_and_recorded() -> None:
     data = about("apart")["data"]
     assert data["overlaps"] == [{"task": "mine", "benchmark": "asked", "rows": 2, "of": 12, "problems": 2}]
-    assert (data["problems"], data["left_out"]["problems"]) == (8, 2)  # two are validation's
+    assert (data["problems"], data["left_out"]["problems"]) == (8, 2)  # two more are validation problems
     said = "2 of the 12 rows of mine ask 2 problems of asked; they are left out of training"
     assert said in " ".join(Path("apart.txt").read_text().split())
     seen = {row["benchmark"]: row["trained_on"] for row in about("apart", "eval/summary.json")}

@@ -1,4 +1,4 @@
-"""Credentials in addresses are neither kept nor printed, and the run has them all the same."""
+"""Credentials in addresses are neither stored nor printed, but the run uses them."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_what_is_a_credential_and_what_is_not(text: object, said: object) -> Non
 
 
 def test_a_run_keeps_and_prints_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one that fails, whose messages name the server, in every file, and on a resume that asks for them."""
+    """Check the messages and all files of a run that fails to reach its server, and a resume that needs the credentials."""
     asked: list[str | None] = []
 
     def refuse(self: httpx.Client, request: httpx.Request, **_: object) -> httpx.Response:
@@ -64,7 +64,7 @@ def test_a_run_keeps_and_prints_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     third = sspo(*command, "--resume")
     assert_error(third, "the vLLM server http://***@node:8000 does not answer")
     assert asked[0] == httpx.BasicAuth("user", "SECRET")._auth_header
-    assert asked == [asked[0]] * 2  # by the address, and by the environment
+    assert asked == [asked[0]] * 2  # once from the address, once from the environment
     dry = sspo("train", "--dry-run", "-s", f"rollout.vllm.exchange={tmp_path}", **options)
     assert KEPT in dry.stdout
     assert dry.stderr == done.stderr

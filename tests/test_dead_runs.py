@@ -1,4 +1,4 @@
-"""A run that learns nothing says so, and stops; an evaluation that measured something else than answers says that."""
+"""A run that learns nothing warns and stops; an evaluation that measures something other than answers warns."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from sspo_cli.run.state import RunState
 from sspo_cli.tracking.dead import MOST_ALIKE, Sampled, evaluation_signs, reasons
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
-# A model without a cold start answers nothing right; the format, which one of its random texts may begin with, is not rewarded.
+# Without a cold start no answer is right. The format is not rewarded, because a random text may begin with it.
 DEAD = {
     "steps": 26,
     "model__tiny": "{hidden_size: 16, layers: 1, heads: 1, intermediate_size: 16}",
@@ -56,11 +56,11 @@ def test_a_run_without_any_gradient_warns_stops_with_its_state_saved_and_keeps_g
     assert status(tmp_path / "dead")["state"] == "finished"
     log = (tmp_path / "dead" / "console.log").read_text()
     assert log.count("nothing is learned: in ") == 2
-    assert set(going.stdout.splitlines()) <= set(log.splitlines())  # what the console said
+    assert set(going.stdout.splitlines()) <= set(log.splitlines())  # the log has the lines of the console
 
 
 def sample(rewards: list[list[float]], options: RunOptions, state: RunState, notes: list[str]) -> None:
-    """Check a rollout batch of groups with those answer rewards."""
+    """Call `check_learning` on a rollout batch of groups with these answer rewards."""
     groups = [
         Group(
             Prompt(Problem(str(number), "", "1", "test"), "", [5]),

@@ -38,7 +38,7 @@ def code(page: Path, *kinds: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str, bool]]:
-    """Return the page and the text of every command: lines of shell blocks are whole, inline code may leave arguments out."""
+    """Return the page and text of every command, and whether it is complete: inline code may leave arguments out."""
     found: dict[str, tuple[str, str, bool]] = {}
     for page in PAGES:
         for text in INLINE.findall(FENCED.sub("", page.read_text())):
@@ -53,7 +53,7 @@ def commands() -> list[tuple[str, str, bool]]:
 
 
 def modules(folder: Path) -> None:
-    """Write the Python blocks that begin with a file's name, such as `# own_gate.py`, and the files that commands name."""
+    """Write the Python blocks that begin with a file name, such as `# own_gate.py`, and link `configs` and `examples`."""
     for page in PAGES:
         for block in code(page, "python"):
             if name := re.match(r"# (\w+\.py)\n", block):

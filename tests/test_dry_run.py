@@ -1,4 +1,4 @@
-"""`--dry-run` reports a wrong input with the same sentence as the start, and neither leaves a file behind."""
+"""`--dry-run` reports a wrong input with the same sentence as a real start, and neither leaves a file behind."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ FILES = {
 
 
 def save_models(place: Path) -> None:
-    """Save model folders whose weights or config are wrong, which the loading of the weights would find first."""
+    """Save model folders with a wrong config or damaged weights, which only loading the weights would reveal."""
     tiny, tokenizer = TinyModelOptions(hidden_size=16, heads=1, layers=1), tiny_tokenizer()
     for name, change in {"wide": {"hidden_size": 32}, "act": {"hidden_act": "nosuch"}, "cut": {}, "shards": {}}.items():
         folder = place / "models" / name
@@ -51,7 +51,7 @@ def save_models(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with files of all kinds, and a run of the name `taken`."""
+    """Return a folder with files of all kinds, and a run named `taken`."""
     place = tmp_path_factory.mktemp("place")
     for name, content in FILES.items():
         (place / name).write_text(content)
@@ -115,7 +115,7 @@ def test_a_dry_run_says_what_the_start_says_and_neither_leaves_anything(
 
 
 def test_a_run_whose_weights_are_refused_leaves_nothing_either(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """Also not the folder of runs that it would have been the first in, nor what wandb keeps."""
+    """Neither the new folder of runs nor the files of wandb remain."""
 
     def refuse(*_: object, **__: object) -> None:
         raise UserError("the weights are not finite")
@@ -138,3 +138,21 @@ def test_commands_point_to_one_another_for_the_other_s_file(place: Path, monkeyp
         assert_error(sspo("sweep", "-c", "bad.yaml", *more), "gone.jsonl does not exist")
     (place / "bad.yaml").unlink()
     assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model.kernels=compiled", "model.kernels = compiled does not support several ranks"),
+        ("model={weights: bfloat16}", "model.weights = bfloat16 needs a single process"),
+        ("rollout.engine=vllm", "rollout.engine = vllm samples in one process, but this run has 8 ranks"),
+        ("device=cuda:1", "device = cuda:1 is a single GPU, but each rank needs its own"),
+    ],
+)
+def test_what_several_ranks_refuse_is_refused_for_other_machines_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch, word: str, said: str
+):
+    monkeypatch.chdir(place)
+    more = ["-s", word, "-s", "optimizer.eight_bit=true", "--nproc", "8"]
+    assert_error(sspo("train", "-c", "small.yaml", *more, "--dry-run", "--device-memory", "85"), said)
+    assert_error(sspo("sweep", "-c", "sweep.yaml", *more, "--dry-run", "--ray", "auto"), said)

@@ -1,4 +1,4 @@
-"""`rollout.equal_groups: drop`: groups of equal rewards are replaced by those of further prompts, and the cost is recorded."""
+"""`rollout.equal_groups: drop` replaces groups of equal rewards by groups of further prompts, and records the cost."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from sspo_cli.run.sampling import fill
 from sspo_cli.types import Reward
 
 OPTIONS = {"steps": 6, "evaluation__every": "null", "rollout__equal_groups": "drop"}
-# Of the scripted groups, the second one has equal rewards, the third and the fourth equal answers.
+# The second of the scripted groups has equal rewards; the third and the fourth have equal answers.
 assert [len(set(rewards)) > 1 for rewards in REWARDS] == [True, False, True, True]
 assert [len(set(answers)) > 1 for answers in ANSWERS] == [True, True, False, False]
 
@@ -43,7 +43,7 @@ def test_the_rollout_batch_has_none_of_them_and_the_tokens_of_all(dropped):
     equal_in, run = dropped
     if equal_in == "reward":
         assert run["groups/equal_reward"] == [0] * 6
-    # A right answer is in the groups of the first two places of each call alone, one in four completions.
+    # Only the groups in the first two places of each call have right answers, in one of their four completions.
     right = {"reward": 2 / 16, "answer": 4 / 16}[equal_in]
     halves = zip(run["reward/answer"][::2], run["reward/answer"][1::2], strict=True)
     assert [(first + second) / 2 for first, second in halves] == [right] * 3
@@ -53,14 +53,14 @@ def test_the_rollout_batch_has_none_of_them_and_the_tokens_of_all(dropped):
 
 def test_a_resumed_run_draws_the_prompts_that_it_would_have(dropped, tmp_path):
     equal_in, run = dropped
-    # Stopped in the first call of the third rollout batch, after two calls for each batch before.
+    # The run is stopped in the first call of the third rollout batch; each batch before took two calls.
     resumed = play(tmp_path, "resumed", {"stop_at_rollout": 5}, rollout__equal_in=equal_in, **OPTIONS)
     assert len(resumed.engines) == 2
     assert without_times(resumed.folder) == without_times(run.folder)
 
 
 class Sampler:
-    """Yields groups in order, whose rewards differ or not as given, and records how many are requested at a time."""
+    """Sampler of groups whose rewards differ as `differing` says; it records how many groups are requested at a time."""
 
     def __init__(self, differing: list[bool]) -> None:
         self.groups = [
@@ -83,7 +83,7 @@ class Sampler:
         ([1, 1, 1], 4, [3], [0, 1, 2]),
         ([1, 0, 1, 0, 0, 1], 4, [3, 1, 1, 1], [0, 2, 5]),
         ([0, 0, 0, 0, 1, 0, 1, 1], 4, [3, 3, 2], [4, 6, 7]),
-        ([0, 1, 0, 0, 0, 1, 1], 2, [3, 2, 1], [1, 5, 0]),  # at the limit of six, filled with the first equal one
+        ([0, 1, 0, 0, 0, 1, 1], 2, [3, 2, 1], [1, 5, 0]),  # stops at six and adds the first equal group
         ([0] * 6, 2, [3, 3], [0, 1, 2]),
     ],
 )

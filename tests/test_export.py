@@ -1,4 +1,4 @@
-"""`sspo export`: the folder is the model that was trained, and says so."""
+"""`sspo export`: the exported folder is the trained model and records where it comes from."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from sspo_cli.tracking.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of adapters on a small model, whose steps are large enough to change it."""
+    """Return a folder with a run of adapters on a small model, with steps that are large enough to change it."""
     runs, tokenizer = tmp_path_factory.mktemp("runs"), tiny_tokenizer()
     model = tiny_model(TinyModelOptions(hidden_size=32, heads=1, layers=1, intermediate_size=32), tokenizer)
     model.save_pretrained(runs / "base-model")

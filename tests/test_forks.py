@@ -32,7 +32,7 @@ def moments(checkpoint: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def family(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs: `whole`, a copy of it that was `extended`, and forks of that one and of one another."""
+    """Return a folder of runs: `whole`, a copy of it that was extended, two forks of the copy, and a fork of a fork."""
     runs = tmp_path_factory.mktemp("family")
     for name in ("whole", "extended"):
         shutil.copytree(undisturbed, runs / name)
@@ -65,7 +65,7 @@ def test_a_schedule_that_ends_later_says_how_the_rate_changes():
         said
         == "optimizer.schedule = linear now ends at step 20 instead of 10: the learning rate of step 6 is 0.15 instead of 0.1"
     )
-    warming = linear.model_copy(update={"warmup_steps": 5})  # the first step that has another rate is 7
+    warming = linear.model_copy(update={"warmup_steps": 5})  # step 7 is the first with another rate
     assert describe_new_end(warming, 2, before=10, after=20) == (
         "optimizer.schedule = linear now ends at step 20 instead of 10: the learning rate of step 7 is 0.187 instead of 0.16"
     )
@@ -219,7 +219,7 @@ def test_options_are_laid_over_recorded_ones():
     assert (torch.rollout.vllm, torch.objective.tau_neg) == (None, 0.7)
     server = Given(overrides=["rollout.vllm={server: http://a, exchange: b}"]).over(recorded)
     assert server.rollout.vllm.server == "http://a"
-    assert Given(overrides=["objective.gate=siglog"]).over(recorded).objective.tau_neg == 0.3  # its own default
+    assert Given(overrides=["objective.gate=siglog"]).over(recorded).objective.tau_neg == 0.3  # the default of siglog
     assert Given(overrides=["tasks=[arithmetic]"]).over(recorded).episode is None
     assert Given().over(recorded) == recorded
 

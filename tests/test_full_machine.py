@@ -1,4 +1,4 @@
-"""Memory and disks that are full, and sizes that nothing holds: one sentence, and how to continue."""
+"""Full memory, full disks and impossible sizes give one sentence that says how to continue."""
 
 import errno
 import json
@@ -62,7 +62,8 @@ def test_every_library_s_way_to_say_that_the_memory_is_full(train, tmp_path, mon
     with pytest.raises(Exception) as raised:  # noqa: PT011
         fail()
     assert says_memory_is_full(raised.value), repr(raised.value)
-    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # a run refused by it leaves no folder
+    # A run that this check refuses leaves no folder.
+    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)
     monkeypatch.setattr(Policy, "logprobs", lambda *_: fail())
     assert_error(train(), "out of memory")
     status = json.loads((tmp_path / "full" / "status.json").read_text())
@@ -109,7 +110,7 @@ def test_sizes_that_are_allowed_but_do_not_fit_are_refused_before_they_are_tried
 
 
 def test_a_full_disk_says_how_to_continue(train, tmp_path, monkeypatch) -> None:
-    """Whichever file meets it, also where even the status cannot be written any more."""
+    """Fill the disk at a checkpoint, and at the metrics when not even the status can be written."""
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""An option that would have no effect next to others is refused if it is set explicitly, with the option that decides it."""
+"""An option that others make ineffective is refused if it is set explicitly; the message names the deciding option."""
 
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def test_every_rule_is_tried() -> None:
             "evaluation.temperature=0.6",
             "evaluation.samples=4",
             "evaluation.max_new_tokens=9",
-        ],  # for `sspo eval`
+        ],  # effective in `sspo eval`
         [*CALCULATOR, "chat.system=Be brief.", "episode.memory_mib=99"],
         ["tasks=[{path: data, name: gsm8k, split: dev}]", "chat.user=Say {question}", "prompt=think-answer"],
     ],
@@ -186,7 +186,7 @@ def test_a_later_layer_may_make_an_option_of_a_file_irrelevant_but_one_file_may_
 
 def test_presets_and_printed_options_are_taken(tmp_path: Path) -> None:
     for preset in presets():
-        if "/" not in preset.name:  # those of sweeps are expanded in another test
+        if "/" not in preset.name:  # another test expands the sweeps
             assert Given([Path(preset.name)]).options()
     complete = load_config([], ["cold_start.steps=0", "cold_start.seed=1", NAMED, "wandb.project=mine"])
     (tmp_path / "all.yaml").write_text(to_yaml(complete))

@@ -1,4 +1,4 @@
-"""The rooms: imports go one way, and the light rooms stay light."""
+"""Imports between the rooms, the packages of sspo_cli, go one way, and light rooms import nothing heavy."""
 
 import ast
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sspo_cli"
-# A room may import those before it. Rooms on one line do not know one another.
+# A room may import those on earlier lines. Rooms on one line do not import each other.
 ORDER = [
     {"types", "interruption"},
     {"errors"},

@@ -1,4 +1,4 @@
-"""Signals at every kind of place: what is saved, what the run folder says, and that a resumed run repeats nothing."""
+"""Signals at any point: what is saved, what the run folder records, and that a resumed run repeats nothing."""
 
 import json
 import os
@@ -22,9 +22,9 @@ ALL = Interruption.SIGNALS
 def interrupt(
     monkeypatch: pytest.MonkeyPatch, method: str, when: Callable[..., bool], number: int = 1, kind: int = signal.SIGINT
 ) -> list[tuple[object, ...]]:
-    """A signal after call `number` of those to one of the tracker's methods whose arguments fulfil `when`.
+    """Raise a signal after call `number` of a tracker's method, counting calls whose arguments fulfil `when`.
 
-    Returns these calls, later ones included.
+    Returns the arguments of the counted calls; later ones are added.
     """
     original = getattr(Tracker, method)
     calls: list[tuple[object, ...]] = []
@@ -59,7 +59,7 @@ def assert_interrupted(done: Outcome, run_folder: Path, step: int) -> None:
 
 @pytest.fixture
 def kept_handlers() -> Iterator[list[int]]:
-    """Signals that reach the handlers that were there before, which end no process."""
+    """Yield the list of signals that reach the earlier handlers, which are replaced so that they end no process."""
     received: list[int] = []
     before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in ALL}
     yield received
@@ -69,7 +69,7 @@ def kept_handlers() -> Iterator[list[int]]:
 
 @pytest.fixture(autouse=True)
 def not_under_nohup() -> Iterator[None]:
-    """A hangup is not ignored, also if the tests were started by `nohup`."""
+    """Restore the default action of hangups, which `nohup` changes to ignoring them."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -77,7 +77,7 @@ def not_under_nohup() -> Iterator[None]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the interruption sees, in a list of one."""
+    """Return a list of one number, the seconds of the clock that the interruption reads."""
     now = [100.0]
     monkeypatch.setattr("sspo_cli.interruption.time.monotonic", lambda: now[0])
     return now
@@ -93,7 +93,7 @@ def test_the_first_signal_is_a_request_and_a_later_ctrl_c_acts_as_it_would_witho
         assert interruption.requested
         assert kept_handlers == []
         assert "stopping at the next safe point" in capfd.readouterr().err
-        clock[0] += 0.9  # the same request, sent to the process and to its group
+        clock[0] += 0.9  # one request, sent to the process and to its group
         signal.raise_signal(signal.SIGINT)
         assert kept_handlers == []
         clock[0] += 0.2
@@ -151,7 +151,7 @@ def test_a_hangup_that_was_ignored_at_the_start_stays_so(kept_handlers: list[int
 def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At step 4, which has no checkpoint, and at step 10 after the last step."""
+    """Send the signal in the evaluation at step 4, which has no checkpoint, and in the one after the last step, 10."""
     generate, measured = TorchEngine.generate, []
 
     def noted(self, request, on_completion=None):
@@ -162,7 +162,7 @@ def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
     monkeypatch.setattr(TorchEngine, "generate", noted)
     (tmp_path / "cold-starts").symlink_to(undisturbed.parent / "cold-starts")
     stopped, partial = tmp_path / "stopped", tmp_path / "stopped" / "eval" / "partial"
-    for step, evaluation, more in ((4, 2, []), (10, 3, ["--resume"])):  # of those at 0 and 4, and at 4, 8 and 10
+    for step, evaluation, more in ((4, 2, []), (10, 3, ["--resume"])):  # evaluations at 0 and 4, then at 4, 8 and 10
         with monkeypatch.context() as patches:
             interrupt(patches, "stage", lambda name, _: name.startswith("evaluating"), evaluation)
             done = sspo(*arguments(tmp_path, "--run", "stopped", *more))
@@ -171,7 +171,7 @@ def test_a_signal_inside_an_evaluation_saves_the_step_and_what_is_measured(
         assert len(list(partial.iterdir())) == 1
     run(tmp_path, "--run", "stopped", "--resume")
     assert [count for count in measured if count == 20] == [20] * 4  # at 0, 4, 8 and 10, each begun once
-    assert sum(count for count in measured if count < 20) < 40  # and continued where a signal has stopped it
+    assert sum(count for count in measured if count < 20) < 40  # the rest continues where a signal stopped it
     assert list(partial.iterdir()) == []
     assert status(stopped) == ("finished", 10)
     assert without_times(stopped) == without_times(undisturbed)
@@ -215,7 +215,7 @@ def test_a_signal_in_a_step_stops_before_the_next_one(
 def test_a_sigterm_that_comes_again_while_the_state_is_saved_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slurm signals a sweep, which forwards it, and every process of the job."""
+    """Slurm signals every process of a job, and a sweep forwards the signal to its trials."""
     interrupt(monkeypatch, "log", lambda step, _: step == 2, kind=signal.SIGTERM)
     repeated = []
 
@@ -237,7 +237,7 @@ def test_a_sigterm_that_comes_again_while_the_state_is_saved_loses_nothing(
 def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_continues_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Between its own checkpoints, and in its very last step."""
+    """Send the signal between the checkpoints of the cold start, and in its last step."""
     options = {**QUICK, "steps": 1, "cold_start__steps": 4, "cold_start__checkpoint_every": 100}
     steps = interrupt(monkeypatch, "advance", lambda _=1, **values: "loss" in values, number=step)
     done = sspo("train", "--runs-dir", tmp_path, "--run", "a", **options)
@@ -248,4 +248,4 @@ def test_a_signal_in_the_cold_start_saves_its_step_and_the_resumed_run_continues
     assert len(steps) == step
     assert sspo("train", "--runs-dir", tmp_path, "--run", "a", "--resume").returncode == 0
     assert [path.name for path in cache.glob("step-*")] == ["step-4"]
-    assert len(steps) == 4  # none is repeated
+    assert len(steps) == 4  # no step is repeated

@@ -1,4 +1,4 @@
-"""`rollout.lag`: each rollout batch is sampled, and its ratios are taken, with the weights of earlier ones."""
+"""`rollout.lag`: each rollout batch is sampled with earlier weights, and its ratios refer to those weights."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def checksum(policy) -> float:
 
 @pytest.fixture(scope="module")
 def lagged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Played, list[float], list[float]]:
-    """A run, the checksums of the weights that sampled, and those at the start of every rollout batch."""
+    """Return a run, and for each rollout batch the checksums of the weights that sampled it and of those at its start."""
     sampled, started = [], []
     generate, fill = ScriptedEngine.generate, train.behaviour_policy
 
@@ -49,7 +49,7 @@ def test_ratios_are_to_the_weights_that_sampled(lagged, tmp_path):
     assert [std == 0 for std in plain["ratio/log_std"]] == [True, False] * 5
     assert [std == 0 for std in run["ratio/log_std"]][:2] == [True, False]
     assert all(std > 0 for std in run["ratio/log_std"][2:])
-    # The scripted sampler is as far from the policy that it samples with in every rollout batch.
+    # In every rollout batch the scripted sampler is equally far from the policy that it samples with.
     assert run["sampler/mismatch_max"] == pytest.approx([0.5] * 10, abs=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Several ranks of one job: each would train a copy, so they are refused; one rank is a process like another."""
+"""Several ranks of one job are refused, because each would train a copy; a single rank is an ordinary process."""
 
 import sys
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_one_rank_may_train(monkeypatch, tmp_path):
 
 
 def test_a_sweep_s_trial_on_a_node_that_srun_started_is_no_rank(monkeypatch, tmp_path):
-    """As on a Ray cluster whose nodes are the tasks of a SLURM job."""
+    """The nodes of a Ray cluster may be tasks of a SLURM job, whose variables must not reach a trial."""
     for name, value in {**SEVERAL["torchrun, another rank"], **SEVERAL["srun in a batch script"]}.items():
         monkeypatch.setenv(name, value)
     code = f"import os, sys; sys.exit(any(name in os.environ for name in {VARIABLES}))"

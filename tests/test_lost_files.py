@@ -1,4 +1,4 @@
-"""What is lost of the files next to a checkpoint, or changes in the program, is reported at the next start."""
+"""Files lost next to a checkpoint, and changes of the program, are reported at the next start."""
 
 import json
 import os
@@ -31,12 +31,12 @@ QUICK = {
 
 
 class Killed(BaseException):
-    """Leave the files as a SIGKILL would."""
+    """Exception that leaves the files as a SIGKILL would."""
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in step 3, after the checkpoint of step 2."""
+    """Return a run that was killed in step 3, after the checkpoint of step 2."""
     runs = tmp_path_factory.mktemp("runs")
     log = Tracker.log
 
@@ -127,7 +127,7 @@ def test_a_lost_summary_is_written_again_from_the_checkpoint(copy: Path) -> None
     assert [row["step"] for row in before] == [0, 1, 2]
     summary.write_text(json.dumps(before[:1] + before[:1]))
     said = resume(copy)
-    assert "summary.json lacked 1 measurement, restored" in said  # that of step 2 came after its checkpoint
+    assert "summary.json lacked 1 measurement, restored" in said  # step 2 was measured after its checkpoint
     assert "summary.json had 1 measurement twice" in said
     assert json.loads(summary.read_text())[:3] == before
 

@@ -1,4 +1,4 @@
-"""Models are computed like they compute themselves, or are refused with a sentence that names the difference."""
+"""A model is computed as its own code computes it, or refused with a sentence that names the difference."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def check(kind: str, options: dict | None = None, **values) -> Limit | None:
 
 RIGHT = {
     "gemma2": {"head_dim": 16},
-    "gemma4_text": {"head_dim": 16, "global_head_dim": 32},  # of the layers with full attention
+    "gemma4_text": {"head_dim": 16, "global_head_dim": 32},  # for the layers with full attention
     "granite": SHAPE,
     "llama4_text": {**SHAPE, "head_dim": 16},
     "lfm2": SHAPE,
@@ -60,7 +60,7 @@ def test_adapters_are_checked_in_small():
 
 
 def test_a_model_that_samples_otherwise_than_it_reads_is_refused_with_that_reason():
-    """Nemotron-H limits the time step of a text from below, and not that of a single token."""
+    """Nemotron-H limits the time step from below when it reads a text, but not when it reads a single token."""
     with pytest.raises(UserError, match=r"token by token, as in sampling, differ .*; choose another model"):
         check("nemotron_h", hidden_size=32, num_attention_heads=2, head_dim=16, mamba_head_dim=16, ssm_state_size=16)
 
@@ -68,7 +68,8 @@ def test_a_model_that_samples_otherwise_than_it_reads_is_refused_with_that_reaso
 def test_lengths_that_cross_the_switch_of_longrope_are_refused_and_those_below_are_not():
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0 + i for i in range(8)]}
     values = {"rope_parameters": {**LONG, **factors}, "original_max_position_embeddings": 4096}
-    limit = check("phi3", max_position_embeddings=131072, sliding_window=512, **values, **SHAPE)  # that one is right
+    # The sliding window is computed right, so it sets no limit.
+    limit = check("phi3", max_position_embeddings=131072, sliding_window=512, **values, **SHAPE)
     check_reach(limit, 4096, "phi3")
     with pytest.raises(UserError, match=r"original_max_position_embeddings = 4096 tokens.* together within 4096"):
         check_reach(limit, 4097, "phi3")
@@ -81,7 +82,7 @@ def test_a_right_structure_is_checked_once_and_kept_with_its_limit(tmp_path, mon
     for options in ({}, {}, {"gradient_checkpointing": True}):
         given = ModelOptions(name=str(tmp_path), **options)
         assert check_structure(given, pytest.fail, samples=True) == limit
-    assert len(calls) == 2  # the third is another computation
+    assert len(calls) == 2  # gradient checkpointing is another computation
 
 
 def test_a_model_that_cannot_be_made_small_is_noted(tmp_path):
@@ -117,7 +118,7 @@ def test_a_soft_cap_that_is_left_out_is_found_in_bfloat16():
     config = Gemma2Config(**TINY, num_key_value_heads=2, head_dim=16, final_logit_softcapping=3.0)
     model = Gemma2ForCausalLM(config)
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(20)  # of the head too: logits that the cap is felt by
+        model.get_input_embeddings().weight.mul_(20)  # scales the tied head too, so that the cap matters
     policy = build_policy(model, tiny_tokenizer(), ModelOptions(), CPU, torch.bfloat16)
     check_model(policy, samples=True)
     with pytest.raises(UserError, match=r"sspo does not compute .* correctly in torch.bfloat16: .* differ"):
@@ -130,7 +131,7 @@ def test_tokens_beyond_the_embedding_are_replaced_where_nobody_reads_them_and_re
     tokenizer.add_tokens(["Pythagoras"])
     assert tokenizer.pad_token_id == policy.vocabulary
     assert policy.pad_id == policy.end_ids[0]
-    check_model(policy, samples=True)  # its rows are padded
+    check_model(policy, samples=True)  # the rows of the check are padded
     with pytest.raises(UserError, match=r"the prompt has token \d+ .'Pythagoras'., but the model has only \d+"):
         check_ids(tokenizer.encode("as Pythagoras says"), policy, "the prompt")
 
@@ -143,7 +144,7 @@ def test_the_context_of_a_multimodal_model_is_that_of_its_text(policy):
 
 @pytest.fixture(params=["eval", "train"])
 def command(request, tmp_path) -> list:
-    """A command that uses the model in `tmp_path / "model"`."""
+    """Return a command that uses the model in `tmp_path / "model"`."""
     if request.param == "eval":
         return ["eval", tmp_path / "model", "-b", "arithmetic", "--limit", "4", "--runs-dir", tmp_path / "runs"]
     return arguments(tmp_path / "runs", "-s", f"model.name={tmp_path / 'model'}")

@@ -12,7 +12,7 @@ from commands import assert_error, sspo
 from sspo_cli.report.collect import collect
 from sspo_cli.tracking.run_folder import RunFolder
 
-# As written on 2026-11-23, before validation, several samples, vLLM, eight_bit and the list of resumes.
+# A config as written on 2026-11-23, before validation, several samples, vLLM, eight_bit and the list of resumes.
 CONFIG = Path(__file__).parent / "recorded" / "config-of-2026-11-23.json"
 SUMMARY = {"step": 0, "benchmark": "arithmetic", "split": "test", "n": 5, "correct": 0, "pass_at_1": 0.0}
 SUMMARY |= {"low": 0.0, "high": 0.434, "format": 0.0, "truncated": 5, "timeouts": 0, "temperature": 0.0}
@@ -23,7 +23,7 @@ ANSWER |= {"correct": False, "format": 0.0, "tokens": 8, "truncated": True, "sta
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A run that was killed before its first checkpoint."""
+    """Return an old run that was killed before its first checkpoint."""
     run = tmp_path / "old"
     (run / "eval").mkdir(parents=True)
     (run / "checkpoints").mkdir()
@@ -50,7 +50,7 @@ def resume(run: Path, last: int):
 
 
 def make_old(checkpoint: Path) -> None:
-    """Leave out of the state what checkpoints did not hold then."""
+    """Remove from the state what old checkpoints did not hold."""
     state = torch.load(checkpoint / "trainer.pt", weights_only=True)
     del state["files"], state["run"]["kept"]
     torch.save(state, checkpoint / "trainer.pt")
@@ -62,20 +62,20 @@ def make_old(checkpoint: Path) -> None:
 def test_an_old_run_is_reported_continued_and_measured(old: Path) -> None:
     (run,) = collect([old]).runs
     assert len(run.metrics) == 1
-    for last in (0, 2, 3):  # without a checkpoint, from an old one, and from one that this version has written
+    for last in (0, 2, 3):  # from no checkpoint, an old one, and one of this version
         if last == 2:
             make_old(old / "checkpoints" / "step-2")
         done = resume(old, last)
         assert done.returncode == 0, done.stderr
         assert json.loads((old / "status.json").read_text())["state"] == "finished"
         assert [row["step"] for row in RunFolder(old).metrics()] == [1, 2, 3, 4]
-        # Step 0 is measured again, because the old measurement does not say what exactly was measured.
+        # Step 0 is measured again, because the old measurement does not record its exact conditions.
         assert [row["step"] for row in RunFolder(old).evaluations()] == [0, 0, 4]
-        assert "instead of" not in done.stdout  # the old measurement does not say of which problems it is
+        assert "instead of" not in done.stdout  # the old measurement does not name its problems
     done = sspo("eval", "old", "--runs-dir", old.parent, "--limit", "2")
     assert done.returncode == 0, done.stderr
 
-    make_old(old / "checkpoints" / "step-3")  # one of the two minibatches is used up
+    make_old(old / "checkpoints" / "step-3")  # one of the two minibatches is done
     assert_error(resume(old, 3), "step-3 cannot be used; delete this folder to use an earlier one: an older version")
 
 

@@ -1,4 +1,4 @@
-"""The KL penalty in whole runs: its reference is where RL started, kept in the run folder for those that are resumed."""
+"""The KL penalty in whole runs: its reference is the policy before RL, kept in the run folder for resumed runs."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ OPTIONS = {"steps": 8, "evaluation__every": "null", "learning__kl": 0.5}
 
 
 def policy_before(run: Played) -> Policy:
-    """Make the policy that a run without a cold start begins with."""
+    """Return the policy that a run without a cold start begins with."""
     return load_policy(RunFolder.open(run.folder).config.model, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def penalized(tmp_path_factory):
-    """A run, and its rollout batches when the reference had read them, with the weights that had."""
+    """Return a run, and its rollout batches with reference log-probabilities and the weights that computed them."""
     filled = []
     fill = reference.fill_reference_logprobs
 

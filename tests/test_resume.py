@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or damaged anywhere, and continue."""
+"""Runs continue after they were killed, stopped or damaged at any point."""
 
 import json
 import os
@@ -18,7 +18,8 @@ from small_runs import AFTER_STEP, IN_CHECKPOINT, IN_COLD_START, arguments, run,
     [
         pytest.param([(AFTER_STEP, 1)], marks=pytest.mark.long),  # before the first checkpoint
         [(AFTER_STEP, 5), (AFTER_STEP, 4)],  # in the middle of a rollout batch, twice
-        [(IN_COLD_START, 30), (IN_CHECKPOINT, 4)],  # the 4th: 50 and 60 of the cold start, then 3 and, half-written, 6
+        # The checkpoints are 50 and 60 of the cold start, then 3 and, half-written, 6.
+        [(IN_COLD_START, 30), (IN_CHECKPOINT, 4)],
     ],
     ids=["at once", "twice", "cold start and checkpoint"],
 )
@@ -69,7 +70,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(undisturbed: Pat
 
 
 def test_a_resumed_run_may_be_computed_otherwise(undisturbed: Path, tmp_path: Path):
-    """Such as with less memory, after it was full; to rounding it ends as if it had not."""
+    """A run may be resumed with other micro-batches, such as after memory was full; its results agree up to rounding."""
     run_killed(tmp_path, AFTER_STEP, 5)
     run(tmp_path, "--run", "killed", "--resume", "-s", "learning.token_budget=150")
     about = json.loads((tmp_path / "killed" / "config.json").read_text())

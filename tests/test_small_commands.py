@@ -1,4 +1,4 @@
-"""The helpers around the four commands: options, presets, runs, version, completion."""
+"""The small commands next to the four main ones: options, configs, runs, version, completion."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def test_presets_are_the_project_s_configs_and_go_by_name(tmp_path, monkeypatch)
     assert "../" not in listed
     assert load_config([Path("calculator")]) == load_config([PROJECT / "configs" / "calculator.yaml"])
     assert "27 trials, to be run in runs/demo" in sspo("sweep", "-c", "demo", "--dry-run").stdout
-    (tmp_path / "study").write_text("steps: 7\n")  # a file comes first
+    (tmp_path / "study").write_text("steps: 7\n")  # a file takes precedence over a preset
     assert load_config([Path("study")]).steps == 7
 
 
@@ -95,7 +95,10 @@ def test_a_preset_that_does_not_exist():
 
 
 def write_killed_run(folder: Path) -> None:
-    """Write a run of 100 steps that was killed at step 12: steps of 2 s, a checkpoint of 1 s, an evaluation of 30 s at 10."""
+    """Write a run of 100 steps that was killed at step 12.
+
+    A step takes 2 s, a checkpoint 1 s, and the evaluation at step 10 took 30 s.
+    """
     with RunFolder.create(folder, load_config([], ["steps=100", "evaluation.every=10"]), []):
         pass
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timed_rows(12)))
@@ -143,7 +146,7 @@ def test_the_time_left_counts_the_evaluations_to_come():
     assert [evaluations_left(step, 100, 10) for step in (0, 9, 10, 89, 90, 99, 100)] == [10, 10, 9, 2, 1, 1, 0]
     assert [evaluations_left(step, 95, 10) for step in (0, 90, 95)] == [10, 1, 0]
     assert [evaluations_left(step, 5, None) for step in (0, 5)] == [1, 0]
-    assert time_left_of(timed_rows(5), 100, 10) == 95 * 2.0  # none was measured yet
+    assert time_left_of(timed_rows(5), 100, 10) == 95 * 2.0  # no evaluation was timed yet
     assert time_left_of(timed_rows(20)[12:], 100, 10) == pytest.approx(80 * 2.0)
     assert time_left_of(timed_rows(21), 100, 10) == pytest.approx(79 * 2.0 + 8 * 30.0)
     assert time_left_of([], 100, 10) is None

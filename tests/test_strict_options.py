@@ -1,4 +1,4 @@
-"""Options have the types that are declared and sensible sizes; YAML and names that cannot be used are one sentence."""
+"""Options must have their declared types and sensible sizes; unusable YAML and names are refused in one sentence."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from sspo_cli.sweep import load_sweep
 
 
 def options_of_type(section: type[BaseModel], kinds: tuple[type, ...], prefix: str = "") -> Iterator[str]:
-    """The dotted names of a section's options of these types, those of its sections included."""
+    """Yield the dotted names of the options of the types `kinds` in a section and its subsections."""
     for name, field in section.model_fields.items():
         candidates = {field.annotation, *get_args(field.annotation)}
         for inner in [*candidates]:
@@ -29,7 +29,7 @@ def options_of_type(section: type[BaseModel], kinds: tuple[type, ...], prefix: s
                 yield from options_of_type(candidate, kinds, f"{prefix}{name}.")
 
 
-LISTED = (TaskOptions,)  # in a list, so that no dotted key reaches it
+LISTED = (TaskOptions,)  # these are in a list, so no dotted key reaches them
 NUMBERS = [*options_of_type(RunOptions, (int, float))]
 
 
@@ -47,7 +47,7 @@ def test_what_is_no_number_of_a_sensible_size_is_refused(option: str, value: str
 
 
 def bounded(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[float]]]:
-    """The dotted names of a section's options with upper bounds, and these bounds."""
+    """Yield the dotted name and the upper bounds of each bounded option in a section and its subsections."""
     for name, field in section.model_fields.items():
         if bounds := [bound.le for bound in field.metadata if isinstance(bound, Le)]:
             yield prefix + name, bounds
@@ -227,7 +227,7 @@ def test_malformed_sweeps_are_one_sentence(tmp_path, text):
 
 
 def test_more_trials_are_an_option_and_a_trial_more_costs_no_more_than_the_one_before(tmp_path):
-    """Expanding was quadratic: four times the trials took sixteen times the time."""
+    """Expanding was once quadratic: four times as many trials took sixteen times as long."""
     seconds = []
     for count in (150, 600):
         (tmp_path / "sweep.yaml").write_text(f"seeds: {list(range(count // 10))}\ngrid: {{steps: {[*range(1, 11)]}}}\n")
@@ -240,7 +240,7 @@ def test_more_trials_are_an_option_and_a_trial_more_costs_no_more_than_the_one_b
 
 
 def assert_refused(done: Outcome, said: str) -> None:
-    """One sentence that is not a page long."""
+    """Check for one sentence on standard error of less than 1,700 characters."""
     assert_error(done, said)
     assert len(done.stderr) < 1700
 

@@ -206,4 +206,4 @@ def test_a_failing_trial_is_named_and_the_others_run(tmp_path):
     assert process.returncode == 1
     assert "1 of 2 trials failed: sspo-atanlog-name=nowhere-seed0-" in said
     assert "Traceback" not in said
-    assert list(states(tmp_path).values()) == ["finished"]  # the refused one leaves no folder
+    assert list(states(tmp_path).values()) == ["finished"]  # the refused trial leaves no folder

@@ -1,4 +1,4 @@
-"""A sweep of the best configurations of an earlier one."""
+"""A sweep of the best configurations of an earlier sweep."""
 
 import itertools
 from pathlib import Path
@@ -18,7 +18,8 @@ blocks:
   - options: {objective.method: sspo}
 """
 AFTER = "best_of: before.yaml\nseeds: [5]\ngrid: {learning.mu: [4, 8]}\n"
-SOLVED = {("grpo", 0.1): (90, 40), ("grpo", 0.2): (70, 70), ("sspo", None): (10, 10)}  # of validation, by seed
+# Solved validation problems by seed.
+SOLVED = {("grpo", 0.1): (90, 40), ("grpo", 0.2): (70, 70), ("sspo", None): (10, 10)}
 PROBLEMS = 100
 
 
@@ -30,7 +31,11 @@ def runs(tmp_path: Path) -> Path:
 
 
 def finish(runs: Path, *benchmarks: str) -> None:
-    """As if BEFORE had run; whatever is not validation after the last step has it the other way round."""
+    """Write finished runs of the sweep BEFORE.
+
+    Only validation after the last step has the results of SOLVED; every other evaluation solves the remaining problems
+    instead.
+    """
     for trial in load_sweep(runs.parent / "before.yaml", [], runs):
         objective, step = trial.options.objective, trial.options.steps
         solved = SOLVED[objective.method, objective.eps_low][trial.options.seed]

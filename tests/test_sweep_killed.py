@@ -1,4 +1,4 @@
-"""A sweep that is killed with its trials ends with the same tables as one that was left alone."""
+"""A sweep that is killed with its trials and started again ends with the same tables as an undisturbed one."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from test_sweep import command, states
 
 from sspo_cli.tracking.files import last_jsonl_rows
 
-# The cold start is just long enough that some answers are right, and no two steps or trials come out alike.
+# The cold start is just long enough that some answers are right, so that no two steps or trials have equal results.
 TEXT = """
 options:
   steps: 16
@@ -37,7 +37,10 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def kill_with_all_children(pid: int) -> None:
-    """None of them has a moment to save anything or to see another one die: they are held first."""
+    """Kill a process and its descendants.
+
+    All are stopped with SIGSTOP first, so that none can save anything or see another one die.
+    """
     held = [pid]
     os.kill(pid, signal.SIGSTOP)
     for child in descendants(pid):
@@ -48,8 +51,10 @@ def kill_with_all_children(pid: int) -> None:
 
 
 def tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """What `sspo report` on the sweep writes, by file name, called from the folder above it. The table of all runs says how long
-    each of them took, which is no part of the comparison."""
+    """Return the files that `sspo report` writes on the sweep, by name, when called from the folder above it.
+
+    The table of all runs is compared without the time that each run took.
+    """
     monkeypatch.chdir(folder)
     done = sspo("report", "small", "--out", "report", "--select", "best")
     assert done.returncode == 0, done.stderr
@@ -85,7 +90,7 @@ def test_a_killed_sweep_ends_with_the_same_tables_byte_for_byte(tmp_path, forked
         kill_with_all_children(process.pid)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert "running" in states(killed).values(), moment  # nobody could record the end
+        assert "running" in states(killed).values(), moment  # no process could record the end
 
     for folder in (killed, alone):
         process = Captured(*command(folder, text=TEXT))

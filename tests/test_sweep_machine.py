@@ -1,4 +1,4 @@
-"""Where trials run on a machine: their slots, GPUs and cores."""
+"""The slots, GPUs and cores of the trials on one machine."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sspo_cli.config import RunOptions
+from sspo_cli.config import RunOptions, load_config
 from sspo_cli.errors import UserError
-from sspo_cli.sweep import place_for
+from sspo_cli.sweep import machine_for, place_for
 from sspo_cli.sweep.grid import Trial
 from sspo_cli.sweep.machine import Machine, visible_gpus
 
@@ -19,7 +19,10 @@ def trials(*names: str) -> list[Trial]:
 
 
 def started_with(tmp_path: Path, monkeypatch, machine: Machine, names: list[str]) -> list[dict[str, str]]:
-    """The environment that trials of those names get, all of them started at once; they end when the file `end` appears."""
+    """Start the named trials at once, and return the environments of those that find a slot.
+
+    The trials end when the file `end` appears.
+    """
     script = (
         "import os, sys, json, time, pathlib; folder = pathlib.Path(sys.argv[1]); "
         "(folder / sys.argv[2]).write_text(json.dumps(dict(os.environ)))\n"
@@ -51,7 +54,7 @@ def test_each_gpu_gets_its_share_of_trials_and_of_the_cores(tmp_path, monkeypatc
     for environment in environments:
         on[environment["CUDA_VISIBLE_DEVICES"]] += 1
         assert environment["OMP_NUM_THREADS"] == "3"
-    assert on == {"0": 2, "GPU-5f": 2}  # the fifth found no room
+    assert on == {"0": 2, "GPU-5f": 2}  # the fifth trial found no slot
     assert len(started_with(tmp_path, monkeypatch, machine, ["f"])) == 1  # the slots are free again
 
 
@@ -134,3 +137,15 @@ def test_the_gpus_are_those_that_are_visible(tmp_path, monkeypatch):
     assert visible_gpus() == []
     driver.unlink()
     assert visible_gpus() == []
+
+
+def test_trials_that_run_at_the_same_time_do_not_share_a_vllm_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    vllm = {"server": "http://me:secret@node:8000", "exchange": str(tmp_path)}
+    on_server = [Trial(name, {}, load_config([], [f"rollout.vllm={json.dumps(vllm)}"])) for name in "ab"]
+    with pytest.raises(
+        UserError, match=r"2 trials sample on the vLLM server http://\*\*\*@node:8000, .* one trial at a time"
+    ):
+        machine_for(on_server, 1, 2)
+    assert machine_for(on_server, 1, 4).slots == 1
+    assert machine_for(on_server[:1], 1, 2).slots == 2

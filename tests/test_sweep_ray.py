@@ -1,4 +1,4 @@
-"""Trials on a real Ray cluster: two nodes' worth of raylets on this machine."""
+"""Trials on a real Ray cluster of two nodes, both on this machine."""
 
 import contextlib
 import ipaddress
@@ -19,7 +19,7 @@ from sspo_cli.tracking.files import last_jsonl_rows
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 from sspo_cli.sweep import on_ray  # noqa: E402
 
-ENDLESS = 10_000  # steps, more than any test waits for
+ENDLESS = 10_000  # more steps than any test waits for
 TWO_ENDLESS = SWEEP.replace("steps: 4", f"steps: {ENDLESS}").replace("seeds: [0, 1]", "seeds: [0]")
 
 
@@ -35,13 +35,13 @@ def cluster():
 
 
 def learned(run: Path) -> list[dict[str, float]]:
-    """Read a run's metrics, without times."""
+    """Return a run's metrics without times."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
 def wait_for_trials(process: subprocess.Popen, folder: Path, count: int, after: int = 0) -> list[Path]:
-    """Wait until so many trials have made an optimizer step after step `after`; returns their run folders."""
+    """Wait until `count` trials have made an optimizer step after step `after`, and return their run folders."""
     while True:
         rows = {path.parent: last_jsonl_rows(path, 1) for path in sorted(folder.glob("*/metrics.jsonl"))}
         if len(begun := [trial for trial, last in rows.items() if last and last[0]["step"] > after]) >= count:
@@ -59,7 +59,7 @@ def processes_of(trials: list[Path]) -> list[psutil.Process]:
 
 
 def assert_saved(trials: list[Path]) -> None:
-    """Each trial was stopped long before its end, at a step whose checkpoint it has."""
+    """Check that each trial was stopped long before its end, at a step whose checkpoint it has."""
     for trial in trials:
         status = json.loads((trial / "status.json").read_text())
         assert status["state"] == "interrupted"
@@ -175,7 +175,7 @@ def test_a_trial_of_two_ranks_is_on_one_node_is_retried_and_stopped_and_the_same
 
 @pytest.mark.long
 def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what a user has for another cluster does not count
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a setting for another cluster has no effect
     process = sweep(tmp_path, "--ray", "local", text=TWO_ENDLESS)
     trials = wait_for_trials(process, tmp_path / "small", 1)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -200,7 +200,7 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
     assert len(drawn) == 64
     assert not any(drawn in argument for each in family for argument in each.cmdline())
 
-    for each in family:  # the cluster's own processes too, as when Slurm ends a job
+    for each in family:  # also the cluster's processes, as when Slurm ends a job
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getpgid(each.pid) == os.getpgid(process.pid):
                 each.terminate()
@@ -212,7 +212,7 @@ def test_a_local_cluster_is_open_to_this_machine_alone_and_ends_with_the_sweep(t
 
 @pytest.mark.long
 def test_a_trial_of_a_lost_node_continues_elsewhere_and_without_any_node_it_is_named(tmp_path, cluster):
-    """Two more nodes, which alone can hold the trial, are killed in turn while it runs there."""
+    """Two larger nodes, the only ones that can hold the trial, are killed in turn while it runs there."""
     larger = [cluster.add_node(num_cpus=2, object_store_memory=80 << 20) for _ in range(2)]
     raylets = {raylet.pid: raylet for node in larger for raylet in [node.all_processes["raylet"][0].process]}
     text = TWO_ENDLESS.replace("  - options: {objective.method: grpo}\n", "").replace(
@@ -227,7 +227,7 @@ def test_a_trial_of_a_lost_node_continues_elsewhere_and_without_any_node_it_is_n
         (pid,) = raylets.keys() & {parent.pid for parent in running.parents()}
         raylet = raylets.pop(pid)
         raylet.kill()
-        raylet.wait()  # its workers end when they see it gone, which a zombie is not
+        raylet.wait()  # workers end when the raylet is gone, and a zombie is not gone
         while raylets and pid_of(trial) == running.pid:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The scheduler of a sweep and the processes of its trials, without a trial's long work."""
+"""The scheduler of a sweep and the processes of its trials, which do no long work here."""
 
 import multiprocessing
 import os
@@ -32,7 +32,7 @@ def trials(*names: str) -> list[Trial]:
 
 
 class Scripted:
-    """A place with so much room, where the attempts of a trial end with the given exit codes, one tick after their start."""
+    """Place for `room` trials, whose attempts end with the given exit codes one tick after their start."""
 
     def __init__(self, room: int, codes: dict[str, list[int]]) -> None:
         self.room, self.codes, self.order, self.most, self.now = room, codes, [], 0, 0
@@ -65,7 +65,7 @@ class ScriptedTrial:
 
 
 class Endless(Scripted):
-    """The same, but trials continue until they are stopped, when `b` takes its last step; `log` lists what is done to them."""
+    """Place whose trials run until they are stopped; `b` then finishes. `log` lists the calls to its trials."""
 
     def __init__(self, room: int) -> None:
         super().__init__(room, defaultdict(lambda: [0]))
@@ -124,13 +124,13 @@ def test_a_trial_that_cannot_be_started_leaves_no_other_one_running(tmp_path):
 
 @pytest.mark.parametrize("outcome", ["finished", "interrupted"])
 def test_a_trial_that_a_killed_sweep_left_running_is_waited_for(tmp_path, capsys, outcome):
-    """Its turn comes when its process has ended; where that has finished it, there is nothing left to start."""
+    """The trial is started after its old process has ended, unless that process finished it."""
     orphan = RunFolder.create(tmp_path / "a", RunOptions(threads=8), [])
 
     class Place(Scripted):
         def start(self, trial, folder):
             started = super().start(trial, folder)
-            if started is not None and trial.name == "c":  # by now `a` was passed over more than once
+            if started is not None and trial.name == "c":  # by now the sweep has passed `a` over more than once
                 orphan.write_status(outcome, 160, 160)
                 orphan.close()
             return started
@@ -162,7 +162,7 @@ def test_a_trial_gets_a_sigterm_when_its_sweep_is_killed(tmp_path):
     killed = multiprocessing.get_context("fork").Process(target=sweep)
     killed.start()
     killed.join(timeout=30)
-    killed.kill()  # where the trial has never begun
+    killed.kill()  # in case the trial never began
     assert killed.exitcode == -signal.SIGKILL
     deadline = time.monotonic() + 20
     while not (tmp_path / "saved").exists():
@@ -266,7 +266,7 @@ def test_a_trial_is_begun_with_its_options_and_then_resumed(tmp_path):
     assert command_of(trial, tmp_path, 8)[5:] == [str(tmp_path), "--run", "a", "--nproc", "8", "--resume"]
     fewer = replace(trial, options=trial.options.model_copy(update={"threads": 3}))
     assert command_of(fewer, tmp_path, 8)[8:] == ["--nproc", "8", "--resume", "-s", "threads=3"]
-    (tmp_path / "a" / "status.json").unlink()  # as after a kill while the folder was created
+    (tmp_path / "a" / "status.json").unlink()  # as if killed while the folder was created
     for folder in ("checkpoints", "eval"):
         (tmp_path / "a" / folder).rmdir()
     assert command_of(trial, tmp_path, 1) == begun
@@ -275,7 +275,7 @@ def test_a_trial_is_begun_with_its_options_and_then_resumed(tmp_path):
 def test_a_trial_reads_nothing_is_apart_from_the_terminal_and_its_log_keeps_every_attempt(tmp_path):
     script = (
         "import os, sys; print(os.read(0, 9) == b'', os.getsid(0) == os.getpid(), sys.argv[1], flush=True)\n"
-        "sys.exit(sys.argv[1])"  # on standard error
+        "sys.exit(sys.argv[1])"  # prints to standard error
     )
     (tmp_path / "typed").write_text("typed")
     terminal = os.dup(0)

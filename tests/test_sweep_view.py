@@ -38,15 +38,15 @@ def test_the_view_says_how_long_the_whole_sweep_takes(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(exist_ok=True)
         append_jsonl(tmp_path / name / "metrics.jsonl", {"step": number})
 
-    step("a", 60)  # before this process
+    step("a", 60)  # taken before this process
     console = Console(file=(said := StringIO()), width=200)
     with TrialsView(trials("a", "b", "c"), tmp_path, console) as view:
         view.started("a", "slot 1")
         now += 50.0
         step("a", 80)
-        view.started("b", "slot 2")  # 20 steps in 50 seconds, and 80 + 160 + 160 to do
+        view.started("b", "slot 2")  # 20 steps took 50 seconds, and 80 + 160 + 160 are left
         step("a", 160)
-        view.ended("a", "finished")  # 100 steps in 50 seconds, and 160 + 160 to do
+        view.ended("a", "finished")  # 100 steps took 50 seconds, and 160 + 160 are left
         view.ended("b", "failed")
         view.ended("c", "finished")
     left = [line.rpartition("(")[2].removesuffix(")") for line in said.getvalue().splitlines()[1:]]

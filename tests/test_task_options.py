@@ -1,4 +1,4 @@
-"""The texts that stand for a task or a benchmark, in a config and behind `-b`."""
+"""The short texts that name a task or a benchmark in a config and after `-b`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is measured of a GPU, with one that is made up; the operations of a model against torch's own count."""
+"""The measurements of a GPU, on a fake one, and the operations of a model compared with torch's own count."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ ROWS, LENGTH = 3, 40
 
 
 def texts(prompt: int) -> Any:
-    """Rows of one group, each of a prompt of so many tokens and the rest of LENGTH."""
+    """Return ROWS rows of one group, each with `prompt` prompt tokens and a completion that fills it up to LENGTH tokens."""
     lengths = torch.full((ROWS,), prompt)
     return SimpleNamespace(
         prompt_lengths=lengths, lengths=LENGTH - lengths, groups=torch.zeros(ROWS, dtype=torch.int64)
@@ -24,7 +24,7 @@ def texts(prompt: int) -> Any:
 
 
 def test_the_operations_of_a_model_are_those_that_torch_counts(tiny: TinyModelOptions):
-    """Except for half of the attention: the products of a token with later ones are computed, and masked."""
+    """torch also counts the products of a token with later ones, which are computed and masked: half of the attention."""
     model, shape = tiny_model(tiny, tiny_tokenizer()), read_shape(ModelOptions(tiny=tiny, attention="eager"))
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():

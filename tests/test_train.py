@@ -79,7 +79,7 @@ def test_two_groups_are_kept_of_each_pass_over_a_rollout_batch(undisturbed: Path
 
 
 def test_kept_weights_are_those_of_the_objective_at_that_step(undisturbed: Path, monkeypatch: pytest.MonkeyPatch):
-    """By SSPO-atanlog's own derivative, w = ρ f'/f = 1 / (1 + (d/τ)²), of log ratios taken where the loop computes them."""
+    """Compare with w = ρ f'/f = 1 / (1 + (d/τ)²) of SSPO-atanlog at the log-ratios that the loop computes."""
     from sspo_cli.objectives import Objective
 
     original, seen = Objective.weights, []
@@ -180,7 +180,7 @@ def test_a_second_epoch_compares_with_the_policy_that_sampled(undisturbed: Path)
         *[(1, 1, minibatch) for minibatch in (1, 2)],
     ]
     assert [row["ratio/log_std"] == 0.0 for row in metrics] == [True, False, False, False, True, False]
-    assert all(row["ratio/log_std"] < 0.3 for row in metrics)  # of whole log-probabilities it would be 1 and more
+    assert all(row["ratio/log_std"] < 0.3 for row in metrics)  # without the old log-probabilities it would exceed 1
     assert metrics[2]["sampler/mismatch_max"] < 1e-4
 
 
@@ -192,7 +192,7 @@ def test_every_rollout_samples_with_its_own_seed(undisturbed: Path, monkeypatch:
         return generate(self, request, on_completion)
 
     monkeypatch.setattr(TorchEngine, "generate", noted)
-    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # it samples as well
+    monkeypatch.setattr("sspo_cli.session.check_model", lambda *_, **__: None)  # the check samples as well
     run(undisturbed.parent, "--run", "seeds")
     run(undisturbed.parent, "--run", "seeds-1", "--seed", "1")
     sampled = [seed for temperature, seed in seeds if temperature > 0]
@@ -200,7 +200,7 @@ def test_every_rollout_samples_with_its_own_seed(undisturbed: Path, monkeypatch:
 
 
 def test_the_rates_are_those_of_the_schedule_in_their_order(undisturbed: Path):
-    """Ten steps of warm-up to 1e-3, as logged and as the optimizer had them."""
+    """The rate rises to 1e-3 in ten steps of warm-up, in the metrics and in the optimizer's state."""
     logged = [row["optimizer/learning_rate"] for row in rows(undisturbed / "metrics.jsonl")]
     assert logged == pytest.approx([1e-4 * step for step in range(1, 11)])
     for step in (9, 10):
@@ -232,7 +232,7 @@ def test_runs_with_the_same_cold_start_share_it_whatever_their_method(undisturbe
     run(runs, "--run", "gspo", "--method", "gspo")
     assert set((runs / "cold-starts").iterdir()) == before
     first, other = without_times(runs / "gspo"), without_times(undisturbed)
-    # The same weights, prompts and completions, and on-policy every method does the same, to rounding.
+    # With the same weights, prompts and completions, all methods agree on-policy up to rounding.
     assert first[0] == pytest.approx(other[0], rel=1e-5)
     assert first[1:] != other[1:]
     run(runs, "--run", "elsewhere", "-s", "cold_start.learning_rate=5e-3")

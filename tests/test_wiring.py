@@ -1,4 +1,4 @@
-"""The loop does what its options say, seen from a sampler whose completions, and a clock whose times, are known."""
+"""The loop does what its options say, checked with a sampler of known completions and a clock of known times."""
 
 import re
 import statistics
@@ -20,13 +20,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
 
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """With another seed and other options."""
+    """Return a run with another seed and other options than `played`."""
     options = {"seed": 1, "learning__std": "none", "learning__mask_truncated": "true", "steps": 4}
     return play(tmp_path_factory.mktemp("runs"), "varied", **options)
 
 
 def by_rollout(values: list[float]) -> list[float]:
-    """The mean over the two minibatches of each rollout batch."""
+    """Return the mean over the two minibatches of each rollout batch."""
     return [statistics.mean(values[start : start + 2]) for start in range(0, len(values), 2)]
 
 
@@ -34,7 +34,7 @@ def test_rewards_are_those_of_the_completions(played: Played) -> None:
     assert by_rollout(played["reward/answer"]) == [2 / 16] * 3
     assert by_rollout(played["reward/format"]) == pytest.approx([9.5 / 16] * 3)
     assert by_rollout(played["completions/truncated"]) == [2 / 16] * 3
-    # Only the group in the second place: its answers differ and its rewards do not. Two others have equal answers.
+    # Only the group in the second place has equal rewards, although its answers differ. Two others have equal answers.
     assert by_rollout(played["groups/equal_reward"]) == [1 / 4] * 3
 
 
@@ -61,10 +61,10 @@ def test_times_are_those_of_the_step_and_speed_is_without_evaluations(played: Pl
     assert played["time/sync"] == [1.0, 0.0] * 3
     assert played["time/sampling"] == [2.0, 0.0] * 3
     assert played["time/grading"] == [0.5, 0.0] * 3
-    # One forward pass for the step, and before the first one another for the second minibatch's old log-probabilities.
+    # Each step takes a forward pass, and the first of a batch another for the second minibatch's old log-probabilities.
     assert played["time/learning"] == [0.5, 0.25] * 3
     assert played["time/step"] == [4.0, 0.25] * 3
-    # An evaluation takes 1 s of sync, 5 s, and 0.5 s for each of its 8 answers, which are graded singly.
+    # An evaluation takes 1 s of sync, 5 s of sampling, and 0.5 s of grading for each of its 8 answers.
     assert played["time/elapsed"] == [4.0, 4.25, 4.25 + 10.0 + 4.0, 18.5, 18.5 + 10.0 + 4.0, 32.75]
     busy = [4.0, 4.25, 8.25, 8.5, 12.5, 12.75]
     assert played["time/tokens_per_second"] == pytest.approx(
@@ -135,7 +135,7 @@ def test_every_evaluation_is_made_under_the_options_conditions_whatever_the_run_
     assert (len(first[0]), first[1]) == (8, 1)
     assert (first[2].temperature, first[2].max_new_tokens) == (0.0, 9)
     assert all(call == first for call in [*others, *of_varied])
-    assert not list((played.folder / "eval" / "partial").iterdir())  # nothing is left of what was done of them
+    assert not list((played.folder / "eval" / "partial").iterdir())  # no partial results are left
     summaries = [row for run in (played, varied) for row in run.summary()]
     assert [row["step"] for row in summaries] == [0, 2, 4, 6, 0, 2, 4]
     for row in summaries:
@@ -196,7 +196,7 @@ def test_what_the_chat_template_opened_counts_as_written(tmp_path: Path, monkeyp
     assert opened != tiny.CHAT_TEMPLATE
     monkeypatch.setattr(tiny, "CHAT_TEMPLATE", opened)
     run = play(tmp_path, "opened", {"opening": "<think>"}, steps=2)
-    # Those that would not have begun with `<think>` by themselves do now, too.
+    # Completions that do not begin with `<think>` themselves now count as if they did.
     formats = [[1, 1, 0.25, 0.25], [0.25, 1, 1, 1], [1, 0.25, 0.25, 1], [1, 0.25, 0.25, 1]]
     for row, place, member in run.kept():
         assert row["completion"].startswith("<think>")
@@ -215,7 +215,7 @@ def test_threads_and_the_time_limit_of_a_check_are_those_of_the_options(played: 
 
 
 def test_a_finished_run_says_what_ails_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The scripted sampler's log-probabilities are 0.1 off, and more at first tokens."""
+    """The scripted sampler's log-probabilities are off by 0.1, and by more at first tokens."""
     play(tmp_path, "ailing", steps=20, evaluation__every="null")
     (sign,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("health: "))
     assert re.match(r"health: the sampler's log-probabilities differ from the policy's by 0\.1\d\d nats", sign)

@@ -11,6 +11,7 @@ from sspo_cli.config import RunOptions, VllmOptions
 from sspo_cli.evaluation.benchmark import Conditions
 from sspo_cli.memory.shape import ModelShape
 from sspo_cli.policy.logprobs import BLOCK_ELEMENTS
+from sspo_cli.policy.sharding import GATHERED_TOGETHER
 from sspo_cli.rollout.torch_engine import GROWTH
 from sspo_cli.rollout.vllm_engine import CPU_CACHE_GIB
 
@@ -96,35 +97,43 @@ def _held(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, f
     moments = 2 * shape.trained * (MOMENT if options.optimizer.eight_bit else FLOAT)
     if options.optimizer.eight_bit:
         moments += 2 * shape.norms * (trained - MOMENT)
+    share = shape.largest_share(device.ranks)
     return {
         "reserve": RESERVE[device.kind],
-        "weights": (shape.parameters * _weight(options, device) + adapters) / device.ranks,
-        "optimizer": moments / device.ranks,
+        "weights": (shape.parameters * _weight(options, device) + adapters) * share,
+        "optimizer": moments * share,
     }
 
 
 def _gathered(options: RunOptions, shape: ModelShape, device: Device) -> dict[str, float]:
     """Return the memory of tensors that each rank gathers temporarily, as {use: bytes}.
 
-    These are the weights of the embedding, the vocabulary projection and two layers. If all weights are trained, the gradients
-    of the embedding, the projection and one layer are added.
+    These are the weights of the root module (see `_of_root`) and of two layers. If all weights are trained, the gradients of the
+    root module and of one layer are added, and a float32 copy of the gradients of one layer, which is summed over the ranks.
     """
     if device.ranks == 1:
         return {}
-    outside = 2 * shape.head  # embedding and projection; twice their size if they are tied
-    layer = (shape.parameters - outside) / shape.layers
+    root = _of_root(shape)
+    layer = (shape.parameters - root) / shape.layers
     computed, weight = _computed(options, device), _weight(options, device)
-    gradient = FLOAT * (layer + outside) if options.model.lora is None else 0
-    return {"gathered": outside * weight + 2 * layer * computed + gradient}
+    gradient = FLOAT * root + (FLOAT + computed) * layer if options.model.lora is None else 0
+    return {"gathered": weight * root + 2 * computed * layer + gradient}
+
+
+def _of_root(shape: ModelShape) -> int:
+    """Return the number of weights of the root module, which ranks gather in the dtype of the trained weights."""
+    return shape.parameters if shape.parameters - shape.outside <= GATHERED_TOGETHER else shape.outside
 
 
 def _learning(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
     trained = FLOAT if options.model.lora else _weight(options, device)
     kept, of_layer = _activations(options, shape, device)
+    # A float32 copy of the gradients of the root module, which is summed over the ranks.
+    summed = FLOAT * _of_root(shape) if device.ranks > 1 and options.model.lora is None else 0
     parts = _held(options, shape, device) | {
-        "gradients": shape.trained * trained / device.ranks,
+        "gradients": shape.trained * trained * shape.largest_share(device.ranks),
         "activations": kept,
-        "buffers": max(of_layer, _projection(options, shape, device)),  # these are not needed at the same time
+        "buffers": max(of_layer, _projection(options, shape, device), summed),  # these are not needed at the same time
         **_gathered(options, shape, device),
     }
     if device.vllm and not (options.rollout.vllm or VllmOptions()).sleep:
@@ -143,7 +152,7 @@ def _activations(options: RunOptions, shape: ModelShape, device: Device) -> tupl
     layer += attended * 2 * shape.queries * computed  # keys and values, repeated for each query head
     if computed < weight:
         layer += computed * shape.cast / shape.layers  # the layer's weights in bfloat16
-    mask = attended * options.rollout.max_new_tokens * computed if shape.shares else 0
+    mask = attended * _longest_completion(options) * computed if shape.shares else 0
     # Gradients of the widest product, of its factors and of the hidden states.
     backward = tokens * (3 * computed * shape.intermediate + 3 * FLOAT * shape.hidden)
     if options.model.gradient_checkpointing:
@@ -156,18 +165,17 @@ def _micro_batch(options: RunOptions, shape: ModelShape) -> tuple[int, int]:
 
     A prompt that several rows share is counted once in the first number, and once per row in the second. All rows are assumed
     to have the longest possible prompt and completion. This also applies to demonstrations, because they are not read yet.
+    Episodes are assumed to have a single turn, but a micro-batch of one row to have the longest one.
     """
     rollout = options.rollout
-    length = PROMPT + rollout.max_new_tokens
+    length, longest = PROMPT + rollout.max_new_tokens, PROMPT + _longest_completion(options)
     fitting = max(1, options.learning.token_budget // length)
     rows = min(fitting, rollout.prompts * rollout.group_size // options.learning.mu)
     tokens = rows * length
     if shape.shares:
         tokens = rows * rollout.max_new_tokens + math.ceil(rows / rollout.group_size) * PROMPT
-    if options.cold_start.steps:
-        demonstrated = min(fitting, options.cold_start.batch_size) * length
-        return max(tokens, demonstrated), max(rows * length, demonstrated)
-    return tokens, rows * length
+    demonstrated = min(fitting, options.cold_start.batch_size) * length if options.cold_start.steps else 0
+    return max(tokens, demonstrated, longest), max(rows * length, demonstrated, longest)
 
 
 def _kept_by_layer(options: RunOptions, shape: ModelShape, computed: int, weight: int) -> float:
@@ -207,7 +215,7 @@ def _sampling(options: RunOptions, shape: ModelShape, device: Device) -> Phase:
     if device.ranks > 1:
         if options.rollout.vllm and options.rollout.vllm.server:  # the server needs no memory of this device
             return Phase("sampling", parts)
-        parts["whole weights"] = shape.parameters * computed
+        parts["whole weights"] = weight * _of_root(shape) + computed * (shape.parameters - _of_root(shape))
     elif computed < weight:
         parts["copies in bfloat16"] = 2 * shape.cast
     of_token = _cache_of_token(shape, computed)
@@ -226,9 +234,16 @@ def _sampled(options: RunOptions) -> list[tuple[int, int]]:
     """Return (rows, completion length) of each kind of batch that is sampled, for training and evaluation."""
     rollout = options.rollout
     at_a_time = min(rollout.prompts, max(1, rollout.max_rows // rollout.group_size))
-    sampled = [(at_a_time * rollout.group_size, rollout.max_new_tokens)]
-    conditions = Conditions.of(options)
-    return [*sampled, *((conditions.chunk * conditions.samples, limit) for limit in options.evaluation.limits(rollout))]
+    sampled = [(at_a_time * rollout.group_size, _longest_completion(options))]
+    conditions, of_episode = Conditions.of(options), options.episode.max_tokens if options.episode else 0
+    limits = [max(limit, of_episode) for limit in options.evaluation.limits(rollout)]
+    return [*sampled, *((conditions.chunk * conditions.samples, limit) for limit in limits)]
+
+
+def _longest_completion(options: RunOptions) -> int:
+    """Return the largest number of tokens of a sampled completion, or of an episode if there are episodes."""
+    of_episode = options.episode.max_tokens if options.episode else 0
+    return max(options.rollout.max_new_tokens, of_episode)
 
 
 def _cache_of_token(shape: ModelShape, computed: int) -> int:

@@ -1,11 +1,14 @@
 """Sizes of a model that determine its memory. They are read from its config without downloading or allocating weights."""
 
+import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from sspo_cli.config import LoraOptions, ModelOptions
@@ -29,6 +32,8 @@ class ModelShape:
     norms         number of trained parameters in vectors, such as norms and biases
     cast          number of trained parameters of linear layers and experts, which autocast copies to bfloat16 if they are float32
     head          number of parameters of the vocabulary projection
+    by_rows       number of parameters by the size of their first dimension, which ranks divide among themselves
+    outside       number of parameters outside of the decoder layers: embedding, projection and last norm
     vocabulary    number of tokens in the vocabulary
     hidden        width of the hidden states
     layers        number of layers
@@ -47,6 +52,8 @@ class ModelShape:
     norms: int
     cast: int
     head: int
+    by_rows: dict[int, int]
+    outside: int
     vocabulary: int
     hidden: int
     layers: int
@@ -58,6 +65,11 @@ class ModelShape:
     adapted: int
     shares: bool
     linear: dict[str, tuple[int, int]]
+
+    def largest_share(self, ranks: int) -> float:
+        """Return the share of the parameters of the rank that has the most; 1 / ranks if all first dimensions are divisible."""
+        of_rank = sum(count * math.ceil(rows / ranks) / rows for rows, count in self.by_rows.items())
+        return of_rank / self.parameters
 
     def with_adapters(self, lora: LoraOptions) -> Self:
         """Return the sizes of the model with LoRA adapters on the linear layers that `lora.targets` selects."""
@@ -123,6 +135,15 @@ def _shape(model: Any, options: ModelOptions) -> ModelShape:
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     parameters = sum(parameter.numel() for parameter in own)
+    by_rows = Counter[int]()
+    for parameter in own:
+        by_rows[parameter.shape[0] if parameter.ndim else 1] += parameter.numel()
+    in_layers = {
+        weight: weight.numel()
+        for layer in model.modules()
+        if isinstance(layer, GradientCheckpointingLayer)
+        for weight in layer.parameters()
+    }
     experts_of_all = sum(parameter.numel() for layer in expert_layers(model) for parameter in layer.parameters())
     shape = ModelShape(
         parameters=parameters,
@@ -131,6 +152,8 @@ def _shape(model: Any, options: ModelOptions) -> ModelShape:
         cast=sum(weight.numel() for weight in linear.values()) + experts_of_all,
         linear={name: (weight.shape[1], weight.shape[0]) for name, weight in linear.items()},
         head=head.weight.numel(),
+        by_rows=dict(by_rows),
+        outside=parameters - sum(in_layers.values()),
         vocabulary=head.weight.shape[0],
         hidden=hidden,
         layers=layers,

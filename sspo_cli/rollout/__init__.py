@@ -38,17 +38,24 @@ def open_engine(options: RolloutOptions, policy: Policy, named: bool, learns: bo
 
 def check_engine(options: RolloutOptions) -> None:
     """Raise UserError if the options require vLLM in this process, but vLLM is not installed or there are several ranks."""
-    if options.engine != "vllm" or (options.vllm and options.vllm.server):
-        return
-    if ranks.size() > 1:
+    check_engine_of_ranks(options)
+    if _requires_vllm_here(options) and importlib.util.find_spec("vllm") is None:
+        from sspo_cli.rollout.vllm_engine import NOT_INSTALLED
+
+        raise UserError(f"rollout.engine = vllm cannot be used: {NOT_INSTALLED}; set rollout.engine=torch")
+
+
+def check_engine_of_ranks(options: RolloutOptions) -> None:
+    """Raise UserError if the options require vLLM in this process, but there are several ranks."""
+    if ranks.size() > 1 and _requires_vllm_here(options):
         raise UserError(
             f"rollout.engine = vllm samples in one process, but this run has {ranks.size()} ranks; start a vLLM server and set "
             "rollout.vllm.server to its address, or set rollout.engine=torch if the whole model fits on each device"
         )
-    if importlib.util.find_spec("vllm") is None:
-        from sspo_cli.rollout.vllm_engine import NOT_INSTALLED
 
-        raise UserError(f"rollout.engine = vllm cannot be used: {NOT_INSTALLED}; set rollout.engine=torch")
+
+def _requires_vllm_here(options: RolloutOptions) -> bool:
+    return options.engine == "vllm" and not (options.vllm and options.vllm.server)
 
 
 def engine_kind(options: RolloutOptions, policy: Policy, named: bool) -> Literal["torch", "vLLM"]:

@@ -39,7 +39,7 @@ class Machine:
         groups = [gpus[first : first + ranks] for first in range(0, len(gpus) - ranks + 1, ranks)]
         on_gpus = [_slot_on(group) for group in groups for _ in range(jobs)]
         self._free = on_gpus or [Slot(f"slot {number}", None) for number in range(1, jobs + 1)]
-        self._ranks = ranks
+        self._ranks, self.slots = ranks, len(self._free)
         self._cores_each = max(1, len(os.sched_getaffinity(0)) // (len(self._free) * ranks))
         idle = gpus[len(groups) * ranks :]
         self.layout = f"{len(self._free)} at a time: {', '.join(slot.name for slot in self._free)}" + (

@@ -14,6 +14,7 @@ from rich.console import Console
 from sspo_cli.errors import UserError, quantity
 from sspo_cli.interruption import Interrupted, Interruption
 from sspo_cli.locks import take_lock
+from sspo_cli.redaction import redacted
 from sspo_cli.sweep.grid import Trial, check_trials
 from sspo_cli.sweep.machine import Machine, visible_gpus
 from sspo_cli.sweep.place import Place, PlaceLost, Running
@@ -28,10 +29,25 @@ NAMED = 10  # most trials named in a message
 def machine_for(trials: Sequence[Trial], jobs: int, ranks: int) -> Machine:
     """Return this machine as a place for trials of `ranks` ranks, on its GPUs if any trial may use them.
 
-    Raises UserError in the same cases as Machine.
+    Raises UserError in the same cases as Machine, and if trials that run at the same time would share a vLLM server.
     """
     on_gpus = any(trial.options.device != "cpu" for trial in trials)
-    return Machine(jobs, visible_gpus() if on_gpus else [], ranks)
+    machine = Machine(jobs, visible_gpus() if on_gpus else [], ranks)
+    if machine.slots > 1:
+        refuse_shared_servers(trials)
+    return machine
+
+
+def refuse_shared_servers(trials: Sequence[Trial]) -> None:
+    """Raise UserError if several trials sample on the same vLLM server, which has the weights of one policy at a time."""
+    vllm = [trial.options.rollout.vllm for trial in trials]
+    counts = Counter(redacted(options.server) for options in vllm if options and options.server)
+    if shared := next((server for server, count in counts.items() if count > 1), None):
+        raise UserError(
+            f"{counts[shared]} trials sample on the vLLM server {shared}, and trials that run at the same time would replace "
+            "each other's weights there; run one trial at a time on this machine, without --ray and --jobs and with --nproc "
+            "set to the number of its visible GPUs, or give each trial its own rollout.vllm.server"
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from measured_runs import SMALL, rows
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a small run and return the folder that holds it as `one`.
 
-    The folder also holds a model folder, and a file of problems every other one of which the run answers correctly.
+    The folder also holds a model folder, and a file of problems, every second of which the run answers correctly.
     """
     runs = tmp_path_factory.mktemp("runs")
     done = sspo("train", "--runs-dir", runs, "--run", "one", **SMALL)

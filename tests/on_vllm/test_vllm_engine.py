@@ -279,7 +279,7 @@ STOP = ("</execute>", "</solution>")
 
 
 def test_episodes_are_played_with_stop_strings_and_own_tokens_have_the_policy_s_log_probabilities(start):
-    """In the first half the tags are single tokens; in the second, plain strings end a completion."""
+    """Check stop strings that are single tokens, the tags of episodes, and then stop strings of several characters."""
     policy = load_policy(ModelOptions(tiny=TINY.model_copy(update={"action_tags": True})), torch.device("cpu"))
     tags = policy.tokenizer.convert_tokens_to_ids(
         ["<execute>", "</execute>", "<solution>", "</solution>", "<|im_end|>"]

@@ -278,7 +278,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tup
 
 @pytest.mark.parametrize("option", OTHER_VALUES)
 def test_runs_that_differ_in_it(option: str, lines: dict[tuple[str, ...], tuple[str, ...]]) -> None:
-    """Check that two runs that differ in one option are in different lines, unless it has no effect on learning.
+    """Check that runs that differ in one option are in different lines, unless the option has no effect.
 
     The lines are in different blocks if the option belongs to the setting.
     """

@@ -68,7 +68,8 @@ def test_the_papers_figures_stand_next_to_ours_where_model_method_and_gate_are_i
     aime = [evaluation(0, 3, 30, "aime25"), evaluation(12, 9, 30, "aime25")]
     math500 = [evaluation(0, 280, 500, "math500"), evaluation(12, 330, 500, "math500")]
     write_run(tmp_path / "a", model, "objective.gate=siglog", evaluations=[*math500, *aime])
-    write_run(tmp_path / "b", model, "objective.method=gspo", evaluations=[*math500, *aime])  # not in its Table 1
+    # Not in the paper's Table 1.
+    write_run(tmp_path / "b", model, "objective.method=gspo", evaluations=[*math500, *aime])
     (table, *_) = tables(collect([tmp_path]), paper=True)
     assert table.headings[3:] == ["math500", "paper: math500", "aime25", "paper: aime25", "Δ Avg", "paper: Δ Avg"]
     papers = [[cell.text for cell in line[4::2]] for line in table.lines]

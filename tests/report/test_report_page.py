@@ -139,7 +139,7 @@ def test_a_run_is_named_as_for_eval(tmp_path: Path, one_figure: None, monkeypatc
         "": "the name of a run is empty",
         "mine/checkpoints/step-2": f"a report covers whole runs; name the run, {tmp_path / 'runs' / 'mine'}",
     }
-    for name, said in refused.items():  # also if another run exists
+    for name, said in refused.items():  # refused even if another run exists
         assert_error(sspo("report", "mine", name, "--out", "refused"), said)
     assert not (tmp_path / "refused").exists()
     done = sspo("report", "mine", "org/name", "--out", "both")

@@ -132,7 +132,7 @@ def test_marks_are_shared_and_go_by_what_is_printed() -> None:
     marked = ranks_and_marks([16.7, 16.6667, None, 20.0, 13.3, 13.25], [False, False, True, False, True, True])
     assert [rank for rank, _ in marked] == [2, 2, None, 1, 3, 4]
     assert [set(marks) for _, marks in marked] == [{SECOND}, {SECOND}, set(), {BEST}, {BASELINE}, set()]
-    # A single score has nothing to be compared with.
+    # A single score has no score to compare it with.
     assert ranks_and_marks([None, 5.0], [False, True]) == [(None, frozenset()), (1, frozenset())]
 
 
@@ -335,7 +335,7 @@ def test_a_mean_over_seeds_stops_where_one_does(tmp_path: Path) -> None:
 
 
 def test_how_many_answers_were_cut_stands_next_to_each_score(tmp_path: Path) -> None:
-    """Check the mean share of cut answers: 0 of 200 at the base, and 30 and 50 by the two seeds, which is 20 %."""
+    """Of 200 answers, none is cut at the base, and 30 and 50 are cut with the two seeds, 20 % on average."""
     for seed, cut in ((0, 30), (1, 50)):
         evaluations = [evaluation(0, 60), evaluation(12, 100, truncated=cut)]
         write_run(tmp_path / str(seed), f"seed={seed}", evaluations=evaluations)

@@ -23,7 +23,7 @@ def test_runs_are_found_below_a_folder_and_nothing_inside_a_run_is_one(tmp_path:
     (model / "status.json").write_text("{}")
     bare = write_bare_model(tmp_path / "z", "org/name", [evaluation(0, 5)])
     assert find_runs([tmp_path]) == [*runs, bare]
-    assert find_runs([runs[1], tmp_path / "sweep", runs[1]]) == [runs[1], runs[0]]  # each once
+    assert find_runs([runs[1], tmp_path / "sweep", runs[1]]) == [runs[1], runs[0]]  # each run appears once
 
 
 def test_a_group_differs_only_in_the_seed(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_seeds_are_paired_by_number_and_those_without_a_partner_are_left_out(
 
 
 def write_answered(path: Path, overrides: Sequence[str], seeds: Sequence[Sequence[set[int]]], n: int) -> None:
-    """Write a run for each seed; `seeds` holds, for each of its samples, the set of solved problems of n."""
+    """Write a run for each seed on n problems; `seeds` holds the set of solved problems of each sample of each seed."""
     for seed, samples in enumerate(seeds):
         how = {"samples": len(samples), "temperature": 1.0} if len(samples) > 1 else {}
         row = evaluation(12, sum(map(len, samples)), n=n, **how)

@@ -34,7 +34,7 @@ class Report:
     def verdict(self, quantity: str) -> str:
         """Return the part of the note on the noise of seeds that concerns one quantity.
 
-        It counts the differences beyond the noise, out of how many, and lists them.
+        The part says how many differences of how many are beyond the noise, and lists them.
         """
         (note,) = (note for note in self.notes("table1") if "beyond the noise of seeds" in note)
         (part,) = (

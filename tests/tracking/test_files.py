@@ -106,7 +106,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     append_jsonl(path, {"step": 1})
     whole = path.read_bytes()
-    for torn in (b"{", b'{"step": 2, "text": "\xcf', b'{"step": 2}'):  # the last line lacks only its newline
+    for torn in (b"{", b'{"step": 2, "text": "\xcf', b'{"step": 2}'):  # the last of these lacks only its newline
         path.write_bytes(whole + torn)
         assert read_jsonl(path) == [{"step": 1}]
 

@@ -18,7 +18,7 @@ HEALTHY = {
 
 
 def rows(steps: int = 40, **at_the_end: float) -> list[dict]:
-    """Return the metrics of a run with μ = 2 in whose last fifth `at_the_end` holds; `__` stands for the slash."""
+    """Return the metrics of a run with μ = 2 whose last fifth has the values `at_the_end`; `__` stands for the slash."""
     changed = {key.replace("__", "/"): value for key, value in at_the_end.items()}
     return [
         {"step": step, "minibatch": step % 2 + 1, **HEALTHY, **(changed if step >= 0.8 * steps else {})}
