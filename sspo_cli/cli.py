@@ -72,18 +72,21 @@ def main() -> None:
         _end_rank(error, 130)
     except Exception as error:
         if not says_memory_is_full(error):
-            _report_bug(error)
+            if _is_reported_by_lower_rank(error):
+                _end(None, 1)
             raise
         reason = first_line(error)[:200]
         less = f"out of memory ({reason}); free some memory, or use less, for example with a lower rollout.max_rows"
         _end_rank(UserError(less), 1)
 
 
-def _report_bug(error: Exception) -> None:
-    if is_rank(os.environ):
-        from sspo_cli import ranks
+def _is_reported_by_lower_rank(error: Exception) -> bool:
+    """Report an unexpected exception of a rank. Return True if a lower rank has the same one, so that it is printed once."""
+    if not is_rank(os.environ):
+        return False
+    from sspo_cli import ranks
 
-        ranks.report(f"it failed with {type(error).__name__}: {first_line(error)[:200]}; see its output above")
+    return not ranks.report_bug(error)
 
 
 def _end_rank(error: UserError | Interrupted, code: int) -> NoReturn:
@@ -190,11 +193,12 @@ def train_command(
     from sspo_cli import ranks
     from sspo_cli.session import resume_run, start_run
 
-    if resume and path:
-        resume_run(path, options, sys.argv, keep_going)
-    else:
-        path = path or runs_dir / ranks.on_first(lambda: free_name(runs_dir, options))
-        start_run(options, path, sys.argv, keep_going)
+    with ranks.explained_loss("the others cannot continue without it"):
+        if resume and path:
+            resume_run(path, options, sys.argv, keep_going)
+        else:
+            path = path or runs_dir / ranks.on_first(lambda: free_name(runs_dir, options))
+            start_run(options, path, sys.argv, keep_going)
     ranks.stop()
 
 

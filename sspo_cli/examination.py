@@ -14,6 +14,7 @@ from sspo_cli.config import ENVIRONMENTS, VALIDATION, EpisodeOptions, Evaluation
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
+from sspo_cli.evaluation.identity import hash_of
 from sspo_cli.memory import check_memory, device_here
 from sspo_cli.model_check import check_reach, check_structure
 from sspo_cli.objectives import Objective, build_objective
@@ -59,6 +60,17 @@ class Rendered:
     demonstrated: list[Problem]
     their_overlaps: list[Overlap]
     longest: int
+
+    def hashes(self) -> dict[str, str]:
+        """Hash the prompts and answers of each kind of problem, to compare them between machines."""
+        measured = [prompt for benchmark in self.benchmarks for prompt in benchmark.prompts]
+        prompts = {"training": list(itertools.chain(*self.prompts)), "benchmark": measured}
+        hashes = {
+            f"hash of the {kind} prompts": hash_of([[prompt.token_ids, prompt.problem.answer] for prompt in of_kind])
+            for kind, of_kind in prompts.items()
+        }
+        shown = [[group.prompt.token_ids, group.completions[0].token_ids] for group in self.demonstrations]
+        return {**hashes, "hash of the demonstrations": hash_of(shown)}
 
 
 def objective_of(options: RunOptions) -> Objective:

@@ -23,14 +23,17 @@ MPI = (
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_PROCID", "SLURM_LOCALID")
 # Names of jobs with a shell that is started once, for any number of tasks, like a batch script.
 INTERACTIVE = ("interactive", "bash")
-RENDEZVOUS = (*TORCHRUN, "MASTER_ADDR", "MASTER_PORT")  # all that a rank needs to find the others
+NUMBERS = (*TORCHRUN, "MASTER_PORT")  # all that a rank needs to find the others, next to MASTER_ADDR
+OF_TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun, and by no other launcher that sets the variables above
 SUPERVISED = "SSPO_SUPERVISED"  # set for ranks that `--nproc` has started
-VARIABLES = (*RENDEZVOUS, SUPERVISED, *(name for names in MPI for name in names), *SLURM)
+VARIABLES = (*NUMBERS, "MASTER_ADDR", OF_TORCHRUN, SUPERVISED, *(name for names in MPI for name in names), *SLURM)
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
     """Report whether this process is one of several ranks that torchrun or `--nproc` has started."""
-    return all(environment.get(name) for name in RENDEZVOUS) and _number(environment, "WORLD_SIZE") > 1
+    if not environment.get("MASTER_ADDR") or not all(environment.get(name, "").isdecimal() for name in NUMBERS):
+        return False
+    return _number(environment, "WORLD_SIZE") > max(1, _number(environment, "RANK"))
 
 
 def is_first_rank(environment: Mapping[str, str]) -> bool:
@@ -80,6 +83,12 @@ def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 def ending_with_parent() -> Callable[[], None] | None:
     """Return a `preexec_fn` that sends a process SIGTERM if its parent is killed, or None if the system has no such feature."""
     return _end_with_parent if sys.platform == "linux" else None
+
+
+def end_with_torchrun() -> None:
+    """Make the system send this process SIGTERM if it is a rank and torchrun, its parent, is killed."""
+    if OF_TORCHRUN in os.environ and SUPERVISED not in os.environ and sys.platform == "linux":
+        _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 
 from sspo_cli import ranks
-from sspo_cli.config import EpisodeOptions, RunOptions, differences
+from sspo_cli.config import EpisodeOptions, RunOptions, differences, flatten
 from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError, command_line
-from sspo_cli.evaluation.identity import problems_fingerprint
+from sspo_cli.evaluation.identity import SAME_FILES, hash_of, problems_fingerprint
 from sspo_cli.examination import Rendered, examine, objective_of, render_all
 from sspo_cli.forks import check_resumable, checkpoint_to_fork, load_moments, origin_of
 from sspo_cli.interruption import Interrupted, Interruption
@@ -52,6 +52,7 @@ def start_run(options: RunOptions, path: Path, command: Sequence[str], keep_goin
     Raises UserError if the run exists, if a check refuses the run (no folder remains then) or if the run cannot continue.
     Raises Interrupted if the run is stopped.
     """
+    _require_same_options(options)
     ranks.on_first(lambda: check_free(path))
     torch.set_num_threads(options.threads)
     with _opened(options) as opened:
@@ -74,6 +75,7 @@ def resume_run(path: Path, options: RunOptions | None, command: Sequence[str], k
     """
     with RunFolder.resume(path) as folder:
         options = options or folder.config
+        _require_same_options(options)
         check_resumable(folder, options)
         torch.set_num_threads(options.threads)
         with _opened(options) as opened:
@@ -107,6 +109,11 @@ class _Opened:
     environments: Mapping[str, Environment]
 
 
+def _require_same_options(options: RunOptions) -> None:
+    values = dict(flatten(options.model_dump(mode="json")))
+    ranks.require_agreement("other options", values, "give all machines the same config files")
+
+
 @contextmanager
 def _opened(options: RunOptions) -> Iterator[_Opened]:
     with (
@@ -120,7 +127,21 @@ def _opened(options: RunOptions) -> Iterator[_Opened]:
 def _examine_new(options: RunOptions, path: Path, opened: _Opened, tracker: Tracker) -> Rendered | None:
     source = ranks.on_first(lambda: checkpoint_to_fork(options, path.parent))
     needs_cold_start = options.cold_start.steps > 0
-    return examine(options, tracker, opened.checker, opened.environments, source, needs_cold_start)
+    return _examine(options, tracker, opened, source, needs_cold_start)
+
+
+def _examine(
+    options: RunOptions, tracker: Tracker, opened: _Opened, source: Path | None, needs_cold_start: bool
+) -> Rendered | None:
+    """Call `examine` on all ranks, and compare what they have read."""
+    rendered = examine(options, tracker, opened.checker, opened.environments, source, needs_cold_start)
+    _require_same_data(rendered)
+    return rendered
+
+
+def _require_same_data(rendered: Rendered | None) -> None:
+    if ranks.size() > 1:
+        ranks.require_agreement("other data or another tokenizer", rendered.hashes() if rendered else {}, SAME_FILES)
 
 
 def _run(
@@ -266,13 +287,16 @@ def _load(
     forked = None if checkpoint else ranks.on_first(lambda: checkpoint_to_fork(options, folder.path.parent))
     source, needs_cold_start = checkpoint or forked, checkpoint is None and options.cold_start.steps > 0
     if rendered is None:
-        rendered = examine(options, tracker, opened.checker, opened.environments, source, needs_cold_start)
+        rendered = _examine(options, tracker, opened, source, needs_cold_start)
     policy = load_policy(options.model, resolve_device(options.device), source, options.chat.template)
     for note in policy.notes:
         tracker.note(note)
     stage = Stage.of(opened.environments, options.episode or EpisodeOptions(), policy)
     if rendered is None:
         rendered = render_all(options, policy, stage, opened.checker, tracker, needs_cold_start)
+        _require_same_data(rendered)
+    config = {"hash of config.json": hash_of(policy.model.config.to_json_string())}
+    ranks.require_agreement("another model", config, SAME_FILES)
     needs_state = source is not None and (source == checkpoint or (options.fork and options.fork.optimizer))
     saved = load_state(source) if source and needs_state else None
     return Loaded(policy, checkpoint, forked, saved, rendered, stage)

@@ -11,9 +11,12 @@ from sspo_cli.launchers import is_rank
 def start_ranks(nproc: int | None, device: str, is_training: bool = True) -> bool:
     """Start the ranks of `--nproc`, wait until they have ended, and return True. In a rank, join the others; return False."""
     from sspo_cli import ranks
+    from sspo_cli.tracking.program import describe_source
 
-    if not nproc or nproc == 1 or is_rank(os.environ):
-        ranks.start(device)
+    if is_rank(os.environ):
+        ranks.start(device, describe_source())
+        return False
+    if not nproc or nproc == 1:
         return False
     from sspo_cli.run.failures import has_finished_since, record_failure
     from sspo_cli.supervisor import OF_TRAINING, Ends, FailedRanks, run_ranks

@@ -48,7 +48,7 @@ class Ends:
 
 
 OF_TRAINING = Ends(
-    "--resume continues the run from its last checkpoint",
+    "--resume continues the run from its last checkpoint, if it has one",
     "stopped before the run could be saved; --resume continues it from its last checkpoint, if it has one",
 )
 
@@ -131,7 +131,7 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
 def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> set[int]:
     """Wait until all ranks have ended. Return the ranks that this function ended after another rank failed or was interrupted."""
     from sspo_cli.ranks.heartbeat import end_hung
-    from sspo_cli.ranks.keys import ALIVE, FAILED
+    from sspo_cli.ranks.keys import ALIVE, DIED, FAILED
     from sspo_cli.ranks.liveness import Watch
 
     watch, watched_at = Watch({rank: process.pid for rank, process in enumerate(processes)}), 0.0
@@ -148,12 +148,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], store: Any) -> set[int]:
                 continue
             reported.add(rank)
             watch.forget(rank)
+            # So that the status of the run can name this rank, unless it crashed because another one has failed.
+            if code < 0 and not failed_at and rank not in ended and not store.check([FAILED.format(rank)]):
+                store.set(FAILED.format(rank), f"{DIED}{_describe(code)}")
             if code == INTERRUPTED:
                 interrupted_at = interrupted_at or now
             elif code:
                 failed_at = failed_at or now
-            if code < 0 and rank not in ended and rank not in hung:  # so that the status of the run can name this rank
-                store.set(FAILED.format(rank), _describe(code))
         if now > watched_at + WATCH:  # after the ended ones are forgotten
             watched_at = now
             hung.update(end_hung(watch, store))
@@ -188,8 +189,8 @@ def _explain(codes: Sequence[int], ended: Collection[int], forwarded: Sequence[i
 
     ended  ranks that the supervisor has ended, whose exit codes say nothing
     """
-    from sspo_cli.ranks.failures import reported
-    from sspo_cli.ranks.keys import LOST, STOPPED
+    from sspo_cli.ranks.keys import DIED, LOST, STOPPED
+    from sspo_cli.ranks.reports import reported
 
     if not any(codes):
         return
@@ -198,18 +199,17 @@ def _explain(codes: Sequence[int], ended: Collection[int], forwarded: Sequence[i
     by_signal = [-code in forwarded or (code < 0 and rank in ended) for rank, code in enumerate(codes)]
     if all(code in (0, INTERRUPTED) or stopped_it for code, stopped_it in zip(codes, by_signal, strict=True)):
         raise Interrupted(stopped[0].removeprefix(STOPPED) if stopped else ends.stopped)
-    own = {rank: text.removeprefix(LOST) for rank, text in sentences.items() if not text.startswith(LOST)}
     lost = [text.removeprefix(LOST) for text in sentences.values() if text.startswith(LOST)]
-    died = [rank for rank in own if codes[rank] < 0 and rank not in ended]
-    if len(own) == len(codes) and len(set(own.values())) == 1 and not died:
-        raise UserError(next(iter(own.values())))
-    if lost and (died or not own):
-        raise UserError(lost[0])  # the first rank's, which names the run too
+    died = {rank: text.removeprefix(DIED) for rank, text in sentences.items() if text.startswith(DIED)}
+    own = {rank: text for rank, text in sentences.items() if not text.startswith((LOST, DIED))}
     if own:
-        rank = (died or sorted(own))[0]
-        of_rank = "" if rank == 0 and not died else f"rank {rank}: "
-        remedy = f"; {ends.killed}" if died else ""
-        raise UserError(f"{of_rank}{own[rank]}{remedy}")
+        rank, text = min(own.items())
+        raise UserError(f"rank {rank}: {text}" if rank else text)
+    if lost:
+        raise UserError(lost[0])  # the first rank's, which names the run too
+    if died:
+        rank, text = min(died.items())
+        raise UserError(f"rank {rank}: {text}; {ends.killed}")
     failed = [rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED)]
     rank = next((rank for rank in failed if rank not in ended), failed[0])
     raise UserError(f"rank {rank} failed (exit code {codes[rank]}); see its output above")

@@ -27,7 +27,11 @@ class Forked:
         **_: object,
     ) -> None:
         self.returncode: int | None = None
+        gc.disable()
         self.pid = os.fork()
+        if not self.pid:
+            gc.freeze()  # a fork lacks the threads of the test's objects, so it must not free them
+        gc.enable()
         if not self.pid:
             if preexec_fn:
                 preexec_fn()
@@ -80,7 +84,6 @@ def run_as(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run Python with the arguments in this process, and return its exit code."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(number, handler)
-    gc.freeze()  # a fork lacks the threads of the test's objects, so it must not free them
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)

@@ -18,7 +18,7 @@ from sspo_cli.environments.environment import Environment
 from sspo_cli.errors import UserError
 from sspo_cli.evaluation.benchmark import Benchmark, Conditions
 from sspo_cli.evaluation.comparison import RECORDED, EvalResult, print_comparison
-from sspo_cli.evaluation.identity import Identity
+from sspo_cli.evaluation.identity import SAME_FILES, Identity, hash_of
 from sspo_cli.evaluation.ignored import refuse_ignored_in_eval
 from sspo_cli.evaluation.partial import partial_path
 from sspo_cli.evaluation.reuse import find_recorded
@@ -240,6 +240,9 @@ def _measure_target(
         return _Measurement(benchmark, under, identity, recorded)
 
     measurements = [plan(benchmark) for benchmark in benchmarks]
+    of_benchmarks = {f"hash of {each.benchmark.name}": each.identity.digest for each in measurements}
+    config = {"hash of config.json": hash_of(policy.model.config.to_json_string())}
+    ranks.require_agreement("another model or other data", config | of_benchmarks, SAME_FILES)
     to_sample = [measurement for measurement in measurements if not measurement.recorded]
     engine = _open_engine(target, policy, stage, to_sample, limit, bars) if to_sample else None
     if engine and to_record and not target.checkpoint:

@@ -11,6 +11,7 @@ from sspo_cli.rewards import checker_version
 from sspo_cli.tasks.prompts import QUESTION, Template
 from sspo_cli.types import Problem, Prompt
 
+SAME_FILES = "give all machines the same model and data"  # if the ranks have read different ones
 DIGITS = 12  # hexadecimal digits of a 64-bit hash, enough to distinguish the benchmarks of a report
 
 
@@ -37,8 +38,8 @@ class Identity:
         prompts = sorted(prompts, key=lambda prompt: prompt.problem.id)
         return cls(
             problems=problems_fingerprint(prompt.problem for prompt in prompts),
-            messages=_fingerprint(template.messages(QUESTION)),
-            rendered=_fingerprint([[prompt.problem.id, prompt.text, prompt.token_ids] for prompt in prompts]),
+            messages=hash_of(template.messages(QUESTION)),
+            rendered=hash_of([[prompt.problem.id, prompt.text, prompt.token_ids] for prompt in prompts]),
             checker=checker_version(),
             engine=engine.partition(" ")[0],
         )
@@ -46,7 +47,7 @@ class Identity:
     @property
     def digest(self) -> str:
         """Hash of all fingerprints, which every row of answers contains."""
-        return _fingerprint(astuple(self))
+        return hash_of(astuple(self))
 
     def fields(self) -> dict[str, str]:
         """Return the digest and the fingerprints as fields of a row of `summary.json`."""
@@ -55,10 +56,9 @@ class Identity:
 
 def problems_fingerprint(problems: Iterable[Problem]) -> str:
     """Return a hash of all fields of the problems that determine the questions and the right answers."""
-    return _fingerprint(
-        sorted([p.id, p.question, p.answer, p.check, p.environment or "", p.setup or ""] for p in problems)
-    )
+    return hash_of(sorted([p.id, p.question, p.answer, p.check, p.environment or "", p.setup or ""] for p in problems))
 
 
-def _fingerprint(value: Any) -> str:
+def hash_of(value: Any) -> str:
+    """Return a short hash of plain values."""
     return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())[:DIGITS]

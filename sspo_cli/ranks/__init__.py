@@ -7,10 +7,12 @@ writes the run's folder.
 Functions that communicate must be called by all ranks, in the same order, on the main thread.
 """
 
+from sspo_cli.ranks.agreement import require_agreement
 from sspo_cli.ranks.exchange import add, anywhere, by_first, every, gather, on_first, still_working, total, waited
-from sspo_cli.ranks.failures import LostRank, explained_loss, report, says_lost, sentence_to_print
+from sspo_cli.ranks.failures import explained_loss, report_bug, says_lost, sentence_to_print
 from sspo_cli.ranks.joining import announce_folder, check_start, start, stop
 from sspo_cli.ranks.place import assuming_size, is_first, rank, share, size
+from sspo_cli.ranks.reports import LostRank
 
 __all__ = [
     "LostRank",
@@ -26,7 +28,8 @@ __all__ = [
     "is_first",
     "on_first",
     "rank",
-    "report",
+    "report_bug",
+    "require_agreement",
     "says_lost",
     "sentence_to_print",
     "share",

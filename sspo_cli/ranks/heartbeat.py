@@ -13,8 +13,9 @@ from datetime import timedelta
 from typing import Any
 
 from sspo_cli.launchers import SUPERVISED
-from sspo_cli.ranks.keys import ALIVE, FAILED, PROCESS
-from sspo_cli.ranks.liveness import Watch, has_ended, machine
+from sspo_cli.ranks.keys import ALIVE, DIED, FAILED
+from sspo_cli.ranks.liveness import Watch, has_ended
+from sspo_cli.ranks.reports import process_here
 
 HEARTBEAT = 1.0  # seconds
 ANSWER = 3.0  # seconds in which the store must answer a heartbeat
@@ -23,7 +24,6 @@ ENDED = -(10**12)  # added to the heartbeats of a rank that needs none of the ot
 
 def start(store: Any, rank: int, size: int) -> None:
     """Start the thread that increments this rank's counter in the store until the process ends."""
-    store.set(PROCESS.format(rank), f"{os.getpid()} {machine()}")
     ended = threading.Event()
     own_store = store.clone()
     own_store.set_timeout(timedelta(seconds=ANSWER))
@@ -67,7 +67,7 @@ def end_hung(watch: Watch, store: Any) -> list[int]:
     """Kill the watched ranks that hang, report the reason, and return these ranks. The other ranks notice the end at once."""
     reasons = watch.hung({rank: store.add(ALIVE.format(rank), 0) for rank in watch.processes})
     for rank, reason in reasons.items():
-        store.set(FAILED.format(rank), reason)
+        store.set(FAILED.format(rank), f"{DIED}{reason}")
         with suppress(ProcessLookupError):
             os.kill(watch.processes[rank], signal.SIGKILL)
     return list(reasons)
@@ -75,19 +75,13 @@ def end_hung(watch: Watch, store: Any) -> list[int]:
 
 def rank_has_ended(store: Any, number: int) -> bool:
     """Return True if a rank is on this machine and has ended; False if this is unknown."""
-    process = _process_here(store, number)
+    process = process_here(store, number)
     return process is not None and has_ended(process)
 
 
 def _next_here(store: Any, rank: int, size: int) -> dict[int, int]:
     """Return {rank: process} of the next rank on this machine (after the last, the first), or {} if there is no other rank."""
     for other in ((rank + step) % size for step in range(1, size)):
-        if process := _process_here(store, other):
+        if process := process_here(store, other):
             return {other: process}
     return {}
-
-
-def _process_here(store: Any, number: int) -> int | None:
-    """Return the process id of a rank, or None if the rank is not on this machine."""
-    process, _, where = store.get(PROCESS.format(number)).decode().partition(" ")
-    return int(process) if where and where == machine() else None

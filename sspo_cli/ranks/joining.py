@@ -1,45 +1,91 @@
 """Start and end of the ranks' common work, and checks that the machine is suitable."""
 
+import json
 import os
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
-from sspo_cli.errors import UserError
-from sspo_cli.launchers import is_rank
+from sspo_cli.errors import UserError, border
+from sspo_cli.launchers import end_with_torchrun, is_rank
 from sspo_cli.ranks import heartbeat
-from sspo_cli.ranks.keys import FOLDER
+from sspo_cli.ranks.keys import FOLDER, PRESENT
 from sspo_cli.ranks.place import here
+from sspo_cli.ranks.reports import connect, first_cause
 
 PATIENCE = "SSPO_PATIENCE"  # environment variable: seconds that ranks wait for one another
 DEFAULT_PATIENCE = 600.0
+MOST_NAMED = 3  # differences in a message
 ALWAYS_ALLOWED = 4  # ranks that may always be started on a CPU, to try out several ranks
 
 
-def start(device: str) -> None:
+def start(device: str, program: Mapping[str, str] | None = None) -> None:
     """Join the other ranks if a launcher has started several (see `launchers`).
 
-    Raises UserError if this machine has no GPU for this rank.
+    program  versions that must be equal on all ranks, by name
+
+    Raises UserError if this machine has no GPU for this rank, if another rank fails before it has joined or does not start, or
+    if the ranks run different programs.
     """
     if not is_rank(os.environ) or dist.is_initialized():
         return
-    local = int(os.environ["LOCAL_RANK"])
+    end_with_torchrun()
+    local, rank, size = (int(os.environ[name]) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
     check_start(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), device)  # the same on each rank, so reported once
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(local)
     limit = timedelta(seconds=patience())
-    store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
-    # gloo next to NCCL: objects and rows of a batch are exchanged on the CPU.
-    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-    group_store = dist.PrefixStore(f"sspo/group-{size}", store)
-    dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
-    here.rank, here.size, here.store = rank, size, store
+    with border(f"the ranks cannot join one another at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"):
+        store = connect(patience())
+        _meet(store, rank, size, program or {})
+        # gloo next to NCCL: objects and rows of a batch are exchanged on the CPU.
+        backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+        group_store = dist.PrefixStore(f"sspo/group-{size}", store)
+        dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=limit)
+    here.rank, here.size = rank, size
     heartbeat.start(store, rank, size)
+
+
+def _meet(store: Any, rank: int, size: int, program: Mapping[str, str]) -> None:
+    """Wait until all ranks are connected to the store. Raises UserError in the cases of `start`.
+
+    Unlike torch, which then waits for connections between the ranks, this notices a rank that fails, and is ended by signals.
+    """
+    store.set(PRESENT.format(size, rank), json.dumps(dict(program)))
+    places = [PRESENT.format(size, number) for number in range(size)]
+    deadline = time.monotonic() + patience()
+    while not store.check(places):
+        if cause := first_cause(store, range(size), "the others cannot start without it"):
+            raise cause
+        if time.monotonic() > deadline:
+            absent = [f"rank {number}" for number, place in enumerate(places) if not store.check([place])]
+            raise UserError(f"{' and '.join(absent)} did not start within {patience():g} seconds ({PATIENCE})")
+        time.sleep(0.1)
+    programs = [json.loads(store.get(place)) for place in places]
+    check_agreement("another program", programs, "install the same versions on all machines")
+
+
+def check_agreement(what: str, of_ranks: Sequence[Mapping[str, Any]], remedy: str) -> None:
+    """Raise UserError if the values of a rank differ from those of the first rank.
+
+    what      what a rank with other values has, such as "other options"
+    of_ranks  short plain values of each rank, by name
+    remedy    end of the message
+    """
+    first = of_ranks[0]
+    for number, values in enumerate(of_ranks):
+        names = [name for name in {**first, **values} if first.get(name) != values.get(name)]
+        if names:
+            listed = [f"{name}: {values.get(name)} instead of {first.get(name)}" for name in names[:MOST_NAMED]]
+            more = ", …" if len(names) > MOST_NAMED else ""
+            raise UserError(f"rank {number} has {what} than rank 0 ({', '.join(listed)}{more}); {remedy}")
 
 
 def stop() -> None:

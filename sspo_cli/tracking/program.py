@@ -6,7 +6,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sspo_cli import ranks
+import xxhash
+
+from sspo_cli import __version__, ranks
 
 PACKAGES = (
     "sspo",
@@ -24,6 +26,8 @@ PACKAGES = (
     "triton",
 )
 
+OF_ONE_RANK = ("python", "vllm", "ray")  # may differ between the machines of a run
+
 
 def describe_program() -> dict[str, Any]:
     """Return the git revision, the versions of the packages in PACKAGES and of Python, and the number of ranks."""
@@ -39,6 +43,15 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue  # optional, and not installed
     return installed
+
+
+def describe_source() -> dict[str, str]:
+    """Return what must be equal on all ranks: the versions of packages, and of this program with a hash of its source."""
+    packages = {name: version for name, version in package_versions().items() if name not in OF_ONE_RANK}
+    source, folder = xxhash.xxh3_64(), Path(__file__).parents[1]
+    for path in sorted(folder.rglob("*.py")):
+        source.update(path.read_bytes())
+    return {**packages, "sspo": f"{__version__} with source {source.hexdigest()}"}
 
 
 def git_revision() -> str | None:

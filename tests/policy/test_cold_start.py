@@ -276,7 +276,7 @@ def test_so_has_whatever_else_the_result_depends_on(policy, tmp_path, monkeypatc
 
 
 def test_another_model_of_the_same_name_is_not_taken_for_the_one_before(policy, tmp_path):
-    """A branch on a hub may have moved, or a folder may have been rewritten."""
+    """The cold start is made again: a branch on a hub may have moved, or a folder may have been rewritten."""
     cache, model = tmp_path / "cache", tmp_path / "model"
     cache.mkdir()
     options = options_of(model__name=model)

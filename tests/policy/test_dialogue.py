@@ -168,7 +168,7 @@ def test_an_answer_with_tokens_that_the_model_lacks_is_refused():
 
 
 def test_tokens_of_bytes_and_merges_are_never_encoded_again():
-    """A policy may write a text in other tokens than its tokenizer would."""
+    """A policy may write a text in other tokens than its tokenizer would, which encoding the text again would lose."""
     bytes_ = tiny_tokenizer().get_vocab()
     pieces = [("<", "/"), ("e", "x")]
     vocabulary = {**bytes_, **{a + b: len(bytes_) + i for i, (a, b) in enumerate(pieces)}}

@@ -35,7 +35,7 @@ def fresh_compiler():
     ids=["full", "checkpointing and LoRA"],
 )
 def test_compiled_layers_give_the_same_loss_and_gradient(tiny, make_batch, options):
-    """The layers are compiled once for all numbers of prompts, completions and tokens, without a graph break."""
+    """No number of prompts, completions or tokens makes a layer fall back to code that is not compiled."""
     plain = load_policy(ModelOptions(tiny=tiny, **options), CPU)
     policy = load_policy(ModelOptions(tiny=tiny, kernels="compiled", **options), CPU)
     sizes = [(5, 4), (1, 1)]

@@ -1,4 +1,4 @@
-"""Ranks that exchange a little, as a run does, until the second one fails: `python failing.py KIND FOLDER`."""
+"""Ranks that exchange a little, as a run does, until one of them fails, the second if only one does: `failing.py KIND FOLDER`."""
 
 import ctypes
 import os
@@ -63,20 +63,28 @@ def fail(kind: str) -> None:
             time.sleep(1000)
         case "signal":
             os.kill(os.getppid(), signal.SIGTERM)
-        case "bug":
+        case "bug" | "bug of all":
             raise KeyError("a mistake")
 
 
 def run(**options: object) -> None:
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    ranks.start("cpu")
+    is_second = os.environ["RANK"] == "1"
+    if kind == "early" and is_second:
+        raise UserError("there is no such config")
+    program = {"sspo": "0.0.1" if kind == "other program" and is_second else "0.1.0", "torch": "2.13.0"}
+    ranks.start("cpu", program)
     if kind == "refused":
         check_exchanges(folder)
+    if kind == "other options":
+        ranks.require_agreement("other options", {"seed": ranks.rank(), "steps": 9}, "give all the same")
     if kind == "late":
         assert ranks.on_first(long_work) == "whole"
     with ranks.explained_loss("--resume continues"):
+        if kind == "alone":
+            ranks.on_first(lambda: time.sleep(1000))
         for turn in range(1000):
-            if turn == 5 and ranks.rank() == 1:
+            if turn == 5 and (is_second or kind == "bug of all"):
                 fail(kind)
             ranks.anywhere(False)
             time.sleep(0.02)

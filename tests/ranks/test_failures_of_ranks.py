@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from commands import assert_error, sspo
+from forked import Forked
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -31,7 +32,7 @@ from sspo_cli.ranks.joining import PATIENCE
 from sspo_cli.ranks.keys import ALIVE, FAILED
 from sspo_cli.ranks.place import here
 from sspo_cli.run.failures import has_finished_since
-from sspo_cli.supervisor import Ends, FailedRanks, run_ranks
+from sspo_cli.supervisor import OF_TRAINING, Ends, FailedRanks, run_ranks
 from sspo_cli.tracking.run_folder import RunFolder
 
 FAILING = Path(__file__).with_name("failing.py")
@@ -43,7 +44,13 @@ SENTENCES = {
     "late": (
         f"rank 1 did not answer for 4 seconds ({PATIENCE}): it hangs, or its work takes longer; --resume continues"
     ),
-    "bug": "rank 1: it failed with KeyError: 'a mistake'; see its output above",
+    "alone": (
+        f"rank 0 did not answer for 4 seconds ({PATIENCE}): it hangs, or its work takes longer; --resume continues"
+    ),
+    "bug": "rank 1: it failed with KeyError: 'a mistake'; see its output above; --resume continues",
+    "bug of all": f"rank 0: it failed with KeyError: 'a mistake'; see its output above; {OF_TRAINING.killed}",
+    "early": "rank 1: there is no such config",
+    "other options": "rank 1 has other options than rank 0 (seed: 1 instead of 0); give all the same",
 }
 
 
@@ -51,21 +58,50 @@ SENTENCES = {
 def test_one_sentence_says_which_rank_and_why(forked_ranks, monkeypatch, tmp_path, capfd, kind):
     """A rank that does not run is found long before the patience for one that works."""
     monkeypatch.setattr(liveness, "SILENCE", 3.0)
-    if kind == "late":
+    if kind in ("late", "alone"):
         monkeypatch.setenv(PATIENCE, "4")
+        monkeypatch.setattr(supervisor, "ASK_AFTER", 0.5)
     began = time.monotonic()
     with pytest.raises(UserError) as error:
         run_ranks([sys.executable, str(FAILING), kind, str(tmp_path)], 2)
     assert str(error.value) == SENTENCES[kind]
     assert time.monotonic() - began < 120
     printed = capfd.readouterr().err
-    assert ("KeyError" in printed) == (kind == "bug")
+    assert printed.count("Traceback") == kind.startswith("bug")
     if kind == "refused":
         first = ["UserError: rank 1: there is no such file; name another", "UserError: no room"]
         shared = [line.replace("UserError", "SharedError") for line in first]
         rest = ["0", "1", "2", "3", "4", "within", "True", "3.0"]
         assert (tmp_path / "rank-0").read_text().splitlines() == [*first, *rest]
         assert (tmp_path / "rank-1").read_text().splitlines() == [*shared, *rest]
+
+
+# What the ranks print themselves, without a supervisor, like those of torchrun.
+PRINTED = {
+    **{kind: SENTENCES[kind] for kind in ("refused", "bug", "early", "other options")},
+    "killed": "rank 1 has ended without a report: it was killed, or it crashed; see its output above; --resume continues",
+    "other program": "rank 1 has another program than rank 0 (sspo: 0.0.1 instead of 0.1.0); install",
+    "bug of all": None,
+}
+
+
+@pytest.mark.parametrize("kind", PRINTED)
+def test_ranks_of_torchrun_print_the_sentence_once(tmp_path, kind):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(FAILING), kind, str(tmp_path)]
+    with (tmp_path / "output").open("w") as output:
+        started = [
+            Forked(command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}, stdout=output)
+            for rank in ("0", "1")
+        ]
+        codes = [process.wait() for process in started]
+    assert codes == [1, -signal.SIGKILL if kind == "killed" else 1]
+    printed = (tmp_path / "output").read_text()
+    said = [line for line in printed.splitlines() if line.startswith("sspo: ")]
+    assert [line.startswith(f"sspo: {PRINTED[kind]}") for line in said] == [True] * (PRINTED[kind] is not None), said
+    assert printed.count("Traceback") == kind.startswith("bug")
 
 
 def test_ranks_that_a_signal_ends_unsaved_are_not_said_to_be_saved(forked_ranks, tmp_path):

@@ -32,6 +32,22 @@ if os.environ["RANK"] == {rank!r}:
 from sspo_cli.cli import main
 main()
 """
+# The same for a rank whose machine has other files.
+ALONE = """
+import os, sys
+import sspo_cli.examination as module
+from sspo_cli.errors import UserError
+original = module.load_problems
+def load(*args, **kwargs):
+    problems = original(*args, **kwargs)
+    if {missing}:
+        raise UserError("the data are not on this machine")
+    return problems[1:]
+if os.environ["RANK"] == "1":
+    module.load_problems = load
+from sspo_cli.cli import main
+main()
+"""
 IN_CHECKPOINT = {"rank": "1", "module": "sspo_cli.policy.checkpoint", "name": "save_optimizer", "countdown": 2}
 IN_STEP = {"rank": "0", "module": "sspo_cli.train", "name": "guarded_step", "countdown": 2}
 CALCULATOR = {
@@ -148,6 +164,23 @@ def test_episodes_are_those_of_one_process(forked_ranks, tmp_path):
     run(tmp_path, "--run", "two", "--nproc", "2", *sets)
     run(tmp_path, "--run", "alone", *sets)
     assert_agree(tmp_path / "two", tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (True, "^rank 1: the data are not on this machine$"),
+        (
+            False,
+            "^rank 1 has other data or another tokenizer than rank 0 .*; give all machines the same model and data$",
+        ),
+    ],
+)
+def test_a_rank_that_reads_other_files_refuses_the_run_before_it_has_a_folder(forked_ranks, tmp_path, missing, said):
+    command = [sys.executable, "-c", ALONE.format(missing=missing), *arguments(tmp_path, "--run", "refused")]
+    with pytest.raises(UserError, match=said):
+        run_ranks(command, 2)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_what_ranks_cannot_do_is_refused(forked_ranks, tmp_path):

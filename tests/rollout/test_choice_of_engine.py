@@ -58,7 +58,7 @@ def test_what_is_left_of_the_options_gives_the_same_run_again(vllm):
 
 
 def test_experts_go_over_under_the_names_of_the_published_checkpoint(policy):
-    """The experts of a layer are fused in memory."""
+    """A checkpoint stores every expert separately, whereas a layer's experts are fused in memory."""
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "head_dim": 32}
     heads = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **heads, num_experts=4, num_experts_per_tok=2))
