@@ -210,7 +210,7 @@ def _by_token(policy: Policy, row: Row) -> Tensor:
     first = len(row.prompt)
     cache: dict[str, Any] = {}
     logits: list[Tensor] = []
-    with policy.evaluating(), policy.autocast(), policy.uncompiled():
+    with policy.gathered(), policy.evaluating(), policy.autocast(), policy.uncompiled():
         for start, end in itertools.pairwise([0, *range(first, ids.shape[1])]):
             output = model(input_ids=ids[:, start:end], use_cache=True, **cache)
             cache = {name: output[name]}

@@ -35,6 +35,7 @@ from sspo_cli.policy.checkpoint import (
     set_damaged_aside,
 )
 from sspo_cli.policy.dialogue import Dialogue
+from sspo_cli.policy.experts import complete_gradients
 from sspo_cli.policy.model import Policy, check_ids, fingerprint, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step, scheduled_rate
 from sspo_cli.seeds import derive_seed
@@ -193,6 +194,7 @@ def _train(
             micro_loss = -logprobs.sum() / batch.mask.sum()
             (micro_loss * ranks.size()).backward()  # fully_shard averages over the ranks; the factor makes it a sum
             loss += micro_loss.item()
+        complete_gradients(policy.model)
         loss = ranks.total(loss)
         rate, rounding = scheduled_rate(options, step, options.steps), derive_seed(options.seed, "rounding", step)
         _, taken = guarded_step(optimizer, loss, rate, options.max_grad_norm, rounding)

@@ -30,6 +30,20 @@ def expert_layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "_apply_gate")]
 
 
+def looped_experts(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of experts that the model itself computes in a loop, which skips weights that no token chose."""
+    named = model.named_modules()
+    return [module for name, module in named if name.endswith(".experts") and not hasattr(module, "_apply_gate")]
+
+
+def complete_gradients(model: nn.Module) -> None:
+    """Give a gradient of 0 to weights of experts that no token chose, as all other experts and several ranks have."""
+    for experts in looped_experts(model):
+        for weight in experts.parameters():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+
+
 @contextmanager
 def kept_copies() -> Iterator[None]:
     """Cache copies of expert weights within the block if no gradient is needed, as autocast does for linear layers."""

@@ -10,7 +10,7 @@ from sspo_cli import ranks
 from sspo_cli.config import LearningOptions
 from sspo_cli.objectives import Objective, has_kept_entropy, ratio_metrics, reference_kl
 from sspo_cli.policy.batch import OUTCOME, Batch
-from sspo_cli.policy.experts import expert_load
+from sspo_cli.policy.experts import complete_gradients, expert_load
 from sspo_cli.policy.model import Policy
 from sspo_cli.rewards import PAPER, Scoring
 
@@ -104,6 +104,7 @@ def accumulate_gradient(
         result.rerouted[rows, tokens] = rerouted(policy, micro) if on_policy else micro.rerouted
         if policy.routes:
             result.expert_counts.add_(policy.routes.counts().to(policy.device))
+    complete_gradients(policy.model)
     values = [getattr(result, field.name).cpu() for field in fields(result)]
     ranks.add(*values)  # each row was computed by one rank and is 0 on the others
     return StepResult(*values)

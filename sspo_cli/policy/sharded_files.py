@@ -165,15 +165,32 @@ def save_optimizer(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -
 
 
 def load_optimizer_parts(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read the optimizer state that `save_optimizer` wrote, with any number of ranks. Raises UserError if this fails."""
-    state = get_optimizer_state_dict(model, optimizer, options=FLAT)
+    """Read the optimizer state that `save_optimizer` wrote, with any number of ranks.
+
+    Weights that have had no gradient, such as those of an unused vision tower, have no state there and get none. Raises
+    UserError if the state cannot be read, and ValueError if it is of other weights.
+    """
+    state = get_optimizer_state_dict(model, optimizer, options=FLAT)  # of all weights, so that it shows what to read
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    if other := sorted(key for key in stored.keys() - state.keys() if key.startswith("state.")):
+        raise ValueError(f"it has the state of weights that the model does not have, such as {_parameter(other[0])}")
+    unused = {name for name, _ in model.named_parameters() if f"state.{name}.step" not in stored}
+    to_read = {key: value for key, value in state.items() if _parameter(key) not in unused or key in stored}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns if there is only one process
         try:
-            dcp.load(state, checkpoint_id=folder)
+            dcp.load(to_read, checkpoint_id=folder)
         except CheckpointException as error:
             raise _explained(error, f"the optimizer's state in {folder} cannot be used") from error
-    set_optimizer_state_dict(model, optimizer, state, options=FLAT)
+    set_optimizer_state_dict(model, optimizer, state | to_read, options=FLAT)
+    for name, parameter in model.named_parameters():
+        if name in unused:
+            optimizer.state.pop(parameter, None)
+
+
+def _parameter(key: str) -> str:
+    """Return the name of the parameter in a key of the flat optimizer state, such as `state.NAME.exp_avg`."""
+    return key.partition(".")[2].rpartition(".")[0]
 
 
 def shard_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Sharding of a model's weights, gradients and optimizer state over the ranks by torch's fully_shard (FSDP2)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -13,6 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sspo_cli import ranks
+from sspo_cli.errors import UserError
+from sspo_cli.policy.experts import looped_experts
 from sspo_cli.policy.sharded_loading import put_parts, take_parts
 
 T = TypeVar("T")
@@ -32,20 +35,58 @@ def shard(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     """
     mesh = init_device_mesh(device.type, (ranks.size(),))
     parts = take_parts(model)
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    layers = _separate_layers(model)
     if sum(weight.numel() for layer in layers for weight in layer.parameters()) <= GATHERED_TOGETHER:
         layers = []
     in_dtype = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     as_kept = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # On a CPU, autocast leaves a layer norm out, which needs weights of at least its input's dtype.
+    has_norms = device.type == "cpu" and any(isinstance(module, nn.LayerNorm) for module in model.modules())
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=as_kept if dtype == torch.float32 else in_dtype)
+        fully_shard(layer, mesh=mesh, mp_policy=as_kept if dtype == torch.float32 or has_norms else in_dtype)
     # The root, too, is sharded again after a forward pass without a backward pass. Otherwise model.parameters() would be the
     # gathered tensors, and an optimizer or a checkpoint that is made then would use those.
     fully_shard(model, mesh=mesh, mp_policy=as_kept, reshard_after_forward=True)
+    for unit in (*layers, model):
+        inside = set(unit.modules()).difference(*(layer.modules() for layer in layers if unit is model))
+        if not inside.isdisjoint(looped_experts(model)):
+            _reduce_unused(unit)
     put_parts(parts, device)
     model.compute = MethodType(_call, model)
     register_fsdp_forward_method(model, "compute")
     model.compute(int)  # so that the model, and not the first layer that is called, is the root
+
+
+def _separate_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the decoder layers that can be gathered one by one.
+
+    They are not part of one another, and share no weight with the rest of the model: fully_shard would make two weights of a
+    weight that two of its modules share, as in Zamba2, whose layers share blocks.
+    """
+    uses = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
+    layers: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for layer in model.modules():  # a layer precedes its parts
+        if not isinstance(layer, GradientCheckpointingLayer) or layer in inside:
+            continue
+        own = Counter(weight for _, weight in layer.named_parameters(remove_duplicate=False))
+        if all(uses[weight] == count for weight, count in own.items()):
+            layers.append(layer)
+            inside.update(layer.modules())
+    return layers
+
+
+def _reduce_unused(unit: Any) -> None:
+    """Let ranks sum gradients of equal sizes, even if the tokens of a rank do not use a weight of this unit.
+
+    Raises UserError if torch cannot do this.
+    """
+    if not hasattr(unit, "set_reduce_scatter_unused_params"):
+        raise UserError(
+            "the experts of this model may be unused by a rank, which the installed torch does not support; install torch 2.13 "
+            "or newer, or use one process"
+        )
+    unit.set_reduce_scatter_unused_params(True, recurse=False)
 
 
 def _call(model: Any, function: Callable[..., T], *arguments: Any) -> T:

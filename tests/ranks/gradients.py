@@ -19,18 +19,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LongcatFlashConfig,
+    LongcatFlashForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Zamba2Config,
+    Zamba2ForCausalLM,
+)
 from transformers.quantizers import HfQuantizer
 
 from sspo_cli import ranks
 from sspo_cli.config import LearningOptions, LoraOptions, ModelOptions, TinyModelOptions
 from sspo_cli.errors import UserError
+from sspo_cli.model_check.compare import Row
+from sspo_cli.model_check.compare import _by_token as by_token
+from sspo_cli.model_check.shrink import shrink
 from sspo_cli.objectives import build_objective
 from sspo_cli.policy import sharding
 from sspo_cli.policy.batch import Batch, collate
 from sspo_cli.policy.learner import accumulate_gradient, fill_old_logprobs, step_metrics
 from sspo_cli.policy.model import Policy, build_policy, load_policy
 from sspo_cli.policy.optimizer import adamw, guarded_step
+from sspo_cli.policy.sharded_files import load_optimizer_parts, save_optimizer
 from sspo_cli.policy.sharding import whole
 from sspo_cli.policy.tiny import tiny_config, tiny_model, tiny_tokenizer
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
@@ -86,8 +101,23 @@ def make_policy(kind: str, dtype: str = "float32") -> Policy:
                 norm_topk_prob=True,
             )
         )
+    elif kind == "shared blocks":  # three layers have the weights of one block, and layers that are layers of their own
+        kinds = ["linear_attention", "hybrid", "hybrid", "hybrid"]
+        widths = {"hidden_size": 32, "intermediate_size": 32, "attention_hidden_size": 64, "attention_head_dim": 32}
+        heads = {"num_attention_heads": 2, "n_mamba_heads": 2, "mamba_headdim": 32, "mamba_ngroups": 1}
+        sizes = {"num_hidden_layers": 4, "num_mem_blocks": 1, "mamba_d_state": 8, "chunk_size": 16}
+        words = len(tokenizer)
+        model = Zamba2ForCausalLM(Zamba2Config(vocab_size=words, layers_block_type=kinds, **widths, **heads, **sizes))
+    elif kind == "looped experts":  # most of which compute nothing, so that the tokens of a rank may use no weight
+        config = shrink(LongcatFlashConfig(n_routed_experts=2, zero_expert_num=16, moe_topk=2))
+        config.vocab_size = len(tokenizer)
+        model = LongcatFlashForCausalLM(config)
+    elif kind == "layer norms":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2))
     else:
         model = tiny_model(TINY, tokenizer)
+        if kind == "unused weights":
+            model.register_module("unused", torch.nn.Linear(5, 3))
     computed = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     policy = build_policy(model, tokenizer, options, torch.device("cpu"), computed, sharded=ranks.size() > 1)
     if kind == "lora":  # a new adapter's second matrix is zero, and the gradient of its first one with it
@@ -173,7 +203,32 @@ def all_gradients() -> dict[str, Any]:
         found["together"] = gradient(make_policy("checkpointing"), make_batch(), BUDGETS[0])
         found["together, bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), BUDGETS[1])
     found["bfloat16"] = gradient(make_policy("dense", "bfloat16"), make_batch(), BUDGETS[1])
+    if ranks.size() <= 2:
+        found["shared blocks"] = gradient(make_policy("shared blocks"), make_batch(), BUDGETS[1])
+        found["looped experts"] = gradient(make_policy("looped experts"), make_batch(2, 2), BUDGETS[1])
+        found["layer norms, bfloat16"] = gradient(make_policy("layer norms", "bfloat16"), make_batch(), BUDGETS[1])
+        found["by token"] = by_token(make_policy("lora"), Row([5, 6, 7], [8, 9])).detach()
     return found
+
+
+def optimizer_states(folder: Path) -> dict[str, list[str]]:
+    """Return the names of the weights with an optimizer state: after a step, and read from what several ranks wrote."""
+    policy = make_policy("unused weights")
+    names = {parameter: name for name, parameter in policy.model.named_parameters()}
+    optimizers = [adamw(policy.parameters, (0.9, 0.95), 0.01, eight_bit=False) for _ in range(2)]
+    if ranks.size() > 1:
+        policy.logprobs(make_batch(), 1.0)[0].sum().backward()
+        guarded_step(optimizers[0], 0.0, 1e-3, 0.5, seed=0)
+        save_optimizer(policy.model, optimizers[0], folder)
+    load_optimizer_parts(policy.model, optimizers[1], folder)
+    written, read = optimizers
+    equal = all(
+        torch.equal(whole(value), whole(read.state[parameter][name]))
+        for parameter, state in written.state.items()
+        for name, value in state.items()
+    )
+    assert equal
+    return {kind: sorted(names[p] for p in o.state) for kind, o in (("written", written), ("read", read))}
 
 
 def export(folder: Path) -> None:
@@ -273,7 +328,7 @@ def as_ranks(folder: Path, models: Path) -> None:
                 torch.save(results, folder / f"{size}.pt")
             if size == WRITING:
                 export(folder / "models")
-                loaded = load(models)
+                loaded = load(models) | {"optimizer": optimizer_states(folder / "optimizer")}
                 if ranks.is_first():
                     torch.save(loaded, folder / "loaded.pt")
             ranks.stop()

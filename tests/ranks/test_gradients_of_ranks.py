@@ -1,5 +1,6 @@
 """One step on several ranks is that of one process: gradient, norm, weights, rows, and the files of the model."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from sspo_cli.errors import UserError
-from sspo_cli.policy.sharded_files import save_model
+from sspo_cli.policy.optimizer import adamw
+from sspo_cli.policy.sharded_files import load_optimizer_parts, save_model
 from sspo_cli.supervisor import run_ranks
 
 FLOAT32 = [*gradients.KINDS, "large micro-batches", "two rows", "together"]
@@ -35,7 +37,7 @@ def together(forked_ranks, alone, tmp_path_factory):
 def test_gradient_norm_and_rows_are_those_of_one_process(alone, together, size):
     """The norm is looked at on its own: a wrong factor of the mean over the ranks cancels in a clipped step of Adam."""
     results = torch.load(together / f"{size}.pt", weights_only=True)
-    for kind in FLOAT32:
+    for kind in [*FLOAT32, *(["shared blocks", "looped experts"] if size == 2 else [])]:
         one, several = alone[0][kind], results[kind]
         gradient = one["gradient"]
         assert ((several["gradient"] - gradient).norm() / gradient.norm()).item() <= 1e-6, kind
@@ -59,13 +61,36 @@ def test_choices_of_experts_are_counted_over_all_ranks(together, size):
         assert 1 < metrics["policy/expert_load"] <= 4  # 8 experts, of which 2 are chosen
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "together, bfloat16"])
-@pytest.mark.parametrize("size", gradients.SIZES)
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [*itertools.product(gradients.SIZES, ["bfloat16", "together, bfloat16"]), (2, "layer norms, bfloat16")],
+)
 def test_in_bfloat16_they_agree_to_its_rounding(alone, together, size, kind):
     one, several = alone[0][kind], torch.load(together / f"{size}.pt", weights_only=True)[kind]
     gradient = one["gradient"]
     assert ((several["gradient"] - gradient).norm() / gradient.norm()).item() <= 2e-2
     assert several["norm"] == pytest.approx(one["norm"], rel=1e-2)
+
+
+def test_adapters_are_computed_token_by_token_as_by_one_process(alone, together):
+    several = torch.load(together / "2.pt", weights_only=True)["by token"]
+    torch.testing.assert_close(several, alone[0]["by token"])
+
+
+def test_weights_without_a_gradient_have_no_optimizer_state_after_it_is_read(loaded, together):
+    """A vision tower, for example, is not used by text."""
+    names = loaded[1]["optimizer"]
+    assert names["read"] == names["written"]
+    assert "model.embed_tokens.weight" in names["written"]
+    assert not any("unused" in name for name in names["written"])
+    assert gradients.optimizer_states(together / "optimizer")["read"] == names["read"]
+
+
+def test_the_optimizer_state_of_another_model_is_refused(together):
+    policy = gradients.make_policy("moe")
+    optimizer = adamw(policy.parameters, (0.9, 0.95), 0.01, eight_bit=False)
+    with pytest.raises(ValueError, match=r"the model does not have, such as model\.layers\.0\.mlp\.down_proj\.weight"):
+        load_optimizer_parts(policy.model, optimizer, together / "optimizer")
 
 
 @pytest.mark.parametrize("kind", gradients.EXPORTED)
