@@ -71,17 +71,21 @@ def by_rank(run: RunRecord) -> list[dict[str, float]]:
         name = name if rank is None or count == 1 else f"{family}/rank_{rank}_{what}"
         return alike[name].dropna() if name in alike else pd.Series(dtype=float)
 
+    def last_speed(rank: int | None = None) -> float:
+        speeds = values("time/tokens_per_second", rank)
+        return speeds[speeds > 0].iloc[-1:].mean()  # 0 in a resumed process that has not sampled yet
+
     ranks = []
     for rank in range(count):
         syncs = values("time/sync", rank)
         row = {
-            "run_tokens_per_second": values("time/tokens_per_second").iloc[-1:].mean(),
+            "run_tokens_per_second": last_speed(),
             "memory": values("device/memory", rank).max(),
             "flop_utilization": values("device/flop_utilization").mean(),
             "sync": syncs[syncs > 0].mean(),
         }
         if count > 1:
-            row["tokens_per_second"] = values("time/tokens_per_second", rank).iloc[-1:].mean()
+            row["tokens_per_second"] = last_speed(rank)
             row["waiting"] = values("time/waiting", rank).sum() / values("time/step").sum()
         ranks.append({name: float(value) for name, value in row.items() if not pd.isna(value)})
     return ranks if count > 1 or ranks[0].keys() - {"run_tokens_per_second"} else []
