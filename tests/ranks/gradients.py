@@ -50,7 +50,6 @@ from sspo_cli.policy.sharding import whole
 from sspo_cli.policy.tiny import tiny_config, tiny_model, tiny_tokenizer
 from sspo_cli.types import Completion, Group, Problem, Prompt, Reward
 
-sharding.GATHERED_TOGETHER = 0  # so that the layers of these small models are gathered one by one
 TINY = TinyModelOptions(hidden_size=32, layers=2, heads=2, intermediate_size=48)
 KINDS = ("dense", "untied", "checkpointing", "lora", "moe")
 SIZES = (4, 3, 2)  # numbers of ranks
@@ -318,6 +317,7 @@ def disturbed(kind: str) -> AbstractContextManager[object]:
 
 
 def as_ranks(folder: Path, models: Path) -> None:
+    sharding.GATHERED_TOGETHER = 0  # so that the layers of these small models are gathered one by one
     number = int(os.environ["RANK"])
     for size in SIZES:
         if number < size:
