@@ -193,7 +193,7 @@ def train_command(
     from sspo_cli import ranks
     from sspo_cli.session import resume_run, start_run
 
-    with ranks.explained_loss("the others cannot continue without it"):
+    with ranks.explained_loss("start the command again"):
         if resume and path:
             resume_run(path, options, sys.argv, keep_going)
         else:

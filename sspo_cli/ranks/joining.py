@@ -62,7 +62,7 @@ def _meet(store: Any, rank: int, size: int, program: Mapping[str, str]) -> None:
     places = [PRESENT.format(size, number) for number in range(size)]
     deadline = time.monotonic() + patience()
     while not store.check(places):
-        if cause := first_cause(store, range(size), "the others cannot start without it"):
+        if cause := first_cause(store, range(size), "start the command again"):
             raise cause
         if time.monotonic() > deadline:
             absent = [f"rank {number}" for number, place in enumerate(places) if not store.check([place])]

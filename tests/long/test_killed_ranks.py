@@ -64,7 +64,8 @@ def test_a_run_that_loses_a_rank_at_random_moments_is_the_same_to_the_last_bit(t
                     assert process.returncode == 1, said
                     assert last.startswith("sspo: "), said
                     assert "SIGKILL" in last, said
-                    assert "--resume" in last, said
+                    # The latter if the rank had not joined the others yet.
+                    assert "--resume" in last or last.endswith("; start the command again"), said
                     assert "Traceback" not in said
                     assert psutil.wait_procs(ranks, timeout=10)[1] == []
                     continue
