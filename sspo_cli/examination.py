@@ -144,8 +144,8 @@ def examine_options(options: RunOptions) -> torch.device:
 
 def check_ranks(options: RunOptions) -> None:
     """Raise UserError for an option that the run's number of ranks does not support on any machine."""
-    if ranks.size() > 1 and options.device not in ("auto", "cuda", "cpu"):
-        raise UserError(f"device = {options.device} is a single GPU, but each rank needs its own; use cuda or auto")
+    if ranks.size() > 1:
+        ranks.check_device(options.device)
     check_engine_of_ranks(options.rollout)
     check_kernels(options.model, ranks.size())
     check_weights(options.model, ranks.size())

@@ -10,7 +10,7 @@ Functions that communicate must be called by all ranks, in the same order, on th
 from sspo_cli.ranks.agreement import require_agreement
 from sspo_cli.ranks.exchange import add, anywhere, by_first, every, gather, on_first, still_working, total, waited
 from sspo_cli.ranks.failures import explained_loss, report_bug, says_lost, sentence_to_print
-from sspo_cli.ranks.joining import announce_folder, check_start, start, stop
+from sspo_cli.ranks.joining import announce_folder, check_device, check_start, start, stop
 from sspo_cli.ranks.place import assuming_size, is_first, rank, share, size
 from sspo_cli.ranks.reports import LostRank
 
@@ -21,6 +21,7 @@ __all__ = [
     "anywhere",
     "assuming_size",
     "by_first",
+    "check_device",
     "check_start",
     "every",
     "explained_loss",

@@ -122,10 +122,15 @@ def check_start(count: int, device: str) -> None:
                 f"{max(cores, ALWAYS_ALLOWED)}"
             )
         return
-    if device not in ("auto", "cuda"):
-        raise UserError(f"device = {device} is a single GPU, but each rank needs its own; use cuda or auto")
+    check_device(device)
     if (gpus := torch.cuda.device_count()) < count:
         raise UserError(f"{count} ranks need as many GPUs, and this machine has {gpus}; start at most {gpus}")
+
+
+def check_device(device: str) -> None:
+    """Raise UserError if `device` is a single GPU, which several ranks cannot share."""
+    if device not in ("auto", "cuda", "cpu"):
+        raise UserError(f"device = {device} is a single GPU, but each rank needs its own; use cuda or auto")
 
 
 def patience() -> float:
