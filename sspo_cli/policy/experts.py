@@ -37,7 +37,10 @@ def looped_experts(model: nn.Module) -> list[nn.Module]:
 
 
 def complete_gradients(model: nn.Module) -> None:
-    """Give a gradient of 0 to weights of experts that no token chose, as all other experts and several ranks have."""
+    """Set missing gradients of experts to 0, so that experts that no token chose are treated alike in all models.
+
+    Experts that a model does not compute in a loop, and experts that are sharded over ranks, have this gradient already.
+    """
     for experts in looped_experts(model):
         for weight in experts.parameters():
             if weight.requires_grad and weight.grad is None:

@@ -50,7 +50,7 @@ def says_lost(error: BaseException) -> bool:
 
 
 def _lost_rank(error: BaseException, remedy: str) -> LostRank:
-    """Return the error that says which rank is lost and why: as reported, or because it alone has not noticed a failure."""
+    """Return an error that names the lost rank and why: as it reported, or the only rank that has not noticed a failure."""
     others = [number for number in range(size()) if number != rank()]
     deadline = time.monotonic() + REPORT_WAIT
     while time.monotonic() < deadline:
