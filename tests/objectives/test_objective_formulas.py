@@ -83,7 +83,7 @@ def test_on_policy_every_objective_has_the_plain_policy_gradient(name, dtype):
 
 @pytest.mark.parametrize("name", ["sapo", "sspo-expsig", "sspo-expatan", "sspo-atanlog", "sspo-siglog"])
 def test_the_temperature_is_picked_by_the_sign_of_the_advantage(name):
-    """By eq. (10), positive advantages use tau_pos, and all others, 0 included, use tau_neg."""
+    """Check eq. (10): tau_pos applies to positive advantages, and tau_neg to all others, including 0."""
     given = CASES[name][0]
     log_ratio, mask = torch.full((3, 4), 0.7), torch.ones(3, 4)
     advantages = torch.tensor([1.0, 0.0, -1.0])

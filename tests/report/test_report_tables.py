@@ -335,7 +335,7 @@ def test_a_mean_over_seeds_stops_where_one_does(tmp_path: Path) -> None:
 
 
 def test_how_many_answers_were_cut_stands_next_to_each_score(tmp_path: Path) -> None:
-    """Of 200 answers, none is cut at the base, and 30 and 50 are cut with the two seeds, 20 % on average."""
+    """The base model has no truncated answer of 200; the two seeds have 30 and 50, which is 20 % on average."""
     for seed, cut in ((0, 30), (1, 50)):
         evaluations = [evaluation(0, 60), evaluation(12, 100, truncated=cut)]
         write_run(tmp_path / str(seed), f"seed={seed}", evaluations=evaluations)

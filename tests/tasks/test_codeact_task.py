@@ -147,7 +147,7 @@ def shared() -> str:
 
 
 def test_the_real_rows(shared, caplog):
-    """Of the real rows, 8 of MATH and 6 of WikiTableQuestions can be checked; 12 of these 14 are demonstrations."""
+    """The real rows have 14 that can be checked, 8 of MATH and 6 of WikiTableQuestions; 12 of them are demonstrations."""
     problems = both(shared)
     assert Counter(problem.check for problem in problems) == {"math": 8, "denotation": 6}
     assert sum(bool(problem.episode) for problem in problems) == 12
