@@ -57,7 +57,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
     ids=str,
 )
 def test_pieces_of_a_byte_fallback_tokenizer_join_to_the_text(text):
-    """Check byte tokens, in which Llama 2 and Mistral write text without a token; a stray byte makes its neighbours unreadable."""
+    """Check byte tokens, which Llama 2 and Mistral use for other text; a stray byte makes the bytes around it unreadable."""
     words = ["<unk>", *BYTES, "▁", "▁the", "a", "b", "1", "2"]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
